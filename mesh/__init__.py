@@ -1,0 +1,4 @@
+"""What all four services stand on: settings, errors, channels, servers, lifecycle, telemetry.
+
+It knows gRPC and OpenTelemetry; it knows nothing of what any one service does.
+"""

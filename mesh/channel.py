@@ -1,0 +1,94 @@
+"""The calling end of a hop: channels, and calls that carry request id, trace and deadline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
+from mesh.context import REQUEST_ID_METADATA, current_request
+from mesh.errors import from_rpc_error
+from mesh.tracing import client_span, not_health_check
+from mesh.transport import channel_options
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+def open_channel(target: str) -> grpc.aio.Channel:
+    """A channel to `target` (any gRPC target); the caller closes it. Connects when first used."""
+    unary_only = [
+        interceptor
+        for interceptor in aio_client_interceptors(filter_=not_health_check)  # type: ignore[no-untyped-call]
+        if isinstance(interceptor, grpc.aio.UnaryUnaryClientInterceptor)
+    ]
+    return grpc.aio.insecure_channel(target, options=channel_options(), interceptors=unary_only)
+
+
+async def call_unary(
+    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    timeout: float | None = None,
+) -> Response:
+    """Makes a unary call within the request's deadline; raises MeshError.
+
+    `timeout` (seconds) shortens the deadline, never lengthens it.
+    """
+    try:
+        return await method(request, metadata=_metadata(), timeout=_timeout(timeout))
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
+@asynccontextmanager
+async def open_stream(
+    method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+    request: Request,
+    timeout: float | None = None,
+) -> AsyncIterator[AsyncIterator[Response]]:
+    """Opens a response stream; leaving the block in any way cancels what is left of the call.
+
+    Reading raises MeshError. `timeout` (seconds) shortens the request's deadline.
+
+        async with open_stream(stub.Generate, request) as responses:
+            async for response in responses:
+                ...
+    """
+    metadata = _metadata()
+    with client_span(_method_name(method), metadata):
+        call = method(request, metadata=metadata, timeout=_timeout(timeout))
+        try:
+            yield _responses(call)
+        finally:
+            call.cancel()
+
+
+async def _responses(call: grpc.aio.UnaryStreamCall[Any, Response]) -> AsyncIterator[Response]:
+    try:
+        async for response in call:
+            yield response
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
+def _metadata() -> list[tuple[str, str]]:
+    request = current_request()
+    return [] if request is None else [(REQUEST_ID_METADATA, request.request_id)]
+
+
+def _timeout(limit: float | None) -> float | None:
+    request = current_request()
+    remaining = None if request is None else request.remaining()
+    if remaining is None or limit is None:
+        return limit if remaining is None else remaining
+    return min(remaining, limit)
+
+
+def _method_name(method: object) -> str:
+    # grpc.aio keeps the name in a private field, as bytes, and has no public way to it.
+    name = getattr(method, "_method", b"/unknown/unknown")
+    return name.decode() if isinstance(name, bytes) else str(name)

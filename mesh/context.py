@@ -1,0 +1,67 @@
+"""What belongs to the request being worked on, carried by a ContextVar from hop to hop."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+REQUEST_ID_METADATA = "x-request-id"
+
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestContext:
+    """One request, as this process sees it."""
+
+    request_id: str
+    deadline: float | None = None
+    """By `time.monotonic()`; None: no end."""
+    fields: dict[str, object] = field(default_factory=dict)
+    """What the request's one access line will say beside status and duration."""
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, at least 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+_current: ContextVar[RequestContext | None] = ContextVar("mesh_request", default=None)
+
+
+def current_request() -> RequestContext | None:
+    """The request being worked on, or None outside of one."""
+    return _current.get()
+
+
+def annotate(**fields: object) -> None:
+    """Adds fields to the access line of the request being worked on, if there is one."""
+    request = _current.get()
+    if request is not None:
+        request.fields.update(fields)
+
+
+@contextmanager
+def use_request(request: RequestContext) -> Iterator[RequestContext]:
+    """Makes `request` the current one inside the block."""
+    token = _current.set(request)
+    try:
+        yield request
+    finally:
+        _current.reset(token)
+
+
+def new_request_id() -> str:
+    """A fresh id; 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+def accept_request_id(given: str | None) -> str:
+    """The caller's own id where it is fit for headers, logs and metadata, else a fresh one."""
+    if given is not None and _VALID_REQUEST_ID.fullmatch(given):
+        return given
+    return new_request_id()

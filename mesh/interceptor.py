@@ -1,0 +1,205 @@
+"""What every RPC of every service goes through: context, errors, drain, metrics, access line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from mesh import metrics
+from mesh.context import (
+    REQUEST_ID_METADATA,
+    RequestContext,
+    accept_request_id,
+    use_request,
+)
+from mesh.errors import GRPC_STATUS, INTERNAL_MESSAGE, ErrorKind, MeshError, status_of
+from mesh.tracing import server_span, set_server_status
+
+logger = logging.getLogger("mesh.rpc")
+
+if TYPE_CHECKING:  # generic in the stubs only
+    ServicerContext = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+# Asked all the time, and answered by libraries: they need none of this.
+UNWATCHED_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+
+
+class RpcInterceptor(grpc.aio.ServerInterceptor):
+    """Runs each handler in its request's context and turns what it raises into a status.
+
+    While `draining`, new calls are refused with UNAVAILABLE.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._cutting_off = False
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_active(self) -> int:
+        """Calls that run now."""
+        return len(self._tasks)
+
+    async def wait_idle(self) -> None:
+        """Returns once no call is running."""
+        await self._idle.wait()
+
+    async def cut_off(self) -> int:
+        """Ends the calls that still run with UNAVAILABLE, so that callers go elsewhere.
+
+        Returns how many there were, once they have ended.
+        """
+        self._cutting_off = True
+        running = list(self._tasks)
+        for task in running:
+            task.cancel()
+        await self.wait_idle()
+        return len(running)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler is None or service in UNWATCHED_SERVICES or handler.request_streaming:
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._watch_stream(handler.unary_stream, service, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._watch_unary(handler.unary_unary, service, method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _watch_unary(self, behavior: Any, service: str, method: str) -> Any:
+        async def call(request: Any, context: ServicerContext) -> Any:
+            return await behavior(request, context)
+
+        return self._watch(call, service, method)
+
+    def _watch_stream(self, behavior: Any, service: str, method: str) -> Any:
+        async def call(request: Any, context: ServicerContext) -> None:
+            result = behavior(request, context)
+            if isinstance(result, AsyncIterator):
+                # Closed here, by this task: a generator left to the garbage collector would
+                # free its sequence too late.
+                async with aclosing(result) as responses:  # type: ignore[type-var]
+                    async for response in responses:
+                        await _write(context, response)
+            else:
+                await result
+
+        return self._watch(call, service, method)
+
+    def _watch(
+        self, call: Callable[[Any, ServicerContext], Awaitable[Any]], service: str, method: str
+    ) -> Callable[[Any, ServicerContext], Awaitable[Any]]:
+        async def watched(request: Any, context: ServicerContext) -> Any:
+            started = time.monotonic()
+            with (
+                use_request(_request_context(context)) as current,
+                server_span(service, method, context) as span,
+            ):
+                task = self._enter()
+                code, description = grpc.StatusCode.OK, ""
+                try:
+                    self._refuse_if_draining()
+                    return await call(request, context)
+                except asyncio.CancelledError:
+                    code = grpc.StatusCode.CANCELLED
+                    if not self._cutting_off:
+                        raise
+                    code, description = grpc.StatusCode.UNAVAILABLE, "cut off by the drain"
+                    await _abort(context, MeshError(ErrorKind.UNAVAILABLE, "server stopped"))
+                except Exception as error:
+                    failure = _as_mesh_error(error, method)
+                    code, description = GRPC_STATUS[failure.kind], failure.message
+                    metrics.ERRORS.labels(service, failure.kind.value).inc()
+                    await _abort(context, failure)
+                finally:
+                    self._leave(task)
+                    set_server_status(span, code, description)
+                    duration = time.monotonic() - started
+                    metrics.RPC_DURATION.labels(service, method, code.name).observe(duration)
+                    _log_access(method, code, duration, description, current)
+
+        return watched
+
+    def _refuse_if_draining(self) -> None:
+        if self.draining:
+            raise MeshError(ErrorKind.UNAVAILABLE, "this server is draining", retry_after=1.0)
+
+    def _enter(self) -> asyncio.Task[object]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._idle.clear()
+        return task
+
+    def _leave(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()
+
+
+def _as_mesh_error(error: Exception, method: str) -> MeshError:
+    """The error itself, or a generic one for what nobody mapped, whose details are logged."""
+    if isinstance(error, MeshError):
+        return error
+    logger.error("unexpected error", extra={"method": method}, exc_info=error)
+    return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+
+
+def _log_access(
+    method: str,
+    code: grpc.StatusCode,
+    duration: float,
+    description: str,
+    request: RequestContext,
+) -> None:
+    fields = {"method": method, "code": code.name, "duration_seconds": duration, **request.fields}
+    if description:
+        fields["error"] = description
+    logger.info("request finished", extra=fields)
+
+
+async def _write(context: ServicerContext, response: Any) -> None:
+    """Sends one message; returns when the transport has room for it, which is the backpressure."""
+    try:
+        await context.write(response)
+    except grpc.aio.BaseError as error:
+        # The caller went away while the message was on its way: the same as a cancellation,
+        # which gRPC tells only sometimes before the write fails.
+        raise asyncio.CancelledError from error
+
+
+async def _abort(context: ServicerContext, error: MeshError) -> NoReturn:
+    status = status_of(error)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort always raises")
+
+
+def _request_context(context: ServicerContext) -> RequestContext:
+    given: str | None = None
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_METADATA and isinstance(value, str):
+            given = value
+    remaining = context.time_remaining()
+    deadline = None if remaining is None else time.monotonic() + remaining
+    return RequestContext(request_id=accept_request_id(given), deadline=deadline)

@@ -1,0 +1,150 @@
+"""A process from start to exit: load, listen, tell ready; on a signal drain, stop, flush.
+
+    if __name__ == "__main__":
+        run("tokenizer", settings, application)
+
+An application is an asynchronous context manager that loads and warms up before it yields its
+servicers, and stops its own parts when left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import uvloop
+
+from mesh import log, telemetry
+from mesh.errors import MeshError
+from mesh.metrics import metrics_server
+from mesh.server import Server, Servicer
+from mesh.settings import STARTUP_FAILURE, ServiceSettings
+
+logger = logging.getLogger("mesh.lifecycle")
+
+SetReady = Callable[[bool], Awaitable[None]]
+
+
+class StartupError(Exception):
+    """The service cannot start; the message says what to change."""
+
+
+class Service(Protocol):
+    """What an application yields."""
+
+    @property
+    def servicers(self) -> Sequence[Servicer]:
+        """The services to serve."""
+        ...
+
+    async def watch_ready(self, set_ready: SetReady) -> None:
+        """Tells `set_ready` whenever it changes, for as long as the service runs."""
+        ...
+
+
+Application = Callable[[], AbstractAsyncContextManager[Service]]
+
+
+def run(name: str, settings: ServiceSettings, application: Application) -> None:
+    """Runs a gRPC service until SIGTERM or SIGINT and exits: 0, or 3 if it could not start."""
+    run_process(name, settings, lambda stop: _serve_grpc(name, settings, application, stop))
+
+
+def run_process(
+    name: str, settings: ServiceSettings, serve: Callable[[asyncio.Event], Awaitable[None]]
+) -> None:
+    """Runs `serve` with logs, telemetry and signals set up; it returns once it has drained.
+
+    The event it gets is set by the first signal. The second one ends the process at once.
+    """
+    log.configure(name, settings.log_level, settings.log_format)
+    provider = telemetry.start(name)
+    try:
+        uvloop.run(_until_signal(serve))
+    except (StartupError, OSError, MeshError) as error:
+        logger.error("cannot start", extra={"error": str(error)})
+        sys.exit(STARTUP_FAILURE)
+    finally:
+        provider.shutdown()
+    logger.info("stopped")
+
+
+async def _until_signal(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            logger.warning("second signal, ending at once", extra={"signal": number.name})
+            sys.stderr.flush()
+            # Not sys.exit: whatever hangs must not be waited for.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        logger.info("signal received, draining", extra={"signal": number.name})
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    await serve(stop)
+
+
+async def _serve_grpc(
+    name: str, settings: ServiceSettings, application: Application, stop: asyncio.Event
+) -> None:
+    with metrics_server(settings.metrics_listen, asyncio.get_running_loop()):
+        async with _entered_unless(stop, application()) as service:
+            if service is None:
+                return
+            server = Server(service.servicers)
+            port = await server.start(settings.listen)
+            logger.info("listening", extra={"address": _with_port(settings.listen, port)})
+            watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
+            try:
+                await _first(stop.wait(), watching)
+            finally:
+                cut_off = await server.drain(settings.drain_seconds)
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+                logger.info("drained", extra={"cut_off": cut_off})
+
+
+@asynccontextmanager
+async def _entered_unless(
+    stop: asyncio.Event, entering: AbstractAsyncContextManager[Service]
+) -> AsyncIterator[Service | None]:
+    """Enters the application; gives None if a signal comes while it is still loading."""
+    enter = asyncio.create_task(entering.__aenter__(), name="load")
+    await _first(stop.wait(), enter)
+    if not enter.done():
+        enter.cancel()
+        await asyncio.gather(enter, return_exceptions=True)
+        yield None
+        return
+    service = enter.result()
+    try:
+        yield service
+    except BaseException as error:
+        if not await entering.__aexit__(type(error), error, error.__traceback__):
+            raise
+    else:
+        await entering.__aexit__(None, None, None)
+
+
+async def _first(event: Awaitable[object], task: asyncio.Task[object]) -> None:
+    """Waits for either; raises what the task raised."""
+    waiter = asyncio.ensure_future(event)
+    try:
+        await asyncio.wait({waiter, task}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+    if task.done() and not task.cancelled():
+        task.result()
+
+
+def _with_port(address: str, port: int) -> str:
+    return f"{address.rpartition(':')[0]}:{port}"

@@ -1,0 +1,97 @@
+"""Logs are events: a constant phrase, and fields beside it. JSON in a pod, text on a terminal.
+
+    logger.info("request finished", extra={"code": "OK", "duration_seconds": 0.2})
+
+Request and trace id come from the context by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+from opentelemetry import trace
+from pythonjsonlogger.json import JsonFormatter
+
+from mesh.context import current_request
+
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "service",
+    "request_id",
+    "trace_id",
+}
+
+
+def configure(
+    service: str, level: str = "INFO", format: Literal["auto", "json", "text"] = "auto"
+) -> None:
+    """Sends all logs of this process to standard error, in one format."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = format == "text" or (format == "auto" and sys.stderr.isatty())
+    handler.setFormatter(_TextFormatter() if text else _JsonFormatter())
+    handler.addFilter(_ContextFilter(service))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Libraries that tell at INFO what our own access line tells better.
+    for noisy in ("httpx", "httpcore", "uvicorn.access", "uvicorn.error", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+class _ContextFilter(logging.Filter):
+    """Puts the service, the request id and the trace id on every record."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        request = current_request()
+        span = trace.get_current_span().get_span_context()
+        record.service = self._service
+        record.request_id = request.request_id if request is not None else None
+        record.trace_id = trace.format_trace_id(span.trace_id) if span.is_valid else None
+        return True
+
+
+class _JsonFormatter(JsonFormatter):
+    """One object a line: time, severity, service, logger, message, ids, then the fields."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(levelname)s %(service)s %(name)s %(message)s %(request_id)s %(trace_id)s",
+            rename_fields={"levelname": "severity", "name": "logger"},
+            json_ensure_ascii=False,
+        )
+
+    def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
+        stated = {key: value for key, value in log_data.items() if value is not None}
+        return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **stated}
+
+
+class _TextFormatter(logging.Formatter):
+    """`12:00:00.000 INFO  orchestrator request finished code=OK …`, for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
+        fields = [
+            f"{key}={_short(value)}"
+            for key, value in vars(record).items()
+            if key not in _STANDARD_FIELDS and value is not None
+        ]
+        if record.request_id:  # type: ignore[attr-defined]
+            fields.append(f"request_id={record.request_id}")  # type: ignore[attr-defined]
+        service = record.service  # type: ignore[attr-defined]
+        line = f"{time} {record.levelname:<7} {service} {record.getMessage()} {' '.join(fields)}"
+        if record.exc_info:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return line.rstrip()
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,97 @@
+"""Prometheus metrics that every gRPC service has, and the small HTTP server that shows them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import Counter, Histogram, make_wsgi_app
+
+RPC_DURATION = Histogram(
+    "mesh_rpc_server_duration_seconds",
+    "Time from the arrival of an RPC to its end, streams included.",
+    ["service", "method", "code"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+ERRORS = Counter(
+    "mesh_errors_total", "RPCs that ended in an error, by ErrorKind.", ["service", "kind"]
+)
+
+LIVENESS_TIMEOUT_SECONDS = 2.0
+"""How long the event loop may take to answer before the process counts as stuck."""
+
+Environ = dict[str, Any]
+StartResponse = Callable[[str, list[tuple[str, str]]], object]
+
+
+@contextmanager
+def metrics_server(address: str, loop: asyncio.AbstractEventLoop) -> Iterator[int]:
+    """Serves `/metrics` and `/livez` from a thread, so that a stuck loop shows; gives the port.
+
+    `/livez` is 200 while `loop` still turns and 503 once it does not.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server_class = type("_Server", (_ThreadingServer,), {"address_family": family})
+    server: WSGIServer = make_server(
+        host, int(port), _application(loop), server_class, _QuietHandler
+    )
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _application(
+    loop: asyncio.AbstractEventLoop,
+) -> Callable[[Environ, StartResponse], Iterable[bytes]]:
+    metrics = make_wsgi_app()
+
+    def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
+            return metrics(environ, start_response)  # type: ignore[no-any-return]
+        if path == "/livez":
+            alive = _turns(loop)
+            return _plain(start_response, "200 OK" if alive else "503 Service Unavailable")
+        return _plain(start_response, "404 Not Found")
+
+    return application
+
+
+def _plain(start_response: StartResponse, status: str) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{status.partition(' ')[2].lower()}\n".encode()]
+
+
+def _turns(loop: asyncio.AbstractEventLoop) -> bool:
+    answered = threading.Event()
+    try:
+        loop.call_soon_threadsafe(answered.set)
+    except RuntimeError:  # the loop is closed
+        return False
+    return answered.wait(LIVENESS_TIMEOUT_SECONDS)
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    """One short-lived thread a scrape, so that a stuck probe holds up no other."""
+
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Scrapes are not worth a log line."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass

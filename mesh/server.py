@@ -1,0 +1,87 @@
+"""The serving end of a hop: a grpc.aio server with health, reflection and our interceptor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from mesh.interceptor import RpcInterceptor
+from mesh.transport import server_options
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+MAX_CONNECTION_AGE_SECONDS = 30 * 60
+"""Clients look replicas up anew this often, at the latest."""
+
+MAX_CONNECTION_AGE_GRACE_SECONDS = 15 * 60
+"""Longer than any request may take."""
+
+
+class Servicer(NamedTuple):
+    """A service to serve: its full name, the generated registration, the implementation."""
+
+    name: str
+    register: Callable[[Any, grpc.aio.Server], None]
+    implementation: object
+
+
+class Server:
+    """A server that is started and drained in order. Not ready until `set_ready(True)`.
+
+    Health is told in two names: "" for the process itself (SERVING from start to drain) and
+    the service's own for whether it can do its work.
+    """
+
+    def __init__(self, servicers: Sequence[Servicer]) -> None:
+        """Registers `servicers`; `start` binds and listens."""
+        self.interceptor = RpcInterceptor()
+        self.health = HealthServicer()
+        self._names = [servicer.name for servicer in servicers]
+        self._server = grpc.aio.server(
+            interceptors=[self.interceptor],
+            options=server_options(MAX_CONNECTION_AGE_SECONDS, MAX_CONNECTION_AGE_GRACE_SECONDS),
+        )
+        for servicer in servicers:
+            servicer.register(servicer.implementation, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        reflected = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        reflection.enable_server_reflection([*reflected, reflection.SERVICE_NAME], self._server)
+
+    async def start(self, address: str) -> int:
+        """Binds to HOST:PORT and serves; gives the port. OSError if it is taken."""
+        await self.set_ready(False)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        return port
+
+    async def set_ready(self, ready: bool) -> None:
+        """Tells health checks whether the services can do their work now."""
+        for name in self._names:
+            await self.health.set(name, SERVING if ready else NOT_SERVING)
+
+    async def drain(self, timeout: float) -> int:
+        """Refuses new calls, waits up to `timeout` seconds for running ones, ends the rest.
+
+        Gives the number of calls that were cut off.
+        """
+        await self.health.enter_graceful_shutdown()
+        self.interceptor.draining = True
+        cut_off = 0
+        try:
+            async with asyncio.timeout(timeout):
+                await self.interceptor.wait_idle()
+        except TimeoutError:
+            cut_off = await self.interceptor.cut_off()
+        await self._server.stop(grace=None)
+        return cut_off

@@ -1,0 +1,103 @@
+"""Settings, read once from flags and the environment, checked all together.
+
+A service derives its settings from `ServiceSettings`; a field `max_seqs` of a class with the
+prefix `INFERENCE_` is the variable `INFERENCE_MAX_SEQS` and the flag `--max-seqs`. A default
+stands in the class and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+STARTUP_FAILURE = 3
+"""Exit code of a process that could not start, as uvicorn has it."""
+
+
+def _check_address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051 or [::]:50051")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+"""HOST:PORT; port 0 takes a free one."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        env_ignore_empty=True,
+        validate_default=True,
+    )
+
+    listen: Address = Field("127.0.0.1:0", description="Address to serve on, HOST:PORT.")
+    metrics_listen: Address = Field(
+        "127.0.0.1:9464", description="Address of /metrics and /livez, HOST:PORT."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="On SIGTERM, how long running streams may go on, in seconds."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severity that is logged. DEBUG may show prompts."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, else JSON, one object a line."
+    )
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load(settings: type[S], name: str, argv: Sequence[str] | None = None) -> S:
+    """Reads `settings` from `argv` and the environment, flags first.
+
+    On bad values prints all of them, one a line, and exits with `STARTUP_FAILURE`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    cli: CliSettingsSource[S] = CliSettingsSource(
+        settings, cli_prog_name=name, cli_parse_args=arguments
+    )
+    try:
+        return settings(_cli_settings_source=cli)  # type: ignore[call-arg]
+    except ValidationError as error:
+        _fail(name, [_describe(settings, problem) for problem in error.errors()])
+    except SettingsError as error:
+        _fail(name, [str(error)])
+
+
+def _describe(settings: type[ServiceSettings], problem: object) -> str:
+    assert isinstance(problem, dict)
+    field = str(problem["loc"][0]) if problem["loc"] else ""
+    variable = variable_name(settings, field) if field else "settings"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{variable}: must be set"
+    if not field:
+        return f"{variable}: {message}"
+    return f"{variable}={problem['input']!r}: {message}"
+
+
+def variable_name(settings: type[ServiceSettings], field: str) -> str:
+    """The environment variable that a field is read from."""
+    info = settings.model_fields.get(field)
+    alias = info.validation_alias if info is not None else None
+    if isinstance(alias, str):
+        return alias.upper()
+    return f"{settings.model_config.get('env_prefix', '')}{field}".upper()
+
+
+def _fail(name: str, problems: Sequence[str]) -> NoReturn:
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    print(f"{name}: cannot start, bad settings:\n{lines}", file=sys.stderr)
+    raise SystemExit(STARTUP_FAILURE)

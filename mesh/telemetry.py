@@ -1,0 +1,64 @@
+"""OpenTelemetry for a process: W3C propagation always, an exporter only where one is configured.
+
+The standard variables rule (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`,
+`OTEL_TRACES_SAMPLER`, …; OpenTelemetry specification, "SDK environment variables"). Without an
+endpoint nothing is recorded, but spans still have ids, so that a request has a trace id in
+headers and logs all the same.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def weir_version() -> str:
+    """The installed version, such as 0.1.0."""
+    try:
+        return version("weir")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def exporter_configured() -> bool:
+    """Whether the standard variables ask for traces to be sent somewhere."""
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    switched_off = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").lower() == "none"
+    return not disabled and not switched_off and any(map(os.environ.get, ENDPOINT_VARIABLES))
+
+
+def start(service: str) -> TracerProvider:
+    """Installs the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
+
+    The caller shuts it down at the end, which sends what is still buffered.
+    """
+    if not exporter_configured():
+        provider = TracerProvider(sampler=ALWAYS_OFF)
+        trace.set_tracer_provider(provider)
+        return provider
+
+    # Imported here because it costs 100 ms that a run without an exporter need not pay.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    name = os.environ.get("OTEL_SERVICE_NAME", service)
+    resource = Resource.create(
+        {"service.name": name, "service.namespace": "weir", "service.version": weir_version()}
+    )
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def trace_id() -> str:
+    """The current trace id, 32 hexadecimal digits; empty outside of a span."""
+    span = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(span.trace_id) if span.is_valid else ""

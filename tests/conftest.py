@@ -1,0 +1,38 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mesh import telemetry
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests leaks into them."""
+    for prefix in ("GATEWAY_", "ORCHESTRATOR_", "TOKENIZER_", "INFERENCE_", "OTEL_"):
+        for name in list(os.environ):
+            if name.startswith(prefix):
+                monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tracer_provider() -> None:
+    """Spans have ids in the tests as they have in a service, and go nowhere."""
+    telemetry.start("tests")
+
+
+@pytest.fixture
+async def no_tasks_left() -> AsyncIterator[None]:
+    """After the test, no task but its own is alive: nothing was left running."""
+    before = asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(5):
+        while {task for task in asyncio.all_tasks() - before if not task.done()} - {
+            asyncio.current_task()
+        }:
+            await asyncio.sleep(0.01)

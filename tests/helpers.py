@@ -1,0 +1,46 @@
+"""Where every gRPC test starts: a real server on a free port, and a channel to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import grpc.aio
+
+from mesh.channel import open_channel
+from mesh.server import Server, Servicer
+
+
+class Served(NamedTuple):
+    """A running server, its address, and a channel to it."""
+
+    server: Server
+    address: str
+    channel: grpc.aio.Channel
+
+
+@asynccontextmanager
+async def serve(*servicers: Servicer) -> AsyncIterator[Served]:
+    """Serves on 127.0.0.1, ready at once; drained without patience at the end."""
+    server = Server(servicers)
+    port = await server.start("127.0.0.1:0")
+    await server.set_ready(True)
+    address = f"127.0.0.1:{port}"
+    channel = open_channel(address)
+    try:
+        yield Served(server, address, channel)
+    finally:
+        await channel.close()
+        await server.drain(timeout=0)
+
+
+async def eventually(condition: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
+    """Waits until `condition()` holds; fails saying that `what` never happened."""
+    try:
+        async with asyncio.timeout(timeout):
+            while not condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"never happened within {timeout} s: {what}") from None
