@@ -1,0 +1,107 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PROTOS := $(wildcard proto/mesh/v1/*.proto)
+SOURCES := mesh gateway orchestrator tokenizer inference models scripts tests benchmarks
+
+# Images are built by whichever of these is there.
+CONTAINER ?= $(shell command -v docker || command -v podman || command -v buildah)
+TAG ?= 0.1.0
+REGISTRY ?= weir
+BASE_IMAGE ?= python:3.11-slim-bookworm
+
+## help: Lists the targets
+.PHONY: help
+help:
+	@printf 'Weir: language models as four services that stream to each other over gRPC\n\n'
+	@sed -n 's/^## \([a-z-]*\): \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+$(BIN)/python:
+	@echo "Making the environment in $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# What a local run needs; the stamp makes the second time free.
+$(VENV)/.local: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the four services into $(VENV) (a few minutes the first time)"
+	@$(PIP) --editable '.[local]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the services and the development tools into $(VENV) (a few minutes the first time)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.local
+
+## run-local: Starts the four services on loopback with the demo model (MODEL=… for another)
+.PHONY: run-local
+run-local: $(VENV)/.local
+	@$(BIN)/python -m scripts.run_local
+
+## test: Runs the tests
+.PHONY: test
+test: $(VENV)/.dev
+	@echo "Running the tests"
+	@$(BIN)/python -m pytest -q
+
+## lint: Checks style, types, imports and spelling
+.PHONY: lint
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/codespell
+
+## fmt: Formats the code and fixes what can be fixed
+.PHONY: fmt
+fmt: $(VENV)/.dev
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+## proto: Generates mesh/v1 from proto/mesh/v1
+.PHONY: proto
+proto: $(VENV)/.dev
+	@$(BIN)/python -m scripts.generate_proto .
+
+## proto-check: Fails if mesh/v1 is not what proto/mesh/v1 generates
+.PHONY: proto-check
+proto-check: $(VENV)/.dev
+	@$(BIN)/python -m scripts.generate_proto --check .
+
+## index: Builds the search index of examples/corpus
+.PHONY: index
+index: $(VENV)/.local
+	@mkdir -p .run
+	@$(BIN)/python -m orchestrator.index examples/corpus --out .run/corpus.sqlite3
+
+## build: Builds the four images with docker, podman or buildah
+.PHONY: build
+build:
+	@test -n "$(CONTAINER)" || { echo "make build: needs docker, podman or buildah" >&2; exit 1; }
+	@for service in gateway orchestrator tokenizer inference; do \
+	  echo "Building $(REGISTRY)/$$service:$(TAG) with $(CONTAINER)"; \
+	  $(CONTAINER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	    --file $$service/Dockerfile --tag $(REGISTRY)/$$service:$(TAG) .; \
+	done
+
+## ci: What CI runs: lint, types, generated code, tests
+.PHONY: ci
+ci: lint proto-check test
+
+## constraints: Pins what is installed now in constraints.txt
+.PHONY: constraints
+constraints: $(VENV)/.dev
+	@{ sed -n '/^#/p' constraints.txt; \
+	   $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.new
+	@mv constraints.new constraints.txt
+
+## clean: Removes the environment, caches and what a local run made
+.PHONY: clean
+clean:
+	@rm -rf $(VENV) .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

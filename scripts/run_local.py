@@ -1,0 +1,119 @@
+"""Starts the four services of the Procfile on loopback and says when they are ready.
+
+Ctrl-C stops them; the exit code is 0 if all four ended well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from honcho.environ import parse_procfile
+from honcho.manager import Manager
+
+ROOT = Path(__file__).resolve().parent.parent
+INDEX = ROOT / ".run" / "corpus.sqlite3"
+CORPUS = ROOT / "examples" / "corpus"
+DEMO_MODEL = ROOT / "models" / "demo"
+SERVICES = ("TOKENIZER", "INFERENCE", "ORCHESTRATOR", "GATEWAY")
+READY_TIMEOUT_SECONDS = 600.0
+"""A model from the hub has to be downloaded first."""
+
+
+def main() -> int:
+    """Runs until a signal or until a service ends."""
+    os.chdir(ROOT)
+    INDEX.parent.mkdir(exist_ok=True)
+    manager = Manager()
+    environment = service_environment(os.environ.get("MODEL") or str(DEMO_MODEL))
+    for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
+        # exec: the signal must reach the service, not a shell around it.
+        manager.add_process(name, f"exec {command}", env=environment)
+    address = environment.get("GATEWAY_LISTEN", "127.0.0.1:8080")
+    threading.Thread(target=announce_ready, args=(address,), daemon=True).start()
+    with own_process_group():
+        build_index()
+        manager.loop()
+    return exit_code(manager)
+
+
+def service_environment(model: str) -> dict[str, str]:
+    """This environment, with `model` served, the corpus searched, and logs for people."""
+    environment = {
+        "TOKENIZER_MODEL": model,
+        "INFERENCE_MODEL": model,
+        "ORCHESTRATOR_INDEX": str(INDEX),
+        "PYTHON": sys.executable,
+        "PYTHONUNBUFFERED": "1",
+        **{f"{service}_LOG_FORMAT": "text" for service in SERVICES},
+        # HTTP proxies of the shell must not be asked for loopback.
+        "no_proxy": "127.0.0.1,localhost",
+    }
+    return {**environment, **os.environ, "PYTHON": sys.executable}
+
+
+def build_index() -> None:
+    """Brings the search index up to date; quick when no document has changed."""
+    command = [sys.executable, "-m", "orchestrator.index", str(CORPUS), "--out", str(INDEX)]
+    status = os.spawnv(os.P_WAIT, sys.executable, command)
+    if status != 0:
+        raise SystemExit(f"cannot index {CORPUS.relative_to(ROOT)}")
+
+
+def announce_ready(address: str) -> None:
+    """Prints the address and a command to try once a token can be produced."""
+    started = time.monotonic()
+    while time.monotonic() - started < READY_TIMEOUT_SECONDS:
+        try:
+            with urllib.request.urlopen(f"http://{address}/readyz", timeout=2):
+                break
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    else:
+        print(f"\nnot ready after {READY_TIMEOUT_SECONDS:.0f} s; the log above says why\n")
+        return
+    url = f"http://{address.replace('127.0.0.1', 'localhost')}"
+    print(
+        f"\nWeir is ready after {time.monotonic() - started:.1f} s: {url}\n\n"
+        f'  curl -N -H "Accept: text/event-stream" '
+        f'"{url}/api/v1/search?query=AI&streaming=true"\n\n'
+        f"Ctrl-C stops it.\n",
+        flush=True,
+    )
+
+
+@contextmanager
+def own_process_group() -> Iterator[None]:
+    """Takes the terminal for itself, so that Ctrl-C stops the services and not also make.
+
+    Make would report an interrupt where everything has ended as it should.
+    """
+    if not sys.stdin.isatty() or os.getpgrp() == os.getpid():
+        yield
+        return
+    parent_group = os.getpgrp()
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    os.setpgid(0, 0)
+    os.tcsetpgrp(sys.stdin.fileno(), os.getpgrp())
+    try:
+        yield
+    finally:
+        os.tcsetpgrp(sys.stdin.fileno(), parent_group)
+
+
+def exit_code(manager: Manager) -> int:
+    """0 if every service exited with 0, else the first other code."""
+    codes = [process.get("returncode") for process in manager._processes.values()]
+    return next((code for code in codes if code), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
