@@ -136,7 +136,9 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                     self._leave(task)
                     set_server_status(span, code, description)
                     duration = time.monotonic() - started
-                    metrics.RPC_DURATION.labels(service, method, code.name).observe(duration)
+                    metrics.RPC_DURATION.labels(service, method, code.name).observe(
+                        duration, metrics.exemplar()
+                    )
                     _log_access(method, code, duration, description, current)
 
         return watched

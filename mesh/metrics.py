@@ -11,6 +11,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from opentelemetry import trace
 from prometheus_client import Counter, Histogram, make_wsgi_app
 
 RPC_DURATION = Histogram(
@@ -28,6 +29,14 @@ LIVENESS_TIMEOUT_SECONDS = 2.0
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
+
+
+def exemplar() -> dict[str, str] | None:
+    """For `observe`: the current trace id, so that a bucket leads to a trace; None if unrecorded."""
+    span = trace.get_current_span().get_span_context()
+    if not span.trace_flags.sampled:
+        return None
+    return {"trace_id": trace.format_trace_id(span.trace_id)}
 
 
 @contextmanager
