@@ -1,0 +1,38 @@
+"""Puts the service together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tokenizer.executor import BoundedExecutor
+from tokenizer.files import read_files
+from tokenizer.service import TokenizerService
+from tokenizer.settings import TokenizerSettings
+from tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger("tokenizer")
+
+
+@asynccontextmanager
+async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerService]:
+    """Loads the model's tokenizer and yields the service. Raises StartupError."""
+    started = time.monotonic()
+    files = await asyncio.to_thread(read_files, settings.model)
+    tokenizer = await asyncio.to_thread(Tokenizer, settings.model, files)
+    logger.info(
+        "tokenizer loaded",
+        extra={
+            "model": settings.model,
+            "tokenizer_sha256": files.sha256,
+            "duration_seconds": time.monotonic() - started,
+        },
+    )
+    executor = BoundedExecutor(settings.num_workers, settings.max_waiting)
+    try:
+        yield TokenizerService(settings, files, tokenizer, executor)
+    finally:
+        executor.close()

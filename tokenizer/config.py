@@ -1,0 +1,85 @@
+"""What a tokenizer's JSON files say beside the vocabulary: special tokens, chat templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from mesh.lifecycle import StartupError
+from tokenizer.files import CONFIG_FILE, NAMED_TEMPLATES, SPECIAL_TOKENS_FILE, TEMPLATE_FILE
+
+DEFAULT_TEMPLATE = "default"
+
+SPECIAL_TOKEN_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+"""The special tokens that a chat template may call by name, as in transformers."""
+
+
+def special_tokens(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """The named special tokens that the model has, such as `{"eos_token": "<|im_end|>"}`."""
+    config = read_object(contents, CONFIG_FILE)
+    # A config that lists its added tokens is complete; only older ones need the other file.
+    if "added_tokens_decoder" not in config:
+        config = {**config, **read_object(contents, SPECIAL_TOKENS_FILE)}
+    tokens: dict[str, str] = {}
+    for name in SPECIAL_TOKEN_NAMES:
+        value = config.get(name)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            tokens[name] = content
+    return tokens
+
+
+def template_sources(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """The chat templates by name; files win over tokenizer_config.json. Empty: the model has none.
+
+    Raises StartupError on what is no template.
+    """
+    sources: dict[str, str] = {}
+    for name in contents:
+        path = PurePosixPath(name)
+        if name == TEMPLATE_FILE:
+            sources[DEFAULT_TEMPLATE] = _text(contents, name)
+        elif path.parent.name == NAMED_TEMPLATES:
+            sources[path.stem] = _text(contents, name)
+    if sources:
+        return sources
+    value = read_object(contents, CONFIG_FILE).get("chat_template")
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {DEFAULT_TEMPLATE: value}
+    try:
+        return {str(item["name"]): str(item["template"]) for item in value}  # type: ignore[attr-defined]
+    except (TypeError, KeyError) as error:
+        raise StartupError(
+            f"chat_template in {CONFIG_FILE} must be a string or a list of name and template"
+        ) from error
+
+
+def read_object(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
+    """The JSON object in a file; empty without the file. Raises StartupError."""
+    if name not in contents:
+        return {}
+    try:
+        value = json.loads(contents[name])
+    except ValueError as error:
+        raise StartupError(f"{name} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise StartupError(f"{name} must be a JSON object")
+    return value
+
+
+def _text(contents: Mapping[str, bytes], name: str) -> str:
+    try:
+        return contents[name].decode()
+    except UnicodeDecodeError as error:
+        raise StartupError(f"{name} is not UTF-8: {error}") from error

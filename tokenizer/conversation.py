@@ -1,0 +1,134 @@
+"""A conversation as a chat template sees it: plain JSON data, checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from mesh.errors import invalid
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+Message: TypeAlias = dict[str, Json]
+
+RESERVED_VARIABLES = frozenset(
+    {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
+"""Variables that the rest of the request decides."""
+
+_ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a chat template renders."""
+
+    messages: list[Message]
+    tools: list[Json] | None = None
+    continue_final_message: bool = False
+    template_kwargs: dict[str, Json]
+
+    def map_strings(self, change: Callable[[str, str | None], str]) -> Conversation:
+        """A copy in which every string `s` is `change(s, role)`; role None outside of messages."""
+        messages: list[Message] = []
+        for message in self.messages:
+            role = str(message["role"])
+            changed = _map(message, lambda text, role=role: change(text, role))  # type: ignore[misc]
+            assert isinstance(changed, dict)
+            messages.append(changed)
+        tools = _map(self.tools, lambda text: change(text, None))
+        variables = _map(self.template_kwargs, lambda text: change(text, None))
+        assert tools is None or isinstance(tools, list)
+        assert isinstance(variables, dict)
+        return replace(self, messages=messages, tools=tools, template_kwargs=variables)
+
+
+def build_message(
+    index: int, *, role: str, content: str, name: str, tool_calls_json: str, tool_call_id: str
+) -> Message:
+    """One message, with the fields that are set. Raises MeshError naming message `index`."""
+    if not _ROLE.fullmatch(role):
+        raise invalid(
+            f"messages[{index}].role",
+            f"messages[{index}].role must be 1 to 64 letters, digits, '_', '.' or '-', "
+            f"given {role[:80]!r}",
+        )
+    message: Message = {"role": role, "content": content}
+    if name:
+        message["name"] = name
+    if tool_calls_json:
+        message["tool_calls"] = _tool_calls(index, tool_calls_json)
+    if tool_call_id:
+        message["tool_call_id"] = tool_call_id
+    return message
+
+
+def parse_tools(tools_json: str) -> list[Json] | None:
+    """The tools, or None without any. Raises MeshError."""
+    if not tools_json:
+        return None
+    tools = _parse(tools_json, "tools_json")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise invalid("tools_json", f"tools_json must be an array of objects, given {_kind(tools)}")
+    return tools or None
+
+
+def parse_template_kwargs(template_kwargs_json: str) -> dict[str, Json]:
+    """Further variables for the template. Raises MeshError."""
+    if not template_kwargs_json:
+        return {}
+    name = "template_kwargs_json"
+    variables = _parse(template_kwargs_json, name)
+    if not isinstance(variables, dict):
+        raise invalid(name, f"{name} must be an object, given {_kind(variables)}")
+    reserved = sorted(RESERVED_VARIABLES & variables.keys())
+    if reserved:
+        raise invalid(name, f"{name} must not set {', '.join(reserved)}")
+    return variables
+
+
+def _tool_calls(index: int, tool_calls_json: str) -> list[Json]:
+    """The calls with their arguments as objects: OpenAI sends strings, templates want objects."""
+    name = f"messages[{index}].tool_calls_json"
+    calls = _parse(tool_calls_json, name)
+    if not isinstance(calls, list):
+        raise invalid(name, f"{name} must be an array of objects, given {_kind(calls)}")
+    for number, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise invalid(name, f"{name}[{number}].function must be an object")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            where = f"messages[{index}].tool_calls[{number}].function.arguments"
+            parsed = _parse(arguments, where) if arguments.strip() else {}
+            if not isinstance(parsed, dict):
+                raise invalid(where, f"{where} must be a JSON object, given {_kind(parsed)}")
+            function["arguments"] = parsed
+    return calls
+
+
+def _parse(text: str, name: str) -> Json:
+    try:
+        value: Json = json.loads(text)
+    except RecursionError as error:
+        raise invalid(name, f"{name} is nested too deeply") from error
+    except ValueError as error:
+        raise invalid(name, f"{name} must be JSON: {error}") from error
+    return value
+
+
+def _map(value: Json, change: Callable[[str], str]) -> Json:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map(item, change) for item in value]
+    if isinstance(value, dict):
+        return {change(key): _map(item, change) for key, item in value.items()}
+    return value
+
+
+def _kind(value: Json) -> str:
+    names = {list: "an array", dict: "an object", str: "a string", bool: "a boolean"}
+    return names.get(type(value), "null" if value is None else "a number")

@@ -1,0 +1,68 @@
+"""The files that make up a tokenizer, and the SHA-256 by which others tell them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from mesh.lifecycle import StartupError
+from mesh.model_folder import ModelNotFoundError, model_folder
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+TEMPLATE_FILE = "chat_template.jinja"
+NAMED_TEMPLATES = "additional_chat_templates"
+"""Folder of further templates, `NAME.jinja`, as transformers writes them."""
+
+FILE_PATTERNS = (
+    TOKENIZER_FILE,
+    CONFIG_FILE,
+    SPECIAL_TOKENS_FILE,
+    TEMPLATE_FILE,
+    f"{NAMED_TEMPLATES}/*.jinja",
+    "generation_config.json",
+)
+
+
+class TokenizerFiles(NamedTuple):
+    """Names and contents, in the order of the names, and the SHA-256 over both."""
+
+    contents: Mapping[str, bytes]
+    sha256: str
+
+
+def read_files(model: str) -> TokenizerFiles:
+    """Reads what there is of `FILE_PATTERNS` in a folder or under a hub id. Blocks.
+
+    Raises StartupError if the model cannot be found or has no tokenizer.json.
+    """
+    try:
+        folder = model_folder(model, FILE_PATTERNS)
+    except ModelNotFoundError as error:
+        raise StartupError(str(error)) from error
+    contents = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in _matching(folder)
+    }
+    if TOKENIZER_FILE not in contents:
+        raise StartupError(
+            f"model {model!r} has no {TOKENIZER_FILE}; models with only a slow tokenizer "
+            f"(tokenizer.model, vocab.txt) must be converted first"
+        )
+    return TokenizerFiles(contents, files_sha256(contents))
+
+
+def files_sha256(contents: Mapping[str, bytes]) -> str:
+    """SHA-256, hexadecimal: of each file, by name: name, NUL, length in decimal, NUL, bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        digest.update(f"{name}\0{len(contents[name])}\0".encode())
+        digest.update(contents[name])
+    return digest.hexdigest()
+
+
+def _matching(folder: Path) -> list[Path]:
+    found = [path for pattern in FILE_PATTERNS for path in folder.glob(pattern) if path.is_file()]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
