@@ -1,0 +1,182 @@
+"""mesh.v1.InferenceService on an engine: protobuf in and out, and nothing of how it is done."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from inference import errors, metrics, spans
+from inference.interface import Chunk, EngineClient, Finish, FinishReason, TokenLogprobs
+from inference.sampling_params import SamplingParams
+from mesh.context import annotate, current_request, new_request_id
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_KIND_OF_ERROR: tuple[tuple[type[errors.EngineError], ErrorKind], ...] = (
+    (errors.InvalidSamplingParams, ErrorKind.INVALID_REQUEST),
+    (errors.InvalidPrompt, ErrorKind.INVALID_REQUEST),
+    (errors.ContextTooLong, ErrorKind.CONTEXT_TOO_LONG),
+    (errors.Overloaded, ErrorKind.OVERLOADED),
+    (errors.DeadlineExceeded, ErrorKind.DEADLINE),
+    # The callers' cure for both is another replica.
+    (errors.EngineUnavailable, ErrorKind.UNAVAILABLE),
+    (errors.StepFailed, ErrorKind.UNAVAILABLE),
+)
+
+_REASONS = {
+    FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: common_pb2.FINISH_REASON_ABORT,
+}
+
+OVERLOADED_RETRY_SECONDS = 1.0
+
+_OPTIONAL_PARAMS = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "num_logprobs",
+)
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Serves one engine, which must be started."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        """`engine` stays its owner's: this neither starts nor stops it."""
+        self._engine = engine
+
+    async def Generate(
+        self, request: inference_pb2.InferenceServiceGenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.InferenceServiceGenerateResponse]:
+        current = current_request()
+        with _engine_errors():
+            chunks = self._engine.generate(
+                # Not the request's id: that is the caller's to choose, and to repeat.
+                new_request_id(),
+                request.token_ids,
+                self._sampling_params(request.sampling),
+                num_resumed_tokens=request.num_resumed_tokens,
+                deadline=None if current is None else current.deadline,
+            )
+            finish: Finish | None = None
+            try:
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        finish = chunk.finish
+                        if chunk.token_ids or finish is None:
+                            yield _message(chunk)
+                        if finish is not None:
+                            yield _end(finish)
+            finally:
+                if finish is None:
+                    metrics.REQUESTS.labels(FinishReason.ABORT.value).inc()
+
+    async def GetModel(
+        self, request: inference_pb2.GetModelRequest, context: Context
+    ) -> inference_pb2.GetModelResponse:
+        info = self._engine.model_info
+        return inference_pb2.GetModelResponse(
+            name=info.name,
+            architecture=info.architecture,
+            context_length=info.max_context,
+            eos_token_ids=info.eos_token_ids,
+            dtype=info.dtype,
+            device=info.device,
+            vocab_size=info.vocab_size,
+            num_parameters=info.num_parameters,
+        )
+
+    async def GetLoad(
+        self, request: inference_pb2.GetLoadRequest, context: Context
+    ) -> inference_pb2.GetLoadResponse:
+        load = self._engine.load()
+        return inference_pb2.GetLoadResponse(
+            num_requests_running=load.num_running,
+            num_requests_waiting=load.num_waiting,
+            kv_cache_usage=load.kv_usage,
+            num_cached_tokens=load.num_cached_tokens,
+            max_num_seqs=load.max_num_seqs,
+            kv_cache_capacity_tokens=load.kv_capacity_tokens,
+        )
+
+    def _sampling_params(self, message: common_pb2.SamplingParams) -> SamplingParams:
+        """The request's values over the model's own defaults over ours."""
+        values: dict[str, Any] = dict(self._engine.model_info.default_sampling)
+        for name in _OPTIONAL_PARAMS:
+            if message.HasField(name):  # type: ignore[arg-type]
+                values[name] = getattr(message, name)
+        return SamplingParams(
+            **values,
+            stop_token_ids=frozenset(message.stop_token_ids),
+            ignore_eos=message.ignore_eos,
+            min_tokens=message.min_tokens,
+            logit_bias=dict(message.logit_bias),
+        )
+
+
+def _message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateResponse:
+    logprobs = [_logprob(logprobs) for logprobs in chunk.logprobs]
+    return inference_pb2.InferenceServiceGenerateResponse(
+        chunk=inference_pb2.TokenChunk(token_ids=chunk.token_ids, logprobs=logprobs)
+    )
+
+
+def _logprob(logprobs: TokenLogprobs) -> common_pb2.TokenLogprob:
+    top = [common_pb2.TopLogprob(token_id=token, logprob=value) for token, value in logprobs.top]
+    return common_pb2.TokenLogprob(token_id=logprobs.token_id, logprob=logprobs.logprob, top=top)
+
+
+def _end(finish: Finish) -> inference_pb2.InferenceServiceGenerateResponse:
+    """The last message of a sequence that ended well; raises for one that did not."""
+    metrics.observe(finish)
+    spans.record(finish)
+    annotate(
+        prompt_tokens=finish.num_prompt_tokens,
+        completion_tokens=finish.num_completion_tokens,
+        cached_tokens=finish.num_cached_tokens,
+        finish_reason=finish.reason.value,
+    )
+    if finish.error is not None:
+        raise finish.error
+    timings = finish.timings
+    scheduled = timings.finish if timings.scheduled is None else timings.scheduled
+    first_token = timings.finish if timings.first_token is None else timings.first_token
+    return inference_pb2.InferenceServiceGenerateResponse(
+        finish=inference_pb2.GenerationFinish(
+            reason=_REASONS[finish.reason],
+            usage=common_pb2.Usage(
+                prompt_tokens=finish.num_prompt_tokens,
+                completion_tokens=finish.num_completion_tokens,
+                cached_tokens=finish.num_cached_tokens,
+            ),
+            queue_seconds=scheduled - timings.arrival,
+            prefill_seconds=first_token - scheduled,
+            decode_seconds=timings.finish - first_token,
+        )
+    )
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Turns what the engine raises into what the mesh raises; the one place that does."""
+    try:
+        yield
+    except errors.EngineError as error:
+        for cls, kind in _KIND_OF_ERROR:
+            if isinstance(error, cls):
+                retry_after = OVERLOADED_RETRY_SECONDS if kind is ErrorKind.OVERLOADED else None
+                raise MeshError(kind, str(error), retry_after=retry_after) from error
+        raise
