@@ -32,7 +32,7 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
 def exemplar() -> dict[str, str] | None:
-    """For `observe`: the current trace id, so that a bucket leads to a trace; None if unrecorded."""
+    """For `observe`: the trace id, so that a bucket leads to its trace; None if not recorded."""
     span = trace.get_current_span().get_span_context()
     if not span.trace_flags.sampled:
         return None

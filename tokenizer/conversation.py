@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import partial
+from typing import Protocol, TypeAlias
 
 from mesh.errors import invalid
 
@@ -21,6 +22,14 @@ RESERVED_VARIABLES = frozenset(
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
+class ChangeString(Protocol):
+    """Changes one string."""
+
+    def __call__(self, text: str, role: str | None) -> str:
+        """`role` is that of the message it stands in; None outside of messages."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
     """What a chat template renders."""
@@ -30,18 +39,18 @@ class Conversation:
     continue_final_message: bool = False
     template_kwargs: dict[str, Json]
 
-    def map_strings(self, change: Callable[[str, str | None], str]) -> Conversation:
-        """A copy in which every string `s` is `change(s, role)`; role None outside of messages."""
-        messages: list[Message] = []
-        for message in self.messages:
-            role = str(message["role"])
-            changed = _map(message, lambda text, role=role: change(text, role))  # type: ignore[misc]
-            assert isinstance(changed, dict)
-            messages.append(changed)
-        tools = _map(self.tools, lambda text: change(text, None))
-        variables = _map(self.template_kwargs, lambda text: change(text, None))
-        assert tools is None or isinstance(tools, list)
-        assert isinstance(variables, dict)
+    def map_strings(self, change: ChangeString) -> Conversation:
+        """A copy in which every string is changed, except the names that templates go by.
+
+        Those are the keys of messages and of variables; keys further inside are data.
+        """
+        messages = [
+            _map_values(message, partial(change, role=str(message["role"])))
+            for message in self.messages
+        ]
+        elsewhere = partial(change, role=None)
+        tools = None if self.tools is None else [_map(tool, elsewhere) for tool in self.tools]
+        variables = _map_values(self.template_kwargs, elsewhere)
         return replace(self, messages=messages, tools=tools, template_kwargs=variables)
 
 
@@ -117,6 +126,10 @@ def _parse(text: str, name: str) -> Json:
     except ValueError as error:
         raise invalid(name, f"{name} must be JSON: {error}") from error
     return value
+
+
+def _map_values(values: dict[str, Json], change: Callable[[str], str]) -> dict[str, Json]:
+    return {key: _map(value, change) for key, value in values.items()}
 
 
 def _map(value: Json, change: Callable[[str], str]) -> Json:

@@ -1,0 +1,235 @@
+"""The service over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import defaultdict
+from typing import TypeAlias
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import REGISTRY
+
+from mesh.channel import call_unary, open_stream
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from tests.helpers import Served, eventually
+from tests.tokenizer.conftest import SPECIAL
+from tokenizer.executor import BoundedExecutor
+from tokenizer.files import files_sha256
+from tokenizer.service import PIECE_BYTES, TokenizerService
+
+Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
+Encode = tokenizer_pb2.EncodeRequest
+Message = common_pb2.ChatMessage
+
+
+def chat(*messages: Message, **fields: object) -> Encode:
+    return Encode(chat=common_pb2.ChatPrompt(messages=messages, **fields))  # type: ignore[arg-type]
+
+
+async def test_text_goes_to_ids_and_back(stub: Stub, service: TokenizerService) -> None:
+    """Encode and Decode agree, and both say which tokenizer it was."""
+    encoded = await call_unary(stub.Encode, Encode(text="A weir 🌊", add_special_tokens=True))
+    request = tokenizer_pb2.DecodeRequest(token_ids=encoded.token_ids, skip_special_tokens=True)
+    decoded = await call_unary(stub.Decode, request)
+    assert decoded.text == "A weir 🌊"
+    assert encoded.token_ids[0] == SPECIAL.index("<s>")
+    assert encoded.tokenizer_sha256 == decoded.tokenizer_sha256 == service._files.sha256
+
+
+async def test_a_chat_gets_no_special_tokens_beyond_its_template(stub: Stub) -> None:
+    """add_special_tokens is for text; calls, tools and variables reach the template."""
+    calls = json.dumps([{"function": {"name": "f", "arguments": '{"x": [1, "é"]}'}}])
+    request = chat(
+        Message(role="user", content="Call f."),
+        Message(role="assistant", tool_calls_json=calls),
+        tools_json='[{"type": "function"}]',
+        template_kwargs_json='{"enable_thinking": false}',
+    )
+    request.add_special_tokens = True
+    encoded = await call_unary(stub.Encode, request)
+    decoded = await call_unary(
+        stub.Decode, tokenizer_pb2.DecodeRequest(token_ids=encoded.token_ids)
+    )
+    assert decoded.text.startswith("<|im_start|>system\n# Tools")
+    assert '<tool_call>\n{"name": "f", "arguments": {"x": [1, "é"]}}\n</tool_call>' in decoded.text
+    assert decoded.text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+USER = Message(role="user", content="Hi")
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "message"),
+    [
+        (Encode(), "input", "input must be text or chat, given neither"),
+        (chat(), "messages", "messages must hold at least 1 message, given 0"),
+        (chat(Message(role="us er")), "messages[0].role", "given 'us er'"),
+        (chat(USER, tools_json="{"), "tools_json", "tools_json must be JSON: "),
+        (chat(USER, tools_json="[1]"), "tools_json", "must be an array of objects"),
+        (chat(USER, tools_json="[" * 100_000), "tools_json", "nested too deeply"),
+        (chat(USER, template_kwargs_json="[]"), "template_kwargs_json", "given an array"),
+        (
+            chat(USER, template_kwargs_json='{"messages": []}'),
+            "template_kwargs_json",
+            "must not set messages",
+        ),
+        (
+            chat(USER, Message(role="assistant", tool_calls_json="nil")),
+            "messages[1].tool_calls_json",
+            "messages[1].tool_calls_json must be JSON",
+        ),
+        (
+            chat(Message(role="assistant", tool_calls_json='[{"id": "1"}]')),
+            "messages[0].tool_calls_json",
+            "messages[0].tool_calls_json[0].function must be an object",
+        ),
+        (
+            chat(Message(role="assistant", tool_calls_json='[{"function": {"arguments": "[]"}}]')),
+            "messages[0].tool_calls[0].function.arguments",
+            "must be a JSON object, given an array",
+        ),
+    ],
+)
+async def test_bad_requests_name_their_field(
+    stub: Stub, request_: Encode, param: str, message: str
+) -> None:
+    """Each is INVALID_ARGUMENT, with the field and what is wrong with it."""
+    with pytest.raises(MeshError) as caught:
+        await call_unary(stub.Encode, request_)
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+    assert caught.value.param == param
+    assert message in caught.value.message
+
+
+async def test_an_unknown_id_is_invalid(stub: Stub) -> None:
+    """Decode names the id."""
+    with pytest.raises(MeshError, match="given 4000000000") as caught:
+        await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(token_ids=[1, 4_000_000_000]))
+    assert caught.value.param == "token_ids"
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (Encode(text="x" * 2_000_001), "text"),
+        (chat(Message(role="user", content="x" * 1_999_998)), "chat"),
+    ],
+)
+async def test_a_long_input_is_refused(stub: Stub, request_: Encode, field: str) -> None:
+    """Field, limit and given length are in the message; the status is INVALID_ARGUMENT."""
+    with pytest.raises(grpc.aio.AioRpcError) as raw:
+        await stub.Encode(request_)
+    with pytest.raises(MeshError) as caught:
+        await call_unary(stub.Encode, request_)
+    given = 2_000_001 if field == "text" else 2_000_002
+    assert raw.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.kind is ErrorKind.CONTEXT_TOO_LONG
+    assert caught.value.message == f"{field} must be at most 2000000 characters, given {given}"
+
+
+async def test_the_files_arrive_whole(stub: Stub, service: TokenizerService) -> None:
+    """Pieces put together have the SHA-256 that every message states."""
+    large = {**service._files.contents, "tokenizer.json": b"abc" * PIECE_BYTES, "empty": b""}
+    service._files = service._files._replace(contents=large, sha256=files_sha256(large))
+    pieces: dict[str, list[bytes]] = defaultdict(list)
+    async with open_stream(stub.GetTokenizer, tokenizer_pb2.GetTokenizerRequest()) as responses:
+        async for response in responses:
+            assert len(response.data) <= PIECE_BYTES
+            assert response.tokenizer_sha256 == service._files.sha256
+            pieces[response.file_name].append(response.data)
+    contents = {name: b"".join(parts) for name, parts in pieces.items()}
+    assert files_sha256(contents) == service._files.sha256
+    assert len(pieces["tokenizer.json"]) == 3
+    assert {"empty", "tokenizer_config.json", "generation_config.json"} < contents.keys()
+
+
+async def test_no_file_is_sent_to_who_has_them(stub: Stub, service: TokenizerService) -> None:
+    """known_sha256 gives one message without a file; an outdated one gives the files."""
+    for known, num_files in ((service._files.sha256, 0), ("0" * 64, len(service._files.contents))):
+        request = tokenizer_pb2.GetTokenizerRequest(known_sha256=known)
+        async with open_stream(stub.GetTokenizer, request) as responses:
+            names = [response.file_name async for response in responses]
+        assert len([name for name in names if name]) == num_files
+        assert names[-1] == "" or num_files
+
+
+async def test_health_answers_during_a_big_encode(served: Served, stub: Stub) -> None:
+    """The event loop goes on while megabytes are encoded and decoded: answers within 50 ms."""
+    health = health_pb2_grpc.HealthStub(served.channel)
+    encoding = asyncio.create_task(call_unary(stub.Encode, Encode(text="a1 b2é " * 280_000)))
+    await eventually(lambda: served.server.interceptor.num_active > 0, "encoding")
+    await asyncio.sleep(0.05)  # past the parsing of the request, which is gRPC's
+    times = []
+    while not encoding.done():
+        started = time.monotonic()
+        await health.Check(health_pb2.HealthCheckRequest(service=""))
+        times.append(time.monotonic() - started)
+        await asyncio.sleep(0.005)
+    assert len((await encoding).token_ids) > 1_000_000
+    assert len(times) >= 3
+    assert sorted(times)[-2] < 0.05  # the last one meets the answer being serialized
+
+
+async def test_metrics_count_tokens(stub: Stub) -> None:
+    """tokenizer_tokens_total and tokenizer_encode_seconds go up by what was done."""
+
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0
+
+    tokens = value("tokenizer_tokens_total", operation="encode")
+    count = value("tokenizer_encode_seconds_count", input="chat")
+    encoded = await call_unary(stub.Encode, chat(USER))
+    num_tokens = len(encoded.token_ids)
+    assert value("tokenizer_tokens_total", operation="encode") == tokens + num_tokens
+    assert value("tokenizer_encode_seconds_count", input="chat") == count + 1
+
+
+async def test_the_access_line_has_counts(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    """Counts and the kind of input are logged, the text is not."""
+    caplog.set_level("INFO", "mesh.rpc")
+    encoded = await call_unary(stub.Encode, Encode(text="secret words"))
+    await eventually(lambda: bool(caplog.records), "access line")
+    [record] = caplog.records
+    assert vars(record)["num_tokens"] == len(encoded.token_ids)
+    assert vars(record)["num_characters"] == 12
+    assert vars(record)["input"] == "text"
+    assert "secret" not in str(vars(record))
+
+
+async def test_the_line_before_the_threads_is_bounded() -> None:
+    """What does not fit is refused at once with OVERLOADED; a cancelled wait leaves the line."""
+    executor = BoundedExecutor(num_workers=1, max_waiting=1)
+    release = threading.Event()
+    running = asyncio.create_task(executor.run(release.wait))
+    waiting = asyncio.create_task(executor.run(lambda: pytest.fail("was cancelled")))
+    await eventually(lambda: executor.num_pending == 2, "both in")
+    with pytest.raises(MeshError, match="at most 1 calls may wait") as caught:
+        await executor.run(lambda: None)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert executor.num_pending == 1
+    release.set()
+    assert await running is True
+    await eventually(lambda: executor.num_pending == 0, "idle")
+    assert caught.value.kind is ErrorKind.OVERLOADED
+    assert caught.value.retry_after == 1
+    executor.close()
+
+
+async def test_a_cancelled_encode_stops_its_template(
+    stub: Stub, service: TokenizerService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the caller goes, the thread is free again long before the template's time is up."""
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %} {% endfor %}{% endfor %}"
+    template = service._tokenizer._template
+    monkeypatch.setitem(template._templates, "default", template._compile("default", endless))
+    with pytest.raises(MeshError) as caught:
+        await call_unary(stub.Encode, chat(USER), timeout=0.1)
+    assert caught.value.kind is ErrorKind.DEADLINE
+    await eventually(lambda: service._executor.num_pending == 0, "thread free", timeout=1)
