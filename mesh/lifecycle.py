@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvloop
 
@@ -97,15 +97,16 @@ async def _serve_grpc(
     name: str, settings: ServiceSettings, application: Application, stop: asyncio.Event
 ) -> None:
     with metrics_server(settings.metrics_listen, asyncio.get_running_loop()):
-        async with _entered_unless(stop, application()) as service:
-            if service is None:
+        async with _entered_unless(stop, application()) as entered:
+            if entered is None:
                 return
+            service, holding = entered
             server = Server(service.servicers)
             port = await server.start(settings.listen)
             logger.info("listening", extra={"address": _with_port(settings.listen, port)})
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
             try:
-                await _first(stop.wait(), watching)
+                await _first(stop, watching, holding)
             finally:
                 cut_off = await server.drain(settings.drain_seconds)
                 watching.cancel()
@@ -115,35 +116,45 @@ async def _serve_grpc(
 
 @asynccontextmanager
 async def _entered_unless(
-    stop: asyncio.Event, entering: AbstractAsyncContextManager[Service]
-) -> AsyncIterator[Service | None]:
-    """Enters the application; gives None if a signal comes while it is still loading."""
-    enter = asyncio.create_task(entering.__aenter__(), name="load")
-    await _first(stop.wait(), enter)
-    if not enter.done():
-        enter.cancel()
-        await asyncio.gather(enter, return_exceptions=True)
+    stop: asyncio.Event, application: AbstractAsyncContextManager[Service]
+) -> AsyncIterator[tuple[Service, asyncio.Task[None]] | None]:
+    """Enters the application; gives None if a signal comes while it is still loading.
+
+    Beside the service it gives the task that holds the application: it ends early only if
+    something in the application failed. One task enters and leaves, as task groups demand.
+    """
+    entered: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        async with application as service:
+            entered.set_result(service)
+            await leave.wait()
+
+    holding = asyncio.create_task(hold(), name="application")
+    await _first(stop, entered, holding)
+    if not entered.done():
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
         yield None
         return
-    service = enter.result()
     try:
-        yield service
-    except BaseException as error:
-        if not await entering.__aexit__(type(error), error, error.__traceback__):
-            raise
-    else:
-        await entering.__aexit__(None, None, None)
+        yield entered.result(), holding
+    finally:
+        leave.set()
+        await holding
 
 
-async def _first(event: Awaitable[object], task: asyncio.Task[object]) -> None:
-    """Waits for either; raises what the task raised."""
-    waiter = asyncio.ensure_future(event)
+async def _first(stop: asyncio.Event, *others: asyncio.Future[Any]) -> None:
+    """Waits for the signal or for any of `others`; raises what one of these raised."""
+    waiter = asyncio.create_task(stop.wait(), name="stop")
     try:
-        await asyncio.wait({waiter, task}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiter, *others}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiter.cancel()
-    if task.done() and not task.cancelled():
-        task.result()
+    for other in others:
+        if other.done() and not other.cancelled():
+            other.result()
 
 
 def _with_port(address: str, port: int) -> str:
