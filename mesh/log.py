@@ -87,10 +87,10 @@ class _TextFormatter(logging.Formatter):
         if record.request_id:  # type: ignore[attr-defined]
             fields.append(f"request_id={record.request_id}")  # type: ignore[attr-defined]
         service = record.service  # type: ignore[attr-defined]
-        line = f"{time} {record.levelname:<7} {service} {record.getMessage()} {' '.join(fields)}"
+        line = " ".join([time, f"{record.levelname:<7}", service, record.getMessage(), *fields])
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
-        return line.rstrip()
+        return line
 
 
 def _short(value: object) -> str:

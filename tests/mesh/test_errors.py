@@ -1,0 +1,100 @@
+"""The one error, its two tables, and its way through gRPC metadata."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import grpc
+import grpc.aio
+import pytest
+
+from mesh.errors import (
+    GRPC_STATUS,
+    HTTP_ERROR,
+    INTERNAL_MESSAGE,
+    KIND_METADATA,
+    ErrorKind,
+    MeshError,
+    from_rpc_error,
+    invalid,
+    status_of,
+)
+
+
+def rpc_error(
+    code: grpc.StatusCode, details: str = "", trailing: tuple[tuple[str, str | bytes], ...] = ()
+) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), details)
+
+
+@pytest.mark.parametrize("table", [GRPC_STATUS, HTTP_ERROR])
+def test_both_tables_cover_every_kind(table: MappingProxyType[ErrorKind, object]) -> None:
+    """No kind lacks a status, and none is there that is no kind."""
+    assert set(table) == set(ErrorKind)
+
+
+def test_http_statuses_are_errors() -> None:
+    """Each kind is a 4xx or 5xx, and only INTERNAL, UNAVAILABLE and the like are the server's."""
+    statuses = {kind: error.status for kind, error in HTTP_ERROR.items()}
+    server = {kind for kind, status in statuses.items() if status >= 500}
+    assert min(statuses.values()) >= 400
+    assert server == {
+        ErrorKind.UNAVAILABLE,
+        ErrorKind.DEADLINE,
+        ErrorKind.UNIMPLEMENTED,
+        ErrorKind.INTERNAL,
+    }
+
+
+@pytest.mark.parametrize("kind", list(ErrorKind))
+def test_an_error_survives_the_way_there_and_back(kind: ErrorKind) -> None:
+    """Kind, message, field and delay come out of the status as they went in."""
+    sent = MeshError(kind, "größer als 5", param="max_tokens", retry_after=1.25)
+    received = from_rpc_error(rpc_error(*status_of(sent)))
+    assert vars(received) == vars(sent)
+
+
+def test_fields_that_are_not_set_stay_unset() -> None:
+    """No field and no delay are invented."""
+    received = from_rpc_error(rpc_error(*status_of(MeshError(ErrorKind.OVERLOADED, "full"))))
+    assert received.param is None
+    assert received.retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, ErrorKind.UNAVAILABLE),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, ErrorKind.DEADLINE),
+        (grpc.StatusCode.CANCELLED, ErrorKind.CANCELLED),
+        (grpc.StatusCode.UNIMPLEMENTED, ErrorKind.UNIMPLEMENTED),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ErrorKind.INVALID_REQUEST),
+        (grpc.StatusCode.UNKNOWN, ErrorKind.INTERNAL),
+        (grpc.StatusCode.DATA_LOSS, ErrorKind.INTERNAL),
+    ],
+)
+def test_statuses_of_grpcs_own_get_the_nearest_kind(code: grpc.StatusCode, kind: ErrorKind) -> None:
+    """Without our metadata the code decides, and a message is always there."""
+    error = from_rpc_error(rpc_error(code))
+    assert error.kind is kind
+    assert error.message
+
+
+def test_details_of_an_unmapped_exception_are_not_passed_on() -> None:
+    """UNKNOWN carries a stranger's exception text, which may hold secrets."""
+    error = from_rpc_error(rpc_error(grpc.StatusCode.UNKNOWN, "password is hunter2"))
+    assert error.message == INTERNAL_MESSAGE
+
+
+def test_a_kind_of_a_newer_version_falls_back_to_the_code() -> None:
+    """An unknown name in the metadata is no error of its own."""
+    trailing: tuple[tuple[str, str | bytes], ...] = ((KIND_METADATA, "brand_new"),)
+    error = from_rpc_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "x", trailing))
+    assert error.kind is ErrorKind.UNAVAILABLE
+
+
+def test_invalid_names_the_field() -> None:
+    """The short form makes INVALID_REQUEST with its field."""
+    error = invalid("top_p", "top_p must be in (0, 1], given 2")
+    assert (error.kind, error.param) == (ErrorKind.INVALID_REQUEST, "top_p")
+    assert repr(error) == "MeshError(invalid_request: top_p must be in (0, 1], given 2)"

@@ -1,0 +1,68 @@
+"""Traces: ids always, recording only where an exporter is configured."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from mesh import telemetry
+
+
+def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
+    """A request has a trace id in its logs at no cost."""
+    provider = telemetry.start("bakery")
+    span = provider.get_tracer("t").start_span("s")
+    assert span.get_span_context().is_valid
+    assert not span.is_recording()
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("variable", telemetry.ENDPOINT_VARIABLES)
+def test_with_an_endpoint_spans_are_exported(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Shutting down sends what is still buffered, under the service's name."""
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", lambda: exporter)
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    provider = telemetry.start("bakery")
+    provider.get_tracer("t").start_span("s").end()
+    provider.force_flush()
+    [span] = exporter.get_finished_spans()
+    provider.shutdown()
+    assert span.name == "s"
+    assert span.resource.attributes["service.name"] == "bakery"
+    assert span.resource.attributes["service.namespace"] == "weir"
+    assert span.resource.attributes["service.version"] == telemetry.weir_version()
+
+
+def test_the_standard_variables_name_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OTEL_SERVICE_NAME wins over the name in the code."""
+    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "other")
+    provider = telemetry.start("bakery")
+    assert provider.resource.attributes["service.name"] == "other"
+    provider.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")]
+)
+def test_an_exporter_can_be_switched_off(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """The standard switches win over an endpoint."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert telemetry.exporter_configured()
+    monkeypatch.setenv(variable, value)
+    assert not telemetry.exporter_configured()
+
+
+def test_the_trace_id_is_that_of_the_current_span() -> None:
+    """32 hexadecimal digits inside of a span, empty outside."""
+    with trace.get_tracer("t").start_as_current_span("s") as span:
+        assert telemetry.trace_id() == f"{span.get_span_context().trace_id:032x}"
+    assert telemetry.trace_id() == ""
