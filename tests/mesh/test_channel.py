@@ -1,0 +1,102 @@
+"""The calling end: deadlines and metadata, with a server that only looks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+
+import pytest
+
+from mesh.channel import call_unary, open_channel, open_stream
+from mesh.context import RequestContext, use_request
+from mesh.errors import ErrorKind, MeshError
+from mesh.server import Servicer
+from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from tests.helpers import serve
+from tests.mesh.test_server import SERVICE, FakeTokenizer
+
+Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
+ENCODE = tokenizer_pb2.EncodeRequest(text="a")
+
+
+@pytest.fixture
+async def tokenizer() -> FakeTokenizer:
+    return FakeTokenizer()
+
+
+@pytest.fixture
+async def stub(tokenizer: FakeTokenizer, no_tasks_left: None) -> AsyncIterator[Stub]:
+    register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
+    async with serve(Servicer(SERVICE, register, tokenizer)) as served:
+        yield tokenizer_pb2_grpc.TokenizerServiceStub(served.channel)
+
+
+@pytest.mark.parametrize(
+    ("remaining", "timeout", "expected"),
+    [(None, None, None), (5, None, 5), (None, 3, 3), (5, 3, 3), (3, 5, 3)],
+)
+async def test_the_nearer_deadline_holds(
+    tokenizer: FakeTokenizer,
+    stub: Stub,
+    remaining: float | None,
+    timeout: float | None,
+    expected: float | None,
+) -> None:
+    """A timeout shortens the request's deadline and never lengthens it."""
+    deadline = None if remaining is None else time.monotonic() + remaining
+    with use_request(RequestContext(request_id="r", deadline=deadline)):
+        await call_unary(stub.Encode, ENCODE, timeout)
+    [seen] = tokenizer.seen
+    assert seen.remaining() == (None if expected is None else pytest.approx(expected, abs=0.5))
+
+
+async def test_a_passed_deadline_fails_without_waiting(stub: Stub) -> None:
+    """The call is not even begun in earnest."""
+    with (
+        use_request(RequestContext(request_id="r", deadline=time.monotonic() - 1)),
+        pytest.raises(MeshError) as caught,
+    ):
+        await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest())
+    assert caught.value.kind is ErrorKind.DEADLINE
+
+
+async def test_outside_of_a_request_the_server_makes_an_id(
+    tokenizer: FakeTokenizer, stub: Stub
+) -> None:
+    """Every request has one at the other end."""
+    await call_unary(stub.Encode, ENCODE)
+    [seen] = tokenizer.seen
+    assert len(seen.request_id) == 32
+
+
+async def test_nobody_listening_is_unavailable() -> None:
+    """For unary calls and for streams, as the same error."""
+    channel = open_channel("127.0.0.1:1")
+    stub: Stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)  # type: ignore[assignment]
+    with pytest.raises(MeshError) as unary:
+        await call_unary(stub.Encode, ENCODE, timeout=5)
+    with pytest.raises(MeshError) as stream:
+        async with open_stream(stub.GetTokenizer, tokenizer_pb2.GetTokenizerRequest()) as responses:
+            await anext(responses)
+    await channel.close()
+    assert unary.value.kind is stream.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_cancelling_the_caller_cancels_the_call(tokenizer: FakeTokenizer, stub: Stub) -> None:
+    """A task that is cancelled while it reads takes the handler with it."""
+    started = asyncio.Event()
+
+    async def read() -> None:
+        request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
+        async with open_stream(stub.GetTokenizer, request) as responses:
+            async for _ in responses:
+                started.set()
+
+    reading = asyncio.create_task(read())
+    await asyncio.wait_for(started.wait(), 2)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await asyncio.wait_for(tokenizer.closed.wait(), 2)

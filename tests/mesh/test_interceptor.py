@@ -1,0 +1,155 @@
+"""Span, metrics and access line of a served RPC, by how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from typing import TypeAlias
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client import REGISTRY
+
+from mesh.channel import call_unary, open_stream
+from mesh.context import RequestContext, annotate, use_request
+from mesh.errors import MeshError
+from mesh.server import Servicer
+from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from tests.helpers import Served, eventually, serve
+from tests.mesh.test_server import SERVICE, FakeTokenizer
+
+Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
+
+
+class AnnotatingTokenizer(FakeTokenizer):
+    """Notes what a handler may note."""
+
+    async def Encode(self, request, context):  # type: ignore[no-untyped-def]
+        annotate(num_tokens=3)
+        return await super().Encode(request, context)
+
+
+@pytest.fixture
+async def tokenizer() -> AnnotatingTokenizer:
+    return AnnotatingTokenizer()
+
+
+@pytest.fixture
+async def served(
+    tokenizer: AnnotatingTokenizer, no_tasks_left: None, spans: InMemorySpanExporter
+) -> AsyncIterator[Served]:
+    register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
+    async with serve(Servicer(SERVICE, register, tokenizer)) as served:
+        yield served
+
+
+@pytest.fixture
+def stub(served: Served) -> Stub:
+    return tokenizer_pb2_grpc.TokenizerServiceStub(served.channel)
+
+
+async def server_span(spans: InMemorySpanExporter) -> ReadableSpan:
+    def ended() -> list[ReadableSpan]:
+        return [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]
+
+    await eventually(lambda: bool(ended()), "server span")
+    [span] = ended()
+    return span
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "status", "kind"),
+    [
+        ("good", grpc.StatusCode.OK, StatusCode.UNSET, None),
+        ("bad", grpc.StatusCode.INVALID_ARGUMENT, StatusCode.UNSET, "invalid_request"),
+        ("full", grpc.StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNSET, "overloaded"),
+        ("bug", grpc.StatusCode.INTERNAL, StatusCode.ERROR, "internal"),
+    ],
+)
+async def test_an_outcome_shows_in_span_metrics_and_log(
+    stub: Stub,
+    spans: InMemorySpanExporter,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+    code: grpc.StatusCode,
+    status: StatusCode,
+    kind: str | None,
+) -> None:
+    """Only the server's own faults are span errors; each call is counted and logged once."""
+    caplog.set_level("INFO", "mesh.rpc")
+    labels = {"service": SERVICE, "method": "Encode", "code": code.name}
+    errors = {"service": SERVICE, "kind": kind or ""}
+    calls_before = REGISTRY.get_sample_value("mesh_rpc_server_duration_seconds_count", labels) or 0
+    errors_before = REGISTRY.get_sample_value("mesh_errors_total", errors) or 0
+    with nullcontext() if kind is None else pytest.raises(MeshError):
+        await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text=text))
+    span = await server_span(spans)
+    lines = [record for record in caplog.records if record.getMessage() == "request finished"]
+    calls = REGISTRY.get_sample_value("mesh_rpc_server_duration_seconds_count", labels)
+    assert (span.attributes or {})["rpc.grpc.status_code"] == code.value[0]
+    assert span.status.status_code is status
+    assert calls == calls_before + 1
+    assert [(vars(line)["code"], vars(line)["num_tokens"]) for line in lines] == [(code.name, 3)]
+    if kind is not None:
+        assert REGISTRY.get_sample_value("mesh_errors_total", errors) == errors_before + 1
+
+
+async def test_the_span_is_a_child_of_the_callers(stub: Stub, spans: InMemorySpanExporter) -> None:
+    """traceparent carries the trace over the hop, for streams through their client span."""
+    with trace.get_tracer("t").start_as_current_span("root") as root:
+        request = tokenizer_pb2.GetTokenizerRequest()
+        async with open_stream(stub.GetTokenizer, request) as responses:
+            await anext(responses)
+    span = await server_span(spans)
+    [client] = [span for span in spans.get_finished_spans() if span.kind is SpanKind.CLIENT]
+    assert client.parent == root.get_span_context()
+    assert span.parent is not None
+    assert span.parent.span_id == client.get_span_context().span_id
+    assert span.name == f"{SERVICE}/GetTokenizer"
+
+
+async def test_a_cancelled_stream_ends_as_cancelled(
+    stub: Stub, spans: InMemorySpanExporter
+) -> None:
+    """A caller that leaves is no error on either side."""
+    request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
+    async with open_stream(stub.GetTokenizer, request) as responses:
+        await anext(responses)
+    span = await server_span(spans)
+    assert (span.attributes or {})["rpc.grpc.status_code"] == 1
+    assert span.status.status_code is StatusCode.UNSET
+
+
+async def test_a_drain_ends_streams_as_unavailable(
+    served: Served, stub: Stub, spans: InMemorySpanExporter
+) -> None:
+    """What the drain cut off is an error that says so."""
+    request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
+    async with open_stream(stub.GetTokenizer, request) as responses:
+        await anext(responses)
+        assert await served.server.drain(timeout=0) == 1
+    span = await server_span(spans)
+    assert (span.attributes or {})["rpc.grpc.status_code"] == 14
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.status.description == "cut off by the drain"
+
+
+async def test_a_bad_request_id_is_replaced(stub: Stub, tokenizer: AnnotatingTokenizer) -> None:
+    """What a stranger sends as an id does not reach logs or the next hop."""
+    with use_request(RequestContext(request_id="two words")):
+        await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="a"))
+    [seen] = tokenizer.seen
+    assert len(seen.request_id) == 32
+
+
+async def test_no_active_call_is_left(served: Served, stub: Stub) -> None:
+    """The count that a drain waits for goes back to 0."""
+    await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="a"))
+    interceptor = served.server.interceptor
+    await asyncio.wait_for(interceptor.wait_idle(), 1)
+    assert interceptor.num_active == 0

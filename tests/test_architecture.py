@@ -1,0 +1,183 @@
+"""The rules that hold the four services apart, read from their sources."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVICES = ("gateway", "orchestrator", "tokenizer", "inference")
+PACKAGES = ("mesh", *SERVICES)
+MAX_LINES = 300
+GENERATED = "mesh/v1/"
+
+ENVIRONMENT_READERS = {"mesh/settings.py", "mesh/telemetry.py"}
+"""Whoever else wants a variable gets it as a setting."""
+
+GENERATED_TYPES_IN = {"service.py", "client.py", "clients.py"}
+"""The rest of a service does not know the wire format."""
+
+ONLY_IN = {
+    "torch": "inference",
+    "triton": "inference",
+    "safetensors": "inference",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
+    "jinja2": "tokenizer",
+}
+"""Libraries that one package alone may import."""
+
+FORBIDDEN = {"transformers", "pytest", "tests", "hypothesis"}
+"""Libraries that only tests, scripts and benchmarks may import."""
+
+
+def own_files(*packages: str) -> list[Path]:
+    found = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    return [path for path in found if not name_of(path).startswith(GENERATED)]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at the top or inside of a function, with its names."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(path.relative_to(ROOT).parts[:-1]) if node.level else ""
+            module = ".".join(filter(None, (package, node.module)))
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def top_imports_of(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imports_of(path)}
+
+
+def violations(packages: tuple[str, ...], *forbidden: str) -> list[str]:
+    return [
+        f"{name_of(path)} imports {module}"
+        for path in own_files(*packages)
+        for module in sorted(top_imports_of(path) & set(forbidden))
+    ]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_never_import_one_another(service: str) -> None:
+    """They share mesh and the contracts, and nothing else."""
+    assert violations((service,), *(set(SERVICES) - {service})) == []
+
+
+def test_mesh_imports_no_service() -> None:
+    """The arrow goes from the service to mesh."""
+    assert violations(("mesh",), *SERVICES) == []
+
+
+@pytest.mark.parametrize(("library", "package"), ONLY_IN.items())
+def test_some_libraries_belong_to_one_package(library: str, package: str) -> None:
+    """Torch is the engine's, HTTP the gateway's, templates the tokenizer's."""
+    others = tuple(other for other in PACKAGES if other != package)
+    assert violations(others, library) == []
+
+
+def test_tests_and_their_tools_stay_outside() -> None:
+    """No service needs what is installed for development only."""
+    assert violations(PACKAGES, *FORBIDDEN) == []
+
+
+def test_generated_types_stay_at_the_border() -> None:
+    """mesh.v1 is imported by service.py and client(s).py only."""
+    offenders = [
+        name_of(path)
+        for path in own_files(*PACKAGES)
+        if path.name not in GENERATED_TYPES_IN
+        and any((module + ".").startswith("mesh.v1.") for module in imports_of(path))
+    ]
+    assert offenders == []
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    """os.environ and os.getenv occur in mesh.settings and mesh.telemetry only."""
+    offenders = [
+        name_of(path)
+        for path in own_files(*PACKAGES)
+        if name_of(path) not in ENVIRONMENT_READERS and reads_environment(path)
+    ]
+    assert offenders == []
+
+
+def reads_environment(path: Path) -> bool:
+    names = {"environ", "getenv"}
+    tree = ast.parse(path.read_text(), str(path))
+    attributes = (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    imported = {module.rpartition(".")[2] for module in imports_of(path) if module[:3] == "os."}
+    return bool(names & imported or names & set(attributes))
+
+
+def test_files_are_small() -> None:
+    """At most 300 lines: beyond that a file holds two things."""
+    tests = [path for path in (ROOT / "tests").rglob("*.py")]
+    sizes = {name_of(path): lines_of(path) for path in [*own_files(*PACKAGES), *tests]}
+    assert {name: size for name, size in sizes.items() if size > MAX_LINES} == {}
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_every_file_of_a_package_says_what_it_is() -> None:
+    """A module docstring each, and postponed annotations wherever there is code."""
+    offenders = []
+    for path in own_files(*PACKAGES):
+        tree = ast.parse(path.read_text(), str(path))
+        futures = {module for module in imports_of(path) if module.startswith("__future__.")}
+        has_code = len(tree.body) > 1
+        if not ast.get_docstring(tree) or (has_code and "__future__.annotations" not in futures):
+            offenders.append(name_of(path))
+    assert offenders == []
+
+
+def test_no_exception_is_swallowed_whole() -> None:
+    """`except Exception: pass`, or a bare except, hides what nobody thought of."""
+    offenders = [
+        f"{name_of(path)}:{handler.lineno}"
+        for path in own_files(*PACKAGES)
+        for handler in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(handler, ast.ExceptHandler) and swallows(handler)
+    ]
+    assert offenders == []
+
+
+def swallows(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    broad = isinstance(handler.type, ast.Name) and handler.type.id in (
+        "Exception",
+        "BaseException",
+    )
+    return broad and all(isinstance(statement, ast.Pass) for statement in handler.body)
+
+
+def test_the_rules_would_notice(tmp_path: Path) -> None:
+    """Imports inside of functions, of names, and each way to the environment are seen."""
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    import torch.nn as nn\n    from mesh.v1 import common_pb2\n")
+    assert {"torch.nn", "mesh.v1", "mesh.v1.common_pb2"} <= set(imports_of(path))
+    assert top_imports_of(path) == {"torch", "mesh"}
+    assert not reads_environment(path)
+    for source in ("import os\nos.getenv('A')", "from os import environ", "import os\nos.environ"):
+        path.write_text(source)
+        assert reads_environment(path)
+    for source, expected in (("Exception", True), ("", True), ("OSError", False)):
+        path.write_text(f"try:\n    f()\nexcept {source}:\n    pass\n")
+        [handler] = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ExceptHandler)
+        ]
+        assert swallows(handler) is expected
