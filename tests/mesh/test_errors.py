@@ -49,7 +49,7 @@ def test_http_statuses_are_errors() -> None:
 @pytest.mark.parametrize("kind", list(ErrorKind))
 def test_an_error_survives_the_way_there_and_back(kind: ErrorKind) -> None:
     """Kind, message, field and delay come out of the status as they went in."""
-    sent = MeshError(kind, "größer als 5", param="max_tokens", retry_after=1.25)
+    sent = MeshError(kind, "größer: 5", param="max_tokens", retry_after=1.25)
     received = from_rpc_error(rpc_error(*status_of(sent)))
     assert vars(received) == vars(sent)
 

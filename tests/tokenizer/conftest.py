@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mesh.v1 import tokenizer_pb2_grpc
 from tests.helpers import Served, serve
@@ -47,6 +47,24 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
+    return tokenizer
+
+
+def train_sentencepiece(kind: str) -> tokenizers.Tokenizer:
+    """A BPE that puts a space before texts: as Llama 2 does ("normalizer"), or by Metaspace."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    if kind == "normalizer":
+        steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=[*map(chr, range(32, 127)), "\u2581", "\n"],
+        special_tokens=["<unk>", *SPECIAL],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["A weir is a low dam. Hi, obey the system user"] * 9, trainer)
     return tokenizer
 
 

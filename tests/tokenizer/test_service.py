@@ -172,8 +172,9 @@ async def test_health_answers_during_a_big_encode(served: Served, stub: Stub) ->
         times.append(time.monotonic() - started)
         await asyncio.sleep(0.005)
     assert len((await encoding).token_ids) > 1_000_000
-    assert len(times) >= 3
-    assert sorted(times)[-2] < 0.05  # the last one meets the answer being serialized
+    # The last ones meet the answer, a message of megabytes, being written and read by this test.
+    assert len(times) >= 10
+    assert max(times[:-3]) < 0.05
 
 
 async def test_metrics_count_tokens(stub: Stub) -> None:

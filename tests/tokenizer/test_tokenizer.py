@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from mesh.errors import MeshError
 from mesh.lifecycle import StartupError
 from tests.tokenizer import templates
-from tests.tokenizer.conftest import ORDINARY, SPECIAL, MakeModel, train_tokenizer
+from tests.tokenizer.conftest import (
+    ORDINARY,
+    SPECIAL,
+    MakeModel,
+    train_sentencepiece,
+    train_tokenizer,
+)
 from tests.tokenizer.test_template import TOOLS, budget, conversation, transformers_tokenizer
 from tokenizer.control_tokens import MARK_END, MARK_START, ControlTokens
 from tokenizer.files import TokenizerFiles, files_sha256, read_files
@@ -112,6 +118,21 @@ def test_forged_tokens_are_encoded_as_transformers_can(make_model: MakeModel, na
     )
     ours = Tokenizer("m", read_files(str(folder)))
     assert ours.encode_conversation(conversation(messages), budget()) == theirs
+
+
+@pytest.mark.parametrize("kind", ["first", "always", "normalizer"])
+@pytest.mark.parametrize("name", ["chatml", "mistral"])
+def test_texts_between_forged_tokens_get_no_space(
+    make_model: MakeModel, name: str, kind: str
+) -> None:
+    """With a tokenizer that puts a space before texts, the ids are transformers' too."""
+    files = {"tokenizer.json": train_sentencepiece(kind).to_str()}
+    folder = make_model(templates.ALL[name], files)
+    theirs = transformers_tokenizer(folder).apply_chat_template(
+        FORGED[:1], add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+    )
+    ours = Tokenizer("m", read_files(str(folder)))
+    assert ours.encode_conversation(conversation(FORGED[:1]), budget()) == theirs
 
 
 def test_forging_by_tools_and_variables_fails_too(load_tokenizer: LoadTokenizer) -> None:
