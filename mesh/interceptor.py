@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # generic in the stubs only
 # Asked all the time, and answered by libraries: they need none of this.
 UNWATCHED_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
 
+DEADLINE_TOLERANCE_SECONDS = 0.05
+"""The caller's clock runs first: its cancellation may come this long before our own deadline."""
+
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Runs each handler in its request's context and turns what it raises into a status.
@@ -122,7 +125,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                     self._refuse_if_draining()
                     return await call(request, context)
                 except asyncio.CancelledError:
-                    code = grpc.StatusCode.CANCELLED
+                    code = _code_of_cancellation(current)
                     if not self._cutting_off:
                         raise
                     code, description = grpc.StatusCode.UNAVAILABLE, "cut off by the drain"
@@ -158,6 +161,14 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         self._tasks.discard(task)
         if not self._tasks:
             self._idle.set()
+
+
+def _code_of_cancellation(request: RequestContext) -> grpc.StatusCode:
+    """gRPC cancels a handler alike when its caller goes and when its time is up."""
+    remaining = request.remaining()
+    if remaining is not None and remaining <= DEADLINE_TOLERANCE_SECONDS:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
 
 
 def _as_mesh_error(error: Exception, method: str) -> MeshError:

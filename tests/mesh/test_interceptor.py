@@ -125,6 +125,20 @@ async def test_a_cancelled_stream_ends_as_cancelled(
     assert span.status.status_code is StatusCode.UNSET
 
 
+async def test_a_call_whose_time_is_up_ends_as_such(
+    stub: Stub, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A passed deadline is told apart from a caller that went away, and is an error."""
+    caplog.set_level("INFO", "mesh.rpc")
+    with pytest.raises(MeshError):
+        await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(), timeout=0.2)
+    span = await server_span(spans)
+    [line] = [record for record in caplog.records if record.getMessage() == "request finished"]
+    assert (span.attributes or {})["rpc.grpc.status_code"] == 4
+    assert span.status.status_code is StatusCode.ERROR
+    assert vars(line)["code"] == "DEADLINE_EXCEEDED"
+
+
 async def test_a_drain_ends_streams_as_unavailable(
     served: Served, stub: Stub, spans: InMemorySpanExporter
 ) -> None:
