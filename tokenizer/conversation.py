@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeAlias
 
-from mesh.errors import invalid
+from mesh.errors import MeshError, invalid
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 Message: TypeAlias = dict[str, Json]
@@ -18,6 +18,9 @@ RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
 """Variables that the rest of the request decides."""
+
+MAX_DEPTH = 100
+"""Deepest nesting of JSON; what renders it is recursive."""
 
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -121,11 +124,26 @@ def _tool_calls(index: int, tool_calls_json: str) -> list[Json]:
 def _parse(text: str, name: str) -> Json:
     try:
         value: Json = json.loads(text)
-    except RecursionError as error:
-        raise invalid(name, f"{name} is nested too deeply") from error
+    except RecursionError:
+        raise _too_deep(name) from None
     except ValueError as error:
         raise invalid(name, f"{name} must be JSON: {error}") from error
+    level: list[Json] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+    if level:
+        raise _too_deep(name)
     return value
+
+
+def _too_deep(name: str) -> MeshError:
+    return invalid(name, f"{name} must be nested at most {MAX_DEPTH} deep, given more")
+
+
+def _children(value: Json) -> list[Json]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _map_values(values: dict[str, Json], change: Callable[[str], str]) -> dict[str, Json]:

@@ -12,8 +12,13 @@ from typing import TypeAlias
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client import REGISTRY
 
+from mesh import tracing
 from mesh.channel import call_unary, open_stream
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
@@ -72,7 +77,8 @@ USER = Message(role="user", content="Hi")
         (chat(Message(role="us er")), "messages[0].role", "given 'us er'"),
         (chat(USER, tools_json="{"), "tools_json", "tools_json must be JSON: "),
         (chat(USER, tools_json="[1]"), "tools_json", "must be an array of objects"),
-        (chat(USER, tools_json="[" * 100_000), "tools_json", "nested too deeply"),
+        (chat(USER, tools_json="[" * 100_000), "tools_json", "nested at most 100 deep"),
+        (chat(USER, tools_json="[" * 101 + "]" * 101), "tools_json", "nested at most 100 deep"),
         (chat(USER, template_kwargs_json="[]"), "template_kwargs_json", "given an array"),
         (
             chat(USER, template_kwargs_json='{"messages": []}'),
@@ -189,6 +195,21 @@ async def test_metrics_count_tokens(stub: Stub) -> None:
     num_tokens = len(encoded.token_ids)
     assert value("tokenizer_tokens_total", operation="encode") == tokens + num_tokens
     assert value("tokenizer_encode_seconds_count", input="chat") == count + 1
+
+
+async def test_the_span_has_counts(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The RPC's span says how much was encoded."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ALWAYS_ON)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
+    encoded = await call_unary(stub.Encode, chat(USER))
+    await eventually(lambda: bool(exporter.get_finished_spans()), "span")
+    [span] = exporter.get_finished_spans()
+    attributes = span.attributes or {}
+    assert attributes["weir.tokenizer.input"] == "chat"
+    assert attributes["weir.tokenizer.num_characters"] == 6
+    assert attributes["weir.tokenizer.num_tokens"] == len(encoded.token_ids)
 
 
 async def test_the_access_line_has_counts(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
