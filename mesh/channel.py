@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 import grpc.aio
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from mesh.context import REQUEST_ID_METADATA, current_request
-from mesh.errors import from_rpc_error
+from mesh.errors import ErrorKind, MeshError, from_rpc_error
 from mesh.tracing import client_span, not_health_check
 from mesh.transport import channel_options
 
@@ -44,12 +45,43 @@ async def call_unary(
         raise from_rpc_error(error) from error
 
 
+class ResponseStream(Generic[Response]):
+    """The responses of a call, as an asynchronous iterator that raises MeshError."""
+
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Response]) -> None:
+        self._call = call
+        self._called_off = False
+
+    def __aiter__(self) -> ResponseStream[Response]:
+        return self
+
+    async def __anext__(self) -> Response:
+        try:
+            response = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            # gRPC raises the same for a call that was cancelled here and for a reader that was.
+            task = asyncio.current_task()
+            if self._called_off and (task is None or not task.cancelling()):
+                raise MeshError(ErrorKind.CANCELLED, "the call was called off") from None
+            raise
+        if response is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return cast("Response", response)
+
+    def cancel(self) -> None:
+        """Calls the call off; a reader that waits gets MeshError (CANCELLED)."""
+        self._called_off = True
+        self._call.cancel()
+
+
 @asynccontextmanager
 async def open_stream(
     method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
     request: Request,
     timeout: float | None = None,
-) -> AsyncIterator[AsyncIterator[Response]]:
+) -> AsyncIterator[ResponseStream[Response]]:
     """Opens a response stream; leaving the block in any way cancels what is left of the call.
 
     Reading raises MeshError. `timeout` (seconds) shortens the request's deadline.
@@ -62,17 +94,9 @@ async def open_stream(
     with client_span(_method_name(method), metadata):
         call = method(request, metadata=metadata, timeout=_timeout(timeout))
         try:
-            yield _responses(call)
+            yield ResponseStream(call)
         finally:
             call.cancel()
-
-
-async def _responses(call: grpc.aio.UnaryStreamCall[Any, Response]) -> AsyncIterator[Response]:
-    try:
-        async for response in call:
-            yield response
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
 
 
 def _metadata() -> list[tuple[str, str]]:

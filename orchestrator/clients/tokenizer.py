@@ -1,0 +1,121 @@
+"""The tokenizer service: encodes there, and hands out its files so that decoding happens here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grpc.aio
+from tokenizers import Tokenizer
+
+from mesh.channel import call_unary, open_stream
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+
+SERVICE = "mesh.v1.TokenizerService"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatMessage:
+    """One message of a conversation, as in the contract."""
+
+    role: str
+    content: str
+    name: str = ""
+    tool_calls_json: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation for the model's own template."""
+
+    messages: Sequence[ChatMessage]
+    tools_json: str = ""
+    continue_final_message: bool = False
+    template_kwargs_json: str = ""
+
+
+class Encoded(NamedTuple):
+    """Token ids, and the tokenizer that they belong to."""
+
+    token_ids: Sequence[int]
+    tokenizer: Tokenizer
+
+
+class TokenizerClient:
+    """Encodes over the channel and keeps the tokenizer that decodes what comes back."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        """`channel` stays its owner's."""
+        self._stub: tokenizer_pb2_grpc.TokenizerServiceAsyncStub
+        self._stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+        self._sha256 = ""
+        self._tokenizer: Tokenizer | None = None
+        self._fetching = asyncio.Lock()
+
+    async def encode_chat(self, prompt: ChatPrompt) -> Encoded:
+        """The ids of a conversation. Raises MeshError, also for what the template refuses."""
+        message = common_pb2.ChatPrompt(
+            messages=[
+                common_pb2.ChatMessage(
+                    role=each.role,
+                    content=each.content,
+                    name=each.name,
+                    tool_calls_json=each.tool_calls_json,
+                    tool_call_id=each.tool_call_id,
+                )
+                for each in prompt.messages
+            ],
+            tools_json=prompt.tools_json,
+            continue_final_message=prompt.continue_final_message,
+            template_kwargs_json=prompt.template_kwargs_json,
+        )
+        return await self._encode(tokenizer_pb2.EncodeRequest(chat=message))
+
+    async def encode_text(self, text: str) -> Encoded:
+        """The ids of raw text, with the tokenizer's own special tokens around it."""
+        return await self._encode(tokenizer_pb2.EncodeRequest(text=text, add_special_tokens=True))
+
+    async def current(self) -> Tokenizer:
+        """The tokenizer that the service serves, fetched once."""
+        return self._tokenizer or await self._fetch("")
+
+    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> Encoded:
+        response = await call_unary(self._stub.Encode, request)
+        tokenizer = self._tokenizer
+        if tokenizer is None or response.tokenizer_sha256 != self._sha256:
+            tokenizer = await self._fetch(response.tokenizer_sha256)
+        return Encoded(response.token_ids, tokenizer)
+
+    async def _fetch(self, wanted: str) -> Tokenizer:
+        """The tokenizer with this SHA-256, or any for "". One fetch at a time."""
+        async with self._fetching:
+            if self._tokenizer is not None and wanted in ("", self._sha256):
+                return self._tokenizer
+            files: dict[str, bytearray] = {}
+            sha256 = ""
+            request = tokenizer_pb2.GetTokenizerRequest()
+            async with open_stream(self._stub.GetTokenizer, request) as pieces:
+                async for piece in pieces:
+                    sha256 = piece.tokenizer_sha256
+                    files.setdefault(piece.file_name, bytearray()).extend(piece.data)
+            if wanted not in ("", sha256):
+                # The tokenizer changed between the two calls; the caller's next try meets one.
+                raise MeshError(ErrorKind.UNAVAILABLE, "the tokenizer is being replaced")
+            self._tokenizer = await asyncio.to_thread(_load, files)
+            self._sha256 = sha256
+            return self._tokenizer
+
+
+def _load(files: dict[str, bytearray]) -> Tokenizer:
+    content = files.get("tokenizer.json")
+    if content is None:
+        raise MeshError(ErrorKind.INTERNAL, "the tokenizer service sent no tokenizer.json")
+    # Cutting or padding prompts is not the tokenizer's business here.
+    settings = json.loads(bytes(content))
+    settings["truncation"] = settings["padding"] = None
+    return Tokenizer.from_str(json.dumps(settings))

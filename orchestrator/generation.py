@@ -1,0 +1,105 @@
+"""The values that pass between the pipeline and its clients; no protobuf, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to draw; a field that is None is left to the served model. Bounds: `validation`."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    num_logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+
+class Usage(NamedTuple):
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class TokenLogprob(NamedTuple):
+    """A token, the log of its probability, and the likeliest alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenChunk(NamedTuple):
+    """Tokens that were ready; `logprobs` is empty or as long as `token_ids`."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprob] = ()
+
+
+class TokenFinish(NamedTuple):
+    """The end of a stream of tokens."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+class ModelInfo(NamedTuple):
+    """What a replica serves."""
+
+    name: str
+    context_length: int
+    eos_token_ids: frozenset[int] = frozenset()
+
+
+class Started(NamedTuple):
+    """A replica has accepted the request."""
+
+    model: str
+    prompt_tokens: int
+
+
+class DeltaLogprob(NamedTuple):
+    """A token as text and bytes, and how likely it was."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: tuple[DeltaLogprob, ...] = ()
+
+
+class Delta(NamedTuple):
+    """A piece of text, and how many tokens it took."""
+
+    text: str
+    num_tokens: int
+    logprobs: Sequence[DeltaLogprob] = ()
+
+
+class Finish(NamedTuple):
+    """The end of a generation."""
+
+    reason: FinishReason
+    usage: Usage

@@ -1,0 +1,61 @@
+"""What the orchestrator can be told."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from mesh.settings import Address, ServiceSettings
+
+TOKENIZER_PORT = 50052
+INFERENCE_PORT = 50053
+
+
+class OrchestratorSettings(ServiceSettings):
+    """Variables `ORCHESTRATOR_…` and flags of the same names; the upstreams' have no prefix."""
+
+    model_config = SettingsConfigDict(env_prefix="ORCHESTRATOR_")
+
+    listen: Address = Field("127.0.0.1:50051", description="Address to serve on, HOST:PORT.")
+    tokenizer_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        validation_alias="tokenizer_host",
+        description="The tokenizer, HOST or HOST:PORT (default port 50052).",
+    )
+    inference_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        validation_alias="inference_host",
+        description="The engines: HOST or HOST:PORT (default port 50053), several separated by "
+        "commas; each address that a name resolves to is a replica.",
+    )
+    max_concurrent_requests: int = Field(
+        64, ge=1, le=100_000, description="Requests worked on at once; beyond it: refused."
+    )
+    index: str = Field(
+        "", description="Search index made by `python -m orchestrator.index`; empty: no search."
+    )
+    retrieval_timeout_seconds: float = Field(
+        2.0, gt=0, description="Most time to look for documents; then the answer has none."
+    )
+    dns_refresh_seconds: float = Field(
+        5.0, gt=0, description="How often the engines' names are looked up."
+    )
+
+    @property
+    def tokenizer_target(self) -> str:
+        """The tokenizer, as a gRPC target."""
+        return with_port(self.tokenizer_host, TOKENIZER_PORT)
+
+    @property
+    def inference_targets(self) -> tuple[str, ...]:
+        """The engines' names, each HOST:PORT."""
+        names = (name.strip() for name in self.inference_host.split(","))
+        return tuple(with_port(name, INFERENCE_PORT) for name in names if name)
+
+
+def with_port(host: str, port: int) -> str:
+    """HOST:PORT of `host`, which may already have a port; IPv6 addresses stand in brackets."""
+    has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
+    return host if has_port else f"{host}:{port}"

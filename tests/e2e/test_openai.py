@@ -1,0 +1,79 @@
+"""The official OpenAI client against the four processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+
+from tests.e2e.stack import Stack
+
+MESSAGES = [
+    {
+        "role": "user",
+        "content": (
+            "Question: capital of France\n\nSources:\n\n[1] France\n"
+            "The capital of France is Paris. [1]\nFrance makes many kinds of cheese. [1]\n\n"
+            "Question: capital of France"
+        ),
+    }
+]
+
+
+@pytest.fixture
+async def openai_client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The client, told nothing but the address."""
+    async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        yield client
+
+
+async def test_chat_streams_what_it_answers_in_one_piece(
+    openai_client: openai.AsyncOpenAI,
+) -> None:
+    """The concatenated deltas are the message; usage comes when asked for."""
+    create = openai_client.chat.completions.create
+    whole = await create(model="demo", messages=MESSAGES, temperature=0)  # type: ignore[call-overload]
+    stream = await create(  # type: ignore[call-overload]
+        model="demo",
+        messages=MESSAGES,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(deltas) == whole.choices[0].message.content
+    assert "Paris" in whole.choices[0].message.content
+    assert whole.choices[0].finish_reason == "stop"
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage.completion_tokens > 0
+
+
+async def test_completions_and_models_answer(openai_client: openai.AsyncOpenAI) -> None:
+    """The other endpoints speak the client's types."""
+    models = [model.id async for model in openai_client.models.list()]
+    completion = await openai_client.completions.create(
+        model="demo", prompt="The", max_tokens=4, temperature=0
+    )
+    assert models == ["demo"]
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens <= 4
+
+
+async def test_an_unknown_model_is_the_clients_own_exception(
+    openai_client: openai.AsyncOpenAI,
+) -> None:
+    """Errors map to the exception classes that users of the client catch."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        await openai_client.chat.completions.create(
+            model="nobody",
+            messages=MESSAGES,  # type: ignore[arg-type]
+        )
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        await openai_client.chat.completions.create(
+            model="demo",
+            messages=MESSAGES,  # type: ignore[arg-type]
+            max_tokens=-1,
+        )

@@ -1,0 +1,55 @@
+"""Start and end of the processes themselves."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.stack import Stack
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_four_cleanly(
+    tmp_path: Path, index: Path, number: signal.Signals
+) -> None:
+    """Every process exits with 0 and without a traceback, also with a stream in flight."""
+    stack = Stack(tmp_path, index, {f"{s}_DRAIN_SECONDS": "1" for s in ("INFERENCE", "GATEWAY")})
+    try:
+        stack.start()
+        stack.wait_ready()
+        body = {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        url = f"{stack.url}/v1/completions"
+        with httpx.stream("POST", url, json=body, timeout=30, trust_env=False) as response:
+            assert response.status_code == 200
+            next(response.iter_lines())
+            codes = stack.stop(number)
+    finally:
+        stack.stop(signal.SIGKILL)
+    logs = {name: stack.log(name).read_text() for name in codes}
+    assert codes == dict.fromkeys(codes, 0)
+    assert not [name for name, log in logs.items() if "Traceback" in log], logs
+
+
+@pytest.mark.timeout(120)
+def test_not_ready_until_a_token_can_be_produced(tmp_path: Path) -> None:
+    """Without an engine the gateway lives but is not ready; with one it becomes so."""
+    stack = Stack(tmp_path, None, {})
+    try:
+        stack.start("gateway", "orchestrator", "tokenizer")
+        wait_alive(stack)
+        assert httpx.get(f"{stack.url}/readyz", trust_env=False).status_code == 503
+        stack.start("inference")
+        stack.wait_ready()
+    finally:
+        stack.stop()
+
+
+def wait_alive(stack: Stack) -> None:
+    """Returns once the gateway's process answers at all."""
+    transport = httpx.HTTPTransport(retries=8)
+    with httpx.Client(transport=transport, trust_env=False) as client:
+        assert client.get(f"{stack.url}/livez").status_code == 200

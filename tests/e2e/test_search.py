@@ -1,0 +1,183 @@
+"""A search through all four processes, as the quickstart makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.v1 import inference_pb2, inference_pb2_grpc
+from tests.e2e.sse import Event, events
+
+QUERIES = ("AI", "kubernetes", "what is backpressure", "gRPC", "tracing", "attention", "TLS", "DNS")
+
+
+async def search(client: httpx.AsyncClient, query: str) -> list[Event]:
+    """All events of a streamed search."""
+    params = {"query": query, "streaming": "true"}
+    async with client.stream("GET", "/api/v1/search", params=params) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert re.fullmatch("[0-9a-f]{32}", response.headers["x-trace-id"])
+        return [event async for event in events(response)]
+
+
+def text_of(stream: list[Event]) -> str:
+    """The summary that a stream spells."""
+    return "".join(event.data["token"] for event in stream if event.name == "token")
+
+
+async def test_a_search_gives_results_then_tokens_then_the_end(client: httpx.AsyncClient) -> None:
+    """The stream has the documented events in the documented order."""
+    stream = await search(client, "AI")
+    names = [event.name for event in stream]
+    assert names[0] == "search_results"
+    assert names[-1] == "complete"
+    assert set(names[1:-1]) == {"token"}
+    assert [event.data["position"] for event in stream[1:-1]] == list(range(len(stream) - 2))
+    results = stream[0].data["results"]
+    assert [result["position"] for result in results] == list(range(1, len(results) + 1))
+    assert all(result["title"] and result["url"] and result["snippet"] for result in results)
+    end = stream[-1].data
+    assert end["finish_reason"] == "stop"
+    assert end["usage"]["prompt_tokens"] > 100
+    assert end["usage"]["completion_tokens"] >= len(stream) - 2
+    assert end["request_id"]
+    assert re.fullmatch("[0-9a-f]{32}", end["trace_id"])
+    assert end["citations"] == sorted({int(n) for n in re.findall(r"\[(\d+)\]", text_of(stream))})
+
+
+async def test_the_summary_quotes_the_documents(client: httpx.AsyncClient) -> None:
+    """The text is whole sentences, each with the number of a document that was found."""
+    stream = await search(client, "AI")
+    sentences = re.findall(r"(.+?[.!?]) \[(\d+)\](?: |$)", text_of(stream))
+    assert len(sentences) >= 1
+    assert "".join(f"{s} [{n}]" for s, n in sentences) == text_of(stream).replace("] ", "]")
+    assert all(1 <= int(number) <= len(stream[0].data["results"]) for _, number in sentences)
+    assert all(sentence[0].isupper() for sentence, _ in sentences)
+
+
+async def test_tokens_arrive_as_they_are_generated(client: httpx.AsyncClient) -> None:
+    """The answer comes over time, not in one burst at its end."""
+    stream = await search(client, "what is backpressure")
+    tokens = [event for event in stream if event.name == "token"]
+    arrivals = {round(event.at, 3) for event in tokens}
+    assert len(tokens) >= 10
+    assert len(arrivals) >= len(tokens) / 3
+    assert tokens[0].at < tokens[len(tokens) // 2].at < tokens[-1].at
+
+
+async def test_eight_searches_stream_side_by_side(client: httpx.AsyncClient) -> None:
+    """Each of eight concurrent streams is alive before any of them ends."""
+    streams = await asyncio.gather(*(search(client, query) for query in QUERIES))
+    first_tokens = [next(e.at for e in stream if e.name == "token") for stream in streams]
+    ends = [stream[-1].at for stream in streams]
+    assert all(stream[-1].name == "complete" for stream in streams)
+    assert sorted(first_tokens)[len(streams) // 2] < max(ends)
+    alone = [text_of(await search(client, query)) for query in QUERIES[:2]]
+    assert [text_of(stream) for stream in streams[:2]] == alone
+
+
+async def test_json_says_the_same_as_the_stream(client: httpx.AsyncClient) -> None:
+    """Without streaming the same answer comes as one object."""
+    stream = await search(client, "kubernetes")
+    answer = (await client.get("/api/v1/search", params={"query": "kubernetes"})).json()
+    assert answer["status"] == "completed"
+    assert answer["summary"] == text_of(stream)
+    assert answer["search_results"] == stream[0].data["results"]
+    assert answer["citations"] == stream[-1].data["citations"]
+
+
+async def test_nothing_found_is_said(client: httpx.AsyncClient) -> None:
+    """A query that no document answers gets no results and a sentence that says so."""
+    answer = (await client.get("/api/v1/search", params={"query": "zzzqqq xylophonist"})).json()
+    assert answer["search_results"] == []
+    assert answer["summary"] == "Nothing was found about this in the sources."
+    assert answer["citations"] == []
+
+
+async def test_closing_the_connection_frees_the_sequence(
+    client: httpx.AsyncClient, inference: inference_pb2_grpc.InferenceServiceAsyncStub
+) -> None:
+    """A client that leaves in mid-stream leaves nothing behind in the engine."""
+    body = {"model": "demo", "prompt": "Once", "max_tokens": 1500, "stream": True}
+    request = {"json": {**body, "ignore_eos": True}}
+    async with client.stream("POST", "/v1/completions", **request) as response:  # type: ignore[arg-type]
+        async for _ in events(response):
+            break
+        assert (await load(inference)).num_requests_running == 1
+    async with asyncio.timeout(2):
+        while (state := await load(inference)).num_requests_running:
+            await asyncio.sleep(0.01)
+    assert state.num_requests_waiting == 0
+    assert state.kv_cache_usage == 0
+
+
+async def load(
+    inference: inference_pb2_grpc.InferenceServiceAsyncStub,
+) -> inference_pb2.GetLoadResponse:
+    """The engine's own account of what it is doing."""
+    return await inference.GetLoad(inference_pb2.GetLoadRequest())
+
+
+BAD_SEARCHES: list[tuple[dict[str, Any], str]] = [
+    ({}, "query"),
+    ({"query": ""}, "query"),
+    ({"query": "   "}, "query"),
+    ({"query": "a" * 501}, "501"),
+    ({"query": "AI", "num_results": "0"}, "num_results"),
+    ({"query": "AI", "num_results": "21"}, "21"),
+    ({"query": "AI", "max_tokens": "-1"}, "max_tokens"),
+    ({"query": "AI", "streaming": "maybe"}, "streaming"),
+]
+
+
+@pytest.mark.parametrize(("params", "named"), BAD_SEARCHES)
+async def test_a_bad_search_is_refused(
+    client: httpx.AsyncClient, params: dict[str, Any], named: str
+) -> None:
+    """The answer is 400 and names the field or the value; the service goes on."""
+    response = await client.get("/api/v1/search", params=params)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["type"] == "invalid_request_error"
+    assert named in error["message"]
+    assert (await client.get("/readyz")).status_code == 200
+
+
+BAD_CHATS: list[tuple[bytes, int, str]] = [
+    (b'{"model": "demo", "messages": [', 400, "JSON"),
+    (b'{"model": "nobody", "messages": [{"role": "user", "content": "Hi"}]}', 404, "nobody"),
+    (b'{"model": "demo", "messages": []}', 400, "messages"),
+    (b'{"model": "demo", "messages": "Hi"}', 400, "messages"),
+    (
+        b'{"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": -1}',
+        400,
+        "max_tokens",
+    ),
+    (
+        b'{"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "temperature": "x"}',
+        400,
+        "temperature",
+    ),
+    (
+        b'{"model": "demo", "messages": [{"role": "user", "content": "%s"}]}' % (b"word " * 9000),
+        400,
+        "context",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "named"), BAD_CHATS)
+async def test_a_bad_chat_is_refused(
+    client: httpx.AsyncClient, body: bytes, status: int, named: str
+) -> None:
+    """The answer is a 4xx with a message that names what is wrong; the service goes on."""
+    headers = {"content-type": "application/json"}
+    response = await client.post("/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == status
+    assert named in response.json()["error"]["message"]
+    assert (await client.get("/readyz")).status_code == 200
