@@ -1,0 +1,171 @@
+"""One engine: its channel, its health, what it serves, and streams of tokens from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.channel import ResponseStream, call_unary, open_channel, open_stream
+from mesh.errors import MeshError
+from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from orchestrator.generation import (
+    FinishReason,
+    ModelInfo,
+    Sampling,
+    TokenChunk,
+    TokenFinish,
+    TokenLogprob,
+    Usage,
+)
+
+logger = logging.getLogger("orchestrator.replica")
+
+SERVICE = "mesh.v1.InferenceService"
+RETRY_SECONDS = 0.2
+"""Between two tries to watch the health of a replica that does not answer."""
+
+_REASONS = {
+    common_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    common_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    common_pb2.FINISH_REASON_ABORT: FinishReason.ABORT,
+}
+
+
+class TokenStream:
+    """The tokens of one generation, as an asynchronous iterator; the last item is the finish."""
+
+    def __init__(
+        self, responses: ResponseStream[inference_pb2.InferenceServiceGenerateResponse]
+    ) -> None:
+        self._responses = responses
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenChunk | TokenFinish:
+        response = await anext(self._responses)
+        if response.HasField("finish"):
+            usage = response.finish.usage
+            return TokenFinish(
+                _REASONS[response.finish.reason],
+                Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
+            )
+        chunk = response.chunk
+        if not chunk.logprobs:
+            return TokenChunk(chunk.token_ids)
+        return TokenChunk(chunk.token_ids, [_logprob(each) for each in chunk.logprobs])
+
+    def cancel(self) -> None:
+        """Calls the generation off; a reader gets MeshError (CANCELLED)."""
+        self._responses.cancel()
+
+
+class Replica:
+    """An engine at one address. `watch` must run for it to become ready."""
+
+    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
+        """`on_change` is called whenever `ready` changes."""
+        self.address = address
+        self.model: ModelInfo | None = None
+        self.outstanding_tokens = 0
+        """Prompt and completion tokens of the requests that this orchestrator has there."""
+        self._serving = False
+        self._on_change = on_change
+        self._channel = open_channel(address)
+        self._stub: inference_pb2_grpc.InferenceServiceAsyncStub
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(self._channel)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now, as far as is known."""
+        return self._serving and self.model is not None
+
+    async def watch(self) -> None:
+        """Follows the replica's health until cancelled; closes the channel then."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        try:
+            while True:
+                try:
+                    async for update in self._health.Watch(request, wait_for_ready=True):
+                        await self._update(update.status == health_pb2.HealthCheckResponse.SERVING)
+                except (grpc.aio.AioRpcError, MeshError) as error:
+                    logger.debug("health watch failed", extra={"error": str(error)})
+                self._set_serving(False)
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            self._set_serving(False)
+            await self._channel.close()
+
+    def suspect(self) -> None:
+        """A call has just failed: not ready until its health says so again."""
+        self._set_serving(False)
+
+    async def confirm(self) -> None:
+        """Asks for the health now, instead of waiting for the watch to tell."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        try:
+            response = await self._health.Check(request, timeout=1.0)
+        except grpc.aio.AioRpcError:
+            return
+        await self._update(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    @asynccontextmanager
+    async def generate(
+        self, token_ids: Sequence[int], sampling: Sampling, num_resumed_tokens: int
+    ) -> AsyncIterator[TokenStream]:
+        """Opens a stream of tokens; leaving the block cancels it. Reading raises MeshError."""
+        request = inference_pb2.InferenceServiceGenerateRequest(
+            token_ids=token_ids,
+            sampling=_sampling(sampling),
+            num_resumed_tokens=num_resumed_tokens,
+        )
+        async with open_stream(self._stub.Generate, request) as responses:
+            yield TokenStream(responses)
+
+    async def _update(self, serving: bool) -> None:
+        if serving and self.model is None:
+            info = await call_unary(self._stub.GetModel, inference_pb2.GetModelRequest(), timeout=5)
+            eos = frozenset(info.eos_token_ids)
+            self.model = ModelInfo(info.name, info.context_length, eos)
+        self._set_serving(serving)
+
+    def _set_serving(self, serving: bool) -> None:
+        if serving != self._serving:
+            self._serving = serving
+            if not serving:
+                # A replica that comes back may serve something else.
+                self.model = None
+            level = logging.INFO if serving else logging.WARNING
+            message = "replica ready" if serving else "replica lost"
+            logger.log(level, message, extra={"address": self.address})
+            self._on_change()
+
+
+def _sampling(sampling: Sampling) -> common_pb2.SamplingParams:
+    return common_pb2.SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        num_logprobs=sampling.num_logprobs,
+        logit_bias=sampling.logit_bias,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        min_tokens=sampling.min_tokens,
+    )
+
+
+def _logprob(message: common_pb2.TokenLogprob) -> TokenLogprob:
+    top = tuple((each.token_id, each.logprob) for each in message.top)
+    return TokenLogprob(message.token_id, message.logprob, top)

@@ -1,0 +1,153 @@
+"""The engines behind this orchestrator: found by DNS, watched, and chosen between."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import NamedTuple
+
+from mesh.errors import ErrorKind, MeshError
+from orchestrator import metrics
+from orchestrator.clients.replica import Replica
+from orchestrator.generation import ModelInfo
+
+logger = logging.getLogger("orchestrator.replicas")
+
+AFFINITY_TOKENS = 64
+"""How much of a prompt's beginning decides which replica it prefers: what requests of one
+template or one conversation share, and a prefix cache can reuse."""
+
+NOT_READY_RETRY_SECONDS = 1.0
+
+
+class Member(NamedTuple):
+    """A replica and the task that watches it."""
+
+    replica: Replica
+    watching: asyncio.Task[None]
+
+
+class Replicas:
+    """All replicas of all models. `running` must be entered for any to be found."""
+
+    def __init__(self, targets: Sequence[str], refresh_seconds: float) -> None:
+        """`targets` are HOST:PORT; each address that a host resolves to is a replica."""
+        self._targets = targets
+        self._refresh_seconds = refresh_seconds
+        self._members: dict[str, Member] = {}
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Looks replicas up and watches them inside the block."""
+        await self._refresh()
+        refreshing = asyncio.create_task(self._keep_refreshing(), name="replicas")
+        try:
+            yield
+        finally:
+            tasks = [refreshing, *(member.watching for member in self._members.values())]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._members.clear()
+
+    @property
+    def ready(self) -> list[Replica]:
+        """Those that take requests now."""
+        return [member.replica for member in self._members.values() if member.replica.ready]
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        """What is served now, by name."""
+        served = (replica.model for replica in self.ready)
+        return {model.name: model for model in served if model is not None}
+
+    async def wait_changed(self) -> None:
+        """Returns at the next change of what is ready."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def pick(
+        self, model: str, token_ids: Sequence[int], excluded: Collection[Replica] = ()
+    ) -> Replica:
+        """The best replica of `model` for this prompt. Raises MeshError (UNAVAILABLE).
+
+        Least outstanding tokens, but the replica that the prompt's beginning prefers wins while
+        it has at most this prompt's length more: so much does a cached prefix save, at best.
+        """
+        candidates = [
+            replica
+            for replica in self.ready
+            if replica not in excluded and replica.model is not None and replica.model.name == model
+        ]
+        if not candidates:
+            raise MeshError(
+                ErrorKind.UNAVAILABLE,
+                f"no engine is ready for model {model!r}",
+                retry_after=NOT_READY_RETRY_SECONDS,
+            )
+        least = min(replica.outstanding_tokens for replica in candidates)
+        near = [r for r in candidates if r.outstanding_tokens <= least + len(token_ids)]
+        prefix = ",".join(map(str, token_ids[:AFFINITY_TOKENS]))
+        return max(near, key=lambda replica: _preference(prefix, replica.address))
+
+    @contextmanager
+    def lease(self, replica: Replica, num_tokens: int) -> Iterator[None]:
+        """Counts a request's tokens as outstanding at `replica` inside the block."""
+        replica.outstanding_tokens += num_tokens
+        try:
+            yield
+        finally:
+            replica.outstanding_tokens -= num_tokens
+
+    async def _keep_refreshing(self) -> None:
+        while True:
+            await asyncio.sleep(self._refresh_seconds)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        found: set[str] = set()
+        for target in self._targets:
+            found |= await _resolve(target) or self._known(target)
+        for address in found - self._members.keys():
+            replica = Replica(address, self._notify)
+            watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
+            self._members[address] = Member(replica, watching)
+        for address in self._members.keys() - found:
+            # Its streams go on: they hold the channel's calls, and the watch closes it last.
+            member = self._members.pop(address)
+            member.watching.cancel()
+            await asyncio.gather(member.watching, return_exceptions=True)
+            self._notify()
+
+    def _known(self, target: str) -> set[str]:
+        """What a name gave before: DNS that fails must not end what works."""
+        port = target.rpartition(":")[2]
+        return {address for address in self._members if address.rpartition(":")[2] == port}
+
+    def _notify(self) -> None:
+        metrics.REPLICAS.set(len(self.ready))
+        self._changed.set()
+
+
+async def _resolve(target: str) -> set[str]:
+    host, _, port = target.rpartition(":")
+    loop = asyncio.get_running_loop()
+    try:
+        records = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        logger.warning("cannot resolve", extra={"target": target, "error": str(error)})
+        return set()
+    hosts = {str(record[4][0]) for record in records}
+    # A name with addresses of both families names the same machines twice.
+    preferred = {each for each in hosts if ":" not in each} or hosts
+    return {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in preferred}
+
+
+def _preference(prefix: str, address: str) -> bytes:
+    """Rendezvous hashing: a replica that comes or goes moves only its own share of prompts."""
+    return hashlib.blake2b(f"{prefix}@{address}".encode(), digest_size=8).digest()
