@@ -118,8 +118,11 @@ class Replicas:
             watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
             self._members[address] = Member(replica, watching)
         for address in self._members.keys() - found:
-            # Its streams go on: they hold the channel's calls, and the watch closes it last.
-            member = self._members.pop(address)
+            member = self._members[address]
+            if member.replica.outstanding_tokens:
+                # It drains: its channel must stay open until its last stream has ended.
+                continue
+            del self._members[address]
             member.watching.cancel()
             await asyncio.gather(member.watching, return_exceptions=True)
             self._notify()

@@ -1,0 +1,116 @@
+"""Checks what a caller asks for before any work is done on it.
+
+Messages name the field as OpenAI's API has it, the limit and the given value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mesh.errors import ErrorKind, MeshError, invalid
+from orchestrator.generation import ModelInfo, Sampling
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 256
+MAX_LOGPROBS = 20
+MAX_QUERY_CHARACTERS = 500
+MAX_RESULTS = 20
+DEFAULT_RESULTS = 5
+DEFAULT_SUMMARY_TOKENS = 256
+
+# Field, least value, greatest value.
+_BOUNDS = (
+    ("temperature", 0.0, 2.0),
+    ("min_p", 0.0, 1.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("num_logprobs", 0, MAX_LOGPROBS),
+)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises MeshError (INVALID_REQUEST) for the first value that is out of bounds."""
+    for name, low, high in _BOUNDS:
+        value = getattr(sampling, name)
+        if value is not None and not low <= value <= high:
+            public = "top_logprobs" if name == "num_logprobs" else name
+            raise invalid(public, f"{public} must be between {low:g} and {high:g}, given {value:g}")
+    if sampling.max_tokens is not None and sampling.max_tokens < 1:
+        raise invalid("max_tokens", f"max_tokens must be at least 1, given {sampling.max_tokens}")
+    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
+        raise invalid("top_p", f"top_p must be more than 0 and at most 1, given {sampling.top_p:g}")
+    penalty = sampling.repetition_penalty
+    if penalty is not None and not 0 < penalty <= 10:
+        raise invalid(
+            "repetition_penalty",
+            f"repetition_penalty must be more than 0 and at most 10, given {penalty:g}",
+        )
+    for token_id, bias in sampling.logit_bias.items():
+        if not (math.isfinite(bias) and -100 <= bias <= 100):
+            raise invalid(
+                "logit_bias",
+                f"logit_bias[{token_id}] must be between -100 and 100, given {bias:g}",
+            )
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Raises MeshError (INVALID_REQUEST) for too many, empty or very long stop strings."""
+    if len(stop) > MAX_STOP_STRINGS:
+        raise invalid(
+            "stop", f"stop must have at most {MAX_STOP_STRINGS} strings, given {len(stop)}"
+        )
+    for number, text in enumerate(stop):
+        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+            raise invalid(
+                "stop",
+                f"stop[{number}] must have 1 to {MAX_STOP_CHARACTERS} characters, given {len(text)}",
+            )
+
+
+def check_query(query: str) -> str:
+    """The query with white space trimmed; raises MeshError (INVALID_REQUEST) for a bad length."""
+    query = query.strip()
+    if not 1 <= len(query) <= MAX_QUERY_CHARACTERS:
+        raise invalid(
+            "query",
+            f"query must have 1 to {MAX_QUERY_CHARACTERS} characters, given {len(query)}",
+        )
+    return query
+
+
+def check_num_results(num_results: int) -> int:
+    """The number of results, 0 meaning the default; raises MeshError (INVALID_REQUEST)."""
+    if num_results > MAX_RESULTS:
+        raise invalid(
+            "num_results", f"num_results must be between 1 and {MAX_RESULTS}, given {num_results}"
+        )
+    return num_results or DEFAULT_RESULTS
+
+
+def room_for_completion(prompt_tokens: int, max_tokens: int | None, model: ModelInfo) -> int:
+    """How many tokens may be generated. Raises MeshError (CONTEXT_TOO_LONG) if they do not fit."""
+    limit = model.context_length
+    room = limit - prompt_tokens
+    if room < 1 or (max_tokens or 0) > room:
+        asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
+        raise MeshError(
+            ErrorKind.CONTEXT_TOO_LONG,
+            f"the context of model {model.name!r} is {limit} tokens; "
+            f"the prompt has {prompt_tokens}{asked}",
+            param="max_tokens" if room >= 1 else "messages",
+        )
+    return room if max_tokens is None else max_tokens
+
+
+def choose_model(name: str, served: Sequence[ModelInfo]) -> ModelInfo:
+    """The model of this name, or the only one for "". Raises MeshError (MODEL_NOT_FOUND)."""
+    if not name and len(served) >= 1:
+        return min(served, key=lambda model: model.name)
+    for model in served:
+        if model.name == name:
+            return model
+    names = ", ".join(sorted(model.name for model in served))
+    raise MeshError(
+        ErrorKind.MODEL_NOT_FOUND, f"no model {name!r} is served; there is {names}", param="model"
+    )
