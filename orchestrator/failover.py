@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from mesh.errors import ErrorKind, MeshError
 from orchestrator import metrics
@@ -25,7 +24,7 @@ async def generate(
     prompt: Sequence[int],
     sampling: Sampling,
     active: ActiveRequest,
-) -> AsyncIterator[TokenChunk | TokenFinish]:
+) -> AsyncGenerator[TokenChunk | TokenFinish, None]:
     """Tokens, then one finish. The first item has no tokens: a replica has accepted.
 
     If a replica is lost, another one gets the prompt and the tokens so far and goes on; it counts
@@ -100,8 +99,3 @@ async def _lose(replica: Replica, lost: list[Replica], error: MeshError, so_far:
             retry_after=1.0,
         ) from error
     metrics.FAILOVERS.inc()
-
-
-def resumed(sampling: Sampling, max_tokens: int) -> Sampling:
-    """The sampling with its limit made explicit: a replica that takes over needs the same one."""
-    return dataclasses.replace(sampling, max_tokens=max_tokens)

@@ -28,6 +28,7 @@ class ActiveRequest:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cancelled = False
+        self.first_token_seen = False
         self._started = time.monotonic()
         self._on_cancel: Callable[[], object] | None = None
 

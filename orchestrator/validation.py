@@ -64,7 +64,8 @@ def check_stop(stop: Sequence[str]) -> None:
         if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
             raise invalid(
                 "stop",
-                f"stop[{number}] must have 1 to {MAX_STOP_CHARACTERS} characters, given {len(text)}",
+                f"stop[{number}] must have 1 to {MAX_STOP_CHARACTERS} characters, "
+                f"given {len(text)}",
             )
 
 

@@ -75,6 +75,7 @@ class Replica:
         self.outstanding_tokens = 0
         """Prompt and completion tokens of the requests that this orchestrator has there."""
         self._serving = False
+        self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
         self._on_change = on_change
         self._channel = open_channel(address)
         self._stub: inference_pb2_grpc.InferenceServiceAsyncStub
@@ -91,10 +92,11 @@ class Replica:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             while True:
+                self._updates = ResponseStream(self._health.Watch(request, wait_for_ready=True))
                 try:
-                    async for update in self._health.Watch(request, wait_for_ready=True):
+                    async for update in self._updates:
                         await self._update(update.status == health_pb2.HealthCheckResponse.SERVING)
-                except (grpc.aio.AioRpcError, MeshError) as error:
+                except MeshError as error:
                     logger.debug("health watch failed", extra={"error": str(error)})
                 self._set_serving(False)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -105,6 +107,9 @@ class Replica:
     def suspect(self) -> None:
         """A call has just failed: not ready until its health says so again."""
         self._set_serving(False)
+        if self._updates is not None:
+            # A watch tells changes only; a new one tells how it is.
+            self._updates.cancel()
 
     async def confirm(self) -> None:
         """Asks for the health now, instead of waiting for the watch to tell."""

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from mesh.channel import call_unary, open_stream
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from orchestrator.detokenizer import Decoder
 
 SERVICE = "mesh.v1.TokenizerService"
 
@@ -40,10 +41,17 @@ class ChatPrompt:
 
 
 class Encoded(NamedTuple):
-    """Token ids, and the tokenizer that they belong to."""
+    """Token ids, and what turns their like back into text."""
 
     token_ids: Sequence[int]
+    decoder: Decoder
+
+
+class LocalTokenizer(NamedTuple):
+    """The service's tokenizer in this process."""
+
     tokenizer: Tokenizer
+    decoder: Decoder
 
 
 class TokenizerClient:
@@ -54,7 +62,7 @@ class TokenizerClient:
         self._stub: tokenizer_pb2_grpc.TokenizerServiceAsyncStub
         self._stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         self._sha256 = ""
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: LocalTokenizer | None = None
         self._fetching = asyncio.Lock()
 
     async def encode_chat(self, prompt: ChatPrompt) -> Encoded:
@@ -80,7 +88,7 @@ class TokenizerClient:
         """The ids of raw text, with the tokenizer's own special tokens around it."""
         return await self._encode(tokenizer_pb2.EncodeRequest(text=text, add_special_tokens=True))
 
-    async def current(self) -> Tokenizer:
+    async def current(self) -> LocalTokenizer:
         """The tokenizer that the service serves, fetched once."""
         return self._tokenizer or await self._fetch("")
 
@@ -89,9 +97,9 @@ class TokenizerClient:
         tokenizer = self._tokenizer
         if tokenizer is None or response.tokenizer_sha256 != self._sha256:
             tokenizer = await self._fetch(response.tokenizer_sha256)
-        return Encoded(response.token_ids, tokenizer)
+        return Encoded(response.token_ids, tokenizer.decoder)
 
-    async def _fetch(self, wanted: str) -> Tokenizer:
+    async def _fetch(self, wanted: str) -> LocalTokenizer:
         """The tokenizer with this SHA-256, or any for "". One fetch at a time."""
         async with self._fetching:
             if self._tokenizer is not None and wanted in ("", self._sha256):
@@ -111,11 +119,12 @@ class TokenizerClient:
             return self._tokenizer
 
 
-def _load(files: dict[str, bytearray]) -> Tokenizer:
+def _load(files: dict[str, bytearray]) -> LocalTokenizer:
     content = files.get("tokenizer.json")
     if content is None:
         raise MeshError(ErrorKind.INTERNAL, "the tokenizer service sent no tokenizer.json")
     # Cutting or padding prompts is not the tokenizer's business here.
     settings = json.loads(bytes(content))
     settings["truncation"] = settings["padding"] = None
-    return Tokenizer.from_str(json.dumps(settings))
+    tokenizer = Tokenizer.from_str(json.dumps(settings))
+    return LocalTokenizer(tokenizer, Decoder(tokenizer))

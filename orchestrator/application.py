@@ -1,0 +1,52 @@
+"""Puts the service together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mesh.channel import open_channel
+from mesh.lifecycle import StartupError
+from orchestrator.admission import Admission
+from orchestrator.clients.tokenizer import TokenizerClient
+from orchestrator.pipeline import Pipeline
+from orchestrator.readiness import Readiness
+from orchestrator.replicas import Replicas
+from orchestrator.requests import RequestTable
+from orchestrator.retrieval import IndexError_, IndexRetriever, NoRetriever, Retriever
+from orchestrator.search import Search
+from orchestrator.service import OrchestratorService
+from orchestrator.settings import OrchestratorSettings
+
+
+@asynccontextmanager
+async def application(settings: OrchestratorSettings) -> AsyncIterator[OrchestratorService]:
+    """Opens the index and the channels and yields the service. Raises StartupError."""
+    retriever = await asyncio.to_thread(_open_retriever, settings.index)
+    channel = open_channel(settings.tokenizer_target)
+    replicas = Replicas(settings.inference_targets, settings.dns_refresh_seconds)
+    requests = RequestTable()
+    tokenizer = TokenizerClient(channel)
+    try:
+        async with replicas.running():
+            pipeline = Pipeline(
+                admission=Admission(settings.max_concurrent_requests),
+                requests=requests,
+                tokenizer=tokenizer,
+                replicas=replicas,
+                search=Search(retriever, tokenizer, settings.retrieval_timeout_seconds),
+            )
+            yield OrchestratorService(pipeline, requests, replicas, Readiness(channel, replicas))
+    finally:
+        await channel.close()
+        await retriever.close()
+
+
+def _open_retriever(index: str) -> Retriever:
+    if not index:
+        return NoRetriever()
+    try:
+        return IndexRetriever(index)
+    except IndexError_ as error:
+        raise StartupError(f"ORCHESTRATOR_INDEX: {error}") from error

@@ -1,0 +1,216 @@
+"""The way of a request: admitted, its prompt made and encoded, generated, told as text.
+
+Each method is one visible block; leaving it in any way gives back all that the request held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import NamedTuple
+
+from opentelemetry import trace
+
+from mesh.context import annotate, current_request
+from mesh.errors import ErrorKind, MeshError
+from mesh.metrics import exemplar
+from orchestrator import metrics
+from orchestrator.admission import Admission
+from orchestrator.clients.tokenizer import ChatPrompt, Encoded, TokenizerClient
+from orchestrator.completion import Completion
+from orchestrator.generation import Delta, Finish, FinishReason, ModelInfo, Sampling, Started, Usage
+from orchestrator.replicas import Replicas
+from orchestrator.requests import ActiveRequest, RequestState, RequestTable
+from orchestrator.retrieval import Result
+from orchestrator.search import Search
+from orchestrator.validation import (
+    check_sampling,
+    check_stop,
+    choose_model,
+    room_for_completion,
+)
+
+logger = logging.getLogger("orchestrator.pipeline")
+
+_CITATION = re.compile(r"\[(\d{1,3})\]")
+
+Prompt = ChatPrompt | str | Sequence[int]
+
+
+class Found(NamedTuple):
+    """What a search found; the first event of a summary."""
+
+    query: str
+    results: Sequence[Result]
+
+
+class SummaryFinish(NamedTuple):
+    """The end of a summary."""
+
+    reason: FinishReason
+    usage: Usage
+    citations: Sequence[int]
+
+
+class Pipeline:
+    """Works on requests, many at a time, on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        requests: RequestTable,
+        tokenizer: TokenizerClient,
+        replicas: Replicas,
+        search: Search,
+    ) -> None:
+        self._admission = admission
+        self._requests = requests
+        self._tokenizer = tokenizer
+        self._replicas = replicas
+        self._search = search
+
+    async def generate(
+        self, prompt: Prompt, *, model: str, sampling: Sampling, stop: Sequence[str]
+    ) -> AsyncGenerator[Started | Delta | Finish, None]:
+        """`Started`, deltas, one `Finish`. Raises MeshError before `Started` if refused."""
+        check_sampling(sampling)
+        check_stop(stop)
+        with self._admitted("Generate") as active:
+            served = self._choose(model, active)
+            encoded = await self._encode(prompt)
+            events = self._complete(encoded, served, sampling, stop, active)
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+    async def summarize(
+        self, query: str, *, num_results: int, max_tokens: int, model: str, safe_search: bool
+    ) -> AsyncGenerator[Found | Delta | SummaryFinish, None]:
+        """`Found`, deltas, one `SummaryFinish`. The arguments must have been checked."""
+        with self._admitted("SummarizeStream") as active:
+            served = self._choose(model, active)
+            active.state = RequestState.RETRIEVING
+            results = await self._search.find(query, num_results, safe_search)
+            yield Found(query, results)
+            active.state = RequestState.ENCODING
+            encoded = await self._search.encode(query, results, max_tokens, served)
+            # Greedy: the same question on the same documents has the same answer.
+            sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
+            events = self._complete(encoded, served, sampling, (), active)
+            summary: list[str] = []
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Delta):
+                        summary.append(event.text)
+                        yield event
+                    elif isinstance(event, Finish):
+                        citations = cited("".join(summary), len(results))
+                        annotate(num_citations=len(citations))
+                        yield SummaryFinish(event.reason, event.usage, citations)
+
+    async def _complete(
+        self,
+        encoded: Encoded,
+        model: ModelInfo,
+        sampling: Sampling,
+        stop: Sequence[str],
+        active: ActiveRequest,
+    ) -> AsyncGenerator[Started | Delta | Finish, None]:
+        num_tokens = len(encoded.token_ids)
+        max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
+        active.prompt_tokens = num_tokens
+        metrics.PROMPT_TOKENS.inc(num_tokens)
+        completion = Completion(
+            prompt=encoded,
+            model=model,
+            # Made explicit: a replica that takes over in the middle needs the same limit.
+            sampling=dataclasses.replace(sampling, max_tokens=max_tokens),
+            stop=stop,
+            active=active,
+        )
+        events = completion.stream(self._replicas)
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Delta):
+                        _observe_first_token(active)
+                    elif isinstance(event, Finish):
+                        annotate(finish_reason=event.reason.value)
+                    yield event
+        except MeshError as error:
+            if error.kind is not ErrorKind.CANCELLED or not active.cancelled:
+                raise
+            annotate(finish_reason=FinishReason.ABORT.value)
+            yield Finish(FinishReason.ABORT, completion.usage)
+        finally:
+            annotate(
+                model=model.name,
+                prompt_tokens=num_tokens,
+                completion_tokens=completion.usage.completion_tokens,
+            )
+
+    async def _encode(self, prompt: Prompt) -> Encoded:
+        if isinstance(prompt, str):
+            return await self._tokenizer.encode_text(prompt)
+        if isinstance(prompt, ChatPrompt):
+            return await self._tokenizer.encode_chat(prompt)
+        return Encoded(prompt, (await self._tokenizer.current()).decoder)
+
+    def _choose(self, model: str, active: ActiveRequest) -> ModelInfo:
+        served = list(self._replicas.models.values())
+        if not served:
+            raise MeshError(ErrorKind.UNAVAILABLE, "no engine is ready", retry_after=1.0)
+        chosen = choose_model(model, served)
+        active.model = chosen.name
+        return chosen
+
+    @contextmanager
+    def _admitted(self, method: str) -> Iterator[ActiveRequest]:
+        """A permit, a row in the table, and the request's metrics at its end."""
+        request = current_request()
+        started = time.monotonic()
+        outcome = "refused"
+        try:
+            with (
+                self._admission.permit(),
+                self._requests.track(request.request_id if request else "", method) as active,
+            ):
+                trace.get_current_span().add_event("admitted")
+                metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
+                outcome = "cancelled"
+                try:
+                    yield active
+                    outcome = "ok"
+                except MeshError as error:
+                    outcome = error.kind.value
+                    raise
+        finally:
+            metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
+            metrics.REQUESTS.labels(method, outcome).inc()
+            if outcome == "refused":
+                trace.get_current_span().add_event("refused")
+                metrics.REFUSED.labels(method).inc()
+            else:
+                duration = time.monotonic() - started
+                metrics.E2E_LATENCY.labels(method).observe(duration, exemplar())
+
+
+def cited(text: str, num_results: int) -> list[int]:
+    """The results that `text` cites as `[n]`, ascending; others are left out."""
+    numbers = {int(number) for number in _CITATION.findall(text)}
+    return sorted(number for number in numbers if 1 <= number <= num_results)
+
+
+def _observe_first_token(active: ActiveRequest) -> None:
+    if active.first_token_seen:
+        return
+    active.first_token_seen = True
+    ttft = active.age_seconds
+    metrics.TIME_TO_FIRST_TOKEN.labels(active.method).observe(ttft, exemplar())
+    annotate(ttft_seconds=ttft)
+    trace.get_current_span().add_event("first_token")

@@ -1,0 +1,117 @@
+"""A search: documents found in time, and as much of them in the prompt as there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from opentelemetry import trace
+from tokenizers import Tokenizer
+
+from mesh.context import annotate
+from mesh.errors import invalid
+from orchestrator import metrics
+from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt, Encoded, TokenizerClient
+from orchestrator.generation import ModelInfo
+from orchestrator.prompt import Passage, format_source, search_messages
+from orchestrator.retrieval import Result, Retriever
+from orchestrator.sentences import split_sentences
+
+logger = logging.getLogger("orchestrator.search")
+
+TRACER = trace.get_tracer("weir.orchestrator")
+
+FRAME_TOKENS = 128
+"""Room for the instructions and the template around the passages, a first guess."""
+
+
+class Search:
+    """Finds documents and makes the prompt that asks for their summary."""
+
+    def __init__(
+        self, retriever: Retriever, tokenizer: TokenizerClient, timeout_seconds: float
+    ) -> None:
+        self._retriever = retriever
+        self._tokenizer = tokenizer
+        self._timeout_seconds = timeout_seconds
+
+    async def find(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
+        """The documents for `query`; none if the search fails or takes too long."""
+        started = time.monotonic()
+        with TRACER.start_as_current_span("retrieve") as span:
+            outcome = "failed"
+            results: list[Result] = []
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    results = await self._retriever.search(query, num_results, safe_search)
+                outcome = "found" if results else "empty"
+            except TimeoutError:
+                outcome = "timeout"
+                logger.warning("retrieval timed out", extra={"limit": self._timeout_seconds})
+            except Exception:
+                # Whatever is wrong with the search, the request goes on and says that nothing
+                # was found.
+                logger.exception("retrieval failed")
+            metrics.RETRIEVAL.labels(outcome).observe(time.monotonic() - started)
+            span.set_attributes(
+                {"weir.retrieval.outcome": outcome, "weir.retrieval.num_results": len(results)}
+            )
+            annotate(num_results=len(results), retrieval=outcome)
+            return results
+
+    async def encode(
+        self, query: str, results: Sequence[Result], max_tokens: int, model: ModelInfo
+    ) -> Encoded:
+        """The prompt's ids, shortened from the end until `max_tokens` more fit the context.
+
+        Raises MeshError (INVALID_REQUEST) where `max_tokens` alone leaves no room.
+        """
+        room = model.context_length - max_tokens
+        passages = [Passage(result.title, result.text) for result in results]
+        # What an empty prompt costs is known only once it is encoded.
+        frame = FRAME_TOKENS
+        while True:
+            tokenizer = (await self._tokenizer.current()).tokenizer
+            fitting = shorten(passages, room - frame, tokenizer)
+            messages = search_messages(query, fitting)
+            prompt = ChatPrompt(
+                messages=[ChatMessage(role=m.role, content=m.content) for m in messages]
+            )
+            encoded = await self._tokenizer.encode_chat(prompt)
+            excess = len(encoded.token_ids) - room
+            if excess <= 0:
+                return encoded
+            if not fitting:
+                raise invalid(
+                    "max_tokens",
+                    f"max_tokens must leave room for the question in the context of "
+                    f"{model.context_length} tokens, given {max_tokens}",
+                )
+            frame += excess
+
+
+def shorten(passages: Sequence[Passage], room: int, tokenizer: Tokenizer) -> list[Passage]:
+    """The passages, and of each the first sentences, that together take about `room` tokens.
+
+    Later passages give way first; a passage keeps its place and number, so none is skipped.
+    """
+    fitting: list[Passage] = []
+    for number, passage in enumerate(passages, 1):
+        kept: list[str] = []
+        room -= _num_tokens(tokenizer, format_source(number, Passage(passage.title, "")) + "\n\n")
+        for sentence in split_sentences(passage.text):
+            cost = _num_tokens(tokenizer, f"{sentence} [{number}]\n") + 1
+            if cost > room:
+                break
+            room -= cost
+            kept.append(sentence)
+        if not kept:
+            break
+        fitting.append(Passage(passage.title, " ".join(kept)))
+    return fitting
+
+
+def _num_tokens(tokenizer: Tokenizer, text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False).ids)
