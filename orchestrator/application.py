@@ -14,7 +14,7 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.replicas import Replicas
 from orchestrator.requests import RequestTable
-from orchestrator.retrieval import IndexError_, IndexRetriever, NoRetriever, Retriever
+from orchestrator.retrieval import IndexRetriever, IndexUnusable, NoRetriever, Retriever
 from orchestrator.search import Search
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings
@@ -48,5 +48,5 @@ def _open_retriever(index: str) -> Retriever:
         return NoRetriever()
     try:
         return IndexRetriever(index)
-    except IndexError_ as error:
+    except IndexUnusable as error:
         raise StartupError(f"ORCHESTRATOR_INDEX: {error}") from error
