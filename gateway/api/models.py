@@ -1,0 +1,49 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.generation import ServedModel
+from gateway.json_text import json_response
+from gateway.services import Services
+from mesh.errors import ErrorKind, MeshError
+
+
+class Models:
+    """The models that can be asked for."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def list(self, request: Request) -> Response:
+        """All of them."""
+        models = await self._models(request)
+        return json_response({"object": "list", "data": [_model(model) for model in models]})
+
+    async def get(self, request: Request) -> Response:
+        """One of them. Raises MeshError (MODEL_NOT_FOUND)."""
+        name = request.path_params["id"]
+        models = await self._models(request)
+        for model in models:
+            if model.name == name:
+                return json_response(_model(model))
+        names = ", ".join(model.name for model in models) or "none"
+        message = f"no model {name!r} is served; there is {names}"
+        raise MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+
+    async def _models(self, request: Request) -> tuple[ServedModel, ...]:
+        async with self._services.interruption(request):
+            return await self._services.orchestrator.models()
+
+
+def _model(model: ServedModel) -> dict[str, object]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "weir",
+        # vLLM's name for it, which several clients read.
+        "max_model_len": model.context_length,
+    }

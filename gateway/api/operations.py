@@ -1,0 +1,33 @@
+"""What operators and their machines ask for: `/livez`, `/readyz`, `/metrics`."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from gateway.services import Services
+
+
+class Operations:
+    """Small answers in plain text."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def live(self, request: Request) -> Response:
+        """200 while the process turns."""
+        return PlainTextResponse("ok\n")
+
+    async def ready(self, request: Request) -> Response:
+        """200 if a token can be produced, else 503 with the reason."""
+        reason = await self._services.readiness.reason_not_ready()
+        if reason is None:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse(f"not ready: {reason}\n", 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus; in the OpenMetrics format, which has exemplars, if that is asked for."""
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encoder(REGISTRY), headers={"content-type": content_type})

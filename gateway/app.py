@@ -1,0 +1,151 @@
+"""The ASGI application: the table of routes, and the middleware around them."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.chat import ROUTE as CHAT
+from gateway.api.chat import ChatCompletions
+from gateway.api.completions import ROUTE as COMPLETIONS
+from gateway.api.completions import Completions
+from gateway.api.models import Models
+from gateway.api.operations import Operations
+from gateway.api.page import Page
+from gateway.api.search import ROUTE as SEARCH
+from gateway.api.search import SearchEndpoint
+from gateway.auth import AuthMiddleware
+from gateway.drain_middleware import DrainMiddleware
+from gateway.errors import HttpError
+from gateway.json_text import json_response
+from gateway.observe import ObserveMiddleware
+from gateway.openapi import openapi
+from gateway.routes import ApiRoute, Operation, route_of
+from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
+from gateway.schemas.completions import Completion, CompletionRequest
+from gateway.schemas.models import Model, ModelList
+from gateway.schemas.search import SearchAnswer, SearchRequest
+from gateway.services import Services
+
+READ = ("GET", "HEAD")
+
+
+def build_app(services: Services) -> Starlette:
+    """The application of one gateway."""
+    settings = services.settings
+    routes = [*_api_routes(services), *_page_routes(settings.trace_url_template)]
+    document = openapi(routes, secured=bool(settings.api_key_list))
+
+    async def describe(request: Request) -> Response:
+        return json_response(document)
+
+    routes.append(ApiRoute("/openapi.json", describe))
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(ObserveMiddleware, timeout_seconds=settings.request_timeout_seconds),
+            Middleware(DrainMiddleware, drain=services.drain),
+            Middleware(AuthMiddleware, keys=settings.api_key_list),
+        ],
+        exception_handlers={HTTPException: _raise_our_own},  # type: ignore[dict-item]
+    )
+    # A path is right or wrong: a redirect would turn a POST into a GET.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _api_routes(services: Services) -> list[ApiRoute]:
+    chat, completions = ChatCompletions(services), Completions(services)
+    models, search, operations = Models(services), SearchEndpoint(services), Operations(services)
+    return [
+        ApiRoute(
+            SEARCH,
+            search.get,
+            Operation(
+                summary="Find documents and summarise them.",
+                query=SearchRequest,
+                answer=SearchAnswer,
+                streams=True,
+                secured=True,
+            ),
+        ),
+        ApiRoute(
+            SEARCH,
+            search.post,
+            Operation(
+                summary="Find documents and summarise them.",
+                body=SearchRequest,
+                answer=SearchAnswer,
+                streams=True,
+                secured=True,
+            ),
+            methods=("POST",),
+        ),
+        ApiRoute(
+            CHAT,
+            chat.create,
+            Operation(
+                summary="Continue a conversation.",
+                body=ChatCompletionRequest,
+                answer=ChatCompletion,
+                streams=True,
+                secured=True,
+            ),
+            methods=("POST",),
+        ),
+        ApiRoute(
+            COMPLETIONS,
+            completions.create,
+            Operation(
+                summary="Continue a text.",
+                body=CompletionRequest,
+                answer=Completion,
+                streams=True,
+                secured=True,
+            ),
+            methods=("POST",),
+        ),
+        ApiRoute(
+            "/v1/models",
+            models.list,
+            Operation(summary="List the models.", answer=ModelList, secured=True),
+        ),
+        ApiRoute(
+            "/v1/models/{id:path}",
+            models.get,
+            Operation(summary="Describe a model.", answer=Model, secured=True),
+        ),
+        ApiRoute("/livez", operations.live, Operation(summary="Is alive."), methods=READ),
+        ApiRoute(
+            "/readyz",
+            operations.ready,
+            Operation(summary="A token can be produced."),
+            methods=READ,
+        ),
+        ApiRoute("/metrics", operations.metrics, Operation(summary="Prometheus metrics.")),
+    ]
+
+
+def _page_routes(trace_url_template: str) -> list[ApiRoute]:
+    page = Page(trace_url_template)
+    return [
+        ApiRoute("/", page.index, methods=READ),
+        ApiRoute("/search.css", page.style, methods=READ),
+        ApiRoute("/search.js", page.script, methods=READ),
+    ]
+
+
+async def _raise_our_own(request: Request, error: HTTPException) -> NoReturn:
+    """Routes that are not there, in the words of every other error."""
+    asked = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        same_path = [r for r in request.app.routes if r.path_format == route_of(request.scope)]
+        allowed = ", ".join(sorted({method for r in same_path for method in r.methods}))
+        message = f"{request.url.path} takes {allowed}, given {request.method}"
+        raise HttpError(405, message, code="method_not_allowed", headers={"allow": allowed})
+    raise HttpError(error.status_code, f"there is no route {asked}", code="not_found")

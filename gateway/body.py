@@ -1,0 +1,94 @@
+"""Reads a request's body, or its query, into a model; every bad value is named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.errors import ClientDisconnected, HttpError
+from gateway.validation import json_kind, path_of_surrogate, problem_of
+from mesh.errors import ErrorKind, MeshError, invalid
+
+BODY_TIMEOUT_SECONDS = 30.0
+"""How long a client may take to send its body."""
+
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:
+    """The body, checked. Raises MeshError, HttpError (408, 413) or ClientDisconnected."""
+    body = await _read(request, max_bytes)
+    value = _parse(body)
+    if not isinstance(value, dict):
+        raise _invalid(f"the body must be a JSON object, given {json_kind(value)}")
+    if _SURROGATE_ESCAPE.search(body):
+        path = path_of_surrogate(value)
+        if path is not None:
+            raise invalid(path, f"{path} must be Unicode text, given a lone surrogate")
+    # OpenAI's clients send null for what they leave at its default.
+    given = {key: field for key, field in value.items() if field is not None}
+    try:
+        return model.model_validate(given, strict=True)
+    except ValidationError as error:
+        raise problem_of(error) from None
+
+
+def read_query(request: Request, model: type[Model]) -> Model:
+    """The query string, checked. Raises MeshError."""
+    try:
+        return model.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise problem_of(error) from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        _too_large(max_bytes, declared)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    _too_large(max_bytes, "more")
+    except TimeoutError:
+        message = f"the body must arrive within {BODY_TIMEOUT_SECONDS:g} seconds"
+        raise HttpError(408, message, code="request_timeout") from None
+    except ClientDisconnect:
+        raise ClientDisconnected from None
+    return bytes(body)
+
+
+def _too_large(max_bytes: int, given: str) -> NoReturn:
+    message = f"the body must be at most {max_bytes} bytes, given {given[:20]}"
+    raise HttpError(413, message, code="request_too_large")
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return json.loads(body.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise _invalid(f"the body must be UTF-8, byte {error.start} is not") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise _invalid(f"the body must be valid JSON: {error.msg} at {where}") from None
+    except RecursionError:
+        raise _invalid("the body must be valid JSON, given one nested too deeply") from None
+    except ValueError:  # an integer of thousands of digits
+        raise _invalid("the body must be valid JSON, given a number that is too long") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _invalid(f"the body must be valid JSON, given {name}, which JSON does not have")
+
+
+def _invalid(message: str) -> MeshError:
+    return MeshError(ErrorKind.INVALID_REQUEST, message)

@@ -1,0 +1,152 @@
+"""What is asked of the orchestrator and what comes back, in the gateway's own types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
+
+_NO_BIAS: Mapping[int, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to draw; None takes the default of the served model."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a conversation; `tool_calls_json` is a JSON array in OpenAI's format."""
+
+    role: str
+    content: str
+    name: str = ""
+    tool_calls_json: str = ""
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation for the model's own template."""
+
+    messages: tuple[Message, ...]
+    tools_json: str = ""
+    continue_final_message: bool = False
+    template_kwargs_json: str = ""
+
+
+class TokenIds(NamedTuple):
+    """A prompt as token ids."""
+
+    ids: tuple[int, ...]
+
+
+Prompt: TypeAlias = ChatPrompt | TokenIds | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A generation to be asked for; `model` "" takes the only one."""
+
+    model: str
+    prompt: Prompt
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A search and its summary to be asked for."""
+
+    query: str
+    num_results: int
+    max_tokens: int
+    model: str = ""
+    safe_search: bool = False
+
+
+class Started(NamedTuple):
+    """The request is accepted."""
+
+    model: str
+    prompt_tokens: int
+
+
+class TokenLogprob(NamedTuple):
+    """A token, how likely it was, and the likeliest alternatives."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...]
+
+
+class Delta(NamedTuple):
+    """More text, and how many tokens it covers."""
+
+    text: str
+    num_tokens: int
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class Usage(NamedTuple):
+    """What it took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Finish(NamedTuple):
+    """The end: stop, length or abort. Citations are a search's."""
+
+    reason: str
+    usage: Usage
+    citations: tuple[int, ...] = ()
+
+
+class SearchResult(NamedTuple):
+    """A document that was found; citations name its position."""
+
+    position: int
+    title: str
+    url: str
+    snippet: str
+    score: float
+
+
+class SearchResults(NamedTuple):
+    """What was found, best first."""
+
+    query: str
+    results: tuple[SearchResult, ...]
+
+
+class ServedModel(NamedTuple):
+    """A model that can be asked for."""
+
+    name: str
+    context_length: int
+    created: int
+
+
+Event: TypeAlias = Started | SearchResults | Delta | Finish
+"""First Started or SearchResults, then deltas, last exactly one Finish."""
+
+ABORT = "abort"
+"""The finish reason of what an operator or a drain ended."""

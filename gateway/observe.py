@@ -1,0 +1,106 @@
+"""The outermost middleware: request id, deadline, span, metrics, access line, error answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from opentelemetry import trace
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway import metrics
+from gateway.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
+from gateway.observation import Observation
+from gateway.routes import UNWATCHED_PATHS, route_of
+from gateway.tracing import http_span, name_span, unrecorded_span
+from mesh.context import RequestContext, accept_request_id, use_request
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.metrics import exemplar
+from mesh.telemetry import trace_id
+
+logger = logging.getLogger("gateway.access")
+
+KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class ObserveMiddleware:
+    """Runs each request in its context and answers what it raises.
+
+    It is the only place where an exception becomes a response.
+    """
+
+    def __init__(self, app: ASGIApp, timeout_seconds: float) -> None:
+        self._app = app
+        self._timeout_seconds = timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        observation = Observation()
+        observation.attach(scope)
+        headers = Headers(scope=scope)
+        request = RequestContext(
+            request_id=accept_request_id(headers.get("x-request-id")),
+            deadline=observation.arrived + self._timeout_seconds,
+        )
+        watched = scope["path"] not in UNWATCHED_PATHS
+        span = http_span(scope, headers) if watched else unrecorded_span()
+        with use_request(request), span:
+            responder = _Responder(send, request.request_id, trace_id())
+            await self._respond(scope, receive, responder, observation)
+            if watched:
+                _tell(scope, observation, request)
+
+    async def _respond(
+        self, scope: Scope, receive: Receive, responder: _Responder, observation: Observation
+    ) -> None:
+        try:
+            await self._app(scope, receive, responder.send)
+        except ClientDisconnected:
+            observation.status = CLIENT_CLOSED_REQUEST
+        except Exception as error:
+            failure = _as_failure(error)
+            observation.failed(failure)
+            if not responder.started:
+                await error_response(failure)(scope, receive, responder.send)
+        observation.status = observation.status or responder.status
+
+
+class _Responder:
+    """Sends, with the request's ids in the headers, and notes the status."""
+
+    def __init__(self, send: Send, request_id: str, trace_id: str) -> None:
+        self._send = send
+        self._ids = {"x-request-id": request_id, "x-trace-id": trace_id}
+        self.status = 0
+
+    @property
+    def started(self) -> bool:
+        return self.status != 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message).update(self._ids)
+        await self._send(message)
+
+
+def _as_failure(error: Exception) -> MeshError | HttpError:
+    if isinstance(error, MeshError | HttpError):
+        return error
+    logger.error("unexpected error", exc_info=error)
+    return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+
+
+def _tell(scope: Scope, observation: Observation, request: RequestContext) -> None:
+    duration = time.monotonic() - observation.arrived
+    method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
+    route, status = route_of(scope), observation.status
+    name_span(trace.get_current_span(), method, route, status)
+    metrics.REQUESTS.labels(route, method, str(status)).inc(1, exemplar())
+    metrics.REQUEST_DURATION.labels(route, method).observe(duration, exemplar())
+    fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}
+    logger.info("request finished", extra={**fields, **request.fields})

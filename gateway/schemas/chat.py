@@ -1,0 +1,159 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from gateway.generation import ChatPrompt, Generation, Message
+from gateway.schemas.common import (
+    MAX_LOGPROBS,
+    MAX_UINT32,
+    Answer,
+    Body,
+    OpenAIUsage,
+    SamplingFields,
+    only,
+    to_json,
+)
+from gateway.validation import given_value
+
+
+class TextPart(Body):
+    """A part of a message's content; only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _content(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for number, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind != "text":
+            raise ValueError(f"FIELD[{number}].type must be 'text', given {given_value(kind)}")
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise ValueError(f"FIELD[{number}].text must be a string, given {given_value(text)}")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+class ChatMessage(Body):
+    """One message of a conversation."""
+
+    role: str = Field(min_length=1, max_length=64)
+    content: Annotated[
+        str | None,
+        BeforeValidator(_content, json_schema_input_type=str | list[TextPart] | None),
+    ] = Field(None, description="Text, or parts of type text, which are joined by line ends.")
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("FIELD.content is required")
+        return self
+
+    def message(self, index: int) -> Message:
+        """The same for the orchestrator, as message number `index`. Raises MeshError."""
+        field = f"messages[{index}].tool_calls"
+        calls = to_json(self.tool_calls, field) if self.tool_calls else ""
+        return Message(
+            role=self.role,
+            content=self.content or "",
+            name=self.name or "",
+            tool_calls_json=calls,
+            tool_call_id=self.tool_call_id or "",
+        )
+
+
+class ResponseFormat(Body):
+    """The shape of the text; there is no guided generation."""
+
+    type: str = "text"
+
+
+class ChatCompletionRequest(SamplingFields):
+    """A conversation to be continued by the assistant."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_UINT32, description="OpenAI's newer name of max_tokens; it wins."
+    )
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: list[dict[str, Any]] = Field(
+        [], description="Shown to the model by its template; calls come back as text."
+    )
+    tool_choice: str | dict[str, Any] = Field("auto", description="auto or none.")
+    response_format: ResponseFormat = ResponseFormat()
+    continue_final_message: bool = Field(
+        False, description="Go on with the last message instead of starting a new one."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Further variables for the chat template."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatCompletionRequest:
+        only(self.n, 1, "n")
+        only(self.response_format.type, "text", "response_format.type")
+        if self.tool_choice not in ("auto", "none"):
+            given = given_value(self.tool_choice)
+            raise ValueError(f'tool_choice must be "auto" or "none", given {given}')
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs must come with logprobs true, given false")
+        return self
+
+    def generation(self) -> Generation:
+        """The same for the orchestrator. Raises MeshError."""
+        tools = self.tools if self.tool_choice == "auto" else []
+        kwargs = self.chat_template_kwargs
+        prompt = ChatPrompt(
+            messages=tuple(each.message(index) for index, each in enumerate(self.messages)),
+            tools_json=to_json(tools, "tools") if tools else "",
+            continue_final_message=self.continue_final_message,
+            template_kwargs_json=to_json(kwargs, "chat_template_kwargs") if kwargs else "",
+        )
+        num_logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        max_tokens = self.max_completion_tokens or self.max_tokens
+        return Generation(
+            model=self.model,
+            prompt=prompt,
+            sampling=self.sampling(max_tokens, num_logprobs),
+            stop=tuple(self.stop),
+        )
+
+
+class AssistantMessage(Answer):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Answer):
+    """The one answer."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(Answer):
+    """An answer in one piece."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: OpenAIUsage

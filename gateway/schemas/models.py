@@ -1,0 +1,24 @@
+"""`GET /v1/models`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gateway.schemas.common import Answer
+
+
+class Model(Answer):
+    """A model that can be asked for."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(Answer):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[Model]

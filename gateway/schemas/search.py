@@ -1,0 +1,64 @@
+"""`/api/v1/search`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from gateway.generation import Search
+from gateway.schemas.common import MAX_UINT32, Answer, Body, UsageAnswer
+
+MAX_QUERY_CHARACTERS = 500
+
+Query = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARACTERS),
+]
+
+
+class SearchRequest(Body):
+    """A search and its summary: the same fields as a query string and as a JSON body."""
+
+    query: Query = Field(description="What to look for.")
+    streaming: bool = Field(
+        False, description="Answer as server-sent events; so does Accept: text/event-stream."
+    )
+    num_results: int = Field(5, ge=1, le=20, description="Most documents to find.")
+    max_tokens: int = Field(256, ge=1, le=MAX_UINT32, description="Most tokens of summary.")
+    safe_search: bool = Field(False, description="Leave out documents marked as unsafe.")
+    model: str = Field("", max_length=500, description="Empty: the only one served.")
+
+    def search(self) -> Search:
+        """The same for the orchestrator."""
+        return Search(
+            query=self.query,
+            num_results=self.num_results,
+            max_tokens=self.max_tokens,
+            model=self.model,
+            safe_search=self.safe_search,
+        )
+
+
+class SearchResultAnswer(Answer):
+    """A document that was found."""
+
+    position: int
+    title: str
+    url: str
+    snippet: str
+    score: float
+
+
+class SearchAnswer(Answer):
+    """An answer in one piece."""
+
+    query: str
+    status: Literal["completed"]
+    search_results: list[SearchResultAnswer]
+    summary: str
+    citations: list[int]
+    finish_reason: Literal["stop", "length", "abort"]
+    usage: UsageAnswer
+    request_id: str
+    trace_id: str

@@ -1,0 +1,145 @@
+"""The HTTP server from start to end: listen, serve, and on the stop event drain.
+
+stop ─▶ readyz 503, new requests 503 ─▶ running requests end, up to drain_seconds
+     ─▶ the rest end with an error event ─▶ connections closed ─▶ return
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+
+from gateway.app import build_app
+from gateway.client import Orchestrator
+from gateway.drain import Drain
+from gateway.readiness import Readiness
+from gateway.services import Services
+from gateway.settings import GatewaySettings
+from mesh.channel import open_channel
+
+logger = logging.getLogger("gateway.server")
+
+IDLE_CONNECTION_SECONDS = 75
+"""Longer than load balancers keep theirs, so that it is never us who closes under a request."""
+
+CUT_OFF_SECONDS = 2.0
+"""How long what was cut off may take to say so to its client."""
+
+CLOSE_SECONDS = 1.0
+"""How long clients may take to read what is left for them."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to mesh.lifecycle, and can let go of clients that do not read."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    def abort_connections(self) -> None:
+        """Drops every connection, which their requests see as their client leaving."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+class GatewayServer:
+    """A gateway that serves; `running` makes one."""
+
+    def __init__(self, settings: GatewaySettings, services: Services) -> None:
+        self._settings = settings
+        self.services = services
+        config = uvicorn.Config(
+            build_app(services),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # The address of a proxy is an address as well; who is behind it is not our business.
+            proxy_headers=False,
+            timeout_keep_alive=IDLE_CONNECTION_SECONDS,
+        )
+        self._server = _Uvicorn(config)
+        self._socket = _listen(settings.listen)
+        self.port: int = self._socket.getsockname()[1]
+
+    async def serve(self) -> None:
+        """Serves until `drain` has ended it."""
+        await self._server.serve([self._socket])
+
+    async def drain(self) -> int:
+        """Ends everything in order; gives the number of requests that were cut off."""
+        drain = self.services.drain
+        drain.begin()
+        cut_off = 0
+        if not await _within(self._settings.drain_seconds, drain.wait_idle()):
+            cut_off = drain.cut_off()
+            await _within(CUT_OFF_SECONDS, drain.wait_idle())
+        self._server.should_exit = True
+        return cut_off
+
+    def abort(self) -> None:
+        """Drops the connections that are still there."""
+        self._server.abort_connections()
+
+
+@asynccontextmanager
+async def running(
+    settings: GatewaySettings,
+) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
+    """A gateway that listens and serves, and the task that does so; drained when left."""
+    channel = open_channel(settings.orchestrator_target)
+    orchestrator, drain = Orchestrator(channel), Drain()
+    services = Services(
+        settings=settings,
+        orchestrator=orchestrator,
+        readiness=Readiness(orchestrator, drain),
+        drain=drain,
+    )
+    try:
+        server = GatewayServer(settings, services)
+        serving = asyncio.create_task(server.serve(), name="http")
+        try:
+            yield server, serving
+        finally:
+            cut_off = await server.drain()
+            if not (await asyncio.wait({serving}, timeout=CLOSE_SECONDS))[0]:
+                server.abort()
+            await serving
+            logger.info("drained", extra={"cut_off": cut_off})
+    finally:
+        await channel.close()
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Serves until `stop`, then drains. OSError if the address is taken."""
+    async with running(settings) as (server, serving):
+        host = settings.listen.rpartition(":")[0]
+        logger.info("listening", extra={"address": f"{host}:{server.port}"})
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+
+
+async def _within(seconds: float, waiting: Coroutine[object, object, None]) -> bool:
+    try:
+        await asyncio.wait_for(waiting, seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family, *_, name = socket.getaddrinfo(
+        host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(name[:2], family=family, backlog=2048, dualstack_ipv6=both)

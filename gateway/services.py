@@ -1,0 +1,73 @@
+"""What endpoints stand on, and what they all do with a stream of events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from starlette.requests import Request
+
+from gateway.client import Orchestrator
+from gateway.drain import Drain
+from gateway.event_stream import EventStream
+from gateway.generation import Delta, Event, Finish, SearchResults, Started, TokenLogprob
+from gateway.interruption import Interruption
+from gateway.readiness import Readiness
+from gateway.settings import GatewaySettings
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+
+First = TypeVar("First", Started, SearchResults)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The parts of a gateway."""
+
+    settings: GatewaySettings
+    orchestrator: Orchestrator
+    readiness: Readiness
+    drain: Drain
+
+    def interruption(self, request: Request) -> Interruption:
+        """A block that ends when the client leaves; the body must have been read."""
+        return Interruption(request.receive, self.drain)
+
+    def event_stream(
+        self, frames: AsyncGenerator[bytes], error_frame: Callable[[MeshError], bytes]
+    ) -> EventStream:
+        """An answer that streams `frames`."""
+        keep_alive = self.settings.keep_alive_seconds
+        return EventStream(frames, error_frame, self.drain, keep_alive)
+
+
+class Collected(NamedTuple):
+    """A whole generation."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    finish: Finish
+
+
+async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First:
+    """The first event, by which the request is accepted. Raises MeshError."""
+    event = await anext(events)
+    if not isinstance(event, kind):
+        raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+    return event
+
+
+async def collect(events: AsyncGenerator[Event], kind: type[First]) -> tuple[First, Collected]:
+    """Reads a generation to its end. Raises MeshError; closes `events` in every case."""
+    async with aclosing(events):
+        first = await first_event(events, kind)
+        texts: list[str] = []
+        logprobs: list[TokenLogprob] = []
+        async for event in events:
+            if isinstance(event, Delta):
+                texts.append(event.text)
+                logprobs.extend(event.logprobs)
+            elif isinstance(event, Finish):
+                return first, Collected("".join(texts), tuple(logprobs), event)
+    raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)

@@ -1,0 +1,64 @@
+"""What the gateway can be told."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from mesh.settings import Address, ServiceSettings
+
+ORCHESTRATOR_PORT = 50051
+TRACE_ID_PLACEHOLDER = "{trace_id}"
+
+
+def _check_trace_url(value: str) -> str:
+    usable = value.startswith(("http://", "https://")) and TRACE_ID_PLACEHOLDER in value
+    if value and not usable:
+        raise ValueError(f"must be an http or https URL that contains {TRACE_ID_PLACEHOLDER}")
+    return value
+
+
+class GatewaySettings(ServiceSettings):
+    """Variables `GATEWAY_…` and flags of the same names; `ORCHESTRATOR_HOST` has no prefix."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_")
+
+    listen: Address = Field("127.0.0.1:8080", description="Address to serve on, HOST:PORT.")
+    orchestrator_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        validation_alias="orchestrator_host",
+        description="The orchestrator, HOST or HOST:PORT (default port 50051).",
+    )
+    request_timeout_seconds: float = Field(
+        300.0, gt=0, description="Deadline of a request, carried to every service behind."
+    )
+    keep_alive_seconds: float = Field(
+        15.0, gt=0, description="Silence after which a stream carries a comment line, in seconds."
+    )
+    max_body_bytes: int = Field(1024 * 1024, ge=1, description="Largest request body, in bytes.")
+    trace_url_template: Annotated[str, AfterValidator(_check_trace_url)] = Field(
+        "",
+        description="URL of a trace, with {trace_id} in it, for the search page; empty: no link.",
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Keys that clients may send as bearer tokens, several separated by commas; "
+        "empty: no key is asked for.",
+    )
+
+    @property
+    def orchestrator_target(self) -> str:
+        """The orchestrator, as a gRPC target."""
+        host = self.orchestrator_host
+        # An IPv6 address in brackets has colons of its own.
+        has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
+        return host if has_port else f"{host}:{ORCHESTRATOR_PORT}"
+
+    @property
+    def api_key_list(self) -> tuple[str, ...]:
+        """The keys, white space around them removed."""
+        keys = (key.strip() for key in self.api_keys.get_secret_value().split(","))
+        return tuple(key for key in keys if key)
