@@ -13,6 +13,7 @@ from inference.interface import Chunk, EngineClient, Finish, FinishReason, Token
 from inference.sampling_params import SamplingParams
 from mesh.context import annotate, current_request, new_request_id
 from mesh.errors import ErrorKind, MeshError
+from mesh.server import Servicer
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _REASONS = {
     FinishReason.ABORT: common_pb2.FINISH_REASON_ABORT,
 }
 
+SERVICE = "mesh.v1.InferenceService"
 OVERLOADED_RETRY_SECONDS = 1.0
 
 _OPTIONAL_PARAMS = (
@@ -57,6 +59,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, engine: EngineClient) -> None:
         """`engine` stays its owner's: this neither starts nor stops it."""
         self._engine = engine
+
+    @property
+    def servicer(self) -> Servicer:
+        """For the server."""
+        register = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+        return Servicer(SERVICE, register, self)
 
     async def Generate(
         self, request: inference_pb2.InferenceServiceGenerateRequest, context: Context

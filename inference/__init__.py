@@ -1,0 +1,1 @@
+"""The inference service: token ids in, token ids out. It knows no text at all."""

@@ -1,0 +1,87 @@
+"""Puts the service together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from inference import metrics
+from inference.errors import EngineError
+from inference.fake_engine import FakeEngine
+from inference.interface import EngineClient
+from inference.service import InferenceService
+from inference.settings import InferenceSettings
+from mesh.lifecycle import SetReady, StartupError
+from mesh.model_folder import ModelNotFoundError, model_folder
+from mesh.server import Servicer
+
+logger = logging.getLogger("inference")
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The service, and whether its engine can still produce tokens."""
+
+    engine: EngineClient
+    servicers: Sequence[Servicer]
+
+    async def watch_ready(self, set_ready: SetReady) -> None:
+        """Ready from the start, until the engine breaks."""
+        await set_ready(True)
+        await self.engine.wait_broken()
+        logger.error("engine unhealthy, not ready any more")
+        await set_ready(False)
+        # A broken engine does not mend: end, so that the pod is started anew.
+        raise EngineError("the engine broke")
+
+
+@asynccontextmanager
+async def application(settings: InferenceSettings) -> AsyncIterator[Application]:
+    """Loads the model, warms it up and yields the service. Raises StartupError."""
+    engine = await _engine(settings)
+    try:
+        await engine.start()
+    except EngineError as error:
+        raise StartupError(str(error)) from error
+    try:
+        metrics.watch(engine)
+        yield Application(engine, [InferenceService(engine).servicer])
+    finally:
+        await engine.stop()
+
+
+async def _engine(settings: InferenceSettings) -> EngineClient:
+    if settings.fake_model:
+        return FakeEngine(
+            settings.served_name,
+            tokens_per_second=settings.fake_tokens_per_second,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_waiting=settings.max_num_waiting,
+        )
+
+    # Imported here: the fake model needs no torch, and torch takes seconds.
+    from inference.engine_thread import AsyncEngine
+    from inference.loading import EngineOptions, load_engine
+    from inference.weights import FILE_PATTERNS
+
+    try:
+        folder = await asyncio.to_thread(model_folder, settings.model, FILE_PATTERNS)
+    except ModelNotFoundError as error:
+        raise StartupError(f"INFERENCE_MODEL: {error}") from error
+    options = EngineOptions(
+        folder=folder,
+        name=settings.served_name,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_waiting=settings.max_num_waiting,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_context=settings.max_context,
+        block_size=settings.block_size,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        threads=settings.threads,
+    )
+    return AsyncEngine(lambda: load_engine(options))

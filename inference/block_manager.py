@@ -1,0 +1,195 @@
+"""Who holds which block of the KV cache.
+
+A block is in exactly one of three places:
+
+    free ──allocate──▶ used (ref_count > 0) ──free──▶ free      where its content has no hash
+                          ▲                    └────▶ cached    where it has: still reusable
+                          └──── prefix hit ◀──────────┘
+    cached ──evicted, least recently used first──▶ used
+
+Ids only: the tensors behind them belong to the KV cache. Every operation is O(1) per block.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from inference.sequence import Sequence
+
+_HASH_BYTES = 16
+_ROOT_HASH = b""
+
+
+class IntegrityError(RuntimeError):
+    """The block manager's books do not add up: a bug, never a client's fault."""
+
+
+class BlockManager:
+    """Allocates KV blocks to sequences, with reference counts and a prefix cache.
+
+    A full block whose KV is computed is known by a chained hash of its token ids and all ids
+    before them, so that a later sequence with the same beginning takes the block as it is.
+    Sequences never write into a block they share: only full blocks are shared.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, enable_prefix_cache: bool = True
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._enable_prefix_cache = enable_prefix_cache
+        self._ref_counts = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._block_by_hash: dict[bytes, int] = {}
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be allocated, cached ones included."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_used_blocks(self) -> int:
+        return self.num_blocks - self.num_free_blocks
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens whose KV a new sequence could reuse."""
+        return len(self._block_by_hash) * self.block_size
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def allocate(self, sequence: Sequence, *, num_reserved_blocks: int = 0) -> bool:
+        """Give a sequence blocks for all its tokens, cached ones first; False if too few are left.
+
+        Sets `num_computed_tokens` to what the prefix cache held. At least one token is left to
+        compute, because its logits are needed. Changes nothing where it returns False.
+        """
+        assert not sequence.block_table, f"{sequence!r} already has blocks"
+        hits = self._find_cached(sequence)
+        num_new_blocks = self.num_blocks_for(sequence.num_tokens) - len(hits)
+        num_revived = sum(1 for block in hits if self._ref_counts[block] == 0)
+        if num_new_blocks + num_revived + num_reserved_blocks > self.num_free_blocks:
+            return False
+        for block in hits:
+            self._take_cached(block)
+        sequence.block_table.extend(hits)
+        sequence.block_table.extend(self._take_free() for _ in range(num_new_blocks))
+        sequence.num_computed_tokens = len(hits) * self.block_size
+        sequence.num_committed_blocks = len(hits)
+        return True
+
+    def extend(self, sequence: Sequence) -> bool:
+        """Make room for the sequence's last token; False if a block is needed and none is left."""
+        if len(sequence.block_table) * self.block_size >= sequence.num_tokens:
+            return True
+        if not self.num_free_blocks:
+            return False
+        sequence.block_table.append(self._take_free())
+        return True
+
+    def commit(self, sequence: Sequence) -> None:
+        """Offer the sequence's full, computed blocks to the prefix cache; call after a step."""
+        if not self._enable_prefix_cache:
+            return
+        num_full_blocks = sequence.num_computed_tokens // self.block_size
+        if sequence.num_committed_blocks >= num_full_blocks:
+            return
+        self._extend_hashes(sequence, num_full_blocks)
+        for index in range(sequence.num_committed_blocks, num_full_blocks):
+            block, block_hash = sequence.block_table[index], sequence.block_hashes[index]
+            # Two sequences may have computed the same block side by side; the first one stays.
+            if block_hash not in self._block_by_hash:
+                self._block_by_hash[block_hash] = block
+                self._hashes[block] = block_hash
+        sequence.num_committed_blocks = num_full_blocks
+
+    def free(self, sequence: Sequence, *, forget: bool = False) -> None:
+        """Take back all blocks of a sequence; with `forget`, their content is not reused.
+
+        A no-op for a sequence without blocks.
+        """
+        # Last block first, so that a prefix is evicted from its end and stays usable.
+        for block in reversed(sequence.block_table):
+            if forget:
+                self._forget(block)
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                if self._hashes[block] is None:
+                    self._free.append(block)
+                else:
+                    self._cached[block] = None
+        del sequence.block_table[:]
+        sequence.num_computed_tokens = 0
+        sequence.num_committed_blocks = 0
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Raise `IntegrityError` unless the books match the block tables of all live sequences."""
+        expected = [0] * self.num_blocks
+        for sequence in sequences:
+            for block in sequence.block_table:
+                expected[block] += 1
+        if expected != self._ref_counts:
+            wrong = [b for b in range(self.num_blocks) if expected[b] != self._ref_counts[b]]
+            raise IntegrityError(f"reference counts of blocks {wrong[:8]} are wrong")
+        unused = set(self._free) | self._cached.keys()
+        num_in_use = sum(1 for count in expected if count)
+        if len(unused) != self.num_free_blocks or len(unused) + num_in_use != self.num_blocks:
+            raise IntegrityError(
+                f"{len(self._free)} free + {len(self._cached)} cached + {num_in_use} used "
+                f"blocks are not {self.num_blocks}"
+            )
+        if any(expected[block] for block in unused):
+            raise IntegrityError("a block is both used and free")
+        if any(self._hashes[block] is not None for block in self._free):
+            raise IntegrityError("a free block has a hash")
+        if any(self._hashes[block] != key for key, block in self._block_by_hash.items()):
+            raise IntegrityError("the prefix cache names a block that holds something else")
+        if sum(1 for key in self._hashes if key is not None) != len(self._block_by_hash):
+            raise IntegrityError("a hashed block is missing from the prefix cache")
+
+    def _find_cached(self, sequence: Sequence) -> list[int]:
+        if not self._enable_prefix_cache:
+            return []
+        num_full_blocks = (sequence.num_tokens - 1) // self.block_size
+        hits: list[int] = []
+        for index in range(num_full_blocks):
+            self._extend_hashes(sequence, index + 1)
+            block = self._block_by_hash.get(sequence.block_hashes[index])
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def _extend_hashes(self, sequence: Sequence, num_full_blocks: int) -> None:
+        hashes = sequence.block_hashes
+        for index in range(len(hashes), num_full_blocks):
+            start = index * self.block_size
+            ids = sequence.token_ids[start : start + self.block_size].tobytes()
+            parent = hashes[-1] if hashes else _ROOT_HASH
+            # Cryptographic: a collision would show one client's context to another.
+            hashes.append(blake2b(parent + ids, digest_size=_HASH_BYTES).digest())
+
+    def _take_cached(self, block: int) -> None:
+        if self._ref_counts[block] == 0:
+            del self._cached[block]
+        self._ref_counts[block] += 1
+
+    def _take_free(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        block_hash = self._hashes[block]
+        if block_hash is not None:
+            del self._block_by_hash[block_hash]
+            self._hashes[block] = None

@@ -1,0 +1,129 @@
+"""The engine's loop, one step at a time: schedule, run, finish."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+from inference.admission import Admission
+from inference.block_manager import IntegrityError
+from inference.errors import EngineError, StepFailed
+from inference.interface import Load, ModelInfo
+from inference.scheduler import Batch, SampledToken, Scheduler, StepOutput
+from inference.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONSECUTIVE_FAILURES = 3
+
+
+class Runner(Protocol):
+    """Computes a batch. The only part of the engine that touches tensors."""
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        """Compute the scheduled tokens; returns one sampled token for each of `batch.sampling`.
+
+        Reads the sequences, changes none. May raise anything.
+        """
+        ...
+
+    def recover(self, sequences: list[Sequence]) -> None:
+        """Make good after these sequences broke; raises if no further step can work."""
+        ...
+
+
+class Engine:
+    """Runs sequences to their end. Synchronous, and for one thread; commands go between steps."""
+
+    def __init__(
+        self, *, model_info: ModelInfo, admission: Admission, scheduler: Scheduler, runner: Runner
+    ) -> None:
+        self.model_info = model_info
+        self.admission = admission
+        self.healthy = True
+        self._scheduler = scheduler
+        self._runner = runner
+        self._num_consecutive_failures = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def add(self, sequence: Sequence) -> None:
+        """Admit a sequence to the waiting line. Raises `EngineError` and keeps nothing of it."""
+        num_live = self._scheduler.num_running + self._scheduler.num_waiting
+        self.admission.admit(sequence, num_live=num_live)
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str, error: EngineError | None = None) -> StepOutput | None:
+        """End a sequence and free its blocks now; None if it has already ended."""
+        output = self._scheduler.abort(request_id, time.monotonic(), error)
+        self._check_when_idle()
+        return output
+
+    def abort_all(self, error: EngineError) -> list[StepOutput]:
+        """End every sequence, for the cause given."""
+        live = [sequence.request_id for sequence in self._scheduler.sequences]
+        outputs = [self.abort(request_id, error) for request_id in live]
+        return [output for output in outputs if output is not None]
+
+    def step(self) -> list[StepOutput]:
+        """Run one step; returns what it means for each sequence that got a token or ended.
+
+        A step that breaks ends the sequences it carried, not the engine; `healthy` turns False
+        where no further step can be expected to work.
+        """
+        outputs = self._scheduler.drop_expired(time.monotonic())
+        batch = self._scheduler.schedule(time.monotonic())
+        if batch.sequences:
+            outputs += self._run(batch)
+        elif self._scheduler.has_work:
+            raise IntegrityError("sequences are waiting and none can be scheduled")
+        self._check_when_idle()
+        return outputs
+
+    def load(self) -> Load:
+        blocks = self._scheduler.block_manager
+        return Load(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            kv_usage=blocks.num_used_blocks / blocks.num_blocks,
+            num_cached_tokens=blocks.num_cached_tokens,
+            max_num_seqs=self._scheduler.max_num_seqs,
+            kv_capacity_tokens=blocks.num_blocks * blocks.block_size,
+            num_preemptions=self._scheduler.num_preemptions,
+        )
+
+    def _run(self, batch: Batch) -> list[StepOutput]:
+        try:
+            tokens = self._runner.run(batch)
+        except Exception as error:
+            logger.exception("step failed", extra={"num_sequences": len(batch.sequences)})
+            return self._fail(batch, error)
+        outputs = self._scheduler.finish(batch, tokens, time.monotonic())
+        self._num_consecutive_failures = 0
+        broken = [s for s in batch.sequences if s.finish is not None and s.finish.error is not None]
+        if broken:
+            self._recover(broken)
+        return outputs
+
+    def _fail(self, batch: Batch, error: Exception) -> list[StepOutput]:
+        self._num_consecutive_failures += 1
+        if self._num_consecutive_failures >= _MAX_CONSECUTIVE_FAILURES:
+            self.healthy = False
+        self._recover(batch.sequences)
+        cause = StepFailed(f"the step failed: {type(error).__name__}")
+        cause.__cause__ = error
+        return self._scheduler.fail(batch.sequences, cause, time.monotonic())
+
+    def _recover(self, sequences: list[Sequence]) -> None:
+        try:
+            self._runner.recover(sequences)
+        except Exception:
+            logger.exception("engine cannot recover")
+            self.healthy = False
+
+    def _check_when_idle(self) -> None:
+        if not self._scheduler.has_work:
+            self._scheduler.check_integrity()

@@ -1,0 +1,210 @@
+"""An engine in a thread of its own, behind an asyncio face.
+
+event loop                              engine thread
+generate ──add──▶ commands ──────────▶ add, abort
+                                        step
+streams ◀──one call_soon_threadsafe──── outputs of the step
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Ids
+from contextlib import aclosing
+from dataclasses import replace
+
+from inference.engine import Engine
+from inference.errors import EngineError, EngineUnavailable
+from inference.interface import Chunk, Load, ModelInfo
+from inference.sampling_params import SamplingParams
+from inference.scheduler import StepOutput
+from inference.sequence import Sequence
+from inference.streams import Streams
+
+logger = logging.getLogger(__name__)
+
+Command = Callable[[Engine], StepOutput | None]
+
+
+class AsyncEngine:
+    """Implements `EngineClient`. Idle, it sleeps; it never polls."""
+
+    def __init__(self, load: Callable[[], Engine]) -> None:
+        """`load` makes the engine, in its thread; it may take long and raise EngineError."""
+        self._load_engine = load
+        self._engine: Engine | None = None
+        self._load: Load | None = None
+        self._commands: deque[Command] = deque()
+        self._num_pending_adds = 0
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._draining = False
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+        self._streams = Streams(submit=self._submit, abort=self._abort)
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._started().model_info
+
+    @property
+    def healthy(self) -> bool:
+        thread = self._thread
+        engine = self._engine
+        return engine is not None and engine.healthy and thread is not None and thread.is_alive()
+
+    async def wait_broken(self) -> None:
+        await self._ended.wait()
+
+    async def start(self) -> None:
+        assert self._thread is None, "started twice"
+        self._loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._loop, loaded), name="engine", daemon=True
+        )
+        self._thread.start()
+        await loaded
+
+    async def stop(self, *, drain_timeout: float = 0.0) -> None:
+        self._draining = True
+        if self._engine is not None and drain_timeout > 0:
+            await self._streams.wait_empty(drain_timeout)
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+            # What the thread delivered last is still on its way to the loop.
+            await asyncio.sleep(0)
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Ids[int],
+        params: SamplingParams,
+        *,
+        num_resumed_tokens: int = 0,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        engine = self._started()
+        if self._draining or not self.healthy:
+            raise EngineUnavailable("the engine takes no new sequences")
+        sequence = Sequence(
+            request_id,
+            prompt_token_ids,
+            params,
+            num_resumed_tokens=num_resumed_tokens,
+            eos_token_ids=engine.model_info.eos_token_ids,
+            deadline=deadline,
+        )
+        engine.admission.admit(sequence, num_live=self._streams.num_live)
+        async with aclosing(self._streams.generate(sequence)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def load(self) -> Load:
+        load = self._load
+        if load is None:
+            raise EngineUnavailable("the engine is not started")
+        return replace(load, num_waiting=load.num_waiting + self._num_pending_adds)
+
+    def _started(self) -> Engine:
+        if self._engine is None:
+            raise EngineUnavailable("the engine is not started")
+        return self._engine
+
+    def _submit(self, sequence: Sequence) -> None:
+        self._num_pending_adds += 1
+        self._command(lambda engine: self._add(engine, sequence))
+
+    def _abort(self, request_id: str) -> None:
+        # Its consumer is gone: there is nobody to tell of the end.
+        self._command(lambda engine: engine.abort(request_id) and None)
+
+    def _command(self, command: Command) -> None:
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    # What follows runs in the engine's thread.
+
+    def _add(self, engine: Engine, sequence: Sequence) -> StepOutput | None:
+        self._num_pending_adds -= 1
+        try:
+            engine.add(sequence)
+        except EngineError as error:
+            # Admitted by the loop's count, and refused by the engine's own.
+            finish = sequence.refuse(error)
+            return StepOutput(sequence.request_id, [], [], finish)
+        return None
+
+    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
+        try:
+            engine = self._load_engine()
+            self._load = engine.load()
+            self._engine = engine
+        except BaseException as error:
+            loop.call_soon_threadsafe(_fail, loaded, error)
+            return
+        loop.call_soon_threadsafe(_succeed, loaded)
+        cause = EngineUnavailable("the engine has stopped")
+        try:
+            while self._step(engine, loop):
+                pass
+        except Exception:
+            logger.exception("the engine broke")
+            engine.healthy = False
+            cause = EngineUnavailable("the engine broke")
+        if not engine.healthy:
+            cause = EngineUnavailable("the engine broke")
+        with self._wake:
+            commands, self._commands = list(self._commands), deque()
+        outputs = [output for command in commands if (output := command(engine)) is not None]
+        outputs += engine.abort_all(cause)
+        self._load = engine.load()
+        self._deliver(loop, outputs)
+        self._call(loop, self._ended.set)
+
+    def _step(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> bool:
+        """Commands, then one step; False once the thread is to end."""
+        with self._wake:
+            while not (self._commands or engine.has_work or self._stopping):
+                self._wake.wait()
+            commands, self._commands = list(self._commands), deque()
+        if self._stopping:
+            with self._wake:
+                self._commands.extendleft(reversed(commands))
+            return False
+        outputs = [output for command in commands if (output := command(engine)) is not None]
+        if engine.has_work:
+            outputs += engine.step()
+        self._load = engine.load()
+        self._deliver(loop, outputs)
+        return engine.healthy
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[StepOutput]) -> None:
+        if outputs:
+            self._call(loop, lambda: self._streams.deliver(outputs))
+
+    @staticmethod
+    def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        try:
+            loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            logger.warning("the event loop closed before the engine stopped")
+
+
+def _succeed(loaded: asyncio.Future[None]) -> None:
+    if not loaded.done():
+        loaded.set_result(None)
+
+
+def _fail(loaded: asyncio.Future[None], error: BaseException) -> None:
+    if not loaded.done():
+        loaded.set_exception(error)

@@ -1,0 +1,192 @@
+"""An engine without a model, for tests and relay benchmarks: made-up ids at a settable pace.
+
+Never a default. It imports no torch. The ids are a function of the prompt and the position, so a
+stream that goes on elsewhere has the same ids; its load numbers are true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from collections.abc import Sequence as Ids
+from contextlib import aclosing
+from hashlib import blake2b
+
+from inference.admission import Admission
+from inference.errors import EngineError, EngineUnavailable
+from inference.interface import Chunk, FinishReason, Load, ModelInfo, TokenLogprobs
+from inference.sampling_params import SamplingParams
+from inference.scheduler import StepOutput
+from inference.sequence import Sequence, SequenceStatus
+from inference.streams import Streams
+
+FIRST_ID = 600
+NUM_IDS = 1024
+"""The ids lie where vocabularies have words: above bytes and special tokens."""
+
+KV_CAPACITY_TOKENS = 1 << 22
+
+
+class FakeEngine:
+    """Implements `EngineClient`. A step gives every running sequence one token."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        tokens_per_second: float = 0.0,
+        max_num_seqs: int = 1024,
+        max_num_waiting: int = 1024,
+        max_context: int = 32_768,
+        vocab_size: int = 6144,
+    ) -> None:
+        """`tokens_per_second` paces each stream; 0 steps whenever a consumer waits."""
+        self.model_info = ModelInfo(
+            name=name,
+            architecture="Fake",
+            dtype="none",
+            device="none",
+            vocab_size=vocab_size,
+            max_context=max_context,
+            num_parameters=0,
+            eos_token_ids=(),
+        )
+        self._interval = 1 / tokens_per_second if tokens_per_second else 0.0
+        self._max_num_seqs = max_num_seqs
+        self._admission = Admission(
+            vocab_size=vocab_size,
+            max_context=max_context,
+            kv_capacity_tokens=KV_CAPACITY_TOKENS,
+            max_num_seqs=max_num_seqs,
+            max_num_waiting=max_num_waiting,
+        )
+        self._wanted = asyncio.Event()
+        self._sequences: dict[str, Sequence] = {}
+        self._streams = Streams(submit=self._submit, abort=self._abort, on_demand=self._wanted.set)
+        self._stepping: asyncio.Task[None] | None = None
+        self._draining = False
+
+    @property
+    def healthy(self) -> bool:
+        return self._stepping is not None and not self._stepping.done()
+
+    async def wait_broken(self) -> None:
+        if self._stepping is not None:
+            await asyncio.wait([self._stepping])
+
+    async def start(self) -> None:
+        self._stepping = asyncio.create_task(self._run(), name="fake engine")
+
+    async def stop(self, *, drain_timeout: float = 0.0) -> None:
+        self._draining = True
+        if drain_timeout > 0:
+            await self._streams.wait_empty(drain_timeout)
+        if self._stepping is not None:
+            self._stepping.cancel()
+            await asyncio.gather(self._stepping, return_exceptions=True)
+        error = EngineUnavailable("the engine has stopped")
+        self._streams.deliver([self._end(s, FinishReason.ABORT, error) for s in self._live()])
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Ids[int],
+        params: SamplingParams,
+        *,
+        num_resumed_tokens: int = 0,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        if self._draining or not self.healthy:
+            raise EngineUnavailable("the engine takes no new sequences")
+        sequence = Sequence(
+            request_id,
+            prompt_token_ids,
+            params,
+            num_resumed_tokens=num_resumed_tokens,
+            deadline=deadline,
+        )
+        self._admission.admit(sequence, num_live=self._streams.num_live)
+        async with aclosing(self._streams.generate(sequence)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def load(self) -> Load:
+        running = [s for s in self._live() if s.status is SequenceStatus.RUNNING]
+        num_tokens = sum(sequence.num_tokens for sequence in running)
+        return Load(
+            num_running=len(running),
+            num_waiting=len(self._sequences) - len(running),
+            kv_usage=num_tokens / KV_CAPACITY_TOKENS,
+            num_cached_tokens=0,
+            max_num_seqs=self._max_num_seqs,
+            kv_capacity_tokens=KV_CAPACITY_TOKENS,
+            num_preemptions=0,
+        )
+
+    def _live(self) -> list[Sequence]:
+        return list(self._sequences.values())
+
+    def _submit(self, sequence: Sequence) -> None:
+        self._sequences[sequence.request_id] = sequence
+        self._wanted.set()
+
+    def _abort(self, request_id: str) -> None:
+        self._sequences.pop(request_id, None)
+
+    async def _run(self) -> None:
+        due = time.monotonic()
+        while True:
+            if not self._sequences or not self._interval:
+                # Nothing to do, or at full speed: whoever waits for tokens asks for a step.
+                self._wanted.clear()
+                await self._wanted.wait()
+                due = max(due, time.monotonic())
+            if self._interval:
+                due += self._interval
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+            self._streams.deliver(self._step())
+
+    def _step(self) -> list[StepOutput]:
+        now = time.monotonic()
+        outputs = []
+        for sequence in self._live()[: self._max_num_seqs]:
+            if sequence.scheduled_time is None:
+                sequence.scheduled_time = now
+                sequence.status = SequenceStatus.RUNNING
+            token_id = fake_token(sequence)
+            reason = sequence.append(token_id, now)
+            if reason is None:
+                logprobs = _logprobs(sequence, token_id)
+                outputs.append(StepOutput(sequence.request_id, [token_id], logprobs, None))
+            else:
+                outputs.append(self._end(sequence, reason, token_id=token_id))
+        return outputs
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: EngineError | None = None,
+        token_id: int | None = None,
+    ) -> StepOutput:
+        del self._sequences[sequence.request_id]
+        finish = sequence.end(reason, time.monotonic(), error)
+        if token_id is None:
+            return StepOutput(sequence.request_id, [], [], finish)
+        logprobs = _logprobs(sequence, token_id)
+        return StepOutput(sequence.request_id, [token_id], logprobs, finish)
+
+
+def fake_token(sequence: Sequence) -> int:
+    """The next id of a sequence; the prompt's ids and the position decide it."""
+    prompt = sequence.token_ids[: sequence.num_prompt_tokens].tobytes()
+    position = sequence.num_completion_tokens
+    digest = blake2b(prompt, digest_size=8, salt=position.to_bytes(8, "little")).digest()
+    return FIRST_ID + int.from_bytes(digest[:4], "little") % NUM_IDS
+
+
+def _logprobs(sequence: Sequence, token_id: int) -> list[TokenLogprobs]:
+    if sequence.params.num_logprobs is None:
+        return []
+    return [TokenLogprobs(token_id, 0.0, ((token_id, 0.0),)[: sequence.params.num_logprobs])]

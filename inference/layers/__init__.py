@@ -1,0 +1,1 @@
+"""The parts of a decoder, one idea a file."""

@@ -1,0 +1,162 @@
+"""The Llama family's decoder, for inference only: Llama, Mistral, Qwen2, Qwen3, SmolLM.
+
+A step's tokens, of whatever sequences, are one flat batch [num_tokens, hidden_size]; who belongs
+to whom is the attention plan's to know. Weights that are multiplied with the same input are
+merged (q, k, v; gate, up).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inference.kv_cache import KVCache
+from inference.layers.attention import AttentionPlan, attend
+from inference.layers.rotary import RotaryEmbedding, rotate
+from inference.model_config import ModelConfig
+from inference.weights import Weights
+
+
+class Linear:
+    """A matrix and, for some models, a bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Layer:
+    """One decoder layer: attention, then a gated feed-forward, each on a normed residual."""
+
+    def __init__(self, config: ModelConfig, reader: Reader, number: int) -> None:
+        hidden, head_dim = config.hidden_size, config.head_dim
+        self._config = config
+        self._number = number
+        q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
+        self._sizes = [q_size, kv_size, kv_size]
+        prefix = f"model.layers.{number}"
+        self._input_norm = reader.tensor(f"{prefix}.input_layernorm.weight", hidden)
+        self._post_norm = reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden)
+        attention = f"{prefix}.self_attn"
+        self._qkv = reader.merged(
+            [
+                (f"{attention}.{name}_proj", size)
+                for name, size in zip("qkv", self._sizes, strict=True)
+            ],
+            hidden,
+            bias=config.attention_bias,
+        )
+        self._out = reader.merged(
+            [(f"{attention}.o_proj", hidden)], q_size, bias=config.output_bias
+        )
+        self._qk_norms: tuple[Tensor, Tensor] | None = None
+        if config.qk_norm:
+            self._qk_norms = (
+                reader.tensor(f"{attention}.q_norm.weight", head_dim),
+                reader.tensor(f"{attention}.k_norm.weight", head_dim),
+            )
+        inner = config.intermediate_size
+        mlp = f"{prefix}.mlp"
+        self._gate_up = reader.merged(
+            [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)], hidden, bias=config.mlp_bias
+        )
+        self._down = reader.merged([(f"{mlp}.down_proj", hidden)], inner, bias=config.mlp_bias)
+
+    def __call__(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, plan: AttentionPlan
+    ) -> Tensor:
+        x = x + self._attend(self._norm(x, self._input_norm), rotation, cache, plan)
+        gate, up = self._gate_up(self._norm(x, self._post_norm)).chunk(2, dim=-1)
+        return x + self._down(F.silu(gate) * up)
+
+    def _attend(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, plan: AttentionPlan
+    ) -> Tensor:
+        q, k, v = (
+            part.view(len(x), -1, self._config.head_dim)
+            for part in torch.split(self._qkv(x), self._sizes, dim=-1)
+        )
+        if self._qk_norms is not None:
+            q, k = self._norm(q, self._qk_norms[0]), self._norm(k, self._qk_norms[1])
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return self._out(attend(q, k, v, cache.layer(self._number), plan))
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, weight, self._config.rms_norm_eps)
+
+
+class Llama:
+    """The decoder of a checkpoint, on a device."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        max_context: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Reads all weights. Raises ModelLoadError if any is missing or has another shape."""
+        reader = Reader(weights, dtype, device)
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        shape = (config.vocab_size, config.hidden_size)
+        self._embeddings = reader.tensor("model.embed_tokens.weight", *shape)
+        self._layers = [Layer(config, reader, number) for number in range(config.num_layers)]
+        self._norm = reader.tensor("model.norm.weight", config.hidden_size)
+        self._head = (
+            self._embeddings
+            if config.tie_word_embeddings
+            else reader.tensor("lm_head.weight", *shape)
+        )
+        self._rotary = RotaryEmbedding(config, max_context, device)
+        self.num_parameters = reader.num_parameters
+
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan
+    ) -> Tensor:
+        """Last hidden states [num_tokens, hidden_size] of `token_ids` [num_tokens]."""
+        x = F.embedding(token_ids, self._embeddings)
+        rotation = self._rotary.at(positions, self.dtype)
+        for layer in self._layers:
+            x = layer(x, rotation, cache, plan)
+        return rms_norm(x, self._norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[num_rows, vocab_size] in float32."""
+        return F.linear(hidden, self._head).float()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm over the last dimension, computed in float32 (arXiv:1910.07467)."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+class Reader:
+    """Takes tensors out of a checkpoint in the wanted type, and counts them."""
+
+    def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+        self._weights = weights
+        self._dtype = dtype
+        self._device = device
+        self.num_parameters = 0
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """One tensor."""
+        tensor = self._weights.take(name, shape)
+        self.num_parameters += tensor.numel()
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+    def merged(self, parts: list[tuple[str, int]], num_inputs: int, *, bias: bool) -> Linear:
+        """Matrices with the same input as one; each part is a name and its number of outputs."""
+        matrices = [self.tensor(f"{name}.weight", size, num_inputs) for name, size in parts]
+        biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
+        return Linear(torch.cat(matrices), torch.cat(biases) if biases else None)

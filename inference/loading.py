@@ -1,0 +1,203 @@
+"""Makes an engine from a model's folder: weights, cache, scheduler, one step to warm up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from inference.admission import Admission
+from inference.block_manager import BlockManager
+from inference.engine import Engine
+from inference.errors import ModelLoadError
+from inference.interface import ModelInfo
+from inference.kv_cache import KVCache
+from inference.llama import Llama
+from inference.model_config import ModelConfig, load_config
+from inference.model_runner import ModelRunner
+from inference.sampling_params import SamplingParams
+from inference.scheduler import Scheduler
+from inference.sequence import Sequence
+from inference.threads import available_cpus
+from inference.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+SMALL_MODEL_PARAMETERS = 50_000_000
+"""Up to this size a CPU computes in float32 under dtype `auto`: it is no slower, and exact."""
+
+FREE_MEMORY_SHARE = 0.5
+"""Of the memory that is free after loading, the KV cache takes at most this; on a GPU more."""
+
+GPU_MEMORY_SHARE = 0.9
+MAX_CPU_KV_TOKENS = 131_072
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What an engine is made of. Zeros mean: find out."""
+
+    folder: Path
+    name: str
+    device: str = "auto"
+    dtype: str = "auto"
+    max_num_seqs: int = 64
+    max_num_waiting: int = 256
+    max_num_batched_tokens: int = 2048
+    max_context: int = 0
+    block_size: int = 16
+    kv_cache_tokens: int = 0
+    threads: int = 0
+
+
+def load_engine(options: EngineOptions) -> Engine:
+    """A warm engine; blocks. Raises ModelLoadError saying what is wrong with the files."""
+    started = time.monotonic()
+    device = _device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads or available_cpus())
+    config = load_config(options.folder)
+    max_context = _max_context(options.max_context, config)
+    weights = Weights(options.folder)
+    dtype = _dtype(options.dtype, config, device)
+    model = Llama(config, weights, max_context=max_context, dtype=dtype, device=device)
+    num_blocks = _num_kv_tokens(options, config, dtype, device, max_context) // options.block_size
+    cache = KVCache(config, num_blocks, options.block_size, dtype, device)
+    engine = Engine(
+        model_info=ModelInfo(
+            name=options.name,
+            architecture=config.architecture,
+            dtype=str(dtype).removeprefix("torch."),
+            device=_device_name(device),
+            vocab_size=config.vocab_size,
+            max_context=max_context,
+            num_parameters=model.num_parameters,
+            eos_token_ids=config.eos_token_ids,
+            default_sampling=config.default_sampling,
+        ),
+        admission=Admission(
+            vocab_size=config.vocab_size,
+            max_context=max_context,
+            kv_capacity_tokens=num_blocks * options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_waiting=options.max_num_waiting,
+        ),
+        scheduler=Scheduler(
+            BlockManager(num_blocks, options.block_size),
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),
+        ),
+        runner=ModelRunner(model, cache),
+    )
+    _warm_up(engine)
+    logger.info(
+        "model loaded",
+        extra={
+            "model": options.name,
+            "num_parameters": model.num_parameters,
+            "dtype": str(dtype),
+            "device": str(device),
+            "kv_cache_tokens": num_blocks * options.block_size,
+            "threads": torch.get_num_threads(),
+            "duration_seconds": time.monotonic() - started,
+        },
+    )
+    return engine
+
+
+def _warm_up(engine: Engine) -> None:
+    """A prefill and a decode, so that the first request does not pay for lazy set-up."""
+    params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+    engine.add(Sequence("warm-up", [0, 0], params))
+    while engine.has_work:
+        engine.step()
+
+
+def _device(wanted: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ModelLoadError("INFERENCE_DEVICE is cuda, but no CUDA device is visible")
+    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}"
+    return "cpu"
+
+
+def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    name = config.dtype if wanted == "auto" else wanted
+    if (
+        wanted == "auto"
+        and device.type == "cpu"
+        and _num_parameters(config) <= (SMALL_MODEL_PARAMETERS)
+    ):
+        name = "float32"
+    dtype = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }.get(name)
+    if dtype is None:
+        raise ModelLoadError(f"config.json: dtype {name!r} is not supported")
+    return dtype
+
+
+def _num_parameters(config: ModelConfig) -> int:
+    """About how many weights the config implies."""
+    attention = config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads) * 2
+    mlp = 3 * config.hidden_size * config.intermediate_size
+    tables = 1 if config.tie_word_embeddings else 2
+    embeddings = tables * config.vocab_size * config.hidden_size
+    return config.num_layers * (attention + mlp) + embeddings
+
+
+def _max_context(wanted: int, config: ModelConfig) -> int:
+    if wanted > config.max_position:
+        raise ModelLoadError(
+            f"INFERENCE_MAX_CONTEXT must be at most the model's {config.max_position} positions. "
+            f"Given: {wanted}"
+        )
+    return wanted or config.max_position
+
+
+def _num_kv_tokens(
+    options: EngineOptions,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_context: int,
+) -> int:
+    """Tokens in the KV cache, a whole number of blocks."""
+    size = options.block_size
+    if options.kv_cache_tokens:
+        return max(options.kv_cache_tokens // size, 1) * size
+    most = options.max_num_seqs * max_context
+    per_token = KVCache.bytes_per_token(config, dtype)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        tokens = int(free * GPU_MEMORY_SHARE) // per_token
+    else:
+        tokens = min(int(_free_memory() * FREE_MEMORY_SHARE) // per_token, MAX_CPU_KV_TOKENS)
+    tokens = min(tokens, most)
+    if tokens < size:
+        raise ModelLoadError("no memory is left for the KV cache; choose a smaller model or dtype")
+    return tokens // size * size
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take: the machine's, cut by the cgroup's limit."""
+    available = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return min(available, max(limit - used, 0))

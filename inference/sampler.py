@@ -1,0 +1,185 @@
+"""Draws the next token of each row, in one batch on the device.
+
+A seeded row draws the same token whatever else is in the batch: its randomness is a function of
+seed, position and token id alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from inference.interface import TokenLogprobs
+from inference.scheduler import SampledToken
+from inference.sequence import Sequence
+
+_NEGATIVE_INFINITY = -math.inf
+
+
+def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[SampledToken]:
+    """One token for each row of `logits` [num_rows, vocab_size], float32; changes `logits`.
+
+    A row without finite logits gets id -1.
+    """
+    # Log probabilities are of the model's own distribution, before anything is filtered.
+    wanted = max(
+        (s.params.num_logprobs for s in sequences if s.params.num_logprobs is not None),
+        default=None,
+    )
+    raw = None if wanted is None else torch.log_softmax(logits, dim=-1)
+    _bias(logits, sequences)
+    _penalize(logits, sequences)
+    highest, chosen = logits.max(dim=-1)
+    drawing = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
+    if drawing:
+        rows = torch.tensor(drawing, device=logits.device)
+        drawn = _draw(logits[rows], [sequences[row] for row in drawing])
+        chosen = chosen.index_copy(0, rows, drawn)
+    chosen = torch.where(torch.isfinite(highest), chosen, -1)
+    token_ids = chosen.tolist()  # the one wait for the device in a step
+    if raw is None:
+        return [SampledToken(token_id) for token_id in token_ids]
+    return _with_logprobs(raw, token_ids, sequences, wanted)
+
+
+def _num_logprobs(sequence: Sequence) -> int:
+    """How many alternatives are asked for; -1 where no log probabilities are."""
+    asked = sequence.params.num_logprobs
+    return -1 if asked is None else asked
+
+
+def _bias(logits: Tensor, sequences: Rows[Sequence]) -> None:
+    for row, sequence in enumerate(sequences):
+        params = sequence.params
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=logits.device)
+            values = torch.tensor(list(params.logit_bias.values()), device=logits.device)
+            logits[row, ids] += values
+        if sequence.num_completion_tokens < params.min_tokens and sequence.stop_token_ids:
+            ids = torch.tensor(list(sequence.stop_token_ids), device=logits.device)
+            logits[row, ids] = _NEGATIVE_INFINITY
+
+
+def _penalize(logits: Tensor, sequences: Rows[Sequence]) -> None:
+    vocab_size = logits.shape[1]
+    for row, sequence in enumerate(sequences):
+        params = sequence.params
+        if not params.has_penalties:
+            continue
+        ids = torch.tensor(sequence.token_ids.tolist(), device=logits.device)
+        if params.repetition_penalty != 1.0:
+            seen = torch.unique(ids)
+            values = logits[row, seen]
+            logits[row, seen] = torch.where(
+                values > 0, values / params.repetition_penalty, values * params.repetition_penalty
+            )
+        counts = torch.bincount(ids[sequence.num_prompt_tokens :], minlength=vocab_size)
+        logits[row] -= params.frequency_penalty * counts
+        logits[row] -= params.presence_penalty * (counts > 0)
+
+
+def _draw(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """[num_rows] ids: the maximum of logits and Gumbel noise is a draw from their softmax."""
+    temperatures = _column(logits, [s.params.temperature for s in sequences])
+    scaled = logits / temperatures
+    if any(s.params.top_k or s.params.top_p < 1.0 for s in sequences):
+        scaled = _filter_top(scaled, sequences)
+    if any(s.params.min_p > 0.0 for s in sequences):
+        floors = _column(logits, [s.params.min_p for s in sequences]).log()
+        scaled = scaled.masked_fill(
+            scaled < scaled.max(dim=-1, keepdim=True).values + floors, _NEGATIVE_INFINITY
+        )
+    noise = gumbel_noise(
+        [s.seed for s in sequences],
+        [s.num_completion_tokens for s in sequences],
+        logits.shape[1],
+        logits.device,
+    )
+    return (scaled + noise).argmax(dim=-1)
+
+
+def _filter_top(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """Keeps the k likeliest, and of those the smallest set that holds top_p of the mass."""
+    vocab_size = logits.shape[1]
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    top_k = _column(logits, [s.params.top_k or vocab_size for s in sequences])
+    ranks = torch.arange(vocab_size, device=logits.device)
+    ordered = ordered.masked_fill(ranks >= top_k, _NEGATIVE_INFINITY)
+    top_p = _column(logits, [s.params.top_p for s in sequences])
+    probabilities = ordered.softmax(dim=-1)
+    # A token stays while those before it have not yet reached top_p: the first always does.
+    before = probabilities.cumsum(dim=-1) - probabilities
+    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1.0), _NEGATIVE_INFINITY)
+    return torch.full_like(logits, _NEGATIVE_INFINITY).scatter(-1, order, ordered)
+
+
+def _column(logits: Tensor, values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=logits.dtype, device=logits.device).unsqueeze(1)
+
+
+def gumbel_noise(
+    seeds: Rows[int], positions: Rows[int], vocab_size: int, device: torch.device
+) -> Tensor:
+    """[num_rows, vocab_size] standard Gumbel noise, a function of seed, position and id alone.
+
+    Counter-based: splitmix64's mixer (Steele et al., 2014) of the three, in wrapping int64.
+    """
+    keys = torch.tensor(
+        [
+            _signed(_mix_int(_mix_int(seed) ^ position))
+            for seed, position in zip(seeds, positions, strict=True)
+        ],
+        device=device,
+    ).unsqueeze(1)
+    ids = torch.arange(vocab_size, device=device).unsqueeze(0)
+    bits = _mix(keys + ids * _signed(_GOLDEN))
+    # 53 bits make a double in (0, 1), so that no draw is impossible in the far tail.
+    uniform = ((_shift(bits, 11)).double() + 0.5) * 2.0**-53
+    return -(-uniform.log()).log().float()
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_MASK = 2**64 - 1
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _mix_int(value: int) -> int:
+    value = (value + _GOLDEN) & _MASK
+    value = ((value ^ (value >> 30)) * _FACTORS[0]) & _MASK
+    value = ((value ^ (value >> 27)) * _FACTORS[1]) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _signed(_FACTORS[0])
+    value = (value ^ _shift(value, 27)) * _signed(_FACTORS[1])
+    return value ^ _shift(value, 31)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return torch.bitwise_and(value >> bits, 2 ** (64 - bits) - 1)
+
+
+def _with_logprobs(
+    raw: Tensor, token_ids: list[int], sequences: Rows[Sequence], wanted: int
+) -> list[SampledToken]:
+    rows = torch.arange(len(token_ids), device=raw.device)
+    chosen = raw[rows, torch.tensor(token_ids, device=raw.device).clamp(min=0)].tolist()
+    values, ids = raw.topk(max(wanted, 1), dim=-1)
+    tops = [
+        list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+    sampled = []
+    for token_id, logprob, top, sequence in zip(token_ids, chosen, tops, sequences, strict=True):
+        asked = sequence.params.num_logprobs
+        logprobs = None if asked is None else TokenLogprobs(token_id, logprob, tuple(top[:asked]))
+        sampled.append(SampledToken(token_id, logprobs))
+    return sampled

@@ -1,0 +1,157 @@
+"""The state of one generation inside the engine."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from array import array
+from collections.abc import Iterable
+from enum import StrEnum
+
+from inference.errors import EngineError
+from inference.interface import Finish, FinishReason, Timings
+from inference.sampling_params import SamplingParams
+
+_MASK_64 = 2**64 - 1
+
+
+class SequenceStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Token ids, block table and counts of one request.
+
+    The scheduler moves it between its lines, the block manager owns `block_table`,
+    `block_hashes` and `num_committed_blocks`; nobody else writes those.
+
+        token_ids:  |<---- prompt ---->|<---- completion ---->|
+                    |<-- computed -->|<- scheduled ->|
+    """
+
+    __slots__ = (
+        "arrival_time",
+        "block_hashes",
+        "block_table",
+        "deadline",
+        "finish",
+        "first_token_time",
+        "max_tokens",
+        "num_batched_sequences",
+        "num_cached_tokens",
+        "num_committed_blocks",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_scheduled_tokens",
+        "num_steps",
+        "params",
+        "request_id",
+        "scheduled_time",
+        "seed",
+        "status",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams,
+        *,
+        num_resumed_tokens: int = 0,
+        eos_token_ids: Iterable[int] = (),
+        deadline: float | None = None,
+    ) -> None:
+        """`num_resumed_tokens` at the end of the prompt are completion of an earlier attempt."""
+        self.request_id = request_id
+        self.params = params
+        self.deadline = deadline
+        # Arrays, not lists: hashing a block or handing ids to the runner is one memory copy.
+        self.token_ids: array[int] = array("q", prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids) - num_resumed_tokens
+        self.stop_token_ids = params.stop_token_ids
+        if not params.ignore_eos:
+            self.stop_token_ids = params.stop_token_ids.union(eos_token_ids)
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed & _MASK_64
+        # Admission settles this; until then it is what the params say.
+        self.max_tokens = params.max_tokens or 0
+
+        self.status = SequenceStatus.WAITING
+        self.num_computed_tokens = 0
+        self.num_scheduled_tokens = 0
+        self.num_cached_tokens = 0
+        self.block_table: array[int] = array("q")
+        self.block_hashes: list[bytes] = []
+        self.num_committed_blocks = 0
+
+        self.num_preemptions = 0
+        self.num_steps = 0
+        self.num_batched_sequences = 0
+        self.arrival_time = time.monotonic()
+        self.scheduled_time: float | None = None
+        self.first_token_time: float | None = None
+        self.finish: Finish | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request_id!r}, {self.status}, {self.num_prompt_tokens}+"
+            f"{self.num_completion_tokens} tokens, {self.num_computed_tokens} computed)"
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose KV is still to be computed: 1 while decoding, more while prefilling."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def samples_this_step(self) -> bool:
+        """True where the scheduled step computes the last token, so that a next one follows."""
+        return self.num_computed_tokens + self.num_scheduled_tokens == len(self.token_ids)
+
+    def append(self, token_id: int, now: float) -> FinishReason | None:
+        """Take one sampled token; returns the reason if the sequence ends with it."""
+        self.token_ids.append(token_id)
+        if self.first_token_time is None:
+            self.first_token_time = now
+        if token_id in self.stop_token_ids:
+            return FinishReason.STOP
+        if self.num_completion_tokens >= self.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def end(self, reason: FinishReason, now: float, error: EngineError | None = None) -> Finish:
+        """Mark the sequence finished, once; its blocks must have been freed."""
+        assert self.finish is None, f"{self!r} finished twice"
+        self.status = SequenceStatus.FINISHED
+        self.finish = Finish(
+            reason=reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_completion_tokens=self.num_completion_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            timings=Timings(
+                arrival=self.arrival_time,
+                scheduled=self.scheduled_time,
+                first_token=self.first_token_time,
+                finish=now,
+            ),
+            num_preemptions=self.num_preemptions,
+            mean_batch_size=self.num_batched_sequences / max(self.num_steps, 1),
+            error=error,
+        )
+        return self.finish
+
+    def refuse(self, error: EngineError) -> Finish:
+        """End a sequence that no scheduler has taken."""
+        return self.end(FinishReason.ABORT, time.monotonic(), error)

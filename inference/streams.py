@@ -1,0 +1,121 @@
+"""The consumers' side of an engine: one stream a sequence, all on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+
+from inference.errors import DuplicateRequest
+from inference.interface import Chunk, Finish, TokenLogprobs
+from inference.scheduler import StepOutput
+from inference.sequence import Sequence
+
+
+class TokenStream:
+    """The one pending chunk of a sequence: it grows until its consumer takes it."""
+
+    __slots__ = ("_finish", "_logprobs", "_token_ids", "_waiter")
+
+    def __init__(self) -> None:
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._finish: Finish | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: StepOutput) -> None:
+        """Add what a step brought, and wake the consumer if it waits."""
+        self._token_ids += output.token_ids
+        self._logprobs += output.logprobs
+        self._finish = output.finish
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._token_ids and self._finish is None
+
+    async def take(self) -> Chunk:
+        """Wait until something is ready and take all of it. One consumer at a time."""
+        if self.is_empty:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        chunk = Chunk(token_ids=self._token_ids, logprobs=self._logprobs, finish=self._finish)
+        self._token_ids, self._logprobs = [], []
+        return chunk
+
+
+class Streams:
+    """The streams of all live sequences, by request id.
+
+    A stream leaves when its finish is delivered or its consumer goes; a consumer that has yet
+    to take the last chunk holds that chunk and nothing here.
+    """
+
+    def __init__(
+        self,
+        *,
+        submit: Callable[[Sequence], None],
+        abort: Callable[[str], None],
+        on_demand: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`submit` and `abort` hand over to the engine; `on_demand` runs when a consumer waits."""
+        self._submit = submit
+        self._abort = abort
+        self._on_demand = on_demand
+        self._streams: dict[str, TokenStream] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def num_live(self) -> int:
+        return len(self._streams)
+
+    async def generate(self, sequence: Sequence) -> AsyncGenerator[Chunk, None]:
+        """Submit an admitted sequence and stream it; closing the generator aborts it."""
+        request_id = sequence.request_id
+        if request_id in self._streams:
+            raise DuplicateRequest(f"request id {request_id!r} is already in use")
+        stream = self._streams[request_id] = TokenStream()
+        self._empty.clear()
+        self._submit(sequence)
+        try:
+            yield Chunk(token_ids=[], logprobs=[])
+            while True:
+                if stream.is_empty:
+                    self._on_demand()
+                chunk = await stream.take()
+                yield chunk
+                if chunk.finish is not None:
+                    return
+        finally:
+            # The id may belong to a later sequence by now: only this one's stream is closed.
+            if self._streams.get(request_id) is stream:
+                self._remove(request_id)
+                self._abort(request_id)
+
+    def deliver(self, outputs: Iterable[StepOutput]) -> None:
+        """Hand a step's outputs to the consumers that are still there."""
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue  # its consumer went away during the step
+            stream.put(output)
+            if output.finish is not None:
+                self._remove(output.request_id)
+
+    async def wait_empty(self, timeout: float) -> bool:
+        """Wait until no sequence lives; False if some still do after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _remove(self, request_id: str) -> None:
+        del self._streams[request_id]
+        if not self._streams:
+            self._empty.set()
