@@ -25,11 +25,8 @@ def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[SampledToken]:
     A row without finite logits gets id -1.
     """
     # Log probabilities are of the model's own distribution, before anything is filtered.
-    wanted = max(
-        (s.params.num_logprobs for s in sequences if s.params.num_logprobs is not None),
-        default=None,
-    )
-    raw = None if wanted is None else torch.log_softmax(logits, dim=-1)
+    wanted = max((_num_logprobs(sequence) for sequence in sequences), default=-1)
+    raw = torch.log_softmax(logits, dim=-1) if wanted >= 0 else None
     _bias(logits, sequences)
     _penalize(logits, sequences)
     highest, chosen = logits.max(dim=-1)
