@@ -78,8 +78,9 @@ def _parse(body: bytes) -> object:
     except UnicodeDecodeError as error:
         raise _invalid(f"the body must be UTF-8, byte {error.start} is not") from None
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise _invalid(f"the body must be valid JSON: {error.msg} at {where}") from None
+        where = f"at line {error.lineno} column {error.colno}"
+        what = error.msg.removesuffix(" at")
+        raise _invalid(f"the body must be valid JSON: {what} {where}") from None
     except RecursionError:
         raise _invalid("the body must be valid JSON, given one nested too deeply") from None
     except ValueError:  # an integer of thousands of digits

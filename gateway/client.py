@@ -57,7 +57,7 @@ class Orchestrator:
     async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """Started, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         last: Event | None = None
-        request = _generate_request(generation)
+        request = generate_request(generation)
         try:
             async with open_stream(self._stub.Generate, request) as responses:
                 async for response in responses:
@@ -70,13 +70,7 @@ class Orchestrator:
     async def search(self, search: Search) -> AsyncGenerator[Event]:
         """SearchResults, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         last: Event | None = None
-        request = orchestrator_pb2.SummarizeRequest(
-            query=search.query,
-            num_results=search.num_results,
-            max_tokens=search.max_tokens,
-            model=search.model,
-            safe_search=search.safe_search,
-        )
+        request = summarize_request(search)
         try:
             async with open_stream(self._stub.SummarizeStream, request) as responses:
                 async for response in responses:
@@ -128,7 +122,19 @@ def _broken(what: str) -> MeshError:
     return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
 
-def _generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest:
+def summarize_request(search: Search) -> orchestrator_pb2.SummarizeRequest:
+    """What is asked, on the wire."""
+    return orchestrator_pb2.SummarizeRequest(
+        query=search.query,
+        num_results=search.num_results,
+        max_tokens=search.max_tokens,
+        model=search.model,
+        safe_search=search.safe_search,
+    )
+
+
+def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest:
+    """What is asked, on the wire."""
     request = orchestrator_pb2.GenerateRequest(
         model=generation.model, sampling=_sampling(generation.sampling), stop=generation.stop
     )

@@ -1,0 +1,84 @@
+"""A gateway under real uvicorn, and behind it a fake orchestrator on real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import httpx
+import pytest
+
+from gateway import metrics
+from gateway.client import SERVICE
+from gateway.server import GatewayServer, running
+from gateway.settings import GatewaySettings
+from mesh.server import Servicer
+from mesh.v1 import orchestrator_pb2_grpc
+from tests.gateway.fakes import FakeOrchestrator
+from tests.helpers import Served, eventually, serve
+
+StartGateway = Callable[..., AbstractAsyncContextManager[GatewayServer]]
+
+
+@pytest.fixture
+def orchestrator() -> FakeOrchestrator:
+    return FakeOrchestrator()
+
+
+@pytest.fixture
+async def upstream(orchestrator: FakeOrchestrator, no_tasks_left: None) -> AsyncIterator[Served]:
+    """The fake orchestrator's server."""
+    register = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
+    async with serve(Servicer(SERVICE, register, orchestrator)) as served:
+        yield served
+
+
+@pytest.fixture
+def start_gateway(upstream: Served) -> StartGateway:
+    """Starts a gateway with further settings; checks in the end that nothing is left of it."""
+
+    @asynccontextmanager
+    async def start(**settings: object) -> AsyncIterator[GatewayServer]:
+        made = GatewaySettings.model_validate(
+            {
+                "listen": "127.0.0.1:0",
+                "orchestrator_host": upstream.address,
+                "drain_seconds": 0,
+                **settings,
+            }
+        )
+        async with running(made) as (server, _):
+            yield server
+        assert server.services.drain.num_active == 0
+        assert metrics.STREAMS_ACTIVE._value.get() == 0
+
+    return start
+
+
+@pytest.fixture
+async def gateway(start_gateway: StartGateway) -> AsyncIterator[GatewayServer]:
+    async with start_gateway() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator
+) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client; after the test nothing of its requests is left behind the gateway."""
+    async with client_of(gateway) as client:
+        yield client
+    await eventually(lambda: orchestrator.num_running == 0, "no call runs upstream", 1.0)
+    await eventually(lambda: gateway.services.drain.num_active == 0, "no request runs", 1.0)
+
+
+def client_of(server: GatewayServer) -> httpx.AsyncClient:
+    """A client of one gateway."""
+    url = f"http://127.0.0.1:{server.port}"
+    return httpx.AsyncClient(base_url=url, timeout=10, trust_env=False)
+
+
+async def soon() -> None:
+    """Lets everything that is ready run."""
+    await asyncio.sleep(0.05)

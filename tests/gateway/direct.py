@@ -1,0 +1,71 @@
+"""The application without sockets, for what needs neither streams nor connections."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import httpx
+
+from gateway.app import build_app
+from gateway.client import Orchestrator, generate_request, summarize_request
+from gateway.drain import Drain
+from gateway.generation import (
+    Delta,
+    Event,
+    Finish,
+    Generation,
+    Search,
+    SearchResults,
+    ServedModel,
+    Started,
+    Usage,
+)
+from gateway.readiness import Readiness
+from gateway.services import Services
+from gateway.settings import GatewaySettings
+
+FINISH = Finish("stop", Usage(1, 1, 0))
+
+
+class DirectOrchestrator:
+    """Answers everything at once, in this process."""
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
+        """One token."""
+        assert generate_request(generation).SerializeToString()
+        yield Started("fake", 1)
+        yield Delta("text", 1, ())
+        yield FINISH
+
+    async def search(self, search: Search) -> AsyncGenerator[Event]:
+        """Nothing found."""
+        assert summarize_request(search).SerializeToString()
+        yield SearchResults(search.query, ())
+        yield FINISH
+
+    async def models(self) -> tuple[ServedModel, ...]:
+        """One model."""
+        return (ServedModel("fake", 2048, 1),)
+
+    async def is_serving(self, timeout: float) -> bool:
+        """Always."""
+        return True
+
+
+@asynccontextmanager
+async def direct_client(**settings: object) -> AsyncGenerator[httpx.AsyncClient]:
+    """A client that calls the application as a function; answers come whole."""
+    orchestrator = cast(Orchestrator, DirectOrchestrator())
+    drain = Drain()
+    services = Services(
+        settings=GatewaySettings.model_validate(settings),
+        orchestrator=orchestrator,
+        readiness=Readiness(orchestrator, drain),
+        drain=drain,
+    )
+    transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=True)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+    assert drain.num_active == 0

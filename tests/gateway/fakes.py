@@ -1,0 +1,144 @@
+"""An orchestrator that does as it is told, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from mesh.context import RequestContext, current_request
+from mesh.errors import MeshError
+from mesh.telemetry import trace_id
+from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+
+STOP = common_pb2.FINISH_REASON_STOP
+LENGTH = common_pb2.FINISH_REASON_LENGTH
+ABORT = common_pb2.FINISH_REASON_ABORT
+
+
+@dataclass(kw_only=True)
+class Script:
+    """How the next calls go."""
+
+    deltas: Sequence[str] = ("Hello", " wor", "ld")
+    seconds_before_delta: float = 0.0
+    seconds_before_first_event: float = 0.0
+    refusal: MeshError | None = None
+    """Instead of the first event."""
+    failure: Exception | None = None
+    """After the deltas, instead of the finish."""
+    endless: bool = False
+    """Repeats the last delta for ever."""
+    without_finish: bool = False
+    reason: int = STOP
+    logprobs: bool = False
+    citations: Sequence[int] = (1,)
+    results: Sequence[tuple[str, str, str]] = (
+        ("Weir", "https://example.org/weir", "A low dam that regulates a river."),
+        ("Dam", "https://example.org/dam", "It holds a river back."),
+    )
+
+
+@dataclass
+class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
+    """Follows `script`; notes what it was asked and what is still running."""
+
+    script: Script = field(default_factory=Script)
+    requests: list[object] = field(default_factory=list)
+    contexts: list[RequestContext] = field(default_factory=list)
+    trace_ids: list[str] = field(default_factory=list)
+    num_running: int = 0
+    num_cancelled: int = 0
+    num_sent: int = 0
+
+    async def Generate(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
+        """As the contract has it."""
+        script = self.script
+        started = orchestrator_pb2.GenerateStarted(model="fake", prompt_tokens=7)
+        first = orchestrator_pb2.GenerateResponse(started=started)
+        async for event in self._stream(request, script, first, orchestrator_pb2.GenerateResponse):
+            yield event
+        if not script.without_finish:
+            finish = orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script))
+            yield orchestrator_pb2.GenerateResponse(finish=finish)
+
+    async def SummarizeStream(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
+        """As the contract has it."""
+        script = self.script
+        results = orchestrator_pb2.SearchResults(
+            query=request.query,
+            results=[
+                orchestrator_pb2.SearchResult(
+                    position=number, title=title, url=url, snippet=snippet, score=1.5
+                )
+                for number, (title, url, snippet) in enumerate(script.results, 1)
+            ],
+        )
+        response = orchestrator_pb2.SummarizeStreamResponse
+        async for event in self._stream(request, script, response(results=results), response):
+            yield event
+        if not script.without_finish:
+            finish = orchestrator_pb2.SummarizeFinish(
+                reason=script.reason, usage=usage(script), citations=script.citations
+            )
+            yield response(finish=finish)
+
+    async def ListModels(self, request, context):  # type: ignore[no-untyped-def]
+        """Two models."""
+        self._note(request)
+        models = [
+            orchestrator_pb2.Model(name=name, context_length=2048, created_unix_seconds=1700000000)
+            for name in ("fake", "org/other")
+        ]
+        return orchestrator_pb2.ListModelsResponse(models=models)
+
+    async def _stream(self, request, script, first, response) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
+        self._note(request)
+        self.num_running += 1
+        try:
+            await asyncio.sleep(script.seconds_before_first_event)
+            if script.refusal is not None:
+                raise script.refusal
+            yield first
+            number = 0
+            while number < len(script.deltas) or script.endless:
+                await asyncio.sleep(script.seconds_before_delta)
+                text = script.deltas[min(number, len(script.deltas) - 1)]
+                yield response(delta=delta(text, script.logprobs))
+                number += 1
+                self.num_sent += 1
+            if script.failure is not None:
+                raise script.failure
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_running -= 1
+
+    def _note(self, request: object) -> None:
+        context = current_request()
+        assert context is not None
+        self.requests.append(request)
+        self.contexts.append(context)
+        self.trace_ids.append(trace_id())
+
+
+def usage(script: Script) -> common_pb2.Usage:
+    """Seven tokens of prompt, one a delta."""
+    return common_pb2.Usage(prompt_tokens=7, completion_tokens=len(script.deltas), cached_tokens=4)
+
+
+def delta(text: str, with_logprobs: bool) -> orchestrator_pb2.Delta:
+    """One token of text."""
+    made = orchestrator_pb2.Delta(text=text, num_tokens=1)
+    if with_logprobs:
+        top = [
+            orchestrator_pb2.DeltaLogprob(token="a", token_bytes=b"a", logprob=-0.5),
+            orchestrator_pb2.DeltaLogprob(token="b", token_bytes=b"b", logprob=float("-inf")),
+        ]
+        made.logprobs.append(
+            orchestrator_pb2.DeltaLogprob(
+                token=text, token_bytes=text.encode(), logprob=-0.25, top=top
+            )
+        )
+    return made

@@ -1,0 +1,234 @@
+"""Everything that a client can get wrong, and what it is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gateway.direct import direct_client
+
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+SEARCH = "/api/v1/search"
+USER = {"role": "user", "content": "Hi"}
+
+
+async def post(path: str, body: object, **settings: object) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with direct_client(**settings) as client:
+        return await client.post(path, content=content)
+
+
+def check(response: httpx.Response, message: str, param: str | None, status: int = 400) -> None:
+    """The answer is OpenAI's error body with exactly this message."""
+    error = response.json()["error"]
+    assert response.status_code == status
+    assert error["message"] == message
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"}
+    assert response.headers["x-request-id"]
+    assert len(response.headers["x-trace-id"]) == 32
+
+
+BAD_SEARCHES = [
+    ({}, "query is required", "query"),
+    ({"query": ""}, "query must have at least 1 character, given 0", "query"),
+    ({"query": " \t "}, "query must have at least 1 character, given 0", "query"),
+    ({"query": "a" * 501}, "query must have at most 500 characters, given 501", "query"),
+    ({"query": f" {'é' * 501} "}, "query must have at most 500 characters, given 501", "query"),
+    ({"query": "x", "num_results": 0}, "num_results must be at least 1, given {}", "num_results"),
+    ({"query": "x", "num_results": 21}, "num_results must be at most 20, given {}", "num_results"),
+    ({"query": "x", "num_results": "x"}, "num_results must be a whole number, given {}", None),
+    ({"query": "x", "num_results": 1.5}, "num_results must be a whole number, given {}", None),
+    ({"query": "x", "max_tokens": -1}, "max_tokens must be at least 1, given {}", "max_tokens"),
+    ({"query": "x", "max_tokens": 2**32}, "max_tokens must be at most 4294967295, given {}", None),
+    ({"query": "x", "streaming": "maybe"}, "streaming must be true or false, given {}", None),
+    ({"query": "x", "safe_search": "2"}, "safe_search must be true or false, given {}", None),
+    ({"query": "x", "model": "m" * 501}, "model must have at most 500 characters, given 501", None),
+]
+
+
+@pytest.mark.parametrize(("fields", "message", "param"), BAD_SEARCHES)
+async def test_a_bad_search_by_get_and_by_post(
+    fields: dict[str, Any], message: str, param: str | None
+) -> None:
+    """Both are checked alike; the message names field, limit and given value."""
+    name, value = list(fields.items() or [("query", None)])[-1]
+    async with direct_client() as client:
+        got = await client.get(SEARCH, params=fields)
+        posted = await client.post(SEARCH, json=fields)
+    # A query string holds text only: a number is quoted back as it was given.
+    text = got.json()["error"]["message"].replace('"', "")
+    assert text == message.format(value)
+    assert got.status_code == 400
+    check(posted, message.format(json.dumps(value)), param or name)
+
+
+BAD_BODIES: list[tuple[bytes, str]] = [
+    (b"", "the body must be valid JSON: Expecting value at line 1 column 1"),
+    (b'{"messages": [', "the body must be valid JSON: Expecting value at line 1 column 15"),
+    (b'{\n"a": 1,}', "Expecting property name enclosed in double quotes at line 2 column 8"),
+    (b'{"a": 1} x', "the body must be valid JSON: Extra data at line 1 column 10"),
+    (b'{"a": "\n"}', "the body must be valid JSON: Invalid control character at line 1"),
+    (b'{"a": NaN}', "the body must be valid JSON, given NaN, which JSON does not have"),
+    (b'{"a": -Infinity}', "the body must be valid JSON, given -Infinity, which JSON does not"),
+    (b'{"a": "\xff"}', "the body must be UTF-8, byte 7 is not"),
+    (b"[" * 100_000, "the body must be valid JSON, given one nested too deeply"),
+    (b'{"a": %s}' % (b"9" * 5000), "the body must be valid JSON, given a number that is too"),
+    (b"[]", "the body must be a JSON object, given an array"),
+    (b"null", "the body must be a JSON object, given null"),
+    (b"true", "the body must be a JSON object, given a boolean"),
+    (b'"x"', "the body must be a JSON object, given a string"),
+]
+
+
+@pytest.mark.parametrize("path", [SEARCH, CHAT, COMPLETION])
+@pytest.mark.parametrize(("body", "message"), BAD_BODIES)
+async def test_a_body_that_is_no_json_object(path: str, body: bytes, message: str) -> None:
+    """The message says what is wrong and where."""
+    response = await post(path, body)
+    given = response.json()["error"]["message"]
+    assert message in given
+    check(response, given, None)
+
+
+BAD_FIELDS: list[tuple[str, Any, str]] = [
+    ("max_tokens", -1, "max_tokens must be at least 1, given -1"),
+    ("max_tokens", 0, "max_tokens must be at least 1, given 0"),
+    ("max_tokens", "5", 'max_tokens must be a whole number, given "5"'),
+    ("max_tokens", 1.5, "max_tokens must be a whole number, given 1.5"),
+    ("max_tokens", True, "max_tokens must be a whole number, given true"),
+    ("max_tokens", 10**30, f"max_tokens must be at most 4294967295, given {10**30}"),
+    ("temperature", -0.1, "temperature must be at least 0, given -0.1"),
+    ("temperature", 2.1, "temperature must be at most 2, given 2.1"),
+    ("temperature", "hot", 'temperature must be a number, given "hot"'),
+    ("temperature", [1], "temperature must be a number, given an array"),
+    ("top_p", 0, "top_p must be more than 0, given 0"),
+    ("top_p", 1.1, "top_p must be at most 1, given 1.1"),
+    ("top_k", -2, "top_k must be at least -1, given -2"),
+    ("min_p", 1.5, "min_p must be at most 1, given 1.5"),
+    ("seed", 2**64, f"seed must be at most {2**64 - 1}, given {2**64}"),
+    ("stop", ["a"] * 5, "stop must have at most 4 items, given 5"),
+    ("stop", ["a", ""], "stop must not hold an empty string"),
+    ("stop", "", "stop must not hold an empty string"),
+    ("stop", [1], "stop[0] must be a string, given 1"),
+    ("stop", {"a": 1}, "stop must be an array, given an object"),
+    ("presence_penalty", 3, "presence_penalty must be at most 2, given 3"),
+    ("frequency_penalty", -3, "frequency_penalty must be at least -2, given -3"),
+    ("repetition_penalty", 0, "repetition_penalty must be more than 0, given 0"),
+    ("logit_bias", {"a": 1}, 'logit_bias must have token ids as its keys, given "a"'),
+    ("logit_bias", {"5": 101}, "logit_bias[5] must be at most 100, given 101"),
+    ("logit_bias", {"5": "x"}, 'logit_bias[5] must be a number, given "x"'),
+    ("logit_bias", [], "logit_bias must be an object, given an array"),
+    ("min_tokens", -1, "min_tokens must be at least 0, given -1"),
+    ("ignore_eos", "no", 'ignore_eos must be true or false, given "no"'),
+    ("stream", 1, "stream must be true or false, given 1"),
+    ("stream_options", True, "stream_options must be an object, given true"),
+    ("n", 2, "n must be 1, given 2"),
+    ("model", 5, "model must be a string, given 5"),
+]
+BAD_CHAT_FIELDS: list[tuple[str, Any, str]] = [
+    ("messages", None, "messages is required"),
+    ("messages", [], "messages must have at least 1 item, given 0"),
+    ("messages", "Hi", 'messages must be an array, given "Hi"'),
+    ("messages", ["Hi"], 'messages[0] must be an object, given "Hi"'),
+    ("messages", [{"content": "Hi"}], "messages[0].role is required"),
+    ("messages", [USER, {"role": "user"}], "messages[1].content is required"),
+    ("messages", [{"role": "user", "content": 5}], "messages[0].content must be a string, given 5"),
+    (
+        "messages",
+        [{"role": "user", "content": [{"type": "image_url"}]}],
+        "messages[0].content[0].type must be 'text', given \"image_url\"",
+    ),
+    (
+        "messages",
+        [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+        "messages[0].content[0].text must be a string, given 5",
+    ),
+    ("messages", [{"role": "user", "content": [5]}], "messages[0].content[0].type must be 'text'"),
+    ("top_logprobs", 21, "top_logprobs must be at most 20, given 21"),
+    ("top_logprobs", 2, "top_logprobs must come with logprobs true, given false"),
+    ("response_format", {"type": "json_object"}, 'response_format.type must be "text", given'),
+    ("tool_choice", "required", 'tool_choice must be "auto" or "none", given "required"'),
+    ("tools", {}, "tools must be an array, given an object"),
+    ("max_completion_tokens", 0, "max_completion_tokens must be at least 1, given 0"),
+    ("tools", [{"x": "\ud800"}], "tools[0].x must be Unicode text, given a lone surrogate"),
+]
+BAD_COMPLETION_FIELDS: list[tuple[str, Any, str]] = [
+    ("prompt", None, "prompt is required"),
+    ("prompt", 5, "prompt must be text or token ids, given 5"),
+    ("prompt", [], "prompt must have at least 1 token id, given 0"),
+    ("prompt", ["a", "b"], "prompt must be one prompt, given 2"),
+    ("prompt", [1, -1], "prompt must hold token ids from 0 to 4294967295, given -1"),
+    ("prompt", [1, True], "prompt must hold token ids from 0 to 4294967295, given true"),
+    ("prompt", [1, "a"], 'prompt must hold token ids from 0 to 4294967295, given "a"'),
+    ("logprobs", 21, "logprobs must be at most 20, given 21"),
+    ("logprobs", True, "logprobs must be a whole number, given true"),
+    ("echo", True, "echo must be false, given true"),
+    ("best_of", 2, "best_of must be 1, given 2"),
+    ("suffix", "x", 'suffix must be "", given "x"'),
+    ("stop", "\udc00", "stop must be Unicode text, given a lone surrogate"),
+    ("prompt", "a\ud83d", "prompt must be Unicode text, given a lone surrogate"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD_FIELDS + BAD_CHAT_FIELDS)
+async def test_a_bad_chat(field: str, value: Any, message: str) -> None:
+    """The message names field, limit and given value."""
+    response = await post(CHAT, {"messages": [USER], field: value})
+    error = response.json()["error"]
+    assert error["message"].startswith(message)
+    check(response, error["message"], message.partition(" ")[0])
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD_FIELDS + BAD_COMPLETION_FIELDS)
+async def test_a_bad_completion(field: str, value: Any, message: str) -> None:
+    """The message names field, limit and given value."""
+    check(await post(COMPLETION, {"prompt": "x", field: value}), message, message.split(" ")[0])
+
+
+async def test_numbers_that_overflow_are_not_finite() -> None:
+    """1e999 is an infinity to Python, and no temperature."""
+    response = await post(COMPLETION, b'{"prompt": "x", "temperature": 1e999}')
+    check(response, "temperature must be a finite number, given Infinity", "temperature")
+    nested = b'{"messages": [{"role": "user", "content": "x"}], "tools": [{"a": 1e999}]}'
+    response = await post(CHAT, nested)
+    check(response, "tools must hold finite numbers, given others", "tools")
+
+
+async def test_a_long_value_is_quoted_in_part() -> None:
+    """An error is no mirror."""
+    response = await post(COMPLETION, {"prompt": "x", "temperature": "y" * 10_000})
+    assert len(response.json()["error"]["message"]) < 200
+
+
+async def test_a_body_too_large_is_413() -> None:
+    """The limit holds whether the length was declared or not."""
+    async with direct_client(max_body_bytes=100) as client:
+        declared = await client.post(COMPLETION, content=b"x" * 101)
+
+        async def chunks():  # type: ignore[no-untyped-def]
+            for _ in range(3):
+                yield b"x" * 50
+
+        chunked = await client.post(COMPLETION, content=chunks())
+    check(declared, "the body must be at most 100 bytes, given 101", None, 413)
+    check(chunked, "the body must be at most 100 bytes, given more", None, 413)
+
+
+async def test_unknown_routes_and_methods() -> None:
+    """404 and 405 have the same body; 405 says what would have been right."""
+    async with direct_client() as client:
+        nowhere = await client.get("/v1/nothing")
+        trailing = await client.post("/v1/completions/")
+        method = await client.delete(SEARCH)
+        odd = await client.request("BREW", "/v1/models")
+    check(nowhere, "there is no route GET /v1/nothing", None, 404)
+    check(trailing, "there is no route POST /v1/completions/", None, 404)
+    check(method, f"{SEARCH} takes GET, POST, given DELETE", None, 405)
+    check(odd, "/v1/models takes GET, given BREW", None, 405)
+    assert method.headers["allow"] == "GET, POST"

@@ -1,0 +1,238 @@
+"""Readiness, ids, keys, metrics, OpenAPI, the page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from html.parser import HTMLParser
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway.api.page import FOLDER
+from mesh.errors import ErrorKind, MeshError
+from tests.gateway.conftest import StartGateway, client_of
+from tests.gateway.direct import direct_client
+from tests.gateway.fakes import FakeOrchestrator, Script
+from tests.helpers import Served
+
+SEARCH = {"query": "AI", "streaming": "true"}
+
+
+async def status_of(client: httpx.AsyncClient, path: str) -> int:
+    return (await client.get(path)).status_code
+
+
+async def test_readyz_flips_with_the_orchestrator(
+    client: httpx.AsyncClient, upstream: Served
+) -> None:
+    """Ready only while the orchestrator says that it can work; alive in any case."""
+    for ready in (True, False, True):
+        await upstream.server.set_ready(ready)
+        expected = 200 if ready else 503
+        async with asyncio.timeout(2):
+            while await status_of(client, "/readyz") != expected:
+                await asyncio.sleep(0.05)
+        assert await status_of(client, "/livez") == 200
+
+
+async def test_not_ready_without_an_orchestrator(start_gateway: StartGateway) -> None:
+    """A gateway whose upstream is not there lives, is not ready, and refuses with 503."""
+    nowhere = start_gateway(orchestrator_host="127.0.0.1:1")
+    async with nowhere as server, client_of(server) as client:
+        ready = await client.get("/readyz")
+        search = await client.get("/api/v1/search", params=SEARCH)
+        alive = await status_of(client, "/livez")
+    error = search.json()["error"]
+    assert ready.status_code == 503
+    assert ready.text == "not ready: the orchestrator cannot produce tokens\n"
+    assert search.status_code == 503
+    assert search.headers["retry-after"] == "1"
+    assert error["message"] == "the service behind the gateway cannot be reached"
+    assert alive == 200
+
+
+async def test_ids_go_through_and_come_back(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """The caller's request id and trace are continued upstream and returned."""
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"x-request-id": "mine-1", "traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    response = await client.get("/api/v1/search", params=SEARCH, headers=headers)
+    [context] = orchestrator.contexts
+    assert response.headers["x-request-id"] == context.request_id == "mine-1"
+    assert response.headers["x-trace-id"] == orchestrator.trace_ids[0] == trace_id
+    remaining = context.remaining()
+    assert remaining is not None
+    assert 290 < remaining <= 300
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "né"])
+async def test_an_unfit_request_id_is_replaced(given: str) -> None:
+    """What is not fit for headers and logs is not repeated."""
+    async with direct_client() as client:
+        response = await client.get("/livez", headers={"x-request-id": given.encode()})
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/livez", "/readyz", "/metrics", "/openapi.json", "/", "/search.js", "/no", "/v1/models"],
+)
+async def test_every_answer_has_ids(path: str) -> None:
+    """Errors and small pages included."""
+    async with direct_client() as client:
+        response = await client.get(path)
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["x-trace-id"])
+
+
+async def test_keys_are_asked_for_where_they_are_set() -> None:
+    """The API needs a key; probes, metrics and the page do not."""
+    async with direct_client(api_keys="one, two") as client:
+        for path in ("/v1/models", "/api/v1/search?query=x", "/v1/models/fake", "/v1/no"):
+            missing = await client.get(path)
+            wrong = await client.get(path, headers={"authorization": "Bearer three"})
+            odd = await client.get(path, headers={"authorization": "Basic one"})
+            assert [r.status_code for r in (missing, wrong, odd)] == [401] * 3
+            assert missing.headers["www-authenticate"] == "Bearer"
+            assert wrong.json()["error"]["type"] == "authentication_error"
+        for key in ("one", "two"):
+            headers = {"authorization": f"bearer {key}"}
+            assert (await client.get("/v1/models", headers=headers)).status_code == 200
+        for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/"):
+            assert await status_of(client, path) == 200
+        document = (await client.get("/openapi.json")).json()
+    assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
+    assert "security" not in document["paths"]["/livez"]["get"]
+
+
+def sample(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_metrics_count_each_request_once(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """One request, one duration and, for a stream, one time to first token."""
+    route = "/api/v1/search"
+
+    def read() -> tuple[float, ...]:
+        return (
+            sample("gateway_http_requests_total", route=route, method="GET", status="200"),
+            sample("gateway_http_requests_total", route=route, method="GET", status="429"),
+            sample("gateway_http_request_duration_seconds_count", route=route, method="GET"),
+            sample("gateway_time_to_first_token_seconds_count", route=route),
+            sample("gateway_time_to_first_token_seconds_sum", route=route),
+            sample("gateway_errors_total", kind="overloaded"),
+        )
+
+    before = read()
+    orchestrator.script = Script(seconds_before_delta=0.1)
+    await client.get(route, params=SEARCH)
+    orchestrator.script = Script(refusal=MeshError(ErrorKind.OVERLOADED, "full"))
+    await client.get(route, params=SEARCH)
+    ok, full, durations, firsts, seconds, errors = (
+        after - earlier for earlier, after in zip(before, read(), strict=True)
+    )
+    assert (ok, full, durations, firsts, errors) == (1, 1, 2, 1, 1)
+    assert 0.1 <= seconds < 0.3
+
+
+async def test_metrics_come_in_both_formats() -> None:
+    """Prometheus gets the old text or OpenMetrics, which alone has exemplars."""
+    openmetrics = {"accept": "application/openmetrics-text; version=1.0.0"}
+    async with direct_client() as client:
+        await client.get("/no/such/path")
+        plain = await client.get("/metrics")
+        open_ = await client.get("/metrics", headers=openmetrics)
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert open_.headers["content-type"].startswith("application/openmetrics-text")
+    assert open_.text.endswith("# EOF\n")
+    assert 'route="unmatched"' in plain.text
+    assert "no/such" not in plain.text
+    assert "gateway_num_streams_active 0.0" in plain.text
+
+
+async def test_one_access_line_a_request(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has status, tokens, time to first token and finish reason, and no query; probes none."""
+    caplog.set_level(logging.INFO)
+    await client.get("/api/v1/search", params=SEARCH)
+    await client.get("/livez")
+    await client.get("/readyz")
+    [line] = [vars(record) for record in caplog.records if record.name == "gateway.access"]
+    assert line["msg"] == "request finished"
+    assert (line["method"], line["route"], line["status"]) == ("GET", "/api/v1/search", 200)
+    assert (line["finish_reason"], line["completion_tokens"]) == ("stop", 3)
+    assert 0 < line["ttft_seconds"] <= line["duration_seconds"]
+    assert not any("AI" in str(value) for value in line.values())
+
+
+async def test_openapi_is_made_of_routes_and_models() -> None:
+    """Every route is there, every reference leads somewhere, bounds are the models' own."""
+    async with direct_client() as client:
+        document = (await client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert document["openapi"] == "3.1.0"
+    assert references <= set(schemas)
+    assert set(document["paths"]) == {
+        "/api/v1/search",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{id}",
+        "/livez",
+        "/readyz",
+        "/metrics",
+    }
+    assert set(document["paths"]["/api/v1/search"]) == {"get", "post"}
+    query = document["paths"]["/api/v1/search"]["get"]["parameters"][0]
+    assert (query["name"], query["required"]) == ("query", True)
+    assert query["schema"]["maxLength"] == 500
+    assert schemas["ChatCompletionRequest"]["required"] == ["messages"]
+    stop = schemas["ChatCompletionRequest"]["properties"]["stop"]
+    assert {"type": "string"} in stop["anyOf"]
+
+
+class Page(HTMLParser):
+    """What a page refers to, and the ids it has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.labels: set[str] = set()
+        self.trace_url: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        fields = {name: value or "" for name, value in attrs}
+        self.links += [fields[name] for name in ("src", "href") if name in fields]
+        self.ids.add(fields.get("id", ""))
+        if tag == "label":
+            self.labels.add(fields["for"])
+        if fields.get("name") == "weir-trace-url":
+            self.trace_url = fields["content"]
+
+
+async def test_the_page_needs_nothing_but_this_server() -> None:
+    """Its parts are served here, its policy lets nothing else in, its fields have labels."""
+    template = 'https://grafana.example/trace?id={trace_id}&x="<y>'
+    async with direct_client(trace_url_template=template) as client:
+        response = await client.get("/")
+        page = Page(response.text)
+        parts = [await client.get(link) for link in page.links if not link.startswith("data:")]
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'self'" in response.headers["content-security-policy"]
+    assert [part.status_code for part in parts] == [200] * len(parts)
+    assert page.labels <= page.ids
+    assert page.trace_url == template
+    assert "innerHTML" not in (FOLDER / "search.js").read_text()
+    used = set(re.findall(r'getElementById\("([\w-]+)"\)', (FOLDER / "search.js").read_text()))
+    assert used <= page.ids

@@ -1,0 +1,260 @@
+"""`/api/v1/search`, byte by byte and over time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from mesh.errors import ErrorKind, MeshError
+from tests.gateway.conftest import StartGateway, client_of
+from tests.gateway.fakes import ABORT, FakeOrchestrator, Script
+from tests.gateway.sse import events
+
+STREAM = {"query": "AI", "streaming": "true"}
+
+EXPECTED = """\
+event: search_results
+data: {"type":"search_results","query":"AI","results":[{"position":1,"title":"Weir",\
+"url":"https://example.org/weir","snippet":"A low dam that regulates a river.","score":1.5}]}
+
+event: token
+id: 0
+data: {"type":"token","token":"Hello","position":0}
+
+event: token
+id: 1
+data: {"type":"token","token":" \\"wör\\nld\\"","position":1}
+
+event: complete
+data: {"type":"complete","finish_reason":"stop","citations":[1],"usage":{"prompt_tokens":7,\
+"completion_tokens":2,"cached_tokens":4},"request_id":"r-1","trace_id":"TRACE"}
+
+"""
+
+
+async def test_the_stream_is_as_documented(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """Every byte of a stream is as the contract shows it."""
+    results = Script().results[:1]
+    orchestrator.script = Script(deltas=("Hello", ' "wör\nld"'), results=results)
+    response = await client.get("/api/v1/search", params=STREAM, headers={"x-request-id": "r-1"})
+    trace_id = response.headers["x-trace-id"]
+    assert response.status_code == 200
+    assert response.text == EXPECTED.replace("TRACE", trace_id)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert re.fullmatch("[0-9a-f]{32}", trace_id)
+
+
+async def test_accept_asks_for_a_stream_too(client: httpx.AsyncClient) -> None:
+    """An EventSource sends no parameter but the header."""
+    headers = {"accept": "text/event-stream"}
+    response = await client.get("/api/v1/search", params={"query": "AI"}, headers=headers)
+    assert response.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_json_says_the_same_in_one_object(client: httpx.AsyncClient) -> None:
+    """Without streaming there is one answer, for GET and for POST."""
+    got = await client.get("/api/v1/search", params={"query": " AI "})
+    posted = await client.post("/api/v1/search", json={"query": "AI"})
+    for response in (got, posted):
+        answer = response.json()
+        assert answer.pop("request_id") == response.headers["x-request-id"]
+        assert answer.pop("trace_id") == response.headers["x-trace-id"]
+        assert [result["position"] for result in answer.pop("search_results")] == [1, 2]
+        assert answer == {
+            "query": "AI",
+            "status": "completed",
+            "summary": "Hello world",
+            "citations": [1],
+            "finish_reason": "stop",
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 4},
+        }
+
+
+async def test_the_fields_reach_the_orchestrator(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """GET and POST ask for the same; what is left out takes the documented default."""
+    fields = {"query": "AI", "num_results": 3, "max_tokens": 9, "safe_search": True, "model": "m"}
+    await client.get("/api/v1/search", params=fields)
+    await client.post("/api/v1/search", json=fields)
+    await client.get("/api/v1/search", params={"query": "AI"})
+    first, second, third = orchestrator.requests
+    assert first == second
+    assert (first.num_results, first.max_tokens, first.safe_search) == (3, 9, True)  # type: ignore[attr-defined]
+    assert (third.num_results, third.max_tokens, third.safe_search) == (5, 256, False)  # type: ignore[attr-defined]
+
+
+async def test_tokens_arrive_one_by_one(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """The results are here before the first token, each token before the next is made."""
+    orchestrator.script = Script(deltas="abcde", seconds_before_delta=0.1)
+    started = time.monotonic()
+    async with client.stream("GET", "/api/v1/search", params=STREAM) as response:
+        stream = []
+        async for event in events(response):
+            stream.append(event)
+            if event.name == "token":
+                # The fake counts a delta when it is asked for the next one.
+                assert orchestrator.num_sent <= len(stream) - 1
+    times = [event.at - started for event in stream]
+    assert times[0] < 0.1
+    assert [event.name for event in stream][1:-1] == ["token"] * 5
+    gaps = [after - before for before, after in pairwise(times[1:-1])]
+    assert all(0.05 < gap < 0.3 for gap in gaps)
+
+
+async def test_silence_is_filled(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator
+) -> None:
+    """Comment lines keep an idle stream open, before the first token and between tokens."""
+    orchestrator.script = Script(deltas="ab", seconds_before_delta=0.35)
+    async with start_gateway(keep_alive_seconds=0.1) as server, client_of(server) as client:
+        response = await client.get("/api/v1/search", params=STREAM)
+    frames = response.text.split("\n\n")
+    kinds = [frame.partition("\n")[0] for frame in frames[:-1]]
+    first, second = kinds.index("event: token"), len(kinds) - 2
+    assert kinds[0] == "event: search_results"
+    assert set(kinds[1:first]) == set(kinds[first + 1 : second]) == {": keep-alive"}
+    assert 2 <= first - 1 <= 4
+    assert kinds[-2:] == ["event: token", "event: complete"]
+
+
+async def test_a_busy_stream_has_no_comments(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator
+) -> None:
+    """Where tokens come, nothing has to be filled."""
+    orchestrator.script = Script(deltas="ab" * 10, seconds_before_delta=0.02)
+    async with start_gateway(keep_alive_seconds=0.3) as server, client_of(server) as client:
+        response = await client.get("/api/v1/search", params=STREAM)
+    assert "keep-alive" not in response.text
+
+
+REFUSALS = [
+    (ErrorKind.INVALID_REQUEST, 400, None),
+    (ErrorKind.CONTEXT_TOO_LONG, 400, None),
+    (ErrorKind.MODEL_NOT_FOUND, 404, None),
+    (ErrorKind.OVERLOADED, 429, "3"),
+    (ErrorKind.UNAVAILABLE, 503, "3"),
+    (ErrorKind.DEADLINE, 504, None),
+    (ErrorKind.INTERNAL, 500, None),
+]
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize(("kind", "status", "retry_after"), REFUSALS)
+async def test_a_refusal_has_its_true_status(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    streaming: str,
+    kind: ErrorKind,
+    status: int,
+    retry_after: str | None,
+) -> None:
+    """What is refused before the first event is answered like any other request."""
+    delay = 2.5 if retry_after else None
+    orchestrator.script = Script(refusal=MeshError(kind, "no", param="q", retry_after=delay))
+    response = await client.get("/api/v1/search", params={"query": "AI", "streaming": streaming})
+    error = response.json()["error"]
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers.get("retry-after") == retry_after
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] == "no"
+    assert error["param"] == "q"
+
+
+async def test_an_error_in_mid_stream_is_the_last_event(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """After the first byte an error comes in band, and nothing after it."""
+    orchestrator.script = Script(failure=MeshError(ErrorKind.UNAVAILABLE, "no replica is left"))
+    response = await client.get("/api/v1/search", params=STREAM)
+    assert response.status_code == 200
+    assert response.text.endswith(
+        'event: error\ndata: {"type":"error","error":{"message":"no replica is left",'
+        '"type":"server_error","code":"unavailable"}}\n\n'
+    )
+    assert response.text.count("event: token") == 3
+    assert "complete" not in response.text
+
+
+async def test_a_bug_behind_the_gateway_is_told_without_details(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """Neither the stream nor the log of a client shows what another service stumbled over."""
+    orchestrator.script = Script(failure=RuntimeError("a secret"))
+    response = await client.get("/api/v1/search", params=STREAM)
+    assert '"code":"internal_error"' in response.text
+    assert "secret" not in response.text
+
+
+async def test_a_stream_without_a_finish_is_an_error(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """A clean end upstream is no end of a request unless it says so."""
+    orchestrator.script = Script(without_finish=True)
+    streamed = await client.get("/api/v1/search", params=STREAM)
+    whole = await client.get("/api/v1/search", params={"query": "AI"})
+    assert "event: error" in streamed.text
+    assert whole.status_code == 500
+
+
+async def test_an_aborted_search_says_so(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """An operator's cancellation is a finish reason, not an error."""
+    orchestrator.script = Script(reason=ABORT)
+    response = await client.get("/api/v1/search", params=STREAM)
+    assert '"finish_reason":"abort"' in response.text
+
+
+async def test_text_survives_whatever_it_holds(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """Any character arrives, and none is taken for a line end by any client."""
+    texts = ("日本", "🙂", "\u2028x\u2029", "\x85", "a\r\nb\tc", '"\\', "</script>", "\x00\x0b\x1c")
+    orchestrator.script = Script(deltas=texts)
+    async with client.stream("GET", "/api/v1/search", params=STREAM) as response:
+        stream = [event async for event in events(response)]
+    assert tuple(event.data["token"] for event in stream[1:-1]) == texts
+    assert all(len(event.text.splitlines()) == 1 for event in stream)
+
+
+async def test_the_deadline_ends_a_stream(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator
+) -> None:
+    """A request that takes too long is 504 before the first byte, an event after it."""
+    async with start_gateway(request_timeout_seconds=0.3) as server, client_of(server) as client:
+        orchestrator.script = Script(seconds_before_first_event=30)
+        before = await client.get("/api/v1/search", params=STREAM)
+        orchestrator.script = Script(seconds_before_delta=0.2, endless=True)
+        after = await client.get("/api/v1/search", params=STREAM)
+    assert before.status_code == 504
+    assert before.json()["error"]["message"] == "the request took longer than it may"
+    assert after.status_code == 200
+    assert '"code":"deadline_exceeded"' in after.text
+    remaining = [context.remaining() for context in orchestrator.contexts]
+    assert remaining == [0, 0]
+
+
+async def test_eight_streams_side_by_side(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """Streams do not wait for each other."""
+    orchestrator.script = Script(deltas="abcde", seconds_before_delta=0.05)
+    started = time.monotonic()
+    responses = await asyncio.gather(
+        *(client.get("/api/v1/search", params=STREAM) for _ in range(8))
+    )
+    assert time.monotonic() - started < 1.0
+    assert all(response.text.count("event: token") == 5 for response in responses)

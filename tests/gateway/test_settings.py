@@ -1,0 +1,50 @@
+"""What the gateway can be told, and how."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.settings import GatewaySettings
+from mesh.settings import STARTUP_FAILURE, load
+
+
+@pytest.mark.parametrize(
+    ("host", "target"),
+    [
+        ("llm", "llm:50051"),
+        ("llm:1234", "llm:1234"),
+        ("10.0.0.1", "10.0.0.1:50051"),
+        ("[::1]", "[::1]:50051"),
+        ("[::1]:99", "[::1]:99"),
+    ],
+)
+def test_the_orchestrator_has_a_default_port(
+    monkeypatch: pytest.MonkeyPatch, host: str, target: str
+) -> None:
+    """ORCHESTRATOR_HOST is read without a prefix, with or without a port."""
+    monkeypatch.setenv("ORCHESTRATOR_HOST", host)
+    assert load(GatewaySettings, "gateway", []).orchestrator_target == target
+
+
+def test_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest has the prefix; flags win."""
+    monkeypatch.setenv("GATEWAY_MAX_BODY_BYTES", "5")
+    monkeypatch.setenv("GATEWAY_KEEP_ALIVE_SECONDS", "2")
+    monkeypatch.setenv("GATEWAY_API_KEYS", " a ,, b ")
+    settings = load(GatewaySettings, "gateway", ["--keep-alive-seconds", "3"])
+    assert settings.max_body_bytes == 5
+    assert settings.keep_alive_seconds == 3
+    assert settings.api_key_list == ("a", "b")
+    assert "a ,, b" not in repr(settings)
+
+
+@pytest.mark.parametrize("url", ["javascript:{trace_id}", "https://x/"])
+def test_a_trace_url_must_be_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    """The page links to it, so it is checked at the start."""
+    monkeypatch.setenv("GATEWAY_TRACE_URL_TEMPLATE", url)
+    with pytest.raises(SystemExit) as caught:
+        load(GatewaySettings, "gateway", [])
+    assert caught.value.code == STARTUP_FAILURE
+    assert "GATEWAY_TRACE_URL_TEMPLATE" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""The server span of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from mesh.errors import ErrorKind, MeshError
+from tests.gateway.fakes import FakeOrchestrator, Script
+
+SEARCH = {"query": "AI", "streaming": "true"}
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    """Spans of the gateway and of its calls, kept in memory."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("gateway.tracing.TRACER", provider.get_tracer("gateway"))
+    monkeypatch.setattr("mesh.tracing.TRACER", provider.get_tracer("mesh"))
+    yield exporter
+    provider.shutdown()
+
+
+def server_span(spans: InMemorySpanExporter) -> ReadableSpan:
+    [span] = [
+        span
+        for span in spans.get_finished_spans()
+        if span.kind is SpanKind.SERVER and "http.request.method" in (span.attributes or {})
+    ]
+    return span
+
+
+async def test_a_stream_is_one_span_to_its_end(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, spans: InMemorySpanExporter
+) -> None:
+    """Named by route, with HTTP's attributes and without the query; the call is its child."""
+    orchestrator.script = Script(seconds_before_delta=0.05)
+    await client.get("/api/v1/search", params=SEARCH)
+    span = server_span(spans)
+    attributes = dict(span.attributes or {})
+    assert span.name == "GET /api/v1/search"
+    assert attributes["http.route"] == attributes["url.path"] == "/api/v1/search"
+    assert attributes["http.response.status_code"] == 200
+    assert "AI" not in attributes.values()
+    assert "url.query" not in attributes
+    assert [event.name for event in span.events] == ["first token"]
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert span.end_time - span.start_time >= 0.15e9
+    assert span.status.status_code is StatusCode.UNSET
+    [call] = [each for each in spans.get_finished_spans() if each.kind is SpanKind.CLIENT]
+    assert call.parent is not None
+    assert span.context is not None
+    assert call.parent.span_id == span.context.span_id
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(ErrorKind.INTERNAL, StatusCode.ERROR), (ErrorKind.MODEL_NOT_FOUND, StatusCode.UNSET)],
+)
+async def test_only_faults_of_ours_are_errors(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    spans: InMemorySpanExporter,
+    kind: ErrorKind,
+    code: StatusCode,
+) -> None:
+    """A 5xx marks the span, a 4xx does not, as the conventions for servers have it."""
+    orchestrator.script = Script(refusal=MeshError(kind, "no"))
+    await client.get("/api/v1/search", params=SEARCH)
+    assert server_span(spans).status.status_code is code
+
+
+async def test_a_failure_in_mid_stream_is_an_error(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, spans: InMemorySpanExporter
+) -> None:
+    """The status is 200 and the span an error all the same."""
+    orchestrator.script = Script(failure=MeshError(ErrorKind.UNAVAILABLE, "lost"))
+    await client.get("/api/v1/search", params=SEARCH)
+    span = server_span(spans)
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "unavailable"
+
+
+async def test_probes_have_no_span(client: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+    """Nobody wants a trace of a probe, nor of the check behind it."""
+    for path in ("/livez", "/readyz", "/metrics"):
+        await client.get(path)
+    assert spans.get_finished_spans() == ()
