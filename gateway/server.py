@@ -37,9 +37,23 @@ CLOSE_SECONDS = 1.0
 class _Uvicorn(uvicorn.Server):
     """Leaves signals to mesh.lifecycle, and can let go of clients that do not read."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stop = asyncio.Event()
+
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        """Looks at the clock once a second, for the date header, and ends when `stop` says so."""
+        while not self._stop.is_set():
+            await self.on_tick(0)
+            await _within(1.0, self._stop.wait())
+
+    def stop(self) -> None:
+        """Ends `main_loop`, which makes `serve` shut down."""
+        self._stop.set()
 
     def abort_connections(self) -> None:
         """Drops every connection, which their requests see as their client leaving."""
@@ -81,7 +95,7 @@ class GatewayServer:
         if not await _within(self._settings.drain_seconds, drain.wait_idle()):
             cut_off = drain.cut_off()
             await _within(CUT_OFF_SECONDS, drain.wait_idle())
-        self._server.should_exit = True
+        self._server.stop()
         return cut_off
 
     def abort(self) -> None:
@@ -127,7 +141,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         stopping.cancel()
 
 
-async def _within(seconds: float, waiting: Coroutine[object, object, None]) -> bool:
+async def _within(seconds: float, waiting: Coroutine[object, object, object]) -> bool:
     try:
         await asyncio.wait_for(waiting, seconds)
     except TimeoutError:
