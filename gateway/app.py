@@ -142,10 +142,13 @@ def _page_routes(trace_url_template: str) -> list[ApiRoute]:
 
 async def _raise_our_own(request: Request, error: HTTPException) -> NoReturn:
     """Routes that are not there, in the words of every other error."""
-    asked = f"{request.method} {request.url.path}"
+    # Not request.url: it is made of the Host header, which may be anything.
+    path: str = request.scope["path"]
     if error.status_code == 405:
         same_path = [r for r in request.app.routes if r.path_format == route_of(request.scope)]
         allowed = ", ".join(sorted({method for r in same_path for method in r.methods}))
-        message = f"{request.url.path} takes {allowed}, given {request.method}"
+        message = f"{path} takes {allowed}, given {request.method}"
         raise HttpError(405, message, code="method_not_allowed", headers={"allow": allowed})
-    raise HttpError(error.status_code, f"there is no route {asked}", code="not_found")
+    raise HttpError(
+        error.status_code, f"there is no route {request.method} {path}", code="not_found"
+    )

@@ -70,6 +70,24 @@ async def test_ids_go_through_and_come_back(
     assert 290 < remaining <= 300
 
 
+async def test_a_large_body_is_answered_over_a_real_connection(client: httpx.AsyncClient) -> None:
+    """The client gets to read its 413 though it had more to send, and goes on."""
+    response = await client.post("/v1/completions", content=b"x" * 5_000_000)
+    assert response.status_code == 413
+    assert await status_of(client, "/livez") == 200
+
+
+@pytest.mark.parametrize("path", ["//[", "/%00", "/%ff", "/v1/models/%2e%2e/%2e%2e"])
+async def test_odd_paths_and_hosts_are_not_found(client: httpx.AsyncClient, path: str) -> None:
+    """Neither a path nor a Host header has to be what a URL may hold."""
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: [\r\nconnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b'{"error":{"message":' in answer
+
+
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "né"])
 async def test_an_unfit_request_id_is_replaced(given: str) -> None:
     """What is not fit for headers and logs is not repeated."""
@@ -139,7 +157,7 @@ async def test_metrics_count_each_request_once(
         after - earlier for earlier, after in zip(before, read(), strict=True)
     )
     assert (ok, full, durations, firsts, errors) == (1, 1, 2, 1, 1)
-    assert 0.1 <= seconds < 0.3
+    assert 0.1 <= seconds < 2
 
 
 async def test_metrics_come_in_both_formats() -> None:
