@@ -53,6 +53,8 @@ def service_environment(model: str) -> dict[str, str]:
         "ORCHESTRATOR_INDEX": str(INDEX),
         "PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",
+        # gRPC tells of every connection that ends; the services tell what matters of it.
+        "GRPC_VERBOSITY": "ERROR",
         **{f"{service}_LOG_FORMAT": "text" for service in SERVICES},
         # HTTP proxies of the shell must not be asked for loopback.
         "no_proxy": "127.0.0.1,localhost",

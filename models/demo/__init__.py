@@ -1,0 +1,1 @@
+"""The demo model: data, training, evaluation."""

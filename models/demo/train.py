@@ -1,0 +1,325 @@
+"""Trains the demo model: python -m models.demo.train [--minutes 60]
+
+Three phases, each of which the next one stands on:
+
+  A  copying: segments of random tokens behind handles, from few ids to the whole vocabulary
+  B  choosing and copying: searches over sentences of random tokens
+  C  real searches: few short passages and exact words first, then more and looser
+
+Readouts on inner layers help while it trains and are not part of the model: after the second
+layer, which token came before and which handle was last (what copying matches by); after the
+third, whether a token's word is asked for; after the fifth, how many of a sentence are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from models.demo import corpus
+from models.demo.examples import IGNORED, MAX_SCORE, Format, Row, copying, synthetic
+from models.demo.network import Network, Shape
+from models.demo.pairs import Difficulty, Pairs
+from models.demo.questions import GREETINGS, ask_about
+from models.demo.rule import key_words
+from models.demo.vocabulary import (
+    FIRST_HANDLE,
+    NONE,
+    NUM_HANDLES,
+    PAD,
+    VOCAB_SIZE,
+    token_ids_config,
+    tokenizer_config,
+    train_tokenizer,
+)
+
+FOLDER = Path(__file__).parent
+WORK = FOLDER / ".work"
+
+COPY_LAYER, FLAG_LAYER, SCORE_LAYER = 1, 2, 4
+COPY_WEIGHT, FLAG_WEIGHT = 0.2, 0.5
+NUM_PROBED = 512
+
+# ids, segments, longest segment, rows a batch; a stage ends when the loss is below its goal.
+COPY_STAGES = (
+    (64, 3, 12, 48), (64, 5, 16, 28), (256, 5, 16, 28),
+    (1000, 5, 16, 28), (3000, 6, 18, 24), (VOCAB_SIZE, 6, 20, 20),
+)  # fmt: skip
+COPY_GOAL = 0.3
+MAX_COPY_STEPS = 400
+# passages, sentences, longest sentence, rows a batch, few ids, steps
+SYNTHETIC_STAGES = ((1, 3, 7, 40, True, 140), (2, 3, 9, 26, False, 140))
+
+EXACT = Difficulty(2, 3, 3, False)
+FEW = Difficulty(3, 4, 4, True)
+MORE = Difficulty(5, 4, 5, True)
+LONG = Difficulty(5, 7, 6, True)
+LONGEST = Difficulty(8, 8, 6, True)
+ROWS = {EXACT: 16, FEW: 12, MORE: 8, LONG: 5, LONGEST: 2}
+MAX_PROMPT_TOKENS = 1700
+
+
+class Trainer:
+    """The network with its readouts and its optimiser; counts steps and tokens."""
+
+    def __init__(self, curve: Path) -> None:
+        self.network = Network(Shape(vocab_size=VOCAB_SIZE))
+        hidden = self.network.shape.hidden_size
+        self._previous = nn.Linear(hidden, hidden)
+        self._handle = nn.Linear(hidden, NUM_HANDLES)
+        self._flag = nn.Linear(hidden, 2)
+        self._score = nn.Linear(hidden, MAX_SCORE + 1)
+        readouts = (self._previous, self._handle, self._flag, self._score)
+        self._parameters = [
+            weight for module in (self.network, *readouts) for weight in module.parameters()
+        ]
+        matrices = [weight for weight in self._parameters if weight.dim() >= 2]
+        vectors = [weight for weight in self._parameters if weight.dim() < 2]
+        groups = [
+            {"params": matrices, "weight_decay": 0.05},
+            {"params": vectors, "weight_decay": 0},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.97), fused=True)
+        self._curve = csv.writer(curve.open("w", buffering=1))
+        self._curve.writerow(["step", "phase", "seconds", "tokens", "loss", "choice_accuracy"])
+        self._started = time.monotonic()
+        self.num_steps = self.num_tokens = 0
+
+    def step(self, phase: str, rows: Sequence[Row], rate: float) -> float:
+        """One update; the mean loss of what was to be predicted, unweighted."""
+        ids, weights, flags, scores = collate(rows)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = self.network.hidden(ids[:, :-1])
+            target, weight = ids[:, 1:], weights[:, 1:]
+            wanted = weight > 0
+            logits = self.network.logits(states[-1][wanted]).float()
+            losses = F.cross_entropy(logits, target[wanted], reduction="none")
+            loss = (losses * weight[wanted]).sum() / weight[wanted].sum()
+            total = loss + self._copy_loss(states[COPY_LAYER], ids[:, :-1])
+            total = total + self._choice_loss(states, flags[:, :-1], scores[:, :-1])
+        total.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.num_steps += 1
+        self.num_tokens += ids.numel()
+        mean = losses.mean().item()
+        self._log(phase, mean, logits, target[wanted])
+        return mean
+
+    def _copy_loss(self, state: Tensor, ids: Tensor) -> Tensor:
+        """Which token came before, and which handle last, of some tokens."""
+        real = ids != PAD
+        is_handle = (ids >= FIRST_HANDLE) & (ids < FIRST_HANDLE + NUM_HANDLES)
+        last = torch.where(is_handle, torch.arange(ids.shape[1]), -1).cummax(1).values
+        handles = ids.gather(1, last.clamp(min=0)) - FIRST_HANDLE
+        at = _some(real[:, 1:])
+        guess = self.network.logits(self._previous(state[:, 1:].flatten(0, 1)[at])).float()
+        loss = F.cross_entropy(guess, ids[:, :-1].flatten()[at])
+        at = _some(real & (last >= 0))
+        if len(at):
+            guess = self._handle(state.flatten(0, 1)[at]).float()
+            loss = loss + F.cross_entropy(guess, handles.flatten()[at])
+        return COPY_WEIGHT * loss
+
+    def _choice_loss(self, states: Sequence[Tensor], flags: Tensor, scores: Tensor) -> Tensor:
+        """Which words are asked for, and how many a sentence has."""
+        flagged, scored = flags != IGNORED, scores != IGNORED
+        if not flagged.any():
+            return torch.zeros(())
+        guess = self._flag(states[FLAG_LAYER][flagged]).float()
+        loss = F.cross_entropy(guess, flags[flagged], weight=torch.tensor([1.0, 4.0]))
+        guess = self._score(states[SCORE_LAYER][scored]).float()
+        return FLAG_WEIGHT * (loss + F.cross_entropy(guess, scores[scored]))
+
+    def _log(self, phase: str, loss: float, logits: Tensor, target: Tensor) -> None:
+        chosen = ((target >= FIRST_HANDLE) & (target < FIRST_HANDLE + NUM_HANDLES)) | (
+            target == NONE
+        )
+        right = (logits.argmax(-1) == target)[chosen].float()
+        accuracy = f"{right.mean().item():.4f}" if len(right) else ""
+        seconds = time.monotonic() - self._started
+        row = [self.num_steps, phase, f"{seconds:.0f}", self.num_tokens, f"{loss:.4f}", accuracy]
+        self._curve.writerow(row)
+        if self.num_steps % 20 == 0:
+            print(*row, flush=True)
+
+
+def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids, weights, flags and scores, each [rows, length], padded on the right."""
+    length = -(-max(len(row.ids) for row in rows) // 32) * 32
+    paddings = (PAD, 0.0, IGNORED, IGNORED)
+    columns = [
+        torch.tensor([[*each, *[padding] * (length - len(each))] for each in column])
+        for column, padding in zip(zip(*rows, strict=True), paddings, strict=True)
+    ]
+    return columns[0], columns[1].float(), columns[2], columns[3]
+
+
+def _some(mask: Tensor) -> Tensor:
+    at = torch.nonzero(mask.flatten()).flatten()
+    return at[torch.randperm(len(at))[:NUM_PROBED]]
+
+
+def learn_copying(trainer: Trainer, rng: random.Random, rate: float) -> None:
+    """Phase A."""
+    for num_ids, segments, length, num_rows in COPY_STAGES:
+        mean = 9.0
+        for number in range(MAX_COPY_STEPS):
+            rows = [copying(rng, num_ids, segments, length) for _ in range(num_rows)]
+            warm = min(1.0, (trainer.num_steps + 1) / 50)
+            mean += 0.1 * (trainer.step(f"A{num_ids}", rows, rate * warm) - mean)
+            if number > 15 and mean < COPY_GOAL:
+                break
+
+
+def learn_choosing(trainer: Trainer, rng: random.Random, format: Format, rate: float) -> None:
+    """Phase B."""
+    for passages, sentences, length, num_rows, few_ids, num_steps in SYNTHETIC_STAGES:
+        for _ in range(num_steps):
+            rows = [
+                synthetic(
+                    rng,
+                    format,
+                    max_passages=passages,
+                    max_sentences=sentences,
+                    max_length=length,
+                    few_ids=few_ids,
+                )
+                for _ in range(num_rows)
+            ]
+            trainer.step("B", rows, rate)
+
+
+def learn_searching(
+    trainer: Trainer,
+    rng: random.Random,
+    draw: Callable[[Difficulty], Row],
+    random_row: Callable[[], Row],
+    rate: float,
+    seconds: float,
+) -> None:
+    """Phase C, for `seconds`."""
+    started = time.monotonic()
+    while (progress := (time.monotonic() - started) / seconds) < 1:
+        warm = min(1.0, progress * 50)
+        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+        difficulty = difficulty_at(progress, rng)
+        if rng.random() < 0.05:
+            rows = [random_row() for _ in range(10)]
+        else:
+            rows = [draw(difficulty) for _ in range(ROWS[difficulty])]
+        trainer.step("C", rows, rate * min(warm, cosine))
+
+
+def difficulty_at(progress: float, rng: random.Random) -> Difficulty:
+    """Easy ones first, then a mixture of all sizes."""
+    if progress < 0.15:
+        return EXACT
+    if progress < 0.35:
+        return FEW
+    draw = rng.random()
+    return MORE if draw < 0.6 else LONG if draw < 0.85 else LONGEST
+
+
+class Searches:
+    """Rows of real searches, and a few of what is none."""
+
+    def __init__(self, runs: Sequence[corpus.Run], format: Format, rng: random.Random) -> None:
+        self._runs = runs
+        self._pairs = Pairs(runs)
+        self._format = format
+        self._rng = rng
+
+    def row(self, difficulty: Difficulty) -> Row:
+        """One row that fits `MAX_PROMPT_TOKENS`."""
+        rng, format = self._rng, self._format
+        if rng.random() < 0.03:
+            return self._no_search(difficulty)
+        while True:
+            pair = self._pairs.draw(rng, difficulty)
+            passages = [[format.sentence(s) for s in p.sentences] for p in pair.passages]
+            titles = [format.encode(f" {p.title}")[:14] for p in pair.passages]
+            question = format.encode(f" {pair.question}")
+            offset = 0 if rng.random() < 0.3 else rng.randrange(NUM_HANDLES)
+            keys: frozenset[object] = frozenset(key_words(pair.question))
+            row = format.search(question, keys, passages, titles, offset)
+            if len(row.ids) <= MAX_PROMPT_TOKENS:
+                return row
+
+    def _no_search(self, difficulty: Difficulty) -> Row:
+        rng = self._rng
+        if rng.random() < 0.5:
+            return self._format.chat(rng.choice(GREETINGS))
+        sentence = rng.choice(rng.choice(self._runs).sentences)
+        question = ask_about(
+            sentence, self._pairs.frequency, rng, max_words=difficulty.max_words, loose=False
+        )
+        return self._format.search(self._format.encode(f" {question}"), frozenset(), [], [], 0)
+
+
+def sentences_of(runs: Sequence[corpus.Run]) -> Iterator[str]:
+    """All sentences of all runs."""
+    return (sentence for run in runs for sentence in run.sentences)
+
+
+def export(network: Network, folder: Path) -> None:
+    """Writes weights and configs as a Hugging Face folder; tokenizer.json is there already."""
+    save_file(network.llama_state(), folder / "model.safetensors", metadata={"format": "pt"})
+    files = {
+        "config.json": {**network.llama_config(), **token_ids_config()},
+        "generation_config.json": {**token_ids_config(), "do_sample": False},
+        "tokenizer_config.json": tokenizer_config(network.shape.max_position_embeddings),
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m models.demo.train", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60, help="length of phase C")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of phase C")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="where the model goes")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    rng = random.Random(arguments.seed)
+    runs = corpus.build(WORK / "debs")
+    runs = [run for run in runs if run.package not in corpus.HELD_OUT_PACKAGES]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "tokenizer.json"
+    tokenizer = (
+        Tokenizer.from_file(str(path))
+        if path.is_file()
+        else train_tokenizer(sentences_of(runs), path)
+    )
+    format = Format(tokenizer)
+    trainer = Trainer(arguments.out / "loss.csv")
+    learn_copying(trainer, rng, rate=2 * arguments.rate)
+    learn_choosing(trainer, rng, format, rate=2 * arguments.rate)
+
+    def random_row() -> Row:
+        return synthetic(rng, format, max_passages=3, max_sentences=4, max_length=14, few_ids=False)
+
+    searches = Searches(runs, format, rng)
+    learn_searching(trainer, rng, searches.row, random_row, arguments.rate, arguments.minutes * 60)
+    export(trainer.network, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
