@@ -1,0 +1,38 @@
+"""The project's own files agree with each other."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICES = ("mesh", "gateway", "orchestrator", "tokenizer", "inference")
+
+
+def test_every_package_is_installed() -> None:
+    """A folder that is missing from the explicit list would be missing from the images."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for service in SERVICES
+        for path in (ROOT / service).rglob("__init__.py")
+    }
+    assert sorted(found) == project["tool"]["setuptools"]["packages"]
+
+
+def test_torch_is_pinned_once() -> None:
+    """The constraints make an install repeatable."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    names = [line.partition("==")[0].lower() for line in lines if line and not line.startswith("#")]
+    assert "torch==2.13.0" in lines
+    assert sorted(names) == sorted(set(names))
+
+
+def test_every_make_target_is_described() -> None:
+    """`make help` lists all that a person may call."""
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    phony = {line.split()[1] for line in lines if line.startswith(".PHONY:")}
+    described = {line[3:].partition(":")[0] for line in lines if line.startswith("## ")}
+    wanted = {"build", "run-local", "test", "lint", "fmt", "proto", "proto-check", "ci", "clean"}
+    assert phony == described
+    assert wanted <= phony
