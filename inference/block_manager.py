@@ -127,6 +127,15 @@ class BlockManager:
         sequence.num_computed_tokens = 0
         sequence.num_committed_blocks = 0
 
+    def exclusive_blocks(self, sequences: Iterable[Sequence]) -> list[int]:
+        """The blocks of these sequences that nobody else holds."""
+        return [
+            block
+            for sequence in sequences
+            for block in sequence.block_table
+            if self._ref_counts[block] == 1
+        ]
+
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raise `IntegrityError` unless the books match the block tables of all live sequences."""
         expected = [0] * self.num_blocks

@@ -28,8 +28,8 @@ class Runner(Protocol):
         """
         ...
 
-    def recover(self, sequences: list[Sequence]) -> None:
-        """Make good after these sequences broke; raises if no further step can work."""
+    def recover(self, blocks: list[int]) -> None:
+        """Clear the blocks of broken sequences; raises if no further step can work."""
         ...
 
 
@@ -101,12 +101,15 @@ class Engine:
         except Exception as error:
             logger.exception("step failed", extra={"num_sequences": len(batch.sequences)})
             return self._fail(batch, error)
-        outputs = self._scheduler.finish(batch, tokens, time.monotonic())
         self._num_consecutive_failures = 0
-        broken = [s for s in batch.sequences if s.finish is not None and s.finish.error is not None]
-        if broken:
+        broken = [
+            sequence
+            for sequence, token in zip(batch.sampling, tokens, strict=True)
+            if token.token_id < 0
+        ]
+        if broken:  # before `finish`, which takes their blocks away
             self._recover(broken)
-        return outputs
+        return self._scheduler.finish(batch, tokens, time.monotonic())
 
     def _fail(self, batch: Batch, error: Exception) -> list[StepOutput]:
         self._num_consecutive_failures += 1
@@ -118,8 +121,11 @@ class Engine:
         return self._scheduler.fail(batch.sequences, cause, time.monotonic())
 
     def _recover(self, sequences: list[Sequence]) -> None:
+        # A NaN in a block would outlive its sequence: attention multiplies what it masks by
+        # zero, and zero times NaN is NaN. A shared block is still read, so it stays as it is.
+        blocks = self._scheduler.block_manager.exclusive_blocks(sequences)
         try:
-            self._runner.recover(sequences)
+            self._runner.recover(blocks)
         except Exception:
             logger.exception("engine cannot recover")
             self.healthy = False

@@ -51,20 +51,18 @@ class ModelRunner:
         rows = hidden if len(last_rows) == len(hidden) else hidden[self._tensor(last_rows)]
         return self._model.logits(rows)
 
-    def recover(self, sequences: Rows[Sequence]) -> None:
-        """Forgets what a broken step may have stored: a NaN in a block would spread to others.
+    @torch.inference_mode()
+    def recover(self, blocks: Rows[int]) -> None:
+        """Zeroes what a broken step may have stored in these blocks; raises if the device is lost.
 
-        Blocks are zeroed all together where any was touched; live sequences are not, their
-        blocks hold what whole steps stored.
+        No live sequence may still read them.
         """
-        slots = [
-            slot for sequence in sequences for slot in self._slots(sequence, sequence.num_tokens)
-        ]
-        if slots:
-            index = self._tensor(slots)
-            for number in range(self._model.config.num_layers):
-                for stored in self._cache.layer(number):
-                    stored.index_fill_(0, index, 0)
+        size = self._cache.block_size
+        slots = [slot for block in blocks for slot in range(block * size, (block + 1) * size)]
+        index = self._tensor(slots)
+        for number in range(self._model.config.num_layers):
+            for stored in self._cache.layer(number):
+                stored.index_fill_(0, index, 0)
 
     def _plan(self, batch: Batch) -> AttentionPlan:
         # Decodes come first; a prompt's last token further back goes as a chunk of one.

@@ -1,0 +1,101 @@
+"""An engine without tensors: the real scheduler over a runner whose tokens are made up."""
+
+from __future__ import annotations
+
+import threading
+
+from inference.admission import Admission
+from inference.block_manager import BlockManager
+from inference.engine import Engine
+from inference.interface import ModelInfo
+from inference.sampling_params import SamplingParams
+from inference.scheduler import Batch, SampledToken, Scheduler
+from inference.sequence import Sequence
+
+VOCAB_SIZE = 100
+BLOCK_SIZE = 4
+
+
+class StubRunner:
+    """Counts its steps; breaks, says NaN or waits where a test tells it to."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.batches: list[list[str]] = []
+        self.error: Exception | None = None
+        self.recover_error: Exception | None = None
+        self.not_finite: set[str] = set()
+        self.recovered: list[int] = []
+        self.gate: threading.Semaphore | None = None
+        """Where set, each step waits for one release."""
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=10), "no step was let through"
+        self.num_steps += 1
+        self.batches.append([sequence.request_id for sequence in batch.sequences])
+        if self.error is not None:
+            raise self.error
+        return [SampledToken(self._token(sequence)) for sequence in batch.sampling]
+
+    def recover(self, blocks: list[int]) -> None:
+        self.recovered += blocks
+        if self.recover_error is not None:
+            raise self.recover_error
+
+    def _token(self, sequence: Sequence) -> int:
+        if sequence.request_id in self.not_finite:
+            return -1
+        return next_token(list(sequence.token_ids))
+
+
+def next_token(token_ids: list[int]) -> int:
+    """What the stub says after these ids."""
+    return (token_ids[-1] * 7 + len(token_ids)) % VOCAB_SIZE
+
+
+def make_stub_engine(
+    runner: StubRunner,
+    *,
+    num_blocks: int = 64,
+    max_num_seqs: int = 8,
+    max_num_waiting: int = 8,
+    max_num_batched_tokens: int = 32,
+    max_context: int = 10_000,
+) -> Engine:
+    """A small engine over the stub, with no EOS ids."""
+    info = ModelInfo(
+        name="stub",
+        architecture="Stub",
+        dtype="none",
+        device="none",
+        vocab_size=VOCAB_SIZE,
+        max_context=max_context,
+        num_parameters=0,
+        eos_token_ids=(),
+    )
+    admission = Admission(
+        vocab_size=VOCAB_SIZE,
+        max_context=max_context,
+        kv_capacity_tokens=num_blocks * BLOCK_SIZE,
+        max_num_seqs=max_num_seqs,
+        max_num_waiting=max_num_waiting,
+    )
+    scheduler = Scheduler(
+        BlockManager(num_blocks, BLOCK_SIZE),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )
+    return Engine(model_info=info, admission=admission, scheduler=scheduler, runner=runner)
+
+
+def make_sequence(
+    request_id: str,
+    prompt: list[int],
+    max_tokens: int = 4,
+    *,
+    deadline: float | None = None,
+) -> Sequence:
+    """A sequence with nothing special about it."""
+    params = SamplingParams(max_tokens=max_tokens)
+    return Sequence(request_id, prompt, params, deadline=deadline)
