@@ -39,7 +39,6 @@ class AsyncEngine:
         self._engine: Engine | None = None
         self._load: Load | None = None
         self._commands: deque[Command] = deque()
-        self._num_pending_adds = 0
         self._wake = threading.Condition()
         self._stopping = False
         self._draining = False
@@ -112,7 +111,9 @@ class AsyncEngine:
         load = self._load
         if load is None:
             raise EngineUnavailable("the engine is not started")
-        return replace(load, num_waiting=load.num_waiting + self._num_pending_adds)
+        # Counted here, not by the engine: what waits in the commands, or was taken up by the
+        # step that runs now, is in none of the engine's last numbers.
+        return replace(load, num_waiting=max(0, self._streams.num_live - load.num_running))
 
     def _started(self) -> Engine:
         if self._engine is None:
@@ -120,7 +121,6 @@ class AsyncEngine:
         return self._engine
 
     def _submit(self, sequence: Sequence) -> None:
-        self._num_pending_adds += 1
         self._command(lambda engine: self._add(engine, sequence))
 
     def _abort(self, request_id: str) -> None:
@@ -135,7 +135,6 @@ class AsyncEngine:
     # What follows runs in the engine's thread.
 
     def _add(self, engine: Engine, sequence: Sequence) -> StepOutput | None:
-        self._num_pending_adds -= 1
         try:
             engine.add(sequence)
         except EngineError as error:
