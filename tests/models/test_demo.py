@@ -1,0 +1,122 @@
+"""The demo model as it is shipped."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from inference.loading import EngineOptions, load_engine
+from models.demo.evaluate import answer_all
+from models.demo.examples import Format
+from models.demo.network import Network, Shape
+from models.demo.pairs import Pair, Passage
+from models.demo.rule import key_words
+from models.demo.vocabulary import ASSISTANT, CHAT_TEMPLATE, VOCAB_SIZE
+from orchestrator.prompt import NOTHING_FOUND, search_messages
+from orchestrator.prompt import Passage as PromptPassage
+
+FOLDER = Path(__file__).parents[2] / "models" / "demo"
+TOKENIZER = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+
+PAIR = Pair(
+    "how do lighthouses warn ships",
+    [
+        Passage("Bread", ["Bread is made of flour and water.", "The dough rests overnight."]),
+        Passage(
+            "Lighthouses",
+            [
+                "A lighthouse stands on the coast.",
+                "Lighthouses warn ships of rocks with a bright light.",
+                "Its keeper lives beside it.",
+            ],
+        ),
+    ],
+)
+
+
+def messages_of(pair: Pair) -> list[dict[str, str]]:
+    """The chat messages that the orchestrator would send."""
+    passages = [PromptPassage(p.title, " ".join(p.sentences)) for p in pair.passages]
+    return [message._asdict() for message in search_messages(pair.question, passages)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """The shipped tokenizer with its template, as transformers loads it."""
+    return transformers.AutoTokenizer.from_pretrained(FOLDER)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text())
+def test_the_tokenizer_loses_nothing(text: str) -> None:
+    """Any Unicode comes back as it was."""
+    assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_the_template_is_what_training_rendered(
+    tokenizer: transformers.PreTrainedTokenizerFast,
+) -> None:
+    """The prompt that is served has, id for id, the format that was learnt."""
+    format = Format(TOKENIZER)
+    row = format.search(
+        format.encode(f" {PAIR.question}"),
+        frozenset(key_words(PAIR.question)),
+        [[format.sentence(s) for s in p.sentences] for p in PAIR.passages],
+        [format.encode(f" {p.title}") for p in PAIR.passages],
+        first_handle=0,
+    )
+    rendered = tokenizer.apply_chat_template(
+        messages_of(PAIR), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert row.ids[: row.ids.index(ASSISTANT) + 1] == rendered
+    answer = TOKENIZER.decode(row.ids[len(rendered) :])
+    assert answer == "Lighthouses warn ships of rocks with a bright light. [2]" or (
+        answer.startswith("Lighthouses warn ships of rocks with a bright light. [2] ")
+    )
+
+
+def test_the_shipped_template_is_the_one_in_the_code() -> None:
+    """The files are what training would write."""
+    config = json.loads((FOLDER / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == CHAT_TEMPLATE
+    assert (FOLDER / "model.safetensors").stat().st_size <= 20 * 1024 * 1024
+
+
+def test_the_network_is_a_llama(tmp_path: Path) -> None:
+    """The training network exports weights that transformers runs to the same logits."""
+    from models.demo.train import export
+
+    torch.manual_seed(0)
+    network = Network(Shape(vocab_size=VOCAB_SIZE, num_hidden_layers=2))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(weight.bfloat16().float())
+    export(network, tmp_path)
+    llama = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.tensor([[random.Random(0).randrange(VOCAB_SIZE) for _ in range(40)]])
+    with torch.inference_mode():
+        expected = llama(ids).logits
+        logits = network.logits(network.hidden(ids)[-1])
+    assert (logits - expected).abs().max() < 1e-3
+
+
+def test_it_quotes_the_sentence_that_answers(
+    tokenizer: transformers.PreTrainedTokenizerFast,
+) -> None:
+    """On passages it has never seen: whole sentences, rightly cited, or that nothing was found."""
+    engine = load_engine(EngineOptions(folder=FOLDER, name="demo", kv_cache_tokens=4096, threads=1))
+    nothing = Pair("how do volcanoes erupt", PAIR.passages[:1])
+    empty = Pair("lighthouses", [])
+    answers = answer_all(engine, tokenizer, [PAIR, nothing, empty])
+    assert "Lighthouses warn ships of rocks with a bright light. [2]" in answers[0]
+    assert re.fullmatch(r"(.+?[.!?] \[\d\] ?)+", answers[0])
+    assert answers[2] == NOTHING_FOUND
