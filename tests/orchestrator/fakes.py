@@ -1,0 +1,166 @@
+"""A tokenizer and engines that say what a test wants, behind the real contracts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.server import Servicer
+from mesh.v1 import (
+    common_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    orchestrator_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
+from orchestrator.application import application
+from orchestrator.service import OrchestratorService
+from orchestrator.settings import OrchestratorSettings
+from tests.helpers import Served, eventually, serve
+from tests.orchestrator.tokenizers_made import byte_level
+
+NOBODY = "127.0.0.1:1"
+"""An address where nothing listens."""
+
+SCRIPT = "The quick brown fox 😀 jumps over the lazy dog [1], and naïvely sleeps [2] on."
+
+
+class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    """A real small tokenizer; a conversation is its contents, one a line."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
+        text = request.text
+        if request.HasField("chat"):
+            text = "\n".join(message.content for message in request.chat.messages)
+        self.prompts.append(text)
+        ids = byte_level().encode(text, add_special_tokens=False).ids
+        return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256="made")
+
+    async def GetTokenizer(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
+        data = byte_level().to_str().encode()
+        for begin in range(0, len(data), 4000):
+            yield tokenizer_pb2.GetTokenizerResponse(
+                tokenizer_sha256="made",
+                file_name="tokenizer.json",
+                data=data[begin : begin + 4000],
+            )
+
+
+class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
+    """Says the ids of `text`, one a message; goes on where another replica stopped."""
+
+    def __init__(self, text: str = SCRIPT, *, context_length: int = 2048) -> None:
+        self.ids = byte_level().encode(text, add_special_tokens=False).ids
+        self.context_length = context_length
+        self.delay = 0.0
+        self.fail_after: int | None = None
+        """Ends streams with UNAVAILABLE before the token of this number."""
+        self.num_failing = 1_000
+        """How many streams fail so."""
+        self.refusal: MeshError | None = None
+        self.requests: list[inference_pb2.InferenceServiceGenerateRequest] = []
+        self.num_open = 0
+
+    async def Generate(
+        self, request: inference_pb2.InferenceServiceGenerateRequest, context: Any
+    ) -> AsyncIterator[inference_pb2.InferenceServiceGenerateResponse]:
+        self.requests.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        self.num_open += 1
+        try:
+            yield chunk([])
+            num_prompt = len(request.token_ids) - request.num_resumed_tokens
+            limit = min(request.sampling.max_tokens, len(self.ids))
+            for number in range(request.num_resumed_tokens, limit):
+                if number == self.fail_after and len(self.requests) <= self.num_failing:
+                    raise MeshError(ErrorKind.UNAVAILABLE, "killed")
+                await asyncio.sleep(self.delay)
+                yield chunk([self.ids[number]])
+            stopped = limit == len(self.ids)
+            yield inference_pb2.InferenceServiceGenerateResponse(
+                finish=inference_pb2.GenerationFinish(
+                    reason=common_pb2.FINISH_REASON_STOP
+                    if stopped
+                    else common_pb2.FINISH_REASON_LENGTH,
+                    usage=common_pb2.Usage(prompt_tokens=num_prompt, completion_tokens=limit),
+                )
+            )
+        finally:
+            self.num_open -= 1
+
+    async def GetModel(self, request: Any, context: Any) -> inference_pb2.GetModelResponse:
+        return inference_pb2.GetModelResponse(
+            name="fake", context_length=self.context_length, vocab_size=400
+        )
+
+
+def chunk(token_ids: list[int]) -> inference_pb2.InferenceServiceGenerateResponse:
+    """One message with these ids."""
+    return inference_pb2.InferenceServiceGenerateResponse(
+        chunk=inference_pb2.TokenChunk(token_ids=token_ids)
+    )
+
+
+@dataclass
+class Orchestrator:
+    """The real orchestrator between the fakes."""
+
+    stub: orchestrator_pb2_grpc.OrchestratorServiceAsyncStub
+    service: OrchestratorService
+    served: Served
+    tokenizer: FakeTokenizer
+    engines: list[FakeInference]
+    upstreams: list[Served] = field(default_factory=list)
+
+    @property
+    def engine(self) -> FakeInference:
+        """The only one, where there is one."""
+        [engine] = self.engines
+        return engine
+
+
+@asynccontextmanager
+async def orchestrator(*engines: FakeInference, **settings: Any) -> AsyncIterator[Orchestrator]:
+    """An orchestrator that is ready; at the end it must hold nothing any more."""
+    tokenizer = FakeTokenizer()
+    async with AsyncExitStack() as stack:
+        register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
+        tokenizer_served = await stack.enter_async_context(
+            serve(Servicer("mesh.v1.TokenizerService", register, tokenizer))
+        )
+        upstreams = []
+        for engine in engines:
+            add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+            servicer = Servicer("mesh.v1.InferenceService", add, engine)
+            upstreams.append(await stack.enter_async_context(serve(servicer)))
+        loaded = OrchestratorSettings(
+            tokenizer_host=tokenizer_served.address,
+            inference_host=",".join(each.address for each in upstreams) or NOBODY,
+            **settings,
+        )
+        service = await stack.enter_async_context(application(loaded))
+        served = await stack.enter_async_context(serve(*service.servicers))
+        replicas = service._replicas
+        await eventually(lambda: len(replicas.ready) == len(engines), "all engines ready")
+        yield Orchestrator(
+            stub=orchestrator_pb2_grpc.OrchestratorServiceStub(served.channel),
+            service=service,
+            served=served,
+            tokenizer=tokenizer,
+            engines=list(engines),
+            upstreams=upstreams,
+        )
+        await eventually(lambda: len(service._requests) == 0, "the request table is empty")
+        assert service._pipeline._admission.num_admitted == 0
+        await eventually(lambda: all(e.num_open == 0 for e in engines), "engines are idle")

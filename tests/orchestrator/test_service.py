@@ -1,0 +1,243 @@
+"""The RPCs of the orchestrator, between a fake tokenizer and fake engines."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.channel import call_unary, open_stream
+from mesh.context import RequestContext, use_request
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, orchestrator_pb2
+from orchestrator.index import main as build_index
+from tests.helpers import eventually
+from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
+
+
+def request(text: str = "Hello", **fields: Any) -> orchestrator_pb2.GenerateRequest:
+    """A request for the continuation of `text`."""
+    return orchestrator_pb2.GenerateRequest(text=text, **fields)
+
+
+async def generate(
+    running: Orchestrator, asked: orchestrator_pb2.GenerateRequest
+) -> list[orchestrator_pb2.GenerateResponse]:
+    """All events of a stream."""
+    async with open_stream(running.stub.Generate, asked) as responses:
+        return [response async for response in responses]
+
+
+def text_of(events: list[Any]) -> str:
+    """The text that a stream's deltas spell."""
+    return "".join(event.delta.text for event in events)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> str:
+    """An index of two documents."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "foxes.md").write_text("# Foxes\n\nA fox is a small wild dog. Foxes live in dens.\n")
+    (docs / "dogs.md").write_text("# Dogs\n\nA dog is a tame animal. Every fox avoids a dog.\n")
+    out = tmp_path / "index.sqlite3"
+    assert build_index([str(docs), "--out", str(out)]) == 0
+    return str(out)
+
+
+async def test_started_then_deltas_then_one_finish() -> None:
+    """The events come in the order of the contract, and the usage counts every token."""
+    async with orchestrator(FakeInference()) as running:
+        events = await generate(running, request(sampling={"max_tokens": 500}))
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[0] == "started"
+    assert set(kinds[1:-1]) == {"delta"}
+    assert kinds[-1] == "finish"
+    assert text_of(events) == SCRIPT
+    assert events[0].started.model == "fake"
+    finish = events[-1].finish
+    assert finish.reason == common_pb2.FINISH_REASON_STOP
+    assert finish.usage.completion_tokens == len(running.engine.ids)
+    assert sum(event.delta.num_tokens for event in events) == len(running.engine.ids)
+
+
+async def test_max_tokens_default_to_what_the_context_has_room_for() -> None:
+    """Without a limit the engine gets one that fits."""
+    async with orchestrator(FakeInference(context_length=60)) as running:
+        events = await generate(running, request())
+    prompt_tokens = events[0].started.prompt_tokens
+    assert running.engine.requests[0].sampling.max_tokens == 60 - prompt_tokens
+
+
+async def test_a_stop_string_never_leaks_and_ends_the_engines_work() -> None:
+    """The text ends before the match, though the engine would go on."""
+    async with orchestrator(FakeInference()) as running:
+        running.engine.delay = 0.005
+        events = await generate(running, request(stop=["jumps", "never said"]))
+        await eventually(lambda: running.engine.num_open == 0, "the engine's stream is closed")
+    assert text_of(events) == SCRIPT[: SCRIPT.index("jumps")]
+    assert events[-1].finish.reason == common_pb2.FINISH_REASON_STOP
+    assert events[-1].finish.usage.completion_tokens < len(running.engine.ids)
+
+
+async def test_a_caller_that_leaves_frees_everything() -> None:
+    """Cancelling in mid-stream reaches the engine at once."""
+    async with orchestrator(FakeInference()) as running:
+        running.engine.delay = 0.05
+        async with open_stream(running.stub.Generate, request()) as responses:
+            for _ in range(3):
+                await anext(responses)
+            assert running.engine.num_open == 1
+        await eventually(lambda: running.engine.num_open == 0, "the engine's stream is closed", 1)
+
+
+async def test_an_operator_sees_and_cancels_a_request() -> None:
+    """ListRequests shows it, CancelRequest ends it with reason abort."""
+    async with orchestrator(FakeInference()) as running:
+        running.engine.delay = 0.05
+        with use_request(RequestContext(request_id="r-7")):
+            async with open_stream(running.stub.Generate, request()) as responses:
+                for _ in range(3):
+                    await anext(responses)
+                listing = orchestrator_pb2.ListRequestsRequest()
+                [active] = (await call_unary(running.stub.ListRequests, listing)).requests
+                cancel = orchestrator_pb2.CancelRequestRequest(request_id="r-7")
+                assert (await call_unary(running.stub.CancelRequest, cancel)).cancelled
+                rest = [response async for response in responses]
+        assert not (await call_unary(running.stub.CancelRequest, cancel)).cancelled
+    assert active.request_id == "r-7"
+    assert active.method == "Generate"
+    assert active.state == orchestrator_pb2.REQUEST_STATE_STREAMING
+    assert active.completion_tokens >= 1
+    assert rest[-1].finish.reason == common_pb2.FINISH_REASON_ABORT
+    assert rest[-1].finish.usage.completion_tokens >= 1
+
+
+async def test_a_request_too_many_is_refused_at_once() -> None:
+    """Beyond the limit there is no waiting, and the caller is told when to come back."""
+    async with orchestrator(FakeInference(), max_concurrent_requests=1) as running:
+        running.engine.delay = 0.05
+        async with open_stream(running.stub.Generate, request()) as responses:
+            await anext(responses)
+            with pytest.raises(MeshError) as refused:
+                await asyncio.wait_for(generate(running, request()), 1)
+    assert refused.value.kind is ErrorKind.OVERLOADED
+    assert refused.value.retry_after is not None
+    assert 0 < refused.value.retry_after <= 30
+
+
+BAD: list[tuple[dict[str, Any], ErrorKind, str, str]] = [
+    ({"model": "nobody"}, ErrorKind.MODEL_NOT_FOUND, "model", "nobody"),
+    ({"sampling": {"temperature": 3}}, ErrorKind.INVALID_REQUEST, "temperature", "given 3"),
+    ({"sampling": {"max_tokens": 0}}, ErrorKind.INVALID_REQUEST, "max_tokens", "given 0"),
+    ({"sampling": {"top_p": 0}}, ErrorKind.INVALID_REQUEST, "top_p", "given 0"),
+    ({"sampling": {"logit_bias": {5: 101}}}, ErrorKind.INVALID_REQUEST, "logit_bias", "101"),
+    ({"stop": list("abcde")}, ErrorKind.INVALID_REQUEST, "stop", "given 5"),
+    ({"stop": [""]}, ErrorKind.INVALID_REQUEST, "stop", "given 0"),
+    ({"sampling": {"max_tokens": 5000}}, ErrorKind.CONTEXT_TOO_LONG, "max_tokens", "5000"),
+    ({"text": "word " * 9000}, ErrorKind.CONTEXT_TOO_LONG, "messages", "2048"),
+]
+
+
+@pytest.mark.parametrize(("fields", "kind", "param", "named"), BAD)
+async def test_bad_input_is_told_by_field_limit_and_value(
+    fields: dict[str, Any], kind: ErrorKind, param: str, named: str
+) -> None:
+    """Nothing reaches the engine, and the service goes on."""
+    async with orchestrator(FakeInference()) as running:
+        with pytest.raises(MeshError) as caught:
+            await generate(running, request(**fields))
+        assert running.engine.requests == []
+        assert text_of(await generate(running, request())) == SCRIPT
+    assert caught.value.kind is kind
+    assert caught.value.param == param
+    assert named in caught.value.message
+
+
+async def test_a_summary_shows_results_then_text_then_citations(index: str) -> None:
+    """The prompt quotes what was found, and only citations of results count."""
+    async with orchestrator(FakeInference(), index=index) as running:
+        asked = orchestrator_pb2.SummarizeRequest(query="  fox ")
+        async with open_stream(running.stub.SummarizeStream, asked) as responses:
+            events = [response async for response in responses]
+        whole = await call_unary(running.stub.Summarize, asked)
+    results = events[0].results
+    assert results.query == "fox"
+    assert [(r.position, r.title, r.url) for r in results.results] == [
+        (1, "Foxes", "foxes.md"),
+        (2, "Dogs", "dogs.md"),
+    ]
+    assert text_of(events) == SCRIPT
+    assert list(events[-1].finish.citations) == [1, 2]
+    assert "A fox is a small wild dog. [1]" in running.tokenizer.prompts[0]
+    assert running.engine.requests[0].sampling.temperature == 0
+    assert running.engine.requests[0].sampling.max_tokens == 256
+    assert whole.results == results
+    assert whole.summary == SCRIPT
+    assert whole.finish.citations == events[-1].finish.citations
+
+
+async def test_passages_give_way_to_the_context(index: str) -> None:
+    """A prompt that would be too long loses sentences from its end, not the request."""
+    async with orchestrator(FakeInference(context_length=560), index=index) as running:
+        asked = orchestrator_pb2.SummarizeRequest(query="fox", max_tokens=120)
+        whole = await call_unary(running.stub.Summarize, asked)
+    assert len(running.engine.requests[0].token_ids) <= 440
+    assert "[1] Foxes" in running.tokenizer.prompts[-1]
+    assert len(whole.results.results) == 2
+
+
+async def test_without_documents_the_prompt_says_so() -> None:
+    """No index, no results, and still an answer."""
+    async with orchestrator(FakeInference()) as running:
+        asked = orchestrator_pb2.SummarizeRequest(query="fox")
+        whole = await call_unary(running.stub.Summarize, asked)
+    assert len(whole.results.results) == 0
+    assert list(whole.finish.citations) == []
+    assert "None." in running.tokenizer.prompts[0]
+
+
+async def test_slow_retrieval_costs_its_limit_and_no_more(
+    index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request goes on without documents."""
+    async with orchestrator(FakeInference(), index=index, retrieval_timeout_seconds=0.1) as running:
+        retriever = running.service._pipeline._search._retriever
+
+        async def hang(*_: object) -> list[Any]:
+            await asyncio.sleep(60)
+            return []
+
+        monkeypatch.setattr(retriever, "search", hang)
+        asked = orchestrator_pb2.SummarizeRequest(query="fox")
+        whole = await asyncio.wait_for(call_unary(running.stub.Summarize, asked), 5)
+    assert len(whole.results.results) == 0
+    assert whole.summary == SCRIPT
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"query": "   "}, "query"),
+        ({"query": "a" * 501}, "query"),
+        ({"query": "a", "num_results": 21}, "num_results"),
+    ],
+)
+async def test_a_bad_search_is_refused(fields: dict[str, Any], param: str) -> None:
+    """Before anything is looked for."""
+    async with orchestrator(FakeInference()) as running:
+        with pytest.raises(MeshError) as caught:
+            await call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(**fields))
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+    assert caught.value.param == param
+
+
+async def test_models_are_listed() -> None:
+    """With their context."""
+    async with orchestrator(FakeInference(), FakeInference()) as running:
+        listed = await call_unary(running.stub.ListModels, orchestrator_pb2.ListModelsRequest())
+    [model] = listed.models
+    assert model.name == "fake"
+    assert model.context_length == 2048
