@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import time
-from pathlib import Path
 
 import httpx
 import pytest
