@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Rows
 from itertools import takewhile
 
@@ -71,18 +72,21 @@ class ModelRunner:
         slot_mapping: list[int] = []
         chunks: list[Chunk] = []
         for sequence in batch.sequences:
+            begin = len(slot_mapping)
+            if begin < num_decodes:
+                slot_mapping.append(self._last_slot(sequence))
+                continue
             end = sequence.num_computed_tokens + sequence.num_scheduled_tokens
             slots = self._slots(sequence, end)
-            begin = len(slot_mapping)
             slot_mapping += slots[sequence.num_computed_tokens :]
-            if begin >= num_decodes:
-                chunks.append(self._chunk(begin, len(slot_mapping), slots))
-        decode_slots, decode_mask = self._decode_tensors(decodes)
+            chunks.append(self._chunk(begin, len(slot_mapping), slots))
+        decode_blocks, decode_mask = self._decode_tensors(decodes)
         return AttentionPlan(
             slot_mapping=self._tensor(slot_mapping),
             num_decodes=num_decodes,
-            decode_slots=decode_slots,
+            decode_blocks=decode_blocks,
             decode_mask=decode_mask,
+            block_size=self._cache.block_size,
             chunks=tuple(chunks),
         )
 
@@ -92,7 +96,7 @@ class ModelRunner:
         return Chunk(begin=begin, end=end, slots=self._tensor(slots), mask=mask)
 
     def _decode_tensors(self, decodes: list[Sequence]) -> tuple[Tensor | None, Tensor | None]:
-        """Slots [num_decodes, longest] from the block tables, and what of them may be seen."""
+        """Block tables, padded to the longest, and the mask of what in them may be seen."""
         if not decodes:
             return None, None
         size = self._cache.block_size
@@ -108,14 +112,19 @@ class ModelRunner:
                 for sequence in decodes
             ]
         )
-        offsets = torch.arange(size, device=self._device)
-        slots = (tables.unsqueeze(2) * size + offsets).flatten(1)[:, :longest]
-        columns = torch.arange(longest, device=self._device).unsqueeze(0)
+        columns = torch.arange(num_blocks * size, device=self._device).unsqueeze(0)
         seen = columns < lengths
         window = self._model.config.sliding_window
         if window is not None:
             seen &= columns >= lengths - window
-        return slots, seen[:, None, None, :]
+        mask = torch.zeros(seen.shape, dtype=self._cache.dtype, device=self._device)
+        mask.masked_fill_(~seen, -math.inf)
+        return tables, mask[:, None, None, :]
+
+    def _last_slot(self, sequence: Sequence) -> int:
+        """Where a decoding sequence's last token goes."""
+        block, offset = divmod(sequence.num_tokens - 1, self._cache.block_size)
+        return sequence.block_table[block] * self._cache.block_size + offset
 
     def _slots(self, sequence: Sequence, num_tokens: int) -> list[int]:
         """Where the first `num_tokens` of a sequence are."""

@@ -33,10 +33,11 @@ class AttentionPlan:
     """[num_tokens]: where each token's key and value go."""
     num_decodes: int
     """The first rows of the step are single tokens of decoding sequences."""
-    decode_slots: Tensor | None
-    """[num_decodes, longest context], padded with slot 0."""
+    decode_blocks: Tensor | None
+    """[num_decodes, most blocks], padded with block 0."""
     decode_mask: Tensor | None
-    """[num_decodes, 1, 1, longest context]; False where padded or outside the window."""
+    """[num_decodes, 1, 1, most blocks * block_size], added to the scores: 0 or minus infinity."""
+    block_size: int
     chunks: tuple[Chunk, ...]
 
 
@@ -57,14 +58,14 @@ def attend(
     cached_values.index_copy_(0, plan.slot_mapping, values)
     grouped = queries.shape[1] != keys.shape[1]
     outputs: list[Tensor] = []
-    if plan.decode_slots is not None:
-        # [num_decodes, num_heads, 1, head_dim] against [num_decodes, num_kv_heads, context, …]
+    if plan.decode_blocks is not None:
+        # The query heads that share a KV head stand as its queries: nothing is repeated.
+        # [num_decodes, num_kv_heads, group, head_dim] against [num_decodes, num_kv_heads, context]
         seen = F.scaled_dot_product_attention(
-            queries[: plan.num_decodes].unsqueeze(2),
-            cached_keys[plan.decode_slots].transpose(1, 2),
-            cached_values[plan.decode_slots].transpose(1, 2),
+            queries[: plan.num_decodes].reshape(plan.num_decodes, keys.shape[1], -1, keys.shape[2]),
+            _gather_blocks(cached_keys, plan.decode_blocks, plan.block_size),
+            _gather_blocks(cached_values, plan.decode_blocks, plan.block_size),
             attn_mask=plan.decode_mask,
-            enable_gqa=grouped,
         )
         outputs.append(seen.flatten(1))
     for chunk in plan.chunks:
@@ -78,6 +79,19 @@ def attend(
         )
         outputs.append(seen[0].transpose(0, 1).flatten(1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _gather_blocks(cached: Tensor, blocks: Tensor, block_size: int) -> Tensor:
+    """[num_rows, num_kv_heads, context, head_dim] of the rows' blocks.
+
+    Whole blocks lie together in memory: copying them is several times as fast as their slots.
+    """
+    num_rows = len(blocks)
+    _, num_kv_heads, head_dim = cached.shape
+    gathered = cached.view(-1, block_size * num_kv_heads * head_dim).index_select(
+        0, blocks.flatten()
+    )
+    return gathered.view(num_rows, -1, num_kv_heads, head_dim).transpose(1, 2)
 
 
 def chunk_mask(
