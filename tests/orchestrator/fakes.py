@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,11 @@ NOBODY = "127.0.0.1:1"
 
 SCRIPT = "The quick brown fox 😀 jumps over the lazy dog [1], and naïvely sleeps [2] on."
 
+FILE = byte_level().to_str().encode()
+
+SHA256 = hashlib.sha256(b"tokenizer.json\0" + f"{len(FILE)}\0".encode() + FILE).hexdigest()
+"""Of the only file, as the contract has it."""
+
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     """A real small tokenizer; a conversation is its contents, one a line."""
@@ -42,15 +48,15 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             text = "\n".join(message.content for message in request.chat.messages)
         self.prompts.append(text)
         ids = byte_level().encode(text, add_special_tokens=False).ids
-        return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256="made")
+        return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256=SHA256)
 
     async def GetTokenizer(
         self, request: Any, context: Any
     ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
-        data = byte_level().to_str().encode()
+        data = FILE
         for begin in range(0, len(data), 4000):
             yield tokenizer_pb2.GetTokenizerResponse(
-                tokenizer_sha256="made",
+                tokenizer_sha256=SHA256,
                 file_name="tokenizer.json",
                 data=data[begin : begin + 4000],
             )

@@ -1,0 +1,69 @@
+"""What the orchestrator can be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh.settings import load
+from orchestrator.settings import OrchestratorSettings
+
+
+def read(*arguments: str) -> OrchestratorSettings:
+    """The settings of a process started with these arguments."""
+    return load(OrchestratorSettings, "orchestrator", arguments)
+
+
+def test_without_settings_it_runs_beside_the_others() -> None:
+    """The defaults are the other services' defaults, and no index."""
+    settings = read()
+    assert settings.listen == "127.0.0.1:50051"
+    assert settings.tokenizer_target == "127.0.0.1:50052"
+    assert settings.inference_targets == ("127.0.0.1:50053",)
+    assert settings.index == ""
+
+
+def test_variables_have_the_services_prefix_except_for_the_upstreams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Upstreams are named alike for every service that has them."""
+    monkeypatch.setenv("ORCHESTRATOR_MAX_CONCURRENT_REQUESTS", "7")
+    monkeypatch.setenv("ORCHESTRATOR_INDEX", "/data/index")
+    monkeypatch.setenv("TOKENIZER_HOST", "tok")
+    monkeypatch.setenv("ORCHESTRATOR_TOKENIZER_HOST", "ignored")
+    monkeypatch.setenv("INFERENCE_HOST", " a , b:7,, [::1] ")
+    settings = read()
+    assert settings.max_concurrent_requests == 7
+    assert settings.index == "/data/index"
+    assert settings.tokenizer_target == "tok:50052"
+    assert settings.inference_targets == ("a:50053", "b:7", "[::1]:50053")
+
+
+def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in every service."""
+    monkeypatch.setenv("ORCHESTRATOR_RETRIEVAL_TIMEOUT_SECONDS", "1")
+    monkeypatch.setenv("TOKENIZER_HOST", "tok")
+    settings = read("--retrieval-timeout-seconds", "3", "--tokenizer-host", "other:1")
+    assert settings.retrieval_timeout_seconds == 3
+    assert settings.tokenizer_target == "other:1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ORCHESTRATOR_MAX_CONCURRENT_REQUESTS", "0"),
+        ("ORCHESTRATOR_RETRIEVAL_TIMEOUT_SECONDS", "0"),
+        ("ORCHESTRATOR_DNS_REFRESH_SECONDS", "-1"),
+        ("ORCHESTRATOR_LISTEN", "nowhere"),
+    ],
+)
+def test_a_bad_value_is_told_by_its_variable(
+    variable: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The process does not start."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match="3"):
+        read()
+    assert f"{variable}='{value}'" in capsys.readouterr().err
