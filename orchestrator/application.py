@@ -36,8 +36,10 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 tokenizer=tokenizer,
                 replicas=replicas,
                 search=Search(retriever, tokenizer, settings.retrieval_timeout_seconds),
+                request_timeout_seconds=settings.request_timeout_seconds,
             )
-            yield OrchestratorService(pipeline, requests, replicas, Readiness(channel, replicas))
+            readiness = Readiness(channel, tokenizer, replicas)
+            yield OrchestratorService(pipeline, requests, replicas, readiness)
     finally:
         await channel.close()
         await retriever.close()

@@ -44,7 +44,9 @@ class Completion:
         self._sampling = sampling
         self._active = active
         self._detokenizer = prompt.decoder.stream()
+        self._ends = sampling.ends(model)
         self._stop = StopStrings(stop)
+        self._started = False
         # Tokens, and their log probabilities, of text that is still held back.
         self._num_held = 0
         self._logprobs_held: list[DeltaLogprob] = []
@@ -63,9 +65,11 @@ class Completion:
                     for event in self._end(item):
                         yield event
                     return
-                if not item.token_ids:
+                if not self._started:
+                    self._started = True
                     yield Started(self._model.name, self.usage.prompt_tokens)
-                    continue
+                if not item.token_ids:
+                    continue  # an acceptance, and the later ones are of replicas that took over
                 active.state = RequestState.STREAMING
                 delta = self._push(item)
                 if delta is not None:
@@ -85,7 +89,10 @@ class Completion:
         self._num_held += num_tokens
         for logprob in chunk.logprobs:
             self._logprobs_held.append(_logprob(self._prompt.decoder, logprob))
-        return self._take(self._stop.push(self._detokenizer.push(chunk.token_ids)))
+        token_ids = chunk.token_ids
+        if token_ids[-1] in self._ends:
+            token_ids = token_ids[:-1]
+        return self._take(self._stop.push(self._detokenizer.push(token_ids)))
 
     def _end(self, finish: TokenFinish) -> Iterator[Delta | Finish]:
         """What was held back, then the finish."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -40,15 +40,15 @@ class Decoder:
             if token.special
         )
         self._pieces = _byte_pieces(tokenizer) if _is_byte_level(tokenizer) else None
-        spelled = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        spelled = {tokenizer.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
         # Special tokens are left out before decoding, so they do not end a run.
-        bytes_ = (token_id for token_id in spelled if token_id is not None)
-        self._byte_tokens = self._special.union(bytes_)
+        self._run_tokens = {token_id: b"" for token_id in self._special}
+        self._run_tokens |= {i: bytes([byte]) for i, byte in spelled.items() if i is not None}
 
     def stream(self) -> Detokenizer:
         """A new stream; special tokens are left out of its text."""
         if self._pieces is None:
-            return _WindowDetokenizer(self._tokenizer, self._byte_tokens)
+            return _WindowDetokenizer(self._tokenizer, self._run_tokens)
         return _ByteDetokenizer(self._pieces, self._special)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -93,12 +93,14 @@ class _WindowDetokenizer:
     """Decodes all since a safe point again with each push, and gives what is new at its end.
 
     A run of byte tokens at the end is held back until it is over: these decoders read a run as a
-    whole, and spell each of its bytes as U+FFFD if any of it is no UTF-8.
+    whole, and spell each of its bytes as U+FFFD if any of it is no UTF-8. After `_MAX_HELD` bytes
+    it is shown all the same, as far as its characters are whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer, byte_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, run_tokens: Mapping[int, bytes]) -> None:
+        """`run_tokens` are those that may be part of a run, and the bytes they spell."""
         self._tokenizer = tokenizer
-        self._byte_tokens = byte_tokens
+        self._run_tokens = run_tokens
         self._window: list[int] = []
         self._run: list[int] = []
         self._told = ""
@@ -106,8 +108,10 @@ class _WindowDetokenizer:
     def push(self, token_ids: Sequence[int]) -> str:
         self._run.extend(token_ids)
         length = len(self._run)
-        while length and self._run[length - 1] in self._byte_tokens:
+        while length and self._run[length - 1] in self._run_tokens:
             length -= 1
+        if len(self._run) - length > _MAX_HELD:
+            length = len(self._run) - self._num_unfinished(length)
         if not length:
             return ""
         self._window += self._run[:length]
@@ -122,6 +126,19 @@ class _WindowDetokenizer:
         self._run.clear()
         return self._tell()
 
+    def _num_unfinished(self, start: int) -> int:
+        """Tokens at the end, from `start` on, that are the beginning of a character."""
+        utf8 = codecs.getincrementaldecoder("utf-8")()
+        try:
+            utf8.decode(b"".join(self._run_tokens[i] for i in self._run[start:]))
+        except UnicodeDecodeError:
+            return 0  # nothing that may come makes it valid
+        missing, end = len(utf8.getstate()[0]), len(self._run)
+        while missing:
+            end -= 1
+            missing -= len(self._run_tokens[self._run[end]])
+        return len(self._run) - end
+
     def _tell(self) -> str:
         text = self._tokenizer.decode(self._window, skip_special_tokens=True)
         told = text[len(self._told) :]
@@ -133,10 +150,11 @@ class _WindowDetokenizer:
         kept = self._window[-_NEIGHBOURS:]
         text = self._tokenizer.decode(kept, skip_special_tokens=True)
         # No byte run may be cut in two, and the first token of a text may lose its space.
-        if kept[0] not in self._byte_tokens and text and self._told.endswith(text):
+        if kept[0] not in self._run_tokens and text and self._told.endswith(text):
             self._window, self._told = kept, text
 
 
+_MAX_HELD = 64
 _WINDOW_TOKENS = 64
 _NEIGHBOURS = 8
 

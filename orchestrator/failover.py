@@ -8,7 +8,15 @@ from collections.abc import AsyncGenerator, Sequence
 from mesh.errors import ErrorKind, MeshError
 from orchestrator import metrics
 from orchestrator.clients.replica import Replica
-from orchestrator.generation import ModelInfo, Sampling, TokenChunk, TokenFinish
+from orchestrator.generation import (
+    FinishReason,
+    ModelInfo,
+    Sampling,
+    TokenChunk,
+    TokenFinish,
+    Usage,
+)
+from orchestrator.read_ahead import read_ahead
 from orchestrator.replicas import Replicas
 from orchestrator.requests import ActiveRequest
 
@@ -16,6 +24,62 @@ logger = logging.getLogger("orchestrator.failover")
 
 MAX_LOST_REPLICAS = 2
 """A request under which this many replicas broke is likely what breaks them."""
+
+# What another replica may cure. INTERNAL is a broken transport or a bug of that one engine;
+# CANCELLED, where nobody here cancelled, is a server that was stopped.
+_CURABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.CANCELLED})
+
+
+class _Attempts:
+    """What has been tried for one request: who was full, who was lost, and how often."""
+
+    def __init__(self, replicas: Replicas, model: ModelInfo, prompt: Sequence[int]) -> None:
+        self._replicas = replicas
+        self._model = model
+        self._prompt = prompt
+        self._excluded: set[Replica] = set()
+        self._lost: list[Replica] = []
+        self._full: MeshError | None = None
+        self._num_broken = 0
+
+    async def next_replica(self) -> Replica:
+        """Who is tried next. Raises MeshError if nobody is left."""
+        try:
+            return self._replicas.pick(self._model.name, self._prompt, self._excluded)
+        except MeshError:
+            if self._full is not None:
+                raise self._full from None
+            # The only one there is may have lost no more than a connection: if it says that it
+            # serves, it gets one more try.
+            for replica in dict.fromkeys(self._lost):
+                if self._lost.count(replica) < MAX_LOST_REPLICAS and await replica.confirm():
+                    return replica
+            raise
+
+    def failed(self, replica: Replica, error: MeshError, *, accepted: bool, so_far: int) -> None:
+        """Notes a failure. Raises MeshError if no other replica should be tried."""
+        self._excluded.add(replica)
+        if error.kind is ErrorKind.OVERLOADED:
+            self._full = error
+            return
+        if error.kind not in _CURABLE:
+            raise error
+        if error.kind is ErrorKind.UNAVAILABLE:
+            replica.suspect()
+        logger.warning(
+            "replica lost under a request",
+            extra={"address": replica.address, "num_tokens": so_far, "error": error.message},
+        )
+        self._lost.append(replica)
+        # One that refused, as it drains or cannot be reached, was not broken by this request.
+        self._num_broken += accepted
+        if self._num_broken >= MAX_LOST_REPLICAS:
+            raise MeshError(
+                ErrorKind.UNAVAILABLE,
+                f"given up after {self._num_broken} engines were lost under this request",
+                retry_after=1.0,
+            ) from error
+        metrics.FAILOVERS.inc()
 
 
 async def generate(
@@ -25,77 +89,48 @@ async def generate(
     sampling: Sampling,
     active: ActiveRequest,
 ) -> AsyncGenerator[TokenChunk | TokenFinish, None]:
-    """Tokens, then one finish. The first item has no tokens: a replica has accepted.
+    """Tokens, then one finish. Each replica that accepts gives a chunk, which may be empty.
 
     If a replica is lost, another one gets the prompt and the tokens so far and goes on; it counts
     those as output, so penalties, seeds and limits hold as if nothing had happened, and greedy
     output is the same. Raises MeshError once there is no replica left to try.
     """
+    attempts = _Attempts(replicas, model, prompt)
     delivered: list[int] = []
-    lost: list[Replica] = []
-    full: MeshError | None = None
-    excluded: set[Replica] = set()
     while True:
-        replica = await _next_replica(replicas, model, prompt, excluded, lost, full)
+        replica = await attempts.next_replica()
+        accepted = False
         token_ids = [*prompt, *delivered]
-        num_tokens = len(token_ids) + (sampling.max_tokens or 0) - len(delivered)
+        num_tokens = len(prompt) + (sampling.max_tokens or 0)
         try:
             with replicas.lease(replica, num_tokens):
-                async with replica.generate(token_ids, sampling, len(delivered)) as tokens:
+                async with (
+                    replica.generate(token_ids, sampling, len(delivered)) as tokens,
+                    read_ahead(tokens) as ahead,
+                ):
                     with active.cancels(tokens.cancel):
-                        async for item in tokens:
+                        async for item in ahead:
+                            accepted = True
                             if isinstance(item, TokenFinish):
                                 yield item
                                 return
-                            if delivered and not item.token_ids:
-                                continue  # the acceptance of a replica that took over
                             delivered += item.token_ids
                             yield item
             raise MeshError(ErrorKind.UNAVAILABLE, "the engine ended a stream without a finish")
         except MeshError as error:
-            if error.kind is ErrorKind.OVERLOADED:
-                full = error
-                excluded.add(replica)
-            elif error.kind is ErrorKind.UNAVAILABLE and not active.cancelled:
-                await _lose(replica, lost, error, len(delivered))
-                excluded.add(replica)
-            else:
+            if active.cancelled:
                 raise
+            attempts.failed(replica, error, accepted=accepted, so_far=len(delivered))
+            reason = _ended(delivered, sampling, model)
+            if reason is not None:
+                # Only the finish was lost with the replica: nothing is left to generate.
+                yield TokenFinish(reason, Usage(len(prompt), len(delivered)))
+                return
 
 
-async def _next_replica(
-    replicas: Replicas,
-    model: ModelInfo,
-    prompt: Sequence[int],
-    excluded: set[Replica],
-    lost: Sequence[Replica],
-    full: MeshError | None,
-) -> Replica:
-    try:
-        return replicas.pick(model.name, prompt, excluded)
-    except MeshError:
-        if full is not None:
-            raise full from None
-        # The only one there is may have lost no more than a connection: if it says that it
-        # serves, it gets one more try.
-        for replica in dict.fromkeys(lost):
-            await replica.confirm()
-            if replica.ready and lost.count(replica) < MAX_LOST_REPLICAS:
-                return replica
-        raise
-
-
-async def _lose(replica: Replica, lost: list[Replica], error: MeshError, so_far: int) -> None:
-    replica.suspect()
-    lost.append(replica)
-    logger.warning(
-        "replica lost under a request",
-        extra={"address": replica.address, "num_tokens": so_far, "error": error.message},
-    )
-    if len(lost) >= MAX_LOST_REPLICAS:
-        raise MeshError(
-            ErrorKind.UNAVAILABLE,
-            f"given up after {len(lost)} engines were lost under this request",
-            retry_after=1.0,
-        ) from error
-    metrics.FAILOVERS.inc()
+def _ended(delivered: Sequence[int], sampling: Sampling, model: ModelInfo) -> FinishReason | None:
+    if delivered and delivered[-1] in sampling.ends(model):
+        return FinishReason.STOP
+    if sampling.max_tokens is not None and len(delivered) >= sampling.max_tokens:
+        return FinishReason.LENGTH
+    return None

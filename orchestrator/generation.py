@@ -16,6 +16,14 @@ class FinishReason(StrEnum):
     ABORT = "abort"
 
 
+class ModelInfo(NamedTuple):
+    """What a replica serves."""
+
+    name: str
+    context_length: int
+    eos_token_ids: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to draw; a field that is None is left to the served model. Bounds: `validation`."""
@@ -34,6 +42,11 @@ class Sampling:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+
+    def ends(self, model: ModelInfo) -> frozenset[int]:
+        """Ids that end the generation; the one that does is no part of the text."""
+        eos = frozenset[int]() if self.ignore_eos else model.eos_token_ids
+        return eos.union(self.stop_token_ids)
 
 
 class Usage(NamedTuple):
@@ -64,14 +77,6 @@ class TokenFinish(NamedTuple):
 
     reason: FinishReason
     usage: Usage
-
-
-class ModelInfo(NamedTuple):
-    """What a replica serves."""
-
-    name: str
-    context_length: int
-    eos_token_ids: frozenset[int] = frozenset()
 
 
 class Started(NamedTuple):

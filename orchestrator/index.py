@@ -13,7 +13,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -38,21 +38,30 @@ class IndexBuildError(Exception):
 
 
 def find_sources(roots: Sequence[Path]) -> list[Source]:
-    """All files below `roots` that can be read, each name once. Raises IndexBuildError."""
+    """All files below `roots` that can be read, by name. Raises IndexBuildError."""
     sources: dict[str, Source] = {}
     for root in roots:
-        if root.is_file():
-            sources.setdefault(root.name, Source(root, root.name))
-        elif root.is_dir():
-            for path in sorted(root.rglob("*")):
-                if path.suffix.lower() in SUFFIXES and path.is_file():
-                    name = path.relative_to(root).as_posix()
-                    sources.setdefault(name, Source(path, name))
-        else:
-            raise IndexBuildError(f"{root}: no such file or folder")
+        for source in _below(root):
+            other = sources.setdefault(source.name, source)
+            if other.path.resolve() != source.path.resolve():
+                raise IndexBuildError(
+                    f"{other.path} and {source.path} are both known as {source.name}; "
+                    "give the folder that holds both"
+                )
     if not sources:
         raise IndexBuildError(f"no documents found; they end in {', '.join(SUFFIXES)}")
     return list(sources.values())
+
+
+def _below(root: Path) -> Iterator[Source]:
+    if root.is_file():
+        yield Source(root, root.name)
+    elif root.is_dir():
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                yield Source(path, path.relative_to(root).as_posix())
+    else:
+        raise IndexBuildError(f"{root}: no such file or folder")
 
 
 def searched_title(title: str) -> str:
@@ -82,7 +91,9 @@ class Index:
         """Folds the log into the file, so that it can be copied and opened read-only."""
         self._connection.execute("INSERT INTO passages(passages) VALUES ('optimize')")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.execute("PRAGMA journal_mode = DELETE")
+        # Refused while somebody reads; then the last one to close the file leaves it in order.
+        with suppress(sqlite3.OperationalError):
+            self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
 
     def update(self, sources: Sequence[Source], base_url: str) -> Counter[str]:
@@ -165,10 +176,12 @@ class Index:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; exit code 1 if nothing could be indexed, 2 for bad arguments."""
+    """The command line; gives the exit code, which the help explains."""
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.index",
         description="Builds or updates the search index from Markdown, HTML and text files.",
+        epilog="Exit code: 0, all is indexed; 1, the index could not be built; 2, bad arguments; "
+        "3, built, but some files were skipped.",
     )
     parser.add_argument("docs", metavar="DOCS", nargs="+", type=Path, help="files and folders")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the index")
@@ -185,7 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     words = ("indexed", "unchanged", "removed", "skipped")
     print(f"{arguments.out}: " + ", ".join(f"{done[word]} {word}" for word in words))
-    return 0 if done["indexed"] or done["unchanged"] else 1
+    if not (done["indexed"] or done["unchanged"]):
+        return 1
+    return 3 if done["skipped"] else 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import NamedTuple
 
@@ -56,6 +56,16 @@ class SummaryFinish(NamedTuple):
     citations: Sequence[int]
 
 
+class Question(NamedTuple):
+    """A search, and how its summary is to be."""
+
+    query: str
+    num_results: int
+    max_tokens: int
+    model: str = ""
+    safe_search: bool = False
+
+
 class Pipeline:
     """Works on requests, many at a time, on one event loop."""
 
@@ -67,12 +77,15 @@ class Pipeline:
         tokenizer: TokenizerClient,
         replicas: Replicas,
         search: Search,
+        request_timeout_seconds: float,
     ) -> None:
+        """`request_timeout_seconds` is for requests that come without a deadline."""
         self._admission = admission
         self._requests = requests
         self._tokenizer = tokenizer
         self._replicas = replicas
         self._search = search
+        self._request_timeout_seconds = request_timeout_seconds
 
     async def generate(
         self, prompt: Prompt, *, model: str, sampling: Sampling, stop: Sequence[str]
@@ -82,26 +95,28 @@ class Pipeline:
         check_stop(stop)
         with self._admitted("Generate") as active:
             served = self._choose(model, active)
-            encoded = await self._encode(prompt)
-            events = self._complete(encoded, served, sampling, stop, active)
+            events = self._complete(lambda: self._encode(prompt), served, sampling, stop, active)
             async with aclosing(events):
                 async for event in events:
                     yield event
 
     async def summarize(
-        self, query: str, *, num_results: int, max_tokens: int, model: str, safe_search: bool
+        self, question: Question, *, method: str
     ) -> AsyncGenerator[Found | Delta | SummaryFinish, None]:
-        """`Found`, deltas, one `SummaryFinish`. The arguments must have been checked."""
-        with self._admitted("SummarizeStream") as active:
-            served = self._choose(model, active)
-            active.state = RequestState.RETRIEVING
-            results = await self._search.find(query, num_results, safe_search)
-            yield Found(query, results)
-            active.state = RequestState.ENCODING
-            encoded = await self._search.encode(query, results, max_tokens, served)
+        """`Found`, deltas, one `SummaryFinish`. The question must have been checked."""
+        with self._admitted(method) as active:
+            served = self._choose(question.model, active)
+            results = await self._find(question, active)
+            yield Found(question.query, results)
             # Greedy: the same question on the same documents has the same answer.
-            sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
-            events = self._complete(encoded, served, sampling, (), active)
+            sampling = Sampling(temperature=0.0, max_tokens=question.max_tokens)
+            events = self._complete(
+                lambda: self._search.encode(question.query, results, question.max_tokens, served),
+                served,
+                sampling,
+                (),
+                active,
+            )
             summary: list[str] = []
             async with aclosing(events):
                 async for event in events:
@@ -113,45 +128,54 @@ class Pipeline:
                         annotate(num_citations=len(citations))
                         yield SummaryFinish(event.reason, event.usage, citations)
 
+    async def _find(self, question: Question, active: ActiveRequest) -> Sequence[Result]:
+        active.state = RequestState.RETRIEVING
+        try:
+            async with active.cancellable():
+                return await self._search.find(
+                    question.query, question.num_results, question.safe_search
+                )
+        except MeshError:
+            if not active.cancelled:
+                raise
+            return []  # the finish that follows says that the request was ended
+
     async def _complete(
         self,
-        encoded: Encoded,
+        encode: Callable[[], Awaitable[Encoded]],
         model: ModelInfo,
         sampling: Sampling,
         stop: Sequence[str],
         active: ActiveRequest,
     ) -> AsyncGenerator[Started | Delta | Finish, None]:
-        num_tokens = len(encoded.token_ids)
-        max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
-        active.prompt_tokens = num_tokens
-        metrics.PROMPT_TOKENS.inc(num_tokens)
-        completion = Completion(
-            prompt=encoded,
-            model=model,
-            # Made explicit: a replica that takes over in the middle needs the same limit.
-            sampling=dataclasses.replace(sampling, max_tokens=max_tokens),
-            stop=stop,
-            active=active,
-        )
-        events = completion.stream(self._replicas)
+        started = False
+        completion: Completion | None = None
         try:
+            active.state = RequestState.ENCODING
+            async with active.cancellable():
+                encoded = await encode()
+            completion = _begin(encoded, model, sampling, stop, active)
+            events = completion.stream(self._replicas)
             async with aclosing(events):
                 async for event in events:
                     if isinstance(event, Delta):
                         _observe_first_token(active)
                     elif isinstance(event, Finish):
                         annotate(finish_reason=event.reason.value)
+                    started = True
                     yield event
         except MeshError as error:
             if error.kind is not ErrorKind.CANCELLED or not active.cancelled:
                 raise
             annotate(finish_reason=FinishReason.ABORT.value)
-            yield Finish(FinishReason.ABORT, completion.usage)
+            if not started:
+                yield Started(model.name, active.prompt_tokens)
+            yield Finish(FinishReason.ABORT, completion.usage if completion else Usage())
         finally:
             annotate(
                 model=model.name,
-                prompt_tokens=num_tokens,
-                completion_tokens=completion.usage.completion_tokens,
+                prompt_tokens=active.prompt_tokens,
+                completion_tokens=active.completion_tokens,
             )
 
     async def _encode(self, prompt: Prompt) -> Encoded:
@@ -174,6 +198,8 @@ class Pipeline:
         """A permit, a row in the table, and the request's metrics at its end."""
         request = current_request()
         started = time.monotonic()
+        if request is not None and request.deadline is None:
+            request.deadline = started + self._request_timeout_seconds
         outcome = "refused"
         try:
             with (
@@ -189,6 +215,9 @@ class Pipeline:
                 except MeshError as error:
                     outcome = error.kind.value
                     raise
+                except Exception:
+                    outcome = ErrorKind.INTERNAL.value
+                    raise
         finally:
             metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
             metrics.REQUESTS.labels(method, outcome).inc()
@@ -198,6 +227,27 @@ class Pipeline:
             else:
                 duration = time.monotonic() - started
                 metrics.E2E_LATENCY.labels(method).observe(duration, exemplar())
+
+
+def _begin(
+    encoded: Encoded,
+    model: ModelInfo,
+    sampling: Sampling,
+    stop: Sequence[str],
+    active: ActiveRequest,
+) -> Completion:
+    num_tokens = len(encoded.token_ids)
+    max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
+    active.prompt_tokens = num_tokens
+    metrics.PROMPT_TOKENS.inc(num_tokens)
+    return Completion(
+        prompt=encoded,
+        model=model,
+        # Made explicit: a replica that takes over in the middle needs the same limit.
+        sampling=dataclasses.replace(sampling, max_tokens=max_tokens),
+        stop=stop,
+        active=active,
+    )
 
 
 def cited(text: str, num_results: int) -> list[int]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mesh.errors import MeshError
 from mesh.lifecycle import SetReady
 from orchestrator.clients.tokenizer import SERVICE as TOKENIZER_SERVICE
+from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.replicas import Replicas
+
+logger = logging.getLogger("orchestrator.readiness")
 
 RETRY_SECONDS = 0.2
 
@@ -20,9 +25,12 @@ Tell = Callable[[], Awaitable[None]]
 class Readiness:
     """Follows the health of the tokenizer and of the replicas."""
 
-    def __init__(self, tokenizer: grpc.aio.Channel, replicas: Replicas) -> None:
-        """`tokenizer` stays its owner's."""
-        self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(tokenizer)
+    def __init__(
+        self, channel: grpc.aio.Channel, tokenizer: TokenizerClient, replicas: Replicas
+    ) -> None:
+        """`channel` leads to the tokenizer and stays its owner's."""
+        self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
+        self._tokenizer = tokenizer
         self._replicas = replicas
         self._tokenizer_ready = False
 
@@ -49,10 +57,14 @@ class Readiness:
         while True:
             try:
                 async for update in self._health.Watch(request, wait_for_ready=True):
-                    self._tokenizer_ready = update.status == health_pb2.HealthCheckResponse.SERVING
+                    serving = update.status == health_pb2.HealthCheckResponse.SERVING
+                    if serving:
+                        # Fetched before the first request needs it.
+                        await self._tokenizer.current()
+                    self._tokenizer_ready = serving
                     await tell()
-            except grpc.aio.AioRpcError:
-                pass  # told below: a tokenizer that does not answer is not ready
+            except (grpc.aio.AioRpcError, MeshError) as error:
+                logger.debug("tokenizer lost", extra={"error": str(error)})
             self._tokenizer_ready = False
             await tell()
             await asyncio.sleep(RETRY_SECONDS)

@@ -67,9 +67,9 @@ class Replicas:
         return {model.name: model for model in served if model is not None}
 
     async def wait_changed(self) -> None:
-        """Returns at the next change of what is ready."""
-        self._changed.clear()
+        """Returns once what is ready has changed since the last return. For one task."""
         await self._changed.wait()
+        self._changed.clear()
 
     def pick(
         self, model: str, token_ids: Sequence[int], excluded: Collection[Replica] = ()
@@ -117,15 +117,18 @@ class Replicas:
             replica = Replica(address, self._notify)
             watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
             self._members[address] = Member(replica, watching)
+        for address in found:
+            self._members[address].replica.retired = False
         for address in self._members.keys() - found:
             member = self._members[address]
+            member.replica.retired = True
             if member.replica.outstanding_tokens:
                 # It drains: its channel must stay open until its last stream has ended.
                 continue
             del self._members[address]
             member.watching.cancel()
             await asyncio.gather(member.watching, return_exceptions=True)
-            self._notify()
+        self._notify()
 
     def _known(self, target: str) -> set[str]:
         """What a name gave before: DNS that fails must not end what works."""

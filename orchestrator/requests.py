@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
+
+from mesh.errors import ErrorKind, MeshError
 
 
 class RequestState(StrEnum):
@@ -45,12 +48,26 @@ class ActiveRequest:
 
     @contextmanager
     def cancels(self, call_off: Callable[[], object]) -> Iterator[None]:
-        """Inside the block, `cancel` also runs `call_off`."""
+        """Inside the block, `cancel` also runs `call_off`; at once if it has been called."""
         self._on_cancel = call_off
+        if self.cancelled:
+            call_off()
         try:
             yield
         finally:
             self._on_cancel = None
+
+    @asynccontextmanager
+    async def cancellable(self) -> AsyncIterator[None]:
+        """Inside the block, `cancel` ends whatever is awaited; raises MeshError (CANCELLED)."""
+        try:
+            async with asyncio.timeout(None) as scope:
+                with self.cancels(lambda: scope.reschedule(0)):
+                    yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise MeshError(ErrorKind.CANCELLED, "an operator ended the request") from None
 
 
 class RequestTable:

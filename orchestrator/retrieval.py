@@ -15,8 +15,11 @@ from urllib.parse import quote
 from orchestrator.index_schema import MAX_PASSAGES, SCHEMA_VERSION
 
 NUM_THREADS = 2
-CANDIDATES_PER_RESULT = 12
-"""Passages looked at for each document wanted: a document may have many that match."""
+MAX_CANDIDATES = 500
+"""Passages that are ranked, the best by BM25: a document may have many that match."""
+
+STEPS_BETWEEN_LOOKS = 10_000
+"""SQLite steps after which a search looks whether anybody still waits for it; some 0.1 ms."""
 
 SNIPPET_CHARACTERS = 220
 
@@ -103,21 +106,29 @@ class IndexRetriever:
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="retrieval")
 
     async def search(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, self._search, query, num_results, safe_search
-        )
+        abandoned = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._search, query, num_results, safe_search, abandoned
+            )
+        finally:
+            # A search that took too long must not go on and hold up those behind it.
+            abandoned.set()
 
     async def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         for connection in self._connections:
             connection.close()
 
-    def _search(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
+    def _search(
+        self, query: str, num_results: int, safe_search: bool, abandoned: threading.Event
+    ) -> list[Result]:
         words = query_words(query)
         if not words:
             return []
-        rows = self._connect().execute(
+        connection = self._connect()
+        connection.set_progress_handler(abandoned.is_set, STEPS_BETWEEN_LOOKS)
+        rows = connection.execute(
             "SELECT passages.rowid, -bm25(passages, ?, ?, ?) AS score, documents.title, "
             "documents.url, passages.text FROM passages "
             f"JOIN documents ON documents.id = passages.rowid / {MAX_PASSAGES} "
@@ -129,7 +140,7 @@ class IndexRetriever:
                 _TEXT_WEIGHT,
                 " OR ".join(f'"{word}"' for word in words),
                 safe_search,
-                num_results * CANDIDATES_PER_RESULT,
+                MAX_CANDIDATES,
             ),
         )
         return rank([Hit(*row) for row in rows], words)[:num_results]

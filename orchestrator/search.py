@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 
 from opentelemetry import trace
 from tokenizers import Tokenizer
@@ -69,12 +70,12 @@ class Search:
         Raises MeshError (INVALID_REQUEST) where `max_tokens` alone leaves no room.
         """
         room = model.context_length - max_tokens
+        tokenizer = (await self._tokenizer.current()).tokenizer
         passages = [Passage(result.title, result.text) for result in results]
         # What an empty prompt costs is known only once it is encoded.
         frame = FRAME_TOKENS
         while True:
-            tokenizer = (await self._tokenizer.current()).tokenizer
-            fitting = shorten(passages, room - frame, tokenizer)
+            fitting = await asyncio.to_thread(shorten, passages, room - frame, tokenizer)
             messages = search_messages(query, fitting)
             prompt = ChatPrompt(
                 messages=[ChatMessage(role=m.role, content=m.content) for m in messages]
@@ -96,22 +97,22 @@ def shorten(passages: Sequence[Passage], room: int, tokenizer: Tokenizer) -> lis
     """The passages, and of each the first sentences, that together take about `room` tokens.
 
     Later passages give way first; a passage keeps its place and number, so none is skipped.
+    Blocks, mostly without the interpreter's lock.
     """
     fitting: list[Passage] = []
     for number, passage in enumerate(passages, 1):
-        kept: list[str] = []
-        room -= _num_tokens(tokenizer, format_source(number, Passage(passage.title, "")) + "\n\n")
-        for sentence in split_sentences(passage.text):
-            cost = _num_tokens(tokenizer, f"{sentence} [{number}]\n") + 1
-            if cost > room:
-                break
-            room -= cost
-            kept.append(sentence)
-        if not kept:
+        sentences = split_sentences(passage.text)
+        title = format_source(number, Passage(passage.title, "")) + "\n\n"
+        lines = [title, *(f"{sentence} [{number}]\n" for sentence in sentences)]
+        # Only the batch form lets other threads run meanwhile.
+        encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        # One more each, for a token may come apart where lines are joined.
+        ends = list(accumulate(len(encoding.ids) + 1 for encoding in encodings))
+        kept = sum(end <= room for end in ends) - 1
+        if kept < 1:
             break
-        fitting.append(Passage(passage.title, " ".join(kept)))
+        room -= ends[kept]
+        fitting.append(Passage(passage.title, " ".join(sentences[:kept])))
+        if kept < len(sentences):
+            break
     return fitting
-
-
-def _num_tokens(tokenizer: Tokenizer, text: str) -> int:
-    return len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -22,7 +22,7 @@ from orchestrator.generation import (
     Started,
     Usage,
 )
-from orchestrator.pipeline import Found, Pipeline, Prompt, SummaryFinish
+from orchestrator.pipeline import Found, Pipeline, Prompt, Question, SummaryFinish
 from orchestrator.readiness import Readiness
 from orchestrator.replicas import Replicas
 from orchestrator.requests import RequestState, RequestTable
@@ -110,7 +110,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def SummarizeStream(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.SummarizeStreamResponse]:
-        events = self._summarize(request)
+        events = self._summarize(request, "SummarizeStream")
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Delta):
@@ -125,7 +125,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.SummarizeResponse:
         response = orchestrator_pb2.SummarizeResponse()
         summary: list[str] = []
-        events = self._summarize(request)
+        events = self._summarize(request, "Summarize")
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Delta):
@@ -180,15 +180,16 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return orchestrator_pb2.CancelRequestResponse(cancelled=cancelled)
 
     def _summarize(
-        self, request: orchestrator_pb2.SummarizeRequest
+        self, request: orchestrator_pb2.SummarizeRequest, method: str
     ) -> AsyncGenerator[Found | Delta | SummaryFinish, None]:
-        return self._pipeline.summarize(
-            check_query(request.query),
+        question = Question(
+            query=check_query(request.query),
             num_results=check_num_results(request.num_results),
             max_tokens=request.max_tokens or DEFAULT_SUMMARY_TOKENS,
             model=request.model,
             safe_search=request.safe_search,
         )
+        return self._pipeline.summarize(question, method=method)
 
 
 def _prompt(request: orchestrator_pb2.GenerateRequest) -> Prompt:

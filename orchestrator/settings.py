@@ -39,6 +39,9 @@ class OrchestratorSettings(ServiceSettings):
     retrieval_timeout_seconds: float = Field(
         2.0, gt=0, description="Most time to look for documents; then the answer has none."
     )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="Most time for a request that comes without a deadline."
+    )
     dns_refresh_seconds: float = Field(
         5.0, gt=0, description="How often the engines' names are looked up."
     )

@@ -29,6 +29,9 @@ SERVICE = "mesh.v1.InferenceService"
 RETRY_SECONDS = 0.2
 """Between two tries to watch the health of a replica that does not answer."""
 
+CONFIRM_SECONDS = 1.0
+"""For the one question to a replica that was just lost; a dropped connection is back by then."""
+
 _REASONS = {
     common_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     common_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -74,6 +77,8 @@ class Replica:
         self.model: ModelInfo | None = None
         self.outstanding_tokens = 0
         """Prompt and completion tokens of the requests that this orchestrator has there."""
+        self.retired = False
+        """No name leads to it any more: it gets nothing new, and its streams go on."""
         self._serving = False
         self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
         self._on_change = on_change
@@ -85,7 +90,7 @@ class Replica:
     @property
     def ready(self) -> bool:
         """Whether it takes requests now, as far as is known."""
-        return self._serving and self.model is not None
+        return self._serving and self.model is not None and not self.retired
 
     async def watch(self) -> None:
         """Follows the replica's health until cancelled; closes the channel then."""
@@ -98,6 +103,9 @@ class Replica:
                         await self._update(update.status == health_pb2.HealthCheckResponse.SERVING)
                 except MeshError as error:
                     logger.debug("health watch failed", extra={"error": str(error)})
+                except Exception:
+                    # Without its watch a replica would never come back.
+                    logger.exception("health watch broke", extra={"address": self.address})
                 self._set_serving(False)
                 await asyncio.sleep(RETRY_SECONDS)
         finally:
@@ -111,14 +119,17 @@ class Replica:
             # A watch tells changes only; a new one tells how it is.
             self._updates.cancel()
 
-    async def confirm(self) -> None:
-        """Asks for the health now, instead of waiting for the watch to tell."""
+    async def confirm(self) -> bool:
+        """Asks for the health now, instead of waiting for the watch to tell; gives `ready`."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
-            response = await self._health.Check(request, timeout=1.0)
-        except grpc.aio.AioRpcError:
-            return
-        await self._update(response.status == health_pb2.HealthCheckResponse.SERVING)
+            response = await self._health.Check(
+                request, timeout=CONFIRM_SECONDS, wait_for_ready=True
+            )
+            await self._update(response.status == health_pb2.HealthCheckResponse.SERVING)
+        except (grpc.aio.AioRpcError, MeshError) as error:
+            logger.debug("health check failed", extra={"error": str(error)})
+        return self.ready
 
     @asynccontextmanager
     async def generate(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -114,12 +115,24 @@ class TokenizerClient:
             if wanted not in ("", sha256):
                 # The tokenizer changed between the two calls; the caller's next try meets one.
                 raise MeshError(ErrorKind.UNAVAILABLE, "the tokenizer is being replaced")
-            self._tokenizer = await asyncio.to_thread(_load, files)
+            self._tokenizer = await asyncio.to_thread(_load, files, sha256)
             self._sha256 = sha256
             return self._tokenizer
 
 
-def _load(files: dict[str, bytearray]) -> LocalTokenizer:
+def files_sha256(files: Mapping[str, bytes | bytearray]) -> str:
+    """SHA-256, hexadecimal: of each file, by name: name, NUL, length in decimal, NUL, bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{len(files[name])}\0".encode())
+        digest.update(files[name])
+    return digest.hexdigest()
+
+
+def _load(files: dict[str, bytearray], sha256: str) -> LocalTokenizer:
+    if files_sha256(files) != sha256:
+        # Pieces of two tokenizers, or of a stream that was cut.
+        raise MeshError(ErrorKind.UNAVAILABLE, "the tokenizer's files are not whole")
     content = files.get("tokenizer.json")
     if content is None:
         raise MeshError(ErrorKind.INTERNAL, "the tokenizer service sent no tokenizer.json")

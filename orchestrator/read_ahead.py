@@ -1,0 +1,83 @@
+"""Reads tokens ahead of whoever passes them on: what comes meanwhile becomes one chunk.
+
+While a client's connection takes no more, its messages grow instead of lining up: behind a
+reader there is at most one message being sent and one chunk being built.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from orchestrator.generation import TokenChunk, TokenFinish, TokenLogprob
+
+MAX_PENDING_TOKENS = 1024
+"""Beyond it nothing more is read, and the engine's side holds the stream up."""
+
+
+class ReadAhead:
+    """All that a stream of tokens has brought since it was last asked, as one chunk a time."""
+
+    def __init__(self) -> None:
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._accepted = False
+        self._finish: TokenFinish | None = None
+        self._error: Exception | None = None
+        self._ended = False
+        self._ready = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    def __aiter__(self) -> ReadAhead:
+        return self
+
+    async def __anext__(self) -> TokenChunk | TokenFinish:
+        """Whatever is pending; raises what the stream raised once all before it is taken."""
+        await self._ready.wait()
+        if self._token_ids or self._accepted:
+            chunk = TokenChunk(self._token_ids, self._logprobs)
+            self._token_ids, self._logprobs, self._accepted = [], [], False
+            self._taken.set()
+            if not self._ended:
+                self._ready.clear()
+            return chunk
+        if self._finish is not None:
+            finish, self._finish = self._finish, None
+            return finish
+        raise self._error or StopAsyncIteration
+
+    async def read(self, tokens: AsyncIterator[TokenChunk | TokenFinish]) -> None:
+        """Reads `tokens` to the end, a finish, or a failure."""
+        try:
+            async for item in tokens:
+                if isinstance(item, TokenFinish):
+                    self._finish = item
+                    return
+                self._token_ids += item.token_ids
+                self._logprobs += item.logprobs
+                # An acceptance has no tokens, and is news all the same.
+                self._accepted = True
+                self._ready.set()
+                while len(self._token_ids) >= MAX_PENDING_TOKENS:
+                    self._taken.clear()
+                    await self._taken.wait()
+        except Exception as error:
+            self._error = error  # raised to the consumer, in its turn
+        finally:
+            self._ended = True
+            self._ready.set()
+
+
+@asynccontextmanager
+async def read_ahead(
+    tokens: AsyncIterator[TokenChunk | TokenFinish],
+) -> AsyncIterator[ReadAhead]:
+    """Reads `tokens` in a task of its own, which ends with the block."""
+    ahead = ReadAhead()
+    reading = asyncio.create_task(ahead.read(tokens), name="read ahead")
+    try:
+        yield ahead
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
