@@ -41,12 +41,14 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.delay = 0.0
 
     async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
         text = request.text
         if request.HasField("chat"):
             text = "\n".join(message.content for message in request.chat.messages)
         self.prompts.append(text)
+        await asyncio.sleep(self.delay)
         ids = byte_level().encode(text, add_special_tokens=False).ids
         return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256=SHA256)
 
@@ -68,7 +70,10 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, text: str = SCRIPT, *, context_length: int = 2048) -> None:
         self.ids = byte_level().encode(text, add_special_tokens=False).ids
         self.context_length = context_length
+        self.eos_token_ids: list[int] = []
+        self.accept_delay = 0.0
         self.delay = 0.0
+        """Before each token."""
         self.fail_after: int | None = None
         """Ends streams with UNAVAILABLE before the token of this number."""
         self.num_failing = 1_000
@@ -85,6 +90,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             raise self.refusal
         self.num_open += 1
         try:
+            await asyncio.sleep(self.accept_delay)
             yield chunk([])
             num_prompt = len(request.token_ids) - request.num_resumed_tokens
             limit = min(request.sampling.max_tokens, len(self.ids))
@@ -92,7 +98,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                 if number == self.fail_after and len(self.requests) <= self.num_failing:
                     raise MeshError(ErrorKind.UNAVAILABLE, "killed")
                 await asyncio.sleep(self.delay)
-                yield chunk([self.ids[number]])
+                yield chunk([self.ids[number]], request.sampling)
             stopped = limit == len(self.ids)
             yield inference_pb2.InferenceServiceGenerateResponse(
                 finish=inference_pb2.GenerationFinish(
@@ -107,15 +113,26 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
 
     async def GetModel(self, request: Any, context: Any) -> inference_pb2.GetModelResponse:
         return inference_pb2.GetModelResponse(
-            name="fake", context_length=self.context_length, vocab_size=400
+            name="fake",
+            context_length=self.context_length,
+            vocab_size=400,
+            eos_token_ids=self.eos_token_ids,
         )
 
 
-def chunk(token_ids: list[int]) -> inference_pb2.InferenceServiceGenerateResponse:
-    """One message with these ids."""
-    return inference_pb2.InferenceServiceGenerateResponse(
-        chunk=inference_pb2.TokenChunk(token_ids=token_ids)
-    )
+def chunk(
+    token_ids: list[int], sampling: common_pb2.SamplingParams | None = None
+) -> inference_pb2.InferenceServiceGenerateResponse:
+    """One message with these ids; each is as likely as its id is low, where that is asked for."""
+    message = inference_pb2.TokenChunk(token_ids=token_ids)
+    if sampling is not None and sampling.HasField("num_logprobs"):
+        for token_id in token_ids:
+            top = [
+                common_pb2.TopLogprob(token_id=other, logprob=-other)
+                for other in range(token_id, token_id + sampling.num_logprobs)
+            ]
+            message.logprobs.add(token_id=token_id, logprob=-token_id, top=top)
+    return inference_pb2.InferenceServiceGenerateResponse(chunk=message)
 
 
 @dataclass
