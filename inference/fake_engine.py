@@ -14,7 +14,7 @@ from contextlib import aclosing
 from hashlib import blake2b
 
 from inference.admission import Admission
-from inference.errors import EngineError, EngineUnavailable
+from inference.errors import DeadlineExceeded, EngineError, EngineUnavailable
 from inference.interface import Chunk, FinishReason, Load, ModelInfo, TokenLogprobs
 from inference.sampling_params import SamplingParams
 from inference.scheduler import StepOutput
@@ -139,8 +139,9 @@ class FakeEngine:
         while True:
             if not self._sequences or not self._interval:
                 # Nothing to do, or at full speed: whoever waits for tokens asks for a step.
-                self._wanted.clear()
+                # Cleared after the wait: one who asked before this task first ran is not lost.
                 await self._wanted.wait()
+                self._wanted.clear()
                 due = max(due, time.monotonic())
             if self._interval:
                 due += self._interval
@@ -149,7 +150,11 @@ class FakeEngine:
 
     def _step(self) -> list[StepOutput]:
         now = time.monotonic()
-        outputs = []
+        outputs = [
+            self._end(sequence, FinishReason.ABORT, DeadlineExceeded("the deadline passed"))
+            for sequence in self._live()
+            if sequence.deadline is not None and sequence.deadline <= now
+        ]
         for sequence in self._live()[: self._max_num_seqs]:
             if sequence.scheduled_time is None:
                 sequence.scheduled_time = now
