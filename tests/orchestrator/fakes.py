@@ -78,6 +78,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         """Ends streams with UNAVAILABLE before the token of this number."""
         self.num_failing = 1_000
         """How many streams fail so."""
+        self.no_finish = False
+        """Ends streams with UNAVAILABLE behind their last token."""
         self.refusal: MeshError | None = None
         self.requests: list[inference_pb2.InferenceServiceGenerateRequest] = []
         self.num_open = 0
@@ -99,6 +101,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                     raise MeshError(ErrorKind.UNAVAILABLE, "killed")
                 await asyncio.sleep(self.delay)
                 yield chunk([self.ids[number]], request.sampling)
+            if self.no_finish:
+                raise MeshError(ErrorKind.UNAVAILABLE, "killed")
             stopped = limit == len(self.ids)
             yield inference_pb2.InferenceServiceGenerateResponse(
                 finish=inference_pb2.GenerationFinish(

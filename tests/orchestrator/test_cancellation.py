@@ -1,0 +1,199 @@
+"""Requests that end early: the caller leaves, an operator ends them, their time runs out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from mesh.channel import call_unary, open_stream
+from mesh.context import RequestContext, use_request
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, orchestrator_pb2
+from tests.helpers import eventually
+from tests.orchestrator.fakes import FakeInference, Orchestrator, orchestrator
+from tests.orchestrator.test_service import generate, request
+
+pytestmark = pytest.mark.timeout(20)
+
+SEARCH = orchestrator_pb2.SummarizeRequest(query="fox")
+
+
+async def states(running: Orchestrator) -> list[int]:
+    """Where the active requests are, as the RPC tells it."""
+    listing = orchestrator_pb2.ListRequestsRequest()
+    return [each.state for each in (await call_unary(running.stub.ListRequests, listing)).requests]
+
+
+async def until_state(running: Orchestrator, name: str) -> None:
+    """Waits until the only request is there."""
+    wanted = orchestrator_pb2.RequestState.Value(f"REQUEST_STATE_{name}")
+    async with asyncio.timeout(5):
+        while await states(running) != [wanted]:
+            await asyncio.sleep(0.01)
+
+
+async def cancel(running: Orchestrator, request_id: str) -> bool:
+    """What an operator does."""
+    asked = orchestrator_pb2.CancelRequestRequest(request_id=request_id)
+    return (await call_unary(running.stub.CancelRequest, asked)).cancelled
+
+
+def slow(running: Orchestrator, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes requests stay in a state for long."""
+    if state == "RETRIEVING":
+        retriever = running.service._pipeline._search._retriever
+
+        async def hang(*_: object) -> list[Any]:
+            await asyncio.sleep(60)
+            return []
+
+        monkeypatch.setattr(retriever, "search", hang)
+    elif state == "ENCODING":
+        running.tokenizer.delay = 60
+    elif state == "WAITING":
+        running.engine.accept_delay = 60
+    else:
+        running.engine.delay = 0.3
+
+
+async def all_of(responses: AsyncIterator[Any]) -> list[Any]:
+    """A stream to its end."""
+    return [response async for response in responses]
+
+
+def has_asked(engine: FakeInference, number: int) -> bool:
+    """Whether so many requests have reached the engine."""
+    return len(engine.requests) == number
+
+
+async def generate_as(running: Orchestrator, request_id: str) -> None:
+    """A generation under this id, to its end."""
+    with use_request(RequestContext(request_id=request_id)):
+        await generate(running, request())
+
+
+STATES = ["RETRIEVING", "ENCODING", "WAITING", "STREAMING"]
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_an_operator_ends_a_request_wherever_it_is(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client gets a finish with reason abort, within a second."""
+    async with orchestrator(FakeInference(), retrieval_timeout_seconds=30) as running:
+        slow(running, state, monkeypatch)
+        with use_request(RequestContext(request_id="mine")):
+            async with open_stream(running.stub.SummarizeStream, SEARCH) as responses:
+                reading = asyncio.create_task(all_of(responses))
+                await until_state(running, state)
+                assert not await cancel(running, "other")
+                assert await cancel(running, "mine")
+                events = await asyncio.wait_for(reading, 1)
+        await eventually(lambda: running.engine.num_open == 0, "the engine is free", 1)
+    assert events[0].HasField("results")
+    assert [event.WhichOneof("event") for event in events].count("finish") == 1
+    assert events[-1].finish.reason == common_pb2.FINISH_REASON_ABORT
+
+
+@pytest.mark.parametrize("state", ["ENCODING", "WAITING", "STREAMING"])
+async def test_an_ended_generation_has_started_too(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of events is the contract's also where nothing was generated."""
+    async with orchestrator(FakeInference()) as running:
+        slow(running, state, monkeypatch)
+        with use_request(RequestContext(request_id="mine")):
+            async with open_stream(running.stub.Generate, request()) as responses:
+                reading = asyncio.create_task(all_of(responses))
+                await until_state(running, state)
+                assert await cancel(running, "mine")
+                events = await asyncio.wait_for(reading, 1)
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[0] == "started"
+    assert kinds.count("started") == kinds.count("finish") == 1
+    assert events[-1].finish.reason == common_pb2.FINISH_REASON_ABORT
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_a_caller_that_leaves_frees_everything_within_a_second(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place, the row in the table and the engine's work, wherever the request is."""
+    async with orchestrator(
+        FakeInference(), retrieval_timeout_seconds=30, max_concurrent_requests=1
+    ) as running:
+        slow(running, state, monkeypatch)
+        async with open_stream(running.stub.SummarizeStream, SEARCH) as responses:
+            reading = asyncio.create_task(all_of(responses))
+            await until_state(running, state)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        service = running.service
+        await eventually(lambda: len(service._requests) == 0, "no row is left", 1)
+        await eventually(lambda: service._pipeline._admission.num_admitted == 0, "free place", 1)
+        await eventually(lambda: running.engine.num_open == 0, "the engine is free", 1)
+
+
+@pytest.mark.parametrize("state", ["ENCODING", "WAITING", "STREAMING"])
+async def test_a_deadline_ends_a_request_wherever_it_is(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reaches the services behind, and no other replica is tried."""
+    async with orchestrator(FakeInference(), FakeInference()) as running:
+        for engine in running.engines:
+            engine.accept_delay = 60 if state == "WAITING" else 0
+            engine.delay = 0.3 if state == "STREAMING" else 0
+        running.tokenizer.delay = 60 if state == "ENCODING" else 0
+        deadline = time.monotonic() + 0.5
+        with (
+            use_request(RequestContext(request_id="late", deadline=deadline)),
+            pytest.raises(MeshError) as caught,
+        ):
+            await asyncio.wait_for(generate(running, request()), 3)
+        assert sum(len(engine.requests) for engine in running.engines) <= 1
+        assert len(running.service._replicas.ready) == 2
+    assert caught.value.kind is ErrorKind.DEADLINE
+
+
+async def test_a_request_without_a_deadline_gets_one() -> None:
+    """Nothing may hold a place for ever."""
+    async with orchestrator(FakeInference(), request_timeout_seconds=0.2) as running:
+        running.engine.accept_delay = 60
+        with pytest.raises(MeshError) as caught:
+            await asyncio.wait_for(generate(running, request()), 3)
+    assert caught.value.kind is ErrorKind.DEADLINE
+
+
+async def test_the_list_is_oldest_first() -> None:
+    """With id, method, model, age and counts of each."""
+    async with orchestrator(FakeInference()) as running:
+        running.engine.accept_delay = 60
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            for number in range(1, 4):
+                tasks.append(group.create_task(generate_as(running, f"r-{number}")))
+                await eventually(partial(has_asked, running.engine, number), "the engine is asked")
+            listing = orchestrator_pb2.ListRequestsRequest()
+            active = (await call_unary(running.stub.ListRequests, listing)).requests
+            for task in tasks:
+                task.cancel()
+        await eventually(lambda: len(running.service._requests) == 0, "none is left", 1)
+        assert await states(running) == []
+    assert [each.request_id for each in active] == ["r-1", "r-2", "r-3"]
+    assert {(each.method, each.model) for each in active} == {("Generate", "fake")}
+    assert all(each.prompt_tokens > 0 and each.completion_tokens == 0 for each in active)
+    ages = [each.age_seconds for each in active]
+    assert ages == sorted(ages, reverse=True)
+
+
+async def test_whom_to_cancel_must_be_said() -> None:
+    """An empty id is no id."""
+    async with orchestrator(FakeInference()) as running:
+        with pytest.raises(MeshError) as caught:
+            await cancel(running, "")
+    assert caught.value.param == "request_id"
