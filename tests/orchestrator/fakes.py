@@ -147,6 +147,7 @@ class Orchestrator:
     service: OrchestratorService
     served: Served
     tokenizer: FakeTokenizer
+    tokenizer_served: Served
     engines: list[FakeInference]
     upstreams: list[Served] = field(default_factory=list)
 
@@ -185,6 +186,7 @@ async def orchestrator(*engines: FakeInference, **settings: Any) -> AsyncIterato
             service=service,
             served=served,
             tokenizer=tokenizer,
+            tokenizer_served=tokenizer_served,
             engines=list(engines),
             upstreams=upstreams,
         )

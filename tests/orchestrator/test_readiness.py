@@ -1,0 +1,86 @@
+"""When the orchestrator says that it can do its work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from orchestrator.application import application
+from orchestrator.settings import OrchestratorSettings
+from tests.helpers import eventually
+from tests.orchestrator.fakes import NOBODY, FakeInference, Orchestrator, orchestrator
+
+
+@asynccontextmanager
+async def told(running: Orchestrator) -> AsyncIterator[list[bool]]:
+    """What `watch_ready` has told so far, in order."""
+    states: list[bool] = []
+
+    async def set_ready(ready: bool) -> None:
+        # As the health service does, this gives way in the middle.
+        await asyncio.sleep(0)
+        states.append(ready)
+
+    watching = asyncio.create_task(running.service.watch_ready(set_ready))
+    try:
+        yield states
+        assert not watching.done()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.timeout(20)
+async def test_ready_while_an_engine_is(no_tasks_left: None) -> None:
+    """One is enough; without any it is not ready, and with one again it is."""
+    async with orchestrator(FakeInference(), FakeInference()) as running, told(running) as states:
+        await eventually(lambda: states[-1:] == [True], "ready")
+        one, two = (upstream.server for upstream in running.upstreams)
+        await one.set_ready(False)
+        await eventually(lambda: len(running.service._replicas.ready) == 1, "one is left")
+        assert states[-1]
+        await two.set_ready(False)
+        await eventually(lambda: not states[-1], "not ready")
+        await one.set_ready(True)
+        await eventually(lambda: states[-1], "ready again")
+
+
+@pytest.mark.timeout(20)
+async def test_quick_changes_end_in_the_truth(no_tasks_left: None) -> None:
+    """No change is lost while the one before is being told."""
+    async with orchestrator(FakeInference()) as running, told(running) as states:
+        await eventually(lambda: states[-1:] == [True], "ready")
+        server = running.upstreams[0].server
+        for _ in range(10):
+            await server.set_ready(False)
+            await server.set_ready(True)
+        await server.set_ready(False)
+        await eventually(lambda: not states[-1], "not ready")
+
+
+@pytest.mark.timeout(20)
+async def test_not_ready_without_a_tokenizer(no_tasks_left: None) -> None:
+    """However many engines there are."""
+    settings = OrchestratorSettings(tokenizer_host=NOBODY, inference_host=NOBODY)
+    states: list[bool] = []
+
+    async def set_ready(ready: bool) -> None:
+        states.append(ready)
+
+    async with application(settings) as service:
+        watching = asyncio.create_task(service.watch_ready(set_ready))
+        await asyncio.sleep(0.3)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    assert states
+    assert not any(states)
+
+
+async def test_the_tokenizer_is_fetched_before_the_first_request(no_tasks_left: None) -> None:
+    """Who is ready needs no second call for the first prompt of token ids."""
+    async with orchestrator(FakeInference()) as running, told(running) as states:
+        await eventually(lambda: states[-1:] == [True], "ready")
+        assert running.service._pipeline._tokenizer._tokenizer is not None
