@@ -91,7 +91,7 @@ class Index:
         """Folds the log into the file, so that it can be copied and opened read-only."""
         self._connection.execute("INSERT INTO passages(passages) VALUES ('optimize')")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        # Refused while somebody reads; then the last one to close the file leaves it in order.
+        # Refused while somebody has it open; then the next update does it.
         with suppress(sqlite3.OperationalError):
             self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
