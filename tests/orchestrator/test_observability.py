@@ -1,0 +1,114 @@
+"""What an operator sees of a request: metrics, the access line, spans."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from prometheus_client import REGISTRY
+
+from mesh.channel import call_unary
+from mesh.errors import MeshError
+from mesh.v1 import orchestrator_pb2
+from orchestrator import search
+from tests.orchestrator.fakes import FakeInference, orchestrator
+from tests.orchestrator.test_service import generate, request
+
+
+class Change:
+    """How much samples have grown since this was made."""
+
+    def __init__(self) -> None:
+        self._before = {sample[0]: sample[1] for sample in _samples()}
+
+    def of(self, name: str, **labels: str) -> float:
+        """The growth of one sample."""
+        key = (name, frozenset(labels.items()))
+        now = {sample[0]: sample[1] for sample in _samples()}
+        return now.get(key, 0) - self._before.get(key, 0)
+
+
+def _samples() -> list[tuple[tuple[str, frozenset[Any]], float]]:
+    return [
+        ((sample.name, frozenset(sample.labels.items())), sample.value)
+        for family in REGISTRY.collect()
+        for sample in family.samples
+    ]
+
+
+async def test_a_request_is_counted_once() -> None:
+    """Outcome, both kinds of tokens, and one time to first token."""
+    change = Change()
+    async with orchestrator(FakeInference()) as running:
+        events = await generate(running, request())
+    usage = events[-1].finish.usage
+    assert change.of("orchestrator_requests_total", method="Generate", outcome="ok") == 1
+    assert change.of("orchestrator_time_to_first_token_seconds_count", method="Generate") == 1
+    assert change.of("orchestrator_e2e_request_latency_seconds_count", method="Generate") == 1
+    assert change.of("orchestrator_prompt_tokens_total") == usage.prompt_tokens
+    assert change.of("orchestrator_generation_tokens_total") == usage.completion_tokens
+    assert REGISTRY.get_sample_value("orchestrator_num_requests_running") == 0
+
+
+async def test_failures_are_counted_by_kind() -> None:
+    """A caller's mistake, and a refusal."""
+    change = Change()
+    async with orchestrator(FakeInference(), max_concurrent_requests=1) as running:
+        with pytest.raises(MeshError):
+            await generate(running, request(model="nobody"))
+        with running.service._pipeline._admission.permit(), pytest.raises(MeshError):
+            await generate(running, request())
+    name = "orchestrator_requests_total"
+    assert change.of(name, method="Generate", outcome="model_not_found") == 1
+    assert change.of(name, method="Generate", outcome="refused") == 1
+    assert change.of("orchestrator_refused_total", method="Generate") == 1
+
+
+async def test_a_failover_is_counted() -> None:
+    """Once for each time that another engine goes on."""
+    change = Change()
+    engine = FakeInference()
+    engine.fail_after, engine.num_failing = 3, 1
+    async with orchestrator(engine) as running:
+        await generate(running, request())
+    assert change.of("orchestrator_failovers_total") == 1
+
+
+async def test_the_access_line_says_how_it_went(caplog: pytest.LogCaptureFixture) -> None:
+    """Model, tokens, time to first token and finish reason, and no text."""
+    caplog.set_level(logging.INFO, "mesh.rpc")
+    async with orchestrator(FakeInference()) as running:
+        await generate(running, request("a secret"))
+    [line] = [r for r in caplog.records if getattr(r, "ttft_seconds", None) is not None]
+    fields = vars(line)
+    assert fields["model"] == "fake"
+    assert fields["finish_reason"] == "stop"
+    assert fields["completion_tokens"] == len(running.engine.ids)
+    assert fields["prompt_tokens"] >= 1
+    assert fields["ttft_seconds"] > 0
+    assert "secret" not in str(fields)
+
+
+async def test_a_search_has_a_span_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what came of it, and the method that asked is told apart in the metrics."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ALWAYS_ON)  # the caller of a test samples nothing
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(search, "TRACER", provider.get_tracer("test"))
+    change = Change()
+    async with orchestrator(FakeInference()) as running:
+        await call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(query="fox"))
+    [span] = exporter.get_finished_spans()
+    assert span.name == "retrieve"
+    assert dict(span.attributes or {}) == {
+        "weir.retrieval.outcome": "empty",
+        "weir.retrieval.num_results": 0,
+    }
+    assert change.of("orchestrator_retrieval_seconds_count", outcome="empty") == 1
+    assert change.of("orchestrator_requests_total", method="Summarize", outcome="ok") == 1
+    provider.shutdown()
