@@ -70,6 +70,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, text: str = SCRIPT, *, context_length: int = 2048) -> None:
         self.ids = byte_level().encode(text, add_special_tokens=False).ids
         self.context_length = context_length
+        self.name = "fake"
         self.eos_token_ids: list[int] = []
         self.accept_delay = 0.0
         self.delay = 0.0
@@ -117,7 +118,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
 
     async def GetModel(self, request: Any, context: Any) -> inference_pb2.GetModelResponse:
         return inference_pb2.GetModelResponse(
-            name="fake",
+            name=self.name,
             context_length=self.context_length,
             vocab_size=400,
             eos_token_ids=self.eos_token_ids,
