@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bs4 import BeautifulSoup
+from bs4.element import NavigableString
 from markdown_it import MarkdownIt
 
 from orchestrator.sentences import split_sentences
@@ -26,7 +27,10 @@ OVERLAP_SENTENCES = 1
 """Sentences at the end of a passage that the next one begins with."""
 
 _NOT_PROSE = ("script", "style", "pre", "table", "nav", "header", "footer", "aside", "form", "svg")
-_BLOCKS = ("p", "li", "blockquote", "dd")
+_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_BLOCKS = (
+    *_HEADINGS, "p", "li", "blockquote", "dd", "dt", "div", "section", "article", "main", "body",
+)  # fmt: skip
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -82,7 +86,12 @@ def parse(path: Path, content: bytes) -> Document:
 
 def cut(section: Section) -> Iterator[Passage]:
     """Passages of about `PASSAGE_WORDS`, on sentence borders, overlapping by a sentence."""
-    sentences = [each for paragraph in section.paragraphs for each in split_sentences(paragraph)]
+    sentences = [
+        piece
+        for paragraph in section.paragraphs
+        for sentence in split_sentences(paragraph)
+        for piece in _pieces(sentence)
+    ]
     begin = 0
     while begin < len(sentences):
         end, num_words = begin, 0
@@ -93,6 +102,13 @@ def cut(section: Section) -> Iterator[Passage]:
         if end == len(sentences):
             return
         begin = max(end - OVERLAP_SENTENCES, begin + 1)
+
+
+def _pieces(sentence: str) -> Iterator[str]:
+    """The sentence, or what has no end of one, cut to the length of a passage."""
+    words = sentence.split()
+    for begin in range(0, len(words), PASSAGE_WORDS):
+        yield " ".join(words[begin : begin + PASSAGE_WORDS])
 
 
 def _front_matter(text: str) -> tuple[dict[str, str], str]:
@@ -106,27 +122,48 @@ def _front_matter(text: str) -> tuple[dict[str, str], str]:
 
 
 def _markdown(text: str) -> tuple[str, list[Section]]:
-    # Raw HTML in Markdown is not rendered, so it cannot smuggle text past the parser.
-    html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    return _html(html)
+    # HTML in it is rendered as such, so that its tags and comments are left out like others.
+    return _html(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
 
 
 def _html(text: str) -> tuple[str, list[Section]]:
     soup = BeautifulSoup(text, "html.parser")
-    page_title = _text(soup.title) if soup.title else ""
-    for element in soup(_NOT_PROSE):
+    page_title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    for element in soup([*_NOT_PROSE, "title"]):
         element.decompose()
+    for line_break in soup("br"):
+        line_break.replace_with(" ")
     title = ""
     sections: list[tuple[str, list[str]]] = [("", [])]
-    for element in soup.find_all(["h1", "h2", "h3", "h4", "h5", "h6", *_BLOCKS]):
-        if element.name not in _BLOCKS:
-            if element.name == "h1" and not title:
-                title = _text(element)
-            else:
-                sections.append((_text(element), []))
-        elif element.find(_BLOCKS) is None:  # an outer block's text is that of its inner ones
-            sections[-1][1].append(_text(element))
+    for name, prose in _blocks(soup):
+        if name == "h1" and not title:
+            title = prose
+        elif name in _HEADINGS:
+            sections.append((prose, []))
+        else:
+            sections[-1][1].append(prose)
     return title or page_title, [Section(heading, prose) for heading, prose in sections]
+
+
+def _blocks(soup: BeautifulSoup) -> Iterator[tuple[str, str]]:
+    """Name and text of each stretch that belongs to one block, in the order of the page."""
+    current: object = None
+    name, pieces = "", list[str]()
+    for string in soup.find_all(string=True):
+        if type(string) is not NavigableString:  # a comment, or a declaration
+            continue
+        block = string.find_parent(_BLOCKS)
+        if block is not current:
+            yield from _block(name, pieces)
+            current, name, pieces = block, block.name if block else "", []
+        pieces.append(string)
+    yield from _block(name, pieces)
+
+
+def _block(name: str, pieces: Sequence[str]) -> Iterator[tuple[str, str]]:
+    text = " ".join("".join(pieces).split())
+    if text:
+        yield name, text
 
 
 def _plain(text: str) -> tuple[str, list[Section]]:
@@ -134,7 +171,3 @@ def _plain(text: str) -> tuple[str, list[Section]]:
     first = paragraphs[0] if paragraphs else ""
     is_title = 0 < len(first.split()) <= 12 and not first.endswith((".", "!", "?"))
     return (first, [Section("", paragraphs[1:])]) if is_title else ("", [Section("", paragraphs)])
-
-
-def _text(element: object) -> str:
-    return " ".join(element.get_text(" ").split()) if hasattr(element, "get_text") else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sqlite3
 import sys
 from collections import Counter
@@ -55,13 +56,18 @@ def find_sources(roots: Sequence[Path]) -> list[Source]:
 
 def _below(root: Path) -> Iterator[Source]:
     if root.is_file():
-        yield Source(root, root.name)
+        yield Source(root, _name(Path(root.name)))
     elif root.is_dir():
         for path in sorted(root.rglob("*")):
             if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield Source(path, path.relative_to(root).as_posix())
+                yield Source(path, _name(path.relative_to(root)))
     else:
         raise IndexBuildError(f"{root}: no such file or folder")
+
+
+def _name(path: Path) -> str:
+    """The path as text; bytes that are no UTF-8 become U+FFFD."""
+    return os.fsencode(path.as_posix()).decode(errors="replace")
 
 
 def searched_title(title: str) -> str:
@@ -80,12 +86,17 @@ class Index:
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0 and self._has_tables():
+                raise IndexBuildError(f"{path}: is another database, not a search index")
             if version == 0:
                 self._connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise IndexBuildError(f"{path}: has version {version}, not {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise IndexBuildError(f"{path}: is no search index ({error})") from error
+
+    def _has_tables(self) -> bool:
+        return bool(self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
 
     def close(self) -> None:
         """Folds the log into the file, so that it can be copied and opened read-only."""
@@ -109,6 +120,14 @@ class Index:
         return done
 
     def _update_one(self, source: Source, base_url: str) -> str:
+        try:
+            return self._read_one(source, base_url)
+        except (OSError, UnreadableDocument) as error:
+            tqdm.write(f"skipped {source.name}: {error}", file=sys.stderr)
+            self._remove(source.name)
+            return "skipped"
+
+    def _read_one(self, source: Source, base_url: str) -> str:
         status = source.path.stat()
         row = self._connection.execute(
             "SELECT modified_ns, size, sha256, url FROM documents WHERE path = ?", (source.name,)
@@ -116,15 +135,10 @@ class Index:
         default_url = f"{base_url}{quote(source.name)}"
         if row and (status.st_mtime_ns, status.st_size) == row[:2] and row[3] == default_url:
             return "unchanged"
-        try:
-            if status.st_size > MAX_BYTES:
-                raise UnreadableDocument(f"has {status.st_size} bytes, the limit is {MAX_BYTES}")
-            content = source.path.read_bytes()
-            document = parse(source.path, content)
-        except (OSError, UnreadableDocument) as error:
-            tqdm.write(f"skipped {source.path}: {error}", file=sys.stderr)
-            self._remove(source.name)
-            return "skipped"
+        if status.st_size > MAX_BYTES:
+            raise UnreadableDocument(f"has {status.st_size} bytes, the limit is {MAX_BYTES}")
+        content = source.path.read_bytes()
+        document = parse(source.path, content)
         sha256 = hashlib.sha256(content).hexdigest()
         url = document.url or default_url
         stamp = (status.st_mtime_ns, status.st_size)

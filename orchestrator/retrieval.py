@@ -96,7 +96,10 @@ class IndexRetriever:
         if not Path(path).is_file():
             raise IndexUnusable(f"{path} is missing; make it with python -m orchestrator.index")
         try:
-            version = self._connect().execute("PRAGMA user_version").fetchone()[0]
+            connection = self._connect()
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == SCHEMA_VERSION:
+                connection.execute("SELECT 1 FROM documents, passages LIMIT 0")
         except sqlite3.Error as error:
             raise IndexUnusable(f"{path} is no search index: {error}") from error
         if version != SCHEMA_VERSION:
@@ -189,7 +192,7 @@ def rank(hits: Sequence[Hit], words: Sequence[str]) -> list[Result]:
                 title=best.title,
                 url=best.url,
                 snippet=snippet(best.text, words),
-                score=round((best.weight + _OTHERS_SHARE * others) * _title_gain(best, words), 4),
+                score=(best.weight + _OTHERS_SHARE * others) * _title_gain(best, words),
                 text=best.text,
             )
         )
@@ -211,12 +214,15 @@ def query_words(query: str) -> list[str]:
 
 
 def snippet(text: str, words: Sequence[str]) -> str:
-    """About `SNIPPET_CHARACTERS` of `text` from the sentence with the first match on."""
-    lower = text.lower()
-    found = [at for word in words if (at := lower.find(word)) >= 0]
+    """About `SNIPPET_CHARACTERS` of `text`, from its beginning or so that the first match shows."""
+    found = re.search(rf"\b(?:{'|'.join(map(re.escape, words))})", text, re.IGNORECASE)
     begin = 0
-    if found and min(found) > SNIPPET_CHARACTERS * 3 // 4:
-        begin = max(text.rfind(end, 0, min(found)) + 2 for end in (". ", "! ", "? "))
+    if words and found and found.start() > SNIPPET_CHARACTERS * 3 // 4:
+        ends = (text.rfind(end, 0, found.start()) for end in (". ", "! ", "? "))
+        begin = max(ends) + 2
+        if begin < 2 or found.start() - begin > SNIPPET_CHARACTERS // 2:
+            # No sentence begins near: some words before the match do.
+            begin = text.rfind(" ", 0, found.start() - SNIPPET_CHARACTERS // 4) + 1
     piece = text[begin : begin + SNIPPET_CHARACTERS]
     if begin + SNIPPET_CHARACTERS < len(text):
         piece = piece[: piece.rfind(" ")].rstrip(" ,;:") + " …"
