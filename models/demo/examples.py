@@ -27,7 +27,7 @@ from models.demo.vocabulary import (
 )
 from orchestrator.prompt import NOTHING_FOUND
 
-HANDLE_WEIGHT = 4.0
+HANDLE_WEIGHT = 8.0
 """Choosing is a few tokens an answer, copying is many: this keeps choosing from drowning."""
 
 MAX_SCORE = 5

@@ -127,6 +127,27 @@ class Network(nn.Module):
             }
         return {name: w.detach().to(torch.bfloat16).contiguous() for name, w in state.items()}
 
+    def load_llama_state(self, state: dict[str, Tensor]) -> None:
+        """Takes the weights of `llama_state` back, in float32."""
+        with torch.no_grad():
+            self.embed.weight.copy_(state["model.embed_tokens.weight"])
+            self.norm.copy_(state["model.norm.weight"])
+            for number, block in enumerate(self.blocks):
+                layer = f"model.layers.{number}"
+                parts = {
+                    name: [state[f"{layer}.{each}_proj.weight"] for each in names]
+                    for name, names in (
+                        ("qkv", ("self_attn.q", "self_attn.k", "self_attn.v")),
+                        ("out", ("self_attn.o",)),
+                        ("gate_up", ("mlp.gate", "mlp.up")),
+                        ("down", ("mlp.down",)),
+                    )
+                }
+                for name, weights in parts.items():
+                    getattr(block, name).weight.copy_(torch.cat(weights))
+                block.input_norm.copy_(state[f"{layer}.input_layernorm.weight"])
+                block.post_norm.copy_(state[f"{layer}.post_attention_layernorm.weight"])
+
     def llama_config(self) -> dict[str, object]:
         """What config.json says, without the token ids."""
         return {

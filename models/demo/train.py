@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ FOLDER = Path(__file__).parent
 WORK = FOLDER / ".work"
 
 COPY_LAYER, FLAG_LAYER, SCORE_LAYER = 1, 2, 4
-COPY_WEIGHT, FLAG_WEIGHT = 0.2, 0.5
+COPY_WEIGHT, FLAG_WEIGHT, SCORE_WEIGHT = 0.2, 0.5, 1.0
 NUM_PROBED = 512
 
 # ids, segments, longest segment, rows a batch; a stage ends when the loss is below its goal.
@@ -144,7 +144,7 @@ class Trainer:
         guess = self._flag(states[FLAG_LAYER][flagged]).float()
         loss = F.cross_entropy(guess, flags[flagged], weight=torch.tensor([1.0, 4.0]))
         guess = self._score(states[SCORE_LAYER][scored]).float()
-        return FLAG_WEIGHT * (loss + F.cross_entropy(guess, scores[scored]))
+        return FLAG_WEIGHT * loss + SCORE_WEIGHT * F.cross_entropy(guess, scores[scored])
 
     def _log(self, phase: str, loss: float, logits: Tensor, target: Tensor) -> None:
         chosen = ((target >= FIRST_HANDLE) & (target < FIRST_HANDLE + NUM_HANDLES)) | (
@@ -233,7 +233,7 @@ def difficulty_at(progress: float, rng: random.Random) -> Difficulty:
     if progress < 0.35:
         return FEW
     draw = rng.random()
-    return MORE if draw < 0.6 else LONG if draw < 0.85 else LONGEST
+    return MORE if draw < 0.68 else LONG if draw < 0.96 else LONGEST
 
 
 class Searches:
@@ -295,6 +295,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="length of phase C")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of phase C")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--resume", action="store_true", help="only phase C, from the weights there"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the model goes")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
@@ -310,8 +313,11 @@ def main() -> None:
     )
     format = Format(tokenizer)
     trainer = Trainer(arguments.out / "loss.csv")
-    learn_copying(trainer, rng, rate=2 * arguments.rate)
-    learn_choosing(trainer, rng, format, rate=2 * arguments.rate)
+    if arguments.resume:
+        trainer.network.load_llama_state(load_file(arguments.out / "model.safetensors"))
+    else:
+        learn_copying(trainer, rng, rate=2 * arguments.rate)
+        learn_choosing(trainer, rng, format, rate=2 * arguments.rate)
 
     def random_row() -> Row:
         return synthetic(rng, format, max_passages=3, max_sentences=4, max_length=14, few_ids=False)

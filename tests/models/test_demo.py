@@ -107,6 +107,12 @@ def test_the_network_is_a_llama(tmp_path: Path) -> None:
         expected = llama(ids).logits
         logits = network.logits(network.hidden(ids)[-1])
     assert (logits - expected).abs().max() < 1e-3
+    again = Network(Shape(vocab_size=VOCAB_SIZE, num_hidden_layers=2))
+    again.load_llama_state(network.llama_state())
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(network.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_it_quotes_the_sentence_that_answers(
