@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import torch
 from inference.engine import Engine
 from inference.loading import EngineOptions, load_engine
 from tests.inference.families import FAMILIES, save
+
+LONG_CONTEXT = 12_288
+"""Tokens whose prefill takes the small model far longer than a look at its health may."""
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +42,27 @@ def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., Engine]:
         defaults = {"dtype": "float32", "kv_cache_tokens": 4096, "threads": threads}
         folder = model_folder(family)
         return load_engine(EngineOptions(folder=folder, name=family, **{**defaults, **options}))
+
+    return make
+
+
+@pytest.fixture
+def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., Engine]:
+    """Makes an engine that computes a prompt of thousands of tokens in one long step."""
+
+    def make(**options: Any) -> Engine:
+        folder = tmp_path / "long"
+        shutil.copytree(model_folder("llama-tied-gqa"), folder, dirs_exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        config["max_position_embeddings"] = LONG_CONTEXT
+        (folder / "config.json").write_text(json.dumps(config))
+        defaults = {
+            "dtype": "float32",
+            "kv_cache_tokens": LONG_CONTEXT,
+            "max_num_batched_tokens": LONG_CONTEXT,
+            "threads": torch.get_num_threads(),
+        }
+        return load_engine(EngineOptions(folder=folder, name="slow", **{**defaults, **options}))
 
     return make
 
