@@ -46,7 +46,9 @@ async def test_chat_streams_what_it_answers_in_one_piece(
     assert "".join(deltas) == whole.choices[0].message.content
     assert "Paris" in whole.choices[0].message.content
     assert whole.choices[0].finish_reason == "stop"
-    assert chunks[-1].usage == whole.usage
+    # The second time the prompt's beginning is cached, so that alone may differ.
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert whole.usage.completion_tokens > 0
 
 

@@ -106,8 +106,9 @@ async def test_closing_the_connection_frees_the_sequence(
     body = {"model": "demo", "prompt": "Once", "max_tokens": 1500, "stream": True}
     request = {"json": {**body, "ignore_eos": True}}
     async with client.stream("POST", "/v1/completions", **request) as response:  # type: ignore[arg-type]
-        async for _ in events(response):
-            break
+        stream = events(response)
+        for _ in range(5):  # some tokens, so that it is surely in the running batch
+            await anext(stream)
         assert (await load(inference)).num_requests_running == 1
     async with asyncio.timeout(2):
         while (state := await load(inference)).num_requests_running:
