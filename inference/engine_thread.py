@@ -40,6 +40,8 @@ class AsyncEngine:
         self._load: Load | None = None
         self._commands: deque[Command] = deque()
         self._wake = threading.Condition()
+        self._closed: EngineUnavailable | None = None
+        """Why no command is taken any more; set with the last look at the commands."""
         self._stopping = False
         self._draining = False
         self._thread: threading.Thread | None = None
@@ -121,16 +123,24 @@ class AsyncEngine:
         return self._engine
 
     def _submit(self, sequence: Sequence) -> None:
-        self._command(lambda engine: self._add(engine, sequence))
+        if not self._command(lambda engine: self._add(engine, sequence)):
+            # The thread ended between the check of its health and here.
+            assert self._closed is not None
+            finish = sequence.refuse(self._closed)
+            self._streams.deliver([StepOutput(sequence.request_id, [], [], finish)])
 
     def _abort(self, request_id: str) -> None:
         # Its consumer is gone: there is nobody to tell of the end.
         self._command(lambda engine: engine.abort(request_id) and None)
 
-    def _command(self, command: Command) -> None:
+    def _command(self, command: Command) -> bool:
+        """Hand a command to the thread; False if it takes none any more."""
         with self._wake:
+            if self._closed is not None:
+                return False
             self._commands.append(command)
             self._wake.notify()
+            return True
 
     # What follows runs in the engine's thread.
 
@@ -164,6 +174,7 @@ class AsyncEngine:
             cause = EngineUnavailable("the engine broke")
         with self._wake:
             commands, self._commands = list(self._commands), deque()
+            self._closed = cause
         outputs = [output for command in commands if (output := command(engine)) is not None]
         outputs += engine.abort_all(cause)
         self._load = engine.load()

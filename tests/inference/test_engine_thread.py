@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from inference.engine import Engine
 from inference.engine_thread import AsyncEngine
 from inference.errors import (
     ContextTooLong,
@@ -234,6 +235,69 @@ async def test_an_unhealthy_engine_ends_everything_and_refuses() -> None:
         assert not engine.healthy
         with pytest.raises(EngineUnavailable):
             await anext(engine.generate("d", [1], LONG))
+
+
+async def test_closing_a_stream_that_waits_takes_it_out_of_the_line() -> None:
+    """It is never part of a step, and who waits behind it gets its turn."""
+    runner = StubRunner()
+    runner.gate = threading.Semaphore(0)
+    async with running(runner, max_num_seqs=1) as engine:
+        params = SamplingParams(max_tokens=2)
+        first = asyncio.create_task(collect(engine, "first", [1], params))
+        await until(lambda: num_live(engine) == 1)
+        waiting = engine.generate("waiting", [2], params)
+        await anext(waiting)
+        last = asyncio.create_task(collect(engine, "last", [3], params))
+        await until(lambda: num_live(engine) == 3)
+        await waiting.aclose()
+        assert num_live(engine) == 2
+        runner.gate.release(100)
+        await first
+        token_ids, _, _ = await last
+        assert token_ids == expected_tokens([3], 2)
+        assert all("waiting" not in batch for batch in runner.batches)
+        await until(lambda: engine.load().kv_usage == 0)
+
+
+async def test_three_broken_steps_in_a_row_break_the_engine() -> None:
+    """Twice it goes on; the third time it says so, and takes nothing any more."""
+    runner = StubRunner()
+    runner.error = RuntimeError("broken kernel")
+    async with running(runner) as engine:
+        for name in "ab":
+            _, finish, _ = await collect(engine, name, [1], LONG)
+            assert finish.reason is FinishReason.ERROR
+            assert engine.healthy
+        _, finish, _ = await collect(engine, "c", [1], LONG)
+        assert finish.reason is FinishReason.ERROR
+        await engine.wait_broken()
+        assert not engine.healthy
+        with pytest.raises(EngineUnavailable):
+            await anext(engine.generate("d", [1], LONG))
+
+
+async def test_a_sequence_that_meets_the_end_of_the_thread_gets_its_finish() -> None:
+    """Taken as the engine breaks, after its last look at what is new: ended, not left hanging."""
+    runner = StubRunner()
+    runner.error, runner.recover_error = RuntimeError("broken"), RuntimeError("device lost")
+    engines: list[Engine] = []
+
+    def load() -> Engine:
+        engines.append(make_stub_engine(runner))
+        return engines[0]
+
+    engine = AsyncEngine(load)
+    async with asyncio.timeout(10):
+        await engine.start()
+        await collect(engine, "a", [1], LONG)
+        await engine.wait_broken()
+        with pytest.MonkeyPatch.context() as patch:
+            # As the event loop saw it a moment before the thread found out.
+            patch.setattr(AsyncEngine, "healthy", True)
+            _, finish, _ = await collect(engine, "b", [1], LONG)
+        assert finish.reason is FinishReason.ABORT
+        assert isinstance(finish.error, EngineUnavailable)
+        await engine.stop()
 
 
 async def test_a_stop_without_drain_aborts_what_runs() -> None:
