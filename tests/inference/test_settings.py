@@ -1,0 +1,62 @@
+"""What the inference service can be told, and the name it serves under."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inference.settings import InferenceSettings
+from mesh.settings import load
+
+
+def read(*arguments: str) -> InferenceSettings:
+    """The settings of a process started with these arguments."""
+    return load(InferenceSettings, "inference", arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((), "demo"),
+        (("--model", "org/model"), "org/model"),
+        (("--model", "/data/models/tiny"), "tiny"),
+        (("--model", "./tiny/"), "tiny"),
+        (("--model", "~/models/tiny"), "tiny"),
+        (("--model", "org/model", "--model-name", "chat"), "chat"),
+    ],
+)
+def test_the_name_is_the_one_given_or_the_folders_or_the_hubs(
+    arguments: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id keeps its owner; of a folder only the last part is shown to clients."""
+    (tmp_path / "models" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert read(*arguments).served_name == name
+
+
+def test_variables_have_the_services_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INFERENCE_ and the field's name; a flag goes before it."""
+    monkeypatch.setenv("INFERENCE_MAX_NUM_SEQS", "7")
+    monkeypatch.setenv("INFERENCE_BLOCK_SIZE", "32")
+    settings = read("--block-size", "8")
+    assert (settings.max_num_seqs, settings.block_size) == (7, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("--device", "tpu"), "device"),
+        (("--dtype", "int8"), "dtype"),
+        (("--max-num-seqs", "0"), "max_num_seqs"),
+        (("--max-num-batched-tokens", "15"), "max_num_batched_tokens"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(
+    arguments: tuple[str, ...], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process ends before it loads anything, and says which setting is wrong."""
+    with pytest.raises(SystemExit):
+        read(*arguments)
+    said = capsys.readouterr().err.lower()
+    assert f"inference_{name}" in said
