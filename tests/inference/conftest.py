@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from inference.engine import Engine
 from inference.loading import EngineOptions, load_engine
+from mesh.v1 import inference_pb2_grpc
+from tests.inference.client import serving
 from tests.inference.families import FAMILIES, save
+
+if TYPE_CHECKING:
+    Stub = inference_pb2_grpc.InferenceServiceAsyncStub
 
 LONG_CONTEXT = 12_288
 """Tokens whose prefill takes the small model far longer than a look at its health may."""
@@ -71,3 +76,10 @@ def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Cal
 def family(request: pytest.FixtureRequest) -> str:
     """Every family in turn."""
     return str(request.param)
+
+
+@pytest.fixture
+async def stub(make_engine: Callable[..., Engine], no_tasks_left: None) -> AsyncIterator[Stub]:
+    """A client of a service that runs two sequences and lets one wait."""
+    async with serving(lambda: make_engine(max_num_seqs=2, max_num_waiting=1)) as served:
+        yield inference_pb2_grpc.InferenceServiceStub(served.channel)

@@ -5,92 +5,30 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference.engine import Engine
-from inference.engine_thread import AsyncEngine
-from inference.service import SERVICE, InferenceService
+from inference.service import SERVICE
 from mesh.channel import call_unary, open_stream
-from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from tests.helpers import Served, serve
+from tests.inference.client import (
+    PROMPT,
+    collect,
+    generate,
+    get_load,
+    make_request,
+    serving,
+    wait_for_load,
+)
 from tests.inference.conftest import LONG_CONTEXT
 from tests.inference.families import VOCAB_SIZE, reference_greedy, reference_logits
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
-
-PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-GREEDY = {"temperature": 0.0, "ignore_eos": True}
-
-Message = inference_pb2.InferenceServiceGenerateResponse
-
-
-@asynccontextmanager
-async def serving(load: Callable[[], Engine]) -> AsyncIterator[Served]:
-    """The service on an engine of its own, both stopped at the end."""
-    engine = AsyncEngine(load)
-    await engine.start()
-    try:
-        async with serve(InferenceService(engine).servicer) as served:
-            yield served
-    finally:
-        await engine.stop()
-
-
-@pytest.fixture
-async def stub(make_engine: Callable[..., Engine], no_tasks_left: None) -> AsyncIterator[Stub]:
-    """A client of a service that runs two sequences and lets one wait."""
-    async with serving(lambda: make_engine(max_num_seqs=2, max_num_waiting=1)) as served:
-        yield inference_pb2_grpc.InferenceServiceStub(served.channel)
-
-
-def make_request(
-    token_ids: list[int] | None = None, *, resumed: int = 0, **sampling: Any
-) -> inference_pb2.InferenceServiceGenerateRequest:
-    """A request for a few tokens, greedy where nothing else is said."""
-    return inference_pb2.InferenceServiceGenerateRequest(
-        token_ids=PROMPT if token_ids is None else token_ids,
-        sampling=common_pb2.SamplingParams(**{"max_tokens": 12, **GREEDY, **sampling}),
-        num_resumed_tokens=resumed,
-    )
-
-
-async def collect(
-    stub: Stub,
-    request: inference_pb2.InferenceServiceGenerateRequest,
-    timeout: float = 20.0,
-) -> list[Message]:
-    """Every message of a stream."""
-    async with open_stream(stub.Generate, request, timeout=timeout) as responses:
-        return [response async for response in responses]
-
-
-async def generate(stub: Stub, *args: Any, **sampling: Any) -> list[int]:
-    """The token ids of a stream."""
-    messages = await collect(stub, make_request(*args, **sampling))
-    return [token_id for message in messages for token_id in message.chunk.token_ids]
-
-
-async def get_load(stub: Stub) -> inference_pb2.GetLoadResponse:
-    """How busy the service says it is."""
-    return await call_unary(stub.GetLoad, inference_pb2.GetLoadRequest(), timeout=5)
-
-
-async def wait_for_load(stub: Stub, running: int, waiting: int, limit: float = 5.0) -> None:
-    """Asks until so many run and wait; fails after `limit` seconds with what it was last."""
-    deadline = time.monotonic() + limit
-    while True:
-        load = await get_load(stub)
-        if (load.num_requests_running, load.num_requests_waiting) == (running, waiting):
-            return
-        assert time.monotonic() < deadline, f"after {limit} s: {load}"
-        await asyncio.sleep(0.005)
 
 
 async def test_a_stream_is_an_empty_chunk_then_tokens_then_one_finish(stub: Stub) -> None:
@@ -165,82 +103,6 @@ async def test_a_prefix_that_was_computed_is_counted_as_cached(stub: Stub) -> No
     ids = [[i for m in messages for i in m.chunk.token_ids] for messages in (first, second)]
     assert ids[0] == ids[1]
     assert (await get_load(stub)).num_cached_tokens >= 32
-
-
-@pytest.mark.parametrize(
-    ("request_", "kind", "message"),
-    [
-        (
-            make_request(temperature=-0.5),
-            ErrorKind.INVALID_REQUEST,
-            "temperature must be between 0 and 100. Given: -0.5",
-        ),
-        (
-            make_request(temperature=101.0),
-            ErrorKind.INVALID_REQUEST,
-            "temperature must be between 0 and 100. Given: 101",
-        ),
-        (
-            make_request([1, VOCAB_SIZE]),
-            ErrorKind.INVALID_REQUEST,
-            f"between 0 and {VOCAB_SIZE - 1}. Given: {VOCAB_SIZE}",
-        ),
-        (
-            make_request([2**32 - 1]),
-            ErrorKind.INVALID_REQUEST,
-            f"between 0 and {VOCAB_SIZE - 1}. Given: {2**32 - 1}",
-        ),
-        (make_request([]), ErrorKind.INVALID_REQUEST, "at least 1 token. Given: 0"),
-        (make_request(resumed=9), ErrorKind.INVALID_REQUEST, "at least 1 token"),
-        (make_request([1] * 513), ErrorKind.CONTEXT_TOO_LONG, "context of 512 tokens"),
-        (
-            make_request([1] * 500, max_tokens=13),
-            ErrorKind.CONTEXT_TOO_LONG,
-            "context of 512 tokens. Given: 513",
-        ),
-    ],
-)
-async def test_what_cannot_run_is_refused_with_its_kind(
-    stub: Stub,
-    request_: inference_pb2.InferenceServiceGenerateRequest,
-    kind: ErrorKind,
-    message: str,
-) -> None:
-    """The message names the limit and what was given; nothing of the request stays."""
-    with pytest.raises(MeshError) as caught:
-        await collect(stub, request_)
-    assert caught.value.kind is kind
-    assert message in caught.value.message
-    await wait_for_load(stub, running=0, waiting=0)
-
-
-async def test_a_full_line_is_overloaded_and_worth_another_try(
-    make_slow_engine: Callable[..., Engine], no_tasks_left: None
-) -> None:
-    """Who comes when all places are taken is told when to come again."""
-    async with serving(lambda: make_slow_engine(max_num_seqs=1, max_num_waiting=0)) as served:
-        stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
-        async with open_stream(stub.Generate, make_request(max_tokens=4000)) as responses:
-            await anext(responses)
-            with pytest.raises(MeshError) as caught:
-                await collect(stub, make_request())
-            assert caught.value.kind is ErrorKind.OVERLOADED
-            assert caught.value.retry_after == 1.0
-        await wait_for_load(stub, running=0, waiting=0)
-        assert len(await generate(stub)) == 12
-
-
-async def test_a_deadline_ends_the_call_and_frees_the_engine(
-    make_slow_engine: Callable[..., Engine], no_tasks_left: None
-) -> None:
-    """The caller gets DEADLINE, and nothing goes on without it."""
-    async with serving(make_slow_engine) as served:
-        stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
-        request = make_request(max_tokens=8000)
-        with pytest.raises(MeshError) as caught:
-            await collect(stub, request, timeout=0.2)
-        assert caught.value.kind is ErrorKind.DEADLINE
-        await wait_for_load(stub, running=0, waiting=0, limit=1)
 
 
 async def test_a_seed_decides_the_tokens(stub: Stub) -> None:

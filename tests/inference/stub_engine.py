@@ -1,0 +1,67 @@
+"""An engine on its thread over the stub runner, and a consumer of its streams."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from inference.engine_thread import AsyncEngine
+from inference.interface import Chunk, Finish
+from inference.sampling_params import SamplingParams
+from tests.inference.stub_runner import StubRunner, make_stub_engine, next_token
+
+LONG = SamplingParams(max_tokens=200)
+
+
+@asynccontextmanager
+async def running(runner: StubRunner, **limits: int) -> AsyncIterator[AsyncEngine]:
+    """A started engine over the stub, stopped at the end whatever happens."""
+    engine = AsyncEngine(lambda: make_stub_engine(runner, **limits))
+    async with asyncio.timeout(20):
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            if runner.gate is not None:
+                runner.gate.release(1000)
+            await engine.stop()
+            assert not any(thread.name == "engine" for thread in threading.enumerate())
+
+
+async def until(holds: object) -> None:
+    """Waits until a condition on the engine holds; the test's timeout is the limit."""
+    assert callable(holds)
+    while not holds():
+        await asyncio.sleep(0.001)
+
+
+def num_live(engine: AsyncEngine) -> int:
+    """Sequences that run or wait."""
+    return engine.load().num_running + engine.load().num_waiting
+
+
+def expected_tokens(prompt: list[int], num_tokens: int) -> list[int]:
+    """What the stub generates."""
+    ids = list(prompt)
+    for _ in range(num_tokens):
+        ids.append(next_token(ids))
+    return ids[len(prompt) :]
+
+
+async def collect(
+    engine: AsyncEngine, request_id: str, prompt: list[int], params: SamplingParams
+) -> tuple[list[int], Finish, int]:
+    """All tokens, the finish and how many chunks there were."""
+    token_ids: list[int] = []
+    chunks: list[Chunk] = []
+    async with aclosing(engine.generate(request_id, prompt, params)) as stream:
+        async for chunk in stream:
+            chunks.append(chunk)
+            token_ids += chunk.token_ids
+    assert [chunk.finish is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[0].token_ids == []
+    finish = chunks[-1].finish
+    assert finish is not None
+    return token_ids, finish, len(chunks)
