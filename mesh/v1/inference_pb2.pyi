@@ -87,6 +87,7 @@ class TokenChunk(message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
     @builtins.property
     def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """New ids, in order; empty only in the first message of a stream."""
@@ -95,15 +96,22 @@ class TokenChunk(message.Message):
     def logprobs(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.TokenLogprob]:
         """One for each id where log probabilities were asked for, else empty."""
 
+    @builtins.property
+    def prompt_logprobs(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.TokenLogprob]:
+        """In one message before the first token, where they were asked for: one for each id of the
+        prompt but the first, in order. Else empty.
+        """
+
     def __init__(
         self,
         *,
         token_ids: abc.Iterable[builtins.int] | None = ...,
         logprobs: abc.Iterable[common_pb2.TokenLogprob] | None = ...,
+        prompt_logprobs: abc.Iterable[common_pb2.TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
