@@ -152,6 +152,46 @@ class GenerationFinish(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class InferenceServiceEmbedRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def inputs(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.TokenIds]:
+        """At least one, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        inputs: abc.Iterable[common_pb2.TokenIds] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["inputs", b"inputs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class InferenceServiceEmbedResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def embeddings(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.Embedding]:
+        """One for each input, in order."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: abc.Iterable[common_pb2.Embedding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["embeddings", b"embeddings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class GetModelRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 

@@ -39,6 +39,11 @@ class InferenceServiceStub:
                 request_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceGenerateRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceGenerateResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/mesh.v1.InferenceService/Embed',
+                request_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/mesh.v1.InferenceService/GetModel',
                 request_serializer=mesh_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
@@ -58,6 +63,14 @@ class InferenceServiceServicer:
         """Generates. The first message comes as soon as the sequence is accepted and may hold no
         tokens; then a chunk whenever tokens are ready; last exactly one finish.
         INVALID_ARGUMENT if the prompt cannot fit; RESOURCE_EXHAUSTED if the waiting line is full.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Token ids to vectors, computed apart from what is generated. INVALID_ARGUMENT if an input is
+        empty or longer than the context; RESOURCE_EXHAUSTED if too many calls wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +97,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceGenerateRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceGenerateResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -123,6 +141,33 @@ class InferenceService:
             '/mesh.v1.InferenceService/Generate',
             mesh_dot_v1_dot_inference__pb2.InferenceServiceGenerateRequest.SerializeToString,
             mesh_dot_v1_dot_inference__pb2.InferenceServiceGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.InferenceService/Embed',
+            mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedRequest.SerializeToString,
+            mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

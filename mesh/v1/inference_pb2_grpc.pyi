@@ -36,6 +36,10 @@ class InferenceServiceStub:
     tokens; then a chunk whenever tokens are ready; last exactly one finish.
     INVALID_ARGUMENT if the prompt cannot fit; RESOURCE_EXHAUSTED if the waiting line is full.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InferenceServiceEmbedRequest, _inference_pb2.InferenceServiceEmbedResponse]
+    """Token ids to vectors, computed apart from what is generated. INVALID_ARGUMENT if an input is
+    empty or longer than the context; RESOURCE_EXHAUSTED if too many calls wait.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]
     """What is served."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetLoadRequest, _inference_pb2.GetLoadResponse]
@@ -48,6 +52,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Generates. The first message comes as soon as the sequence is accepted and may hold no
     tokens; then a chunk whenever tokens are ready; last exactly one finish.
     INVALID_ARGUMENT if the prompt cannot fit; RESOURCE_EXHAUSTED if the waiting line is full.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.InferenceServiceEmbedRequest, _inference_pb2.InferenceServiceEmbedResponse]  # type: ignore[assignment]
+    """Token ids to vectors, computed apart from what is generated. INVALID_ARGUMENT if an input is
+    empty or longer than the context; RESOURCE_EXHAUSTED if too many calls wait.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]  # type: ignore[assignment]
     """What is served."""
@@ -64,6 +72,16 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Generates. The first message comes as soon as the sequence is accepted and may hold no
         tokens; then a chunk whenever tokens are ready; last exactly one finish.
         INVALID_ARGUMENT if the prompt cannot fit; RESOURCE_EXHAUSTED if the waiting line is full.
+        """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _inference_pb2.InferenceServiceEmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.InferenceServiceEmbedResponse, _abc.Awaitable[_inference_pb2.InferenceServiceEmbedResponse]]:
+        """Token ids to vectors, computed apart from what is generated. INVALID_ARGUMENT if an input is
+        empty or longer than the context; RESOURCE_EXHAUSTED if too many calls wait.
         """
 
     @_abc_1.abstractmethod

@@ -61,10 +61,16 @@ class GenerateRequest(message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     SAMPLING_FIELD_NUMBER: builtins.int
     STOP_FIELD_NUMBER: builtins.int
+    ECHO_FIELD_NUMBER: builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A model's name as ListModels gives it; empty takes the only one. NOT_FOUND if unknown."""
     text: builtins.str
     """Raw text."""
+    echo: builtins.bool
+    """Tell the prompt's text before what is generated; for text and token ids only. With
+    sampling.num_prompt_logprobs, each of its tokens too.
+    """
     @builtins.property
     def chat(self) -> common_pb2.ChatPrompt:
         """A conversation, rendered by the model's template."""
@@ -81,6 +87,10 @@ class GenerateRequest(message.Message):
     def stop(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Strings that end the text, at most 4, none empty; neither they nor a part of them is sent."""
 
+    @builtins.property
+    def tool_choice(self) -> ToolChoice:
+        """Which of the conversation's tools the model calls; absent: whichever it likes."""
+
     def __init__(
         self,
         *,
@@ -90,14 +100,46 @@ class GenerateRequest(message.Message):
         token_ids: common_pb2.TokenIds | None = ...,
         sampling: common_pb2.SamplingParams | None = ...,
         stop: abc.Iterable[builtins.str] | None = ...,
+        echo: builtins.bool = ...,
+        tool_choice: ToolChoice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "echo", b"echo", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+@typing.final
+class ToolChoice(message.Message):
+    """Calls are read out of the model's text wherever the conversation has tools. A choice that
+    forces a call holds the model to it by a constraint.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    REQUIRED_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    SINGLE_FIELD_NUMBER: builtins.int
+    required: builtins.bool
+    """At least one call, and nothing else."""
+    name: builtins.str
+    """This tool, once, and nothing else; empty: any."""
+    single: builtins.bool
+    """At most one call."""
+    def __init__(
+        self,
+        *,
+        required: builtins.bool = ...,
+        name: builtins.str = ...,
+        single: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "required", b"required", "single", b"single"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class GenerateResponse(message.Message):
@@ -164,13 +206,21 @@ class Delta(message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     NUM_TOKENS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """The text, whole characters only; empty never."""
+    """The text, whole characters only; empty only beside `reasoning` or `tool_calls`."""
     num_tokens: builtins.int
     """Tokens that this piece covers."""
+    reasoning: builtins.str
+    """What a model that thinks in tags wrote inside of them; the tags are left out."""
     @builtins.property
     def logprobs(self) -> containers.RepeatedCompositeFieldContainer[DeltaLogprob]:
         """One for each of those tokens where log probabilities were asked for, else empty."""
+
+    @builtins.property
+    def tool_calls(self) -> containers.RepeatedCompositeFieldContainer[ToolCallDelta]:
+        """More of the calls that the model makes."""
 
     def __init__(
         self,
@@ -178,10 +228,44 @@ class Delta(message.Message):
         text: builtins.str = ...,
         num_tokens: builtins.int = ...,
         logprobs: abc.Iterable[DeltaLogprob] | None = ...,
+        reasoning: builtins.str = ...,
+        tool_calls: abc.Iterable[ToolCallDelta] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["logprobs", b"logprobs", "num_tokens", b"num_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["logprobs", b"logprobs", "num_tokens", b"num_tokens", "reasoning", b"reasoning", "text", b"text", "tool_calls", b"tool_calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ToolCallDelta(message.Message):
+    """A piece of a call of a tool. The first piece has the id and the name."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Which call of this answer, counted from 0."""
+    id: builtins.str
+    """The call's id, made here; empty in all but the first piece."""
+    name: builtins.str
+    """The tool; empty in all but the first piece."""
+    arguments: builtins.str
+    """More of the arguments: a JSON object once all pieces are put together."""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        arguments: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,7 +284,7 @@ class DeltaLogprob(message.Message):
     token_bytes: builtins.bytes
     """The token's bytes."""
     logprob: builtins.float
-    """Natural logarithm of its probability."""
+    """Natural logarithm of its probability; absent for the first token of an echoed prompt."""
     @builtins.property
     def top(self) -> containers.RepeatedCompositeFieldContainer[DeltaLogprob]:
         """The likeliest alternatives, most likely first; their `top` is empty."""
@@ -210,14 +294,16 @@ class DeltaLogprob(message.Message):
         *,
         token: builtins.str = ...,
         token_bytes: builtins.bytes = ...,
-        logprob: builtins.float = ...,
+        logprob: builtins.float | None = ...,
         top: abc.Iterable[DeltaLogprob] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_logprob", b"_logprob", "logprob", b"logprob", "token", b"token", "token_bytes", b"token_bytes", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__logprob: _TypeAlias = typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
 
 @typing.final
 class GenerateFinish(message.Message):
@@ -426,6 +512,84 @@ class SummarizeResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "results", b"results"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "results", b"results", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class EmbedRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """A model's name as ListModels gives it; empty takes the only one. NOT_FOUND if unknown."""
+    @builtins.property
+    def inputs(self) -> containers.RepeatedCompositeFieldContainer[EmbedInput]:
+        """At least one, at most 2048."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        inputs: abc.Iterable[EmbedInput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["inputs", b"inputs", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class EmbedInput(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """Raw text."""
+    @builtins.property
+    def token_ids(self) -> common_pb2.TokenIds:
+        """Token ids."""
+
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        token_ids: common_pb2.TokenIds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_input: _TypeAlias = typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = typing.Literal["input", b"input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+@typing.final
+class EmbedResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """The model that answers."""
+    prompt_tokens: builtins.int
+    """Tokens in those inputs."""
+    @builtins.property
+    def embeddings(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.Embedding]:
+        """The next inputs' vectors, in their order."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        embeddings: abc.Iterable[common_pb2.Embedding] | None = ...,
+        prompt_tokens: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["embeddings", b"embeddings", "model", b"model", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

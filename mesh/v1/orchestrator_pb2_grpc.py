@@ -49,6 +49,11 @@ class OrchestratorServiceStub:
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_stream(
+                '/mesh.v1.OrchestratorService/Embed',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/mesh.v1.OrchestratorService/ListModels',
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.ListModelsRequest.SerializeToString,
@@ -86,6 +91,13 @@ class OrchestratorServiceServicer:
 
     def Summarize(self, request, context):
         """The same as one message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Texts as vectors: in the order of the inputs, as many in a message as are ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +141,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.Summarize,
                     request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_stream_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -227,6 +244,33 @@ class OrchestratorService:
             '/mesh.v1.OrchestratorService/Summarize',
             mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.SerializeToString,
             mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/Embed',
+            mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

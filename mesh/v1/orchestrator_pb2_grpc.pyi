@@ -39,6 +39,8 @@ class OrchestratorServiceStub:
     """Finds documents, then summarises them: first `results`, then deltas, last one finish."""
     Summarize: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]
     """The same as one message."""
+    Embed: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]
+    """Texts as vectors: in the order of the inputs, as many in a message as are ready."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]
     """The models that can be asked for."""
     ListRequests: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRequestsRequest, _orchestrator_pb2.ListRequestsResponse]
@@ -57,6 +59,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Finds documents, then summarises them: first `results`, then deltas, last one finish."""
     Summarize: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]  # type: ignore[assignment]
     """The same as one message."""
+    Embed: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Texts as vectors: in the order of the inputs, as many in a message as are ready."""
     ListModels: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models that can be asked for."""
     ListRequests: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRequestsRequest, _orchestrator_pb2.ListRequestsResponse]  # type: ignore[assignment]
@@ -90,6 +94,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.SummarizeResponse, _abc.Awaitable[_orchestrator_pb2.SummarizeResponse]]:
         """The same as one message."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _orchestrator_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.EmbedResponse], _abc.AsyncIterator[_orchestrator_pb2.EmbedResponse]]:
+        """Texts as vectors: in the order of the inputs, as many in a message as are ready."""
 
     @_abc_1.abstractmethod
     def ListModels(
