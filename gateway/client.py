@@ -25,7 +25,7 @@ from gateway.generation import (
     Usage,
 )
 from mesh.channel import call_unary, open_stream
-from mesh.errors import INTERNAL_MESSAGE, KIND_METADATA, ErrorKind, MeshError
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 logger = logging.getLogger("gateway.client")
@@ -36,14 +36,6 @@ _REASON: Mapping[int, str] = {
     common_pb2.FINISH_REASON_STOP: "stop",
     common_pb2.FINISH_REASON_LENGTH: "length",
     common_pb2.FINISH_REASON_ABORT: "abort",
-}
-
-# Statuses that gRPC makes itself name addresses and sockets, which are no business of a client.
-_OWN_WORDS = {
-    ErrorKind.UNAVAILABLE: "the service behind the gateway cannot be reached",
-    ErrorKind.DEADLINE: "the request took longer than it may",
-    ErrorKind.CANCELLED: "the request was cancelled behind the gateway",
-    ErrorKind.UNIMPLEMENTED: "the service behind the gateway does not know this call",
 }
 
 
@@ -58,34 +50,25 @@ class Orchestrator:
         """Started, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         last: Event | None = None
         request = generate_request(generation)
-        try:
-            async with open_stream(self._stub.Generate, request) as responses:
-                async for response in responses:
-                    last = _generate_event(response)
-                    yield last
-        except MeshError as error:
-            raise _in_own_words(error) from error
+        async with open_stream(self._stub.Generate, request) as responses:
+            async for response in responses:
+                last = _generate_event(response)
+                yield last
         _check_finished(last)
 
     async def search(self, search: Search) -> AsyncGenerator[Event]:
         """SearchResults, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         last: Event | None = None
         request = summarize_request(search)
-        try:
-            async with open_stream(self._stub.SummarizeStream, request) as responses:
-                async for response in responses:
-                    last = _summarize_event(response)
-                    yield last
-        except MeshError as error:
-            raise _in_own_words(error) from error
+        async with open_stream(self._stub.SummarizeStream, request) as responses:
+            async for response in responses:
+                last = _summarize_event(response)
+                yield last
         _check_finished(last)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """The models that can be asked for; raises MeshError."""
-        try:
-            response = await call_unary(self._stub.ListModels, orchestrator_pb2.ListModelsRequest())
-        except MeshError as error:
-            raise _in_own_words(error) from error
+        response = await call_unary(self._stub.ListModels, orchestrator_pb2.ListModelsRequest())
         return tuple(
             ServedModel(model.name, model.context_length, model.created_unix_seconds)
             for model in response.models
@@ -99,17 +82,6 @@ class Orchestrator:
         except MeshError:
             return False
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _in_own_words(error: MeshError) -> MeshError:
-    words = _OWN_WORDS.get(error.kind)
-    cause = error.__cause__
-    if words is None or not isinstance(cause, grpc.aio.AioRpcError):
-        return error
-    if any(key == KIND_METADATA for key, _ in cause.trailing_metadata() or ()):
-        return error
-    logger.warning("upstream failed", extra={"kind": error.kind.value, "error": error.message})
-    return MeshError(error.kind, words, param=error.param, retry_after=error.retry_after)
 
 
 def _check_finished(last: Event | None) -> None:

@@ -9,6 +9,7 @@ The kinds double as metric labels, so they are few and stable.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -18,6 +19,8 @@ import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+
+logger = logging.getLogger("mesh.errors")
 
 KIND_METADATA = "mesh-error-kind"
 """Trailing metadata that carries the kind: gRPC raises some status codes by itself."""
@@ -102,6 +105,20 @@ _KIND_OF_STATUS: Mapping[grpc.StatusCode, ErrorKind] = MappingProxyType(
     }
 )
 
+# What gRPC itself says of these names addresses, sockets and files, which are no business of
+# whoever the message reaches in the end.
+_OWN_WORDS: Mapping[ErrorKind, str] = MappingProxyType(
+    {
+        ErrorKind.INVALID_REQUEST: "a message to a service behind this one is not acceptable",
+        ErrorKind.UNAUTHENTICATED: "a service behind this one does not accept its credentials",
+        ErrorKind.UNAVAILABLE: "a service behind this one cannot be reached",
+        ErrorKind.DEADLINE: "the request took longer than it may",
+        ErrorKind.CANCELLED: "the request was cancelled behind this service",
+        ErrorKind.UNIMPLEMENTED: "a service behind this one does not know this call",
+        ErrorKind.INTERNAL: INTERNAL_MESSAGE,
+    }
+)
+
 _KIND_OF_NAME: Mapping[str, ErrorKind] = MappingProxyType({kind.value: kind for kind in ErrorKind})
 
 
@@ -152,13 +169,18 @@ def status_of(error: MeshError) -> RpcStatus:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
-    """The error that an upstream raised, or the nearest kind for a status of gRPC's own."""
+    """The error that an upstream raised, or the nearest kind for a status of gRPC's own.
+
+    The words of the latter are replaced by ours and logged, as they name addresses.
+    """
     trailers = {key: value for key, value in error.trailing_metadata() or ()}
-    named = _KIND_OF_NAME.get(str(trailers.get(KIND_METADATA)))
-    kind = named or _KIND_OF_STATUS.get(error.code(), ErrorKind.INTERNAL)
-    message = error.details() or kind.value.replace("_", " ")
-    if kind is ErrorKind.INTERNAL and named is None:
-        message = INTERNAL_MESSAGE
+    kind = _KIND_OF_NAME.get(str(trailers.get(KIND_METADATA)))
+    if kind is None:
+        kind = _KIND_OF_STATUS.get(error.code(), ErrorKind.INTERNAL)
+        logger.info("call failed", extra={"code": error.code().name, "error": error.details()})
+        message = _OWN_WORDS[kind]
+    else:
+        message = error.details() or kind.value.replace("_", " ")
     param = trailers.get(PARAM_METADATA)
     return MeshError(
         kind,

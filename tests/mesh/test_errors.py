@@ -86,6 +86,25 @@ def test_details_of_an_unmapped_exception_are_not_passed_on() -> None:
     assert error.message == INTERNAL_MESSAGE
 
 
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.value[0]])
+def test_words_of_grpcs_own_are_not_passed_on(
+    code: grpc.StatusCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They name addresses; the log has them, and a client gets ours."""
+    caplog.set_level("INFO", "mesh.errors")
+    said = "failed to connect to all addresses; last error: ipv4:10.1.2.3:50053: refused"
+    error = from_rpc_error(rpc_error(code, said))
+    assert "10.1.2.3" not in error.message
+    assert error.message
+    assert [record.__dict__["error"] for record in caplog.records] == [said]
+
+
+def test_our_own_words_are_passed_on() -> None:
+    """What a service raised for its caller arrives as it was said."""
+    sent = MeshError(ErrorKind.UNAVAILABLE, "no engine is ready for model 'demo'")
+    assert from_rpc_error(rpc_error(*status_of(sent))).message == sent.message
+
+
 def test_a_kind_of_a_newer_version_falls_back_to_the_code() -> None:
     """An unknown name in the metadata is no error of its own."""
     trailing: tuple[tuple[str, str | bytes], ...] = ((KIND_METADATA, "brand_new"),)
