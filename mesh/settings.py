@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal, NoReturn, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 STARTUP_FAILURE = 3
@@ -27,6 +28,14 @@ def _check_address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 """HOST:PORT; port 0 takes a free one."""
+
+
+def _check_optional_address(value: str) -> str:
+    return value and _check_address(value)
+
+
+OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
+"""HOST:PORT, or empty."""
 
 
 class ServiceSettings(BaseSettings):
@@ -65,6 +74,9 @@ def load(settings: type[S], name: str, argv: Sequence[str] | None = None) -> S:
     On bad values prints all of them, one a line, and exits with `STARTUP_FAILURE`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    empty = _empty_flags(settings, arguments)
+    if empty:
+        _fail(name, [f"{flag}: must not be empty" for flag in empty])
     cli: CliSettingsSource[S] = CliSettingsSource(
         settings, cli_prog_name=name, cli_parse_args=arguments
     )
@@ -76,16 +88,45 @@ def load(settings: type[S], name: str, argv: Sequence[str] | None = None) -> S:
         _fail(name, [str(error)])
 
 
+def _empty_flags(settings: type[ServiceSettings], arguments: Sequence[str]) -> list[str]:
+    """Flags given as "" whose default is not that; an empty variable is only an unset one."""
+    given = {a.removesuffix("=") for a in arguments if a.startswith("--") and a.endswith("=")}
+    given |= {flag for flag, value in pairwise(arguments) if flag.startswith("--") and not value}
+    return [
+        flag
+        for field, info in settings.model_fields.items()
+        if (flag := f"--{field.replace('_', '-')}") in given
+        and info.default not in ("", SecretStr(""))
+    ]
+
+
 def _describe(settings: type[ServiceSettings], problem: object) -> str:
     assert isinstance(problem, dict)
-    field = str(problem["loc"][0]) if problem["loc"] else ""
+    field = _field_of(settings, str(problem["loc"][0])) if problem["loc"] else ""
     variable = variable_name(settings, field) if field else "settings"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{variable}: must be set"
     if not field:
         return f"{variable}: {message}"
+    if _is_secret(settings, field):
+        # Neither the value nor pydantic's words, which may quote it.
+        return f"{variable}: is not valid (the value is a secret and not shown)"
     return f"{variable}={problem['input']!r}: {message}"
+
+
+def _field_of(settings: type[ServiceSettings], name: str) -> str:
+    # pydantic names a field that has an alias by the alias.
+    for field, info in settings.model_fields.items():
+        if info.validation_alias == name:
+            return field
+    return name
+
+
+def _is_secret(settings: type[ServiceSettings], field: str) -> bool:
+    # A misspelt name is not among the fields; its value may be anything, a secret as well.
+    info = settings.model_fields.get(field)
+    return info is None or "Secret" in repr(info.annotation)
 
 
 def variable_name(settings: type[ServiceSettings], field: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from mesh.settings import STARTUP_FAILURE, ServiceSettings, load, variable_name
@@ -16,6 +16,8 @@ class BakerySettings(ServiceSettings):
     flour: str = Field(description="Which flour.")
     upstream: str = Field("mill:1", validation_alias="MILL_HOST", description="Address of it.")
     fresh: bool = Field(False, description="Only fresh ones.")
+    sign: str = Field("", description="What the sign says; empty: no sign.")
+    recipe: SecretStr | None = Field(None, min_length=20, description="How it is made.")
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +86,7 @@ def test_a_bad_alias_is_named_as_the_variable(
     monkeypatch.setenv("MILL_HOST", "much too long")
     with pytest.raises(SystemExit):
         load(Strict, "bakery", [])
-    assert "MILL_HOST='much too long': " in capsys.readouterr().err
+    assert "  MILL_HOST='much too long': " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:50051", "[::]:50051", "host.svc:0"])
@@ -117,3 +119,28 @@ def test_settings_are_frozen() -> None:
     settings = load(BakerySettings, "bakery", [])
     with pytest.raises(ValidationError):
         settings.num_ovens = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("where", ["variable", "flag"])
+def test_a_bad_secret_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """The message names the variable and keeps the value to itself."""
+    if where == "variable":
+        monkeypatch.setenv("BAKERY_RECIPE", "hunter2")
+    with pytest.raises(SystemExit) as caught:
+        load(BakerySettings, "bakery", ["--recipe", "hunter2"] if where == "flag" else [])
+    assert caught.value.code == STARTUP_FAILURE
+    told = capsys.readouterr().err
+    assert "BAKERY_RECIPE: is not valid" in told
+    assert "hunter2" not in told
+
+
+def test_an_empty_flag_is_not_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who writes `--flour ""` meant something else than the default, and is told."""
+    assert load(BakerySettings, "bakery", ["--sign", ""]).sign == ""
+    for flag in (["--flour", ""], ["--flour="], ["--num-ovens", ""]):
+        with pytest.raises(SystemExit) as caught:
+            load(BakerySettings, "bakery", flag)
+        assert caught.value.code == STARTUP_FAILURE
+        assert "must not be empty" in capsys.readouterr().err
