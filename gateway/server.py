@@ -21,6 +21,7 @@ from gateway.readiness import Readiness
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 from mesh.channel import open_channel
+from mesh.metrics import metrics_server
 
 logger = logging.getLogger("gateway.server")
 
@@ -133,12 +134,24 @@ async def running(
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Serves until `stop`, then drains. OSError if the address is taken."""
-    async with running(settings) as (server, serving):
+    async with _metrics(settings.metrics_listen), running(settings) as (server, serving):
         host = settings.listen.rpartition(":")[0]
         logger.info("listening", extra={"address": f"{host}:{server.port}"})
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+
+
+@asynccontextmanager
+async def _metrics(address: str) -> AsyncIterator[None]:
+    """Metrics on an address of their own, which the loop being stuck does not silence."""
+    if not address:
+        yield
+        return
+    with metrics_server(address, asyncio.get_running_loop()) as port:
+        host = address.rpartition(":")[0]
+        logger.info("metrics listening", extra={"address": f"{host}:{port}"})
+        yield
 
 
 async def _within(seconds: float, waiting: Coroutine[object, object, object]) -> bool:

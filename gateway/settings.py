@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import Address, ServiceSettings
+from mesh.settings import Address, OptionalAddress, ServiceSettings
 
 ORCHESTRATOR_PORT = 50051
 TRACE_ID_PLACEHOLDER = "{trace_id}"
@@ -26,6 +26,11 @@ class GatewaySettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="GATEWAY_")
 
     listen: Address = Field("127.0.0.1:8080", description="Address to serve on, HOST:PORT.")
+    metrics_listen: OptionalAddress = Field(
+        "",
+        description="Address of a second /metrics and /livez, HOST:PORT, beside those of --listen; "
+        "empty: none.",
+    )
     orchestrator_host: str = Field(
         "127.0.0.1",
         min_length=1,

@@ -136,3 +136,15 @@ async def test_one_signal_ends_the_process(
     assert "Traceback" not in log
     phrases = [json.loads(line)["message"] for line in log.splitlines()]
     assert phrases == ["signal received, draining", "request finished", "drained", "stopped"]
+
+
+async def test_metrics_may_have_an_address_of_their_own(upstream: Served) -> None:
+    """--metrics-listen is obeyed: /metrics and /livez answer there as well."""
+    arguments = ("--metrics-listen", "127.0.0.1:0", "--orchestrator-host", upstream.address)
+    async with (
+        asyncio.timeout(30),
+        process(*arguments) as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client,
+    ):
+        assert "gateway_http_requests_total" in (await client.get("/metrics")).text
+        assert (await client.get("/livez")).status_code == 200
