@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
+
 import torch
 from torch import Tensor
 
@@ -30,10 +32,12 @@ class KVCache:
         """Keys and values of a layer, each [num_slots, num_kv_heads, head_dim], as views."""
         return self._keys[number], self._values[number]
 
-    def clear(self) -> None:
-        """Forgets all: after a step that broke, what is stored may be no numbers."""
-        self._keys.zero_()
-        self._values.zero_()
+    def zero(self, blocks: Rows[int]) -> None:
+        """Zeroes some blocks in all layers: after a step that broke they may hold no numbers."""
+        index = torch.tensor(list(blocks), dtype=torch.int64, device=self._keys.device)
+        for stored in (self._keys, self._values):
+            # A block is contiguous in every layer, whatever order its inside has.
+            stored.view(len(stored), self.num_blocks, -1).index_fill_(1, index, 0)
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from inference.kv_cache import KVCache
 from inference.layers.attention import AttentionPlan, attend
+from inference.layers.plan import make_plan
 from inference.layers.rotary import RotaryEmbedding, rotate
 from inference.model_config import ModelConfig
+from inference.step import Step
 from inference.weights import Weights
 
 
@@ -118,19 +120,21 @@ class Llama:
         self._rotary = RotaryEmbedding(config, max_context, device)
         self.num_parameters = reader.num_parameters
 
-    def forward(
-        self, token_ids: Tensor, positions: Tensor, cache: KVCache, plan: AttentionPlan
-    ) -> Tensor:
-        """Last hidden states [num_tokens, hidden_size] of `token_ids` [num_tokens]."""
+    def compute(self, step: Step, cache: KVCache) -> Tensor | None:
+        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        token_ids = torch.tensor(step.token_ids, device=self.device)
+        positions = torch.tensor(step.positions, device=self.device)
+        plan = make_plan(step, cache, self.config.sliding_window, self.device)
         x = F.embedding(token_ids, self._embeddings)
         rotation = self._rotary.at(positions, self.dtype)
         for layer in self._layers:
             x = layer(x, rotation, cache, plan)
-        return rms_norm(x, self._norm, self.config.rms_norm_eps)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[num_rows, vocab_size] in float32."""
-        return F.linear(hidden, self._head).float()
+        if not step.outputs:
+            return None
+        if len(step.outputs) != len(step.token_ids):
+            x = x[torch.tensor(step.outputs, device=self.device)]
+        x = rms_norm(x, self._norm, self.config.rms_norm_eps)
+        return F.linear(x, self._head).float()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,29 @@
+"""What the model is asked to compute in one step, without any tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Tokens of several sequences as one flat batch; a sequence's rows lie together, in order."""
+
+    token_ids: list[int]
+    positions: list[int]
+    """Of each token in its sequence, counted from 0."""
+    begins: list[int]
+    """First row of each sequence, and at the end the number of rows."""
+    block_tables: list[Rows[int]]
+    """Of each sequence: blocks for at least its tokens up to the end of its rows here."""
+    outputs: list[int]
+    """Rows whose logits are wanted, ascending."""
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.block_tables)
+
+    def context(self, sequence: int) -> int:
+        """Tokens of a sequence up to the end of its rows here."""
+        return self.positions[self.begins[sequence + 1] - 1] + 1
