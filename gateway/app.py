@@ -39,18 +39,19 @@ def build_app(services: Services) -> Starlette:
     """The application of one gateway."""
     settings = services.settings
     routes = [*_api_routes(services), *_page_routes(settings.trace_url_template)]
-    document = openapi(routes, secured=bool(settings.api_key_list))
+    document = openapi(routes, secured=services.keys.required)
 
     async def describe(request: Request) -> Response:
         return json_response(document)
 
     routes.append(ApiRoute("/openapi.json", describe))
+    open_paths = [r.path for r in routes if r.operation is None or not r.operation.secured]
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(ObserveMiddleware, timeout_seconds=settings.request_timeout_seconds),
             Middleware(DrainMiddleware, drain=services.drain),
-            Middleware(AuthMiddleware, keys=settings.api_key_list),
+            Middleware(AuthMiddleware, keys=services.keys, open_paths=open_paths),
         ],
         exception_handlers={HTTPException: _raise_our_own},  # type: ignore[dict-item]
     )

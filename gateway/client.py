@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.allowance import Spending
 from gateway.generation import (
     ChatPrompt,
     Delta,
@@ -50,9 +51,11 @@ class Orchestrator:
         """Started, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         last: Event | None = None
         request = generate_request(generation)
+        spending = Spending()
         async with open_stream(self._stub.Generate, request) as responses:
             async for response in responses:
                 last = _generate_event(response)
+                _charge(spending, last)
                 yield last
         _check_finished(last)
 
@@ -60,9 +63,11 @@ class Orchestrator:
         """SearchResults, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         last: Event | None = None
         request = summarize_request(search)
+        spending = Spending()
         async with open_stream(self._stub.SummarizeStream, request) as responses:
             async for response in responses:
                 last = _summarize_event(response)
+                _charge(spending, last)
                 yield last
         _check_finished(last)
 
@@ -82,6 +87,15 @@ class Orchestrator:
         except MeshError:
             return False
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _charge(spending: Spending, event: Event) -> None:
+    if isinstance(event, Delta):
+        spending.add(event.num_tokens)
+    elif isinstance(event, Started):
+        spending.add(event.prompt_tokens)
+    elif isinstance(event, Finish):
+        spending.settle(event.usage.prompt_tokens + event.usage.completion_tokens)
 
 
 def _check_finished(last: Event | None) -> None:

@@ -27,3 +27,8 @@ ERRORS = Counter(
     "Requests that failed, before or after the first byte, by ErrorKind.",
     ["kind"],
 )
+KEY_REFUSALS = Counter(
+    "gateway_key_refusals_total",
+    "Requests refused because their API key is at a limit, by limit.",
+    ["limit"],
+)

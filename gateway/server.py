@@ -17,10 +17,13 @@ import uvicorn
 from gateway.app import build_app
 from gateway.client import Orchestrator
 from gateway.drain import Drain
+from gateway.key_ring import KeyRing
+from gateway.keys import KeyFileError
 from gateway.readiness import Readiness
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 from mesh.channel import open_channel
+from mesh.lifecycle import StartupError
 from mesh.metrics import metrics_server
 
 logger = logging.getLogger("gateway.server")
@@ -109,6 +112,7 @@ async def running(
     settings: GatewaySettings,
 ) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
     """A gateway that listens and serves, and the task that does so; drained when left."""
+    keys = _key_ring(settings)
     channel = open_channel(settings.orchestrator_target)
     orchestrator, drain = Orchestrator(channel), Drain()
     services = Services(
@@ -116,13 +120,16 @@ async def running(
         orchestrator=orchestrator,
         readiness=Readiness(orchestrator, drain),
         drain=drain,
+        keys=keys,
     )
     try:
         server = GatewayServer(settings, services)
         serving = asyncio.create_task(server.serve(), name="http")
+        watching = asyncio.create_task(keys.watch(), name="keys")
         try:
             yield server, serving
         finally:
+            watching.cancel()
             cut_off = await server.drain()
             if not (await asyncio.wait({serving}, timeout=CLOSE_SECONDS))[0]:
                 server.abort()
@@ -130,6 +137,13 @@ async def running(
             logger.info("drained", extra={"cut_off": cut_off})
     finally:
         await channel.close()
+
+
+def _key_ring(settings: GatewaySettings) -> KeyRing:
+    try:
+        return KeyRing(settings.api_keys_file, settings.api_key_list)
+    except KeyFileError as error:
+        raise StartupError(f"GATEWAY_API_KEYS_FILE: {error}") from error
 
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:

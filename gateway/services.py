@@ -14,6 +14,7 @@ from gateway.drain import Drain
 from gateway.event_stream import EventStream
 from gateway.generation import Delta, Event, Finish, SearchResults, Started, TokenLogprob
 from gateway.interruption import Interruption
+from gateway.key_ring import KeyRing
 from gateway.readiness import Readiness
 from gateway.settings import GatewaySettings
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
@@ -29,6 +30,7 @@ class Services:
     orchestrator: Orchestrator
     readiness: Readiness
     drain: Drain
+    keys: KeyRing
 
     def interruption(self, request: Request) -> Interruption:
         """A block that ends when the client leaves; the body must have been read."""

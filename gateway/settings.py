@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import Address, OptionalAddress, ServiceSettings
+from mesh.settings import Address, OptionalAddress, ServiceSettings, is_loopback
 
 ORCHESTRATOR_PORT = 50051
 TRACE_ID_PLACEHOLDER = "{trace_id}"
@@ -51,8 +51,27 @@ class GatewaySettings(ServiceSettings):
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="Keys that clients may send as bearer tokens, several separated by commas; "
-        "empty: no key is asked for.",
+        "empty: no key is asked for. A key file is better: it holds hashes, limits, names.",
     )
+    api_keys_file: str = Field(
+        "",
+        description="Key file, TOML, made by `python -m gateway.keys new NAME`; read again when "
+        "it is replaced.",
+    )
+    allow_anonymous: bool = Field(
+        False, description="Serve without keys on an address that is not loopback."
+    )
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        secured = self.api_keys_file or self.api_key_list
+        if not (secured or self.allow_anonymous or is_loopback(self.listen)):
+            raise ValueError(
+                f"GATEWAY_LISTEN={self.listen} can be reached from outside: set "
+                "GATEWAY_API_KEYS_FILE, or GATEWAY_ALLOW_ANONYMOUS=true where something else "
+                "asks who is there"
+            )
+        return self
 
     @property
     def orchestrator_target(self) -> str:

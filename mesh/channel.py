@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
-from mesh.context import REQUEST_ID_METADATA, current_request
+from mesh.context import KEY_NAME_METADATA, REQUEST_ID_METADATA, current_request
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
 from mesh.tracing import client_span, not_health_check
 from mesh.transport import channel_options
@@ -101,7 +101,12 @@ async def open_stream(
 
 def _metadata() -> list[tuple[str, str]]:
     request = current_request()
-    return [] if request is None else [(REQUEST_ID_METADATA, request.request_id)]
+    if request is None:
+        return []
+    metadata = [(REQUEST_ID_METADATA, request.request_id)]
+    if request.key_name:
+        metadata.append((KEY_NAME_METADATA, request.key_name))
+    return metadata
 
 
 def _timeout(limit: float | None) -> float | None:

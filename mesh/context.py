@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 REQUEST_ID_METADATA = "x-request-id"
+KEY_NAME_METADATA = "x-weir-key-name"
+"""Whose request it is: the name of the API key, never the key."""
 
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -22,6 +24,8 @@ class RequestContext:
     request_id: str
     deadline: float | None = None
     """By `time.monotonic()`; None: no end."""
+    key_name: str = ""
+    """Name of the API key that the request came with; empty: none was asked for."""
     fields: dict[str, object] = field(default_factory=dict)
     """What the request's one access line will say beside status and duration."""
 
@@ -29,6 +33,8 @@ class RequestContext:
         """Seconds until the deadline, at least 0; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
+
+_VALID_KEY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _current: ContextVar[RequestContext | None] = ContextVar("mesh_request", default=None)
 
@@ -65,3 +71,8 @@ def accept_request_id(given: str | None) -> str:
     if given is not None and _VALID_REQUEST_ID.fullmatch(given):
         return given
     return new_request_id()
+
+
+def is_key_name(name: str) -> bool:
+    """Whether a key may be called so: letters, digits, `_` and `-`, at most 64."""
+    return _VALID_KEY_NAME.fullmatch(name) is not None

@@ -14,9 +14,11 @@ import grpc.aio
 
 from mesh import metrics
 from mesh.context import (
+    KEY_NAME_METADATA,
     REQUEST_ID_METADATA,
     RequestContext,
     accept_request_id,
+    is_key_name,
     use_request,
 )
 from mesh.errors import GRPC_STATUS, INTERNAL_MESSAGE, ErrorKind, MeshError, status_of
@@ -209,10 +211,12 @@ async def _abort(context: ServicerContext, error: MeshError) -> NoReturn:
 
 
 def _request_context(context: ServicerContext) -> RequestContext:
-    given: str | None = None
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_METADATA and isinstance(value, str):
-            given = value
+    given = {key: str(value) for key, value in context.invocation_metadata() or ()}
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
-    return RequestContext(request_id=accept_request_id(given), deadline=deadline)
+    key_name = given.get(KEY_NAME_METADATA, "")
+    return RequestContext(
+        request_id=accept_request_id(given.get(REQUEST_ID_METADATA)),
+        deadline=deadline,
+        key_name=key_name if is_key_name(key_name) else "",
+    )

@@ -7,6 +7,7 @@ stands in the class and nowhere else.
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -36,6 +37,17 @@ def _check_optional_address(value: str) -> str:
 
 OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
 """HOST:PORT, or empty."""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can be reached from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class ServiceSettings(BaseSettings):

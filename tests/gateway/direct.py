@@ -22,6 +22,7 @@ from gateway.generation import (
     Started,
     Usage,
 )
+from gateway.key_ring import KeyRing
 from gateway.readiness import Readiness
 from gateway.services import Services
 from gateway.settings import GatewaySettings
@@ -59,11 +60,13 @@ async def direct_client(**settings: object) -> AsyncGenerator[httpx.AsyncClient]
     """A client that calls the application as a function; answers come whole."""
     orchestrator = cast(Orchestrator, DirectOrchestrator())
     drain = Drain()
+    made = GatewaySettings.model_validate(settings)
     services = Services(
-        settings=GatewaySettings.model_validate(settings),
+        settings=made,
         orchestrator=orchestrator,
         readiness=Readiness(orchestrator, drain),
         drain=drain,
+        keys=KeyRing(made.api_keys_file, made.api_key_list),
     )
     transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
