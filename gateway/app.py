@@ -25,6 +25,7 @@ from gateway.errors import HttpError
 from gateway.json_text import json_response
 from gateway.observe import ObserveMiddleware
 from gateway.openapi import openapi
+from gateway.origin import OriginMiddleware
 from gateway.routes import ApiRoute, Operation, route_of
 from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
@@ -50,6 +51,9 @@ def build_app(services: Services) -> Starlette:
         routes=routes,
         middleware=[
             Middleware(ObserveMiddleware, timeout_seconds=settings.request_timeout_seconds),
+            Middleware(
+                OriginMiddleware, hosts=settings.allowed_host_list, origins=settings.origin_list
+            ),
             Middleware(DrainMiddleware, drain=services.drain),
             Middleware(AuthMiddleware, keys=services.keys, open_paths=open_paths),
         ],

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway import metrics
 from gateway.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
 from gateway.observation import Observation
+from gateway.origin import cors_headers
 from gateway.routes import UNWATCHED_PATHS, route_of
 from gateway.tracing import http_span, name_span, unrecorded_span
 from mesh.context import RequestContext, accept_request_id, use_request
@@ -49,7 +50,7 @@ class ObserveMiddleware:
         watched = scope["path"] not in UNWATCHED_PATHS
         span = http_span(scope, headers) if watched else unrecorded_span()
         with use_request(request), span:
-            responder = _Responder(send, request.request_id, trace_id())
+            responder = _Responder(scope, send, request.request_id, trace_id())
             await self._respond(scope, receive, responder, observation)
             if watched:
                 _tell(scope, observation, request)
@@ -72,7 +73,8 @@ class ObserveMiddleware:
 class _Responder:
     """Sends, with the request's ids in the headers, and notes the status."""
 
-    def __init__(self, send: Send, request_id: str, trace_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str, trace_id: str) -> None:
+        self._scope = scope
         self._send = send
         self._ids = {"x-request-id": request_id, "x-trace-id": trace_id}
         self.status = 0
@@ -84,7 +86,7 @@ class _Responder:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message).update(self._ids)
+            MutableHeaders(scope=message).update({**self._ids, **cors_headers(self._scope)})
         await self._send(message)
 
 

@@ -17,6 +17,7 @@ import uvicorn
 from gateway.app import build_app
 from gateway.client import Orchestrator
 from gateway.drain import Drain
+from gateway.http_protocol import LimitedProtocol
 from gateway.key_ring import KeyRing
 from gateway.keys import KeyFileError
 from gateway.readiness import Readiness
@@ -73,7 +74,7 @@ class GatewayServer:
         self.services = services
         config = uvicorn.Config(
             build_app(services),
-            http="httptools",
+            http=LimitedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

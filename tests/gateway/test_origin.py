@@ -1,0 +1,83 @@
+"""What a browser may be made to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gateway.direct import direct_client
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "status"),
+    [
+        ({}, "localhost", 200),
+        ({}, "localhost:8080", 200),
+        ({}, "LOCALHOST", 200),
+        ({}, "127.0.0.1:1", 200),
+        ({}, "[::1]:8080", 200),
+        ({}, "evil.example", 421),
+        ({}, "localhost.evil.example", 421),
+        ({}, "localhost@evil.example", 421),
+        ({}, "evil.example:bad", 421),
+        ({}, "", 421),
+        ({}, "[", 421),
+        ({}, "localhost/x", 421),
+        ({"listen": "[::]:1", "allow_anonymous": True}, "anything", 200),
+        ({"allowed_hosts": "a.example, *.b.example"}, "a.example:80", 200),
+        ({"allowed_hosts": "a.example, *.b.example"}, "x.b.example", 200),
+        ({"allowed_hosts": "a.example, *.b.example"}, "b.example", 421),
+        ({"allowed_hosts": "a.example, *.b.example"}, "xb.example", 421),
+        ({"allowed_hosts": "a.example, *.b.example"}, "localhost", 421),
+    ],
+)
+async def test_hosts_that_are_not_ours_are_refused(
+    settings: dict[str, object], host: str, status: int
+) -> None:
+    """On loopback only localhost is: a name that was pointed here is an attack. Probes pass."""
+    async with direct_client(**settings) as client:
+        assert (await client.get("/v1/models", headers={"host": host})).status_code == status
+        assert (await client.get("/livez", headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:3000"])
+async def test_pages_of_other_origins_are_refused(origin: str) -> None:
+    """Also for requests that a browser sends without asking first."""
+    async with direct_client() as client:
+        answer = await client.post("/v1/completions", json={}, headers={"origin": origin})
+        preflight = await client.options(
+            "/v1/completions",
+            headers={"origin": origin, "access-control-request-method": "POST"},
+        )
+    assert answer.status_code == preflight.status_code == 403
+    assert answer.json()["error"]["code"] == "origin_not_allowed"
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_our_own_page_may_ask() -> None:
+    """Its origin is the host, whatever the scheme in front of a proxy."""
+    async with direct_client() as client:
+        for origin in ("http://localhost", "https://localhost"):
+            answer = await client.get("/v1/models", headers={"origin": origin})
+            assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("origins", ["https://App.example/, https://b.example", "*"])
+async def test_named_origins_may_ask(origins: str) -> None:
+    """The preflight is answered without a key; errors can be read as well as answers."""
+    origin = "https://app.example"
+    async with direct_client(cors_origins=origins, api_keys="k") as client:
+        preflight = await client.options(
+            "/v1/completions", headers={"origin": origin, "access-control-request-method": "POST"}
+        )
+        refused = await client.get("/v1/models", headers={"origin": origin})
+        served = await client.get(
+            "/v1/models", headers={"origin": origin, "authorization": "Bearer k"}
+        )
+    assert [each.status_code for each in (preflight, refused, served)] == [204, 401, 200]
+    allowed = "*" if origins == "*" else origin
+    for each in (preflight, refused, served):
+        assert each.headers["access-control-allow-origin"] == allowed
+        assert each.headers["vary"] == "origin"
+        assert "access-control-allow-credentials" not in each.headers
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    assert "x-request-id" in served.headers["access-control-expose-headers"]
