@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
+from mesh import metrics
 from mesh.context import KEY_NAME_METADATA, REQUEST_ID_METADATA, current_request
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
 from mesh.tracing import client_span, not_health_check
@@ -39,10 +40,11 @@ async def call_unary(
 
     `timeout` (seconds) shortens the deadline, never lengthens it.
     """
-    try:
-        return await method(request, metadata=_metadata(), timeout=_timeout(timeout))
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    with metrics.client_call(_method_name(method)):
+        try:
+            return await method(request, metadata=_metadata(), timeout=_timeout(timeout))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
 
 
 class ResponseStream(Generic[Response]):
@@ -90,8 +92,8 @@ async def open_stream(
             async for response in responses:
                 ...
     """
-    metadata = _metadata()
-    with client_span(_method_name(method), metadata):
+    metadata, name = _metadata(), _method_name(method)
+    with metrics.client_call(name), client_span(name, metadata):
         call = method(request, metadata=metadata, timeout=_timeout(timeout))
         try:
             yield ResponseStream(call)

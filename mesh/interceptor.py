@@ -30,9 +30,6 @@ if TYPE_CHECKING:  # generic in the stubs only
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
 
-# Asked all the time, and answered by libraries: they need none of this.
-UNWATCHED_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
-
 DEADLINE_TOLERANCE_SECONDS = 0.05
 """The caller's clock runs first: its cancellation may come this long before our own deadline."""
 
@@ -78,7 +75,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service in UNWATCHED_SERVICES or handler.request_streaming:
+        if handler is None or service in metrics.UNWATCHED_SERVICES or handler.request_streaming:
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -120,6 +117,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
             with (
                 use_request(_request_context(context)) as current,
                 server_span(service, method, context) as span,
+                metrics.RPC_ACTIVE.labels(service, method).track_inprogress(),
             ):
                 task = self._enter()
                 code, description = grpc.StatusCode.OK, ""

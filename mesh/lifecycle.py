@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import uvloop
 
-from mesh import log, telemetry
+from mesh import log, loop_lag, metrics, telemetry
 from mesh.errors import MeshError
 from mesh.metrics import metrics_server
 from mesh.server import Server, Servicer
@@ -64,8 +64,9 @@ def run_process(
     """
     log.configure(name, settings.log_level, settings.log_format)
     provider = telemetry.start(name)
+    metrics.tell_build(name)
     try:
-        uvloop.run(_until_signal(serve))
+        uvloop.run(_until_signal(name, serve))
     except (StartupError, OSError, MeshError) as error:
         logger.error("cannot start", extra={"error": str(error)})
         sys.exit(STARTUP_FAILURE)
@@ -74,7 +75,7 @@ def run_process(
     logger.info("stopped")
 
 
-async def _until_signal(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -90,7 +91,8 @@ async def _until_signal(serve: Callable[[asyncio.Event], Awaitable[None]]) -> No
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    await serve(stop)
+    async with loop_lag.watched(name):
+        await serve(stop)
 
 
 async def _serve_grpc(

@@ -3,26 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import grpc
 from opentelemetry import trace
-from prometheus_client import Counter, Histogram, make_wsgi_app
+from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
 
+from mesh.errors import GRPC_STATUS, MeshError
+from mesh.telemetry import weir_version
+
+_RPC_SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
+    *(0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+
+# No label is called `service`: the Prometheus Operator gives every target one of that name and
+# would rename ours.
 RPC_DURATION = Histogram(
     "mesh_rpc_server_duration_seconds",
     "Time from the arrival of an RPC to its end, streams included.",
-    ["service", "method", "code"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    ["rpc_service", "rpc_method", "code"],
+    buckets=_RPC_SECONDS,
+)
+RPC_ACTIVE = Gauge(
+    "mesh_rpc_server_active", "RPCs that are being served.", ["rpc_service", "rpc_method"]
+)
+RPC_CLIENT_DURATION = Histogram(
+    "mesh_rpc_client_duration_seconds",
+    "Time from the start of an RPC to a neighbour to its end, streams and the network included.",
+    ["rpc_service", "rpc_method", "code"],
+    buckets=_RPC_SECONDS,
 )
 ERRORS = Counter(
-    "mesh_errors_total", "RPCs that ended in an error, by ErrorKind.", ["service", "kind"]
+    "mesh_errors_total", "RPCs that ended in an error, by ErrorKind.", ["rpc_service", "kind"]
 )
+EVENT_LOOP_LAG = Histogram(
+    "mesh_event_loop_lag_seconds",
+    "How much later than asked the event loop runs a timer, looked at ten times a second.",
+    ["component"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+BUILD_INFO = Gauge(
+    "mesh_build_info",
+    "Always 1; its labels say which of the four services this is, and what it was built from.",
+    ["component", "version", "python_version"],
+)
+
+UNWATCHED_SERVICES = frozenset(
+    {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+)
+"""Asked all the time, and answered by libraries: they are neither counted nor traced."""
 
 LIVENESS_TIMEOUT_SECONDS = 2.0
 """How long the event loop may take to answer before the process counts as stuck."""
@@ -31,12 +69,42 @@ Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
+def tell_build(component: str) -> None:
+    """Shows what this process is; `component` is the service's name."""
+    BUILD_INFO.labels(component, weir_version(), platform.python_version()).set(1)
+
+
 def exemplar() -> dict[str, str] | None:
     """For `observe`: the trace id, so that a bucket leads to its trace; None if not recorded."""
     span = trace.get_current_span().get_span_context()
     if not span.trace_flags.sampled:
         return None
     return {"trace_id": trace.format_trace_id(span.trace_id)}
+
+
+@contextmanager
+def client_call(method: str) -> Iterator[None]:
+    """Observes the duration of a call to `method` (`/package.Service/Method`) and how it ends."""
+    service, _, name = method.lstrip("/").partition("/")
+    if service in UNWATCHED_SERVICES:
+        yield
+        return
+    started, trace_id = time.monotonic(), exemplar()
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except MeshError as error:
+        code = GRPC_STATUS[error.kind]
+        raise
+    except Exception:
+        code = grpc.StatusCode.UNKNOWN
+        raise
+    finally:
+        seconds = time.monotonic() - started
+        RPC_CLIENT_DURATION.labels(service, name, code.name).observe(seconds, trace_id)
 
 
 @contextmanager

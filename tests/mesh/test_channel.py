@@ -14,8 +14,9 @@ from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.server import Servicer
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from tests.helpers import serve
+from tests.helpers import eventually, serve
 from tests.mesh.test_server import SERVICE, FakeTokenizer
+from tests.samples import Change, value
 
 Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
 ENCODE = tokenizer_pb2.EncodeRequest(text="a")
@@ -100,3 +101,15 @@ async def test_cancelling_the_caller_cancels_the_call(tokenizer: FakeTokenizer, 
     with pytest.raises(asyncio.CancelledError):
         await reading
     await asyncio.wait_for(tokenizer.closed.wait(), 2)
+
+
+async def test_calls_are_observed_by_method(stub: Stub) -> None:
+    """Unary calls and streams, at both ends, and none is left as active."""
+    change = Change()
+    await call_unary(stub.Encode, ENCODE)
+    async with open_stream(stub.GetTokenizer, tokenizer_pb2.GetTokenizerRequest()) as responses:
+        await anext(responses)  # it would never end
+    for method in ("Encode", "GetTokenizer"):
+        labels = {"rpc_service": SERVICE, "rpc_method": method, "code": "OK"}
+        assert change.of("mesh_rpc_client_duration_seconds_count", **labels) == 1
+    await eventually(lambda: value("mesh_rpc_server_active", rpc_service=SERVICE) == 0, "idle")

@@ -82,8 +82,8 @@ async def test_an_outcome_shows_in_span_metrics_and_log(
 ) -> None:
     """Only the server's own faults are span errors; each call is counted and logged once."""
     caplog.set_level("INFO", "mesh.rpc")
-    labels = {"service": SERVICE, "method": "Encode", "code": code.name}
-    errors = {"service": SERVICE, "kind": kind or ""}
+    labels = {"rpc_service": SERVICE, "rpc_method": "Encode", "code": code.name}
+    errors = {"rpc_service": SERVICE, "kind": kind or ""}
     calls_before = REGISTRY.get_sample_value("mesh_rpc_server_duration_seconds_count", labels) or 0
     errors_before = REGISTRY.get_sample_value("mesh_errors_total", errors) or 0
     with nullcontext() if kind is None else pytest.raises(MeshError):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import platform
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from mesh import metrics
+from mesh.errors import ErrorKind, MeshError
 from mesh.metrics import metrics_server
+from mesh.telemetry import weir_version
+from tests.samples import Change
 
 
 def get(port: int, path: str, host: str = "127.0.0.1", accept: str = "") -> tuple[int, str]:
@@ -39,6 +44,46 @@ async def test_metrics_are_prometheus_text(port: int) -> None:
     assert status == 200
     assert "# TYPE mesh_rpc_server_duration_seconds histogram" in text
     assert "# TYPE mesh_errors_total counter" in text
+
+
+async def test_the_build_is_told(port: int) -> None:
+    """Which service this is, its version and its interpreter's."""
+    metrics.tell_build("bakery")
+    _, text = await asyncio.to_thread(get, port, "/metrics")
+    python_version = platform.python_version()
+    assert (
+        f'mesh_build_info{{component="bakery",python_version="{python_version}",'
+        f'version="{weir_version()}"}} 1.0'
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (None, "OK"),
+        (asyncio.CancelledError(), "CANCELLED"),
+        (GeneratorExit(), "CANCELLED"),
+        (MeshError(ErrorKind.OVERLOADED, "full"), "RESOURCE_EXHAUSTED"),
+        (ValueError(), "UNKNOWN"),
+    ],
+)
+def test_a_call_to_a_neighbour_is_observed(raised: BaseException | None, code: str) -> None:
+    """Once, however it ends."""
+    change = Change()
+    with suppress(type(raised) if raised else ()), metrics.client_call("/a.B/Bake"):
+        if raised:
+            raise raised
+    name = "mesh_rpc_client_duration_seconds_count"
+    assert change.of(name) == 1
+    assert change.of(name, rpc_service="a.B", rpc_method="Bake", code=code) == 1
+
+
+def test_health_checks_are_not_observed() -> None:
+    """They come all the time."""
+    change = Change()
+    with metrics.client_call("/grpc.health.v1.Health/Check"):
+        pass
+    assert change.of("mesh_rpc_client_duration_seconds_count") == 0
 
 
 async def test_other_paths_are_not_found(port: int) -> None:

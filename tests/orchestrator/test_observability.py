@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,27 +17,7 @@ from mesh.v1 import orchestrator_pb2
 from orchestrator import search
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.test_service import generate, request
-
-
-class Change:
-    """How much samples have grown since this was made."""
-
-    def __init__(self) -> None:
-        self._before = {sample[0]: sample[1] for sample in _samples()}
-
-    def of(self, name: str, **labels: str) -> float:
-        """The growth of one sample."""
-        key = (name, frozenset(labels.items()))
-        now = {sample[0]: sample[1] for sample in _samples()}
-        return now.get(key, 0) - self._before.get(key, 0)
-
-
-def _samples() -> list[tuple[tuple[str, frozenset[Any]], float]]:
-    return [
-        ((sample.name, frozenset(sample.labels.items())), sample.value)
-        for family in REGISTRY.collect()
-        for sample in family.samples
-    ]
+from tests.samples import Change
 
 
 async def test_a_request_is_counted_once() -> None:
