@@ -12,6 +12,7 @@ from inference.errors import EngineError, StepFailed
 from inference.interface import Load, ModelInfo
 from inference.scheduler import Batch, SampledToken, Scheduler, StepOutput
 from inference.sequence import Sequence
+from inference.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +38,38 @@ class Engine:
     """Runs sequences to their end. Synchronous, and for one thread; commands go between steps."""
 
     def __init__(
-        self, *, model_info: ModelInfo, admission: Admission, scheduler: Scheduler, runner: Runner
+        self,
+        *,
+        model_info: ModelInfo,
+        admission: Admission,
+        scheduler: Scheduler,
+        runner: Runner,
+        vocabulary: Vocabulary,
     ) -> None:
         self.model_info = model_info
         self.admission = admission
         self.healthy = True
         self._scheduler = scheduler
         self._runner = runner
+        self._vocabulary = vocabulary
         self._num_consecutive_failures = 0
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
+    def prepare(self, sequence: Sequence) -> None:
+        """Compile the sequence's constraint. Raises `InvalidSamplingParams`; may take a second.
+
+        For any thread, before `add`, which does it otherwise.
+        """
+        constraint = sequence.params.constraint
+        if constraint is not None and sequence.matcher is None:
+            sequence.matcher = self._vocabulary.matcher(constraint)
+
     def add(self, sequence: Sequence) -> None:
         """Admit a sequence to the waiting line. Raises `EngineError` and keeps nothing of it."""
+        self.prepare(sequence)
         num_live = self._scheduler.num_running + self._scheduler.num_waiting
         self.admission.admit(sequence, num_live=num_live)
         self._scheduler.add(sequence)

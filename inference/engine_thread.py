@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ids
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -44,6 +45,8 @@ class AsyncEngine:
         """Why no command is taken any more; set with the last look at the commands."""
         self._stopping = False
         self._draining = False
+        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="constraints")
+        self._num_preparing = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
@@ -79,6 +82,7 @@ class AsyncEngine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
+        self._preparing.shutdown(wait=False)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
             # What the thread delivered last is still on its way to the loop.
@@ -104,7 +108,9 @@ class AsyncEngine:
             eos_token_ids=engine.model_info.eos_token_ids,
             deadline=deadline,
         )
-        engine.admission.admit(sequence, num_live=self._streams.num_live)
+        engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_preparing)
+        if params.constraint is not None:
+            await self._prepare(engine, sequence)
         async with aclosing(self._streams.generate(sequence)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -116,6 +122,15 @@ class AsyncEngine:
         # Counted here, not by the engine: what waits in the commands, or was taken up by the
         # step that runs now, is in none of the engine's last numbers.
         return replace(load, num_waiting=max(0, self._streams.num_live - load.num_running))
+
+    async def _prepare(self, engine: Engine, sequence: Sequence) -> None:
+        """Compiles the sequence's constraint, neither on the event loop nor in the engine's way."""
+        self._num_preparing += 1
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._preparing, engine.prepare, sequence)
+        finally:
+            self._num_preparing -= 1
 
     def _started(self) -> Engine:
         if self._engine is None:

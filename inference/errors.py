@@ -24,6 +24,11 @@ class EngineError(Exception):
 class InvalidSamplingParams(EngineError, ValueError):
     """Raised where a sampling field is outside its limit; names field, limit and given value."""
 
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """`field` is the name of a field that a caller may want to call otherwise."""
+        super().__init__(message)
+        self.field = field
+
 
 class InvalidPrompt(EngineError, ValueError):
     """Raised where the prompt is empty or holds a token id outside the vocabulary."""

@@ -99,6 +99,8 @@ class FakeEngine:
     ) -> AsyncGenerator[Chunk, None]:
         if self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no new sequences")
+        if params.constraint is not None:
+            raise params.constraint.invalid("cannot be kept to: the model is a fake")
         sequence = Sequence(
             request_id,
             prompt_token_ids,

@@ -16,12 +16,14 @@ from inference.errors import ModelLoadError
 from inference.interface import ModelInfo
 from inference.kv_cache import KVCache
 from inference.llama import Llama
+from inference.masks import MaskWorker
 from inference.model_config import ModelConfig, load_config
 from inference.model_runner import ModelRunner
 from inference.sampling_params import SamplingParams
 from inference.scheduler import Scheduler
 from inference.sequence import Sequence
 from inference.threads import available_cpus
+from inference.vocabulary import Vocabulary
 from inference.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,11 @@ def load_engine(options: EngineOptions) -> Engine:
     model = Llama(config, weights, max_context=max_context, dtype=dtype, device=device)
     num_blocks = _num_kv_tokens(options, config, dtype, device, max_context) // options.block_size
     cache = KVCache(config, num_blocks, options.block_size, dtype, device)
+    vocabulary = Vocabulary.load(
+        options.folder, vocab_size=config.vocab_size, eos_token_ids=config.eos_token_ids
+    )
+    if vocabulary.problem:
+        logger.warning("constraints are refused", extra={"reason": vocabulary.problem})
     engine = Engine(
         model_info=ModelInfo(
             name=options.name,
@@ -90,7 +97,8 @@ def load_engine(options: EngineOptions) -> Engine:
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),
         ),
-        runner=ModelRunner(model, cache),
+        runner=ModelRunner(model, cache, MaskWorker(config.vocab_size)),
+        vocabulary=vocabulary,
     )
     _warm_up(engine)
     logger.info(

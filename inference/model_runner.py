@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.kv_cache import KVCache
+from inference.masks import MaskWorker
 from inference.sampler import sample
 from inference.scheduler import Batch, SampledToken
 from inference.step import Step
@@ -28,15 +29,21 @@ class Model(Protocol):
 class ModelRunner:
     """The only part of the engine that touches tensors."""
 
-    def __init__(self, model: Model, cache: KVCache) -> None:
+    def __init__(self, model: Model, cache: KVCache, masks: MaskWorker) -> None:
         self._model = model
         self._cache = cache
+        self._masks = masks
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken]:
         """Computes the scheduled tokens; one sampled token for each of `batch.sampling`."""
-        logits = self.logits(batch)
-        return [] if logits is None else sample(logits, batch.sampling)
+        sampling = batch.sampling
+        masks = self._masks.start(sampling)  # computed while the model runs
+        try:
+            logits = self.logits(batch)
+        finally:
+            wanted = None if masks is None else masks.result()
+        return [] if logits is None else sample(logits, sampling, wanted)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor | None:

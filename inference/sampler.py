@@ -13,22 +13,27 @@ import torch
 from torch import Tensor
 
 from inference.interface import TokenLogprobs
+from inference.masks import Masks
 from inference.scheduler import SampledToken
 from inference.sequence import Sequence
 
 _NEGATIVE_INFINITY = -math.inf
 
 
-def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[SampledToken]:
+def sample(
+    logits: Tensor, sequences: Rows[Sequence], masks: Masks | None = None
+) -> list[SampledToken]:
     """One token for each row of `logits` [num_rows, vocab_size], float32; changes `logits`.
 
-    A row without finite logits gets id -1.
+    `masks` say what the constrained rows may draw. A row without finite logits gets id -1.
     """
     # Log probabilities are of the model's own distribution, before anything is filtered.
     wanted = max((_num_logprobs(sequence) for sequence in sequences), default=-1)
     raw = torch.log_softmax(logits, dim=-1) if wanted >= 0 else None
     _bias(logits, sequences)
     _penalize(logits, sequences)
+    if masks is not None:
+        _constrain(logits, masks)
     highest, chosen = logits.max(dim=-1)
     drawing = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
     if drawing:
@@ -55,6 +60,8 @@ def _bias(logits: Tensor, sequences: Rows[Sequence]) -> None:
             ids = torch.tensor(list(params.logit_bias), device=logits.device)
             values = torch.tensor(list(params.logit_bias.values()), device=logits.device)
             logits[row, ids] += values
+        if sequence.matcher is not None:
+            continue  # the mask sees to it, and knows where nothing but the end is left
         if sequence.num_completion_tokens < params.min_tokens and sequence.stop_token_ids:
             ids = torch.tensor(list(sequence.stop_token_ids), device=logits.device)
             logits[row, ids] = _NEGATIVE_INFINITY
@@ -76,6 +83,14 @@ def _penalize(logits: Tensor, sequences: Rows[Sequence]) -> None:
         counts = torch.bincount(ids[sequence.num_prompt_tokens :], minlength=vocab_size)
         logits[row] -= params.frequency_penalty * counts
         logits[row] -= params.presence_penalty * (counts > 0)
+
+
+def _constrain(logits: Tensor, masks: Masks) -> None:
+    rows = torch.tensor(masks.rows, device=logits.device)
+    words = torch.from_numpy(masks.words).to(logits.device)
+    bits = (words.unsqueeze(-1) >> torch.arange(32, device=logits.device)) & 1
+    allowed = bits.flatten(1)[:, : logits.shape[1]] != 0
+    logits[rows] = logits[rows].masked_fill(~allowed, _NEGATIVE_INFINITY)
 
 
 def _draw(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from inference.constraint import Constraint
 from inference.errors import InvalidSamplingParams
 
 MAX_LOGPROBS = 20
@@ -20,9 +21,9 @@ _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 class SamplingParams:
     """Sampling settings of one sequence; raises `InvalidSamplingParams` on construction.
 
-    Applied in this order: logit bias, `min_tokens`, penalties, temperature, `top_k`, `top_p`
-    (of what `top_k` left), `min_p`. Presence and frequency penalties look at the completion,
-    the repetition penalty at prompt and completion.
+    Applied in this order: logit bias, `min_tokens`, penalties, constraint, temperature, `top_k`,
+    `top_p` (of what `top_k` left), `min_p`. Presence and frequency penalties look at the
+    completion, the repetition penalty at prompt and completion.
     """
 
     max_tokens: int | None = None
@@ -46,6 +47,9 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
     num_logprobs: int | None = None
     """None: no logprobs; 0: the chosen token's; n: those of the n likeliest tokens as well."""
+    constraint: Constraint | None = None
+    """The form of the text. Its end ends the sequence, whatever `ignore_eos` and `min_tokens`
+    say, and the end-of-sequence tokens are drawn only where the form is complete."""
 
     def __post_init__(self) -> None:
         self._check_floats()

@@ -119,8 +119,7 @@ class Scheduler:
                 continue
             token = next(tokens)
             if token.token_id < 0:
-                error = StepFailed("the model gave no finite logits for this sequence")
-                outputs += self.fail([sequence], error, now)
+                outputs += self.fail([sequence], _why_nothing(sequence), now)
                 continue
             self.block_manager.commit(sequence)
             reason = sequence.append(token.token_id, now)
@@ -242,3 +241,10 @@ class Scheduler:
         line = self._running if sequence.status is SequenceStatus.RUNNING else self._waiting
         del line[sequence.request_id]
         return sequence.end(reason, now, error)
+
+
+def _why_nothing(sequence: Sequence) -> EngineError:
+    """Why no token could be sampled."""
+    if sequence.matcher is not None and sequence.matcher.error is not None:
+        return sequence.matcher.error
+    return StepFailed("the model gave no finite logits for this sequence")

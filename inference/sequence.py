@@ -6,11 +6,16 @@ import secrets
 import time
 from array import array
 from collections.abc import Iterable
+from collections.abc import Sequence as Ids
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from inference.errors import EngineError
 from inference.interface import Finish, FinishReason, Timings
 from inference.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from inference.matcher import Matcher
 
 _MASK_64 = 2**64 - 1
 
@@ -36,8 +41,10 @@ class Sequence:
         "block_hashes",
         "block_table",
         "deadline",
+        "draft_token_ids",
         "finish",
         "first_token_time",
+        "matcher",
         "max_tokens",
         "num_batched_sequences",
         "num_cached_tokens",
@@ -74,15 +81,19 @@ class Sequence:
         self.token_ids: array[int] = array("q", prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids) - num_resumed_tokens
         self.stop_token_ids = params.stop_token_ids
-        if not params.ignore_eos:
+        if not params.ignore_eos or params.constraint is not None:
             self.stop_token_ids = params.stop_token_ids.union(eos_token_ids)
         self.seed = secrets.randbits(64) if params.seed is None else params.seed & _MASK_64
         # Admission settles this; until then it is what the params say.
         self.max_tokens = params.max_tokens or 0
+        # What keeps it to its constraint; the engine makes it before it takes the sequence.
+        self.matcher: Matcher | None = None
 
         self.status = SequenceStatus.WAITING
         self.num_computed_tokens = 0
         self.num_scheduled_tokens = 0
+        # Guesses at the next tokens, which the scheduled step verifies.
+        self.draft_token_ids: Ids[int] = ()
         self.num_cached_tokens = 0
         self.block_table: array[int] = array("q")
         self.block_hashes: list[bytes] = []

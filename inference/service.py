@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from inference import errors, metrics, spans
+from inference.constraint import Constraint, ConstraintForm
 from inference.interface import Chunk, EngineClient, Finish, FinishReason, TokenLogprobs
 from inference.sampling_params import SamplingParams
 from mesh.context import annotate, current_request, new_request_id
@@ -132,7 +133,23 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             ignore_eos=message.ignore_eos,
             min_tokens=message.min_tokens,
             logit_bias=dict(message.logit_bias),
+            constraint=_constraint(message.constraint) if message.HasField("constraint") else None,
         )
+
+
+def _constraint(message: common_pb2.OutputConstraint) -> Constraint:
+    match message.WhichOneof("form"):
+        case "json_schema":
+            return Constraint(ConstraintForm.JSON_SCHEMA, message.json_schema)
+        case "json_object" if message.json_object:
+            return Constraint(ConstraintForm.JSON_OBJECT)
+        case "regex":
+            return Constraint(ConstraintForm.REGEX, message.regex)
+        case "grammar":
+            return Constraint(ConstraintForm.GRAMMAR, message.grammar)
+    raise errors.InvalidSamplingParams(
+        f"constraint must have one of {', '.join(ConstraintForm)}. Given: none", field="constraint"
+    )
 
 
 def _message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateResponse:
@@ -186,5 +203,6 @@ def _engine_errors() -> Iterator[None]:
         for cls, kind in _KIND_OF_ERROR:
             if isinstance(error, cls):
                 retry_after = OVERLOADED_RETRY_SECONDS if kind is ErrorKind.OVERLOADED else None
-                raise MeshError(kind, str(error), retry_after=retry_after) from error
+                param = getattr(error, "field", None)
+                raise MeshError(kind, str(error), param=param, retry_after=retry_after) from error
         raise

@@ -11,8 +11,14 @@ from safetensors import SafetensorError, safe_open
 
 from inference.errors import ModelLoadError
 
-FILE_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "*_config.json")
-"""What of a hub repository is needed; no code, no pickles, no tokenizer."""
+FILE_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "*_config.json",
+    "tokenizer.json",
+)
+"""What of a hub repository is needed; no code, no pickles."""
 
 
 class Weights:

@@ -11,6 +11,7 @@ from inference.interface import ModelInfo
 from inference.sampling_params import SamplingParams
 from inference.scheduler import Batch, SampledToken, Scheduler
 from inference.sequence import Sequence
+from inference.vocabulary import Vocabulary
 
 VOCAB_SIZE = 100
 BLOCK_SIZE = 4
@@ -86,7 +87,13 @@ def make_stub_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
     )
-    return Engine(model_info=info, admission=admission, scheduler=scheduler, runner=runner)
+    return Engine(
+        model_info=info,
+        admission=admission,
+        scheduler=scheduler,
+        runner=runner,
+        vocabulary=Vocabulary(None, "the stub knows no text"),
+    )
 
 
 def make_sequence(
