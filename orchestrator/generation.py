@@ -24,6 +24,15 @@ class ModelInfo(NamedTuple):
     eos_token_ids: frozenset[int] = frozenset()
 
 
+class Constraint(NamedTuple):
+    """The form that the text must have; the engine checks it and keeps to it."""
+
+    form: str
+    """The name of a field of OutputConstraint."""
+    text: str = ""
+    """The schema, the expression or the grammar; empty for any JSON object."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to draw; a field that is None is left to the served model. Bounds: `validation`."""
@@ -42,10 +51,13 @@ class Sampling:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    constraint: Constraint | None = None
 
     def ends(self, model: ModelInfo) -> frozenset[int]:
         """Ids that end the generation; the one that does is no part of the text."""
-        eos = frozenset[int]() if self.ignore_eos else model.eos_token_ids
+        eos = model.eos_token_ids
+        if self.ignore_eos and self.constraint is None:
+            eos = frozenset()
         return eos.union(self.stop_token_ids)
 
 

@@ -15,6 +15,7 @@ from mesh.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt
 from orchestrator.generation import (
+    Constraint,
     Delta,
     DeltaLogprob,
     FinishReason,
@@ -235,7 +236,15 @@ def _sampling(message: common_pb2.SamplingParams) -> Sampling:
         stop_token_ids=list(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
         min_tokens=message.min_tokens,
+        constraint=_constraint(message.constraint) if message.HasField("constraint") else None,
     )
+
+
+def _constraint(message: common_pb2.OutputConstraint) -> Constraint:
+    form = message.WhichOneof("form")
+    if form is None or (form == "json_object" and not message.json_object):
+        raise invalid("constraint", "constraint must have one form, given none")
+    return Constraint(form, "" if form == "json_object" else getattr(message, form))
 
 
 def _delta(delta: Delta) -> orchestrator_pb2.Delta:

@@ -14,6 +14,7 @@ from mesh.channel import ResponseStream, call_unary, open_channel, open_stream
 from mesh.errors import MeshError
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from orchestrator.generation import (
+    Constraint,
     FinishReason,
     ModelInfo,
     Sampling,
@@ -179,7 +180,18 @@ def _sampling(sampling: Sampling) -> common_pb2.SamplingParams:
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         min_tokens=sampling.min_tokens,
+        constraint=_constraint(sampling.constraint),
     )
+
+
+def _constraint(constraint: Constraint | None) -> common_pb2.OutputConstraint | None:
+    if constraint is None:
+        return None
+    if constraint.form == "json_object":
+        return common_pb2.OutputConstraint(json_object=True)
+    message = common_pb2.OutputConstraint()
+    setattr(message, constraint.form, constraint.text)
+    return message
 
 
 def _logprob(message: common_pb2.TokenLogprob) -> TokenLogprob:

@@ -71,6 +71,21 @@ async def test_max_tokens_default_to_what_the_context_has_room_for() -> None:
     assert running.engine.requests[0].sampling.max_tokens == 60 - prompt_tokens
 
 
+@pytest.mark.parametrize(
+    "form", [{"json_schema": "{}"}, {"json_object": True}, {"regex": "a"}, {"grammar": "start: A"}]
+)
+async def test_a_constraint_reaches_the_engine_as_it_is(form: dict[str, Any]) -> None:
+    """The engine checks it and keeps to it; one without a form is refused here."""
+    constraint = common_pb2.OutputConstraint(**form)
+    async with orchestrator(FakeInference()) as running:
+        sampling = common_pb2.SamplingParams(constraint=constraint)
+        await generate(running, request(sampling=sampling))
+        assert running.engine.requests[0].sampling.constraint == constraint
+        sampling = common_pb2.SamplingParams(constraint=common_pb2.OutputConstraint())
+        with pytest.raises(MeshError, match="constraint must have one form"):
+            await generate(running, request(sampling=sampling))
+
+
 async def test_a_stop_string_never_leaks_and_ends_the_engines_work() -> None:
     """The text ends before the match, though the engine would go on."""
     async with orchestrator(FakeInference()) as running:
