@@ -1,4 +1,4 @@
-"""Finds documents for a query. What finds them is a `Retriever`; here, an embedded index."""
+"""Searches an embedded index: a file of SQLite, made by `python -m orchestrator.index`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import asyncio
 import re
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import quote
 
 from orchestrator.index_schema import MAX_PASSAGES, SCHEMA_VERSION
+from orchestrator.retrieval import Result
+from orchestrator.words import STOP_WORDS
 
 NUM_THREADS = 2
 MAX_CANDIDATES = 500
@@ -20,8 +23,6 @@ MAX_CANDIDATES = 500
 
 STEPS_BETWEEN_LOOKS = 10_000
 """SQLite steps after which a search looks whether anybody still waits for it; some 0.1 ms."""
-
-SNIPPET_CHARACTERS = 220
 
 # A title that says the word outweighs a text that uses it.
 _TITLE_WEIGHT, _HEADING_WEIGHT, _TEXT_WEIGHT = 6.0, 2.0, 1.0
@@ -36,49 +37,6 @@ _WORD = re.compile(r"\w+")
 
 _TITLE_SHARE_BONUS = 0.5
 """Share by which a document gains whose title is nothing but the query."""
-
-STOP_WORDS = frozenset(
-    (
-        "a about an and are as at be by can do does explain for from give has have how i in into "
-        "is it me mean means of on or please tell that the their there these this to us was what "
-        "when where which who why will with work works you your"
-    ).split()
-)
-
-
-class Result(NamedTuple):
-    """A document that was found."""
-
-    title: str
-    url: str
-    snippet: str
-    """Plain text around the match."""
-    score: float
-    """Higher is better; comparable within one answer."""
-    text: str
-    """The passage for the prompt, whole sentences."""
-
-
-class Retriever(Protocol):
-    """Something that can be searched."""
-
-    async def search(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
-        """At most `num_results` documents, best first. Raises whatever may go wrong."""
-        ...
-
-    async def close(self) -> None:
-        """Lets go of files and threads."""
-        ...
-
-
-class NoRetriever:
-    """Finds nothing: for a service without documents."""
-
-    async def search(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
-        return []
-
-    async def close(self) -> None:
-        return None
 
 
 class IndexUnusable(Exception):
@@ -108,11 +66,11 @@ class IndexRetriever:
             )
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="retrieval")
 
-    async def search(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
         abandoned = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._search, query, num_results, safe_search, abandoned
+                self._threads, self._search, query, limit, safe_search, abandoned
             )
         finally:
             # A search that took too long must not go on and hold up those behind it.
@@ -124,7 +82,7 @@ class IndexRetriever:
             connection.close()
 
     def _search(
-        self, query: str, num_results: int, safe_search: bool, abandoned: threading.Event
+        self, query: str, limit: int, safe_search: bool, abandoned: threading.Event
     ) -> list[Result]:
         words = query_words(query)
         if not words:
@@ -146,7 +104,7 @@ class IndexRetriever:
                 MAX_CANDIDATES,
             ),
         )
-        return rank([Hit(*row) for row in rows], words)[:num_results]
+        return rank([Hit(*row) for row in rows], words)[:limit]
 
     def _connect(self) -> sqlite3.Connection:
         """This thread's connection: a query that runs must not hold up another one."""
@@ -179,23 +137,15 @@ class Hit(NamedTuple):
 
 
 def rank(hits: Sequence[Hit], words: Sequence[str]) -> list[Result]:
-    """One result a document, best first."""
-    documents: dict[int, list[Hit]] = {}
+    """The passages, best first; one gains if its document has others that match."""
+    totals: defaultdict[int, float] = defaultdict(float)
     for hit in hits:
-        documents.setdefault(hit.document, []).append(hit)
+        totals[hit.document] += hit.score
     results = []
-    for found in documents.values():
-        best = max(found, key=lambda hit: hit.weight)
-        others = sum(hit.score for hit in found if hit is not best)
-        results.append(
-            Result(
-                title=best.title,
-                url=best.url,
-                snippet=snippet(best.text, words),
-                score=(best.weight + _OTHERS_SHARE * others) * _title_gain(best, words),
-                text=best.text,
-            )
-        )
+    for hit in hits:
+        others = totals[hit.document] - hit.score
+        score = (hit.weight + _OTHERS_SHARE * others) * _title_gain(hit, words)
+        results.append(Result(title=hit.title, url=hit.url, score=score, text=hit.text))
     return sorted(results, key=lambda result: -result.score)
 
 
@@ -211,19 +161,3 @@ def query_words(query: str) -> list[str]:
     """The words to look for, lower case, each once; stop words only if there is nothing else."""
     words = list(dict.fromkeys(_WORD.findall(query.lower())))
     return [word for word in words if word not in STOP_WORDS] or words
-
-
-def snippet(text: str, words: Sequence[str]) -> str:
-    """About `SNIPPET_CHARACTERS` of `text`, from its beginning or so that the first match shows."""
-    found = re.search(rf"\b(?:{'|'.join(map(re.escape, words))})", text, re.IGNORECASE)
-    begin = 0
-    if words and found and found.start() > SNIPPET_CHARACTERS * 3 // 4:
-        ends = (text.rfind(end, 0, found.start()) for end in (". ", "! ", "? "))
-        begin = max(ends) + 2
-        if begin < 2 or found.start() - begin > SNIPPET_CHARACTERS // 2:
-            # No sentence begins near: some words before the match do.
-            begin = text.rfind(" ", 0, found.start() - SNIPPET_CHARACTERS // 4) + 1
-    piece = text[begin : begin + SNIPPET_CHARACTERS]
-    if begin + SNIPPET_CHARACTERS < len(text):
-        piece = piece[: piece.rfind(" ")].rstrip(" ,;:") + " …"
-    return piece

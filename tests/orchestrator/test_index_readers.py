@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.index import Index, IndexBuildError, find_sources, main
-from orchestrator.retrieval import IndexRetriever
+from orchestrator.retrievers.embedded import IndexRetriever
 
 NUM_DOCUMENTS = 20
 
