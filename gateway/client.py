@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.allowance import Spending
 from gateway.generation import (
     ChatPrompt,
+    Citation,
     Delta,
     Event,
     Finish,
@@ -190,7 +191,9 @@ def _summarize_event(response: orchestrator_pb2.SummarizeStreamResponse) -> Even
         return _results(response.results)
     if kind == "finish":
         finish = response.finish
-        return Finish(_reason(finish.reason), _usage(finish.usage), tuple(finish.citations))
+        details = tuple(map(_citation, finish.citation_details))
+        citations = tuple(finish.citations)
+        return Finish(_reason(finish.reason), _usage(finish.usage), citations, details)
     raise _broken("a message without an event")
 
 
@@ -211,6 +214,15 @@ def _results(results: orchestrator_pb2.SearchResults) -> SearchResults:
             SearchResult(each.position, each.title, each.url, each.snippet, each.score)
             for each in results.results
         ),
+    )
+
+
+def _citation(detail: orchestrator_pb2.CitationDetail) -> Citation:
+    sentence, span = detail.sentence, detail.span
+    return Citation(
+        detail.position or None,
+        (sentence.begin, sentence.end),
+        (span.begin, span.end) if detail.HasField("span") else None,
     )
 
 

@@ -112,12 +112,24 @@ class Usage(NamedTuple):
     cached_tokens: int
 
 
+class Citation(NamedTuple):
+    """A sentence of a summary and what it cites, as offsets: [first, behind the last)."""
+
+    number: int | None
+    """The result's position; None where the sentence cites none."""
+    sentence: tuple[int, int]
+    """In the summary."""
+    span: tuple[int, int] | None
+    """In the result's snippet; None where that does not support the sentence."""
+
+
 class Finish(NamedTuple):
     """The end: stop, length or abort. Citations are a search's."""
 
     reason: str
     usage: Usage
     citations: tuple[int, ...] = ()
+    citation_details: tuple[Citation, ...] = ()
 
 
 class SearchResult(NamedTuple):

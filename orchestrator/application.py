@@ -14,7 +14,8 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.replicas import Replicas
 from orchestrator.requests import RequestTable
-from orchestrator.retrieval import IndexRetriever, IndexUnusable, NoRetriever, Retriever
+from orchestrator.retrieval import NoRetriever, Retriever
+from orchestrator.retrievers.embedded import IndexRetriever, IndexUnusable
 from orchestrator.search import Search
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings
@@ -37,6 +38,7 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 replicas=replicas,
                 search=Search(retriever, tokenizer, settings.retrieval_timeout_seconds),
                 request_timeout_seconds=settings.request_timeout_seconds,
+                max_summary_characters=settings.max_summary_characters,
             )
             readiness = Readiness(channel, tokenizer, replicas)
             yield OrchestratorService(pipeline, requests, replicas, readiness)

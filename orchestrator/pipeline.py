@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import NamedTuple
 
 from opentelemetry import trace
 
@@ -25,8 +23,15 @@ from orchestrator.completion import Completion
 from orchestrator.generation import Delta, Finish, FinishReason, ModelInfo, Sampling, Started, Usage
 from orchestrator.replicas import Replicas
 from orchestrator.requests import ActiveRequest, RequestState, RequestTable
-from orchestrator.retrieval import Result
-from orchestrator.search import Search
+from orchestrator.search import Retrieved, Search
+from orchestrator.summary import (
+    NOTHING_SEARCHED,
+    Found,
+    Question,
+    Summary,
+    SummaryFinish,
+    as_sources,
+)
 from orchestrator.validation import (
     check_sampling,
     check_stop,
@@ -36,34 +41,7 @@ from orchestrator.validation import (
 
 logger = logging.getLogger("orchestrator.pipeline")
 
-_CITATION = re.compile(r"\[(\d{1,3})\]")
-
 Prompt = ChatPrompt | str | Sequence[int]
-
-
-class Found(NamedTuple):
-    """What a search found; the first event of a summary."""
-
-    query: str
-    results: Sequence[Result]
-
-
-class SummaryFinish(NamedTuple):
-    """The end of a summary."""
-
-    reason: FinishReason
-    usage: Usage
-    citations: Sequence[int]
-
-
-class Question(NamedTuple):
-    """A search, and how its summary is to be."""
-
-    query: str
-    num_results: int
-    max_tokens: int
-    model: str = ""
-    safe_search: bool = False
 
 
 class Pipeline:
@@ -78,6 +56,7 @@ class Pipeline:
         replicas: Replicas,
         search: Search,
         request_timeout_seconds: float,
+        max_summary_characters: int,
     ) -> None:
         """`request_timeout_seconds` is for requests that come without a deadline."""
         self._admission = admission
@@ -86,6 +65,7 @@ class Pipeline:
         self._replicas = replicas
         self._search = search
         self._request_timeout_seconds = request_timeout_seconds
+        self._max_summary_characters = max_summary_characters
 
     async def generate(
         self, prompt: Prompt, *, model: str, sampling: Sampling, stop: Sequence[str]
@@ -106,29 +86,54 @@ class Pipeline:
         """`Found`, deltas, one `SummaryFinish`. The question must have been checked."""
         with self._admitted(method) as active:
             served = self._choose(question.model, active)
-            results = await self._find(question, active)
-            yield Found(question.query, results)
+            retrieved = await self._find(question, active)
+            sources = as_sources(retrieved.results)
+            yield Found(question.query, sources)
+            if retrieved.failed:
+                yield Delta(NOTHING_SEARCHED, 0)
+                yield SummaryFinish(FinishReason.STOP, Usage())
+                return
+            summary = Summary(self._max_summary_characters)
+
+            async def encode() -> Encoded:
+                prompt = await self._search.encode(
+                    question.query, retrieved.results, question.max_tokens, served
+                )
+                summary.give(sources[: prompt.num_passages])
+                return prompt.encoded
+
             # Greedy: the same question on the same documents has the same answer.
             sampling = Sampling(temperature=0.0, max_tokens=question.max_tokens)
-            events = self._complete(
-                lambda: self._search.encode(question.query, results, question.max_tokens, served),
-                served,
-                sampling,
-                (),
-                active,
-            )
-            summary: list[str] = []
+            events = self._complete(encode, served, sampling, (), active)
             async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Delta):
-                        summary.append(event.text)
-                        yield event
-                    elif isinstance(event, Finish):
-                        citations = cited("".join(summary), len(results))
-                        annotate(num_citations=len(citations))
-                        yield SummaryFinish(event.reason, event.usage, citations)
+                async for event in self._summary(events, summary, active):
+                    yield event
 
-    async def _find(self, question: Question, active: ActiveRequest) -> Sequence[Result]:
+    async def _summary(
+        self,
+        events: AsyncGenerator[Started | Delta | Finish, None],
+        summary: Summary,
+        active: ActiveRequest,
+    ) -> AsyncGenerator[Delta | SummaryFinish, None]:
+        """The checked text of `events`, which are left when it is as long as it may be."""
+        finish = None
+        async for event in events:
+            if isinstance(event, Delta):
+                for delta in summary.push(event):
+                    yield delta
+            elif isinstance(event, Finish):
+                finish = event
+            if summary.full:
+                break
+        if finish is None:
+            usage = Usage(active.prompt_tokens, active.completion_tokens)
+            finish = Finish(FinishReason.LENGTH, usage)
+        for last in summary.finish(finish):
+            if isinstance(last, SummaryFinish):
+                annotate(num_citations=len(last.citations))
+            yield last
+
+    async def _find(self, question: Question, active: ActiveRequest) -> Retrieved:
         active.state = RequestState.RETRIEVING
         try:
             async with active.cancellable():
@@ -138,7 +143,7 @@ class Pipeline:
         except MeshError:
             if not active.cancelled:
                 raise
-            return []  # the finish that follows says that the request was ended
+            return Retrieved(())  # the finish that follows says that the request was ended
 
     async def _complete(
         self,
@@ -248,12 +253,6 @@ def _begin(
         stop=stop,
         active=active,
     )
-
-
-def cited(text: str, num_results: int) -> list[int]:
-    """The results that `text` cites as `[n]`, ascending; others are left out."""
-    numbers = {int(number) for number in _CITATION.findall(text)}
-    return sorted(number for number in numbers if 1 <= number <= num_results)
 
 
 def _observe_first_token(active: ActiveRequest) -> None:

@@ -1,4 +1,4 @@
-"""A search: documents found in time, and as much of them in the prompt as there is room for."""
+"""A search: passages found in time, and as much of them in the prompt as there is room for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from opentelemetry import trace
 from tokenizers import Tokenizer
@@ -18,6 +19,7 @@ from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt, Encoded, Tok
 from orchestrator.generation import ModelInfo
 from orchestrator.prompt import Passage, format_source, search_messages
 from orchestrator.retrieval import Result, Retriever
+from orchestrator.selection import NUM_CANDIDATES, for_prompt, select
 from orchestrator.sentences import split_sentences
 
 logger = logging.getLogger("orchestrator.search")
@@ -28,8 +30,23 @@ FRAME_TOKENS = 128
 """Room for the instructions and the template around the passages, a first guess."""
 
 
+class Retrieved(NamedTuple):
+    """What a search gave; the results that the summary rests on come first."""
+
+    results: Sequence[Result]
+    failed: bool = False
+    """Nothing could be searched, so that there may be more than nothing."""
+
+
+class SummaryPrompt(NamedTuple):
+    """A prompt, and how many of the results are in it: the first ones."""
+
+    encoded: Encoded
+    num_passages: int
+
+
 class Search:
-    """Finds documents and makes the prompt that asks for their summary."""
+    """Finds passages and makes the prompt that asks for their summary."""
 
     def __init__(
         self, retriever: Retriever, tokenizer: TokenizerClient, timeout_seconds: float
@@ -38,40 +55,41 @@ class Search:
         self._tokenizer = tokenizer
         self._timeout_seconds = timeout_seconds
 
-    async def find(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
-        """The documents for `query`; none if the search fails or takes too long."""
+    async def find(self, query: str, num_results: int, safe_search: bool) -> Retrieved:
+        """The passages for `query`; none if the search fails or takes too long."""
         started = time.monotonic()
         with TRACER.start_as_current_span("retrieve") as span:
             outcome = "failed"
             results: list[Result] = []
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    results = await self._retriever.search(query, num_results, safe_search)
+                    found = await self._retriever.search(query, NUM_CANDIDATES, safe_search)
+                results = select(found, num_results)
                 outcome = "found" if results else "empty"
             except TimeoutError:
                 outcome = "timeout"
                 logger.warning("retrieval timed out", extra={"limit": self._timeout_seconds})
             except Exception:
                 # Whatever is wrong with the search, the request goes on and says that nothing
-                # was found.
+                # could be searched.
                 logger.exception("retrieval failed")
             metrics.RETRIEVAL.labels(outcome).observe(time.monotonic() - started)
             span.set_attributes(
                 {"weir.retrieval.outcome": outcome, "weir.retrieval.num_results": len(results)}
             )
             annotate(num_results=len(results), retrieval=outcome)
-            return results
+            return Retrieved(results, failed=outcome in ("timeout", "failed"))
 
     async def encode(
         self, query: str, results: Sequence[Result], max_tokens: int, model: ModelInfo
-    ) -> Encoded:
+    ) -> SummaryPrompt:
         """The prompt's ids, shortened from the end until `max_tokens` more fit the context.
 
         Raises MeshError (INVALID_REQUEST) where `max_tokens` alone leaves no room.
         """
         room = model.context_length - max_tokens
         tokenizer = (await self._tokenizer.current()).tokenizer
-        passages = [Passage(result.title, result.text) for result in results]
+        passages = [Passage(result.title, result.text) for result in for_prompt(results)]
         # What an empty prompt costs is known only once it is encoded.
         frame = FRAME_TOKENS
         while True:
@@ -83,7 +101,7 @@ class Search:
             encoded = await self._tokenizer.encode_chat(prompt)
             excess = len(encoded.token_ids) - room
             if excess <= 0:
-                return encoded
+                return SummaryPrompt(encoded, len(fitting))
             if not fitting:
                 raise invalid(
                     "max_tokens",

@@ -23,11 +23,12 @@ from orchestrator.generation import (
     Started,
     Usage,
 )
-from orchestrator.pipeline import Found, Pipeline, Prompt, Question, SummaryFinish
+from orchestrator.grounding import Citation
+from orchestrator.pipeline import Pipeline, Prompt
 from orchestrator.readiness import Readiness
 from orchestrator.replicas import Replicas
 from orchestrator.requests import RequestState, RequestTable
-from orchestrator.retrieval import Result
+from orchestrator.summary import Found, Question, SummaryFinish
 from orchestrator.validation import DEFAULT_SUMMARY_TOKENS, check_num_results, check_query
 
 if TYPE_CHECKING:
@@ -268,17 +269,16 @@ def _logprobs(logprobs: Iterable[DeltaLogprob]) -> list[orchestrator_pb2.DeltaLo
 def _results(found: Found) -> orchestrator_pb2.SearchResults:
     return orchestrator_pb2.SearchResults(
         query=found.query,
-        results=[_result(position, result) for position, result in enumerate(found.results, 1)],
-    )
-
-
-def _result(position: int, result: Result) -> orchestrator_pb2.SearchResult:
-    return orchestrator_pb2.SearchResult(
-        position=position,
-        title=result.title,
-        url=result.url,
-        snippet=result.snippet,
-        score=result.score,
+        results=[
+            orchestrator_pb2.SearchResult(
+                position=source.position,
+                title=source.title,
+                url=source.url,
+                snippet=source.snippet,
+                score=source.score,
+            )
+            for source in found.sources
+        ],
     )
 
 
@@ -287,6 +287,15 @@ def _summary_finish(finish: SummaryFinish) -> orchestrator_pb2.SummarizeFinish:
         reason=_REASONS[finish.reason],
         usage=_usage(finish.usage),
         citations=finish.citations,
+        citation_details=map(_citation_detail, finish.details),
+    )
+
+
+def _citation_detail(citation: Citation) -> orchestrator_pb2.CitationDetail:
+    return orchestrator_pb2.CitationDetail(
+        position=citation.position,
+        sentence=orchestrator_pb2.TextSpan(**citation.sentence._asdict()),
+        span=citation.span and orchestrator_pb2.TextSpan(**citation.span._asdict()),
     )
 
 

@@ -42,6 +42,9 @@ class OrchestratorSettings(ServiceSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="Most time for a request that comes without a deadline."
     )
+    max_summary_characters: int = Field(
+        20_000, ge=1, description="Longest summary, in characters; what is more is cut off."
+    )
     dns_refresh_seconds: float = Field(
         5.0, gt=0, description="How often the engines' names are looked up."
     )

@@ -90,6 +90,15 @@ def _end(finish: Finish) -> dict[str, object]:
     return {
         "finish_reason": finish.reason,
         "citations": list(finish.citations),
+        "citation_details": [
+            {
+                "n": each.number,
+                "span": each.span,
+                "supported": each.span is not None,
+                "sentence": each.sentence,
+            }
+            for each in finish.citation_details
+        ],
         "usage": finish.usage._asdict(),
         "request_id": "" if request is None else request.request_id,
         "trace_id": trace_id(),

@@ -46,8 +46,19 @@ class SearchResultAnswer(Answer):
     position: int
     title: str
     url: str
-    snippet: str
+    snippet: str = Field(description="The whole passage; several may be of one document.")
     score: float
+
+
+class CitationAnswer(Answer):
+    """A sentence of the summary and what it cites; offsets count Unicode characters."""
+
+    n: int | None = Field(description="The result's position; null: the sentence cites none.")
+    span: tuple[int, int] | None = Field(
+        description="What the sentence rests on in the result's snippet; null: unsupported."
+    )
+    supported: bool
+    sentence: tuple[int, int] = Field(description="The sentence in the summary.")
 
 
 class SearchAnswer(Answer):
@@ -57,7 +68,8 @@ class SearchAnswer(Answer):
     status: Literal["completed"]
     search_results: list[SearchResultAnswer]
     summary: str
-    citations: list[int]
+    citations: list[int] = Field(description="Positions of the results that are cited.")
+    citation_details: list[CitationAnswer]
     finish_reason: Literal["stop", "length", "abort"]
     usage: UsageAnswer
     request_id: str

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from mesh.v1 import common_pb2 as mesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amesh/v1/orchestrator.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"\xf8\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x13.mesh.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12&\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x11.mesh.v1.TokenIdsH\x00\x12)\n\x08sampling\x18\x05 \x01(\x0b\x32\x17.mesh.v1.SamplingParams\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x0c\n\x04\x65\x63ho\x18\x07 \x01(\x08\x12(\n\x0btool_choice\x18\x08 \x01(\x0b\x32\x13.mesh.v1.ToolChoiceB\x08\n\x06prompt\"<\n\nToolChoice\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06single\x18\x03 \x01(\x08\"\x94\x01\n\x10GenerateResponse\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x18.mesh.v1.GenerateStartedH\x00\x12\x1f\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.DeltaH\x00\x12)\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x17.mesh.v1.GenerateFinishH\x00\x42\x07\n\x05\x65vent\"7\n\x0fGenerateStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"\x91\x01\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\'\n\x08logprobs\x18\x03 \x03(\x0b\x32\x15.mesh.v1.DeltaLogprob\x12\x11\n\treasoning\x18\x04 \x01(\t\x12*\n\ntool_calls\x18\x05 \x03(\x0b\x32\x16.mesh.v1.ToolCallDelta\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"x\n\x0c\x44\x65ltaLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x02 \x01(\x0c\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\"\n\x03top\x18\x04 \x03(\x0b\x32\x15.mesh.v1.DeltaLogprobB\n\n\x08_logprob\"V\n\x0eGenerateFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\"n\n\x10SummarizeRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\x13\n\x0bnum_results\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12\x13\n\x0bsafe_search\x18\x05 \x01(\x08\"\x9a\x01\n\x17SummarizeStreamResponse\x12)\n\x07results\x18\x01 \x01(\x0b\x32\x16.mesh.v1.SearchResultsH\x00\x12\x1f\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.DeltaH\x00\x12*\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x18.mesh.v1.SummarizeFinishH\x00\x42\x07\n\x05\x65vent\"F\n\rSearchResults\x12\r\n\x05query\x18\x01 \x01(\t\x12&\n\x07results\x18\x02 \x03(\x0b\x32\x15.mesh.v1.SearchResult\"\\\n\x0cSearchResult\x12\x10\n\x08position\x18\x01 \x01(\r\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0f\n\x07snippet\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\"j\n\x0fSummarizeFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\x12\x11\n\tcitations\x18\x03 \x03(\r\"w\n\x11SummarizeResponse\x12\'\n\x07results\x18\x01 \x01(\x0b\x32\x16.mesh.v1.SearchResults\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12(\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x18.mesh.v1.SummarizeFinish\"B\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.mesh.v1.EmbedInput\"M\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x11.mesh.v1.TokenIdsH\x00\x42\x07\n\x05input\"]\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\nembeddings\x18\x02 \x03(\x0b\x32\x12.mesh.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.mesh.v1.Model\"K\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x1c\n\x14\x63reated_unix_seconds\x18\x03 \x01(\x03\"\x15\n\x13ListRequestsRequest\"@\n\x14ListRequestsResponse\x12(\n\x08requests\x18\x01 \x03(\x0b\x32\x16.mesh.v1.ActiveRequest\"\xaf\x01\n\rActiveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.mesh.v1.RequestState\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\r\x12\x13\n\x0b\x61ge_seconds\x18\x07 \x01(\x01\"*\n\x14\x43\x61ncelRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"*\n\x15\x43\x61ncelRequestResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\x9f\x01\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REQUEST_STATE_RETRIEVING\x10\x01\x12\x1a\n\x16REQUEST_STATE_ENCODING\x10\x02\x12\x19\n\x15REQUEST_STATE_WAITING\x10\x03\x12\x1b\n\x17REQUEST_STATE_STREAMING\x10\x04\x32\x8c\x04\n\x13OrchestratorService\x12\x41\n\x08Generate\x12\x18.mesh.v1.GenerateRequest\x1a\x19.mesh.v1.GenerateResponse0\x01\x12P\n\x0fSummarizeStream\x12\x19.mesh.v1.SummarizeRequest\x1a .mesh.v1.SummarizeStreamResponse0\x01\x12\x42\n\tSummarize\x12\x19.mesh.v1.SummarizeRequest\x1a\x1a.mesh.v1.SummarizeResponse\x12\x38\n\x05\x45mbed\x12\x15.mesh.v1.EmbedRequest\x1a\x16.mesh.v1.EmbedResponse0\x01\x12\x45\n\nListModels\x12\x1a.mesh.v1.ListModelsRequest\x1a\x1b.mesh.v1.ListModelsResponse\x12K\n\x0cListRequests\x12\x1c.mesh.v1.ListRequestsRequest\x1a\x1d.mesh.v1.ListRequestsResponse\x12N\n\rCancelRequest\x12\x1d.mesh.v1.CancelRequestRequest\x1a\x1e.mesh.v1.CancelRequestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amesh/v1/orchestrator.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"\xf8\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x13.mesh.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12&\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x11.mesh.v1.TokenIdsH\x00\x12)\n\x08sampling\x18\x05 \x01(\x0b\x32\x17.mesh.v1.SamplingParams\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x0c\n\x04\x65\x63ho\x18\x07 \x01(\x08\x12(\n\x0btool_choice\x18\x08 \x01(\x0b\x32\x13.mesh.v1.ToolChoiceB\x08\n\x06prompt\"<\n\nToolChoice\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06single\x18\x03 \x01(\x08\"\x94\x01\n\x10GenerateResponse\x12+\n\x07started\x18\x01 \x01(\x0b\x32\x18.mesh.v1.GenerateStartedH\x00\x12\x1f\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.DeltaH\x00\x12)\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x17.mesh.v1.GenerateFinishH\x00\x42\x07\n\x05\x65vent\"7\n\x0fGenerateStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"\x91\x01\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12\'\n\x08logprobs\x18\x03 \x03(\x0b\x32\x15.mesh.v1.DeltaLogprob\x12\x11\n\treasoning\x18\x04 \x01(\t\x12*\n\ntool_calls\x18\x05 \x03(\x0b\x32\x16.mesh.v1.ToolCallDelta\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"x\n\x0c\x44\x65ltaLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x02 \x01(\x0c\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\"\n\x03top\x18\x04 \x03(\x0b\x32\x15.mesh.v1.DeltaLogprobB\n\n\x08_logprob\"V\n\x0eGenerateFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\"n\n\x10SummarizeRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\x13\n\x0bnum_results\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12\x13\n\x0bsafe_search\x18\x05 \x01(\x08\"\x9a\x01\n\x17SummarizeStreamResponse\x12)\n\x07results\x18\x01 \x01(\x0b\x32\x16.mesh.v1.SearchResultsH\x00\x12\x1f\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.DeltaH\x00\x12*\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x18.mesh.v1.SummarizeFinishH\x00\x42\x07\n\x05\x65vent\"F\n\rSearchResults\x12\r\n\x05query\x18\x01 \x01(\t\x12&\n\x07results\x18\x02 \x03(\x0b\x32\x15.mesh.v1.SearchResult\"\\\n\x0cSearchResult\x12\x10\n\x08position\x18\x01 \x01(\r\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0f\n\x07snippet\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\"\x9d\x01\n\x0fSummarizeFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\x12\x11\n\tcitations\x18\x03 \x03(\r\x12\x31\n\x10\x63itation_details\x18\x04 \x03(\x0b\x32\x17.mesh.v1.CitationDetail\"h\n\x0e\x43itationDetail\x12\x10\n\x08position\x18\x01 \x01(\r\x12#\n\x08sentence\x18\x02 \x01(\x0b\x32\x11.mesh.v1.TextSpan\x12\x1f\n\x04span\x18\x03 \x01(\x0b\x32\x11.mesh.v1.TextSpan\"&\n\x08TextSpan\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"w\n\x11SummarizeResponse\x12\'\n\x07results\x18\x01 \x01(\x0b\x32\x16.mesh.v1.SearchResults\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12(\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x18.mesh.v1.SummarizeFinish\"B\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.mesh.v1.EmbedInput\"M\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x11.mesh.v1.TokenIdsH\x00\x42\x07\n\x05input\"]\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\nembeddings\x18\x02 \x03(\x0b\x32\x12.mesh.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.mesh.v1.Model\"K\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x1c\n\x14\x63reated_unix_seconds\x18\x03 \x01(\x03\"\x15\n\x13ListRequestsRequest\"@\n\x14ListRequestsResponse\x12(\n\x08requests\x18\x01 \x03(\x0b\x32\x16.mesh.v1.ActiveRequest\"\xaf\x01\n\rActiveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.mesh.v1.RequestState\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\r\x12\x13\n\x0b\x61ge_seconds\x18\x07 \x01(\x01\"*\n\x14\x43\x61ncelRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"*\n\x15\x43\x61ncelRequestResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08*\x9f\x01\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18REQUEST_STATE_RETRIEVING\x10\x01\x12\x1a\n\x16REQUEST_STATE_ENCODING\x10\x02\x12\x19\n\x15REQUEST_STATE_WAITING\x10\x03\x12\x1b\n\x17REQUEST_STATE_STREAMING\x10\x04\x32\x8c\x04\n\x13OrchestratorService\x12\x41\n\x08Generate\x12\x18.mesh.v1.GenerateRequest\x1a\x19.mesh.v1.GenerateResponse0\x01\x12P\n\x0fSummarizeStream\x12\x19.mesh.v1.SummarizeRequest\x1a .mesh.v1.SummarizeStreamResponse0\x01\x12\x42\n\tSummarize\x12\x19.mesh.v1.SummarizeRequest\x1a\x1a.mesh.v1.SummarizeResponse\x12\x38\n\x05\x45mbed\x12\x15.mesh.v1.EmbedRequest\x1a\x16.mesh.v1.EmbedResponse0\x01\x12\x45\n\nListModels\x12\x1a.mesh.v1.ListModelsRequest\x1a\x1b.mesh.v1.ListModelsResponse\x12K\n\x0cListRequests\x12\x1c.mesh.v1.ListRequestsRequest\x1a\x1d.mesh.v1.ListRequestsResponse\x12N\n\rCancelRequest\x12\x1d.mesh.v1.CancelRequestRequest\x1a\x1e.mesh.v1.CancelRequestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.v1.orchestrator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REQUESTSTATE']._serialized_start=2431
-  _globals['_REQUESTSTATE']._serialized_end=2590
+  _globals['_REQUESTSTATE']._serialized_start=2629
+  _globals['_REQUESTSTATE']._serialized_end=2788
   _globals['_GENERATEREQUEST']._serialized_start=62
   _globals['_GENERATEREQUEST']._serialized_end=310
   _globals['_TOOLCHOICE']._serialized_start=312
@@ -58,32 +58,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHRESULTS']._serialized_end=1356
   _globals['_SEARCHRESULT']._serialized_start=1358
   _globals['_SEARCHRESULT']._serialized_end=1450
-  _globals['_SUMMARIZEFINISH']._serialized_start=1452
-  _globals['_SUMMARIZEFINISH']._serialized_end=1558
-  _globals['_SUMMARIZERESPONSE']._serialized_start=1560
-  _globals['_SUMMARIZERESPONSE']._serialized_end=1679
-  _globals['_EMBEDREQUEST']._serialized_start=1681
-  _globals['_EMBEDREQUEST']._serialized_end=1747
-  _globals['_EMBEDINPUT']._serialized_start=1749
-  _globals['_EMBEDINPUT']._serialized_end=1826
-  _globals['_EMBEDRESPONSE']._serialized_start=1828
-  _globals['_EMBEDRESPONSE']._serialized_end=1921
-  _globals['_LISTMODELSREQUEST']._serialized_start=1923
-  _globals['_LISTMODELSREQUEST']._serialized_end=1942
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1944
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1996
-  _globals['_MODEL']._serialized_start=1998
-  _globals['_MODEL']._serialized_end=2073
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=2075
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=2096
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=2098
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=2162
-  _globals['_ACTIVEREQUEST']._serialized_start=2165
-  _globals['_ACTIVEREQUEST']._serialized_end=2340
-  _globals['_CANCELREQUESTREQUEST']._serialized_start=2342
-  _globals['_CANCELREQUESTREQUEST']._serialized_end=2384
-  _globals['_CANCELREQUESTRESPONSE']._serialized_start=2386
-  _globals['_CANCELREQUESTRESPONSE']._serialized_end=2428
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=2593
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=3117
+  _globals['_SUMMARIZEFINISH']._serialized_start=1453
+  _globals['_SUMMARIZEFINISH']._serialized_end=1610
+  _globals['_CITATIONDETAIL']._serialized_start=1612
+  _globals['_CITATIONDETAIL']._serialized_end=1716
+  _globals['_TEXTSPAN']._serialized_start=1718
+  _globals['_TEXTSPAN']._serialized_end=1756
+  _globals['_SUMMARIZERESPONSE']._serialized_start=1758
+  _globals['_SUMMARIZERESPONSE']._serialized_end=1877
+  _globals['_EMBEDREQUEST']._serialized_start=1879
+  _globals['_EMBEDREQUEST']._serialized_end=1945
+  _globals['_EMBEDINPUT']._serialized_start=1947
+  _globals['_EMBEDINPUT']._serialized_end=2024
+  _globals['_EMBEDRESPONSE']._serialized_start=2026
+  _globals['_EMBEDRESPONSE']._serialized_end=2119
+  _globals['_LISTMODELSREQUEST']._serialized_start=2121
+  _globals['_LISTMODELSREQUEST']._serialized_end=2140
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2142
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2194
+  _globals['_MODEL']._serialized_start=2196
+  _globals['_MODEL']._serialized_end=2271
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=2273
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=2294
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=2296
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=2360
+  _globals['_ACTIVEREQUEST']._serialized_start=2363
+  _globals['_ACTIVEREQUEST']._serialized_end=2538
+  _globals['_CANCELREQUESTREQUEST']._serialized_start=2540
+  _globals['_CANCELREQUESTREQUEST']._serialized_end=2582
+  _globals['_CANCELREQUESTRESPONSE']._serialized_start=2584
+  _globals['_CANCELREQUESTRESPONSE']._serialized_end=2626
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=2791
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=3315
 # @@protoc_insertion_point(module_scope)

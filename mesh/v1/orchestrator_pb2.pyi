@@ -407,7 +407,9 @@ class SearchResults(message.Message):
     """The query as it was searched for."""
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[SearchResult]:
-        """Best first."""
+        """First up to five that the summary rests on, chosen by relevance and diversity, best first;
+        then others, best first. Empty as well where nothing could be searched; the summary says so.
+        """
 
     def __init__(
         self,
@@ -423,6 +425,8 @@ class SearchResults(message.Message):
 
 @typing.final
 class SearchResult(message.Message):
+    """A passage; several may be of one document."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: builtins.int
@@ -437,7 +441,9 @@ class SearchResult(message.Message):
     url: builtins.str
     """Where the document is."""
     snippet: builtins.str
-    """A piece of the document that shows the match, plain text."""
+    """The passage of the document that matched, whole sentences of plain text. In it and in the
+    title, what a browser would take for markup is escaped: "<" as "&lt;" and "&" as "&amp;".
+    """
     score: builtins.float
     """Relevance; higher is better, comparable only within one answer."""
     def __init__(
@@ -462,6 +468,7 @@ class SummarizeFinish(message.Message):
     REASON_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
     CITATIONS_FIELD_NUMBER: builtins.int
+    CITATION_DETAILS_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why it ended."""
     @builtins.property
@@ -470,7 +477,13 @@ class SummarizeFinish(message.Message):
 
     @builtins.property
     def citations(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Positions of the results that the summary cites, ascending, each once."""
+        """Positions of the results that the summary cites, ascending, each once. A number that was not
+        given to the model is removed from the text before it is sent.
+        """
+
+    @builtins.property
+    def citation_details(self) -> containers.RepeatedCompositeFieldContainer[CitationDetail]:
+        """What each sentence of the summary rests on, in its order."""
 
     def __init__(
         self,
@@ -478,10 +491,69 @@ class SummarizeFinish(message.Message):
         reason: common_pb2.FinishReason.ValueType = ...,
         usage: common_pb2.Usage | None = ...,
         citations: abc.Iterable[builtins.int] | None = ...,
+        citation_details: abc.Iterable[CitationDetail] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["citations", b"citations", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CitationDetail(message.Message):
+    """A sentence of a summary, and a result that it cites."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    SENTENCE_FIELD_NUMBER: builtins.int
+    SPAN_FIELD_NUMBER: builtins.int
+    position: builtins.int
+    """The cited result's position; 0 where the sentence cites none."""
+    @builtins.property
+    def sentence(self) -> TextSpan:
+        """The sentence in the concatenated text of all deltas, without citations behind it."""
+
+    @builtins.property
+    def span(self) -> TextSpan:
+        """What it rests on in the result's snippet; absent where nothing there, as far as words tell,
+        supports the sentence.
+        """
+
+    def __init__(
+        self,
+        *,
+        position: builtins.int = ...,
+        sentence: TextSpan | None = ...,
+        span: TextSpan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["sentence", b"sentence", "span", b"span"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["position", b"position", "sentence", b"sentence", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class TextSpan(message.Message):
+    """A part of a text, counted in characters (Unicode code points)."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    BEGIN_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    begin: builtins.int
+    """Its first character."""
+    end: builtins.int
+    """The one behind its last."""
+    def __init__(
+        self,
+        *,
+        begin: builtins.int = ...,
+        end: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["begin", b"begin", "end", b"end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,19 @@ async def test_the_summary_quotes_the_documents(client: httpx.AsyncClient) -> No
     assert all(sentence[0].isupper() for sentence, _ in sentences)
 
 
+async def test_sentences_are_matched_to_the_passages(client: httpx.AsyncClient) -> None:
+    """Spans point into the snippets that the results carried; a quotation is supported."""
+    stream = await search(client, "what is backpressure")
+    snippets = {result["position"]: result["snippet"] for result in stream[0].data["results"]}
+    details = stream[-1].data["citation_details"]
+    supported = [each for each in details if each["supported"]]
+    assert supported
+    for each in supported:
+        begin, end = each["span"]
+        assert snippets[each["n"]][begin:end].strip()
+    assert {each["n"] for each in details} - {None} == set(stream[-1].data["citations"])
+
+
 async def test_tokens_arrive_as_they_are_generated(client: httpx.AsyncClient) -> None:
     """The answer comes over time, not in one burst at its end."""
     stream = await search(client, "what is backpressure")

@@ -33,6 +33,10 @@ class Script:
     reason: int = STOP
     logprobs: bool = False
     citations: Sequence[int] = (1,)
+    citation_details: Sequence[tuple[int, tuple[int, int], tuple[int, int] | None]] = (
+        (1, (0, 5), (2, 9)),
+        (0, (6, 11), None),
+    )
     results: Sequence[tuple[str, str, str]] = (
         ("Weir", "https://example.org/weir", "A low dam that regulates a river."),
         ("Dam", "https://example.org/dam", "It holds a river back."),
@@ -79,7 +83,10 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             yield event
         if not script.without_finish:
             finish = orchestrator_pb2.SummarizeFinish(
-                reason=script.reason, usage=usage(script), citations=script.citations
+                reason=script.reason,
+                usage=usage(script),
+                citations=script.citations,
+                citation_details=map(citation, script.citation_details),
             )
             yield response(finish=finish)
 
@@ -126,6 +133,19 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 def usage(script: Script) -> common_pb2.Usage:
     """Seven tokens of prompt, one a delta."""
     return common_pb2.Usage(prompt_tokens=7, completion_tokens=len(script.deltas), cached_tokens=4)
+
+
+def citation(
+    detail: tuple[int, tuple[int, int], tuple[int, int] | None],
+) -> orchestrator_pb2.CitationDetail:
+    """A sentence's citation and what supports it."""
+    position, (begin, end), span = detail
+    made = orchestrator_pb2.CitationDetail(
+        position=position, sentence=orchestrator_pb2.TextSpan(begin=begin, end=end)
+    )
+    if span is not None:
+        made.span.begin, made.span.end = span
+    return made
 
 
 def delta(text: str, with_logprobs: bool) -> orchestrator_pb2.Delta:

@@ -31,7 +31,9 @@ id: 1
 data: {"type":"token","token":" \\"wör\\nld\\"","position":1}
 
 event: complete
-data: {"type":"complete","finish_reason":"stop","citations":[1],"usage":{"prompt_tokens":7,\
+data: {"type":"complete","finish_reason":"stop","citations":[1],"citation_details":[\
+{"n":1,"span":[2,9],"supported":true,"sentence":[0,5]},\
+{"n":null,"span":null,"supported":false,"sentence":[6,11]}],"usage":{"prompt_tokens":7,\
 "completion_tokens":2,"cached_tokens":4},"request_id":"r-1","trace_id":"TRACE"}
 
 """
@@ -74,6 +76,10 @@ async def test_json_says_the_same_in_one_object(client: httpx.AsyncClient) -> No
             "status": "completed",
             "summary": "Hello world",
             "citations": [1],
+            "citation_details": [
+                {"n": 1, "span": [2, 9], "supported": True, "sentence": [0, 5]},
+                {"n": None, "span": None, "supported": False, "sentence": [6, 11]},
+            ],
             "finish_reason": "stop",
             "usage": {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 4},
         }

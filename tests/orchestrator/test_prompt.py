@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from orchestrator.pipeline import cited
 from orchestrator.prompt import INSTRUCTIONS, Passage, search_messages
 
 
@@ -30,18 +27,3 @@ def test_the_prompt_says_that_there_are_no_sources() -> None:
     """The model sees that nothing was found, instead of an empty list."""
     user = search_messages("fox", [])[1]
     assert user.content == "Question: fox\n\nSources:\n\nNone.\n\nQuestion: fox"
-
-
-@pytest.mark.parametrize(
-    ("text", "citations"),
-    [
-        ("", []),
-        ("No citation, x[a] and [] are none.", []),
-        ("Two [2] and one [1], and two again [2].", [1, 2]),
-        ("Of three there is no [4] and no [0], but [3].", [3]),
-        ("[1][2] side by side, [03] padded", [1, 2, 3]),
-    ],
-)
-def test_citations_are_numbers_of_results(text: str, citations: list[int]) -> None:
-    """Ascending, each once; a number that no result has is no citation."""
-    assert cited(text, 3) == citations

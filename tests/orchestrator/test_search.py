@@ -17,9 +17,9 @@ from orchestrator.search import Search
 from tests.orchestrator.tokenizers_made import byte_level
 
 RESULTS = [
-    Result("Foxes", "f", "", 3.0, "The fox is wild. The fox is quick. The fox is brown."),
-    Result("Dogs", "d", "", 2.0, "The dog is lazy. The dog sleeps."),
-    Result("Cats", "c", "", 1.0, "The cat is quiet."),
+    Result("Foxes", "f", 3.0, "The fox is wild. The fox is quick. The fox is brown."),
+    Result("Dogs", "d", 2.0, "The dog is lazy. The dog sleeps."),
+    Result("Cats", "c", 1.0, "The cat is quiet."),
 ]
 
 
@@ -41,9 +41,10 @@ async def encode(room: int, results: Sequence[Result] = RESULTS) -> tuple[Encode
     """What is encoded for a context with `room` for a prompt, and its sources' lines."""
     tokenizer: Any = FakeTokenizer()
     search = Search(FakeRetriever(), tokenizer, 5.0)
-    encoded = await search.encode("fox", results, 100, ModelInfo("m", room + 100))
+    prompt = await search.encode("fox", results, 100, ModelInfo("m", room + 100))
     sources = tokenizer.prompt.split("Sources:\n\n")[1].split("\n\n")[:-1]
-    return encoded, [source.splitlines() for source in sources]
+    assert prompt.num_passages == (0 if sources == ["None."] else len(sources))
+    return prompt.encoded, [source.splitlines() for source in sources]
 
 
 WHOLE = [
@@ -92,7 +93,7 @@ class FakeRetriever:
         self.error = error
         self.cancelled = False
 
-    async def search(self, query: str, num_results: int, safe_search: bool) -> list[Result]:
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
         try:
             await asyncio.sleep(self.delay)
         except asyncio.CancelledError:
@@ -100,7 +101,7 @@ class FakeRetriever:
             raise
         if self.error is not None:
             raise self.error
-        return [Result("Foxes", "u", "s", 1.0, "t")][:num_results]
+        return [Result("Foxes", "u", 1.0, "t")][:limit]
 
     async def close(self) -> None:
         return None
@@ -114,7 +115,9 @@ def search(retriever: FakeRetriever, timeout_seconds: float = 5.0) -> Search:
 
 async def test_what_is_found_is_given() -> None:
     """As the retriever ranked it."""
-    assert [r.title for r in await search(FakeRetriever()).find("fox", 5, False)] == ["Foxes"]
+    retrieved = await search(FakeRetriever()).find("fox", 5, False)
+    assert [result.title for result in retrieved.results] == ["Foxes"]
+    assert not retrieved.failed
 
 
 @pytest.mark.timeout(5)
@@ -122,7 +125,7 @@ async def test_a_slow_search_is_left_at_the_limit() -> None:
     """It costs its limit, gives nothing, and goes on nowhere."""
     retriever = FakeRetriever(delay=60)
     begun = asyncio.get_running_loop().time()
-    assert await search(retriever, 0.05).find("fox", 5, False) == []
+    assert await search(retriever, 0.05).find("fox", 5, False) == ([], True)
     assert 0.04 <= asyncio.get_running_loop().time() - begun < 2
     assert retriever.cancelled
 
@@ -131,8 +134,8 @@ async def test_a_slow_search_is_left_at_the_limit() -> None:
 async def test_a_broken_search_finds_nothing(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The request goes on without documents, and the log says why."""
-    assert await search(FakeRetriever(error=error)).find("fox", 5, False) == []
+    """The request goes on, knows that nothing could be searched, and the log says why."""
+    assert await search(FakeRetriever(error=error)).find("fox", 5, False) == ([], True)
     assert "retrieval" in caplog.text
 
 

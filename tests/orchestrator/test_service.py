@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from mesh.channel import call_unary, open_stream
 from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, orchestrator_pb2
-from orchestrator.index import main as build_index
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 
@@ -33,18 +31,6 @@ async def generate(
 def text_of(events: list[Any]) -> str:
     """The text that a stream's deltas spell."""
     return "".join(event.delta.text for event in events)
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> str:
-    """An index of two documents."""
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    (docs / "foxes.md").write_text("# Foxes\n\nA fox is a small wild dog. Foxes live in dens.\n")
-    (docs / "dogs.md").write_text("# Dogs\n\nA dog is a tame animal. Every fox avoids a dog.\n")
-    out = tmp_path / "index.sqlite3"
-    assert build_index([str(docs), "--out", str(out)]) == 0
-    return str(out)
 
 
 async def test_started_then_deltas_then_one_finish() -> None:
@@ -169,84 +155,6 @@ async def test_bad_input_is_told_by_field_limit_and_value(
     assert caught.value.kind is kind
     assert caught.value.param == param
     assert named in caught.value.message
-
-
-async def test_a_summary_shows_results_then_text_then_citations(index: str) -> None:
-    """The prompt quotes what was found, and only citations of results count."""
-    async with orchestrator(FakeInference(), index=index) as running:
-        asked = orchestrator_pb2.SummarizeRequest(query="  fox ")
-        async with open_stream(running.stub.SummarizeStream, asked) as responses:
-            events = [response async for response in responses]
-        whole = await call_unary(running.stub.Summarize, asked)
-    results = events[0].results
-    assert results.query == "fox"
-    assert [(r.position, r.title, r.url) for r in results.results] == [
-        (1, "Foxes", "foxes.md"),
-        (2, "Dogs", "dogs.md"),
-    ]
-    assert text_of(events) == SCRIPT
-    assert list(events[-1].finish.citations) == [1, 2]
-    assert "A fox is a small wild dog. [1]" in running.tokenizer.prompts[0]
-    assert running.engine.requests[0].sampling.temperature == 0
-    assert running.engine.requests[0].sampling.max_tokens == 256
-    assert whole.results == results
-    assert whole.summary == SCRIPT
-    assert whole.finish.citations == events[-1].finish.citations
-
-
-async def test_passages_give_way_to_the_context(index: str) -> None:
-    """A prompt that would be too long loses sentences from its end, not the request."""
-    async with orchestrator(FakeInference(context_length=560), index=index) as running:
-        asked = orchestrator_pb2.SummarizeRequest(query="fox", max_tokens=120)
-        whole = await call_unary(running.stub.Summarize, asked)
-    assert len(running.engine.requests[0].token_ids) <= 440
-    assert "[1] Foxes" in running.tokenizer.prompts[-1]
-    assert len(whole.results.results) == 2
-
-
-async def test_without_documents_the_prompt_says_so() -> None:
-    """No index, no results, and still an answer."""
-    async with orchestrator(FakeInference()) as running:
-        asked = orchestrator_pb2.SummarizeRequest(query="fox")
-        whole = await call_unary(running.stub.Summarize, asked)
-    assert len(whole.results.results) == 0
-    assert list(whole.finish.citations) == []
-    assert "None." in running.tokenizer.prompts[0]
-
-
-async def test_slow_retrieval_costs_its_limit_and_no_more(
-    index: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The request goes on without documents."""
-    async with orchestrator(FakeInference(), index=index, retrieval_timeout_seconds=0.1) as running:
-        retriever = running.service._pipeline._search._retriever
-
-        async def hang(*_: object) -> list[Any]:
-            await asyncio.sleep(60)
-            return []
-
-        monkeypatch.setattr(retriever, "search", hang)
-        asked = orchestrator_pb2.SummarizeRequest(query="fox")
-        whole = await asyncio.wait_for(call_unary(running.stub.Summarize, asked), 5)
-    assert len(whole.results.results) == 0
-    assert whole.summary == SCRIPT
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"query": "   "}, "query"),
-        ({"query": "a" * 501}, "query"),
-        ({"query": "a", "num_results": 21}, "num_results"),
-    ],
-)
-async def test_a_bad_search_is_refused(fields: dict[str, Any], param: str) -> None:
-    """Before anything is looked for."""
-    async with orchestrator(FakeInference()) as running:
-        with pytest.raises(MeshError) as caught:
-            await call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(**fields))
-    assert caught.value.kind is ErrorKind.INVALID_REQUEST
-    assert caught.value.param == param
 
 
 async def test_models_are_listed() -> None:
