@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Protocol
 
+from inference import metrics
 from inference.admission import Admission
 from inference.block_manager import IntegrityError
 from inference.errors import EngineError, StepFailed
@@ -111,15 +112,19 @@ class Engine:
             max_num_seqs=self._scheduler.max_num_seqs,
             kv_capacity_tokens=blocks.num_blocks * blocks.block_size,
             num_preemptions=self._scheduler.num_preemptions,
+            block_size=blocks.block_size,
         )
 
     def _run(self, batch: Batch) -> list[StepOutput]:
+        started = time.monotonic()
         try:
             tokens = self._runner.run(batch)
         except Exception as error:
             logger.exception("step failed", extra={"num_sequences": len(batch.sequences)})
             return self._fail(batch, error)
         self._num_consecutive_failures = 0
+        num_tokens = sum(sequence.num_scheduled_tokens for sequence in batch.sequences)
+        metrics.observe_step(num_tokens, time.monotonic() - started)
         broken = [
             sequence
             for sequence, token in zip(batch.sampling, tokens, strict=True)

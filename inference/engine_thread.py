@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
+from inference import metrics
 from inference.engine import Engine
 from inference.errors import EngineError, EngineUnavailable
 from inference.interface import Chunk, Load, ModelInfo
@@ -145,8 +146,8 @@ class AsyncEngine:
             self._streams.deliver([StepOutput(sequence.request_id, [], [], finish)])
 
     def _abort(self, request_id: str) -> None:
-        # Its consumer is gone: there is nobody to tell of the end.
-        self._command(lambda engine: engine.abort(request_id) and None)
+        cancelled = metrics.cancellation()
+        self._command(lambda engine: self._free(engine, request_id, cancelled))
 
     def _command(self, command: Command) -> bool:
         """Hand a command to the thread; False if it takes none any more."""
@@ -167,6 +168,12 @@ class AsyncEngine:
             finish = sequence.refuse(error)
             return StepOutput(sequence.request_id, [], [], finish)
         return None
+
+    def _free(self, engine: Engine, request_id: str, cancelled: metrics.Cancellation) -> None:
+        # Its consumer is gone: there is nobody but the metrics to tell of the end.
+        output = engine.abort(request_id)
+        if output is not None and output.finish is not None:
+            metrics.observe_cancelled(output.finish, cancelled)
 
     def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
         try:

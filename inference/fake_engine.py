@@ -13,6 +13,7 @@ from collections.abc import Sequence as Ids
 from contextlib import aclosing
 from hashlib import blake2b
 
+from inference import metrics
 from inference.admission import Admission
 from inference.errors import DeadlineExceeded, EngineError, EngineUnavailable
 from inference.interface import Chunk, FinishReason, Load, ModelInfo, TokenLogprobs
@@ -134,7 +135,10 @@ class FakeEngine:
         self._wanted.set()
 
     def _abort(self, request_id: str) -> None:
-        self._sequences.pop(request_id, None)
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            finish = sequence.end(FinishReason.ABORT, time.monotonic())
+            metrics.observe_cancelled(finish, metrics.cancellation())
 
     async def _run(self) -> None:
         due = time.monotonic()

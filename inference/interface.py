@@ -73,6 +73,9 @@ class Chunk:
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
     finish: Finish | None = None
+    intervals: Sequence[float] = ()
+    """Seconds from each token, or all that one step brought, to the next, as the engine made them;
+    the sequence's first one has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,8 @@ class Load:
     kv_capacity_tokens: int
     num_preemptions: int
     """Preemptions since the start."""
+    block_size: int = 1
+    """Tokens in a block of the KV cache."""
 
 
 class EngineClient(Protocol):

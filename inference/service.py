@@ -80,18 +80,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 num_resumed_tokens=request.num_resumed_tokens,
                 deadline=None if current is None else current.deadline,
             )
-            finish: Finish | None = None
-            try:
-                async with aclosing(chunks):
-                    async for chunk in chunks:
-                        finish = chunk.finish
-                        if chunk.token_ids or finish is None:
-                            yield _message(chunk)
-                        if finish is not None:
-                            yield _end(finish)
-            finally:
-                if finish is None:
-                    metrics.REQUESTS.labels(FinishReason.ABORT.value).inc()
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    metrics.observe_chunk(chunk)
+                    if chunk.token_ids or chunk.finish is None:
+                        yield _message(chunk)
+                    if chunk.finish is not None:
+                        yield _end(chunk.finish)
 
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 from inference.errors import DuplicateRequest
@@ -14,16 +15,23 @@ from inference.sequence import Sequence
 class TokenStream:
     """The one pending chunk of a sequence: it grows until its consumer takes it."""
 
-    __slots__ = ("_finish", "_logprobs", "_token_ids", "_waiter")
+    __slots__ = ("_finish", "_intervals", "_last", "_logprobs", "_token_ids", "_waiter")
 
     def __init__(self) -> None:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._finish: Finish | None = None
+        self._last: float | None = None
+        self._intervals: list[float] = []
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, output: StepOutput) -> None:
         """Add what a step brought, and wake the consumer if it waits."""
+        if output.token_ids:
+            now = time.monotonic()
+            if self._last is not None:
+                self._intervals.append(now - self._last)
+            self._last = now
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs
         self._finish = output.finish
@@ -42,8 +50,13 @@ class TokenStream:
                 await self._waiter
             finally:
                 self._waiter = None
-        chunk = Chunk(token_ids=self._token_ids, logprobs=self._logprobs, finish=self._finish)
-        self._token_ids, self._logprobs = [], []
+        chunk = Chunk(
+            token_ids=self._token_ids,
+            logprobs=self._logprobs,
+            finish=self._finish,
+            intervals=self._intervals,
+        )
+        self._token_ids, self._logprobs, self._intervals = [], [], []
         return chunk
 
 
