@@ -17,7 +17,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
+from mesh import semconv
+
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+CONTENT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 
 def weir_version() -> str:
@@ -35,6 +39,15 @@ def exporter_configured() -> bool:
     return not disabled and not switched_off and any(map(os.environ.get, ENDPOINT_VARIABLES))
 
 
+def captures_content() -> bool:
+    """Whether spans may hold prompts, queries and answers; they may not unless it is asked for.
+
+    The values are those of OpenTelemetry's own GenAI instrumentations; we have spans only.
+    """
+    value = os.environ.get(CONTENT_VARIABLE, "").lower()
+    return value in ("true", "span_only", "span_and_event")
+
+
 def start(service: str) -> TracerProvider:
     """Installs the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
 
@@ -50,7 +63,12 @@ def start(service: str) -> TracerProvider:
 
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     resource = Resource.create(
-        {"service.name": name, "service.namespace": "weir", "service.version": weir_version()}
+        {
+            semconv.SERVICE_NAME: name,
+            semconv.SERVICE_NAMESPACE: "weir",
+            semconv.SERVICE_VERSION: weir_version(),
+        },
+        schema_url=semconv.SCHEMA_URL,
     )
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
