@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, cast
 
 import grpc
 import grpc.aio
-from opentelemetry.instrumentation.grpc import aio_client_interceptors
+from opentelemetry.trace import Span
 
 from mesh import metrics
 from mesh.context import KEY_NAME_METADATA, REQUEST_ID_METADATA, current_request
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
-from mesh.tracing import client_span, not_health_check
+from mesh.tracing import ClientSpan
 from mesh.transport import channel_options
+from mesh.unary_spans import UnarySpans
+
+STATUS_SECONDS = 1.0
+"""How long a stream whose last message has been read may take to say that it ended."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -23,12 +28,9 @@ Response = TypeVar("Response")
 
 def open_channel(target: str) -> grpc.aio.Channel:
     """A channel to `target` (any gRPC target); the caller closes it. Connects when first used."""
-    unary_only = [
-        interceptor
-        for interceptor in aio_client_interceptors(filter_=not_health_check)  # type: ignore[no-untyped-call]
-        if isinstance(interceptor, grpc.aio.UnaryUnaryClientInterceptor)
-    ]
-    return grpc.aio.insecure_channel(target, options=channel_options(), interceptors=unary_only)
+    return grpc.aio.insecure_channel(
+        target, options=channel_options(), interceptors=[UnarySpans(target)]
+    )
 
 
 async def call_unary(
@@ -53,6 +55,10 @@ class ResponseStream(Generic[Response]):
     def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Response]) -> None:
         self._call = call
         self._called_off = False
+        self._has_last = False
+        self._ended = False
+        self.error: MeshError | None = None
+        """How the call failed, once a reader has been told."""
 
     def __aiter__(self) -> ResponseStream[Response]:
         return self
@@ -61,7 +67,8 @@ class ResponseStream(Generic[Response]):
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            self.error = from_rpc_error(error)
+            raise self.error from error
         except asyncio.CancelledError:
             # gRPC raises the same for a call that was cancelled here and for a reader that was.
             task = asyncio.current_task()
@@ -69,8 +76,21 @@ class ResponseStream(Generic[Response]):
                 raise MeshError(ErrorKind.CANCELLED, "the call was called off") from None
             raise
         if response is grpc.aio.EOF:
+            self._ended = True
             raise StopAsyncIteration
         return cast("Response", response)
+
+    def has_last(self) -> None:
+        """Says that the last message has been read: only the status is still to come."""
+        self._has_last = True
+
+    async def complete(self) -> bool:
+        """Whether everything has been read; waits for the status if only that is missing."""
+        if self._has_last and not self._ended:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_SECONDS):
+                    await self._call.code()
+        return self._has_last or self._ended
 
     def cancel(self) -> None:
         """Calls the call off; a reader that waits gets MeshError (CANCELLED)."""
@@ -83,21 +103,35 @@ async def open_stream(
     method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
     request: Request,
     timeout: float | None = None,
+    parent: Span | None = None,
 ) -> AsyncIterator[ResponseStream[Response]]:
     """Opens a response stream; leaving the block in any way cancels what is left of the call.
 
-    Reading raises MeshError. `timeout` (seconds) shortens the request's deadline.
+    Reading raises MeshError. `timeout` (seconds) shortens the request's deadline. `parent` is
+    the call's span's; None: the current one.
 
         async with open_stream(stub.Generate, request) as responses:
             async for response in responses:
                 ...
     """
-    metadata, name = _metadata(), _method_name(method)
-    with metrics.client_call(name), client_span(name, metadata):
+    metadata, name, target = _metadata(), _method_name(method), _target(method)
+    with (
+        metrics.client_call(name),
+        ClientSpan(name, metadata, target=target, parent=parent) as span,
+    ):
         call = method(request, metadata=metadata, timeout=_timeout(timeout))
+        responses = ResponseStream(call)
         try:
-            yield ResponseStream(call)
+            yield responses
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            span.complete = await responses.complete()
+            raise
+        else:
+            span.complete = await responses.complete()
         finally:
+            span.error = responses.error
             call.cancel()
 
 
@@ -121,5 +155,10 @@ def _timeout(limit: float | None) -> float | None:
 
 def _method_name(method: object) -> str:
     # grpc.aio keeps the name in a private field, as bytes, and has no public way to it.
-    name = getattr(method, "_method", b"/unknown/unknown")
-    return name.decode() if isinstance(name, bytes) else str(name)
+    name = getattr(method, "_method", b"unknown/unknown")
+    return (name.decode() if isinstance(name, bytes) else str(name)).lstrip("/")
+
+
+def _target(method: object) -> str:
+    target = getattr(getattr(method, "_channel", None), "target", b"")
+    return target.decode() if isinstance(target, bytes) else str(target)

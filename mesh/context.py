@@ -14,6 +14,9 @@ REQUEST_ID_METADATA = "x-request-id"
 KEY_NAME_METADATA = "x-weir-key-name"
 """Whose request it is: the name of the API key, never the key."""
 
+DEADLINE_TOLERANCE_SECONDS = 0.05
+"""The caller's clock runs first: its cancellation may come this long before our own deadline."""
+
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -32,6 +35,12 @@ class RequestContext:
     def remaining(self) -> float | None:
         """Seconds until the deadline, at least 0; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether a cancellation that comes now is the deadline's."""
+        remaining = self.remaining()
+        return remaining is not None and remaining <= DEADLINE_TOLERANCE_SECONDS
 
 
 _VALID_KEY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -22,16 +22,13 @@ from mesh.context import (
     use_request,
 )
 from mesh.errors import GRPC_STATUS, INTERNAL_MESSAGE, ErrorKind, MeshError, status_of
-from mesh.tracing import server_span, set_server_status
+from mesh.tracing import kind_of_cancellation, server_span, set_server_status
 
 logger = logging.getLogger("mesh.rpc")
 
 if TYPE_CHECKING:  # generic in the stubs only
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
-
-DEADLINE_TOLERANCE_SECONDS = 0.05
-"""The caller's clock runs first: its cancellation may come this long before our own deadline."""
 
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
@@ -125,7 +122,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                     self._refuse_if_draining()
                     return await call(request, context)
                 except asyncio.CancelledError:
-                    code = _code_of_cancellation(current)
+                    # gRPC cancels a handler alike when its caller goes and when its time is up.
+                    code = GRPC_STATUS[kind_of_cancellation()]
                     if not self._cutting_off:
                         raise
                     code, description = grpc.StatusCode.UNAVAILABLE, "cut off by the drain"
@@ -161,14 +159,6 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         self._tasks.discard(task)
         if not self._tasks:
             self._idle.set()
-
-
-def _code_of_cancellation(request: RequestContext) -> grpc.StatusCode:
-    """gRPC cancels a handler alike when its caller goes and when its time is up."""
-    remaining = request.remaining()
-    if remaining is not None and remaining <= DEADLINE_TOLERANCE_SECONDS:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-    return grpc.StatusCode.CANCELLED
 
 
 def _as_mesh_error(error: Exception, method: str) -> MeshError:

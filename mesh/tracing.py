@@ -1,29 +1,53 @@
-"""Spans of the gRPC hops.
+"""Spans, each of which ends in every outcome, and says in which.
 
-The client interceptors of opentelemetry-instrumentation-grpc make the spans of unary calls. On
-streams and on the server they lose cancellation, preset the status to OK and detach the context
-in another task, so the spans of those are made here (docs/decisions/0006).
+    stage(name)            a piece of work inside a service
+    detached_stage(name)   the same where the block is left and entered again by `yield`
+    server_span            an RPC that is served
+    ClientSpan             a streaming call, from its start to its status
+
+The interceptors of opentelemetry-instrumentation-grpc lose a stream's end, so they serve unary
+calls only, and in a subclass (`mesh.unary_spans`, docs/decisions/0029).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import grpc
 import grpc.aio
 from opentelemetry import propagate, trace
-from opentelemetry.instrumentation.grpc import filters
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
+from mesh import semconv, telemetry
+from mesh.context import current_request
 from mesh.errors import GRPC_STATUS, ErrorKind, MeshError
+from mesh.semconv import Outcome
 
-TRACER = trace.get_tracer("weir.mesh")
+TRACER = trace.get_tracer("weir", telemetry.weir_version(), schema_url=semconv.SCHEMA_URL)
 
-not_health_check = filters.negate(filters.health_check())
-"""Health checks come every second from every neighbour; nobody wants their spans."""
+Attributes = Mapping[str, AttributeValue]
+
+OUTCOME_OF: Mapping[ErrorKind, Outcome] = MappingProxyType(
+    {
+        ErrorKind.INVALID_REQUEST: Outcome.INVALID,
+        ErrorKind.CONTEXT_TOO_LONG: Outcome.INVALID,
+        ErrorKind.UNAUTHENTICATED: Outcome.INVALID,
+        ErrorKind.MODEL_NOT_FOUND: Outcome.INVALID,
+        ErrorKind.OVERLOADED: Outcome.REFUSED,
+        ErrorKind.UNAVAILABLE: Outcome.FAILED,
+        ErrorKind.DEADLINE: Outcome.DEADLINE,
+        ErrorKind.CANCELLED: Outcome.CANCELLED,
+        ErrorKind.UNIMPLEMENTED: Outcome.INVALID,
+        ErrorKind.INTERNAL: Outcome.FAILED,
+    }
+)
+
+_KIND_OF_CODE = {code: kind for kind, code in GRPC_STATUS.items()}
 
 # Statuses that are the server's fault; the others leave its span unset, as the semantic
 # conventions for gRPC have it.
@@ -40,61 +64,176 @@ _SERVER_FAULTS = frozenset(
 
 
 @contextmanager
+def stage(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
+    """The current span of a piece of work. Nothing may be yielded from inside the block."""
+    with (
+        TRACER.start_as_current_span(
+            name,
+            attributes={semconv.OUTCOME: Outcome.OK, **(attributes or {})},
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span,
+        _telling(span),
+    ):
+        yield span
+
+
+@contextmanager
+def detached_stage(
+    name: str,
+    attributes: Attributes | None = None,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    parent: Span | None = None,
+) -> Iterator[Span]:
+    """A span that is not made the current one, for blocks that a generator yields from.
+
+    A suspended generator would leak its context to whoever runs meanwhile. `parent` None: the
+    current span.
+    """
+    attributes = {semconv.OUTCOME: Outcome.OK, **(attributes or {})}
+    context = None if parent is None else trace.set_span_in_context(parent)
+    span = TRACER.start_span(name, context, kind, attributes)
+    try:
+        with _telling(span):
+            yield span
+    finally:
+        span.end()
+
+
+@contextmanager
 def server_span(
     service: str, method: str, context: grpc.aio.ServicerContext[Any, Any]
-) -> Iterator[trace.Span]:
+) -> Iterator[Span]:
     """The current span of an RPC being served, child of the caller's `traceparent`."""
     carrier = {key: value for key, value in context.invocation_metadata() or ()}
+    attributes = {**rpc_attributes(f"{service}/{method}"), semconv.OUTCOME: Outcome.OK}
+    request = current_request()
+    if request is not None:
+        attributes[semconv.REQUEST_ID] = request.request_id
     with TRACER.start_as_current_span(
         f"{service}/{method}",
         context=propagate.extract(carrier),
         kind=SpanKind.SERVER,
-        attributes=_attributes(service, method),
+        attributes=attributes,
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
         yield span
 
 
-def set_server_status(span: trace.Span, code: grpc.StatusCode, description: str = "") -> None:
+def set_server_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
     """Records how the RPC ended; call it once, before the span ends."""
-    span.set_attribute("rpc.grpc.status_code", code.value[0])
-    if code in _SERVER_FAULTS:
+    _set_rpc_status(span, code, description, code in _SERVER_FAULTS)
+
+
+def set_client_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
+    """Records how the call ended. A call that was called off is no error: we wanted it so."""
+    failed = code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
+    _set_rpc_status(span, code, description, failed)
+
+
+def set_outcome(span: Span, outcome: Outcome, error_type: str = "", description: str = "") -> None:
+    """Says how a span's work ended; only what is our own fault is an error."""
+    span.set_attribute(semconv.OUTCOME, outcome)
+    if outcome in (Outcome.FAILED, Outcome.DEADLINE):
+        span.set_attribute(semconv.ERROR_TYPE, error_type or outcome)
         span.set_status(Status(StatusCode.ERROR, description))
 
 
-@contextmanager
-def client_span(method: str, metadata: list[tuple[str, str]]) -> Iterator[trace.Span]:
-    """The client span of a streaming call; adds its `traceparent` to `metadata`.
+def rpc_attributes(method: str, target: str = "") -> dict[str, AttributeValue]:
+    """What a span of an RPC says from its start. `target` is HOST:PORT, or any gRPC target."""
+    attributes: dict[str, AttributeValue] = {
+        semconv.RPC_SYSTEM_NAME: semconv.GRPC,
+        semconv.RPC_METHOD: method,
+    }
+    if target:
+        host, _, port = target.rpartition("/")[2].rpartition(":")
+        attributes[semconv.SERVER_ADDRESS] = host.strip("[]") or port
+        if host and port.isdigit():
+            attributes[semconv.SERVER_PORT] = int(port)
+    return attributes
 
-    `method` is the full name, `/package.Service/Method`. The span is not made the current one:
-    a generator that is suspended inside the block must not leak its context.
+
+class ClientSpan:
+    """The span of a streaming call, around the block that reads it.
+
+    It is not the current one. Its `traceparent` is added to `metadata`. Set `complete` once all
+    has been read: to leave the block before is to call the call off. Or set `error`, if the call
+    failed and the block is left in another way.
     """
-    service, _, name = method.lstrip("/").partition("/")
-    span = TRACER.start_span(
-        f"{service}/{name}", kind=SpanKind.CLIENT, attributes=_attributes(service, name)
-    )
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier, trace.set_span_in_context(span))
-    metadata.extend(carrier.items())
-    code = grpc.StatusCode.OK
+
+    def __init__(
+        self,
+        method: str,
+        metadata: list[tuple[str, str]],
+        *,
+        target: str = "",
+        parent: Span | None = None,
+    ) -> None:
+        """`method` is `package.Service/Method`; `parent` None: the current span."""
+        self.complete = False
+        self.error: MeshError | None = None
+        self.span = TRACER.start_span(
+            method,
+            context=None if parent is None else trace.set_span_in_context(parent),
+            kind=SpanKind.CLIENT,
+            attributes={**rpc_attributes(method, target), semconv.OUTCOME: Outcome.OK},
+        )
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(self.span))
+        metadata.extend(carrier.items())
+
+    def __enter__(self) -> ClientSpan:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        code, description = grpc.StatusCode.OK, ""
+        error = self.error or error
+        if isinstance(error, MeshError):
+            code, description = GRPC_STATUS[error.kind], error.message
+        elif isinstance(error, Exception):
+            code, description = grpc.StatusCode.INTERNAL, type(error).__name__
+        elif not self.complete:
+            code = GRPC_STATUS[kind_of_cancellation()]
+        set_client_status(self.span, code, description)
+        self.span.end()
+
+
+def kind_of_cancellation() -> ErrorKind:
+    """Why the current request's work was cancelled: its time was up, or its caller went."""
+    request = current_request()
+    out_of_time = request is not None and request.out_of_time
+    return ErrorKind.DEADLINE if out_of_time else ErrorKind.CANCELLED
+
+
+@contextmanager
+def _telling(span: Span) -> Iterator[None]:
     try:
-        yield span
+        yield
     except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED
+        kind = kind_of_cancellation()
+        set_outcome(span, OUTCOME_OF[kind], kind)
         raise
     except MeshError as error:
-        code = GRPC_STATUS[error.kind]
-        span.set_status(Status(StatusCode.ERROR, error.message))
+        set_outcome(span, OUTCOME_OF[error.kind], error.kind, error.message)
         raise
     except Exception as error:
-        code = GRPC_STATUS[ErrorKind.INTERNAL]
-        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+        set_outcome(span, Outcome.FAILED, type(error).__name__)
         raise
-    finally:
-        span.set_attribute("rpc.grpc.status_code", code.value[0])
-        span.end()
 
 
-def _attributes(service: str, method: str) -> dict[str, str]:
-    return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+def _set_rpc_status(span: Span, code: grpc.StatusCode, description: str, failed: bool) -> None:
+    span.set_attribute(semconv.RPC_RESPONSE_STATUS_CODE, code.name)
+    if code is grpc.StatusCode.OK:
+        return
+    outcome = OUTCOME_OF[_KIND_OF_CODE.get(code, ErrorKind.INTERNAL)]
+    span.set_attribute(semconv.OUTCOME, outcome)
+    if failed:
+        span.set_attribute(semconv.ERROR_TYPE, code.name)
+        span.set_status(Status(StatusCode.ERROR, description))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from mesh import telemetry
+from mesh import telemetry, tracing
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +28,18 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def tracer_provider() -> None:
     """Spans have ids in the tests as they have in a service, and go nowhere."""
     telemetry.start("tests")
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    """Every span of this test, once it has ended."""
+    exporter = InMemorySpanExporter()
+    # The callers' spans are not recorded in the tests, and a parent's word would count.
+    provider = TracerProvider(sampler=ALWAYS_ON)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
+    yield exporter
+    provider.shutdown()
 
 
 @pytest.fixture
