@@ -57,6 +57,8 @@ class Orchestrator:
             async for response in responses:
                 last = _generate_event(response)
                 _charge(spending, last)
+                if isinstance(last, Finish):
+                    responses.has_last()
                 yield last
         _check_finished(last)
 
@@ -69,6 +71,8 @@ class Orchestrator:
             async for response in responses:
                 last = _summarize_event(response)
                 _charge(spending, last)
+                if isinstance(last, Finish):
+                    responses.has_last()
                 yield last
         _check_finished(last)
 

@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
-from opentelemetry.trace import Status, StatusCode
 from starlette.types import Scope
 
 from gateway import metrics
 from gateway.errors import HttpError
 from gateway.generation import Finish
+from mesh import semconv
 from mesh.context import annotate
-from mesh.errors import HTTP_ERROR, MeshError
+from mesh.errors import ErrorKind, MeshError
 from mesh.metrics import exemplar
 
 _KEY = "gateway.observation"
@@ -26,6 +26,8 @@ class Observation:
     route: str = ""
     status: int = 0
     arrived: float = field(default_factory=time.monotonic)
+    error: ErrorKind | None = None
+    """What ended it, also where the status was spent before."""
     _saw_token: bool = False
 
     @staticmethod
@@ -46,7 +48,7 @@ class Observation:
         seconds = time.monotonic() - self.arrived
         metrics.TIME_TO_FIRST_TOKEN.labels(route).observe(seconds, exemplar())
         annotate(ttft_seconds=seconds)
-        trace.get_current_span().add_event("first token")
+        trace.get_current_span().add_event(semconv.FIRST_TOKEN)
 
     def finished(self, finish: Finish) -> None:
         """The generation ended."""
@@ -64,7 +66,4 @@ class Observation:
             return
         metrics.ERRORS.labels(error.kind.value).inc()
         annotate(error=error.message, error_kind=error.kind.value)
-        if HTTP_ERROR[error.kind].status >= 500:
-            span = trace.get_current_span()
-            span.set_status(Status(StatusCode.ERROR, error.message))
-            span.set_attribute("error.type", error.kind.value)
+        self.error = error.kind

@@ -14,7 +14,7 @@ from gateway.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError,
 from gateway.observation import Observation
 from gateway.origin import cors_headers
 from gateway.routes import UNWATCHED_PATHS, route_of
-from gateway.tracing import http_span, name_span, unrecorded_span
+from gateway.tracing import end_span, http_span, unrecorded_span
 from mesh.context import RequestContext, accept_request_id, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.metrics import exemplar
@@ -101,7 +101,7 @@ def _tell(scope: Scope, observation: Observation, request: RequestContext) -> No
     duration = time.monotonic() - observation.arrived
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
     route, status = route_of(scope), observation.status
-    name_span(trace.get_current_span(), method, route, status)
+    end_span(trace.get_current_span(), method, route, status, observation.error)
     metrics.REQUESTS.labels(route, method, str(status)).inc(1, exemplar())
     metrics.REQUEST_DURATION.labels(route, method).observe(duration, exemplar())
     fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from gateway.errors import CLIENT_CLOSED_REQUEST
 from gateway.routes import UNMATCHED
-
-TRACER = trace.get_tracer("weir.gateway")
+from mesh import semconv, tracing
+from mesh.context import current_request
+from mesh.errors import HTTP_ERROR, ErrorKind
+from mesh.semconv import Outcome
 
 _IDS = RandomIdGenerator()
 
@@ -25,18 +29,22 @@ def http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
 
     The query string is left out: it holds what people search for.
     """
-    attributes: dict[str, str | int] = {
-        "http.request.method": scope["method"],
-        "url.scheme": scope["scheme"],
-        "url.path": scope["path"],
-        "network.protocol.version": scope["http_version"],
+    attributes: dict[str, AttributeValue] = {
+        semconv.OUTCOME: Outcome.OK,
+        semconv.HTTP_REQUEST_METHOD: scope["method"],
+        semconv.URL_SCHEME: scope["scheme"],
+        semconv.URL_PATH: scope["path"],
+        semconv.NETWORK_PROTOCOL_VERSION: scope["http_version"],
+        **_server(headers.get("host", "")),
     }
+    request = current_request()
+    if request is not None:
+        attributes[semconv.REQUEST_ID] = request.request_id
     if scope["client"] is not None:
-        attributes["client.address"] = scope["client"][0]
-    for name, header in (("user_agent.original", "user-agent"), ("server.address", "host")):
-        if header in headers:
-            attributes[name] = headers[header]
-    with TRACER.start_as_current_span(
+        attributes[semconv.CLIENT_ADDRESS] = scope["client"][0]
+    if "user-agent" in headers:
+        attributes[semconv.USER_AGENT_ORIGINAL] = headers["user-agent"]
+    with tracing.TRACER.start_as_current_span(
         scope["method"],
         context=propagate.extract(dict(headers)),
         kind=SpanKind.SERVER,
@@ -47,16 +55,34 @@ def http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
         yield span
 
 
-def name_span(span: trace.Span, method: str, route: str, status: int) -> None:
-    """Says at the end what the request turned out to be."""
+def end_span(
+    span: trace.Span, method: str, route: str, status: int, error: ErrorKind | None
+) -> None:
+    """Says at the end what the request turned out to be. `error` may come after a status 200."""
     if route != UNMATCHED:
         span.update_name(f"{method} {route}")
-        span.set_attribute("http.route", route)
-    span.set_attribute("http.response.status_code", status)
-    if status >= 500:
+        span.set_attribute(semconv.HTTP_ROUTE, route)
+    span.set_attribute(semconv.HTTP_RESPONSE_STATUS_CODE, status)
+    if status == CLIENT_CLOSED_REQUEST:
+        span.set_attribute(semconv.OUTCOME, Outcome.CANCELLED)
+        span.add_event(semconv.CLIENT_DISCONNECTED)
+    elif error is not None:
+        span.set_attribute(semconv.OUTCOME, tracing.OUTCOME_OF[error])
+    elif status >= 400:
+        span.set_attribute(semconv.OUTCOME, Outcome.INVALID if status < 500 else Outcome.FAILED)
+    if status >= 500 or (error is not None and HTTP_ERROR[error].status >= 500):
+        span.set_attribute(semconv.ERROR_TYPE, str(status) if error is None else error)
         span.set_status(Status(StatusCode.ERROR))
-    elif status == CLIENT_CLOSED_REQUEST:
-        span.add_event("client disconnected")
+
+
+def _server(host: str) -> dict[str, AttributeValue]:
+    """Address and port of a Host header, which may be anything."""
+    try:
+        parts = urlsplit(f"//{host}")
+        found = {semconv.SERVER_ADDRESS: parts.hostname, semconv.SERVER_PORT: parts.port}
+    except ValueError:
+        return {}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def unrecorded_span() -> AbstractContextManager[object]:

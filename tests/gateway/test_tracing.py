@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -15,18 +12,6 @@ from mesh.errors import ErrorKind, MeshError
 from tests.gateway.fakes import FakeOrchestrator, Script
 
 SEARCH = {"query": "AI", "streaming": "true"}
-
-
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """Spans of the gateway and of its calls, kept in memory."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("gateway.tracing.TRACER", provider.get_tracer("gateway"))
-    monkeypatch.setattr("mesh.tracing.TRACER", provider.get_tracer("mesh"))
-    yield exporter
-    provider.shutdown()
 
 
 def server_span(spans: InMemorySpanExporter) -> ReadableSpan:
@@ -51,7 +36,7 @@ async def test_a_stream_is_one_span_to_its_end(
     assert attributes["http.response.status_code"] == 200
     assert "AI" not in attributes.values()
     assert "url.query" not in attributes
-    assert [event.name for event in span.events] == ["first token"]
+    assert [event.name for event in span.events] == ["weir.first_token"]
     assert span.start_time is not None
     assert span.end_time is not None
     assert span.end_time - span.start_time >= 0.15e9
