@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Sequence
 
+from opentelemetry.trace import Span
+
+from mesh import semconv, tracing
 from mesh.errors import ErrorKind, MeshError
 from orchestrator import metrics
 from orchestrator.clients.replica import Replica
@@ -42,8 +45,16 @@ class _Attempts:
         self._full: MeshError | None = None
         self._num_broken = 0
 
-    async def next_replica(self) -> Replica:
+    async def next_replica(self, parent: Span) -> Replica:
         """Who is tried next. Raises MeshError if nobody is left."""
+        with tracing.detached_stage(semconv.CHOOSE_REPLICA, parent=parent) as span:
+            span.set_attribute(semconv.NUM_CANDIDATES, len(self._replicas.ready))
+            replica = await self._next_replica()
+            span.set_attribute(semconv.SERVER_ADDRESS, replica.address)
+            span.set_attribute(semconv.OUTSTANDING_TOKENS, replica.outstanding_tokens)
+            return replica
+
+    async def _next_replica(self) -> Replica:
         try:
             return self._replicas.pick(self._model.name, self._prompt, self._excluded)
         except MeshError:
@@ -98,14 +109,16 @@ async def generate(
     attempts = _Attempts(replicas, model, prompt)
     delivered: list[int] = []
     while True:
-        replica = await attempts.next_replica()
+        replica = await attempts.next_replica(active.generation.span)
         accepted = False
         token_ids = [*prompt, *delivered]
         num_tokens = len(prompt) + (sampling.max_tokens or 0)
         try:
             with replicas.lease(replica, num_tokens):
                 async with (
-                    replica.generate(token_ids, sampling, len(delivered)) as tokens,
+                    replica.generate(
+                        token_ids, sampling, len(delivered), active.generation.span
+                    ) as tokens,
                     read_ahead(tokens) as ahead,
                 ):
                     with active.cancels(tokens.cancel):
@@ -121,6 +134,8 @@ async def generate(
             if active.cancelled:
                 raise
             attempts.failed(replica, error, accepted=accepted, so_far=len(delivered))
+            if error.kind is not ErrorKind.OVERLOADED:
+                active.generation.failover(replica.address, error, len(delivered))
             reason = _ended(delivered, sampling, model)
             if reason is not None:
                 # Only the finish was lost with the replica: nothing is left to generate.

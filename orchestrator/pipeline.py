@@ -9,14 +9,15 @@ import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 
 from opentelemetry import trace
 
+from mesh import semconv, tracing
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.metrics import exemplar
-from orchestrator import metrics
+from orchestrator import metrics, spans
 from orchestrator.admission import Admission
 from orchestrator.clients.tokenizer import ChatPrompt, Encoded, TokenizerClient
 from orchestrator.completion import Completion
@@ -157,18 +158,24 @@ class Pipeline:
         completion: Completion | None = None
         try:
             active.state = RequestState.ENCODING
-            async with active.cancellable():
-                encoded = await encode()
+            with tracing.stage(semconv.ENCODE) as span:
+                async with active.cancellable():
+                    encoded = await encode()
+                span.set_attribute(semconv.NUM_TOKENS, len(encoded.token_ids))
             completion = _begin(encoded, model, sampling, stop, active)
             events = completion.stream(self._replicas)
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, Delta):
-                        _observe_first_token(active)
-                    elif isinstance(event, Finish):
-                        annotate(finish_reason=event.reason.value)
-                    started = True
-                    yield event
+            with spans.generation(encoded, model, sampling, stop) as active.generation:
+                async with aclosing(events):
+                    async for event in events:
+                        if isinstance(event, Delta):
+                            _observe_first_token(active)
+                            active.generation.delta(event)
+                        elif isinstance(event, Finish):
+                            annotate(finish_reason=event.reason.value)
+                            active.generation.finish(event)
+                        active.generation.usage = completion.usage
+                        started = True
+                        yield event
         except MeshError as error:
             if error.kind is not ErrorKind.CANCELLED or not active.cancelled:
                 raise
@@ -207,11 +214,10 @@ class Pipeline:
             request.deadline = started + self._request_timeout_seconds
         outcome = "refused"
         try:
-            with (
-                self._admission.permit(),
-                self._requests.track(request.request_id if request else "", method) as active,
-            ):
-                trace.get_current_span().add_event("admitted")
+            with ExitStack() as held:
+                self._admit(held)
+                request_id = request.request_id if request else ""
+                active = held.enter_context(self._requests.track(request_id, method))
                 metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
                 outcome = "cancelled"
                 try:
@@ -227,11 +233,16 @@ class Pipeline:
             metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
             metrics.REQUESTS.labels(method, outcome).inc()
             if outcome == "refused":
-                trace.get_current_span().add_event("refused")
                 metrics.REFUSED.labels(method).inc()
             else:
                 duration = time.monotonic() - started
                 metrics.E2E_LATENCY.labels(method).observe(duration, exemplar())
+
+    def _admit(self, held: ExitStack) -> None:
+        limit = {semconv.ADMISSION_LIMIT: self._admission.limit}
+        with tracing.stage(semconv.ADMISSION, limit) as span:
+            span.set_attribute(semconv.NUM_ADMITTED, self._admission.num_admitted)
+            held.enter_context(self._admission.permit())
 
 
 def _begin(
@@ -262,4 +273,4 @@ def _observe_first_token(active: ActiveRequest) -> None:
     ttft = active.age_seconds
     metrics.TIME_TO_FIRST_TOKEN.labels(active.method).observe(ttft, exemplar())
     annotate(ttft_seconds=ttft)
-    trace.get_current_span().add_event("first_token")
+    trace.get_current_span().add_event(semconv.FIRST_TOKEN)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 
 from mesh.errors import ErrorKind, MeshError
+from orchestrator.spans import NO_SPAN
 
 
 class RequestState(StrEnum):
@@ -32,6 +33,7 @@ class ActiveRequest:
         self.completion_tokens = 0
         self.cancelled = False
         self.first_token_seen = False
+        self.generation = NO_SPAN
         self._started = time.monotonic()
         self._on_cancel: Callable[[], object] | None = None
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from opentelemetry import trace
+from opentelemetry.trace import Span
 from tokenizers import Tokenizer
 
+from mesh import semconv, telemetry, tracing
 from mesh.context import annotate
 from mesh.errors import invalid
+from mesh.semconv import Operation, Outcome
 from orchestrator import metrics
 from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt, Encoded, TokenizerClient
 from orchestrator.generation import ModelInfo
@@ -23,8 +26,6 @@ from orchestrator.selection import NUM_CANDIDATES, for_prompt, select
 from orchestrator.sentences import split_sentences
 
 logger = logging.getLogger("orchestrator.search")
-
-TRACER = trace.get_tracer("weir.orchestrator")
 
 FRAME_TOKENS = 128
 """Room for the instructions and the template around the passages, a first guess."""
@@ -58,7 +59,9 @@ class Search:
     async def find(self, query: str, num_results: int, safe_search: bool) -> Retrieved:
         """The passages for `query`; none if the search fails or takes too long."""
         started = time.monotonic()
-        with TRACER.start_as_current_span("retrieve") as span:
+        with tracing.stage(
+            Operation.RETRIEVAL, {semconv.GEN_AI_OPERATION_NAME: Operation.RETRIEVAL}
+        ) as span:
             outcome = "failed"
             results: list[Result] = []
             try:
@@ -74,9 +77,7 @@ class Search:
                 # could be searched.
                 logger.exception("retrieval failed")
             metrics.RETRIEVAL.labels(outcome).observe(time.monotonic() - started)
-            span.set_attributes(
-                {"weir.retrieval.outcome": outcome, "weir.retrieval.num_results": len(results)}
-            )
+            _tell(span, query, results, outcome)
             annotate(num_results=len(results), retrieval=outcome)
             return Retrieved(results, failed=outcome in ("timeout", "failed"))
 
@@ -109,6 +110,19 @@ class Search:
                     f"{model.context_length} tokens, given {max_tokens}",
                 )
             frame += excess
+
+
+def _tell(span: Span, query: str, results: Sequence[Result], outcome: str) -> None:
+    """The span says what came of it; that a search failed does not fail its request."""
+    span.set_attributes({semconv.RETRIEVAL_OUTCOME: outcome, semconv.NUM_RESULTS: len(results)})
+    if outcome == "timeout":
+        tracing.set_outcome(span, Outcome.DEADLINE, outcome)
+    elif outcome == "failed":
+        tracing.set_outcome(span, Outcome.FAILED, outcome)
+    if span.is_recording() and telemetry.captures_content():
+        documents = [{"id": result.url, "score": result.score} for result in results]
+        span.set_attribute(semconv.GEN_AI_RETRIEVAL_QUERY_TEXT, query)
+        span.set_attribute(semconv.GEN_AI_RETRIEVAL_DOCUMENTS, json.dumps(documents))
 
 
 def shorten(passages: Sequence[Passage], room: int, tokenizer: Tokenizer) -> list[Passage]:

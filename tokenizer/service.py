@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc.aio
 from opentelemetry import trace
 
+from mesh import semconv
 from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.lifecycle import SetReady
@@ -163,7 +164,7 @@ def _note(**fields: str | int) -> None:
     annotate(**fields)
     span = trace.get_current_span()
     for name, value in fields.items():
-        span.set_attribute(f"weir.tokenizer.{name}", value)
+        span.set_attribute(f"{semconv.TOKENIZER_PREFIX}{name}", value)
 
 
 def _num_characters(chat: common_pb2.ChatPrompt) -> int:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.trace import Span
 
 from mesh.channel import ResponseStream, call_unary, open_channel, open_stream
 from mesh.errors import MeshError
@@ -54,6 +55,7 @@ class TokenStream:
     async def __anext__(self) -> TokenChunk | TokenFinish:
         response = await anext(self._responses)
         if response.HasField("finish"):
+            self._responses.has_last()
             usage = response.finish.usage
             return TokenFinish(
                 _REASONS[response.finish.reason],
@@ -134,15 +136,22 @@ class Replica:
 
     @asynccontextmanager
     async def generate(
-        self, token_ids: Sequence[int], sampling: Sampling, num_resumed_tokens: int
+        self,
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        num_resumed_tokens: int,
+        parent: Span | None = None,
     ) -> AsyncIterator[TokenStream]:
-        """Opens a stream of tokens; leaving the block cancels it. Reading raises MeshError."""
+        """Opens a stream of tokens; leaving the block cancels it. Reading raises MeshError.
+
+        `parent` is the call's span's; None: the current one.
+        """
         request = inference_pb2.InferenceServiceGenerateRequest(
             token_ids=token_ids,
             sampling=_sampling(sampling),
             num_resumed_tokens=num_resumed_tokens,
         )
-        async with open_stream(self._stub.Generate, request) as responses:
+        async with open_stream(self._stub.Generate, request, parent=parent) as responses:
             yield TokenStream(responses)
 
     async def _update(self, serving: bool) -> None:

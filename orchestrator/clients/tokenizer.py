@@ -46,6 +46,8 @@ class Encoded(NamedTuple):
 
     token_ids: Sequence[int]
     decoder: Decoder
+    source: ChatPrompt | str | None = None
+    """What they encode; None: they came as ids."""
 
 
 class LocalTokenizer(NamedTuple):
@@ -83,22 +85,25 @@ class TokenizerClient:
             continue_final_message=prompt.continue_final_message,
             template_kwargs_json=prompt.template_kwargs_json,
         )
-        return await self._encode(tokenizer_pb2.EncodeRequest(chat=message))
+        return await self._encode(tokenizer_pb2.EncodeRequest(chat=message), prompt)
 
     async def encode_text(self, text: str) -> Encoded:
         """The ids of raw text, with the tokenizer's own special tokens around it."""
-        return await self._encode(tokenizer_pb2.EncodeRequest(text=text, add_special_tokens=True))
+        request = tokenizer_pb2.EncodeRequest(text=text, add_special_tokens=True)
+        return await self._encode(request, text)
 
     async def current(self) -> LocalTokenizer:
         """The tokenizer that the service serves, fetched once."""
         return self._tokenizer or await self._fetch("")
 
-    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> Encoded:
+    async def _encode(
+        self, request: tokenizer_pb2.EncodeRequest, source: ChatPrompt | str
+    ) -> Encoded:
         response = await call_unary(self._stub.Encode, request)
         tokenizer = self._tokenizer
         if tokenizer is None or response.tokenizer_sha256 != self._sha256:
             tokenizer = await self._fetch(response.tokenizer_sha256)
-        return Encoded(response.token_ids, tokenizer.decoder)
+        return Encoded(response.token_ids, tokenizer.decoder, source)
 
     async def _fetch(self, wanted: str) -> LocalTokenizer:
         """The tokenizer with this SHA-256, or any for "". One fetch at a time."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 import logging
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client import REGISTRY
 
 from mesh.channel import call_unary
 from mesh.errors import MeshError
 from mesh.v1 import orchestrator_pb2
-from orchestrator import search
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.test_service import generate, request
 from tests.samples import Change
@@ -73,21 +69,17 @@ async def test_the_access_line_says_how_it_went(caplog: pytest.LogCaptureFixture
     assert "secret" not in str(fields)
 
 
-async def test_a_search_has_a_span_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_search_has_a_span_of_its_own(spans: InMemorySpanExporter) -> None:
     """With what came of it, and the method that asked is told apart in the metrics."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=ALWAYS_ON)  # the caller of a test samples nothing
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(search, "TRACER", provider.get_tracer("test"))
     change = Change()
     async with orchestrator(FakeInference()) as running:
         await call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(query="fox"))
-    [span] = exporter.get_finished_spans()
-    assert span.name == "retrieve"
+    [span] = [span for span in spans.get_finished_spans() if span.name == "retrieval"]
     assert dict(span.attributes or {}) == {
+        "weir.outcome": "ok",
+        "gen_ai.operation.name": "retrieval",
         "weir.retrieval.outcome": "empty",
         "weir.retrieval.num_results": 0,
     }
     assert change.of("orchestrator_retrieval_seconds_count", outcome="empty") == 1
     assert change.of("orchestrator_requests_total", method="Summarize", outcome="ok") == 1
-    provider.shutdown()
