@@ -14,6 +14,8 @@ from inference.fake_engine import FakeEngine
 from inference.interface import EngineClient
 from inference.service import InferenceService
 from inference.settings import InferenceSettings
+from inference.spans import StepSpans
+from mesh import telemetry
 from mesh.lifecycle import SetReady, StartupError
 from mesh.model_folder import ModelNotFoundError, model_folder
 from mesh.server import Servicer
@@ -41,19 +43,20 @@ class Application:
 @asynccontextmanager
 async def application(settings: InferenceSettings) -> AsyncIterator[Application]:
     """Loads the model, warms it up and yields the service. Raises StartupError."""
-    engine = await _engine(settings)
+    steps = StepSpans()
+    engine = await _engine(settings, steps)
     try:
         await engine.start()
     except EngineError as error:
         raise StartupError(str(error)) from error
     try:
         metrics.watch(engine)
-        yield Application(engine, [InferenceService(engine).servicer])
+        yield Application(engine, [InferenceService(engine, steps).servicer])
     finally:
         await engine.stop()
 
 
-async def _engine(settings: InferenceSettings) -> EngineClient:
+async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient:
     if settings.fake_model:
         return FakeEngine(
             settings.served_name,
@@ -84,4 +87,8 @@ async def _engine(settings: InferenceSettings) -> EngineClient:
         kv_cache_tokens=settings.kv_cache_tokens,
         threads=settings.threads,
     )
-    return AsyncEngine(lambda: load_engine(options))
+    return AsyncEngine(
+        lambda: load_engine(options),
+        on_step=steps.record,
+        told_steps=settings.traced_steps if telemetry.exporter_configured() else 0,
+    )

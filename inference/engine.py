@@ -13,6 +13,7 @@ from inference.errors import EngineError, StepFailed
 from inference.interface import Load, ModelInfo
 from inference.scheduler import Batch, SampledToken, Scheduler, StepOutput
 from inference.sequence import Sequence
+from inference.step_watch import StepWatch
 from inference.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Engine:
         self.model_info = model_info
         self.admission = admission
         self.healthy = True
+        self.step_watch: StepWatch | None = None
         self._scheduler = scheduler
         self._runner = runner
         self._vocabulary = vocabulary
@@ -94,9 +96,11 @@ class Engine:
         where no further step can be expected to work.
         """
         outputs = self._scheduler.drop_expired(time.monotonic())
+        if self.step_watch is not None:
+            self.step_watch.begins(self._scheduler)
         batch = self._scheduler.schedule(time.monotonic())
         if batch.sequences:
-            outputs += self._run(batch)
+            outputs += self._watched(batch)
         elif self._scheduler.has_work:
             raise IntegrityError("sequences are waiting and none can be scheduled")
         self._check_when_idle()
@@ -114,6 +118,14 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             block_size=blocks.block_size,
         )
+
+    def _watched(self, batch: Batch) -> list[StepOutput]:
+        if self.step_watch is None:
+            return self._run(batch)
+        self.step_watch.runs(batch, self._scheduler)
+        outputs = self._run(batch)
+        self.step_watch.ended(failed=self._num_consecutive_failures > 0)
+        return outputs
 
     def _run(self, batch: Batch) -> list[StepOutput]:
         started = time.monotonic()

@@ -17,14 +17,16 @@ from collections.abc import Sequence as Ids
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from inference import metrics
 from inference.engine import Engine
 from inference.errors import EngineError, EngineUnavailable
-from inference.interface import Chunk, Load, ModelInfo
+from inference.interface import Chunk, Finish, Load, ModelInfo, Step
 from inference.sampling_params import SamplingParams
 from inference.scheduler import StepOutput
 from inference.sequence import Sequence
+from inference.step_watch import StepWatch
 from inference.streams import Streams
 
 logger = logging.getLogger(__name__)
@@ -35,9 +37,20 @@ Command = Callable[[Engine], StepOutput | None]
 class AsyncEngine:
     """Implements `EngineClient`. Idle, it sleeps; it never polls."""
 
-    def __init__(self, load: Callable[[], Engine]) -> None:
-        """`load` makes the engine, in its thread; it may take long and raise EngineError."""
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        *,
+        on_step: Callable[[Step], None] | None = None,
+        told_steps: int = 0,
+    ) -> None:
+        """`load` makes the engine, in its thread; it may take long and raise EngineError.
+
+        One step in `told_steps` is told to `on_step`, on the event loop; 0: none.
+        """
         self._load_engine = load
+        self._on_step = on_step
+        self._told_steps = told_steps
         self._engine: Engine | None = None
         self._load: Load | None = None
         self._commands: deque[Command] = deque()
@@ -97,6 +110,7 @@ class AsyncEngine:
         *,
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
+        on_abandoned: Callable[[Finish], None] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         engine = self._started()
         if self._draining or not self.healthy:
@@ -112,7 +126,7 @@ class AsyncEngine:
         engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_preparing)
         if params.constraint is not None:
             await self._prepare(engine, sequence)
-        async with aclosing(self._streams.generate(sequence)) as chunks:
+        async with aclosing(self._streams.generate(sequence, on_abandoned)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -179,6 +193,8 @@ class AsyncEngine:
         try:
             engine = self._load_engine()
             self._load = engine.load()
+            if self._on_step is not None and self._told_steps:
+                engine.step_watch = StepWatch(self._told_steps, partial(self._tell_step, loop))
             self._engine = engine
         except BaseException as error:
             loop.call_soon_threadsafe(_fail, loaded, error)
@@ -223,6 +239,10 @@ class AsyncEngine:
     def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[StepOutput]) -> None:
         if outputs:
             self._call(loop, lambda: self._streams.deliver(outputs))
+
+    def _tell_step(self, loop: asyncio.AbstractEventLoop, step: Step) -> None:
+        if self._on_step is not None:
+            self._call(loop, partial(self._on_step, step))
 
     @staticmethod
     def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Ids
 from contextlib import aclosing
 from hashlib import blake2b
@@ -16,7 +16,7 @@ from hashlib import blake2b
 from inference import metrics
 from inference.admission import Admission
 from inference.errors import DeadlineExceeded, EngineError, EngineUnavailable
-from inference.interface import Chunk, FinishReason, Load, ModelInfo, TokenLogprobs
+from inference.interface import Chunk, Finish, FinishReason, Load, ModelInfo, TokenLogprobs
 from inference.sampling_params import SamplingParams
 from inference.scheduler import StepOutput
 from inference.sequence import Sequence, SequenceStatus
@@ -97,6 +97,7 @@ class FakeEngine:
         *,
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
+        on_abandoned: Callable[[Finish], None] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         if self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no new sequences")
@@ -110,7 +111,7 @@ class FakeEngine:
             deadline=deadline,
         )
         self._admission.admit(sequence, num_live=self._streams.num_live)
-        async with aclosing(self._streams.generate(sequence)) as chunks:
+        async with aclosing(self._streams.generate(sequence, on_abandoned)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -6,7 +6,7 @@ are `time.monotonic()` seconds of the engine's host.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -35,6 +35,16 @@ class TokenLogprobs(NamedTuple):
     """The likeliest ids with their logprobs, likeliest first; as many as were asked for."""
 
 
+class PrefillChunk(NamedTuple):
+    """A step that computed a piece of one sequence's prompt."""
+
+    start: float
+    end: float
+    num_tokens: int
+    batch_size: int
+    """Sequences in that step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """When a sequence passed its stations; None where it never did."""
@@ -43,6 +53,8 @@ class Timings:
     scheduled: float | None
     first_token: float | None
     finish: float
+    prefill: tuple[PrefillChunk, ...] = ()
+    """In order; after a preemption there are more, which compute the prompt anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +68,28 @@ class Finish:
     """Prompt tokens whose KV came from the prefix cache."""
     timings: Timings
     num_preemptions: int = 0
+    num_steps: int = 0
     mean_batch_size: float = 0.0
     """Sequences in an average step that carried this one."""
     error: EngineError | None = None
     """The cause of an ERROR, or of an ABORT the consumer did not ask for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of an engine, for all sequences that it carried."""
+
+    number: int
+    start: float
+    end: float
+    request_ids: tuple[str, ...]
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_waiting: int
+    kv_usage: float
+    num_preemptions: int
+    """Sequences that lost their blocks to this step."""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +176,7 @@ class EngineClient(Protocol):
         *,
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
+        on_abandoned: Callable[[Finish], None] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """Stream the completion: an empty chunk on acceptance, the finish on the last one.
 
@@ -153,6 +184,7 @@ class EngineClient(Protocol):
         cancelling the generator aborts the sequence and frees its KV blocks within one step:
         wrap it in `contextlib.aclosing`. `deadline` is absolute, of `time.monotonic()`. The last
         `num_resumed_tokens` of the prompt count as completion: another replica made them.
+        `on_abandoned` is told how far the sequence came if its consumer leaves before the end.
         """
         ...
 

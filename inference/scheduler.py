@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from inference.block_manager import BlockManager
 from inference.errors import DeadlineExceeded, DuplicateRequest, EngineError, StepFailed
-from inference.interface import Finish, FinishReason, TokenLogprobs
+from inference.interface import Finish, FinishReason, PrefillChunk, TokenLogprobs
 from inference.sequence import Sequence, SequenceStatus
 
 
@@ -38,6 +38,7 @@ class Batch:
     """The sequences of one step, decodes first; each has `num_scheduled_tokens` > 0."""
 
     sequences: list[Sequence]
+    start: float = 0.0
 
     @property
     def sampling(self) -> list[Sequence]:
@@ -104,7 +105,7 @@ class Scheduler:
         for sequence in batch.values():
             sequence.num_steps += 1
             sequence.num_batched_sequences += len(batch)
-        return Batch(list(batch.values()))
+        return Batch(list(batch.values()), now)
 
     def finish(self, batch: Batch, sampled: list[SampledToken], now: float) -> list[StepOutput]:
         """Book a step that ran; `sampled` is in the order of `batch.sampling`."""
@@ -112,6 +113,12 @@ class Scheduler:
         tokens = iter(sampled)
         for sequence in batch.sequences:
             samples = sequence.samples_this_step
+            if sequence.num_scheduled_tokens > 1 or sequence.first_token_time is None:
+                sequence.prefill.append(
+                    PrefillChunk(
+                        batch.start, now, sequence.num_scheduled_tokens, len(batch.sequences)
+                    )
+                )
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
             if not samples:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from inference.errors import EngineError
-from inference.interface import Finish, FinishReason, Timings
+from inference.interface import Finish, FinishReason, PrefillChunk, Timings
 from inference.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Sequence:
         "num_scheduled_tokens",
         "num_steps",
         "params",
+        "prefill",
         "request_id",
         "scheduled_time",
         "seed",
@@ -105,6 +106,7 @@ class Sequence:
         self.arrival_time = time.monotonic()
         self.scheduled_time: float | None = None
         self.first_token_time: float | None = None
+        self.prefill: list[PrefillChunk] = []
         self.finish: Finish | None = None
 
     def __repr__(self) -> str:
@@ -146,7 +148,12 @@ class Sequence:
         """Mark the sequence finished, once; its blocks must have been freed."""
         assert self.finish is None, f"{self!r} finished twice"
         self.status = SequenceStatus.FINISHED
-        self.finish = Finish(
+        self.finish = self.so_far(reason, now, error)
+        return self.finish
+
+    def so_far(self, reason: FinishReason, now: float, error: EngineError | None = None) -> Finish:
+        """The finish that it would have now; changes nothing, so any thread may ask."""
+        return Finish(
             reason=reason,
             num_prompt_tokens=self.num_prompt_tokens,
             num_completion_tokens=self.num_completion_tokens,
@@ -156,12 +163,13 @@ class Sequence:
                 scheduled=self.scheduled_time,
                 first_token=self.first_token_time,
                 finish=now,
+                prefill=tuple(self.prefill),
             ),
             num_preemptions=self.num_preemptions,
+            num_steps=self.num_steps,
             mean_batch_size=self.num_batched_sequences / max(self.num_steps, 1),
             error=error,
         )
-        return self.finish
 
     def refuse(self, error: EngineError) -> Finish:
         """End a sequence that no scheduler has taken."""

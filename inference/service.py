@@ -12,6 +12,7 @@ from inference import errors, metrics, spans
 from inference.constraint import Constraint, ConstraintForm
 from inference.interface import Chunk, EngineClient, Finish, FinishReason, TokenLogprobs
 from inference.sampling_params import SamplingParams
+from inference.spans import StepSpans
 from mesh.context import annotate, current_request, new_request_id
 from mesh.errors import ErrorKind, MeshError
 from mesh.server import Servicer
@@ -57,9 +58,10 @@ _OPTIONAL_PARAMS = (
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Serves one engine, which must be started."""
 
-    def __init__(self, engine: EngineClient) -> None:
+    def __init__(self, engine: EngineClient, steps: StepSpans | None = None) -> None:
         """`engine` stays its owner's: this neither starts nor stops it."""
         self._engine = engine
+        self._steps = steps or StepSpans()
 
     @property
     def servicer(self) -> Servicer:
@@ -71,14 +73,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.InferenceServiceGenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.InferenceServiceGenerateResponse]:
         current = current_request()
-        with _engine_errors():
+        # Not the request's id: that is the caller's to choose, and to repeat.
+        request_id = new_request_id()
+        with _engine_errors(), self._steps.request(request_id):
+            params = self._sampling_params(request.sampling)
+            spans.describe(self._engine.model_info.name, params, request.num_resumed_tokens)
             chunks = self._engine.generate(
-                # Not the request's id: that is the caller's to choose, and to repeat.
-                new_request_id(),
+                request_id,
                 request.token_ids,
-                self._sampling_params(request.sampling),
+                params,
                 num_resumed_tokens=request.num_resumed_tokens,
                 deadline=None if current is None else current.deadline,
+                on_abandoned=_tell,
             )
             async with aclosing(chunks):
                 async for chunk in chunks:
@@ -162,13 +168,7 @@ def _logprob(logprobs: TokenLogprobs) -> common_pb2.TokenLogprob:
 def _end(finish: Finish) -> inference_pb2.InferenceServiceGenerateResponse:
     """The last message of a sequence that ended well; raises for one that did not."""
     metrics.observe(finish)
-    spans.record(finish)
-    annotate(
-        prompt_tokens=finish.num_prompt_tokens,
-        completion_tokens=finish.num_completion_tokens,
-        cached_tokens=finish.num_cached_tokens,
-        finish_reason=finish.reason.value,
-    )
+    _tell(finish)
     if finish.error is not None:
         raise finish.error
     timings = finish.timings
@@ -186,6 +186,20 @@ def _end(finish: Finish) -> inference_pb2.InferenceServiceGenerateResponse:
             prefill_seconds=first_token - scheduled,
             decode_seconds=timings.finish - first_token,
         )
+    )
+
+
+def _tell(finish: Finish) -> None:
+    """Tells span and access line how far a sequence came."""
+    spans.record(finish)
+    timings = finish.timings
+    ttft = None if timings.first_token is None else timings.first_token - timings.arrival
+    annotate(
+        prompt_tokens=finish.num_prompt_tokens,
+        completion_tokens=finish.num_completion_tokens,
+        cached_tokens=finish.num_cached_tokens,
+        ttft_seconds=ttft,
+        finish_reason=finish.reason.value,
     )
 
 

@@ -46,6 +46,9 @@ class InferenceSettings(ServiceSettings):
     threads: int = Field(
         0, ge=0, description="Threads of the forward pass on a CPU; 0: what the quota gives."
     )
+    traced_steps: int = Field(
+        64, ge=0, description="One engine step in so many has a span of its own; 0: none."
+    )
     fake_model: bool = Field(
         False, description="Serve made-up ids instead of a model, for tests and benchmarks only."
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 from inference.errors import DuplicateRequest
-from inference.interface import Chunk, Finish, TokenLogprobs
+from inference.interface import Chunk, Finish, FinishReason, TokenLogprobs
 from inference.scheduler import StepOutput
 from inference.sequence import Sequence
 
@@ -86,13 +86,19 @@ class Streams:
     def num_live(self) -> int:
         return len(self._streams)
 
-    async def generate(self, sequence: Sequence) -> AsyncGenerator[Chunk, None]:
-        """Submit an admitted sequence and stream it; closing the generator aborts it."""
+    async def generate(
+        self, sequence: Sequence, on_abandoned: Callable[[Finish], None] | None = None
+    ) -> AsyncGenerator[Chunk, None]:
+        """Submit an admitted sequence and stream it; closing the generator aborts it.
+
+        `on_abandoned` is told how far it came if it is closed before the last chunk is taken.
+        """
         request_id = sequence.request_id
         if request_id in self._streams:
             raise DuplicateRequest(f"request id {request_id!r} is already in use")
         stream = self._streams[request_id] = TokenStream()
         self._empty.clear()
+        delivered = False
         self._submit(sequence)
         try:
             yield Chunk(token_ids=[], logprobs=[])
@@ -100,9 +106,15 @@ class Streams:
                 if stream.is_empty:
                     self._on_demand()
                 chunk = await stream.take()
+                delivered = chunk.finish is not None
                 yield chunk
                 if chunk.finish is not None:
                     return
+        except (asyncio.CancelledError, GeneratorExit):
+            if on_abandoned is not None and not delivered:
+                now = time.monotonic()
+                on_abandoned(sequence.finish or sequence.so_far(FinishReason.ABORT, now))
+            raise
         finally:
             # The id may belong to a later sequence by now: only this one's stream is closed.
             if self._streams.get(request_id) is stream:
