@@ -93,6 +93,16 @@ build:
 .PHONY: ci
 ci: lint proto-check test
 
+$(VENV)-audit/bin/pip-audit:
+	@$(PYTHON) -m venv $(VENV)-audit
+	@$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
+
+## audit: Looks the pinned dependencies up in the advisory database (needs PyPI itself)
+.PHONY: audit
+audit: $(VENV)-audit/bin/pip-audit
+	@$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict \
+	  --progress-spinner off || { echo "audit: findings, or the database cannot be asked" >&2; exit 1; }
+
 ## constraints: Pins what is installed now in constraints.txt
 .PHONY: constraints
 constraints: $(VENV)/.dev
@@ -103,5 +113,5 @@ constraints: $(VENV)/.dev
 ## clean: Removes the environment, caches and what a local run made
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-audit .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -26,11 +27,16 @@ from gateway.settings import GatewaySettings
 from mesh.channel import open_channel
 from mesh.lifecycle import StartupError
 from mesh.metrics import metrics_server
+from mesh.tls import TlsError, TlsFiles
+from mesh.watched_files import WatchedFiles
 
 logger = logging.getLogger("gateway.server")
 
 IDLE_CONNECTION_SECONDS = 75
 """Longer than load balancers keep theirs, so that it is never us who closes under a request."""
+
+CHECK_SECONDS = 1.0
+"""How often the certificate's files are looked at."""
 
 CUT_OFF_SECONDS = 2.0
 """How long what was cut off may take to say so to its client."""
@@ -83,7 +89,16 @@ class GatewayServer:
             # The address of a proxy is an address as well; who is behind it is not our business.
             proxy_headers=False,
             timeout_keep_alive=IDLE_CONNECTION_SECONDS,
+            ssl_certfile=settings.http_tls_certificate or None,
+            ssl_keyfile=settings.http_tls_private_key or None,
+            ssl_ca_certs=settings.http_tls_client_ca or None,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.http_tls_client_ca else ssl.CERT_NONE,
         )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise TlsError(f"GATEWAY_HTTP_TLS_…: {error.strerror}") from error
+        self._config = config
         self._server = _Uvicorn(config)
         self._socket = _listen(settings.listen)
         self.port: int = self._socket.getsockname()[1]
@@ -103,6 +118,28 @@ class GatewayServer:
         self._server.stop()
         return cut_off
 
+    async def watch_certificate(self) -> None:
+        """Takes up a renewed certificate for new connections, until cancelled.
+
+        A client CA that is renewed is added; the older one stays good until a restart.
+        """
+        context, settings = self._config.ssl, self._settings
+        if context is None:
+            return
+        pair = (settings.http_tls_certificate, settings.http_tls_private_key)
+        files = WatchedFiles([path for path in (*pair, settings.http_tls_client_ca) if path])
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            if not files.changed():
+                continue
+            try:
+                context.load_cert_chain(*pair)
+                if settings.http_tls_client_ca:
+                    context.load_verify_locations(settings.http_tls_client_ca)
+                logger.info("certificate renewed")
+            except (OSError, ssl.SSLError) as error:
+                logger.error("certificate not renewed", extra={"error": error.strerror})
+
     def abort(self) -> None:
         """Drops the connections that are still there."""
         self._server.abort_connections()
@@ -114,7 +151,7 @@ async def running(
 ) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
     """A gateway that listens and serves, and the task that does so; drained when left."""
     keys = _key_ring(settings)
-    channel = open_channel(settings.orchestrator_target)
+    channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings))
     orchestrator, drain = Orchestrator(channel), Drain()
     services = Services(
         settings=settings,
@@ -126,11 +163,15 @@ async def running(
     try:
         server = GatewayServer(settings, services)
         serving = asyncio.create_task(server.serve(), name="http")
-        watching = asyncio.create_task(keys.watch(), name="keys")
+        watching = [
+            asyncio.create_task(keys.watch(), name="keys"),
+            asyncio.create_task(server.watch_certificate(), name="certificate"),
+        ]
         try:
             yield server, serving
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             cut_off = await server.drain()
             if not (await asyncio.wait({serving}, timeout=CLOSE_SECONDS))[0]:
                 server.abort()

@@ -63,6 +63,13 @@ class GatewaySettings(ServiceSettings):
         False, description="Serve without keys on an address that is not loopback."
     )
 
+    http_tls_certificate: str = Field(
+        "", description="Certificate for clients, PEM with its chain; empty: plain HTTP."
+    )
+    http_tls_private_key: str = Field("", description="Its private key, PEM.")
+    http_tls_client_ca: str = Field(
+        "", description="CA that clients must have a certificate of, PEM; empty: none is asked for."
+    )
     allowed_hosts: str = Field(
         "",
         description="Names that clients may call this server by (header Host), several separated "
@@ -75,7 +82,9 @@ class GatewaySettings(ServiceSettings):
     )
 
     @model_validator(mode="after")
-    def _check_keys(self) -> Self:
+    def _check_security(self) -> Self:
+        if bool(self.http_tls_certificate) != bool(self.http_tls_private_key):
+            raise ValueError("HTTP_TLS_CERTIFICATE and HTTP_TLS_PRIVATE_KEY must be set together")
         secured = self.api_keys_file or self.api_key_list
         if not (secured or self.allow_anonymous or is_loopback(self.listen)):
             raise ValueError(

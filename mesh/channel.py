@@ -15,6 +15,8 @@ from opentelemetry.trace import Span
 from mesh import metrics
 from mesh.context import KEY_NAME_METADATA, REQUEST_ID_METADATA, current_request
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
+from mesh.secure_channel import ReloadingChannel
+from mesh.tls import NO_TLS, TlsFiles
 from mesh.tracing import ClientSpan
 from mesh.transport import channel_options
 from mesh.unary_spans import UnarySpans
@@ -26,10 +28,25 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """A channel to `target` (any gRPC target); the caller closes it. Connects when first used."""
-    return grpc.aio.insecure_channel(
-        target, options=channel_options(), interceptors=[UnarySpans(target)]
+def open_channel(
+    target: str, tls: TlsFiles = NO_TLS, server_name: str | None = None
+) -> grpc.aio.Channel:
+    """A channel to `target` (any gRPC target); the caller closes it. Connects when first used.
+
+    With a CA in `tls` it speaks TLS. The server's certificate must be for `server_name`, by
+    default the host of `target`: of replicas the name is checked, not the address that it led to.
+    Raises TlsError.
+    """
+    spans = [UnarySpans(target)]
+    if not tls.for_channel:
+        return grpc.aio.insecure_channel(target, options=channel_options(), interceptors=spans)
+    name = server_name or target.rpartition(":")[0].strip("[]")
+    options = [*channel_options(), ("grpc.ssl_target_name_override", name)]
+    return ReloadingChannel(
+        tls,
+        lambda credentials: grpc.aio.secure_channel(
+            target, credentials, options, interceptors=spans
+        ),
     )
 
 
@@ -54,7 +71,6 @@ class ResponseStream(Generic[Response]):
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Response]) -> None:
         self._call = call
-        self._called_off = False
         self._has_last = False
         self._ended = False
         self.error: MeshError | None = None
@@ -70,9 +86,10 @@ class ResponseStream(Generic[Response]):
             self.error = from_rpc_error(error)
             raise self.error from error
         except asyncio.CancelledError:
-            # gRPC raises the same for a call that was cancelled here and for a reader that was.
+            # gRPC raises the same for a call that was cancelled here, or whose channel was
+            # closed, and for a reader that was cancelled.
             task = asyncio.current_task()
-            if self._called_off and (task is None or not task.cancelling()):
+            if task is None or not task.cancelling():
                 raise MeshError(ErrorKind.CANCELLED, "the call was called off") from None
             raise
         if response is grpc.aio.EOF:
@@ -94,7 +111,6 @@ class ResponseStream(Generic[Response]):
 
     def cancel(self) -> None:
         """Calls the call off; a reader that waits gets MeshError (CANCELLED)."""
-        self._called_off = True
         self._call.cancel()
 
 

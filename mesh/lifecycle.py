@@ -24,6 +24,7 @@ from mesh.errors import MeshError
 from mesh.metrics import metrics_server
 from mesh.server import Server, Servicer
 from mesh.settings import STARTUP_FAILURE, ServiceSettings
+from mesh.tls import TlsError, TlsFiles
 
 logger = logging.getLogger("mesh.lifecycle")
 
@@ -67,7 +68,7 @@ def run_process(
     metrics.tell_build(name)
     try:
         uvloop.run(_until_signal(name, serve))
-    except (StartupError, OSError, MeshError) as error:
+    except (StartupError, OSError, MeshError, TlsError) as error:
         logger.error("cannot start", extra={"error": str(error)})
         sys.exit(STARTUP_FAILURE)
     finally:
@@ -103,7 +104,7 @@ async def _serve_grpc(
             if entered is None:
                 return
             service, holding = entered
-            server = Server(service.servicers)
+            server = Server(service.servicers, TlsFiles.of(settings))
             port = await server.start(settings.listen)
             logger.info("listening", extra={"address": _with_port(settings.listen, port)})
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")

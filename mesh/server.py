@@ -13,6 +13,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from mesh.interceptor import RpcInterceptor
+from mesh.tls import NO_TLS, TlsFiles, server_credentials
 from mesh.transport import server_options
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -40,8 +41,9 @@ class Server:
     the service's own for whether it can do its work.
     """
 
-    def __init__(self, servicers: Sequence[Servicer]) -> None:
-        """Registers `servicers`; `start` binds and listens."""
+    def __init__(self, servicers: Sequence[Servicer], tls: TlsFiles = NO_TLS) -> None:
+        """Registers `servicers`; `start` binds and listens. With a certificate, over TLS."""
+        self._tls = tls
         self.interceptor = RpcInterceptor()
         self.health = HealthServicer()
         self._names = [servicer.name for servicer in servicers]
@@ -56,10 +58,14 @@ class Server:
         reflection.enable_server_reflection([*reflected, reflection.SERVICE_NAME], self._server)
 
     async def start(self, address: str) -> int:
-        """Binds to HOST:PORT and serves; gives the port. OSError if it is taken."""
+        """Binds to HOST:PORT and serves; gives the port. OSError if it is taken, or TlsError."""
         await self.set_ready(False)
+        credentials = server_credentials(self._tls) if self._tls.for_server else None
         try:
-            port = self._server.add_insecure_port(address)
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
         await self._server.start()

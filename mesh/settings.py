@@ -11,9 +11,9 @@ import ipaddress
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 STARTUP_FAILURE = 3
@@ -66,6 +66,18 @@ class ServiceSettings(BaseSettings):
     metrics_listen: Address = Field(
         "127.0.0.1:9464", description="Address of /metrics and /livez, HOST:PORT."
     )
+    tls_certificate: str = Field(
+        "", description="Certificate for the other services, PEM with its chain; empty: no TLS."
+    )
+    tls_private_key: str = Field("", description="Its private key, PEM.")
+    tls_ca: str = Field(
+        "",
+        description="CA that the other services' certificates must be of, PEM; with it calls go "
+        "out over TLS.",
+    )
+    tls_client_auth: bool = Field(
+        True, description="With a CA: take calls only from services with a certificate of it."
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="On SIGTERM, how long running streams may go on, in seconds."
     )
@@ -75,6 +87,12 @@ class ServiceSettings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text on a terminal, else JSON, one object a line."
     )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if bool(self.tls_certificate) != bool(self.tls_private_key):
+            raise ValueError("TLS_CERTIFICATE and TLS_PRIVATE_KEY must be set together")
+        return self
 
 
 S = TypeVar("S", bound=ServiceSettings)

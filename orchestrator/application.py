@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from mesh.channel import open_channel
 from mesh.lifecycle import StartupError
+from mesh.tls import TlsFiles
 from orchestrator.admission import Admission
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.pipeline import Pipeline
@@ -25,8 +26,9 @@ from orchestrator.settings import OrchestratorSettings
 async def application(settings: OrchestratorSettings) -> AsyncIterator[OrchestratorService]:
     """Opens the index and the channels and yields the service. Raises StartupError."""
     retriever = await asyncio.to_thread(_open_retriever, settings.index)
-    channel = open_channel(settings.tokenizer_target)
-    replicas = Replicas(settings.inference_targets, settings.dns_refresh_seconds)
+    tls = TlsFiles.of(settings)
+    channel = open_channel(settings.tokenizer_target, tls)
+    replicas = Replicas(settings.inference_targets, settings.dns_refresh_seconds, tls)
     requests = RequestTable()
     tokenizer = TokenizerClient(channel)
     try:

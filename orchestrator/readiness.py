@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mesh.channel import ResponseStream
 from mesh.errors import MeshError
 from mesh.lifecycle import SetReady
 from orchestrator.clients.tokenizer import SERVICE as TOKENIZER_SERVICE
@@ -56,14 +57,15 @@ class Readiness:
         request = health_pb2.HealthCheckRequest(service=TOKENIZER_SERVICE)
         while True:
             try:
-                async for update in self._health.Watch(request, wait_for_ready=True):
+                updates = ResponseStream(self._health.Watch(request, wait_for_ready=True))
+                async for update in updates:
                     serving = update.status == health_pb2.HealthCheckResponse.SERVING
                     if serving:
                         # Fetched before the first request needs it.
                         await self._tokenizer.current()
                     self._tokenizer_ready = serving
                     await tell()
-            except (grpc.aio.AioRpcError, MeshError) as error:
+            except MeshError as error:
                 logger.debug("tokenizer lost", extra={"error": str(error)})
             self._tokenizer_ready = False
             await tell()

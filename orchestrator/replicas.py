@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.tls import NO_TLS, TlsFiles
 from orchestrator import metrics
 from orchestrator.clients.replica import Replica
 from orchestrator.generation import ModelInfo
@@ -34,8 +35,14 @@ class Member(NamedTuple):
 class Replicas:
     """All replicas of all models. `running` must be entered for any to be found."""
 
-    def __init__(self, targets: Sequence[str], refresh_seconds: float) -> None:
-        """`targets` are HOST:PORT; each address that a host resolves to is a replica."""
+    def __init__(
+        self, targets: Sequence[str], refresh_seconds: float, tls: TlsFiles = NO_TLS
+    ) -> None:
+        """`targets` are HOST:PORT; each address that a host resolves to is a replica.
+
+        With a CA in `tls`, a replica's certificate must be for the host that led to it.
+        """
+        self._tls = tls
         self._targets = targets
         self._refresh_seconds = refresh_seconds
         self._members: dict[str, Member] = {}
@@ -110,16 +117,17 @@ class Replicas:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        found: set[str] = set()
+        found: dict[str, str] = {}
         for target in self._targets:
-            found |= await _resolve(target) or self._known(target)
-        for address in found - self._members.keys():
-            replica = Replica(address, self._notify)
+            host = target.rpartition(":")[0].strip("[]")
+            found |= dict.fromkeys(await _resolve(target) or self._known(target), host)
+        for address in found.keys() - self._members.keys():
+            replica = Replica(address, self._notify, self._tls, found[address])
             watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
             self._members[address] = Member(replica, watching)
         for address in found:
             self._members[address].replica.retired = False
-        for address in self._members.keys() - found:
+        for address in self._members.keys() - found.keys():
             member = self._members[address]
             member.replica.retired = True
             if member.replica.outstanding_tokens:

@@ -13,6 +13,7 @@ from opentelemetry.trace import Span
 
 from mesh.channel import ResponseStream, call_unary, open_channel, open_stream
 from mesh.errors import MeshError
+from mesh.tls import NO_TLS, TlsFiles
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from orchestrator.generation import (
     Constraint,
@@ -74,8 +75,14 @@ class TokenStream:
 class Replica:
     """An engine at one address. `watch` must run for it to become ready."""
 
-    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
-        """`on_change` is called whenever `ready` changes."""
+    def __init__(
+        self,
+        address: str,
+        on_change: Callable[[], None],
+        tls: TlsFiles = NO_TLS,
+        server_name: str | None = None,
+    ) -> None:
+        """`on_change` is called whenever `ready` changes; `server_name` is for the certificate."""
         self.address = address
         self.model: ModelInfo | None = None
         self.outstanding_tokens = 0
@@ -85,7 +92,7 @@ class Replica:
         self._serving = False
         self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
         self._on_change = on_change
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, tls, server_name)
         self._stub: inference_pb2_grpc.InferenceServiceAsyncStub
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(self._channel)
