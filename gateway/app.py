@@ -18,6 +18,7 @@ from gateway.api.models import Models
 from gateway.api.operations import Operations
 from gateway.api.page import Page
 from gateway.api.search import ROUTE as SEARCH
+from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
 from gateway.auth import AuthMiddleware
 from gateway.drain_middleware import DrainMiddleware
@@ -90,6 +91,12 @@ def _api_routes(services: Services) -> list[ApiRoute]:
                 secured=True,
             ),
             methods=("POST",),
+        ),
+        ApiRoute(
+            SEARCH_STREAM,
+            search.stop,
+            Operation(summary="Stop a resumable search.", status=204, secured=True),
+            methods=("DELETE",),
         ),
         ApiRoute(
             CHAT,

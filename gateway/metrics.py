@@ -22,6 +22,12 @@ TIME_TO_FIRST_TOKEN = Histogram(
     buckets=(0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 STREAMS_ACTIVE = Gauge("gateway_num_streams_active", "Streams that are being sent.")
+STREAMS_RESUMED = Counter(
+    "gateway_streams_resumed_total",
+    "Resumable streams whose client left, by outcome: resumed, gone (it came back too late), "
+    "expired (it did not come back).",
+    ["outcome"],
+)
 ERRORS = Counter(
     "gateway_errors_total",
     "Requests that failed, before or after the first byte, by ErrorKind.",

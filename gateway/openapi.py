@@ -89,7 +89,7 @@ def _responses(operation: Operation) -> Schema:
     success: Schema = {"description": "Success"}
     if content:
         success["content"] = content
-    return {"200": success, "default": {"description": "Failure", "content": error}}
+    return {str(operation.status): success, "default": {"description": "Failure", "content": error}}
 
 
 def _reference(model: type[BaseModel]) -> Schema:

@@ -22,8 +22,10 @@ PREFLIGHT_SECONDS = 600
 
 _KEY = "gateway.cors"
 _EXPOSED = "x-request-id, x-trace-id, retry-after"
-_METHODS = "GET, POST"
-_HEADERS = "authorization, content-type, accept, x-request-id, traceparent, tracestate"
+_METHODS = "GET, POST, DELETE"
+_HEADERS = (
+    "authorization, content-type, accept, last-event-id, x-request-id, traceparent, tracestate"
+)
 
 
 class OriginMiddleware:

@@ -30,6 +30,8 @@ class Operation:
     query: type[BaseModel] | None = None
     streams: bool = False
     """Whether it can answer as server-sent events."""
+    status: int = 200
+    """Of a success."""
     secured: bool = False
     """Whether it asks for a key where keys are set."""
 

@@ -22,6 +22,7 @@ from gateway.http_protocol import LimitedProtocol
 from gateway.key_ring import KeyRing
 from gateway.keys import KeyFileError
 from gateway.readiness import Readiness
+from gateway.resumption import Resumption
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 from mesh.channel import open_channel
@@ -159,6 +160,7 @@ async def running(
         readiness=Readiness(orchestrator, drain),
         drain=drain,
         keys=keys,
+        resumption=Resumption(settings.resume_seconds),
     )
     try:
         server = GatewayServer(settings, services)
@@ -178,6 +180,7 @@ async def running(
             await serving
             logger.info("drained", extra={"cut_off": cut_off})
     finally:
+        await services.resumption.close()
         await channel.close()
 
 

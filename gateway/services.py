@@ -16,6 +16,7 @@ from gateway.generation import Delta, Event, Finish, SearchResults, Started, Tok
 from gateway.interruption import Interruption
 from gateway.key_ring import KeyRing
 from gateway.readiness import Readiness
+from gateway.resumption import Resumption
 from gateway.settings import GatewaySettings
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 
@@ -31,6 +32,7 @@ class Services:
     readiness: Readiness
     drain: Drain
     keys: KeyRing
+    resumption: Resumption
 
     def interruption(self, request: Request) -> Interruption:
         """A block that ends when the client leaves; the body must have been read."""

@@ -44,6 +44,11 @@ class GatewaySettings(ServiceSettings):
     keep_alive_seconds: float = Field(
         15.0, gt=0, description="Silence after which a stream carries a comment line, in seconds."
     )
+    resume_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="How long a resumable search goes on without its client; 0: not at all.",
+    )
     max_body_bytes: int = Field(1024 * 1024, ge=1, description="Largest request body, in bytes.")
     trace_url_template: Annotated[str, AfterValidator(_check_trace_url)] = Field(
         "",

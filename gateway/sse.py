@@ -14,14 +14,15 @@ def data_frame(value: object) -> bytes:
     return f"data: {encode_line(value)}\n\n".encode()
 
 
-def named_frame(name: str, value: object) -> bytes:
-    """An event with a name."""
-    return f"event: {name}\ndata: {encode_line(value)}\n\n".encode()
+def named_frame(name: str, value: object, event_id: str, retry: int | None = None) -> bytes:
+    """An event with a name and an id; `retry` is how long a client waits to reconnect, in ms."""
+    wait = "" if retry is None else f"retry: {retry}\n"
+    return f"event: {name}\ndata: {encode_line(value)}\nid: {event_id}\n{wait}\n".encode()
 
 
-def token_frame(text: str, position: int) -> bytes:
-    """A token event of a search."""
+def token_frame(text: str, position: int, id_prefix: str = "") -> bytes:
+    """A token event of a search; its id is its position behind `id_prefix`."""
     return (
-        f"event: token\nid: {position}\n"
+        f"event: token\nid: {id_prefix}{position}\n"
         f'data: {{"type":"token","token":{encode_line(text)},"position":{position}}}\n\n'
     ).encode()

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.body import read_json, read_query
-from gateway.errors import error_body
+from gateway.errors import HttpError, error_body
 from gateway.event_stream import EventStream
 from gateway.generation import Delta, Event, Finish, SearchResults
 from gateway.json_text import json_response
 from gateway.observation import Observation
+from gateway.resumption import (
+    COMPLETE,
+    ERROR,
+    RESULTS,
+    RETRY_MILLISECONDS,
+    comes_back,
+    parse_event_id,
+)
 from gateway.schemas.search import SearchRequest
 from gateway.services import Services, collect, first_event
 from gateway.sse import named_frame, token_frame
@@ -22,6 +31,7 @@ from mesh.errors import MeshError
 from mesh.telemetry import trace_id
 
 ROUTE = "/api/v1/search"
+STREAM_ROUTE = "/api/v1/search/{stream}"
 EVENT_STREAM = "text/event-stream"
 
 
@@ -40,14 +50,20 @@ class SearchEndpoint:
         limit = self._services.settings.max_body_bytes
         return await self._answer(request, await read_json(request, SearchRequest, limit))
 
+    async def stop(self, request: Request) -> Response:
+        """Ends a resumable stream at once, instead of after its grace."""
+        stream = request.path_params["stream"]
+        if not self._services.resumption.stop(stream):
+            raise HttpError(404, f"there is no stream {stream[:80]!r}", code="not_found")
+        return Response(status_code=204)
+
     async def _answer(self, request: Request, asked: SearchRequest) -> Response | EventStream:
-        events = self._services.orchestrator.search(asked.search())
-        observation = Observation.of(request.scope)
         if asked.streaming or EVENT_STREAM in request.headers.get("accept", ""):
-            return self._services.event_stream(_frames(events, observation), _error_frame)
+            return self._stream(request, asked)
+        events = self._services.orchestrator.search(asked.search())
         async with self._services.interruption(request):
             found, answer = await collect(events, SearchResults)
-        observation.finished(answer.finish)
+        Observation.of(request.scope).finished(answer.finish)
         fields = {
             "query": found.query,
             "status": "completed",
@@ -57,28 +73,58 @@ class SearchEndpoint:
         }
         return json_response(fields)
 
+    def _stream(self, request: Request, asked: SearchRequest) -> Response | EventStream:
+        resumption = self._services.resumption
+        last_event_id = request.headers.get("last-event-id", "")
+        if last_event_id:
+            place = parse_event_id(last_event_id)
+            if place.is_last:
+                # It has everything. No content: what makes an EventSource stop asking.
+                resumption.stop(place.stream)
+                return Response(status_code=204)
+            frames = resumption.resume(place)
+            return self._services.event_stream(frames, partial(_error_frame, f"{place.stream}."))
+        observation = Observation.of(request.scope)
 
-async def _frames(events: AsyncGenerator[Event], observation: Observation) -> AsyncGenerator[bytes]:
+        def make(id_prefix: str) -> AsyncGenerator[bytes]:
+            events = self._services.orchestrator.search(asked.search())
+            return _frames(events, observation, id_prefix)
+
+        resumable = comes_back(request.headers) if asked.resumable is None else asked.resumable
+        if resumable and resumption.accepts:
+            frames, id_prefix = resumption.start(make)
+        else:
+            frames, id_prefix = make(""), ""
+        return self._services.event_stream(frames, partial(_error_frame, id_prefix))
+
+
+async def _frames(
+    events: AsyncGenerator[Event], observation: Observation, id_prefix: str
+) -> AsyncGenerator[bytes]:
+    """The events of one search; with an `id_prefix` they can be resumed."""
     async with aclosing(events):
         found = await first_event(events, SearchResults)
-        fields = {"query": found.query, "results": _results(found)}
-        yield named_frame("search_results", {"type": "search_results", **fields})
+        fields: dict[str, object]
+        fields = {"type": "search_results", "query": found.query, "results": _results(found)}
+        retry = RETRY_MILLISECONDS if id_prefix else None
+        yield named_frame("search_results", fields, id_prefix + RESULTS, retry)
         position = 0
         async for event in events:
             if isinstance(event, Delta):
                 observation.first_token(ROUTE)
-                yield token_frame(event.text, position)
+                yield token_frame(event.text, position, id_prefix)
                 position += 1
             elif isinstance(event, Finish):
                 observation.finished(event)
-                yield named_frame("complete", {"type": "complete", **_end(event)})
+                fields = {"type": "complete", **_end(event)}
+                yield named_frame("complete", fields, id_prefix + COMPLETE)
 
 
-def _error_frame(error: MeshError) -> bytes:
+def _error_frame(id_prefix: str, error: MeshError) -> bytes:
     fields = error_body(error)["error"]
     assert isinstance(fields, dict)
     told = {name: fields[name] for name in ("message", "type", "code")}
-    return named_frame("error", {"type": "error", "error": told})
+    return named_frame("error", {"type": "error", "error": told}, id_prefix + ERROR)
 
 
 def _results(found: SearchResults) -> list[dict[str, object]]:

@@ -28,6 +28,11 @@ class SearchRequest(Body):
     max_tokens: int = Field(256, ge=1, le=MAX_UINT32, description="Most tokens of summary.")
     safe_search: bool = Field(False, description="Leave out documents marked as unsafe.")
     model: str = Field("", max_length=500, description="Empty: the only one served.")
+    resumable: bool | None = Field(
+        None,
+        description="Go on for a short time without the client, which may come back with "
+        "Last-Event-ID; left out: where the client is an EventSource.",
+    )
 
     def search(self) -> Search:
         """The same for the orchestrator."""

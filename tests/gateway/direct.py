@@ -24,6 +24,7 @@ from gateway.generation import (
 )
 from gateway.key_ring import KeyRing
 from gateway.readiness import Readiness
+from gateway.resumption import Resumption
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 
@@ -67,6 +68,7 @@ async def direct_client(**settings: object) -> AsyncGenerator[httpx.AsyncClient]
         readiness=Readiness(orchestrator, drain),
         drain=drain,
         keys=KeyRing(made.api_keys_file, made.api_key_list),
+        resumption=Resumption(0),
     )
     transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -40,7 +40,7 @@ def parse(frame: bytes) -> Event:
     fields: dict[str, str] = {}
     for line in frame.split(b"\n"):
         name, _, value = line.decode().partition(": ")
-        assert name in ("event", "data", "id", ""), line
+        assert name in ("event", "data", "id", "retry", ""), line
         assert name not in fields, line
         fields[name or ":"] = value
     name = ":" if ":" in fields else fields.get("event", "message")

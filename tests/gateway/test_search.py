@@ -21,6 +21,7 @@ EXPECTED = """\
 event: search_results
 data: {"type":"search_results","query":"AI","results":[{"position":1,"title":"Weir",\
 "url":"https://example.org/weir","snippet":"A low dam that regulates a river.","score":1.5}]}
+id: results
 
 event: token
 id: 0
@@ -35,6 +36,7 @@ data: {"type":"complete","finish_reason":"stop","citations":[1],"citation_detail
 {"n":1,"span":[2,9],"supported":true,"sentence":[0,5]},\
 {"n":null,"span":null,"supported":false,"sentence":[6,11]}],"usage":{"prompt_tokens":7,\
 "completion_tokens":2,"cached_tokens":4},"request_id":"r-1","trace_id":"TRACE"}
+id: complete
 
 """
 
@@ -188,7 +190,7 @@ async def test_an_error_in_mid_stream_is_the_last_event(
     assert response.status_code == 200
     assert response.text.endswith(
         'event: error\ndata: {"type":"error","error":{"message":"no replica is left",'
-        '"type":"server_error","code":"unavailable"}}\n\n'
+        '"type":"server_error","code":"unavailable"}}\nid: error\n\n'
     )
     assert response.text.count("event: token") == 3
     assert "complete" not in response.text
