@@ -269,16 +269,7 @@ def _logprobs(logprobs: Iterable[DeltaLogprob]) -> list[orchestrator_pb2.DeltaLo
 def _results(found: Found) -> orchestrator_pb2.SearchResults:
     return orchestrator_pb2.SearchResults(
         query=found.query,
-        results=[
-            orchestrator_pb2.SearchResult(
-                position=source.position,
-                title=source.title,
-                url=source.url,
-                snippet=source.snippet,
-                score=source.score,
-            )
-            for source in found.sources
-        ],
+        results=[orchestrator_pb2.SearchResult(**source._asdict()) for source in found.sources],
     )
 
 
