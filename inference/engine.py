@@ -9,6 +9,7 @@ from typing import Protocol
 from inference import metrics
 from inference.admission import Admission
 from inference.block_manager import IntegrityError
+from inference.embedding_line import Embedder
 from inference.errors import EngineError, StepFailed
 from inference.interface import Load, ModelInfo
 from inference.scheduler import Batch, SampledToken, Scheduler, StepOutput
@@ -47,8 +48,11 @@ class Engine:
         scheduler: Scheduler,
         runner: Runner,
         vocabulary: Vocabulary,
+        embedder: Embedder | None = None,
     ) -> None:
         self.model_info = model_info
+        self.embedder = embedder
+        """Shares the model, and is not for the engine's thread; None: it cannot embed."""
         self.admission = admission
         self.healthy = True
         self.step_watch: StepWatch | None = None

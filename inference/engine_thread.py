@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 
 from inference import metrics
+from inference.embedding_line import EmbeddingLine, check_inputs
 from inference.engine import Engine
 from inference.errors import EngineError, EngineUnavailable
 from inference.interface import Chunk, Finish, Load, ModelInfo, Step
@@ -64,6 +65,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
+        self._embeddings = EmbeddingLine()
         self._streams = Streams(submit=self._submit, abort=self._abort)
 
     @property
@@ -93,6 +95,7 @@ class AsyncEngine:
         self._draining = True
         if self._engine is not None and drain_timeout > 0:
             await self._streams.wait_empty(drain_timeout)
+        self._embeddings.close()
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -129,6 +132,13 @@ class AsyncEngine:
         async with aclosing(self._streams.generate(sequence, on_abandoned)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def embed(self, inputs: Ids[Ids[int]]) -> list[list[float]]:
+        engine = self._started()
+        if engine.embedder is None or self._draining or not self.healthy:
+            raise EngineUnavailable("the engine takes no inputs to embed")
+        check_inputs(inputs, engine.model_info)
+        return await self._embeddings.embed(engine.embedder, inputs)
 
     def load(self) -> Load:
         load = self._load

@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 from inference import metrics
 from inference.admission import Admission
+from inference.embedding_line import check_inputs
 from inference.errors import DeadlineExceeded, EngineError, EngineUnavailable
 from inference.interface import Chunk, Finish, FinishReason, Load, ModelInfo, TokenLogprobs
 from inference.sampling_params import SamplingParams
@@ -27,6 +28,7 @@ NUM_IDS = 1024
 """The ids lie where vocabularies have words: above bytes and special tokens."""
 
 KV_CAPACITY_TOKENS = 1 << 22
+EMBEDDING_SIZE = 8
 
 
 class FakeEngine:
@@ -114,6 +116,12 @@ class FakeEngine:
         async with aclosing(self._streams.generate(sequence, on_abandoned)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def embed(self, inputs: Ids[Ids[int]]) -> list[list[float]]:
+        check_inputs(inputs, self.model_info)
+        # As a vector has it: each input points along one axis, which its ids decide.
+        axes = [sum(token_ids) % EMBEDDING_SIZE for token_ids in inputs]
+        return [[float(place == axis) for place in range(EMBEDDING_SIZE)] for axis in axes]
 
     def load(self) -> Load:
         running = [s for s in self._live() if s.status is SequenceStatus.RUNNING]

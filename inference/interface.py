@@ -188,6 +188,13 @@ class EngineClient(Protocol):
         """
         ...
 
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+        """A vector of length 1 for each input; beside what is generated, not before it.
+
+        Raises `InvalidPrompt`, `ContextTooLong`, `Overloaded` or `EngineUnavailable`.
+        """
+        ...
+
     def load(self) -> Load:
         """The engine's load as of its last step, sequences not yet taken up included."""
         ...

@@ -122,6 +122,20 @@ class Llama:
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        x = self._forward(step, cache)
+        if not step.outputs:
+            return None
+        if len(step.outputs) != len(step.token_ids):
+            x = x[torch.tensor(step.outputs, device=self.device)]
+        x = rms_norm(x, self._norm, self.config.rms_norm_eps)
+        return F.linear(x, self._head).float()
+
+    def hidden(self, step: Step, cache: KVCache) -> Tensor:
+        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        return rms_norm(self._forward(step, cache), self._norm, self.config.rms_norm_eps)
+
+    def _forward(self, step: Step, cache: KVCache) -> Tensor:
+        """What the last layer gives, not yet normed, [num_tokens, hidden_size]."""
         token_ids = torch.tensor(step.token_ids, device=self.device)
         positions = torch.tensor(step.positions, device=self.device)
         plan = make_plan(step, cache, self.config.sliding_window, self.device)
@@ -129,12 +143,7 @@ class Llama:
         rotation = self._rotary.at(positions, self.dtype)
         for layer in self._layers:
             x = layer(x, rotation, cache, plan)
-        if not step.outputs:
-            return None
-        if len(step.outputs) != len(step.token_ids):
-            x = x[torch.tensor(step.outputs, device=self.device)]
-        x = rms_norm(x, self._norm, self.config.rms_norm_eps)
-        return F.linear(x, self._head).float()
+        return x
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

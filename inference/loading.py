@@ -11,6 +11,7 @@ import torch
 
 from inference.admission import Admission
 from inference.block_manager import BlockManager
+from inference.embedding import Embedder
 from inference.engine import Engine
 from inference.errors import ModelLoadError
 from inference.interface import ModelInfo
@@ -99,6 +100,7 @@ def load_engine(options: EngineOptions) -> Engine:
         ),
         runner=ModelRunner(model, cache, MaskWorker(config.vocab_size)),
         vocabulary=vocabulary,
+        embedder=Embedder(model, options.max_num_batched_tokens),
     )
     _warm_up(engine)
     logger.info(

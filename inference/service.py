@@ -94,6 +94,17 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     if chunk.finish is not None:
                         yield _end(chunk.finish)
 
+    async def Embed(
+        self, request: inference_pb2.InferenceServiceEmbedRequest, context: Context
+    ) -> inference_pb2.InferenceServiceEmbedResponse:
+        inputs = [list(each.ids) for each in request.inputs]
+        annotate(num_inputs=len(inputs), prompt_tokens=sum(map(len, inputs)))
+        with _engine_errors():
+            vectors = await self._engine.embed(inputs)
+        return inference_pb2.InferenceServiceEmbedResponse(
+            embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
+        )
+
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context
     ) -> inference_pb2.GetModelResponse:

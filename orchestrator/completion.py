@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
+from mesh.errors import ErrorKind, MeshError
 from orchestrator import failover, metrics
-from orchestrator.clients.tokenizer import Encoded
 from orchestrator.detokenizer import Decoder
 from orchestrator.generation import (
     Delta,
@@ -21,9 +22,12 @@ from orchestrator.generation import (
     TokenLogprob,
     Usage,
 )
+from orchestrator.output.answer import Answer, Piece
+from orchestrator.preparation import Prepared
 from orchestrator.replicas import Replicas
 from orchestrator.requests import ActiveRequest, RequestState
 from orchestrator.stop_strings import StopStrings
+from orchestrator.validation import room_for_completion
 
 
 class Completion:
@@ -32,25 +36,27 @@ class Completion:
     def __init__(
         self,
         *,
-        prompt: Encoded,
+        prepared: Prepared,
         model: ModelInfo,
         sampling: Sampling,
         stop: Sequence[str],
         active: ActiveRequest,
     ) -> None:
         """`sampling.max_tokens` must be set and fit the model's context."""
-        self._prompt = prompt
+        self._prompt = prepared.encoded
+        self._echo = prepared.echo
         self._model = model
         self._sampling = sampling
         self._active = active
-        self._detokenizer = prompt.decoder.stream()
+        self._answer = prepared.answer or Answer()
+        self._detokenizer = self._prompt.decoder.stream(prepared.kept)
         self._ends = sampling.ends(model)
         self._stop = StopStrings(stop)
         self._started = False
         # Tokens, and their log probabilities, of text that is still held back.
         self._num_held = 0
         self._logprobs_held: list[DeltaLogprob] = []
-        self.usage = Usage(prompt_tokens=len(prompt.token_ids))
+        self.usage = Usage(prompt_tokens=len(self._prompt.token_ids))
 
     async def stream(self, replicas: Replicas) -> AsyncGenerator[Started | Delta | Finish, None]:
         """First `Started`, then deltas, last one `Finish`. Raises MeshError."""
@@ -68,6 +74,8 @@ class Completion:
                 if not self._started:
                     self._started = True
                     yield Started(self._model.name, self.usage.prompt_tokens)
+                if self._echo is not None and (item.token_ids or self._echo_ready(item)):
+                    yield self._tell_echo(item)
                 if not item.token_ids:
                     continue  # an acceptance, and the later ones are of replicas that took over
                 active.state = RequestState.STREAMING
@@ -78,6 +86,23 @@ class Completion:
                     # Leaving the block cancels what the engine still does for this request.
                     yield Finish(FinishReason.STOP, self.usage)
                     return
+
+    def _echo_ready(self, chunk: TokenChunk) -> bool:
+        """Whether the prompt can be told before any token is there."""
+        return self._sampling.num_prompt_logprobs is None or bool(chunk.prompt_logprobs)
+
+    def _tell_echo(self, chunk: TokenChunk) -> Delta:
+        """The prompt as the first delta, which covers no token of the completion."""
+        text, self._echo = self._echo or "", None
+        if self._sampling.num_prompt_logprobs is None:
+            return Delta(text, 0)
+        token_ids, decoder = self._prompt.token_ids, self._prompt.decoder
+        if len(chunk.prompt_logprobs) != len(token_ids) - 1:
+            raise MeshError(
+                ErrorKind.UNIMPLEMENTED, "the engine gives no log probabilities of a prompt"
+            )
+        first = _one(decoder, token_ids[0], None)
+        return Delta(text, 0, [first, *(_logprob(decoder, each) for each in chunk.prompt_logprobs)])
 
     def _push(self, chunk: TokenChunk) -> Delta | None:
         num_tokens = len(chunk.token_ids)
@@ -92,25 +117,54 @@ class Completion:
         token_ids = chunk.token_ids
         if token_ids[-1] in self._ends:
             token_ids = token_ids[:-1]
-        return self._take(self._stop.push(self._detokenizer.push(token_ids)))
+        text = self._stop.push(self._detokenizer.push(token_ids))
+        piece = self._answer.push(text)
+        if self._stop.matched:
+            piece += self._answer.flush()
+        return self._take(piece)
 
     def _end(self, finish: TokenFinish) -> Iterator[Delta | Finish]:
         """What was held back, then the finish."""
         self.usage = finish.usage
         text = self._stop.push(self._detokenizer.flush())
         reason = FinishReason.STOP if self._stop.matched else finish.reason
-        delta = self._take(text + self._stop.flush())
+        piece = self._answer.push(text + self._stop.flush()) + self._answer.flush()
+        delta = self._take(piece)
         if delta is not None:
             yield delta
         yield Finish(reason, self.usage)
 
-    def _take(self, text: str) -> Delta | None:
-        """A delta of `text` and all tokens so far; None if there is nothing to show."""
-        if not text:
+    def _take(self, piece: Piece) -> Delta | None:
+        """A delta of `piece` and all tokens so far; None if there is nothing to show."""
+        if piece.empty:
             return None
-        delta = Delta(text, self._num_held, self._logprobs_held)
+        delta = Delta(piece.text, self._num_held, self._logprobs_held, piece.reasoning, piece.calls)
         self._num_held, self._logprobs_held = 0, []
         return delta
+
+
+def begin(
+    prepared: Prepared,
+    model: ModelInfo,
+    sampling: Sampling,
+    stop: Sequence[str],
+    active: ActiveRequest,
+) -> Completion:
+    """The completion of a prompt that has room in the model's context. Raises MeshError."""
+    num_tokens = len(prepared.encoded.token_ids)
+    max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
+    active.prompt_tokens = num_tokens
+    metrics.PROMPT_TOKENS.inc(num_tokens)
+    return Completion(
+        prepared=prepared,
+        model=model,
+        # Made explicit: a replica that takes over in the middle needs the same limit.
+        sampling=dataclasses.replace(
+            sampling, max_tokens=max_tokens, constraint=prepared.constraint
+        ),
+        stop=stop,
+        active=active,
+    )
 
 
 def _logprob(decoder: Decoder, logprob: TokenLogprob) -> DeltaLogprob:
@@ -118,5 +172,5 @@ def _logprob(decoder: Decoder, logprob: TokenLogprob) -> DeltaLogprob:
     return _one(decoder, logprob.token_id, logprob.logprob)._replace(top=top)
 
 
-def _one(decoder: Decoder, token_id: int, logprob: float) -> DeltaLogprob:
+def _one(decoder: Decoder, token_id: int, logprob: float | None) -> DeltaLogprob:
     return DeltaLogprob(decoder.token_text(token_id), decoder.token_bytes(token_id), logprob)

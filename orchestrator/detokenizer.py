@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -45,11 +45,26 @@ class Decoder:
         self._run_tokens = {token_id: b"" for token_id in self._special}
         self._run_tokens |= {i: bytes([byte]) for i, byte in spelled.items() if i is not None}
 
-    def stream(self) -> Detokenizer:
-        """A new stream; special tokens are left out of its text."""
+    def stream(self, kept: Collection[str] = ()) -> Detokenizer:
+        """A new stream; special tokens are left out of its text, but for those named in `kept`."""
+        ids = {i: token for token in kept if (i := self.token_id(token)) in self._special}
         if self._pieces is None:
-            return _WindowDetokenizer(self._tokenizer, self._run_tokens)
-        return _ByteDetokenizer(self._pieces, self._special)
+
+            def window() -> Detokenizer:
+                return _WindowDetokenizer(self._tokenizer, self._run_tokens)
+
+            return _KeepingDetokenizer(window, ids) if ids else window()
+        return _ByteDetokenizer(self._pieces, self._special - ids.keys() if ids else self._special)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """All of a text at once, special tokens left out."""
+        stream = self.stream()
+        return stream.push(token_ids) + stream.flush()
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a text that is a token of its own."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
 
     def token_bytes(self, token_id: int) -> bytes:
         """One token's bytes, special tokens spelled out; empty for an unknown id."""
@@ -152,6 +167,30 @@ class _WindowDetokenizer:
         # No byte run may be cut in two, and the first token of a text may lose its space.
         if kept[0] not in self._run_tokens and text and self._told.endswith(text):
             self._window, self._told = kept, text
+
+
+class _KeepingDetokenizer:
+    """Spells some special tokens out; between them text is decoded as if it stood alone."""
+
+    def __init__(self, stream: Callable[[], Detokenizer], kept: Mapping[int, str]) -> None:
+        self._stream = stream
+        self._kept = kept
+        self._current = stream()
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        pieces: list[str] = []
+        begin = 0
+        for number, token_id in enumerate(token_ids):
+            if token_id in self._kept:
+                pieces.append(self._current.push(token_ids[begin:number]))
+                pieces.append(self._current.flush() + self._kept[token_id])
+                self._current = self._stream()
+                begin = number + 1
+        pieces.append(self._current.push(token_ids[begin:]))
+        return "".join(pieces)
+
+    def flush(self) -> str:
+        return self._current.flush()
 
 
 _MAX_HELD = 64

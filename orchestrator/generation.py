@@ -33,6 +33,14 @@ class Constraint(NamedTuple):
     """The schema, the expression or the grammar; empty for any JSON object."""
 
 
+class ToolChoice(NamedTuple):
+    """Which tools the model calls; all at their defaults: whichever it likes."""
+
+    required: bool = False
+    name: str = ""
+    single: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to draw; a field that is None is left to the served model. Bounds: `validation`."""
@@ -47,6 +55,7 @@ class Sampling:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
@@ -82,6 +91,8 @@ class TokenChunk(NamedTuple):
 
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob] = ()
+    prompt_logprobs: Sequence[TokenLogprob] = ()
+    """Of all the prompt's ids but the first, once, where they were asked for."""
 
 
 class TokenFinish(NamedTuple):
@@ -103,16 +114,29 @@ class DeltaLogprob(NamedTuple):
 
     token: str
     token_bytes: bytes
-    logprob: float
+    logprob: float | None
+    """None for the first token of a prompt."""
     top: tuple[DeltaLogprob, ...] = ()
 
 
+class ToolCallDelta(NamedTuple):
+    """A piece of a call; only its first one has the id and the name."""
+
+    number: int
+    """Which call of the answer, counted from 0."""
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
 class Delta(NamedTuple):
-    """A piece of text, and how many tokens it took."""
+    """A piece of text, of thinking or of calls, and how many tokens it took."""
 
     text: str
     num_tokens: int
     logprobs: Sequence[DeltaLogprob] = ()
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
 
 
 class Finish(NamedTuple):

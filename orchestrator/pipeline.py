@@ -5,11 +5,11 @@ Each method is one visible block; leaving it in any way gives back all that the 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
+from functools import partial
 
 from opentelemetry import trace
 
@@ -19,9 +19,20 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.metrics import exemplar
 from orchestrator import metrics, spans
 from orchestrator.admission import Admission
-from orchestrator.clients.tokenizer import ChatPrompt, Encoded, TokenizerClient
-from orchestrator.completion import Completion
-from orchestrator.generation import Delta, Finish, FinishReason, ModelInfo, Sampling, Started, Usage
+from orchestrator.clients.tokenizer import Encoded, TokenizerClient
+from orchestrator.completion import Completion, begin
+from orchestrator.embedding import Embedded, Input, check_inputs, embed
+from orchestrator.generation import (
+    Delta,
+    Finish,
+    FinishReason,
+    ModelInfo,
+    Sampling,
+    Started,
+    ToolChoice,
+    Usage,
+)
+from orchestrator.preparation import Prepared, Prompt, as_prepared, prepare
 from orchestrator.replicas import Replicas
 from orchestrator.requests import ActiveRequest, RequestState, RequestTable
 from orchestrator.search import Retrieved, Search
@@ -37,12 +48,11 @@ from orchestrator.validation import (
     check_sampling,
     check_stop,
     choose_model,
-    room_for_completion,
 )
 
 logger = logging.getLogger("orchestrator.pipeline")
 
-Prompt = ChatPrompt | str | Sequence[int]
+ANY_TOOL = ToolChoice()
 
 
 class Pipeline:
@@ -69,17 +79,43 @@ class Pipeline:
         self._max_summary_characters = max_summary_characters
 
     async def generate(
-        self, prompt: Prompt, *, model: str, sampling: Sampling, stop: Sequence[str]
+        self,
+        prompt: Prompt,
+        *,
+        model: str,
+        sampling: Sampling,
+        stop: Sequence[str],
+        echo: bool = False,
+        tool_choice: ToolChoice = ANY_TOOL,
     ) -> AsyncGenerator[Started | Delta | Finish, None]:
         """`Started`, deltas, one `Finish`. Raises MeshError before `Started` if refused."""
         check_sampling(sampling)
         check_stop(stop)
         with self._admitted("Generate") as active:
             served = self._choose(model, active)
-            events = self._complete(lambda: self._encode(prompt), served, sampling, stop, active)
+            wanted = (prompt, sampling.constraint, echo, tool_choice)
+            encode = partial(prepare, self._tokenizer, *wanted)
+            events = self._complete(encode, served, sampling, stop, active)
             async with aclosing(events):
                 async for event in events:
                     yield event
+
+    async def embed(self, inputs: Sequence[Input], *, model: str) -> AsyncGenerator[Embedded, None]:
+        """The inputs' vectors, batch by batch. Raises MeshError."""
+        check_inputs(inputs)
+        with self._admitted("Embed") as active:
+            served = self._choose(model, active)
+            batches = embed(
+                inputs,
+                model=served,
+                tokenizer=self._tokenizer,
+                replicas=self._replicas,
+                active=active,
+            )
+            async with aclosing(batches):
+                async for batch in batches:
+                    yield batch
+            annotate(model=served.name, prompt_tokens=active.prompt_tokens)
 
     async def summarize(
         self, question: Question, *, method: str
@@ -148,7 +184,7 @@ class Pipeline:
 
     async def _complete(
         self,
-        encode: Callable[[], Awaitable[Encoded]],
+        encode: Callable[[], Awaitable[Encoded | Prepared]],
         model: ModelInfo,
         sampling: Sampling,
         stop: Sequence[str],
@@ -160,11 +196,11 @@ class Pipeline:
             active.state = RequestState.ENCODING
             with tracing.stage(semconv.ENCODE) as span:
                 async with active.cancellable():
-                    encoded = await encode()
-                span.set_attribute(semconv.NUM_TOKENS, len(encoded.token_ids))
-            completion = _begin(encoded, model, sampling, stop, active)
+                    prepared = as_prepared(await encode())
+                span.set_attribute(semconv.NUM_TOKENS, len(prepared.encoded.token_ids))
+            completion = begin(prepared, model, sampling, stop, active)
             events = completion.stream(self._replicas)
-            with spans.generation(encoded, model, sampling, stop) as active.generation:
+            with spans.generation(prepared.encoded, model, sampling, stop) as active.generation:
                 async with aclosing(events):
                     async for event in events:
                         if isinstance(event, Delta):
@@ -189,13 +225,6 @@ class Pipeline:
                 prompt_tokens=active.prompt_tokens,
                 completion_tokens=active.completion_tokens,
             )
-
-    async def _encode(self, prompt: Prompt) -> Encoded:
-        if isinstance(prompt, str):
-            return await self._tokenizer.encode_text(prompt)
-        if isinstance(prompt, ChatPrompt):
-            return await self._tokenizer.encode_chat(prompt)
-        return Encoded(prompt, (await self._tokenizer.current()).decoder)
 
     def _choose(self, model: str, active: ActiveRequest) -> ModelInfo:
         served = list(self._replicas.models.values())
@@ -243,27 +272,6 @@ class Pipeline:
         with tracing.stage(semconv.ADMISSION, limit) as span:
             span.set_attribute(semconv.NUM_ADMITTED, self._admission.num_admitted)
             held.enter_context(self._admission.permit())
-
-
-def _begin(
-    encoded: Encoded,
-    model: ModelInfo,
-    sampling: Sampling,
-    stop: Sequence[str],
-    active: ActiveRequest,
-) -> Completion:
-    num_tokens = len(encoded.token_ids)
-    max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
-    active.prompt_tokens = num_tokens
-    metrics.PROMPT_TOKENS.inc(num_tokens)
-    return Completion(
-        prompt=encoded,
-        model=model,
-        # Made explicit: a replica that takes over in the middle needs the same limit.
-        sampling=dataclasses.replace(sampling, max_tokens=max_tokens),
-        stop=stop,
-        active=active,
-    )
 
 
 def _observe_first_token(active: ActiveRequest) -> None:

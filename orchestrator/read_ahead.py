@@ -7,7 +7,7 @@ reader there is at most one message being sent and one chunk being built.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from orchestrator.generation import TokenChunk, TokenFinish, TokenLogprob
@@ -22,6 +22,7 @@ class ReadAhead:
     def __init__(self) -> None:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: Sequence[TokenLogprob] = ()
         self._accepted = False
         self._finish: TokenFinish | None = None
         self._error: Exception | None = None
@@ -36,8 +37,9 @@ class ReadAhead:
         """Whatever is pending; raises what the stream raised once all before it is taken."""
         await self._ready.wait()
         if self._token_ids or self._accepted:
-            chunk = TokenChunk(self._token_ids, self._logprobs)
-            self._token_ids, self._logprobs, self._accepted = [], [], False
+            chunk = TokenChunk(self._token_ids, self._logprobs, self._prompt_logprobs)
+            self._token_ids, self._logprobs, self._prompt_logprobs = [], [], ()
+            self._accepted = False
             self._taken.set()
             if not self._ended:
                 self._ready.clear()
@@ -56,6 +58,7 @@ class ReadAhead:
                     return
                 self._token_ids += item.token_ids
                 self._logprobs += item.logprobs
+                self._prompt_logprobs = item.prompt_logprobs or self._prompt_logprobs
                 # An acceptance has no tokens, and is news all the same.
                 self._accepted = True
                 self._ready.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,10 @@ from mesh.errors import invalid
 from mesh.lifecycle import SetReady
 from mesh.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
-from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt
-from orchestrator.generation import (
-    Constraint,
-    Delta,
-    DeltaLogprob,
-    FinishReason,
-    Sampling,
-    Started,
-    Usage,
-)
+from orchestrator import messages
+from orchestrator.generation import Delta, FinishReason, Started
 from orchestrator.grounding import Citation
-from orchestrator.pipeline import Pipeline, Prompt
+from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.replicas import Replicas
 from orchestrator.requests import RequestState, RequestTable
@@ -47,18 +39,6 @@ _STATES = {
     RequestState.WAITING: orchestrator_pb2.REQUEST_STATE_WAITING,
     RequestState.STREAMING: orchestrator_pb2.REQUEST_STATE_STREAMING,
 }
-_OPTIONAL_SAMPLING = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "num_logprobs",
-)
 
 
 class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -89,15 +69,17 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
         events = self._pipeline.generate(
-            _prompt(request),
+            messages.prompt_of(request),
             model=request.model,
-            sampling=_sampling(request.sampling),
+            sampling=messages.sampling_of(request.sampling),
             stop=list(request.stop),
+            echo=request.echo,
+            tool_choice=messages.tool_choice_of(request.tool_choice),
         )
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Delta):
-                    yield orchestrator_pb2.GenerateResponse(delta=_delta(event))
+                    yield orchestrator_pb2.GenerateResponse(delta=messages.delta(event))
                 elif isinstance(event, Started):
                     started = orchestrator_pb2.GenerateStarted(
                         model=event.model, prompt_tokens=event.prompt_tokens
@@ -105,7 +87,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     yield orchestrator_pb2.GenerateResponse(started=started)
                 else:
                     finish = orchestrator_pb2.GenerateFinish(
-                        reason=_REASONS[event.reason], usage=_usage(event.usage)
+                        reason=_REASONS[event.reason], usage=messages.usage(event.usage)
                     )
                     yield orchestrator_pb2.GenerateResponse(finish=finish)
 
@@ -116,7 +98,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Delta):
-                    yield orchestrator_pb2.SummarizeStreamResponse(delta=_delta(event))
+                    yield orchestrator_pb2.SummarizeStreamResponse(delta=messages.delta(event))
                 elif isinstance(event, Found):
                     yield orchestrator_pb2.SummarizeStreamResponse(results=_results(event))
                 else:
@@ -138,6 +120,19 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     response.finish.CopyFrom(_summary_finish(event))
         response.summary = "".join(summary)
         return response
+
+    async def Embed(
+        self, request: orchestrator_pb2.EmbedRequest, context: Context
+    ) -> AsyncIterator[orchestrator_pb2.EmbedResponse]:
+        inputs = messages.inputs_of(request)
+        batches = self._pipeline.embed(inputs, model=request.model)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield orchestrator_pb2.EmbedResponse(
+                    model=batch.model,
+                    embeddings=[common_pb2.Embedding(values=vector) for vector in batch.vectors],
+                    prompt_tokens=batch.prompt_tokens,
+                )
 
     async def ListModels(
         self, request: orchestrator_pb2.ListModelsRequest, context: Context
@@ -194,78 +189,6 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return self._pipeline.summarize(question, method=method)
 
 
-def _prompt(request: orchestrator_pb2.GenerateRequest) -> Prompt:
-    match request.WhichOneof("prompt"):
-        case "chat":
-            return _chat(request.chat)
-        case "text":
-            return request.text
-        case "token_ids":
-            if not request.token_ids.ids:
-                raise invalid("prompt", "prompt must have at least one token, given none")
-            return list(request.token_ids.ids)
-    raise invalid("prompt", "one of chat, text and token_ids must be given")
-
-
-def _chat(chat: common_pb2.ChatPrompt) -> ChatPrompt:
-    return ChatPrompt(
-        messages=[
-            ChatMessage(
-                role=message.role,
-                content=message.content,
-                name=message.name,
-                tool_calls_json=message.tool_calls_json,
-                tool_call_id=message.tool_call_id,
-            )
-            for message in chat.messages
-        ],
-        tools_json=chat.tools_json,
-        continue_final_message=chat.continue_final_message,
-        template_kwargs_json=chat.template_kwargs_json,
-    )
-
-
-def _sampling(message: common_pb2.SamplingParams) -> Sampling:
-    given: dict[str, Any] = {
-        name: getattr(message, name)
-        for name in _OPTIONAL_SAMPLING
-        if message.HasField(name)  # type: ignore[arg-type]
-    }
-    return Sampling(
-        **given,
-        logit_bias=dict(message.logit_bias),
-        stop_token_ids=list(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        min_tokens=message.min_tokens,
-        constraint=_constraint(message.constraint) if message.HasField("constraint") else None,
-    )
-
-
-def _constraint(message: common_pb2.OutputConstraint) -> Constraint:
-    form = message.WhichOneof("form")
-    if form is None or (form == "json_object" and not message.json_object):
-        raise invalid("constraint", "constraint must have one form, given none")
-    return Constraint(form, "" if form == "json_object" else getattr(message, form))
-
-
-def _delta(delta: Delta) -> orchestrator_pb2.Delta:
-    return orchestrator_pb2.Delta(
-        text=delta.text, num_tokens=delta.num_tokens, logprobs=_logprobs(delta.logprobs)
-    )
-
-
-def _logprobs(logprobs: Iterable[DeltaLogprob]) -> list[orchestrator_pb2.DeltaLogprob]:
-    return [
-        orchestrator_pb2.DeltaLogprob(
-            token=each.token,
-            token_bytes=each.token_bytes,
-            logprob=each.logprob,
-            top=_logprobs(each.top),
-        )
-        for each in logprobs
-    ]
-
-
 def _results(found: Found) -> orchestrator_pb2.SearchResults:
     return orchestrator_pb2.SearchResults(
         query=found.query,
@@ -276,7 +199,7 @@ def _results(found: Found) -> orchestrator_pb2.SearchResults:
 def _summary_finish(finish: SummaryFinish) -> orchestrator_pb2.SummarizeFinish:
     return orchestrator_pb2.SummarizeFinish(
         reason=_REASONS[finish.reason],
-        usage=_usage(finish.usage),
+        usage=messages.usage(finish.usage),
         citations=finish.citations,
         citation_details=map(_citation_detail, finish.details),
     )
@@ -287,12 +210,4 @@ def _citation_detail(citation: Citation) -> orchestrator_pb2.CitationDetail:
         position=citation.position,
         sentence=orchestrator_pb2.TextSpan(**citation.sentence._asdict()),
         span=citation.span and orchestrator_pb2.TextSpan(**citation.span._asdict()),
-    )
-
-
-def _usage(usage: Usage) -> common_pb2.Usage:
-    return common_pb2.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
     )

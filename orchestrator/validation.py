@@ -26,6 +26,7 @@ _BOUNDS = (
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
     ("num_logprobs", 0, MAX_LOGPROBS),
+    ("num_prompt_logprobs", 0, MAX_LOGPROBS),
 )
 
 
@@ -34,7 +35,7 @@ def check_sampling(sampling: Sampling) -> None:
     for name, low, high in _BOUNDS:
         value = getattr(sampling, name)
         if value is not None and not low <= value <= high:
-            public = "top_logprobs" if name == "num_logprobs" else name
+            public = "top_logprobs" if name.endswith("logprobs") else name
             raise invalid(public, f"{public} must be between {low:g} and {high:g}, given {value:g}")
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
         raise invalid("max_tokens", f"max_tokens must be at least 1, given {sampling.max_tokens}")

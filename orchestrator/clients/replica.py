@@ -63,9 +63,13 @@ class TokenStream:
                 Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
             )
         chunk = response.chunk
-        if not chunk.logprobs:
+        if not (chunk.logprobs or chunk.prompt_logprobs):
             return TokenChunk(chunk.token_ids)
-        return TokenChunk(chunk.token_ids, [_logprob(each) for each in chunk.logprobs])
+        return TokenChunk(
+            chunk.token_ids,
+            [_logprob(each) for each in chunk.logprobs],
+            [_logprob(each) for each in chunk.prompt_logprobs],
+        )
 
     def cancel(self) -> None:
         """Calls the generation off; a reader gets MeshError (CANCELLED)."""
@@ -161,6 +165,14 @@ class Replica:
         async with open_stream(self._stub.Generate, request, parent=parent) as responses:
             yield TokenStream(responses)
 
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Sequence[float]]:
+        """A vector for each input, at most 64 of them. Raises MeshError."""
+        request = inference_pb2.InferenceServiceEmbedRequest(
+            inputs=[common_pb2.TokenIds(ids=token_ids) for token_ids in inputs]
+        )
+        response = await call_unary(self._stub.Embed, request)
+        return [embedding.values for embedding in response.embeddings]
+
     async def _update(self, serving: bool) -> None:
         if serving and self.model is None:
             info = await call_unary(self._stub.GetModel, inference_pb2.GetModelRequest(), timeout=5)
@@ -192,6 +204,7 @@ def _sampling(sampling: Sampling) -> common_pb2.SamplingParams:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         num_logprobs=sampling.num_logprobs,
+        num_prompt_logprobs=sampling.num_prompt_logprobs,
         logit_bias=sampling.logit_bias,
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from mesh.channel import call_unary, open_stream
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from orchestrator.detokenizer import Decoder
+from orchestrator.output.tool_format import AnswerFormat, answer_format
 
 SERVICE = "mesh.v1.TokenizerService"
 
@@ -55,6 +56,8 @@ class LocalTokenizer(NamedTuple):
 
     tokenizer: Tokenizer
     decoder: Decoder
+    format: AnswerFormat = AnswerFormat()
+    """What the model's chat template says of its answers."""
 
 
 class TokenizerClient:
@@ -145,4 +148,15 @@ def _load(files: dict[str, bytearray], sha256: str) -> LocalTokenizer:
     settings = json.loads(bytes(content))
     settings["truncation"] = settings["padding"] = None
     tokenizer = Tokenizer.from_str(json.dumps(settings))
-    return LocalTokenizer(tokenizer, Decoder(tokenizer))
+    return LocalTokenizer(tokenizer, Decoder(tokenizer), answer_format(_templates(files)))
+
+
+def _templates(files: Mapping[str, bytes | bytearray]) -> Iterator[str]:
+    """All chat templates: in files of their own, or in the tokenizer's settings."""
+    for name, content in files.items():
+        if name.endswith(".jinja"):
+            yield bytes(content).decode(errors="replace")
+        elif name == "tokenizer_config.json":
+            template = json.loads(bytes(content)).get("chat_template")
+            # A string, or a list of names and templates: either way all that counts is in it.
+            yield template if isinstance(template, str) else json.dumps(template)

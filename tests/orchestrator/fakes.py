@@ -32,16 +32,24 @@ SCRIPT = "The quick brown fox 😀 jumps over the lazy dog [1], and naïvely sle
 
 FILE = byte_level().to_str().encode()
 
-SHA256 = hashlib.sha256(b"tokenizer.json\0" + f"{len(FILE)}\0".encode() + FILE).hexdigest()
-"""Of the only file, as the contract has it."""
+
+def sha256_of(files: dict[str, bytes]) -> str:
+    """As the contract has it."""
+    spelled = (f"{name}\0{len(data)}\0".encode() + data for name, data in sorted(files.items()))
+    return hashlib.sha256(b"".join(spelled)).hexdigest()
 
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     """A real small tokenizer; a conversation is its contents, one a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, template: str = "") -> None:
+        """`template` is served as the model's chat template; nothing renders it."""
         self.prompts: list[str] = []
         self.delay = 0.0
+        self.files = {"tokenizer.json": FILE}
+        if template:
+            self.files["chat_template.jinja"] = template.encode()
+        self.sha256 = sha256_of(self.files)
 
     async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
         text = request.text
@@ -50,18 +58,18 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.prompts.append(text)
         await asyncio.sleep(self.delay)
         ids = byte_level().encode(text, add_special_tokens=False).ids
-        return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256=SHA256)
+        return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256=self.sha256)
 
     async def GetTokenizer(
         self, request: Any, context: Any
     ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
-        data = FILE
-        for begin in range(0, len(data), 4000):
-            yield tokenizer_pb2.GetTokenizerResponse(
-                tokenizer_sha256=SHA256,
-                file_name="tokenizer.json",
-                data=data[begin : begin + 4000],
-            )
+        for name, data in self.files.items():
+            for begin in range(0, len(data), 4000):
+                yield tokenizer_pb2.GetTokenizerResponse(
+                    tokenizer_sha256=self.sha256,
+                    file_name=name,
+                    data=data[begin : begin + 4000],
+                )
 
 
 class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
@@ -82,6 +90,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.no_finish = False
         """Ends streams with UNAVAILABLE behind their last token."""
         self.refusal: MeshError | None = None
+        self.prompt_logprobs = True
+        self.embedded: list[list[list[int]]] = []
         self.requests: list[inference_pb2.InferenceServiceGenerateRequest] = []
         self.num_open = 0
 
@@ -95,6 +105,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         try:
             await asyncio.sleep(self.accept_delay)
             yield chunk([])
+            if request.sampling.HasField("num_prompt_logprobs") and self.prompt_logprobs:
+                yield prompt_chunk(request)
             num_prompt = len(request.token_ids) - request.num_resumed_tokens
             limit = min(request.sampling.max_tokens, len(self.ids))
             for number in range(request.num_resumed_tokens, limit):
@@ -115,6 +127,17 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             )
         finally:
             self.num_open -= 1
+
+    async def Embed(
+        self, request: inference_pb2.InferenceServiceEmbedRequest, context: Any
+    ) -> inference_pb2.InferenceServiceEmbedResponse:
+        if self.refusal is not None:
+            raise self.refusal
+        self.embedded.append([list(each.ids) for each in request.inputs])
+        vectors = [[float(len(each.ids)), float(sum(each.ids))] for each in request.inputs]
+        return inference_pb2.InferenceServiceEmbedResponse(
+            embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
+        )
 
     async def GetModel(self, request: Any, context: Any) -> inference_pb2.GetModelResponse:
         return inference_pb2.GetModelResponse(
@@ -140,6 +163,17 @@ def chunk(
     return inference_pb2.InferenceServiceGenerateResponse(chunk=message)
 
 
+def prompt_chunk(
+    request: inference_pb2.InferenceServiceGenerateRequest,
+) -> inference_pb2.InferenceServiceGenerateResponse:
+    """The prompt's log probabilities, made as `chunk` makes those of tokens."""
+    sampling = common_pb2.SamplingParams(num_logprobs=request.sampling.num_prompt_logprobs)
+    message = chunk(list(request.token_ids)[1:], sampling).chunk
+    return inference_pb2.InferenceServiceGenerateResponse(
+        chunk=inference_pb2.TokenChunk(prompt_logprobs=message.logprobs)
+    )
+
+
 @dataclass
 class Orchestrator:
     """The real orchestrator between the fakes."""
@@ -160,9 +194,11 @@ class Orchestrator:
 
 
 @asynccontextmanager
-async def orchestrator(*engines: FakeInference, **settings: Any) -> AsyncIterator[Orchestrator]:
+async def orchestrator(
+    *engines: FakeInference, template: str = "", **settings: Any
+) -> AsyncIterator[Orchestrator]:
     """An orchestrator that is ready; at the end it must hold nothing any more."""
-    tokenizer = FakeTokenizer()
+    tokenizer = FakeTokenizer(template)
     async with AsyncExitStack() as stack:
         register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
         tokenizer_served = await stack.enter_async_context(

@@ -1,0 +1,117 @@
+"""Texts to vectors: encoded by the tokenizer, embedded by any replica, told batch by batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
+
+from mesh.errors import ErrorKind, MeshError, invalid
+from orchestrator import metrics
+from orchestrator.clients.replica import Replica
+from orchestrator.clients.tokenizer import TokenizerClient
+from orchestrator.generation import ModelInfo
+from orchestrator.replicas import Replicas
+from orchestrator.requests import ActiveRequest, RequestState
+
+MAX_INPUTS = 2048
+"""In one request, as in OpenAI's API."""
+
+BATCH_INPUTS = 64
+"""In one call to a replica; the contract's limit."""
+
+ENCODED_AT_ONCE = 8
+"""Calls to the tokenizer that one request has under way."""
+
+MAX_TRIES = 2
+
+_CURABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.OVERLOADED})
+
+Input = str | Sequence[int]
+
+
+class Embedded(NamedTuple):
+    """The vectors of the next inputs, and the tokens these have."""
+
+    model: str
+    vectors: Sequence[Sequence[float]]
+    prompt_tokens: int
+
+
+def check_inputs(inputs: Sequence[Input]) -> None:
+    """Raises MeshError (INVALID_REQUEST) for too few, too many or empty inputs."""
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise invalid("input", f"input must have 1 to {MAX_INPUTS} texts, given {len(inputs)}")
+    for number, each in enumerate(inputs):
+        if not each:
+            raise invalid("input", f"input[{number}] must not be empty")
+
+
+async def embed(
+    inputs: Sequence[Input],
+    *,
+    model: ModelInfo,
+    tokenizer: TokenizerClient,
+    replicas: Replicas,
+    active: ActiveRequest,
+) -> AsyncGenerator[Embedded, None]:
+    """The vectors of checked inputs, in order. Raises MeshError.
+
+    No more than one batch is held: the next one is begun when the last one has been taken.
+    """
+    for begin in range(0, len(inputs), BATCH_INPUTS):
+        batch = inputs[begin : begin + BATCH_INPUTS]
+        async with active.cancellable():
+            active.state = RequestState.ENCODING
+            encoded = await _encode(batch, tokenizer)
+            for number, token_ids in enumerate(encoded, begin):
+                _check_length(number, token_ids, model)
+            num_tokens = sum(map(len, encoded))
+            active.prompt_tokens += num_tokens
+            metrics.PROMPT_TOKENS.inc(num_tokens)
+            active.state = RequestState.WAITING
+            vectors = await _embed(encoded, num_tokens, model, replicas)
+        yield Embedded(model.name, vectors, num_tokens)
+
+
+async def _encode(batch: Sequence[Input], tokenizer: TokenizerClient) -> list[Sequence[int]]:
+    encoded: list[Sequence[int]] = []
+
+    async def encode(each: Input) -> Sequence[int]:
+        return (await tokenizer.encode_text(each)).token_ids if isinstance(each, str) else each
+
+    for begin in range(0, len(batch), ENCODED_AT_ONCE):
+        encoded += await asyncio.gather(*map(encode, batch[begin : begin + ENCODED_AT_ONCE]))
+    return encoded
+
+
+async def _embed(
+    encoded: Sequence[Sequence[int]], num_tokens: int, model: ModelInfo, replicas: Replicas
+) -> Sequence[Sequence[float]]:
+    tried: list[Replica] = []
+    while True:
+        replica = replicas.pick(model.name, encoded[0], tried)
+        try:
+            with replicas.lease(replica, num_tokens):
+                return await replica.embed(encoded)
+        except MeshError as error:
+            tried.append(replica)
+            if error.kind not in _CURABLE or len(tried) >= MAX_TRIES:
+                raise
+            if error.kind is ErrorKind.UNAVAILABLE:
+                replica.suspect()
+            if not any(other not in tried for other in replicas.ready):
+                raise
+
+
+def _check_length(number: int, token_ids: Sequence[int], model: ModelInfo) -> None:
+    if len(token_ids) > model.context_length:
+        raise MeshError(
+            ErrorKind.CONTEXT_TOO_LONG,
+            f"input[{number}] must be at most the context of model {model.name!r}, "
+            f"{model.context_length} tokens, given {len(token_ids)}",
+            param="input",
+        )
+    if not token_ids:
+        # A tokenizer without special tokens can make nothing of a text.
+        raise invalid("input", f"input[{number}] must have at least 1 token, given 0")

@@ -1,0 +1,169 @@
+"""Answers of chat models, echoes and constraints, through the real orchestrator."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, orchestrator_pb2
+from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
+from tests.orchestrator.test_service import generate, request, text_of
+from tests.orchestrator.tokenizers_made import byte_level
+from tests.tokenizer.templates import CHATML, LLAMA3, MISTRAL
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = '{"name": "f", "arguments": {"city": "Rome"}}'
+
+
+def chat(content: str = "Hi", *, tools: bool = True, **fields: Any) -> Any:
+    """A request for the answer to a conversation, with a tool or without."""
+    prompt = common_pb2.ChatPrompt(
+        messages=[common_pb2.ChatMessage(role="user", content=content)],
+        tools_json=json.dumps([TOOL]) if tools else "",
+    )
+    return orchestrator_pb2.GenerateRequest(chat=prompt, **fields)
+
+
+def calls_of(events: list[Any]) -> list[tuple[str, str]]:
+    """Names and arguments of the calls that a stream makes."""
+    calls: dict[int, tuple[str, str]] = {}
+    for piece in (piece for event in events for piece in event.delta.tool_calls):
+        name, arguments = calls.get(piece.index, ("", ""))
+        calls[piece.index] = (name + piece.name, arguments + piece.arguments)
+    return list(calls.values())
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "shown"),
+    [
+        (CHATML, f"See:\n<tool_call>\n{CALL}\n</tool_call>", "See:"),
+        (LLAMA3, CALL.replace("arguments", "parameters"), ""),
+        (MISTRAL, f"[TOOL_CALLS] [{CALL}]", ""),
+    ],
+)
+async def test_calls_are_read_in_the_models_own_format(
+    template: str, text: str, shown: str
+) -> None:
+    """The template decides; every token is counted though few are shown."""
+    engine = FakeInference(text)
+    async with orchestrator(engine, template=template) as running:
+        events = await generate(running, chat(sampling={"max_tokens": 500, "num_logprobs": 0}))
+    assert text_of(events) == shown
+    assert calls_of(events) == [("f", '{"city": "Rome"}')]
+    num_tokens = sum(event.delta.num_tokens for event in events)
+    assert sum(len(event.delta.logprobs) for event in events) == num_tokens
+    assert events[-1].finish.usage.completion_tokens == len(engine.ids)
+
+
+async def test_without_tools_the_same_text_is_text() -> None:
+    """Nothing is taken out of an answer that could not have been a call."""
+    text = f"<tool_call>{CALL}</tool_call>"
+    async with orchestrator(FakeInference(text), template=CHATML) as running:
+        plain = await generate(running, chat(tools=False, sampling={"max_tokens": 500}))
+        raw = await generate(running, request(sampling={"max_tokens": 500}))
+    assert text_of(plain) == text_of(raw) == text
+    assert calls_of(plain) == []
+
+
+async def test_thinking_is_told_apart() -> None:
+    """By its tags, or because the prompt has opened one; in a raw completion it is text."""
+    text = "<think>\nHm, 2.\n</think>\n\nTwo."
+    async with orchestrator(FakeInference(text), template=CHATML) as running:
+        events = await generate(running, chat(tools=False, sampling={"max_tokens": 500}))
+        raw = await generate(running, request(sampling={"max_tokens": 500}))
+    assert text_of(events) == "Two."
+    assert "".join(event.delta.reasoning for event in events) == "Hm, 2."
+    assert text_of(raw) == text
+    begun = FakeInference("Hm.</think>Two.")
+    async with orchestrator(begun, template=CHATML) as running:
+        events = await generate(running, chat("Hi<think>\n", sampling={"max_tokens": 500}))
+    assert text_of(events) == "Two."
+    assert "".join(event.delta.reasoning for event in events) == "Hm."
+
+
+async def constraint_at_the_engine(running: Orchestrator, asked: Any) -> Any:
+    """What the engine was told to hold the text to."""
+    await generate(running, asked)
+    sampling = running.engine.requests[-1].sampling
+    return sampling.constraint if sampling.HasField("constraint") else None
+
+
+async def test_constraints_reach_the_engine() -> None:
+    """As they were given; a forced call as a grammar; thinking is let free before."""
+    schema = common_pb2.OutputConstraint(json_schema='{"type": "object"}')
+    any_object = common_pb2.OutputConstraint(json_object=True)
+    async with orchestrator(FakeInference(), template=LLAMA3) as running:
+        for constraint in (schema, any_object, common_pb2.OutputConstraint(regex="a+")):
+            asked = request(sampling={"constraint": constraint})
+            assert await constraint_at_the_engine(running, asked) == constraint
+        assert await constraint_at_the_engine(running, chat()) is None
+        required = orchestrator_pb2.ToolChoice(required=True)
+        forced = await constraint_at_the_engine(running, chat(tool_choice=required))
+        assert '\\"name\\": \\"f\\"' in forced.grammar
+    async with orchestrator(FakeInference(), template=CHATML) as running:
+        asked = chat(tools=False, sampling={"constraint": schema})
+        assert "thinking? answer" in (await constraint_at_the_engine(running, asked)).grammar
+
+
+async def test_bad_choices_are_refused() -> None:
+    """Before anything reaches the engine."""
+    schema = common_pb2.OutputConstraint(json_schema="{}")
+    asked = [
+        (chat(tool_choice={"name": "g"}), "tool_choice"),
+        (chat(tools=False, tool_choice={"required": True}), "tool_choice"),
+        (
+            chat(tool_choice={"required": True}, sampling={"constraint": schema}),
+            "response_format",
+        ),
+        (chat(echo=True), "echo"),
+        (request(sampling={"constraint": common_pb2.OutputConstraint()}), "constraint"),
+        (request(sampling={"num_prompt_logprobs": 21}), "top_logprobs"),
+    ]
+    async with orchestrator(FakeInference(), template=CHATML) as running:
+        for each, param in asked:
+            with pytest.raises(MeshError) as caught:
+                await generate(running, each)
+            assert caught.value.kind is ErrorKind.INVALID_REQUEST
+            assert caught.value.param == param
+        assert running.engine.requests == []
+
+
+async def test_echo_tells_the_prompt_first() -> None:
+    """As it was given, or spelled from its ids; it costs no token of the completion."""
+    ids = byte_level().encode("Hello 😀", add_special_tokens=False).ids
+    asked = orchestrator_pb2.GenerateRequest(token_ids={"ids": ids}, echo=True)
+    async with orchestrator(FakeInference()) as running:
+        text = await generate(running, request("Hé", echo=True))
+        spelled = await generate(running, asked)
+    for events, prompt in ((text, "Hé"), (spelled, "Hello 😀")):
+        assert events[1].delta == orchestrator_pb2.Delta(text=prompt)
+        assert text_of(events) == prompt + SCRIPT
+        assert events[-1].finish.usage.completion_tokens == len(running.engine.ids)
+
+
+async def test_echo_tells_each_token_of_the_prompt() -> None:
+    """All but the first with a log probability, and with alternatives."""
+    asked = request("Hello fox", echo=True, sampling={"num_prompt_logprobs": 2})
+    ids = byte_level().encode("Hello fox", add_special_tokens=False).ids
+    async with orchestrator(FakeInference()) as running:
+        events = await generate(running, asked)
+    first, *others = events[1].delta.logprobs
+    assert not first.HasField("logprob")
+    assert [each.logprob for each in others] == [-i for i in ids[1:]]
+    assert all(len(each.top) == 2 for each in others)
+    assert b"".join(each.token_bytes for each in (first, *others)) == b"Hello fox"
+    assert events[1].delta.num_tokens == 0
+
+
+async def test_an_engine_without_them_is_told_as_such() -> None:
+    """Not silently left out."""
+    engine = FakeInference()
+    engine.prompt_logprobs = False
+    asked = request("Hello fox", echo=True, sampling={"num_prompt_logprobs": 2})
+    async with orchestrator(engine) as running:
+        with pytest.raises(MeshError) as caught:
+            await generate(running, asked)
+    assert caught.value.kind is ErrorKind.UNIMPLEMENTED

@@ -1,0 +1,84 @@
+"""Embeddings through the real orchestrator, between a fake tokenizer and fake engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mesh.channel import open_stream
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import orchestrator_pb2
+from orchestrator.embedding import BATCH_INPUTS, MAX_INPUTS
+from tests.orchestrator.fakes import FakeInference, Orchestrator, orchestrator
+from tests.orchestrator.tokenizers_made import byte_level
+
+
+def texts(*inputs: str, **fields: Any) -> orchestrator_pb2.EmbedRequest:
+    """A request for the vectors of texts."""
+    return orchestrator_pb2.EmbedRequest(inputs=[{"text": each} for each in inputs], **fields)  # type: ignore[misc]
+
+
+async def embed(
+    running: Orchestrator, asked: orchestrator_pb2.EmbedRequest
+) -> list[orchestrator_pb2.EmbedResponse]:
+    """All messages of a stream."""
+    async with open_stream(running.stub.Embed, asked) as responses:
+        return [response async for response in responses]
+
+
+async def test_texts_and_ids_come_back_as_vectors_in_order() -> None:
+    """In batches that a replica takes, with the tokens that each took."""
+    asked = texts(*(f"fox {'x' * number}" for number in range(BATCH_INPUTS)))
+    asked.inputs.add().token_ids.ids.extend([1, 2, 3])
+    lengths = [len(byte_level().encode(each.text).ids) for each in asked.inputs][:-1]
+    async with orchestrator(FakeInference()) as running:
+        first, last = await embed(running, asked)
+    assert [each.values[0] for each in first.embeddings] == lengths
+    assert first.prompt_tokens == sum(lengths)
+    assert [list(each.values) for each in last.embeddings] == [[3, 6]]
+    assert last.prompt_tokens == 3
+    assert first.model == "fake"
+    assert [len(batch) for batch in running.engine.embedded] == [BATCH_INPUTS, 1]
+
+
+async def test_another_replica_is_tried() -> None:
+    """Once; what the caller got wrong is told at once."""
+    engines = FakeInference(), FakeInference()
+    async with orchestrator(*engines) as running:
+        for error in (ErrorKind.UNAVAILABLE, ErrorKind.OVERLOADED):
+            engines[0].refusal = MeshError(error, "no")
+            for text in ("a", "b", "c", "d"):
+                await embed(running, texts(text))
+        assert len(engines[1].embedded) == 8
+        engines[1].refusal = MeshError(ErrorKind.OVERLOADED, "full")
+        with pytest.raises(MeshError) as caught:
+            await embed(running, texts("a"))
+    assert caught.value.kind in (ErrorKind.OVERLOADED, ErrorKind.UNAVAILABLE)
+
+
+BAD: list[tuple[orchestrator_pb2.EmbedRequest, ErrorKind, str]] = [
+    (texts(), ErrorKind.INVALID_REQUEST, "input must have 1 to 2048 texts, given 0"),
+    (texts(*["a"] * (MAX_INPUTS + 1)), ErrorKind.INVALID_REQUEST, "given 2049"),
+    (texts("a", ""), ErrorKind.INVALID_REQUEST, "input[1] must not be empty"),
+    (
+        orchestrator_pb2.EmbedRequest(inputs=[orchestrator_pb2.EmbedInput()]),
+        ErrorKind.INVALID_REQUEST,
+        "input[0] must be text or token_ids",
+    ),
+    (texts("a", "word " * 3000), ErrorKind.CONTEXT_TOO_LONG, "input[1] must be at most"),
+    (texts("a", model="nobody"), ErrorKind.MODEL_NOT_FOUND, "no model 'nobody'"),
+]
+
+
+@pytest.mark.parametrize(("asked", "kind", "words"), BAD)
+async def test_bad_inputs_are_refused(
+    asked: orchestrator_pb2.EmbedRequest, kind: ErrorKind, words: str
+) -> None:
+    """By input, limit and given value, before an engine is asked."""
+    async with orchestrator(FakeInference()) as running:
+        with pytest.raises(MeshError) as caught:
+            await embed(running, asked)
+        assert running.engine.embedded == []
+    assert caught.value.kind is kind
+    assert words in caught.value.message
