@@ -89,9 +89,55 @@ build:
 	    --file $$service/Dockerfile --tag $(REGISTRY)/$$service:$(TAG) .; \
 	done
 
+## chart: Generates the chart's schema, README and list of images from its values.yaml
+.PHONY: chart
+chart: $(VENV)/.dev
+	@$(BIN)/python -m scripts.generate_chart charts/weir
+
+## chart-check: Fails if they are not what values.yaml generates
+.PHONY: chart-check
+chart-check: $(VENV)/.dev
+	@$(BIN)/python -m scripts.generate_chart --check charts/weir
+
 ## ci: What CI runs: lint, types, generated code, tests
 .PHONY: ci
-ci: lint proto-check test
+ci: lint proto-check chart-check test
+
+# helm on PATH, or one that is fetched once.
+HELM ?= $(shell command -v helm || $(BIN)/python -m scripts.find_helm)
+KIND_CLUSTER ?= weir
+NAMESPACE ?= default
+# More for helm, such as DEPLOY_ARGS='--set telemetry.endpoint=http://tempo.observability:4317'
+DEPLOY_ARGS ?=
+
+## kind-up: Makes a kind cluster out of kind-config.yaml
+.PHONY: kind-up
+kind-up:
+	@kind get clusters 2>/dev/null | grep -qx $(KIND_CLUSTER) \
+	  || kind create cluster --name $(KIND_CLUSTER) --config kind-config.yaml --wait 120s
+
+## kind-load: Loads the images that `make build` built into the kind cluster
+.PHONY: kind-load
+kind-load:
+	@for service in gateway orchestrator tokenizer inference; do \
+	  kind load docker-image --name $(KIND_CLUSTER) $(REGISTRY)/$$service:$(TAG); \
+	done
+
+## deploy: Installs or upgrades the chart in the current cluster, with the values for kind
+.PHONY: deploy
+deploy: $(VENV)/.dev
+	@$(HELM) upgrade --install weir charts/weir --namespace $(NAMESPACE) --create-namespace \
+	  --values charts/weir/ci/kind.yaml --wait --timeout 15m $(DEPLOY_ARGS)
+
+## kind-test: Runs the chart's own test in the cluster
+.PHONY: kind-test
+kind-test: $(VENV)/.dev
+	@$(HELM) test weir --namespace $(NAMESPACE) --logs --timeout 10m
+
+## kind-down: Removes the kind cluster
+.PHONY: kind-down
+kind-down:
+	@kind delete cluster --name $(KIND_CLUSTER)
 
 $(VENV)-audit/bin/pip-audit:
 	@$(PYTHON) -m venv $(VENV)-audit

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tokenizer import metrics
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import read_files
 from tokenizer.service import TokenizerService
@@ -32,6 +33,7 @@ async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerSer
         },
     )
     executor = BoundedExecutor(settings.num_workers, settings.max_waiting)
+    metrics.watch(lambda: executor.num_pending)
     try:
         yield TokenizerService(settings, files, tokenizer, executor)
     finally:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from collections.abc import Callable
 
+from prometheus_client import Counter, Gauge, Histogram
+
+NUM_REQUESTS_RUNNING = Gauge(
+    "tokenizer_num_requests_running", "Calls that a thread works on or that wait for one."
+)
 ENCODE_SECONDS = Histogram(
     "tokenizer_encode_seconds",
     "Time to render and encode one input, waiting for a thread included.",
@@ -11,3 +16,8 @@ ENCODE_SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 TOKENS = Counter("tokenizer_tokens_total", "Tokens that were encoded or decoded.", ["operation"])
+
+
+def watch(num_pending: Callable[[], int]) -> None:
+    """Makes the gauge ask `num_pending` at each scrape."""
+    NUM_REQUESTS_RUNNING.set_function(num_pending)

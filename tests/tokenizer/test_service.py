@@ -24,6 +24,7 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tests.helpers import Served, eventually
 from tests.tokenizer.conftest import SPECIAL
+from tokenizer import metrics
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import files_sha256
 from tokenizer.service import PIECE_BYTES, TokenizerService
@@ -231,6 +232,8 @@ async def test_the_line_before_the_threads_is_bounded() -> None:
     running = asyncio.create_task(executor.run(release.wait))
     waiting = asyncio.create_task(executor.run(lambda: pytest.fail("was cancelled")))
     await eventually(lambda: executor.num_pending == 2, "both in")
+    metrics.watch(lambda: executor.num_pending)
+    assert REGISTRY.get_sample_value("tokenizer_num_requests_running") == 2
     with pytest.raises(MeshError, match="at most 1 calls may wait") as caught:
         await executor.run(lambda: None)
     waiting.cancel()

@@ -1,0 +1,123 @@
+{{/* Rules between values, which the schema cannot tell. Gives the mistakes, one a line; each says
+     what to do. */}}
+{{- define "weir.mistakes" -}}
+{{- $values := .Values -}}
+{{- include "weir.mistakes.models" . -}}
+{{- include "weir.mistakes.scaling" . -}}
+{{- with $values.orchestrator }}
+{{- if and (eq .index.source "pvc") (not .index.existingClaim) }}
+orchestrator.index.source is pvc: set orchestrator.index.existingClaim to the claim that holds the index
+{{- end }}
+{{- end }}
+{{- with $values.tls }}
+{{- if and .enabled .existingSecret .certManager.enabled }}
+tls.existingSecret and tls.certManager.enabled are both set: choose where the certificates come from, and clear the other
+{{- else if and .enabled (not .existingSecret) (not .certManager.enabled) }}
+tls.enabled needs certificates: set tls.existingSecret, or tls.certManager.enabled with tls.certManager.issuerRef.name
+{{- else if and .enabled .certManager.enabled (not .certManager.issuerRef.name) }}
+tls.certManager.enabled needs tls.certManager.issuerRef.name: the name of an issuer with a CA
+{{- else if and (not .enabled) (or .existingSecret .certManager.enabled) }}
+certificates are set but tls.enabled is false: set it to true, or clear tls.existingSecret and tls.certManager.enabled
+{{- end }}
+{{- end }}
+{{- with $values.gateway }}
+{{- if and .ingress.enabled (not .ingress.hosts) }}
+gateway.ingress.enabled needs gateway.ingress.hosts: list at least one host name
+{{- end }}
+{{- if and .httpRoute.enabled (not .httpRoute.parentRefs) }}
+gateway.httpRoute.enabled needs gateway.httpRoute.parentRefs: list the Gateway that it attaches to
+{{- end }}
+{{- if and (int .service.nodePort) (ne .service.type "NodePort") }}
+gateway.service.nodePort is set but gateway.service.type is {{ .service.type }}: set the type to NodePort, or nodePort to 0
+{{- end }}
+{{- end }}
+{{- if and $values.telemetry.queryUrl (not $values.telemetry.endpoint) }}
+telemetry.queryUrl is set but telemetry.endpoint is not: set where traces are sent, or clear queryUrl
+{{- end }}
+{{- if and $values.networkPolicy.enabled (not $values.networkPolicy.metricsFrom) (or $values.metrics.serviceMonitor.enabled (eq $values.autoscaling.engine "keda")) }}
+metrics are wanted but networkPolicy.metricsFrom lets nobody read them: list Prometheus there, such as - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}
+{{- end }}
+{{- end -}}
+
+{{- define "weir.mistakes.models" -}}
+{{- $orchestrator := .Values.orchestrator -}}
+{{- $names := list -}}
+{{- $slugs := list -}}
+{{- $owners := list -}}
+{{- $models := (include "weir.models" . | fromJson).models -}}
+{{- range $models -}}
+{{- if not .tokenizer }}{{ $owners = append $owners .name }}{{ end -}}
+{{- end -}}
+{{- range $index, $model := $models }}
+{{- $path := printf "models[%d] (%s)" $index .name }}
+{{- if has .name $names }}
+{{ $path }}: the name is there already; give each model a name of its own
+{{- else if has .slug $slugs }}
+{{ $path }}: as part of an object's name it becomes {{ .slug }}, which is there already; let the names differ in their first 20 characters
+{{- end }}
+{{- $names = append $names .name }}
+{{- $slugs = append $slugs .slug }}
+{{- if and (eq .source "hub") (not .hub.id) }}
+{{ $path }}: source is hub; set hub.id to what is to be downloaded, such as Qwen/Qwen3-0.6B
+{{- end }}
+{{- if and (eq .source "pvc") (not .pvc.claim) }}
+{{ $path }}: source is pvc; set pvc.claim to the claim that holds the model
+{{- end }}
+{{- if and .tokenizer (not (has .tokenizer $owners)) }}
+{{ $path }}: tokenizer is {{ .tokenizer }}, but no model of that name has a tokenizer of its own (there are: {{ join ", " $owners }})
+{{- end }}
+{{- $many := or (gt (int .inference.replicas) 1) (and .inference.autoscaling.enabled (gt (int .inference.autoscaling.maxReplicas) 1)) }}
+{{- if and (eq .source "hub") (eq .hub.accessMode "ReadWriteOnce") $many }}
+{{ $path }}: several replicas cannot share a ReadWriteOnce volume; set hub.accessMode to ReadWriteMany (with a storage class that can), or one replica
+{{- end }}
+{{- if and (eq .inference.device "cuda") (not (int .inference.gpu.count)) }}
+{{ $path }}: inference.device is cuda; set inference.gpu.count, or no GPU is visible to the pod
+{{- end }}
+{{- if and (eq .inference.device "cpu") (int .inference.gpu.count) }}
+{{ $path }}: inference.device is cpu but inference.gpu.count is {{ int .inference.gpu.count }}: GPUs would stand idle; set one of them right
+{{- end }}
+{{- include "weir.mistakes.autoscaling" (dict "root" $ "path" (printf "%s: inference" $path) "component" "inference" "values" .inference) }}
+{{- include "weir.mistakes.rollout" (dict "path" (printf "%s: inference" $path) "values" .inference) }}
+{{- end }}
+{{- if and (not $models) (not (and $orchestrator.tokenizerAddress $orchestrator.inferenceAddress)) }}
+models is empty: list a model, or set orchestrator.tokenizerAddress and orchestrator.inferenceAddress to services elsewhere
+{{- end }}
+{{- end -}}
+
+{{- define "weir.mistakes.scaling" -}}
+{{- range $component := list "gateway" "orchestrator" "tokenizer" }}
+{{- $scope := dict "root" $ "path" $component "component" $component "values" (get $.Values $component) }}
+{{- include "weir.mistakes.autoscaling" $scope }}
+{{- include "weir.mistakes.rollout" $scope }}
+{{- end }}
+{{- if and (eq .Values.autoscaling.engine "keda") (not .Values.autoscaling.prometheusAddress) }}
+autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus that KEDA asks
+{{- end }}
+{{- end -}}
+
+{{/* Takes (dict "root" $ "path" … "component" … "values" …). */}}
+{{- define "weir.mistakes.autoscaling" -}}
+{{- $scaling := .values.autoscaling -}}
+{{- if $scaling.enabled -}}
+{{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) }}
+{{ .path }}.autoscaling: minReplicas {{ int $scaling.minReplicas }} is more than maxReplicas {{ int $scaling.maxReplicas }}; set minReplicas to at most that
+{{- end }}
+{{- $requests := default dict .values.resources.requests }}
+{{- if and $scaling.targetCPU (not (get $requests "cpu")) }}
+{{ .path }}.autoscaling.targetCPU is a share of the request: set {{ .path }}.resources.requests.cpu, or targetCPU to 0
+{{- end }}
+{{- $ours := or (eq .root.Values.autoscaling.engine "keda") .root.Values.autoscaling.customMetrics }}
+{{- $pods := include "weir.podMetrics" . | fromJson }}
+{{- if not (or $scaling.targetCPU (and $ours $pods)) }}
+{{ .path }}.autoscaling has nothing to scale by: set a target other than 0; those of the pods' own metrics need autoscaling.engine keda, or autoscaling.customMetrics with an adapter
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Takes (dict "path" … "values" …). */}}
+{{- define "weir.mistakes.rollout" -}}
+{{- $rollout := .values.rollout -}}
+{{- if and (has (toString $rollout.maxSurge) (list "0" "0%")) (has (toString $rollout.maxUnavailable) (list "0" "0%")) }}
+{{ .path }}.rollout: maxSurge and maxUnavailable are both 0, so that no pod could ever be replaced; set one of them to 1
+{{- end }}
+{{- end -}}

@@ -1,0 +1,17 @@
+"""Every image that a chart can pull."""
+
+from __future__ import annotations
+
+from scripts.chart.values import Entry
+
+SERVICES = ("gateway", "orchestrator", "tokenizer", "inference")
+
+
+def list_images(root: Entry, app_version: str) -> list[str]:
+    """References, without a registry, as the defaults give them; the engine in both variants."""
+    images = []
+    for service in SERVICES:
+        repository = root.children[service].children["image"].children["repository"].value
+        images.append(f"{repository}:{app_version}")
+    suffix = root.children["inference"].children["gpu"].children["tagSuffix"].value
+    return [*images, f"{images[-1]}{suffix}"]

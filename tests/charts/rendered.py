@@ -1,0 +1,91 @@
+"""A chart as helm renders it, and questions that tests ask of it."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.find_helm import find_helm
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "weir"
+VALUE_SETS = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
+NAMESPACE = "prod"
+COMPONENTS = ("gateway", "orchestrator", "tokenizer", "inference")
+
+Manifest = dict[str, Any]
+
+
+class RenderError(Exception):
+    """What helm said against the values."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """The manifests of one rendered release."""
+
+    manifests: tuple[Manifest, ...]
+
+    def of_kind(self, kind: str) -> list[Manifest]:
+        """All objects of a kind."""
+        return [manifest for manifest in self.manifests if manifest["kind"] == kind]
+
+    def named(self, kind: str, name: str) -> Manifest:
+        """The object of this kind and name."""
+        (found,) = [each for each in self.of_kind(kind) if each["metadata"]["name"] == name]
+        return found
+
+    def component(self, kind: str, component: str) -> list[Manifest]:
+        """Objects of a kind that belong to a component."""
+        label = "app.kubernetes.io/component"
+        return [m for m in self.of_kind(kind) if m["metadata"]["labels"].get(label) == component]
+
+    def deployment(self, component: str) -> Manifest:
+        """The one Deployment of a component."""
+        (found,) = self.component("Deployment", component)
+        return found
+
+    @cached_property
+    def pods(self) -> list[tuple[str, Manifest]]:
+        """Name and template of everything that runs."""
+        found = [(m["metadata"]["name"], m["spec"]["template"]) for m in self.of_kind("Deployment")]
+        return found + [(m["metadata"]["name"], m) for m in self.of_kind("Pod")]
+
+    def containers(self) -> Iterator[tuple[str, Manifest]]:
+        """Every container with a name to report it by, init containers included."""
+        for name, pod in self.pods:
+            for key in ("initContainers", "containers"):
+                for container in pod["spec"].get(key, ()):
+                    yield f"{name}/{container['name']}", container
+
+
+def environment(container: Manifest) -> dict[str, str]:
+    """The variables that have a value of their own."""
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
+
+
+def render(*value_sets: str, values: Mapping[str, Any] | None = None) -> Release:
+    """The chart under the named sets of ci/, and then `values`. Raises RenderError."""
+    return _render(value_sets, yaml.safe_dump(dict(values or {})))
+
+
+@cache
+def _render(value_sets: tuple[str, ...], values: str) -> Release:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(values)
+        file.flush()
+        files = [*(str(CHART / "ci" / f"{name}.yaml") for name in value_sets), file.name]
+        command = [str(find_helm()), "template", "weir", str(CHART), "--namespace", NAMESPACE]
+        command += ["--kube-version", "1.36.0", *(f"--values={each}" for each in files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode:
+        raise RenderError(done.stderr)
+    documents = yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return Release(tuple(document for document in documents if document))

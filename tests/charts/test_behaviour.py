@@ -1,0 +1,180 @@
+"""What single values do."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.charts.rendered import COMPONENTS, NAMESPACE, environment, render
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_no_replicas_are_no_replicas(component: str) -> None:
+    """replicas: 0 is not taken for a value that is missing."""
+    release = render(values={component: {"replicas": 0}})
+    assert release.deployment(component)["spec"]["replicas"] == 0
+
+
+def test_a_model_overrides_with_nothing() -> None:
+    """0, false and empty in a model's own section count as what they are."""
+    own = {"replicas": 0, "maxNumWaiting": 0, "podDisruptionBudget": {"enabled": False}}
+    values = {
+        "inference": {"replicas": 3, "dtype": "bfloat16"},
+        "models": [{"name": "demo"}, {"name": "other", "inference": own}],
+    }
+    release = render(values=values)
+    first, second = release.component("Deployment", "inference")
+    assert [first["spec"]["replicas"], second["spec"]["replicas"]] == [3, 0]
+    variables = environment(second["spec"]["template"]["spec"]["containers"][0])
+    assert variables["INFERENCE_MAX_NUM_WAITING"] == "0"
+    assert variables["INFERENCE_DTYPE"] == "bfloat16"
+    budgets = release.component("PodDisruptionBudget", "inference")
+    assert [budget["metadata"]["name"] for budget in budgets] == ["weir-inference-demo"]
+
+
+def test_a_scaled_service_has_no_replicas_of_its_own() -> None:
+    """Or each upgrade would undo what the autoscaler did."""
+    for deployment in render("keda").of_kind("Deployment"):
+        assert "replicas" not in deployment["spec"]
+
+
+def test_there_is_one_autoscaler_a_service() -> None:
+    """An HPA or a ScaledObject, never both."""
+    hpa, keda = render("gpu"), render("keda")
+    assert hpa.of_kind("HorizontalPodAutoscaler")
+    assert not hpa.of_kind("ScaledObject")
+    assert not keda.of_kind("HorizontalPodAutoscaler")
+    targets = [each["spec"]["scaleTargetRef"]["name"] for each in keda.of_kind("ScaledObject")]
+    assert sorted(targets) == sorted(d["metadata"]["name"] for d in keda.of_kind("Deployment"))
+
+
+def test_an_hpa_uses_the_pods_metrics_where_they_are_served() -> None:
+    """With customMetrics engines are scaled on waiting requests and KV use, others in flight."""
+    values = {
+        "autoscaling": {"customMetrics": True},
+        "inference": {"autoscaling": {"enabled": True}},
+    }
+    release = render("gpu", values={**values, "models": [{"name": "demo"}]})
+    found = {
+        scaler["metadata"]["name"]: [
+            metric["pods"]["metric"]["name"] if "pods" in metric else metric["resource"]["name"]
+            for metric in scaler["spec"]["metrics"]
+        ]
+        for scaler in release.of_kind("HorizontalPodAutoscaler")
+    }
+    assert found == {
+        "weir-gateway": ["cpu", "gateway_num_streams_active"],
+        "weir-orchestrator": ["cpu", "orchestrator_num_requests_running"],
+        "weir-tokenizer-demo": ["cpu", "tokenizer_num_requests_running"],
+        "weir-inference-demo": ["inference_kv_cache_usage", "inference_num_requests_waiting"],
+    }
+
+
+def test_gpus_come_with_all_they_need() -> None:
+    """The resource, the CUDA image, the runtime class, shared memory; no surge for the rollout."""
+    spec = render("gpu").deployment("inference")["spec"]
+    pod = spec["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container["image"].endswith("-cuda")
+    assert pod["runtimeClassName"] == "nvidia"
+    assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    others = [
+        d for d in render("gpu").of_kind("Deployment") if d != render("gpu").deployment("inference")
+    ]
+    assert all("runtimeClassName" not in d["spec"]["template"]["spec"] for d in others)
+
+
+def test_each_model_has_its_engine_and_its_tokenizer() -> None:
+    """Engines are told their names; the orchestrator knows whose tokenizer is whose."""
+    release = render("multi-model")
+    names = [
+        environment(each["spec"]["template"]["spec"]["containers"][0])["INFERENCE_MODEL_NAME"]
+        for each in release.component("Deployment", "inference")
+    ]
+    assert sorted(names) == ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", "demo"]
+    variables = environment(
+        release.deployment("orchestrator")["spec"]["template"]["spec"]["containers"][0]
+    )
+    assert dict(each.split("=") for each in variables["TOKENIZER_HOST"].split(",")) == {
+        "demo": "weir-tokenizer-demo:50052",
+        "Qwen/Qwen3-0.6B": "weir-tokenizer-qwen-qwen3-0-6b:50052",
+        "Qwen/Qwen3-4B": "weir-tokenizer-qwen-qwen3-0-6b:50052",
+    }
+    services = {each["metadata"]["name"] for each in release.of_kind("Service")}
+    hosts = {each.partition(":")[0] for each in variables["INFERENCE_HOST"].split(",")}
+    assert hosts < services
+
+
+def test_a_model_from_the_hub_is_downloaded_once() -> None:
+    """Into a kept volume, read-only for the engine, which never asks the hub itself."""
+    release = render("gpu")
+    pod = release.deployment("inference")["spec"]["template"]["spec"]
+    (download,) = pod["initContainers"]
+    container = pod["containers"][0]
+    (claim,) = release.of_kind("PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert {"name": "model", "mountPath": "/models", "readOnly": True} in container["volumeMounts"]
+    variables = environment(container)
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    assert f"--folder={variables['INFERENCE_MODEL']}" in download["args"]
+    token = {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
+    assert {"name": "HF_TOKEN", "valueFrom": token} in download["env"]
+
+
+def test_addresses_may_point_anywhere() -> None:
+    """With both addresses set no model of its own is needed."""
+    values = {
+        "models": [],
+        "orchestrator": {
+            "tokenizerAddress": "tokenizer.other:50052",
+            "inferenceAddress": "10.0.0.7:50053,10.0.0.8:50053",
+        },
+    }
+    release = render(values=values)
+    container = release.deployment("orchestrator")["spec"]["template"]["spec"]["containers"][0]
+    assert environment(container)["TOKENIZER_HOST"] == "tokenizer.other:50052"
+    assert environment(container)["INFERENCE_HOST"] == "10.0.0.7:50053,10.0.0.8:50053"
+    assert not release.component("Deployment", "inference")
+
+
+def test_traces_are_sent_where_they_are_asked_for() -> None:
+    """The standard variables, with the pod's name; none of them without an endpoint."""
+    variables = environment(
+        render("gpu").deployment("gateway")["spec"]["template"]["spec"]["containers"][0]
+    )
+    assert variables["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://tempo.observability:4317"
+    assert variables["OTEL_TRACES_SAMPLER_ARG"] == "0.1"
+    assert "k8s.pod.name=$(POD_NAME)" in variables["OTEL_RESOURCE_ATTRIBUTES"]
+    without = environment(
+        render("minimal").deployment("gateway")["spec"]["template"]["spec"]["containers"][0]
+    )
+    assert {name for name in without if name.startswith("OTEL_")} == {"OTEL_TRACES_EXPORTER"}
+
+
+def test_certificates_name_the_services() -> None:
+    """Every host that a service is called by is in its certificate, which its pods mount."""
+    release = render("tls", "multi-model")
+    certificates = {c["spec"]["secretName"]: c for c in release.of_kind("Certificate")}
+    for service in release.of_kind("Service"):
+        component = service["metadata"]["labels"]["app.kubernetes.io/component"]
+        names = certificates[f"weir-{component}-tls"]["spec"]["dnsNames"]
+        name = service["metadata"]["name"]
+        if component != "gateway":
+            assert {name, f"{name}.{NAMESPACE}.svc"} <= set(names)
+    for deployment in release.of_kind("Deployment"):
+        volumes = deployment["spec"]["template"]["spec"]["volumes"]
+        (secret,) = [v["secret"]["secretName"] for v in volumes if v["name"] == "tls"]
+        assert secret in certificates
+
+
+def test_the_test_pod_asks_every_engine_that_runs() -> None:
+    """helm test is told the models with replicas, and the traces' address."""
+    args = render("multi-model").named("Pod", "weir-test")["spec"]["containers"][0]["args"]
+    assert [each for each in args if each.startswith("--model=")] == [
+        "--model=demo",
+        "--model=Qwen/Qwen3-0.6B",
+    ]
+    args = render("gpu").named("Pod", "weir-test")["spec"]["containers"][0]["args"]
+    assert "--traces=http://tempo.observability:3200" in args

@@ -1,0 +1,177 @@
+"""What the chart renders is valid, pinned and restricted, under every value set."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jsonschema
+import pytest
+from referencing import Registry, Resource
+
+from scripts.find_helm import find_helm
+from tests.charts.rendered import CHART, Manifest, Release, render
+
+SCHEMAS = files("kubernetes_validate") / "kubernetes-json-schema"
+NEWEST = sorted(
+    (each.name for each in SCHEMAS.iterdir() if each.name.endswith("-local-strict")),
+    key=lambda name: int(name.split(".")[1]),
+)[-3:]
+"""The strict schemas of the three newest minor versions."""
+
+FOREIGN_GROUPS = (
+    "monitoring.coreos.com",
+    "keda.sh",
+    "gateway.networking.k8s.io",
+    "cert-manager.io",
+)
+"""Kinds that others define, whose schemas are not Kubernetes' own."""
+
+SETS = {
+    "minimal": {"Deployment": 4, "Service": 4, "NetworkPolicy": 6, "Pod": 1},
+    "multi-model": {"Deployment": 7, "PersistentVolumeClaim": 2},
+    "keda": {"ScaledObject": 4},
+    "gpu": {"HorizontalPodAutoscaler": 3, "ServiceMonitor": 1, "PriorityClass": 1},
+    "tls": {"Certificate": 4, "Ingress": 1, "HTTPRoute": 1},
+}
+
+
+@cache
+def validator(version: str, file: str) -> Any:
+    """A validator of one kind; the types that it refers to are read once a version."""
+    schema = json.loads((SCHEMAS / version / file).read_text())
+    return jsonschema.Draft202012Validator(schema, registry=registry(version))
+
+
+@cache
+def mistakes(version: str, file: str, manifest: str) -> list[str]:
+    """What is wrong with a manifest; many are the same in several value sets."""
+    errors = validator(version, file).iter_errors(json.loads(manifest))
+    return [f"{file}: {error.json_path}: {error.message}" for error in errors]
+
+
+@cache
+def registry(version: str) -> Registry[Any]:
+    def retrieve(uri: str) -> Resource[Any]:
+        content = json.loads((SCHEMAS / version / uri.rpartition("/")[2]).read_text())
+        return Resource.from_contents(content)
+
+    return Registry(retrieve=retrieve)  # type: ignore[call-arg]
+
+
+def schema_file(manifest: Manifest) -> str:
+    group, _, version = manifest["apiVersion"].rpartition("/")
+    middle = f"{group.partition('.')[0]}-" if group else ""
+    return f"{manifest['kind'].lower()}-{middle}{version}.json"
+
+
+@pytest.mark.parametrize("version", NEWEST)
+def test_manifests_are_valid(release: Release, version: str) -> None:
+    """Against the strict schemas of the three newest minor versions of Kubernetes."""
+    problems = []
+    for manifest in release.manifests:
+        if not manifest["apiVersion"].startswith(FOREIGN_GROUPS):
+            problems += mistakes(version, schema_file(manifest), json.dumps(manifest))
+    assert problems == []
+
+
+def test_the_validation_would_find_a_mistake() -> None:
+    """A field that Kubernetes does not know is told."""
+    manifest = json.loads(json.dumps(render("minimal").deployment("gateway")))
+    manifest["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+    errors = list(validator(NEWEST[-1], schema_file(manifest)).iter_errors(manifest))
+    assert "readinesProbe" in errors[0].message
+
+
+@pytest.mark.parametrize(("name", "kinds"), SETS.items())
+def test_value_sets_render_what_they_are_for(name: str, kinds: dict[str, int]) -> None:
+    """The number of objects of the kinds that each set is about."""
+    release = render(name)
+    assert {kind: len(release.of_kind(kind)) for kind in kinds} == kinds
+
+
+def test_the_chart_lints() -> None:
+    """helm finds no fault with it."""
+    command = [str(find_helm()), "lint", "--strict", str(CHART)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_names_fit(release: Release) -> None:
+    """Names of Services and labels have at most 63 characters; no two objects are the same."""
+    names = [(each["kind"], each["metadata"]["name"]) for each in release.manifests]
+    assert [name for _, name in names if len(name) > 63] == []
+    assert len(names) == len(set(names))
+
+
+def test_long_names_are_cut() -> None:
+    """With the longest names that the schema and Helm allow, objects' names still fit."""
+    models = [{"name": "a-very-long-organisation/a-very-long-name-of-a-model-indeed"}]
+    values = {"fullnameOverride": "x" * 31, "models": models}
+    names = [each["metadata"]["name"] for each in render(values=values).manifests]
+    assert max(map(len, names)) <= 63
+
+
+def test_images_are_listed_and_pinned(release: Release) -> None:
+    """Every image is in images.txt, has a tag that is not latest, and obeys the registry."""
+    listed = (CHART / "images.txt").read_text().split()
+    for name, container in release.containers():
+        image = container["image"].partition("@")[0].removeprefix("registry.internal:5000/mirror/")
+        assert image in listed, name
+        assert re.fullmatch(r"[a-z0-9./-]+:(?!latest)[\w.-]+", image), name
+
+
+def test_images_come_from_the_mirror_by_digest() -> None:
+    """In an air-gapped cluster each image is what the digest says, from the one registry."""
+    for name, container in render("airgap").containers():
+        pattern = r"registry\.internal:5000/mirror/weir/[a-z]+:0\.1\.0@sha256:[0-9a-f]{64}"
+        assert re.fullmatch(pattern, container["image"]), name
+    assert all(
+        pod["spec"]["imagePullSecrets"] == [{"name": "registry-internal"}]
+        for _, pod in render("airgap").pods
+    )
+
+
+def test_pods_are_restricted(release: Release) -> None:
+    """The restricted pod security standard, a read-only root file system, and no token."""
+    for name, pod in release.pods:
+        spec = pod["spec"]
+        context = spec["securityContext"]
+        assert context["runAsNonRoot"] is True, name
+        assert context["runAsUser"] == context["runAsGroup"] == 10001, name
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
+        kinds = {key for volume in spec["volumes"] for key in volume} - {"name"}
+        assert kinds <= {"emptyDir", "persistentVolumeClaim", "secret", "configMap"}, name
+    for name, container in release.containers():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert container["resources"]["limits"]["memory"], name
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
+    for account in release.of_kind("ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+def test_the_user_is_the_images_own() -> None:
+    """The uid of the pods is that of the Dockerfiles."""
+    uid = render("minimal").deployment("gateway")["spec"]["template"]["spec"]["securityContext"]
+    for service in ("gateway", "orchestrator", "tokenizer", "inference"):
+        dockerfile = (CHART.parents[1] / service / "Dockerfile").read_text()
+        assert f"USER {uid['runAsUser']}:{uid['runAsGroup']}\n" in dockerfile
+
+
+def test_mounts_have_volumes(release: Release) -> None:
+    """Each mount names a volume of its pod, and each volume is mounted."""
+    for name, pod in release.pods:
+        containers = pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
+        mounted = {mount["name"] for each in containers for mount in each["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}, name

@@ -1,0 +1,205 @@
+"""Who may talk to whom, as a network plugin would have it: the edges of the design and no more."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.charts.rendered import VALUE_SETS, Manifest, Release, environment, render
+
+DNS = {"kubernetes.io/metadata.name": "kube-system", "k8s-app": "kube-dns"}
+PROMETHEUS = {"kubernetes.io/metadata.name": "observability"}
+STRANGER = {"kubernetes.io/metadata.name": "elsewhere"}
+
+
+class Pod(NamedTuple):
+    """Who calls or is called. `namespace` is None inside of the release's own."""
+
+    name: str
+    labels: dict[str, str]
+    namespace: dict[str, str] | None
+    ports: tuple[int, ...] = ()
+
+
+def pods_of(release: Release) -> list[Pod]:
+    found = []
+    for name, template in release.pods:
+        containers = template["spec"]["containers"]
+        ports = tuple(p["containerPort"] for c in containers for p in c.get("ports", ()))
+        found.append(Pod(name, template["metadata"]["labels"], None, ports))
+    return found
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    assert selector.keys() <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def is_peer(peer: Manifest, pod: Pod) -> bool:
+    if "ipBlock" in peer:
+        # Of the pods here none is known by its address.
+        return False
+    if "namespaceSelector" not in peer:
+        return pod.namespace is None and selects(peer["podSelector"], pod.labels)
+    inside = pod.namespace is not None and selects(peer["namespaceSelector"], pod.namespace)
+    return inside and selects(peer.get("podSelector", {}), pod.labels)
+
+
+def allows(rules: list[Manifest], side: str, other: Pod, port: int) -> bool:
+    for rule in rules:
+        matches = any(each["port"] == port for each in rule["ports"] if each["protocol"] == "TCP")
+        if matches and (side not in rule or any(is_peer(peer, other) for peer in rule[side])):
+            return True
+    return False
+
+
+def allowed(release: Release, caller: Pod, called: Pod, port: int) -> bool:
+    """A connection needs the caller's egress and the called one's ingress."""
+    policies = release.of_kind("NetworkPolicy")
+    for direction, side, pod, other in (
+        ("egress", "to", caller, called),
+        ("ingress", "from", called, caller),
+    ):
+        if pod.namespace is not None:
+            continue
+        own = [p["spec"] for p in policies if selects(p["spec"]["podSelector"], pod.labels)]
+        rules = [rule for spec in own for rule in spec.get(direction, [])]
+        if own and not allows(rules, side, other, port):
+            return False
+    return True
+
+
+def edges(release: Release) -> set[tuple[str, str, int]]:
+    """Every connection between the release's pods that is let through."""
+    pods = pods_of(release)
+    return {
+        (caller.name, called.name, port)
+        for caller in pods
+        for called in pods
+        for port in (*called.ports, 22, 443, 9999)
+        if caller is not called and allowed(release, caller, called, port)
+    }
+
+
+def calls(release: Release) -> set[tuple[str, str, int]]:
+    """Every connection that is really made, read from what the pods are told."""
+    made = set()
+    for name, template in release.pods:
+        container = template["spec"]["containers"][0]
+        told: list[str] = []
+        if "env" in container and name != "weir-test":
+            variables = environment(container)
+            hosts = [v for k, v in variables.items() if k.endswith("_HOST")]
+            told = [each.rpartition("=")[2] for host in hosts for each in host.split(",")]
+        for argument in container.get("args", ()):
+            flag, _, value = argument.partition("=")
+            if flag in ("--url", "--engine-metrics"):
+                told.append(value.removeprefix("http://"))
+        for address in told:
+            made |= {(name, called, port) for called, port in behind(release, address)}
+    return made
+
+
+def behind(release: Release, address: str) -> set[tuple[str, int]]:
+    """The pods, and their port, behind an address of a Service."""
+    host, _, port = address.partition(":")
+    service: Any = release.named("Service", host)["spec"]
+    (entry,) = [each for each in service["ports"] if each["port"] == int(port)]
+    found = set()
+    for name, template in release.pods:
+        if selects({"matchLabels": service["selector"]}, template["metadata"]["labels"]):
+            ports = template["spec"]["containers"][0]["ports"]
+            found |= {(name, p["containerPort"]) for p in ports if p["name"] == entry["targetPort"]}
+    return found
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_edges_are_the_calls_and_no_more(name: str) -> None:
+    """What is let through between the pods is exactly what their settings make them call."""
+    release = render(name)
+    made = calls(release)
+    assert len(made) >= 4
+    assert edges(release) == made
+
+
+def test_everything_else_is_denied() -> None:
+    """A policy without rules takes every pod of the release."""
+    release = render("minimal")
+    (default,) = [
+        p for p in release.of_kind("NetworkPolicy") if p["metadata"]["name"].endswith("deny")
+    ]
+    assert default["spec"].keys() == {"podSelector", "policyTypes"}
+    assert default["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert all(selects(default["spec"]["podSelector"], pod.labels) for pod in pods_of(release))
+
+
+def test_strangers_reach_the_gateway_only() -> None:
+    """From another namespace the gateway's port is open, and nothing else."""
+    release = render("minimal")
+    stranger = Pod("stranger", {}, STRANGER)
+    open_ports = {
+        (pod.name, port)
+        for pod in pods_of(release)
+        for port in pod.ports
+        if allowed(release, stranger, pod, port)
+    }
+    assert open_ports == {("weir-gateway", 8080)}
+    gateway = next(pod for pod in pods_of(release) if pod.name == "weir-gateway")
+    assert not allowed(render("tls"), stranger, gateway, 8080)
+
+
+def test_prometheus_reads_metrics_where_it_is_let() -> None:
+    """The metrics port, and no other, is open to those that metricsFrom names."""
+    release = render("kind")
+    prometheus = Pod("prometheus", {}, PROMETHEUS)
+    stranger = Pod("stranger", {}, STRANGER)
+    for pod in pods_of(release):
+        for port in pod.ports:
+            is_metrics = port == 9464 or pod.name == "weir-gateway"
+            assert allowed(release, prometheus, pod, port) == is_metrics
+            assert allowed(release, stranger, pod, port) == (pod.name == "weir-gateway")
+
+
+def test_names_are_resolved_by_those_who_call() -> None:
+    """DNS is open, UDP and TCP, to who has something to resolve."""
+    policies = {
+        p["metadata"]["name"]: p["spec"] for p in render("minimal").of_kind("NetworkPolicy")
+    }
+    asking = {
+        name
+        for name, spec in policies.items()
+        for rule in spec.get("egress", [])
+        if {"port": 53, "protocol": "UDP"} in rule["ports"]
+        and {"port": 53, "protocol": "TCP"} in rule["ports"]
+    }
+    assert asking == {"weir-gateway", "weir-orchestrator", "weir-test"}
+
+
+def test_the_collector_is_reached_where_one_is_configured() -> None:
+    """OTLP's port is open from all four services with an endpoint, and from none without."""
+    collector = Pod("tempo", {}, PROMETHEUS)
+    for name, wanted in (("gpu", True), ("minimal", False)):
+        release = render(name)
+        services = [pod for pod in pods_of(release) if pod.name != "weir-test"]
+        assert len(services) == 4
+        for pod in services:
+            assert allowed(release, pod, collector, 4317) == wanted, pod.name
+
+
+def test_only_downloads_reach_the_outside() -> None:
+    """Port 443 is open to addresses from pods that download a model, and from nobody else."""
+    for name, downloading in (("minimal", 0), ("gpu", 1), ("multi-model", 3), ("airgap", 0)):
+        specs = [p["spec"] for p in render(name).of_kind("NetworkPolicy")]
+        leaving = [
+            rule
+            for spec in specs
+            for rule in spec.get("egress", [])
+            if any("ipBlock" in peer for peer in rule.get("to", ()))
+        ]
+        assert len(leaving) == downloading
+        for rule in leaving:
+            assert rule["ports"] == [{"port": 443, "protocol": "TCP"}]
+            for peer in rule["to"]:
+                ipaddress.ip_network(peer["ipBlock"]["cidr"])

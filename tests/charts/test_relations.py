@@ -1,0 +1,198 @@
+"""Numbers and names of the chart agree with each other and with the services."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.settings import ORCHESTRATOR_PORT, GatewaySettings
+from inference.settings import InferenceSettings
+from mesh.settings import ServiceSettings, variable_name
+from orchestrator.settings import INFERENCE_PORT, TOKENIZER_PORT, OrchestratorSettings
+from tests.charts.rendered import COMPONENTS, ROOT, Manifest, Release, environment, render
+from tokenizer.settings import TokenizerSettings
+
+SETTINGS: dict[str, type[ServiceSettings]] = {
+    "gateway": GatewaySettings,
+    "orchestrator": OrchestratorSettings,
+    "tokenizer": TokenizerSettings,
+    "inference": InferenceSettings,
+}
+FOREIGN = re.compile(r"HOME|TMPDIR|POD_NAME|NODE_NAME|(OTEL|HF)_[A-Z_]+")
+"""Variables of libraries and of the chart itself."""
+
+PLACES = re.compile(r".*_(LISTEN|MODEL|MODEL_NAME|INDEX|LOG_FORMAT|HOST|TLS_CERT|TLS_KEY|TLS_CA)")
+"""Settings that are another in a pod than on a developer's machine, by their nature."""
+
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def container_of(release: Release, component: str) -> Manifest:
+    container: Manifest = release.deployment(component)["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+def container_ports(container: Manifest) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in container["ports"]}
+
+
+def test_every_variable_is_a_setting(release: Release) -> None:
+    """Each variable of a service's container is read by that service; none is misspelt."""
+    for component in COMPONENTS:
+        settings = SETTINGS[component]
+        known = {variable_name(settings, field) for field in settings.model_fields}
+        for deployment in release.component("Deployment", component):
+            container = deployment["spec"]["template"]["spec"]["containers"][0]
+            names = [each["name"] for each in container["env"]]
+            assert len(names) == len(set(names))
+            assert [n for n in names if n not in known and not FOREIGN.fullmatch(n)] == []
+
+
+def test_every_value_is_accepted(release: Release) -> None:
+    """The services' own checks accept what the chart tells them."""
+    for component in COMPONENTS:
+        settings = SETTINGS[component]
+        fields = {variable_name(settings, field): field for field in settings.model_fields}
+        for deployment in release.component("Deployment", component):
+            container = deployment["spec"]["template"]["spec"]["containers"][0]
+            given = {fields[k]: v for k, v in environment(container).items() if k in fields and v}
+            aliased = {settings.model_fields[k].validation_alias or k: v for k, v in given.items()}
+            settings.model_validate(aliased)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_defaults_are_the_services(component: str) -> None:
+    """Where the chart sets what the service has a default for, the two are the same."""
+    settings = SETTINGS[component]
+    fields = {variable_name(settings, field): field for field in settings.model_fields}
+    for name, value in environment(container_of(render("minimal"), component)).items():
+        if name in fields and not PLACES.fullmatch(name):
+            default = settings.model_fields[fields[name]].default
+            assert type(default)(value) == default, name
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_ports_are_one(component: str) -> None:
+    """Settings' default = address that is listened on = container port = Service port."""
+    release = render("minimal")
+    container = container_of(release, component)
+    ports, variables = container_ports(container), environment(container)
+    prefix = component.upper()
+    main = ports["http" if component == "gateway" else "grpc"]
+    assert main == port_of(SETTINGS[component].model_fields["listen"].default)
+    assert main == port_of(variables[f"{prefix}_LISTEN"])
+    if component != "gateway":
+        assert ports["metrics"] == port_of(ServiceSettings.model_fields["metrics_listen"].default)
+        assert ports["metrics"] == port_of(variables[f"{prefix}_METRICS_LISTEN"])
+        (service,) = release.component("Service", component)
+        assert service["spec"]["clusterIP"] == "None"
+        assert {p["name"]: p["port"] for p in service["spec"]["ports"]} == ports
+    dockerfile = (ROOT / component / "Dockerfile").read_text()
+    exposed = re.findall(r"^EXPOSE (.+)$", dockerfile, re.MULTILINE)[-1].split()
+    assert sorted(ports.values()) == sorted(map(int, exposed))
+
+
+def test_upstream_ports_are_the_settings() -> None:
+    """The ports of upstreams are those that the callers assume."""
+    orchestrator = environment(container_of(render("minimal"), "orchestrator"))
+    gateway = environment(container_of(render("minimal"), "gateway"))
+    assert port_of(gateway["ORCHESTRATOR_HOST"]) == ORCHESTRATOR_PORT
+    assert port_of(orchestrator["TOKENIZER_HOST"]) == TOKENIZER_PORT
+    assert port_of(orchestrator["INFERENCE_HOST"]) == INFERENCE_PORT
+
+
+def test_probes_ask_ports_that_are_there(release: Release) -> None:
+    """Startup, readiness and liveness probe a port of their container."""
+    for deployment in release.of_kind("Deployment"):
+        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        ports = container_ports(container)
+        for probe in PROBES:
+            if "grpc" in container[probe]:
+                name = "health" if "health" in ports else "grpc"
+                assert container[probe]["grpc"]["port"] == ports[name]
+            else:
+                assert container[probe]["httpGet"]["port"] in ports
+
+
+@pytest.mark.parametrize("component", ["orchestrator", "tokenizer", "inference"])
+def test_liveness_depends_on_nobody(component: str) -> None:
+    """Liveness and startup ask for the process, readiness for the service of its contract."""
+    container = container_of(render("minimal"), component)
+    service = f"mesh.v1.{component.title()}Service"
+    proto = (ROOT / "proto" / "mesh" / "v1" / f"{component}.proto").read_text()
+    assert f"service {component.title()}Service" in proto
+    assert container["readinessProbe"]["grpc"]["service"] == service
+    assert "service" not in container["livenessProbe"]["grpc"]
+    assert "service" not in container["startupProbe"]["grpc"]
+
+
+def test_the_gateways_probes_are_routes() -> None:
+    """/livez for the process, /readyz for whether a token can be produced."""
+    container = container_of(render("minimal"), "gateway")
+    paths = {probe: container[probe]["httpGet"]["path"] for probe in PROBES}
+    assert paths == dict(zip(PROBES, ("/livez", "/readyz", "/livez"), strict=True))
+    source = (ROOT / "gateway" / "app.py").read_text()
+    assert all(f'"{path}"' in source for path in paths.values())
+
+
+def test_startup_has_the_time_it_is_given() -> None:
+    """The startup probe gives up after startupSeconds, before the rollout does."""
+    values = {"inference": {"startupSeconds": 1501}}
+    spec = render(values=values).deployment("inference")["spec"]
+    probe = spec["template"]["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1502
+    assert spec["progressDeadlineSeconds"] == 1801
+
+
+@pytest.mark.parametrize(
+    ("drain", "pre_stop"), [(0, 0), (1, 1), (30, 5), (40, 6), (60, 10), (3600, 10)]
+)
+def test_the_end_has_enough_time(drain: int, pre_stop: int) -> None:
+    """From the one drain.seconds: the pause, the processes' deadline, the kubelet's patience."""
+    values: dict[str, Any] = {"drain": {"seconds": drain}}
+    for deployment in render(values=values).of_kind("Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        container = spec["containers"][0]
+        (deadline,) = [v for k, v in environment(container).items() if k.endswith("_DRAIN_SECONDS")]
+        slept = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        assert (int(deadline), slept) == (drain, pre_stop)
+        assert spec["terminationGracePeriodSeconds"] == pre_stop + drain + 10
+
+
+def test_proxies_wait_longer_than_requests_take() -> None:
+    """Ingress and HTTPRoute have the gateway's deadline and some more, and do not buffer."""
+    values = {"gateway": {"requestTimeoutSeconds": 45.5}}
+    release = render("tls", values=values)
+    (ingress,) = release.of_kind("Ingress")
+    (route,) = release.of_kind("HTTPRoute")
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"] == "56"
+    assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+    (rule,) = route["spec"]["rules"]
+    assert rule["timeouts"] == {"request": "56s", "backendRequest": "56s"}
+
+
+def test_scaling_metrics_exist() -> None:
+    """Autoscalers ask for metrics that the services have."""
+    sources = "\n".join(
+        Path(str(import_module(f"{component}.metrics").__file__)).read_text()
+        for component in COMPONENTS
+    )
+    release = render("keda")
+    queries = [
+        trigger["metadata"]["query"]
+        for scaled in release.of_kind("ScaledObject")
+        for trigger in scaled["spec"]["triggers"]
+        if trigger["type"] == "prometheus"
+    ]
+    names = {re.findall(r"sum\((\w+){", query)[0] for query in queries}
+    assert len(queries) == len(names) == 5
+    assert [name for name in names if f'"{name}"' not in sources] == []

@@ -1,0 +1,144 @@
+"""Values are documented, and mistakes in them are told."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from scripts.chart.values import UncommentedKeyError, read_values
+from scripts.generate_chart import stale
+from tests.charts.rendered import CHART, RenderError, render
+
+HUB = {"source": "hub", "hub": {"id": "a/b"}}
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no model": ({"models": []}, "list a model"),
+    "same name": ({"models": [{"name": "a"}, {"name": "a"}]}, "a name of its own"),
+    "same slug": ({"models": [{"name": "a.b"}, {"name": "a-b"}]}, "let the names differ"),
+    "hub without id": ({"models": [{"name": "a", "source": "hub"}]}, "set hub.id"),
+    "pvc without claim": ({"models": [{"name": "a", "source": "pvc"}]}, "set pvc.claim"),
+    "tokenizer of nobody": (
+        {"models": [{"name": "a", "tokenizer": "b"}]},
+        "tokenizer is b, but no model of that name",
+    ),
+    "shared volume": (
+        {"models": [{"name": "a", **HUB, "inference": {"replicas": 2}}]},
+        "set hub.accessMode to ReadWriteMany",
+    ),
+    "cuda without gpu": ({"inference": {"device": "cuda"}}, "set inference.gpu.count"),
+    "idle gpu": ({"inference": {"device": "cpu", "gpu": {"count": 1}}}, "would stand idle"),
+    "keda without prometheus": (
+        {"autoscaling": {"engine": "keda"}, "networkPolicy": {"enabled": False}},
+        "set autoscaling.prometheusAddress",
+    ),
+    "nothing to scale by": (
+        {"inference": {"autoscaling": {"enabled": True}}},
+        "has nothing to scale by",
+    ),
+    "cpu without request": (
+        {"gateway": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}},
+        "set gateway.resources.requests.cpu",
+    ),
+    "least above most": (
+        {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 11}}},
+        "set minReplicas to at most that",
+    ),
+    "stuck rollout": ({"tokenizer": {"rollout": {"maxSurge": 0}}}, "could ever be replaced"),
+    "tls without certificates": ({"tls": {"enabled": True}}, "tls.enabled needs certificates"),
+    "tls twice": (
+        {"tls": {"enabled": True, "existingSecret": "s", "certManager": {"enabled": True}}},
+        "clear the other",
+    ),
+    "tls off": ({"tls": {"existingSecret": "s"}}, "set it to true"),
+    "ingress without host": ({"gateway": {"ingress": {"enabled": True}}}, "at least one host name"),
+    "route without parent": ({"gateway": {"httpRoute": {"enabled": True}}}, "list the Gateway"),
+    "node port": ({"gateway": {"service": {"nodePort": 30080}}}, "set the type to NodePort"),
+    "index without claim": (
+        {"orchestrator": {"index": {"source": "pvc"}}},
+        "set orchestrator.index.existingClaim",
+    ),
+    "query without endpoint": ({"telemetry": {"queryUrl": "http://t:3200"}}, "clear queryUrl"),
+    "metrics for nobody": (
+        {"metrics": {"serviceMonitor": {"enabled": True}}},
+        "list Prometheus there",
+    ),
+}
+
+TYPOS: dict[str, tuple[dict[str, Any], str]] = {
+    "top": ({"gatway": {}}, r"gatway"),
+    "nested": ({"gateway": {"image": {"tagg": "1"}}}, r"gateway\.image.*tagg"),
+    "in a list": ({"models": [{"name": "a", "hub": {"idd": "x/y"}}]}, r"models\.0\.hub.*idd"),
+    "in an override": (
+        {"models": [{"name": "a", "inference": {"replica": 1}}]},
+        r"models\.0\.inference.*replica",
+    ),
+    "in Kubernetes' own": (
+        {"gateway": {"pod": {"tolerations": [{"kee": "x"}]}}},
+        r"gateway\.pod\.tolerations\.0.*kee",
+    ),
+    "type": ({"drain": {"seconds": "thirty"}}, r"drain\.seconds.*integer"),
+    "choice": ({"log": {"level": "VERBOSE"}}, r"log\.level"),
+    "latest": ({"image": {"tag": "latest"}}, r"image\.tag"),
+    "digest": ({"gateway": {"image": {"digest": "md5:1"}}}, r"gateway\.image\.digest"),
+}
+
+
+def test_generated_files_are_fresh() -> None:
+    """Schema, README and list of images are what values.yaml gives; else: make chart."""
+    assert stale(CHART) == []
+
+
+def test_every_key_has_a_comment(tmp_path: Any) -> None:
+    """Reading the values fails on one that has none, and names it."""
+    values = tmp_path / "values.yaml"
+    values.write_text("# Said.\na: 1\n\nb:\n  # Said.\n  c: 1\n  d: 2\n")
+    with pytest.raises(UncommentedKeyError, match=r"^b, b\.d$"):
+        read_values(values)
+
+
+def objects(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        if "object" in (schema.get("type"), *(schema.get("type") or ())):
+            yield schema
+        for value in schema.values():
+            yield from objects(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from objects(value)
+
+
+def test_the_schema_is_strict_at_every_level() -> None:
+    """Each object is closed, or says of what type its free keys are."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    found = list(objects(schema))
+    assert len(found) > 100
+    loose = [each for each in found if each.get("additionalProperties", True) is True]
+    assert loose == []
+
+
+@pytest.mark.parametrize(("values", "words"), TYPOS.values(), ids=TYPOS.keys())
+def test_typos_are_told_with_their_path(values: dict[str, Any], words: str) -> None:
+    """A key that is not known, or a value that cannot be, fails and says where."""
+    with pytest.raises(RenderError) as failure:
+        render(values=values)
+    assert re.search(words, str(failure.value)), str(failure.value)
+
+
+@pytest.mark.parametrize(("values", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_values_that_do_not_go_together_are_told(values: dict[str, Any], words: str) -> None:
+    """The message says what to do."""
+    with pytest.raises(RenderError, match="do not go together") as failure:
+        render(values=values)
+    assert words in str(failure.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    """One run shows them all."""
+    values = {"tls": {"enabled": True}, "models": [], "gateway": {"ingress": {"enabled": True}}}
+    with pytest.raises(RenderError) as failure:
+        render(values=values)
+    assert str(failure.value).count("\n  - ") == 3
