@@ -111,6 +111,8 @@ class _Builder:
                 kept[key] = self._embed(value.rpartition("/")[2])
             elif not _is_remark(key, value):
                 kept[key] = self._embedded(value)
+        if "object" in (kept.get("type") or ()) and "properties" not in kept:
+            kept.setdefault("additionalProperties", False)
         return kept
 
 

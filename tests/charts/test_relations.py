@@ -25,7 +25,9 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
 FOREIGN = re.compile(r"HOME|TMPDIR|POD_NAME|NODE_NAME|(OTEL|HF)_[A-Z_]+")
 """Variables of libraries and of the chart itself."""
 
-PLACES = re.compile(r".*_(LISTEN|MODEL|MODEL_NAME|INDEX|LOG_FORMAT|HOST|TLS_CERT|TLS_KEY|TLS_CA)")
+PLACES = re.compile(
+    r".*_(LISTEN|MODEL|MODEL_NAME|INDEX|LOG_FORMAT|HOST|TLS_.+|HEALTH_LISTEN|ALLOW_ANONYMOUS)"
+)
 """Settings that are another in a pod than on a developer's machine, by their nature."""
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")

@@ -16,6 +16,25 @@ from tests.charts.rendered import CHART, RenderError, render
 HUB = {"source": "hub", "hub": {"id": "a/b"}}
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "open to all": (
+        {"gateway": {"service": {"type": "LoadBalancer"}}},
+        "gateway.service.type LoadBalancer let anybody in from outside",
+    ),
+    "never anonymous": ({"gateway": {"allowAnonymous": "never"}}, "a secret with a key file"),
+    "no key for the test": (
+        {"gateway": {"apiKeys": {"existingSecret": "keys"}}},
+        "set tests.apiKey.existingSecret",
+    ),
+    "route to https": (
+        {
+            "gateway": {
+                "allowAnonymous": "always",
+                "tls": {"existingSecret": "s"},
+                "httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]},
+            }
+        },
+        "let the Gateway end TLS",
+    ),
     "no model": ({"models": []}, "list a model"),
     "same name": ({"models": [{"name": "a"}, {"name": "a"}]}, "a name of its own"),
     "same slug": ({"models": [{"name": "a.b"}, {"name": "a-b"}]}, "let the names differ"),
@@ -69,7 +88,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 TYPOS: dict[str, tuple[dict[str, Any], str]] = {
-    "top": ({"gatway": {}}, r"gatway"),
+    "top": ({"gatewayy": {}}, r"gatewayy"),
     "nested": ({"gateway": {"image": {"tagg": "1"}}}, r"gateway\.image.*tagg"),
     "in a list": ({"models": [{"name": "a", "hub": {"idd": "x/y"}}]}, r"models\.0\.hub.*idd"),
     "in an override": (

@@ -9,9 +9,9 @@
 {{/* Takes (dict "root" $ "prefix" …). */}}
 {{- define "weir.tlsEnv" -}}
 {{- if .root.Values.tls.enabled }}
-- name: {{ .prefix }}_TLS_CERT
+- name: {{ .prefix }}_TLS_CERTIFICATE
   value: /etc/weir/tls/tls.crt
-- name: {{ .prefix }}_TLS_KEY
+- name: {{ .prefix }}_TLS_PRIVATE_KEY
   value: /etc/weir/tls/tls.key
 - name: {{ .prefix }}_TLS_CA
   value: /etc/weir/tls/ca.crt

@@ -24,6 +24,22 @@ certificates are set but tls.enabled is false: set it to true, or clear tls.exis
 {{- if and .ingress.enabled (not .ingress.hosts) }}
 gateway.ingress.enabled needs gateway.ingress.hosts: list at least one host name
 {{- end }}
+{{- $ways := list }}
+{{- if .ingress.enabled }}{{ $ways = append $ways "gateway.ingress" }}{{ end }}
+{{- if .httpRoute.enabled }}{{ $ways = append $ways "gateway.httpRoute" }}{{ end }}
+{{- if ne .service.type "ClusterIP" }}{{ $ways = append $ways (printf "gateway.service.type %s" .service.type) }}{{ end }}
+{{- if not .apiKeys.existingSecret }}
+{{- if eq .allowAnonymous "never" }}
+gateway.allowAnonymous is never: set gateway.apiKeys.existingSecret to a secret with a key file
+{{- else if and $ways (eq .allowAnonymous "inside") }}
+{{ join " and " $ways }} let anybody in from outside: set gateway.apiKeys.existingSecret, or gateway.allowAnonymous to always if something else asks who is there
+{{- end }}
+{{- else if and $values.tests.enabled (not $values.tests.apiKey.existingSecret) }}
+gateway.apiKeys are set and helm test has none: set tests.apiKey.existingSecret to a secret with a key as clients send it, or tests.enabled to false
+{{- end }}
+{{- if and .httpRoute.enabled .tls.existingSecret }}
+gateway.httpRoute and gateway.tls are both set, but an HTTPRoute speaks plain HTTP to its backend: let the Gateway end TLS, and clear gateway.tls.existingSecret
+{{- end }}
 {{- if and .httpRoute.enabled (not .httpRoute.parentRefs) }}
 gateway.httpRoute.enabled needs gateway.httpRoute.parentRefs: list the Gateway that it attaches to
 {{- end }}
