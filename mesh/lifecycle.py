@@ -105,7 +105,7 @@ async def _serve_grpc(
                 return
             service, holding = entered
             server = Server(service.servicers, TlsFiles.of(settings))
-            port = await server.start(settings.listen)
+            port = await server.start(settings.listen, settings.health_listen)
             logger.info("listening", extra={"address": _with_port(settings.listen, port)})
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
             try:

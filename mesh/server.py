@@ -54,20 +54,25 @@ class Server:
         for servicer in servicers:
             servicer.register(servicer.implementation, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        self._plain_health: grpc.aio.Server | None = None
+        self.health_port = 0
+        """Where health alone is told, once started; 0: nowhere."""
         reflected = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         reflection.enable_server_reflection([*reflected, reflection.SERVICE_NAME], self._server)
 
-    async def start(self, address: str) -> int:
-        """Binds to HOST:PORT and serves; gives the port. OSError if it is taken, or TlsError."""
+    async def start(self, address: str, health_address: str = "") -> int:
+        """Binds to HOST:PORT and serves; gives the port. OSError if it is taken, or TlsError.
+
+        At `health_address` health alone is told, in plain text.
+        """
         await self.set_ready(False)
         credentials = server_credentials(self._tls) if self._tls.for_server else None
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}") from error
+        port = _bind(self._server, address, credentials)
+        if health_address:
+            self._plain_health = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            health_pb2_grpc.add_HealthServicer_to_server(self.health, self._plain_health)
+            self.health_port = _bind(self._plain_health, health_address)
+            await self._plain_health.start()
         await self._server.start()
         return port
 
@@ -90,4 +95,17 @@ class Server:
         except TimeoutError:
             cut_off = await self.interceptor.cut_off()
         await self._server.stop(grace=None)
+        if self._plain_health is not None:
+            await self._plain_health.stop(grace=None)
         return cut_off
+
+
+def _bind(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from error

@@ -66,6 +66,11 @@ class ServiceSettings(BaseSettings):
     metrics_listen: Address = Field(
         "127.0.0.1:9464", description="Address of /metrics and /livez, HOST:PORT."
     )
+    health_listen: OptionalAddress = Field(
+        "",
+        description="Address where health alone is told, HOST:PORT, without TLS, for probes that "
+        "speak none; empty: only where the service is.",
+    )
     tls_certificate: str = Field(
         "", description="Certificate for the other services, PEM with its chain; empty: no TLS."
     )

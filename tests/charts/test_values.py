@@ -160,4 +160,4 @@ def test_all_mistakes_are_told_at_once() -> None:
     values = {"tls": {"enabled": True}, "models": [], "gateway": {"ingress": {"enabled": True}}}
     with pytest.raises(RenderError) as failure:
         render(values=values)
-    assert str(failure.value).count("\n  - ") == 3
+    assert str(failure.value).count("\n  - ") == 4

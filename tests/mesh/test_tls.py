@@ -196,3 +196,33 @@ def test_bad_files_are_named(authority: Authority, broken: str) -> None:
     Path(getattr(files, broken)).unlink()
     with pytest.raises(TlsError, match="No such file"):
         channel_credentials(files)
+
+
+async def test_probes_ask_for_health_without_tls(authority: Authority) -> None:
+    """A second address tells the same health, through the drain, and nothing but that."""
+    server = Server([], authority.files("localhost"))
+    await server.start("127.0.0.1:0", "127.0.0.1:0")
+    channel = open_channel(f"127.0.0.1:{server.health_port}")
+    health = health_pb2_grpc.HealthStub(channel)
+    try:
+        told = await call_unary(health.Check, CHECK, timeout=10)
+        assert told.status == health_pb2.HealthCheckResponse.SERVING
+        await server.health.enter_graceful_shutdown()
+        told = await call_unary(health.Check, CHECK, timeout=10)
+        assert told.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        reflect = channel.unary_unary("/grpc.reflection.v1alpha.ServerReflection/Nothing")
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await reflect(b"", timeout=10)
+        assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        await channel.close()
+        await server.drain(timeout=0)
+
+
+async def test_an_address_for_health_that_is_taken_is_told(authority: Authority) -> None:
+    """The message names it, as for the service's own."""
+    async with serving(NO_TLS) as taken:
+        server = Server([], authority.files("localhost"))
+        with pytest.raises(OSError, match=f"cannot listen on {taken}"):
+            await server.start("127.0.0.1:0", taken)
+        await server.drain(timeout=0)
