@@ -100,3 +100,13 @@ async def test_coming_back_stops_the_grace(no_tasks_left: None, ended: list[str]
     assert ended == []
     await resumed.aclose()
     replay.close()
+
+
+async def test_a_place_that_has_not_come_yet_is_not_there(
+    no_tasks_left: None, ended: list[str]
+) -> None:
+    """Nobody can have seen it."""
+    replay = Replay(Source(2).frames(), 60, lambda: ended.append("ended"))
+    await asyncio.wait([replay.task])
+    assert [replay.has(begin) for begin in range(4)] == [True, True, True, False]
+    replay.close()

@@ -225,17 +225,6 @@ async def test_what_cannot_be_resumed_starts_nothing(
     assert orchestrator.requests == []
 
 
-async def test_a_place_that_has_not_come_yet_is_refused(
-    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
-) -> None:
-    """Nobody can have seen it."""
-    orchestrator.script = Script(deltas=["a"])
-    async with reading(client) as stream:
-        name = (await take(stream, 1))[0].id.rpartition(".")[0]  # type: ignore[union-attr]
-    response = await client.get(SEARCH, headers={"last-event-id": f"{name}.500"})
-    assert response.status_code == 410
-
-
 async def test_a_stream_belongs_to_the_key_that_began_it(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
