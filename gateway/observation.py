@@ -12,9 +12,8 @@ from gateway import metrics
 from gateway.errors import HttpError
 from gateway.generation import Finish
 from mesh import semconv
-from mesh.context import annotate
+from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
-from mesh.metrics import exemplar
 
 _KEY = "gateway.observation"
 
@@ -28,7 +27,8 @@ class Observation:
     arrived: float = field(default_factory=time.monotonic)
     error: ErrorKind | None = None
     """What ended it, also where the status was spent before."""
-    _saw_token: bool = False
+    _route: str = ""
+    _first_token: float | None = None
 
     @staticmethod
     def of(scope: Scope) -> Observation:
@@ -36,23 +36,33 @@ class Observation:
         observation: Observation = scope[_KEY]
         return observation
 
+    @property
+    def model(self) -> str:
+        """The name of the model that answers; empty where that is not told."""
+        request = current_request()
+        return str(request.fields.get("model", "")) if request is not None else ""
+
     def attach(self, scope: Scope) -> None:
         """Makes this the observation of the request with this scope."""
         scope[_KEY] = self
 
     def first_token(self, route: str) -> None:
         """Text is about to be sent; only the first call counts."""
-        if self._saw_token:
+        if self._first_token is not None:
             return
-        self._saw_token = True
-        seconds = time.monotonic() - self.arrived
-        metrics.TIME_TO_FIRST_TOKEN.labels(route).observe(seconds, exemplar())
+        self._route, self._first_token = route, time.monotonic()
+        seconds = self._first_token - self.arrived
+        metrics.observe_first_token(route, self.model, seconds)
         annotate(ttft_seconds=seconds)
         trace.get_current_span().add_event(semconv.FIRST_TOKEN)
 
     def finished(self, finish: Finish) -> None:
         """The generation ended."""
         usage = finish.usage
+        if self._first_token is not None and usage.completion_tokens > 1:
+            seconds = time.monotonic() - self._first_token
+            per_token = seconds / (usage.completion_tokens - 1)
+            metrics.observe_time_per_output_token(self._route, self.model, per_token)
         annotate(
             finish_reason=finish.reason,
             prompt_tokens=usage.prompt_tokens,

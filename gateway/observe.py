@@ -17,7 +17,6 @@ from gateway.routes import UNWATCHED_PATHS, route_of
 from gateway.tracing import end_span, http_span, unrecorded_span
 from mesh.context import RequestContext, accept_request_id, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
-from mesh.metrics import exemplar
 from mesh.telemetry import trace_id
 
 logger = logging.getLogger("gateway.access")
@@ -51,8 +50,11 @@ class ObserveMiddleware:
         span = http_span(scope, headers) if watched else unrecorded_span()
         with use_request(request), span:
             responder = _Responder(scope, send, request.request_id, trace_id())
-            await self._respond(scope, receive, responder, observation)
-            if watched:
+            if not watched:
+                await self._respond(scope, receive, responder, observation)
+                return
+            with metrics.NUM_REQUESTS_RUNNING.track_inprogress():
+                await self._respond(scope, receive, responder, observation)
                 _tell(scope, observation, request)
 
     async def _respond(
@@ -102,7 +104,16 @@ def _tell(scope: Scope, observation: Observation, request: RequestContext) -> No
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
     route, status = route_of(scope), observation.status
     end_span(trace.get_current_span(), method, route, status, observation.error)
-    metrics.REQUESTS.labels(route, method, str(status)).inc(1, exemplar())
-    metrics.REQUEST_DURATION.labels(route, method).observe(duration, exemplar())
+    metrics.observe_request(
+        route, method, status, duration, model=observation.model, error=_error_type(observation)
+    )
     fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}
     logger.info("request finished", extra={**fields, **request.fields})
+
+
+def _error_type(observation: Observation) -> str:
+    if observation.error is not None:
+        return observation.error.value
+    if observation.status == CLIENT_CLOSED_REQUEST:
+        return ErrorKind.CANCELLED.value
+    return str(observation.status) if observation.status >= 400 else ""

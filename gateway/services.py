@@ -18,6 +18,7 @@ from gateway.key_ring import KeyRing
 from gateway.readiness import Readiness
 from gateway.resumption import Resumption
 from gateway.settings import GatewaySettings
+from mesh.context import annotate
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 
 First = TypeVar("First", Started, SearchResults)
@@ -59,6 +60,8 @@ async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First
     event = await anext(events)
     if not isinstance(event, kind):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+    if isinstance(event, Started):
+        annotate(model=event.model)
     return event
 
 

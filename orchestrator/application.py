@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from mesh.channel import open_channel
 from mesh.lifecycle import StartupError
 from mesh.tls import TlsFiles
+from orchestrator import metrics
 from orchestrator.admission import Admission
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.pipeline import Pipeline
@@ -25,6 +26,7 @@ from orchestrator.settings import OrchestratorSettings
 @asynccontextmanager
 async def application(settings: OrchestratorSettings) -> AsyncIterator[OrchestratorService]:
     """Opens the index and the channels and yields the service. Raises StartupError."""
+    metrics.NUM_REQUESTS_LIMIT.set(settings.max_concurrent_requests)
     retriever = await asyncio.to_thread(_open_retriever, settings.index)
     tls = TlsFiles.of(settings)
     channel = open_channel(settings.tokenizer_target, tls)

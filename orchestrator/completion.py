@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 from mesh.errors import ErrorKind, MeshError
-from orchestrator import failover, metrics
+from orchestrator import failover, metrics, spans
 from orchestrator.detokenizer import Decoder
 from orchestrator.generation import (
     Delta,
@@ -154,6 +154,7 @@ def begin(
     num_tokens = len(prepared.encoded.token_ids)
     max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
     active.prompt_tokens = num_tokens
+    active.operation = spans.operation_of(prepared.encoded)
     metrics.PROMPT_TOKENS.inc(num_tokens)
     return Completion(
         prepared=prepared,

@@ -68,6 +68,7 @@ async def embed(
                 _check_length(number, token_ids, model)
             num_tokens = sum(map(len, encoded))
             active.prompt_tokens += num_tokens
+            active.operation = "embeddings"
             metrics.PROMPT_TOKENS.inc(num_tokens)
             active.state = RequestState.WAITING
             vectors = await _embed(encoded, num_tokens, model, replicas)

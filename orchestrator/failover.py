@@ -91,6 +91,7 @@ class _Attempts:
                 retry_after=1.0,
             ) from error
         metrics.FAILOVERS.inc()
+        metrics.REPLAYED_TOKENS.inc(so_far)
 
 
 async def generate(

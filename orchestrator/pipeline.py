@@ -241,7 +241,7 @@ class Pipeline:
         started = time.monotonic()
         if request is not None and request.deadline is None:
             request.deadline = started + self._request_timeout_seconds
-        outcome = "refused"
+        outcome, active = metrics.REFUSED_AT_ADMISSION, None
         try:
             with ExitStack() as held:
                 self._admit(held)
@@ -260,12 +260,7 @@ class Pipeline:
                     raise
         finally:
             metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
-            metrics.REQUESTS.labels(method, outcome).inc()
-            if outcome == "refused":
-                metrics.REFUSED.labels(method).inc()
-            else:
-                duration = time.monotonic() - started
-                metrics.E2E_LATENCY.labels(method).observe(duration, exemplar())
+            metrics.observe(method, outcome, time.monotonic() - started, active)
 
     def _admit(self, held: ExitStack) -> None:
         limit = {semconv.ADMISSION_LIMIT: self._admission.limit}

@@ -28,6 +28,8 @@ class ActiveRequest:
         self.request_id = request_id
         self.method = method
         self.model = ""
+        self.operation = ""
+        """What is asked of the model, as OpenTelemetry names it."""
         self.state = RequestState.ENCODING
         self.prompt_tokens = 0
         self.completion_tokens = 0

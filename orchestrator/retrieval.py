@@ -26,6 +26,9 @@ class Result(NamedTuple):
 class Retriever(Protocol):
     """Something that can be searched."""
 
+    name: str
+    """What metrics call it; one of few."""
+
     async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
         """At most `limit` passages, best first, several of a document among them.
 
@@ -41,6 +44,8 @@ class Retriever(Protocol):
 
 class NoRetriever:
     """Finds nothing: for a service without documents."""
+
+    name = "none"
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
         return []

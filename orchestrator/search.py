@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from mesh import semconv, telemetry, tracing
 from mesh.context import annotate
 from mesh.errors import invalid
+from mesh.metrics import exemplar
 from mesh.semconv import Operation, Outcome
 from orchestrator import metrics
 from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt, Encoded, TokenizerClient
@@ -76,7 +77,9 @@ class Search:
                 # Whatever is wrong with the search, the request goes on and says that nothing
                 # could be searched.
                 logger.exception("retrieval failed")
-            metrics.RETRIEVAL.labels(outcome).observe(time.monotonic() - started)
+            metrics.RETRIEVAL.labels(self._retriever.name, outcome).observe(
+                time.monotonic() - started, exemplar()
+            )
             _tell(span, query, results, outcome)
             annotate(num_results=len(results), retrieval=outcome)
             return Retrieved(results, failed=outcome in ("timeout", "failed"))

@@ -82,13 +82,18 @@ class GenerationSpan:
 NO_SPAN = GenerationSpan(INVALID_SPAN, captures_content=False)
 
 
+def operation_of(encoded: Encoded) -> Operation:
+    """What is asked of the model with this prompt."""
+    is_chat = isinstance(encoded.source, ChatPrompt)
+    return Operation.CHAT if is_chat else Operation.TEXT_COMPLETION
+
+
 @contextmanager
 def generation(
     encoded: Encoded, model: ModelInfo, sampling: Sampling, stop: Sequence[str]
 ) -> Iterator[GenerationSpan]:
     """A span from the encoded prompt to the last text; the block may yield."""
-    is_chat = isinstance(encoded.source, ChatPrompt)
-    operation = Operation.CHAT if is_chat else Operation.TEXT_COMPLETION
+    operation = operation_of(encoded)
     asked = {
         semconv.GEN_AI_OPERATION_NAME: operation,
         semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,

@@ -46,6 +46,8 @@ class IndexUnusable(Exception):
 class IndexRetriever:
     """Full-text search by BM25 in a file made by `python -m orchestrator.index`."""
 
+    name = "embedded"
+
     def __init__(self, path: str | Path) -> None:
         """Opens the index. Raises IndexUnusable."""
         self._uri = f"file:{quote(str(Path(path).absolute()))}?mode=ro"

@@ -137,14 +137,19 @@ async def test_metrics_count_each_request_once(
 ) -> None:
     """One request, one duration and, for a stream, one time to first token."""
     route = "/api/v1/search"
+    asked = {
+        "gen_ai_operation_name": "search",
+        "gen_ai_provider_name": "weir",
+        "gen_ai_response_model": "",
+    }
 
     def read() -> tuple[float, ...]:
         return (
             sample("gateway_http_requests_total", route=route, method="GET", status="200"),
             sample("gateway_http_requests_total", route=route, method="GET", status="429"),
             sample("gateway_http_request_duration_seconds_count", route=route, method="GET"),
-            sample("gateway_time_to_first_token_seconds_count", route=route),
-            sample("gateway_time_to_first_token_seconds_sum", route=route),
+            sample("gen_ai_server_time_to_first_token_seconds_count", **asked),
+            sample("gen_ai_server_time_to_first_token_seconds_sum", **asked),
             sample("gateway_errors_total", kind="overloaded"),
         )
 

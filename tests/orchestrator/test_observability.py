@@ -27,6 +27,11 @@ async def test_a_request_is_counted_once() -> None:
     assert change.of("orchestrator_e2e_request_latency_seconds_count", method="Generate") == 1
     assert change.of("orchestrator_prompt_tokens_total") == usage.prompt_tokens
     assert change.of("orchestrator_generation_tokens_total") == usage.completion_tokens
+    usages = {"gen_ai_operation_name": "text_completion", "gen_ai_response_model": "fake"}
+    for kind, number in (("input", usage.prompt_tokens), ("output", usage.completion_tokens)):
+        assert (
+            change.of("gen_ai_client_token_usage_sum", gen_ai_token_type=kind, **usages) == number
+        )
     assert REGISTRY.get_sample_value("orchestrator_num_requests_running") == 0
 
 
@@ -41,7 +46,8 @@ async def test_failures_are_counted_by_kind() -> None:
     name = "orchestrator_requests_total"
     assert change.of(name, method="Generate", outcome="model_not_found") == 1
     assert change.of(name, method="Generate", outcome="refused") == 1
-    assert change.of("orchestrator_refused_total", method="Generate") == 1
+    assert change.of("orchestrator_refused_total", method="Generate", reason="limit") == 1
+    assert change.of("orchestrator_refused_total") == 1
 
 
 async def test_a_failover_is_counted() -> None:
@@ -52,6 +58,7 @@ async def test_a_failover_is_counted() -> None:
     async with orchestrator(engine) as running:
         await generate(running, request())
     assert change.of("orchestrator_failovers_total") == 1
+    assert change.of("orchestrator_replayed_tokens_total") == 3
 
 
 async def test_the_access_line_says_how_it_went(caplog: pytest.LogCaptureFixture) -> None:

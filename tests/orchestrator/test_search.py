@@ -88,6 +88,8 @@ async def test_no_room_for_the_question_is_the_callers_fault() -> None:
 class FakeRetriever:
     """Gives what it has, after a time."""
 
+    name = "fake"
+
     def __init__(self, *, delay: float = 0.0, error: Exception | None = None) -> None:
         self.delay = delay
         self.error = error
