@@ -13,6 +13,7 @@ from inference.constraint import Constraint, ConstraintForm
 from inference.interface import Chunk, EngineClient, Finish, FinishReason, TokenLogprobs
 from inference.sampling_params import SamplingParams
 from inference.spans import StepSpans
+from mesh.backlog import Backlog
 from mesh.context import annotate, current_request, new_request_id
 from mesh.errors import ErrorKind, MeshError
 from mesh.server import Servicer
@@ -39,7 +40,6 @@ _REASONS = {
 }
 
 SERVICE = "mesh.v1.InferenceService"
-OVERLOADED_RETRY_SECONDS = 1.0
 
 _OPTIONAL_PARAMS = (
     "max_tokens",
@@ -62,6 +62,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """`engine` stays its owner's: this neither starts nor stops it."""
         self._engine = engine
         self._steps = steps or StepSpans()
+        self._backlog = Backlog()
 
     @property
     def servicer(self) -> Servicer:
@@ -75,7 +76,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         current = current_request()
         # Not the request's id: that is the caller's to choose, and to repeat.
         request_id = new_request_id()
-        with _engine_errors(), self._steps.request(request_id):
+        with (
+            _engine_errors(self._backlog),
+            self._backlog.work() as work,
+            self._steps.request(request_id),
+        ):
             params = self._sampling_params(request.sampling)
             spans.describe(self._engine.model_info.name, params, request.num_resumed_tokens)
             chunks = self._engine.generate(
@@ -88,6 +93,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             )
             async with aclosing(chunks):
                 async for chunk in chunks:
+                    if not chunk.token_ids and chunk.finish is None:  # accepted
+                        work.expect(self._num_expected(len(request.token_ids), params))
+                    work.done(len(chunk.token_ids))
                     metrics.observe_chunk(chunk)
                     if chunk.token_ids or chunk.finish is None:
                         yield _message(chunk)
@@ -99,11 +107,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.InferenceServiceEmbedResponse:
         inputs = [list(each.ids) for each in request.inputs]
         annotate(num_inputs=len(inputs), prompt_tokens=sum(map(len, inputs)))
-        with _engine_errors():
+        with _engine_errors(self._backlog):
             vectors = await self._engine.embed(inputs)
         return inference_pb2.InferenceServiceEmbedResponse(
             embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
         )
+
+    def _num_expected(self, num_prompt_tokens: int, params: SamplingParams) -> int:
+        """Tokens that a sequence may still take to generate."""
+        room = self._engine.model_info.max_context - num_prompt_tokens
+        return max(0, min(room, room if params.max_tokens is None else params.max_tokens))
 
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context
@@ -215,14 +228,14 @@ def _tell(finish: Finish) -> None:
 
 
 @contextmanager
-def _engine_errors() -> Iterator[None]:
+def _engine_errors(backlog: Backlog) -> Iterator[None]:
     """Turns what the engine raises into what the mesh raises; the one place that does."""
     try:
         yield
     except errors.EngineError as error:
         for cls, kind in _KIND_OF_ERROR:
             if isinstance(error, cls):
-                retry_after = OVERLOADED_RETRY_SECONDS if kind is ErrorKind.OVERLOADED else None
+                retry_after = backlog.retry_after() if kind is ErrorKind.OVERLOADED else None
                 param = getattr(error, "field", None)
                 raise MeshError(kind, str(error), param=param, retry_after=retry_after) from error
         raise

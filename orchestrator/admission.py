@@ -2,50 +2,87 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mesh.backlog import Backlog, Work
 from mesh.errors import ErrorKind, MeshError
+from orchestrator.fair_share import FairShare
 
-_SMOOTHING = 0.1
-"""Weight of the newest request in the mean duration."""
 
-MIN_RETRY_SECONDS = 0.1
-MAX_RETRY_SECONDS = 30.0
+class Permit:
+    """A request's place, and its tokens once they are known. `Admission.permit` makes one."""
+
+    def __init__(self, admission: Admission, key: str, work: Work) -> None:
+        self._admission = admission
+        self._key = key
+        self._work = work
+        self._num_tokens = 0
+
+    def reserve(self, num_tokens: int) -> None:
+        """Takes tokens, of prompt and completion. Raises MeshError (OVERLOADED) if there are none.
+
+        Not known before the prompt is encoded; called once.
+        """
+        self._admission.take_tokens(self._key, num_tokens)
+        self._num_tokens = num_tokens
+        self._work.expect(num_tokens)
+
+    def progress(self, num_tokens: int) -> None:
+        """So many of them have been worked on."""
+        self._work.done(num_tokens)
+
+    def release(self) -> None:
+        """Gives the tokens back."""
+        if self._num_tokens:
+            self._admission.tokens.give(self._key, self._num_tokens)
+            self._num_tokens = 0
 
 
 class Admission:
-    """At most `limit` requests at a time. For one event loop."""
+    """At most so many requests and tokens at a time, fairly shared by key. For one event loop."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.num_admitted = 0
-        self._mean_duration = 1.0
+    def __init__(self, max_requests: int, max_tokens: int = 0) -> None:
+        """`max_tokens` of prompts and completions together; 0: no limit."""
+        self.requests = FairShare(max_requests)
+        self.tokens = FairShare(max_tokens)
+        self.backlog = Backlog()
+
+    @property
+    def limit(self) -> int:
+        """Most requests at a time."""
+        return self.requests.limit
+
+    @property
+    def num_admitted(self) -> int:
+        """Requests that hold a permit now."""
+        return self.requests.num_held
 
     @contextmanager
-    def permit(self) -> Iterator[None]:
-        """Holds a place inside the block. Raises MeshError (OVERLOADED) at once if all are held."""
-        if self.num_admitted >= self.limit:
-            raise MeshError(
-                ErrorKind.OVERLOADED,
-                f"{self.num_admitted} requests are being worked on, the limit is {self.limit}",
-                retry_after=self.retry_after(),
-            )
-        self.num_admitted += 1
-        started = time.monotonic()
+    def permit(self, key: str = "") -> Iterator[Permit]:
+        """Holds a place for `key` inside the block. Raises MeshError (OVERLOADED) at once."""
+        if not self.requests.take(key):
+            raise self._refusal(key, self.requests, "requests")
         try:
-            yield
+            with self.backlog.work() as work:
+                permit = Permit(self, key, work)
+                try:
+                    yield permit
+                finally:
+                    permit.release()
         finally:
-            self.num_admitted -= 1
-            duration = time.monotonic() - started
-            self._mean_duration += _SMOOTHING * (duration - self._mean_duration)
+            self.requests.give(key)
 
-    def retry_after(self) -> float:
-        """Seconds until a place is likely free, spread so that callers do not return all at once.
+    def take_tokens(self, key: str, num_tokens: int) -> None:
+        """For `Permit.reserve`. Raises MeshError (OVERLOADED)."""
+        if not self.tokens.take(key, num_tokens):
+            raise self._refusal(key, self.tokens, "tokens")
 
-        With `limit` requests of the mean duration running, one ends every mean / limit seconds.
-        """
-        expected = self._mean_duration / self.limit * random.uniform(0.5, 1.5)
-        return min(max(expected, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+    def _refusal(self, key: str, share: FairShare, what: str) -> MeshError:
+        message = f"{share.num_held} {what} are being worked on, the limit is {share.limit}"
+        if key and share.num_held < share.limit:
+            message = (
+                f"this key has {share.held_by(key)} {what} being worked on, which is its fair "
+                f"share; {share.num_held} are in all, the limit is {share.limit}"
+            )
+        return MeshError(ErrorKind.OVERLOADED, message, retry_after=self.backlog.retry_after())

@@ -36,7 +36,9 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
     try:
         async with replicas.running():
             pipeline = Pipeline(
-                admission=Admission(settings.max_concurrent_requests),
+                admission=Admission(
+                    settings.max_concurrent_requests, settings.max_outstanding_tokens
+                ),
                 requests=requests,
                 tokenizer=tokenizer,
                 replicas=replicas,

@@ -153,6 +153,8 @@ def begin(
     """The completion of a prompt that has room in the model's context. Raises MeshError."""
     num_tokens = len(prepared.encoded.token_ids)
     max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
+    if active.permit is not None:
+        active.permit.reserve(num_tokens + max_tokens)
     active.prompt_tokens = num_tokens
     active.operation = spans.operation_of(prepared.encoded)
     metrics.PROMPT_TOKENS.inc(num_tokens)

@@ -18,7 +18,7 @@ from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.metrics import exemplar
 from orchestrator import metrics, spans
-from orchestrator.admission import Admission
+from orchestrator.admission import Admission, Permit
 from orchestrator.clients.tokenizer import Encoded, TokenizerClient
 from orchestrator.completion import Completion, begin
 from orchestrator.embedding import Embedded, Input, check_inputs, embed
@@ -204,7 +204,7 @@ class Pipeline:
                 async with aclosing(events):
                     async for event in events:
                         if isinstance(event, Delta):
-                            _observe_first_token(active)
+                            _observe_progress(active, event)
                             active.generation.delta(event)
                         elif isinstance(event, Finish):
                             annotate(finish_reason=event.reason.value)
@@ -244,9 +244,10 @@ class Pipeline:
         outcome, active = metrics.REFUSED_AT_ADMISSION, None
         try:
             with ExitStack() as held:
-                self._admit(held)
+                permit = self._admit(held, request.key_name if request else "")
                 request_id = request.request_id if request else ""
                 active = held.enter_context(self._requests.track(request_id, method))
+                active.permit = permit
                 metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
                 outcome = "cancelled"
                 try:
@@ -262,15 +263,18 @@ class Pipeline:
             metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
             metrics.observe(method, outcome, time.monotonic() - started, active)
 
-    def _admit(self, held: ExitStack) -> None:
+    def _admit(self, held: ExitStack, key: str) -> Permit:
         limit = {semconv.ADMISSION_LIMIT: self._admission.limit}
         with tracing.stage(semconv.ADMISSION, limit) as span:
             span.set_attribute(semconv.NUM_ADMITTED, self._admission.num_admitted)
-            held.enter_context(self._admission.permit())
+            return held.enter_context(self._admission.permit(key))
 
 
-def _observe_first_token(active: ActiveRequest) -> None:
-    if active.first_token_seen:
+def _observe_progress(active: ActiveRequest, delta: Delta) -> None:
+    first = not active.first_token_seen
+    if active.permit is not None:
+        active.permit.progress(delta.num_tokens + first * active.prompt_tokens)
+    if not first:
         return
     active.first_token_seen = True
     ttft = active.age_seconds

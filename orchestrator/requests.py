@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 
 from mesh.errors import ErrorKind, MeshError
+from orchestrator.admission import Permit
 from orchestrator.spans import NO_SPAN
 
 
@@ -36,6 +37,7 @@ class ActiveRequest:
         self.cancelled = False
         self.first_token_seen = False
         self.generation = NO_SPAN
+        self.permit: Permit | None = None
         self._started = time.monotonic()
         self._on_cancel: Callable[[], object] | None = None
 

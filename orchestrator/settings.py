@@ -33,6 +33,12 @@ class OrchestratorSettings(ServiceSettings):
     max_concurrent_requests: int = Field(
         64, ge=1, le=100_000, description="Requests worked on at once; beyond it: refused."
     )
+    max_outstanding_tokens: int = Field(
+        1_000_000,
+        ge=0,
+        description="Tokens of prompts and completions worked on at once; beyond it: refused. "
+        "0: no limit.",
+    )
     index: str = Field(
         "", description="Search index made by `python -m orchestrator.index`; empty: no search."
     )

@@ -76,7 +76,7 @@ async def test_a_full_line_is_overloaded_and_worth_another_try(
             with pytest.raises(MeshError) as caught:
                 await collect(stub, make_request())
             assert caught.value.kind is ErrorKind.OVERLOADED
-            assert caught.value.retry_after == 1.0
+            assert 0 < (caught.value.retry_after or 0) <= 30
         await wait_for_load(stub, running=0, waiting=0)
         assert len(await generate(stub)) == 12
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mesh.backlog import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS
 from mesh.errors import ErrorKind, MeshError
-from orchestrator.admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, Admission
+from orchestrator.admission import Admission
 from orchestrator.requests import RequestTable
 
 
