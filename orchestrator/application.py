@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mesh.channel import open_channel
 from mesh.lifecycle import StartupError
 from mesh.tls import TlsFiles
 from orchestrator import metrics
 from orchestrator.admission import Admission
-from orchestrator.clients.tokenizer import TokenizerClient
+from orchestrator.clients.tokenizers import open_tokenizers
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.replicas import Replicas
@@ -29,27 +28,27 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
     metrics.NUM_REQUESTS_LIMIT.set(settings.max_concurrent_requests)
     retriever = await asyncio.to_thread(_open_retriever, settings.index)
     tls = TlsFiles.of(settings)
-    channel = open_channel(settings.tokenizer_target, tls)
     replicas = Replicas(settings.inference_targets, settings.dns_refresh_seconds, tls)
     requests = RequestTable()
-    tokenizer = TokenizerClient(channel)
     try:
-        async with replicas.running():
+        async with (
+            open_tokenizers(settings.tokenizer_targets, tls) as tokenizers,
+            replicas.running(),
+        ):
             pipeline = Pipeline(
                 admission=Admission(
                     settings.max_concurrent_requests, settings.max_outstanding_tokens
                 ),
                 requests=requests,
-                tokenizer=tokenizer,
+                tokenizers=tokenizers,
                 replicas=replicas,
-                search=Search(retriever, tokenizer, settings.retrieval_timeout_seconds),
+                search=Search(retriever, tokenizers, settings.retrieval_timeout_seconds),
                 request_timeout_seconds=settings.request_timeout_seconds,
                 max_summary_characters=settings.max_summary_characters,
             )
-            readiness = Readiness(channel, tokenizer, replicas)
+            readiness = Readiness(tokenizers, replicas)
             yield OrchestratorService(pipeline, requests, replicas, readiness)
     finally:
-        await channel.close()
         await retriever.close()
 
 

@@ -19,7 +19,8 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.metrics import exemplar
 from orchestrator import metrics, spans
 from orchestrator.admission import Admission, Permit
-from orchestrator.clients.tokenizer import Encoded, TokenizerClient
+from orchestrator.clients.tokenizer import Encoded
+from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.completion import Completion, begin
 from orchestrator.embedding import Embedded, Input, check_inputs, embed
 from orchestrator.generation import (
@@ -63,7 +64,7 @@ class Pipeline:
         *,
         admission: Admission,
         requests: RequestTable,
-        tokenizer: TokenizerClient,
+        tokenizers: Tokenizers,
         replicas: Replicas,
         search: Search,
         request_timeout_seconds: float,
@@ -72,7 +73,7 @@ class Pipeline:
         """`request_timeout_seconds` is for requests that come without a deadline."""
         self._admission = admission
         self._requests = requests
-        self._tokenizer = tokenizer
+        self._tokenizers = tokenizers
         self._replicas = replicas
         self._search = search
         self._request_timeout_seconds = request_timeout_seconds
@@ -94,7 +95,7 @@ class Pipeline:
         with self._admitted("Generate") as active:
             served = self._choose(model, active)
             wanted = (prompt, sampling.constraint, echo, tool_choice)
-            encode = partial(prepare, self._tokenizer, *wanted)
+            encode = partial(prepare, self._tokenizers.of(served.name), *wanted)
             events = self._complete(encode, served, sampling, stop, active)
             async with aclosing(events):
                 async for event in events:
@@ -108,7 +109,7 @@ class Pipeline:
             batches = embed(
                 inputs,
                 model=served,
-                tokenizer=self._tokenizer,
+                tokenizer=self._tokenizers.of(served.name),
                 replicas=self._replicas,
                 active=active,
             )

@@ -1,4 +1,4 @@
-"""Whether the orchestrator can do its work: a tokenizer and at least one engine are ready."""
+"""Whether the orchestrator can do its work: an engine is ready, and its model's tokenizer."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mesh.channel import ResponseStream
 from mesh.errors import MeshError
 from mesh.lifecycle import SetReady
 from orchestrator.clients.tokenizer import SERVICE as TOKENIZER_SERVICE
-from orchestrator.clients.tokenizer import TokenizerClient
+from orchestrator.clients.tokenizers import Tokenizers, TokenizerUpstream
 from orchestrator.replicas import Replicas
 
 logger = logging.getLogger("orchestrator.readiness")
@@ -24,16 +23,21 @@ Tell = Callable[[], Awaitable[None]]
 
 
 class Readiness:
-    """Follows the health of the tokenizer and of the replicas."""
+    """Follows the health of the tokenizers and of the replicas."""
 
-    def __init__(
-        self, channel: grpc.aio.Channel, tokenizer: TokenizerClient, replicas: Replicas
-    ) -> None:
-        """`channel` leads to the tokenizer and stays its owner's."""
-        self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizers: Tokenizers, replicas: Replicas) -> None:
+        """Both stay their owner's."""
+        self._tokenizers = tokenizers
         self._replicas = replicas
-        self._tokenizer_ready = False
+        self._serving: set[str] = set()
+        """Targets of the tokenizers that serve."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether some model can be asked for now."""
+        return any(
+            self._tokenizers.target_of(model) in self._serving for model in self._replicas.models
+        )
 
     async def watch(self, set_ready: SetReady) -> None:
         """Tells `set_ready` at every change, until cancelled."""
@@ -42,10 +46,12 @@ class Readiness:
         async def tell() -> None:
             # One at a time, so that the last word is the newest state.
             async with lock:
-                await set_ready(self._tokenizer_ready and bool(self._replicas.ready))
+                await set_ready(self.ready)
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch_tokenizer(tell), name="watch tokenizer")
+            for upstream in self._tokenizers.upstreams:
+                watching = self._watch_tokenizer(upstream, tell)
+                tasks.create_task(watching, name=f"watch {upstream.target}")
             tasks.create_task(self._watch_replicas(tell), name="watch replicas")
 
     async def _watch_replicas(self, tell: Tell) -> None:
@@ -53,20 +59,23 @@ class Readiness:
             await tell()
             await self._replicas.wait_changed()
 
-    async def _watch_tokenizer(self, tell: Tell) -> None:
+    async def _watch_tokenizer(self, upstream: TokenizerUpstream, tell: Tell) -> None:
+        health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(upstream.channel)
         request = health_pb2.HealthCheckRequest(service=TOKENIZER_SERVICE)
         while True:
             try:
-                updates = ResponseStream(self._health.Watch(request, wait_for_ready=True))
+                updates = ResponseStream(health.Watch(request, wait_for_ready=True))
                 async for update in updates:
                     serving = update.status == health_pb2.HealthCheckResponse.SERVING
                     if serving:
                         # Fetched before the first request needs it.
-                        await self._tokenizer.current()
-                    self._tokenizer_ready = serving
+                        await upstream.client.current()
+                        self._serving.add(upstream.target)
+                    else:
+                        self._serving.discard(upstream.target)
                     await tell()
             except MeshError as error:
                 logger.debug("tokenizer lost", extra={"error": str(error)})
-            self._tokenizer_ready = False
+            self._serving.discard(upstream.target)
             await tell()
             await asyncio.sleep(RETRY_SECONDS)

@@ -46,6 +46,7 @@ class Replicas:
         self._targets = targets
         self._refresh_seconds = refresh_seconds
         self._members: dict[str, Member] = {}
+        self._answers: dict[str, set[str]] = {}
         self._changed = asyncio.Event()
 
     @asynccontextmanager
@@ -120,7 +121,10 @@ class Replicas:
         found: dict[str, str] = {}
         for target in self._targets:
             host = target.rpartition(":")[0].strip("[]")
-            found |= dict.fromkeys(await _resolve(target) or self._known(target), host)
+            # What a name gave before stands: DNS that fails must not end what works.
+            answer = await _resolve(target) or self._answers.get(target, set())
+            self._answers[target] = answer
+            found |= dict.fromkeys(answer, host)
         for address in found.keys() - self._members.keys():
             replica = Replica(address, self._notify, self._tls, found[address])
             watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
@@ -137,11 +141,6 @@ class Replicas:
             member.watching.cancel()
             await asyncio.gather(member.watching, return_exceptions=True)
         self._notify()
-
-    def _known(self, target: str) -> set[str]:
-        """What a name gave before: DNS that fails must not end what works."""
-        port = target.rpartition(":")[2]
-        return {address for address in self._members if address.rpartition(":")[2] == port}
 
     def _notify(self) -> None:
         metrics.REPLICAS.set(len(self.ready))

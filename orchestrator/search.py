@@ -19,7 +19,8 @@ from mesh.errors import invalid
 from mesh.metrics import exemplar
 from mesh.semconv import Operation, Outcome
 from orchestrator import metrics
-from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt, Encoded, TokenizerClient
+from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt, Encoded
+from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.generation import ModelInfo
 from orchestrator.prompt import Passage, format_source, search_messages
 from orchestrator.retrieval import Result, Retriever
@@ -51,10 +52,10 @@ class Search:
     """Finds passages and makes the prompt that asks for their summary."""
 
     def __init__(
-        self, retriever: Retriever, tokenizer: TokenizerClient, timeout_seconds: float
+        self, retriever: Retriever, tokenizers: Tokenizers, timeout_seconds: float
     ) -> None:
         self._retriever = retriever
-        self._tokenizer = tokenizer
+        self._tokenizers = tokenizers
         self._timeout_seconds = timeout_seconds
 
     async def find(self, query: str, num_results: int, safe_search: bool) -> Retrieved:
@@ -92,7 +93,8 @@ class Search:
         Raises MeshError (INVALID_REQUEST) where `max_tokens` alone leaves no room.
         """
         room = model.context_length - max_tokens
-        tokenizer = (await self._tokenizer.current()).tokenizer
+        client = self._tokenizers.of(model.name)
+        tokenizer = (await client.current()).tokenizer
         passages = [Passage(result.title, result.text) for result in for_prompt(results)]
         # What an empty prompt costs is known only once it is encoded.
         frame = FRAME_TOKENS
@@ -102,7 +104,7 @@ class Search:
             prompt = ChatPrompt(
                 messages=[ChatMessage(role=m.role, content=m.content) for m in messages]
             )
-            encoded = await self._tokenizer.encode_chat(prompt)
+            encoded = await client.encode_chat(prompt)
             excess = len(encoded.token_ids) - room
             if excess <= 0:
                 return SummaryPrompt(encoded, len(fitting))

@@ -21,7 +21,8 @@ class OrchestratorSettings(ServiceSettings):
         "127.0.0.1",
         min_length=1,
         validation_alias="tokenizer_host",
-        description="The tokenizer, HOST or HOST:PORT (default port 50052).",
+        description="The tokenizer, HOST or HOST:PORT (default port 50052); for models with "
+        "tokenizers of their own MODEL=HOST:PORT, several separated by commas.",
     )
     inference_host: str = Field(
         "127.0.0.1",
@@ -56,9 +57,10 @@ class OrchestratorSettings(ServiceSettings):
     )
 
     @property
-    def tokenizer_target(self) -> str:
-        """The tokenizer, as a gRPC target."""
-        return with_port(self.tokenizer_host, TOKENIZER_PORT)
+    def tokenizer_targets(self) -> dict[str, str]:
+        """The tokenizers as gRPC targets, by model; "" stands for all other models."""
+        entries = (entry.strip().rpartition("=") for entry in self.tokenizer_host.split(","))
+        return {model: with_port(host, TOKENIZER_PORT) for model, _, host in entries if host}
 
     @property
     def inference_targets(self) -> tuple[str, ...]:

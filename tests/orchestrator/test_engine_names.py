@@ -63,10 +63,24 @@ async def test_names_that_fail_end_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     async with orchestrator(FakeInference(), dns_refresh_seconds=0.02) as running:
         replicas = running.service._replicas
         replicas._targets = [running.upstreams[0].address.replace("127.0.0.1", "engines")]
+        await eventually(lambda: "engines" in str(replicas._answers), "the name is known")
         names.addresses = []
         await asyncio.sleep(0.2)
         assert len(replicas.ready) == 1
         await generate(running, request())
+
+
+async def test_a_name_without_engines_keeps_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is scaled to none, on the port of another, does not hold on to its engines."""
+    names = Names(monkeypatch)
+    async with orchestrator(FakeInference(), dns_refresh_seconds=0.02) as running:
+        replicas = running.service._replicas
+        port = running.upstreams[0].address.rpartition(":")[2]
+        replicas._targets = [f"engines:{port}", f"nobody.invalid:{port}"]
+        names.addresses = ["127.0.0.1", "127.0.0.2"]
+        await eventually(lambda: len(replicas._members) == 2, "both are known")
+        names.addresses = ["127.0.0.1"]
+        await eventually(lambda: list(replicas._members) == [f"127.0.0.1:{port}"], "one is gone")
 
 
 async def test_a_missing_index_is_no_start(tmp_path: Path) -> None:

@@ -83,4 +83,5 @@ async def test_the_tokenizer_is_fetched_before_the_first_request(no_tasks_left: 
     """Who is ready needs no second call for the first prompt of token ids."""
     async with orchestrator(FakeInference()) as running, told(running) as states:
         await eventually(lambda: states[-1:] == [True], "ready")
-        assert running.service._pipeline._tokenizer._tokenizer is not None
+        [upstream] = running.service._pipeline._tokenizers.upstreams
+        assert upstream.client._tokenizer is not None

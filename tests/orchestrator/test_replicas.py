@@ -87,5 +87,5 @@ def test_upstreams_are_read_from_plain_variables(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TOKENIZER_HOST", "tok")
     monkeypatch.setenv("INFERENCE_HOST", "a, b:7")
     settings = OrchestratorSettings()
-    assert settings.tokenizer_target == "tok:50052"
+    assert settings.tokenizer_targets == {"": "tok:50052"}
     assert settings.inference_targets == ("a:50053", "b:7")

@@ -17,7 +17,7 @@ def test_without_settings_it_runs_beside_the_others() -> None:
     """The defaults are the other services' defaults, and no index."""
     settings = read()
     assert settings.listen == "127.0.0.1:50051"
-    assert settings.tokenizer_target == "127.0.0.1:50052"
+    assert settings.tokenizer_targets == {"": "127.0.0.1:50052"}
     assert settings.inference_targets == ("127.0.0.1:50053",)
     assert settings.index == ""
 
@@ -34,7 +34,7 @@ def test_variables_have_the_services_prefix_except_for_the_upstreams(
     settings = read()
     assert settings.max_concurrent_requests == 7
     assert settings.index == "/data/index"
-    assert settings.tokenizer_target == "tok:50052"
+    assert settings.tokenizer_targets == {"": "tok:50052"}
     assert settings.inference_targets == ("a:50053", "b:7", "[::1]:50053")
 
 
@@ -44,7 +44,7 @@ def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZER_HOST", "tok")
     settings = read("--retrieval-timeout-seconds", "3", "--tokenizer-host", "other:1")
     assert settings.retrieval_timeout_seconds == 3
-    assert settings.tokenizer_target == "other:1"
+    assert settings.tokenizer_targets == {"": "other:1"}
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,10 @@ def test_a_bad_value_is_told_by_its_variable(
     with pytest.raises(SystemExit, match="3"):
         read()
     assert f"{variable}='{value}'" in capsys.readouterr().err
+
+
+def test_models_may_have_tokenizers_of_their_own() -> None:
+    """MODEL=HOST:PORT, with a bare address for all the others."""
+    settings = read("--tokenizer-host", "tok, Qwen/Qwen3-0.6B=a:7 ,b=[::1]")
+    targets = {"": "tok:50052", "Qwen/Qwen3-0.6B": "a:7", "b": "[::1]:50052"}
+    assert settings.tokenizer_targets == targets
