@@ -29,6 +29,10 @@ class FakeTokenizer:
     def __init__(self) -> None:
         self.prompt = ""
 
+    def of(self, model: str) -> FakeTokenizer:
+        """The same for every model."""
+        return self
+
     async def current(self) -> LocalTokenizer:
         return LocalTokenizer(byte_level(), Decoder(byte_level()))
 
