@@ -107,8 +107,12 @@ ci: lint proto-check chart-check test
 HELM ?= $(shell command -v helm || $(BIN)/python -m scripts.find_helm)
 KIND_CLUSTER ?= weir
 NAMESPACE ?= default
-# More for helm, such as DEPLOY_ARGS='--set telemetry.endpoint=http://tempo.observability:4317'
+# More for helm, such as DEPLOY_ARGS='--set drain.seconds=120'
 DEPLOY_ARGS ?=
+# 1: with charts/observability beside it, where traces and metrics go.
+OBSERVABILITY ?=
+TRACES := --set telemetry.endpoint=http://tempo.observability:4317 \
+  --set telemetry.queryUrl=http://tempo.observability:3200
 
 ## kind-up: Makes a kind cluster out of kind-config.yaml
 .PHONY: kind-up
@@ -116,18 +120,20 @@ kind-up:
 	@kind get clusters 2>/dev/null | grep -qx $(KIND_CLUSTER) \
 	  || kind create cluster --name $(KIND_CLUSTER) --config kind-config.yaml --wait 120s
 
-## kind-load: Loads the images that `make build` built into the kind cluster
+## kind-load: Loads the images that `make build` built with docker into the kind cluster
 .PHONY: kind-load
 kind-load:
-	@for service in gateway orchestrator tokenizer inference; do \
-	  kind load docker-image --name $(KIND_CLUSTER) $(REGISTRY)/$$service:$(TAG); \
-	done
+	@kind load docker-image --name $(KIND_CLUSTER) \
+	  $(foreach service,gateway orchestrator tokenizer inference,$(REGISTRY)/$(service):$(TAG))
 
 ## deploy: Installs or upgrades the chart in the current cluster, with the values for kind
 .PHONY: deploy
 deploy: $(VENV)/.dev
+	@$(if $(OBSERVABILITY),$(HELM) upgrade --install observability charts/observability \
+	  --namespace observability --create-namespace --wait --timeout 10m)
 	@$(HELM) upgrade --install weir charts/weir --namespace $(NAMESPACE) --create-namespace \
-	  --values charts/weir/ci/kind.yaml --wait --timeout 15m $(DEPLOY_ARGS)
+	  --values charts/weir/ci/kind.yaml --wait --timeout 15m \
+	  $(if $(OBSERVABILITY),$(TRACES)) $(DEPLOY_ARGS)
 
 ## kind-test: Runs the chart's own test in the cluster
 .PHONY: kind-test

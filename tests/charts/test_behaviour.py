@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from tests.charts.rendered import COMPONENTS, NAMESPACE, environment, render
+import pytest
+import yaml
+
+from tests.charts.rendered import CHART, COMPONENTS, NAMESPACE, ROOT, environment, render
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -178,3 +181,36 @@ def test_the_test_pod_asks_every_engine_that_runs() -> None:
     ]
     args = render("gpu").named("Pod", "weir-test")["spec"]["containers"][0]["args"]
     assert "--traces=http://tempo.observability:3200" in args
+
+
+def test_dashboards_and_alerts_are_what_the_folders_hold() -> None:
+    """Each file of dashboards/ is a labelled ConfigMap, each of alerts/ is in the rule."""
+    values = {"metrics": {"dashboards": {"enabled": True, "labels": {"grafana_dashboard": "1"}}}}
+    values["metrics"]["prometheusRule"] = {"enabled": True}
+    release = render(values=values)
+    maps = [m for m in release.of_kind("ConfigMap") if m["metadata"]["name"] != "weir-test"]
+    shipped = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
+    assert {name: text for each in maps for name, text in each["data"].items()} == shipped
+    assert all(each["metadata"]["labels"]["grafana_dashboard"] == "1" for each in maps)
+    files = sorted((CHART / "alerts").glob("*.yaml"))
+    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
+    rules = release.of_kind("PrometheusRule")
+    assert [group for rule in rules for group in rule["spec"]["groups"]] == groups
+
+
+def test_the_kind_cluster_maps_the_gateways_port() -> None:
+    """kind-config.yaml's container port is the NodePort of the values for kind, on loopback."""
+    (node,) = yaml.safe_load((ROOT / "kind-config.yaml").read_text())["nodes"]
+    (mapping,) = node["extraPortMappings"]
+    (port,) = render("kind").named("Service", "weir-gateway")["spec"]["ports"]
+    assert port["nodePort"] == mapping["containerPort"]
+    assert mapping["listenAddress"] == "127.0.0.1"
+
+
+def test_the_guide_names_targets_that_are_there() -> None:
+    """Every `make TARGET` of docs/deploy.md is in the Makefile."""
+    makefile = (ROOT / "Makefile").read_text()
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    named = set(re.findall(r"make ([a-z][a-z.-]+)", guide)) - {"images.tar"}
+    assert {"kind-up", "kind-load", "deploy", "kind-test", "kind-down"} <= named
+    assert [target for target in sorted(named) if f"\n{target}:" not in makefile] == []
