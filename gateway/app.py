@@ -16,7 +16,7 @@ from gateway.api.completions import ROUTE as COMPLETIONS
 from gateway.api.completions import Completions
 from gateway.api.models import Models
 from gateway.api.operations import Operations
-from gateway.api.page import Page
+from gateway.api.page import STATIC_FILES, Page
 from gateway.api.search import ROUTE as SEARCH
 from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
@@ -147,8 +147,7 @@ def _page_routes(trace_url_template: str) -> list[ApiRoute]:
     page = Page(trace_url_template)
     return [
         ApiRoute("/", page.index, methods=READ),
-        ApiRoute("/search.css", page.style, methods=READ),
-        ApiRoute("/search.js", page.script, methods=READ),
+        *(ApiRoute(f"/{name}", page.file, methods=READ) for name in STATIC_FILES),
     ]
 
 

@@ -20,23 +20,27 @@ _HEADERS = {
 }
 
 
+STATIC_FILES = {
+    "search.css": "text/css",
+    "search.js": "text/javascript",
+    "answer.js": "text/javascript",
+    "stream.js": "text/javascript",
+}
+
+
 class Page:
-    """A page, its style and its script."""
+    """A page, its style and its scripts."""
 
     def __init__(self, trace_url_template: str) -> None:
         page = (FOLDER / "index.html").read_text(encoding="utf-8")
         self._page = page.replace(TRACE_URL_MARK, escape(trace_url_template)).encode()
-        self._style = (FOLDER / "search.css").read_bytes()
-        self._script = (FOLDER / "search.js").read_bytes()
+        self._files = {name: (FOLDER / name).read_bytes() for name in STATIC_FILES}
 
     async def index(self, request: Request) -> Response:
         """The page."""
         return Response(self._page, headers=_HEADERS, media_type="text/html")
 
-    async def style(self, request: Request) -> Response:
-        """Its style."""
-        return Response(self._style, headers=_HEADERS, media_type="text/css")
-
-    async def script(self, request: Request) -> Response:
-        """Its script."""
-        return Response(self._script, headers=_HEADERS, media_type="text/javascript")
+    async def file(self, request: Request) -> Response:
+        """What the page is made of; its name is the path."""
+        name: str = request.scope["path"].removeprefix("/")
+        return Response(self._files[name], headers=_HEADERS, media_type=STATIC_FILES[name])

@@ -1,20 +1,27 @@
-// Streams one search at a time from /api/v1/search and shows it as it comes.
+// The search page: one search at a time, from the form to the last figure.
 "use strict";
 
-const form = document.getElementById("form");
-const query = document.getElementById("query");
-const searchButton = document.getElementById("search");
-const stopButton = document.getElementById("stop");
-const status_ = document.getElementById("status");
-const error = document.getElementById("error");
-const answer = document.getElementById("answer");
-const summary = document.getElementById("summary");
-const details = document.getElementById("details");
-const sources = document.getElementById("sources");
-const results = document.getElementById("results");
+import { addText, clear, element, showResults, showSupport } from "/answer.js";
+import { apiKey, SearchStream } from "/stream.js";
+
+const find = (id) => document.getElementById(id);
+const form = find("form");
+const query = find("query");
+const stopButton = find("stop");
+const status_ = find("status");
+const error = find("error");
+const answer = find("answer");
+const summary = find("summary");
+const figures = find("figures");
+const flagged = find("flagged");
+const sources = find("sources");
+const keyForm = find("key-form");
 const traceUrl = document.querySelector('meta[name="weir-trace-url"]').content;
 
-let running = null; // the AbortController of the search that runs
+let running = null; // the SearchStream that is being read
+let started = 0;
+let firstToken = 0;
+let numTokens = 0;
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -24,34 +31,33 @@ form.addEventListener("submit", (event) => {
   search(text);
 });
 
-// Aborting the fetch closes the connection, which ends the work on the server.
-stopButton.addEventListener("click", () => running?.abort());
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+keyForm.addEventListener("submit", (event) => {
+  event.preventDefault();
+  apiKey(find("key").value.trim());
+  keyForm.hidden = true;
+  form.requestSubmit();
 });
 
+stopButton.addEventListener("click", () => running?.stop());
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running?.stop();
+});
+// Whoever closes the page wants no more of it.
+addEventListener("pagehide", () => running?.stop());
+
 async function search(text) {
-  running?.abort();
-  const mine = (running = new AbortController());
-  const started = performance.now();
+  running?.stop();
+  const mine = (running = new SearchStream(text));
   begin();
   try {
-    const response = await fetch(
-      `/api/v1/search?streaming=true&query=${encodeURIComponent(text)}`,
-      { signal: mine.signal, headers: { accept: "text/event-stream" } },
-    );
-    if (!response.ok) throw new Error(await refusal(response));
-    let complete = false;
-    for await (const event of events(response.body)) {
+    for await (const event of mine.events(() => say("Connection lost, trying again…"))) {
       if (mine !== running) return;
       if (event.name === "error") throw new Error(event.data.error.message);
-      complete ||= event.name === "complete";
-      show(event, started);
+      show(event);
     }
-    if (!complete) throw new Error("The answer broke off; the connection was lost.");
   } catch (problem) {
     if (mine !== running) return;
-    if (mine.signal.aborted) status_.textContent = "Stopped.";
+    if (mine.stopped) say(`Stopped after ${count(numTokens, "token")}.`);
     else fail(problem);
   } finally {
     if (mine === running) end();
@@ -59,12 +65,15 @@ async function search(text) {
 }
 
 function begin() {
+  started = performance.now();
+  firstToken = numTokens = 0;
   stopButton.disabled = false;
-  error.hidden = answer.hidden = sources.hidden = true;
-  summary.replaceChildren();
-  details.replaceChildren();
-  results.replaceChildren();
-  status_.textContent = "Searching…";
+  error.hidden = answer.hidden = sources.hidden = flagged.hidden = true;
+  clear();
+  figures.replaceChildren();
+  // A screen reader waits with the text until it is whole.
+  summary.setAttribute("aria-busy", "true");
+  say("Searching…");
 }
 
 function end() {
@@ -73,105 +82,85 @@ function end() {
   if (document.activeElement === stopButton) query.focus();
   stopButton.disabled = true;
   summary.classList.remove("writing");
-  link(summary);
+  summary.setAttribute("aria-busy", "false");
 }
 
 function fail(problem) {
-  status_.textContent = "";
-  error.textContent = problem.message || "The server could not be reached.";
+  say("");
+  const unreachable = problem instanceof TypeError;
+  error.textContent = unreachable ? "The server could not be reached." : problem.message;
   error.hidden = false;
-}
-
-async function refusal(response) {
-  const again = response.headers.get("retry-after");
-  const hint = again ? ` Try again in ${again} s.` : "";
-  try {
-    return (await response.json()).error.message + hint;
-  } catch {
-    return `The server answered ${response.status}.${hint}`;
+  if (problem.status === 401) {
+    keyForm.hidden = false;
+    find("key").focus();
   }
 }
 
-function show(event, started) {
-  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+function show(event) {
   if (event.name === "search_results") {
-    results.append(...event.data.results.map(result));
-    sources.hidden = !event.data.results.length;
+    const found = event.data.results;
+    showResults(found);
+    sources.hidden = !found.length;
     answer.hidden = false;
     summary.classList.add("writing");
-    status_.textContent = `${count(event.data.results.length, "source")} found, reading…`;
+    say(`${count(found.length, "source")} found, reading…`);
   } else if (event.name === "token") {
-    if (!summary.hasChildNodes()) status_.textContent = "Writing…";
-    summary.append(event.data.token);
+    firstToken ||= performance.now();
+    numTokens += 1;
+    addText(event.data.token);
+    say("Writing…");
+    showFigures(numTokens);
   } else if (event.name === "complete") {
-    const reason = { length: ", cut at the length limit", abort: ", ended by an operator" };
-    status_.textContent = `Done in ${seconds} s${reason[event.data.finish_reason] ?? ""}.`;
-    details.append(`${count(event.data.usage.completion_tokens, "token")} · request `);
-    details.append(element("code", "", event.data.request_id));
-    if (traceUrl) {
-      const trace = element("a", "", "trace");
-      trace.href = traceUrl.replace("{trace_id}", event.data.trace_id);
-      details.append(" · ", trace);
-    }
+    complete(event.data);
   }
 }
 
-function result(found) {
-  const item = element("li");
-  item.id = `source-${found.position}`;
-  const text = element("div");
-  const safe = /^https?:/i.test(found.url);
-  const title = element(safe ? "a" : "span", "title", found.title || found.url);
-  if (safe) Object.assign(title, { href: found.url, rel: "noreferrer" });
-  text.append(
-    title,
-    element("div", "url", found.url),
-    element("p", "snippet", found.snippet),
-  );
-  item.append(element("span", "number", String(found.position)), text);
+function complete(data) {
+  const reason = { length: ", cut at the length limit", abort: ", ended by an operator" };
+  say(`Done in ${seconds(performance.now() - started)}${reason[data.finish_reason] ?? ""}.`);
+  const numFlagged = showSupport(data.citation_details);
+  flagged.hidden = !numFlagged;
+  const verb = numFlagged === 1 ? "is" : "are";
+  flagged.textContent =
+    `${count(numFlagged, "sentence")} ${verb} not supported by the sources, and underlined.`;
+  showFigures(data.usage.completion_tokens, data);
+}
+
+function showFigures(tokens, data = null) {
+  const now = performance.now();
+  const rate = (tokens - 1) / ((now - firstToken) / 1000);
+  const shown = [["Tokens", String(tokens)]];
+  if (firstToken) shown.push(["First token", seconds(firstToken - started)]);
+  if (firstToken && tokens > 1) shown.push(["Speed", `${rate.toFixed(1)} tokens/s`]);
+  if (data) shown.push(["Request", data.request_id]);
+  figures.replaceChildren(...shown.map(([name, value]) => figure(name, value)));
+  if (data && traceUrl) {
+    const link = element("a", "", "Trace");
+    link.href = traceUrl.replace("{trace_id}", data.trace_id);
+    const item = element("div");
+    item.append(element("dt", "hidden", "Trace"), element("dd"));
+    item.lastChild.append(link);
+    figures.append(item);
+  }
+}
+
+function figure(name, value) {
+  const item = element("div");
+  item.append(element("dt", "", name), element("dd", "", value));
   return item;
 }
 
-// [n] becomes a link to the source, once no half of it can be missing.
-function link(node) {
-  const text = node.textContent;
-  const parts = text.split(/(\[\d+\])/).map((part) => {
-    const number = /^\[(\d+)\]$/.exec(part)?.[1];
-    if (!number || !document.getElementById(`source-${number}`)) return part;
-    const citation = element("a", "", part);
-    citation.href = `#source-${number}`;
-    citation.setAttribute("aria-label", `Source ${number}`);
-    return citation;
-  });
-  node.replaceChildren(...parts);
+// Only what changes is announced.
+function say(message) {
+  if (status_.textContent !== message) status_.textContent = message;
 }
 
-function element(name, className = "", text = "") {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  made.textContent = text;
-  return made;
+function seconds(milliseconds) {
+  return `${(milliseconds / 1000).toFixed(milliseconds < 1000 ? 2 : 1)} s`;
 }
 
 function count(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
-}
-
-// EventSource can neither be told of an HTTP error nor be kept from asking again.
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const frames = (buffer + value).split("\n\n");
-    buffer = frames.pop();
-    for (const frame of frames) {
-      const name = /^event: (.*)$/m.exec(frame)?.[1];
-      const data = /^data: (.*)$/m.exec(frame)?.[1];
-      if (name && data) yield { name, data: JSON.parse(data) };
-    }
-  }
 }
 
 const asked = new URLSearchParams(location.search).get("q");

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from gateway.api.page import FOLDER
+from gateway.api.page import FOLDER, STATIC_FILES
 from mesh.errors import ErrorKind, MeshError
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.direct import direct_client
@@ -206,6 +206,7 @@ async def test_openapi_is_made_of_routes_and_models() -> None:
     assert references <= set(schemas)
     assert set(document["paths"]) == {
         "/api/v1/search",
+        "/api/v1/search/{stream}",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/models",
@@ -256,6 +257,9 @@ async def test_the_page_needs_nothing_but_this_server() -> None:
     assert [part.status_code for part in parts] == [200] * len(parts)
     assert page.labels <= page.ids
     assert page.trace_url == template
-    assert "innerHTML" not in (FOLDER / "search.js").read_text()
-    used = set(re.findall(r'getElementById\("([\w-]+)"\)', (FOLDER / "search.js").read_text()))
-    assert used <= page.ids
+    scripts = "".join(path.read_text() for path in sorted(FOLDER.glob("*.js")))
+    assert "innerHTML" not in scripts
+    used = set(re.findall(r'(?:getElementById|find)\("([\w-]+)"\)', scripts))
+    assert {"query", "summary", "results"} <= used <= page.ids
+    imported = set(re.findall(r'from "/([\w.]+)"', scripts))
+    assert imported | {"search.js", "search.css"} == set(STATIC_FILES)

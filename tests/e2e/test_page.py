@@ -1,0 +1,66 @@
+"""The search page in a real browser, on the four real processes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mesh.v1 import inference_pb2, inference_pb2_grpc
+from tests.browser import Browser, browser, needs_chromium
+from tests.e2e.stack import Stack
+
+pytestmark = [needs_chromium, pytest.mark.timeout(600)]
+
+PATIENCE_SECONDS = 180.0
+
+
+async def until(call, what: str):  # type: ignore[no-untyped-def]
+    """Asks the browser until the answer is true."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (answer := await asyncio.to_thread(call)):
+                await asyncio.sleep(0.05)
+            return answer
+    except TimeoutError:
+        raise AssertionError(f"never happened: {what}") from None
+
+
+async def num_running(inference: inference_pb2_grpc.InferenceServiceAsyncStub) -> int:
+    """Sequences in the engine, by its own account."""
+    load = await inference.GetLoad(inference_pb2.GetLoadRequest())
+    return load.num_requests_running + load.num_requests_waiting
+
+
+def type_query(tab: Browser, query: str) -> None:
+    """As a person does."""
+    tab.one("#query").clear()
+    tab.one("#query").send_keys(query)
+    tab.one("#search").click()
+
+
+async def test_a_search_from_query_to_stop(
+    stack: Stack, inference: inference_pb2_grpc.InferenceServiceAsyncStub, tmp_path: Path
+) -> None:
+    """Results are seen, tokens grow, Stop empties the engine; the next answer comes whole."""
+    with browser(tmp_path) as tab:
+        await asyncio.to_thread(tab.driver.get, stack.url)
+        await asyncio.to_thread(type_query, tab, "what is backpressure")
+        await until(lambda: len(tab.all("#results li")) == 5, "results are shown")
+        one = await until(lambda: len(tab.text("#summary")), "text is shown")
+        await until(lambda: len(tab.text("#summary")) > one + 10, "the text grows")
+        assert await num_running(inference) == 1
+        await asyncio.to_thread(lambda: tab.one("#stop").click())
+        async with asyncio.timeout(3):
+            while await num_running(inference):
+                await asyncio.sleep(0.02)
+        await until(lambda: "Stopped" in tab.text("#status"), "the page says so")
+
+        await asyncio.to_thread(type_query, tab, "kubernetes")
+        await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
+        assert await asyncio.to_thread(tab.all, ".citation")
+        figures = await asyncio.to_thread(tab.text, "#figures")
+        assert "First token" in figures
+        assert "tokens/s" in figures
+        assert await asyncio.to_thread(tab.errors) == []

@@ -1,0 +1,315 @@
+"""The search page in a real browser, against a gateway whose orchestrator follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.browser import Browser, browser, needs_chromium
+from tests.gateway.conftest import StartGateway
+from tests.gateway.fakes import FakeOrchestrator, Script
+from tests.gateway.proxy import Proxy, proxy
+from tests.helpers import eventually
+
+pytestmark = [needs_chromium, pytest.mark.slow, pytest.mark.timeout(180)]
+
+T = TypeVar("T")
+
+WORDS = [f"word{number} " for number in range(60)]
+SNIPPET = "A low dam &lt;b> regulates the 🦫 river. It never stops it."
+SUMMARY = ["A low dam regulates", " the river.", " [1]", " It is &lt;i>red&lt;/i>.", " [2]"]
+TEXT = "".join(SUMMARY)
+
+
+def words(**fields: object) -> Script:
+    """An answer of many words, none of them cited."""
+    return Script(deltas=WORDS, citation_details=(), **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def page(
+    start_gateway: StartGateway, tab: Browser, **settings: object
+) -> AsyncIterator[Proxy]:
+    """The page, opened through a proxy that can lose its connections."""
+    async with start_gateway(**settings) as server, proxy(server.port) as network:
+        tab.errors()
+        await act(lambda: tab.driver.get(f"http://127.0.0.1:{network.port}/"))
+        yield network
+        await act(lambda: tab.driver.get("about:blank"))
+
+
+async def act(call: Callable[[], T]) -> T:
+    """What a blocking call of the browser gives, while the gateway runs on."""
+    return await asyncio.to_thread(call)
+
+
+async def until(call: Callable[[], T], what: str, seconds: float = 60.0) -> T:
+    """Asks until the answer is true."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not (answer := await act(call)):
+                await asyncio.sleep(0.05)
+            return answer
+    except TimeoutError:
+        raise AssertionError(f"never happened: {what}") from None
+
+
+async def ask(tab: Browser, query: str = "weir") -> None:
+    """Types a query and presses Enter."""
+    await act(lambda: tab.one("#query").send_keys(query + Keys.ENTER))
+
+
+WATCH = """
+window.grown = [];
+const summary = document.getElementById("summary");
+const note = () => grown.push([performance.now(), summary.textContent.length]);
+new MutationObserver(note).observe(summary, {childList: true});
+"""
+"""Notes when the summary changes, in milliseconds, and how long it is then."""
+
+
+async def test_results_come_first_and_tokens_grow(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """Results are seen before any text, the text grows over time, figures stand at the end."""
+    orchestrator.script = words(seconds_before_delta=0.05)
+    template = "http://localhost:3000/trace/{trace_id}"
+    async with page(start_gateway, tab, trace_url_template=template):
+        await act(lambda: tab.run(WATCH))
+        await ask(tab)
+        await until(lambda: len(tab.all("#results li")) == 2, "two results are shown")
+        await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
+        assert (await act(lambda: tab.text("#summary"))).split() == "".join(WORDS).split()
+        grown = await act(lambda: tab.run("return grown"))
+        figures = await act(lambda: tab.text("#figures"))
+        trace = await act(lambda: tab.one("#figures a").get_attribute("href"))
+        assert await act(tab.errors) == []
+    assert [length for _, length in grown] == sorted(length for _, length in grown)
+    assert len({length for _, length in grown}) > 10
+    assert grown[-1][0] - grown[0][0] > 0.5 * len(WORDS) * 50
+    assert f"{len(WORDS)}" in figures
+    assert "tokens/s" in figures
+    assert "First token" in figures
+    assert trace == template.format(trace_id=orchestrator.trace_ids[-1])
+
+
+async def test_stop_cancels_at_once(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """Long before the grace is over, by button and by Escape; what was shown stays."""
+    orchestrator.script = words(endless=True, seconds_before_delta=0.03)
+    async with page(start_gateway, tab, resume_seconds=120):
+        for number, stop in enumerate(
+            (
+                lambda: tab.one("#stop").click(),
+                lambda: tab.one("body").send_keys(Keys.ESCAPE),
+            ),
+            1,
+        ):
+            await ask(tab)
+            await until(lambda: "word9" in tab.text("#summary"), "text is shown")
+            await act(stop)
+            await eventually(
+                lambda number=number: orchestrator.num_cancelled == number, "it is cancelled", 10
+            )
+            await until(lambda: "Stopped" in tab.text("#status"), "the page says so")
+            assert not await act(lambda: tab.one("#stop").is_enabled())
+            await act(lambda: tab.one("#query").clear())
+        assert await act(tab.errors) == []
+
+
+async def test_leaving_the_page_cancels_too(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """Nobody is going to read on."""
+    orchestrator.script = words(endless=True, seconds_before_delta=0.03)
+    async with page(start_gateway, tab, resume_seconds=120):
+        await ask(tab)
+        await until(lambda: "word3" in tab.text("#summary"), "text is shown")
+        await act(lambda: tab.driver.get("about:blank"))
+        await eventually(lambda: orchestrator.num_cancelled == 1, "it is cancelled", 10)
+
+
+async def test_a_lost_connection_is_taken_up_again(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """No token is lost or doubled, however often it breaks, and one generation made them."""
+    orchestrator.script = words(seconds_before_delta=0.05)
+    async with page(start_gateway, tab, resume_seconds=30) as network:
+        await ask(tab)
+        for word in ("word5", "word20", "word35"):
+            await until(lambda word=word: word in tab.text("#summary"), "text is shown")
+            assert network.cut() > 0
+        network.is_down = True
+        await until(lambda: "lost" in tab.text("#status"), "the page says so")
+        network.is_down = False
+        await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
+        assert (await act(lambda: tab.text("#summary"))).split() == "".join(WORDS).split()
+    assert len(orchestrator.requests) == 1
+
+
+async def test_what_cannot_be_taken_up_again_is_told(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """After the grace the page says that it broke off; it does not ask for ever."""
+    orchestrator.script = words(endless=True, seconds_before_delta=0.05)
+    async with page(start_gateway, tab, resume_seconds=0.2) as network:
+        await ask(tab)
+        await until(lambda: "word5" in tab.text("#summary"), "text is shown")
+        network.is_down = True
+        network.cut()
+        await eventually(lambda: orchestrator.num_cancelled == 1, "it is cancelled", 10)
+        network.is_down = False
+        await until(lambda: "search again" in tab.text("#error"), "the page says so")
+    assert len(orchestrator.requests) == 1
+
+
+EVENT_SOURCE = """
+window.seen = []; window.states = [];
+const source = new EventSource("/api/v1/search?streaming=true&query=AI");
+const note = (event) => window.seen.push([event.type, event.lastEventId, event.data]);
+for (const name of ["search_results", "token", "complete"]) source.addEventListener(name, note);
+source.onerror = () => window.states.push(source.readyState);
+"""
+
+
+async def test_an_event_source_resumes_and_stops_by_itself(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """Any page's EventSource goes on where it was, and asks for nothing after the end."""
+    orchestrator.script = words(seconds_before_delta=0.05)
+    async with page(start_gateway, tab, resume_seconds=30) as network:
+        await act(lambda: tab.run(EVENT_SOURCE))
+        await until(lambda: tab.run("return seen.length > 5"), "events come")
+        network.cut()
+        await until(lambda: tab.run("return seen.some(([name]) => name === 'complete')"), "the end")
+        await until(lambda: tab.run("return states.at(-1) === 2"), "closed")
+        seen = await act(lambda: tab.run("return seen"))
+    names = [name for name, _, _ in seen]
+    assert names == ["search_results", *["token"] * len(WORDS), "complete"]
+    assert [place.rpartition(".")[2] for _, place, _ in seen[1:-1]] == [
+        str(number) for number in range(len(WORDS))
+    ]
+    assert len(orchestrator.requests) == 1
+
+
+async def test_citations_show_what_they_rest_on(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """By mouse and by keys alone the sentence is marked in its source; others are flagged."""
+    first = TEXT.index(" [1]")
+    second = TEXT.index("It is"), TEXT.index(" [2]")
+    orchestrator.script = Script(
+        deltas=SUMMARY,
+        citations=[1, 2],
+        citation_details=[
+            (1, (0, first), (0, SNIPPET.index(" It never"))),
+            (2, second, None),
+        ],
+        results=[("Weir", "https://example.org/", SNIPPET), ("&lt;b>Dam", "javascript:1", "Dam.")],
+    )
+    async with page(start_gateway, tab):
+        await ask(tab)
+        await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
+        assert await act(lambda: tab.text("#results li:nth-child(2) .title")) == "<b>Dam"
+        assert await act(lambda: tab.all("#results li:nth-child(2) a")) == []
+        assert "It is <i>red</i>." in await act(lambda: tab.text(".unsupported"))
+        assert "1 sentence is not supported" in await act(lambda: tab.text("#flagged"))
+        assert await act(lambda: tab.all("mark")) == []
+        await act(lambda: tab.one(".citation").click())
+        assert await act(lambda: tab.text("mark")) == "A low dam <b> regulates the 🦫 river."
+        assert await act(lambda: tab.run("return document.activeElement.id")) == "source-1"
+        await act(lambda: tab.one("#query").click())
+        for _ in range(12):
+            await act(lambda: tab.driver.switch_to.active_element.send_keys(Keys.TAB))
+            label = await act(
+                lambda: tab.driver.switch_to.active_element.get_attribute("aria-label")
+            )
+            if label == "Source 2: <b>Dam":
+                break
+        else:
+            raise AssertionError("the citation is not reached by keys")
+        assert await act(lambda: "cited" in (tab.one("#source-2").get_attribute("class") or ""))
+        assert await act(tab.errors) == []
+
+
+async def test_a_refusal_is_told_and_a_key_can_be_given(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """Where keys are asked for, the page asks for one, and keeps it for this tab."""
+    orchestrator.script = Script(citation_details=())
+    async with page(start_gateway, tab, api_keys="secret-key"):
+        await ask(tab)
+        await until(lambda: tab.one("#key").is_displayed(), "the key is asked for")
+        assert "API key" in await act(lambda: tab.text("#error"))
+        await act(lambda: tab.one("#key").send_keys("secret-key" + Keys.ENTER))
+        await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
+        assert await act(lambda: tab.text("#summary")) == "Hello world"
+        await act(lambda: tab.run("sessionStorage.clear()"))
+
+
+async def test_it_fits_a_phone_and_is_readable_in_the_dark(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+) -> None:
+    """Nothing is wider than the screen; text and ground differ enough in both schemes."""
+    long = "https://example.org/" + "long" * 60
+    orchestrator.script = Script(
+        citation_details=(), deltas=["W" * 200], results=[("T" * 90, long, "S" * 300)]
+    )
+    async with page(start_gateway, tab):
+        await ask(tab)
+        await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
+        with restored(tab):
+            for width in (320, 390, 1200):
+                await act(lambda width=width: tab.width(width))
+                overflow = await act(
+                    lambda: tab.run("return document.documentElement.scrollWidth - innerWidth")
+                )
+                assert overflow <= 0
+            grounds = set()
+            for scheme in ("light", "dark"):
+                await act(lambda scheme=scheme: tab.prefers(scheme))
+                text, ground = await act(lambda: tab.run(COLOURS))
+                assert contrast(text, ground) >= 7
+                grounds.add(ground)
+            assert len(grounds) == 2
+
+
+COLOURS = """
+const style = getComputedStyle(document.body);
+return [style.color, style.backgroundColor];
+"""
+
+
+@contextmanager
+def restored(tab: Browser) -> Iterator[None]:
+    """A desk by daylight afterwards."""
+    try:
+        yield
+    finally:
+        tab.width(1200)
+        tab.prefers("light")
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of two colours as WCAG 2 has it, 1 to 21."""
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Of `rgb(r, g, b)`."""
+    channels = [int(part) / 255 for part in colour[4:-1].split(",")]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
