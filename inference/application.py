@@ -86,6 +86,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         block_size=settings.block_size,
         kv_cache_tokens=settings.kv_cache_tokens,
         threads=settings.threads,
+        num_speculative_tokens=settings.num_speculative_tokens,
     )
     return AsyncEngine(
         lambda: load_engine(options),

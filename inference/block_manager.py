@@ -92,6 +92,16 @@ class BlockManager:
         sequence.block_table.append(self._take_free())
         return True
 
+    def room_for_drafts(self, sequence: Sequence, most: int, *, num_reserved_blocks: int) -> int:
+        """Make room for up to `most` tokens behind the last one; returns for how many there is.
+
+        Leaves `num_reserved_blocks` free: a guess is not worth a block that another one needs.
+        """
+        num_blocks = self.num_blocks_for(sequence.num_tokens + most) - len(sequence.block_table)
+        num_spare = max(0, self.num_free_blocks - num_reserved_blocks)
+        sequence.block_table.extend(self._take_free() for _ in range(min(num_blocks, num_spare)))
+        return min(most, len(sequence.block_table) * self.block_size - sequence.num_tokens)
+
     def commit(self, sequence: Sequence) -> None:
         """Offer the sequence's full, computed blocks to the prefix cache; call after a step."""
         if not self._enable_prefix_cache:

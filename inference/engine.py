@@ -8,11 +8,12 @@ from typing import Protocol
 
 from inference import metrics
 from inference.admission import Admission
+from inference.batch import Batch, SampledToken, StepOutput, accept
 from inference.block_manager import IntegrityError
 from inference.embedding_line import Embedder
 from inference.errors import EngineError, StepFailed
 from inference.interface import Load, ModelInfo
-from inference.scheduler import Batch, SampledToken, Scheduler, StepOutput
+from inference.scheduler import Scheduler
 from inference.sequence import Sequence
 from inference.step_watch import StepWatch
 from inference.vocabulary import Vocabulary
@@ -26,8 +27,9 @@ class Runner(Protocol):
     """Computes a batch. The only part of the engine that touches tensors."""
 
     def run(self, batch: Batch) -> list[SampledToken]:
-        """Compute the scheduled tokens; returns one sampled token for each of `batch.sampling`.
+        """Compute the scheduled tokens and drafts; returns what was sampled behind each.
 
+        One token for each of `batch.sampling` and one more for each of its drafts, in order.
         Reads the sequences, changes none. May raise anything.
         """
         ...
@@ -141,14 +143,11 @@ class Engine:
         self._num_consecutive_failures = 0
         num_tokens = sum(sequence.num_scheduled_tokens for sequence in batch.sequences)
         metrics.observe_step(num_tokens, time.monotonic() - started)
-        broken = [
-            sequence
-            for sequence, token in zip(batch.sampling, tokens, strict=True)
-            if token.token_id < 0
-        ]
+        accepted = accept(batch.sampling, tokens)
+        broken = [s for s, stands in zip(batch.sampling, accepted, strict=True) if not stands]
         if broken:  # before `finish`, which takes their blocks away
             self._recover(broken)
-        return self._scheduler.finish(batch, tokens, time.monotonic())
+        return self._scheduler.finish(batch, accepted, time.monotonic())
 
     def _fail(self, batch: Batch, error: Exception) -> list[StepOutput]:
         self._num_consecutive_failures += 1

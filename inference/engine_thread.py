@@ -20,12 +20,12 @@ from dataclasses import replace
 from functools import partial
 
 from inference import metrics
+from inference.batch import StepOutput
 from inference.embedding_line import EmbeddingLine, check_inputs
 from inference.engine import Engine
 from inference.errors import EngineError, EngineUnavailable
 from inference.interface import Chunk, Finish, Load, ModelInfo, Step
 from inference.sampling_params import SamplingParams
-from inference.scheduler import StepOutput
 from inference.sequence import Sequence
 from inference.step_watch import StepWatch
 from inference.streams import Streams

@@ -15,11 +15,11 @@ from hashlib import blake2b
 
 from inference import metrics
 from inference.admission import Admission
+from inference.batch import StepOutput
 from inference.embedding_line import check_inputs
 from inference.errors import DeadlineExceeded, EngineError, EngineUnavailable
 from inference.interface import Chunk, Finish, FinishReason, Load, ModelInfo, TokenLogprobs
 from inference.sampling_params import SamplingParams
-from inference.scheduler import StepOutput
 from inference.sequence import Sequence, SequenceStatus
 from inference.streams import Streams
 

@@ -69,6 +69,9 @@ class Finish:
     timings: Timings
     num_preemptions: int = 0
     num_steps: int = 0
+    num_drafted_tokens: int = 0
+    """Guesses at the completion that were verified, and how many of them stood."""
+    num_accepted_tokens: int = 0
     mean_batch_size: float = 0.0
     """Sequences in an average step that carried this one."""
     error: EngineError | None = None

@@ -54,6 +54,7 @@ class EngineOptions:
     block_size: int = 16
     kv_cache_tokens: int = 0
     threads: int = 0
+    num_speculative_tokens: int = 0
 
 
 def load_engine(options: EngineOptions) -> Engine:
@@ -97,6 +98,7 @@ def load_engine(options: EngineOptions) -> Engine:
             BlockManager(num_blocks, options.block_size),
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),
+            num_speculative_tokens=options.num_speculative_tokens,
         ),
         runner=ModelRunner(model, cache, MaskWorker(config.vocab_size)),
         vocabulary=vocabulary,

@@ -72,6 +72,16 @@ PREEMPTIONS = Counter(
 )
 PROMPT_TOKENS = Counter("vllm:prompt_tokens", "Prompt tokens of sequences that ended.", _LABELS)
 GENERATION_TOKENS = Counter("vllm:generation_tokens", "Tokens generated.", _LABELS)
+DRAFT_TOKENS = Counter(
+    "vllm:spec_decode_num_draft_tokens",
+    "Tokens that prompt lookup guessed and a step verified.",
+    _LABELS,
+)
+ACCEPTED_TOKENS = Counter(
+    "vllm:spec_decode_num_accepted_tokens",
+    "Guessed tokens that were what would have been sampled.",
+    _LABELS,
+)
 PREFIX_CACHE_QUERIES = Counter(
     "vllm:prefix_cache_queries", "Prompt tokens that were looked for in the prefix cache.", _LABELS
 )
@@ -201,6 +211,8 @@ def observe(finish: Finish, trace_id: dict[str, str] | None = None) -> None:
     REQUESTS.labels(*labels, finish.reason.value).inc()
     PREEMPTIONS.labels(*labels).inc(finish.num_preemptions)
     PROMPT_TOKENS.labels(*labels).inc(finish.num_prompt_tokens)
+    DRAFT_TOKENS.labels(*labels).inc(finish.num_drafted_tokens)
+    ACCEPTED_TOKENS.labels(*labels).inc(finish.num_accepted_tokens)
     REQUEST_PROMPT_TOKENS.labels(*labels).observe(finish.num_prompt_tokens, trace_id)
     REQUEST_GENERATION_TOKENS.labels(*labels).observe(finish.num_completion_tokens, trace_id)
     E2E_LATENCY.labels(*labels).observe(timings.finish - timings.arrival, trace_id)

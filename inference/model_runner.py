@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inference.batch import Batch, SampledToken
 from inference.kv_cache import KVCache
 from inference.masks import MaskWorker
 from inference.sampler import sample
-from inference.scheduler import Batch, SampledToken
 from inference.step import Step
 
 
@@ -36,7 +36,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken]:
-        """Computes the scheduled tokens; one sampled token for each of `batch.sampling`."""
+        """Computes the scheduled tokens; a token for each row of `batch.sampling`."""
         sampling = batch.sampling
         masks = self._masks.start(sampling)  # computed while the model runs
         try:
@@ -47,7 +47,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor | None:
-        """Computes the scheduled tokens; logits for each of `batch.sampling`, None for none."""
+        """Computes the scheduled tokens; logits for each row of `batch.sampling`, None for none."""
         return self._model.compute(_step(batch), self._cache)
 
     @torch.inference_mode()
@@ -68,10 +68,12 @@ def _step(batch: Batch) -> Step:
         begin = sequence.num_computed_tokens
         end = begin + sequence.num_scheduled_tokens
         token_ids += sequence.token_ids[begin:end]
+        token_ids += sequence.draft_token_ids
         positions += range(begin, end)
         begins.append(len(token_ids))
         if sequence.samples_this_step:
-            outputs.append(len(token_ids) - 1)
+            num_outputs = 1 + len(sequence.draft_token_ids)
+            outputs += range(len(token_ids) - num_outputs, len(token_ids))
     return Step(
         token_ids=token_ids,
         positions=positions,

@@ -12,10 +12,12 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
+from inference.batch import SampledToken
 from inference.interface import TokenLogprobs
 from inference.masks import Masks
-from inference.scheduler import SampledToken
+from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
+from inference.speculation import Row, rows_of
 
 _NEGATIVE_INFINITY = -math.inf
 
@@ -25,26 +27,29 @@ def sample(
 ) -> list[SampledToken]:
     """One token for each row of `logits` [num_rows, vocab_size], float32; changes `logits`.
 
-    `masks` say what the constrained rows may draw. A row without finite logits gets id -1.
+    A sequence has a row, and one more for each of its drafts; each is sampled as if the drafts
+    before it stood. `masks` say what the constrained rows may draw. A row without finite logits
+    gets id -1.
     """
+    rows = rows_of(sequences)
     # Log probabilities are of the model's own distribution, before anything is filtered.
     wanted = max((_num_logprobs(sequence) for sequence in sequences), default=-1)
     raw = torch.log_softmax(logits, dim=-1) if wanted >= 0 else None
-    _bias(logits, sequences)
-    _penalize(logits, sequences)
+    _bias(logits, rows)
+    _penalize(logits, rows)
     if masks is not None:
         _constrain(logits, masks)
     highest, chosen = logits.max(dim=-1)
-    drawing = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
+    drawing = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
     if drawing:
-        rows = torch.tensor(drawing, device=logits.device)
-        drawn = _draw(logits[rows], [sequences[row] for row in drawing])
-        chosen = chosen.index_copy(0, rows, drawn)
+        index = torch.tensor(drawing, device=logits.device)
+        drawn = _draw(logits[index], [rows[number] for number in drawing])
+        chosen = chosen.index_copy(0, index, drawn)
     chosen = torch.where(torch.isfinite(highest), chosen, -1)
     token_ids = chosen.tolist()  # the one wait for the device in a step
     if raw is None:
         return [SampledToken(token_id) for token_id in token_ids]
-    return _with_logprobs(raw, token_ids, sequences, wanted)
+    return _with_logprobs(raw, token_ids, rows, wanted)
 
 
 def _num_logprobs(sequence: Sequence) -> int:
@@ -53,36 +58,36 @@ def _num_logprobs(sequence: Sequence) -> int:
     return -1 if asked is None else asked
 
 
-def _bias(logits: Tensor, sequences: Rows[Sequence]) -> None:
-    for row, sequence in enumerate(sequences):
-        params = sequence.params
+def _bias(logits: Tensor, rows: Rows[Row]) -> None:
+    for number, row in enumerate(rows):
+        sequence, params = row.sequence, row.sequence.params
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias), device=logits.device)
             values = torch.tensor(list(params.logit_bias.values()), device=logits.device)
-            logits[row, ids] += values
+            logits[number, ids] += values
         if sequence.matcher is not None:
             continue  # the mask sees to it, and knows where nothing but the end is left
-        if sequence.num_completion_tokens < params.min_tokens and sequence.stop_token_ids:
+        if row.position < params.min_tokens and sequence.stop_token_ids:
             ids = torch.tensor(list(sequence.stop_token_ids), device=logits.device)
-            logits[row, ids] = _NEGATIVE_INFINITY
+            logits[number, ids] = _NEGATIVE_INFINITY
 
 
-def _penalize(logits: Tensor, sequences: Rows[Sequence]) -> None:
+def _penalize(logits: Tensor, rows: Rows[Row]) -> None:
     vocab_size = logits.shape[1]
-    for row, sequence in enumerate(sequences):
-        params = sequence.params
+    for number, row in enumerate(rows):
+        params = row.sequence.params
         if not params.has_penalties:
             continue
-        ids = torch.tensor(sequence.token_ids.tolist(), device=logits.device)
+        ids = torch.tensor(row.token_ids, device=logits.device)
         if params.repetition_penalty != 1.0:
             seen = torch.unique(ids)
-            values = logits[row, seen]
-            logits[row, seen] = torch.where(
+            values = logits[number, seen]
+            logits[number, seen] = torch.where(
                 values > 0, values / params.repetition_penalty, values * params.repetition_penalty
             )
-        counts = torch.bincount(ids[sequence.num_prompt_tokens :], minlength=vocab_size)
-        logits[row] -= params.frequency_penalty * counts
-        logits[row] -= params.presence_penalty * (counts > 0)
+        counts = torch.bincount(ids[row.sequence.num_prompt_tokens :], minlength=vocab_size)
+        logits[number] -= params.frequency_penalty * counts
+        logits[number] -= params.presence_penalty * (counts > 0)
 
 
 def _constrain(logits: Tensor, masks: Masks) -> None:
@@ -93,34 +98,34 @@ def _constrain(logits: Tensor, masks: Masks) -> None:
     logits[rows] = logits[rows].masked_fill(~allowed, _NEGATIVE_INFINITY)
 
 
-def _draw(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+def _draw(logits: Tensor, rows: Rows[Row]) -> Tensor:
     """[num_rows] ids: the maximum of logits and Gumbel noise is a draw from their softmax."""
-    temperatures = _column(logits, [s.params.temperature for s in sequences])
-    scaled = logits / temperatures
-    if any(s.params.top_k or s.params.top_p < 1.0 for s in sequences):
-        scaled = _filter_top(scaled, sequences)
-    if any(s.params.min_p > 0.0 for s in sequences):
-        floors = _column(logits, [s.params.min_p for s in sequences]).log()
+    params = [row.sequence.params for row in rows]
+    scaled = logits / _column(logits, [p.temperature for p in params])
+    if any(p.top_k or p.top_p < 1.0 for p in params):
+        scaled = _filter_top(scaled, params)
+    if any(p.min_p > 0.0 for p in params):
+        floors = _column(logits, [p.min_p for p in params]).log()
         scaled = scaled.masked_fill(
             scaled < scaled.max(dim=-1, keepdim=True).values + floors, _NEGATIVE_INFINITY
         )
     noise = gumbel_noise(
-        [s.seed for s in sequences],
-        [s.num_completion_tokens for s in sequences],
+        [row.sequence.seed for row in rows],
+        [row.position for row in rows],
         logits.shape[1],
         logits.device,
     )
     return (scaled + noise).argmax(dim=-1)
 
 
-def _filter_top(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+def _filter_top(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
     """Keeps the k likeliest, and of those the smallest set that holds top_p of the mass."""
     vocab_size = logits.shape[1]
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    top_k = _column(logits, [s.params.top_k or vocab_size for s in sequences])
+    top_k = _column(logits, [p.top_k or vocab_size for p in params])
     ranks = torch.arange(vocab_size, device=logits.device)
     ordered = ordered.masked_fill(ranks >= top_k, _NEGATIVE_INFINITY)
-    top_p = _column(logits, [s.params.top_p for s in sequences])
+    top_p = _column(logits, [p.top_p for p in params])
     probabilities = ordered.softmax(dim=-1)
     # A token stays while those before it have not yet reached top_p: the first always does.
     before = probabilities.cumsum(dim=-1) - probabilities
@@ -181,17 +186,17 @@ def _shift(value: Tensor, bits: int) -> Tensor:
 
 
 def _with_logprobs(
-    raw: Tensor, token_ids: list[int], sequences: Rows[Sequence], wanted: int
+    raw: Tensor, token_ids: list[int], rows: Rows[Row], wanted: int
 ) -> list[SampledToken]:
-    rows = torch.arange(len(token_ids), device=raw.device)
-    chosen = raw[rows, torch.tensor(token_ids, device=raw.device).clamp(min=0)].tolist()
+    index = torch.arange(len(token_ids), device=raw.device)
+    chosen = raw[index, torch.tensor(token_ids, device=raw.device).clamp(min=0)].tolist()
     values, ids = raw.topk(max(wanted, 1), dim=-1)
     tops = [
         list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)
     ]
     sampled = []
-    for token_id, logprob, top, sequence in zip(token_ids, chosen, tops, sequences, strict=True):
-        asked = sequence.params.num_logprobs
+    for token_id, logprob, top, row in zip(token_ids, chosen, tops, rows, strict=True):
+        asked = row.sequence.params.num_logprobs
         logprobs = None if asked is None else TokenLogprobs(token_id, logprob, tuple(top[:asked]))
         sampled.append(SampledToken(token_id, logprobs))
     return sampled

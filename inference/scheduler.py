@@ -7,43 +7,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
+from inference.batch import Batch, SampledToken, StepOutput
 from inference.block_manager import BlockManager
 from inference.errors import DeadlineExceeded, DuplicateRequest, EngineError, StepFailed
-from inference.interface import Finish, FinishReason, PrefillChunk, TokenLogprobs
+from inference.interface import Finish, FinishReason, PrefillChunk
 from inference.sequence import Sequence, SequenceStatus
-
-
-class SampledToken(NamedTuple):
-    """What a step sampled for one sequence; a negative id means that nothing could be."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-
-
-class StepOutput(NamedTuple):
-    """What one step means for one sequence's consumer."""
-
-    request_id: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs]
-    finish: Finish | None
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The sequences of one step, decodes first; each has `num_scheduled_tokens` > 0."""
-
-    sequences: list[Sequence]
-    start: float = 0.0
-
-    @property
-    def sampling(self) -> list[Sequence]:
-        """Those whose next token this step samples, in order."""
-        return [sequence for sequence in self.sequences if sequence.samples_this_step]
+from inference.speculation import Drafter
 
 
 class Scheduler:
@@ -56,13 +27,20 @@ class Scheduler:
     """
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        num_speculative_tokens: int = 0,
     ) -> None:
+        """`num_speculative_tokens` are the most guesses at a sequence's next tokens in a step."""
         assert max_num_batched_tokens >= max_num_seqs, "every decode must fit a step"
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
+        self._drafter = Drafter(num_speculative_tokens)
         # Ordered dicts serve as deques with removal from the middle in O(1), for aborts.
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: OrderedDict[str, Sequence] = OrderedDict()
@@ -94,46 +72,67 @@ class Scheduler:
         self._waiting[sequence.request_id] = sequence
 
     def schedule(self, now: float) -> Batch:
-        """Choose the next step's sequences: decodes, then prefills, then the waiting line."""
+        """Choose the next step's sequences: decodes, then prefills, then the waiting line.
+
+        What is left of the token budget goes to drafts.
+        """
         batch: OrderedDict[str, Sequence] = OrderedDict()
         num_preemptions = self.num_preemptions
         self._schedule_decodes(batch)
         budget = self.max_num_batched_tokens - len(batch)
         budget = self._schedule_prefills(batch, budget)
         if self.num_preemptions == num_preemptions:  # else the new one would be the next victim
-            self._schedule_waiting(batch, budget, now)
+            budget = self._schedule_waiting(batch, budget, now)
+        self._schedule_drafts(batch, budget)
         for sequence in batch.values():
             sequence.num_steps += 1
             sequence.num_batched_sequences += len(batch)
-        return Batch(list(batch.values()), now)
+        # A stable sort: the runner has a faster way for sequences of one token.
+        return Batch(sorted(batch.values(), key=lambda s: s.num_scheduled_tokens > 1), now)
 
-    def finish(self, batch: Batch, sampled: list[SampledToken], now: float) -> list[StepOutput]:
-        """Book a step that ran; `sampled` is in the order of `batch.sampling`."""
+    def finish(
+        self, batch: Batch, sampled: list[list[SampledToken]], now: float
+    ) -> list[StepOutput]:
+        """Book a step that ran; `sampled` is for each of `batch.sampling` what `accept` left."""
         outputs: list[StepOutput] = []
-        tokens = iter(sampled)
+        tokens_of = iter(sampled)
         for sequence in batch.sequences:
-            samples = sequence.samples_this_step
-            if sequence.num_scheduled_tokens > 1 or sequence.first_token_time is None:
-                sequence.prefill.append(
-                    PrefillChunk(
-                        batch.start, now, sequence.num_scheduled_tokens, len(batch.sequences)
-                    )
-                )
-            sequence.num_computed_tokens += sequence.num_scheduled_tokens
-            sequence.num_scheduled_tokens = 0
-            if not samples:
+            num_tokens = sequence.num_scheduled_tokens - len(sequence.draft_token_ids)
+            if num_tokens > 1 or sequence.first_token_time is None:
+                chunk = PrefillChunk(batch.start, now, num_tokens, len(batch.sequences))
+                sequence.prefill.append(chunk)
+            if not sequence.samples_this_step:
+                sequence.num_computed_tokens += sequence.num_scheduled_tokens
+                sequence.num_scheduled_tokens = 0
                 self.block_manager.commit(sequence)
                 continue
-            token = next(tokens)
-            if token.token_id < 0:
+            tokens = next(tokens_of)
+            if tokens:
+                outputs.append(self._take(sequence, tokens, now))
+            else:
                 outputs += self.fail([sequence], _why_nothing(sequence), now)
-                continue
-            self.block_manager.commit(sequence)
-            reason = sequence.append(token.token_id, now)
-            finish = None if reason is None else self._end(sequence, reason, now)
-            logprobs = [] if token.logprobs is None else [token.logprobs]
-            outputs.append(StepOutput(sequence.request_id, [token.token_id], logprobs, finish))
         return outputs
+
+    def _take(self, sequence: Sequence, tokens: list[SampledToken], now: float) -> StepOutput:
+        """Append what a step sampled for a sequence, up to the token that ends it."""
+        num_drafted = len(sequence.draft_token_ids)
+        sequence.draft_token_ids = ()
+        sequence.num_scheduled_tokens = 0
+        if num_drafted:
+            self._drafter.learn(sequence, num_drafted, len(tokens) - 1)
+        token_ids: list[int] = []
+        reason: FinishReason | None = None
+        for token in tokens:
+            token_ids.append(token.token_id)
+            reason = sequence.append(token.token_id, now)
+            if reason is not None:
+                break
+        # The keys of all but the last are stored: drafts that stand were computed as such.
+        sequence.num_computed_tokens = sequence.num_tokens - 1
+        self.block_manager.commit(sequence)
+        logprobs = [t.logprobs for t in tokens[: len(token_ids)] if t.logprobs is not None]
+        finish = None if reason is None else self._end(sequence, reason, now)
+        return StepOutput(sequence.request_id, token_ids, logprobs, finish)
 
     def abort(
         self, request_id: str, now: float, error: EngineError | None = None
@@ -191,7 +190,7 @@ class Scheduler:
                 budget -= self._schedule_chunk(sequence, batch, budget)
         return budget
 
-    def _schedule_waiting(self, batch: OrderedDict[str, Sequence], budget: int, now: float) -> None:
+    def _schedule_waiting(self, batch: OrderedDict[str, Sequence], budget: int, now: float) -> int:
         while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
             sequence = next(iter(self._waiting.values()))
             # Each running sequence may soon need a block: leave it one, rather than let the
@@ -208,6 +207,25 @@ class Scheduler:
             self._running[sequence.request_id] = sequence
             sequence.status = SequenceStatus.RUNNING
             budget -= self._schedule_chunk(sequence, batch, budget)
+        return budget
+
+    def _schedule_drafts(self, batch: OrderedDict[str, Sequence], budget: int) -> None:
+        """Let sequences guess, oldest first, where that takes nothing from anyone."""
+        if not self._drafter.num_tokens:
+            return
+        for sequence in batch.values():
+            if budget <= 0:
+                break
+            if sequence.num_uncomputed_tokens != 1:
+                continue
+            drafts = self._drafter.draft(sequence, budget)
+            if drafts:
+                room = self.block_manager.room_for_drafts(
+                    sequence, len(drafts), num_reserved_blocks=len(self._running)
+                )
+                sequence.draft_token_ids = drafts[:room]
+                sequence.num_scheduled_tokens += len(sequence.draft_token_ids)
+                budget -= len(sequence.draft_token_ids)
 
     def _schedule_chunk(
         self, sequence: Sequence, batch: OrderedDict[str, Sequence], budget: int
@@ -244,6 +262,7 @@ class Scheduler:
         error: EngineError | None = None,
     ) -> Finish:
         sequence.num_scheduled_tokens = 0
+        sequence.draft_token_ids = ()
         self.block_manager.free(sequence, forget=reason is FinishReason.ERROR)
         line = self._running if sequence.status is SequenceStatus.RUNNING else self._waiting
         del line[sequence.request_id]

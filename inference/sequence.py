@@ -26,6 +26,22 @@ class SequenceStatus(StrEnum):
     FINISHED = "finished"
 
 
+class Speculation:
+    """How drafts have fared in one sequence; the drafter's to read and write."""
+
+    __slots__ = ("length", "num_accepted", "num_drafted", "num_misses", "pause")
+
+    def __init__(self) -> None:
+        self.length: int | None = None
+        """Drafts that the next try is worth; None before the first."""
+        self.pause = 0
+        """Steps to let pass until then."""
+        self.num_misses = 0
+        """Tries in a row of which nothing stood."""
+        self.num_drafted = 0
+        self.num_accepted = 0
+
+
 class Sequence:
     """Token ids, block table and counts of one request.
 
@@ -59,6 +75,7 @@ class Sequence:
         "request_id",
         "scheduled_time",
         "seed",
+        "speculation",
         "status",
         "stop_token_ids",
         "token_ids",
@@ -95,6 +112,7 @@ class Sequence:
         self.num_scheduled_tokens = 0
         # Guesses at the next tokens, which the scheduled step verifies.
         self.draft_token_ids: Ids[int] = ()
+        self.speculation = Speculation()
         self.num_cached_tokens = 0
         self.block_table: array[int] = array("q")
         self.block_hashes: list[bytes] = []
@@ -131,7 +149,7 @@ class Sequence:
     @property
     def samples_this_step(self) -> bool:
         """True where the scheduled step computes the last token, so that a next one follows."""
-        return self.num_computed_tokens + self.num_scheduled_tokens == len(self.token_ids)
+        return self.num_computed_tokens + self.num_scheduled_tokens >= len(self.token_ids)
 
     def append(self, token_id: int, now: float) -> FinishReason | None:
         """Take one sampled token; returns the reason if the sequence ends with it."""
@@ -167,6 +185,8 @@ class Sequence:
             ),
             num_preemptions=self.num_preemptions,
             num_steps=self.num_steps,
+            num_drafted_tokens=self.speculation.num_drafted,
+            num_accepted_tokens=self.speculation.num_accepted,
             mean_batch_size=self.num_batched_sequences / max(self.num_steps, 1),
             error=error,
         )

@@ -49,6 +49,12 @@ class InferenceSettings(ServiceSettings):
     traced_steps: int = Field(
         64, ge=0, description="One engine step in so many has a span of its own; 0: none."
     )
+    num_speculative_tokens: int = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Most next tokens of a sequence to guess from what it says already; 0: none.",
+    )
     fake_model: bool = Field(
         False, description="Serve made-up ids instead of a model, for tests and benchmarks only."
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from inference.batch import Batch
 from inference.interface import Step
-from inference.scheduler import Batch, Scheduler
+from inference.scheduler import Scheduler
 
 
 class StepWatch:
@@ -34,8 +35,9 @@ class StepWatch:
         request_ids = tuple(sequence.request_id for sequence in batch.sequences)
         num_tokens = sum(sequence.num_scheduled_tokens for sequence in batch.sequences)
         num_decodes = sum(
-            sequence.num_scheduled_tokens == 1 and sequence.first_token_time is not None
+            sequence.num_scheduled_tokens
             for sequence in batch.sequences
+            if sequence.num_uncomputed_tokens == 1 and sequence.first_token_time is not None
         )
         blocks = scheduler.block_manager
         kv_usage = blocks.num_used_blocks / blocks.num_blocks

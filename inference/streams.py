@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 
+from inference.batch import StepOutput
 from inference.errors import DuplicateRequest
 from inference.interface import Chunk, Finish, FinishReason, TokenLogprobs
-from inference.scheduler import StepOutput
 from inference.sequence import Sequence
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 
 from inference.admission import Admission
+from inference.batch import Batch, SampledToken
 from inference.block_manager import BlockManager
 from inference.engine import Engine
 from inference.interface import ModelInfo
 from inference.sampling_params import SamplingParams
-from inference.scheduler import Batch, SampledToken, Scheduler
+from inference.scheduler import Scheduler
 from inference.sequence import Sequence
 from inference.vocabulary import Vocabulary
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from inference.batch import StepOutput
 from inference.engine import Engine
 from inference.errors import (
     ContextTooLong,
@@ -20,7 +21,6 @@ from inference.errors import (
 )
 from inference.interface import FinishReason
 from inference.sampling_params import SamplingParams
-from inference.scheduler import StepOutput
 from inference.sequence import Sequence
 from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine, next_token
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from inference.batch import Batch
 from inference.engine import Engine
 from inference.sampling_params import SamplingParams
-from inference.scheduler import Batch
 from inference.sequence import Sequence
 from tests.inference.families import VOCAB_SIZE, reference_greedy, reference_logits
 

@@ -9,30 +9,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference.batch import Batch, SampledToken, StepOutput, accept
 from inference.block_manager import BlockManager, IntegrityError
 from inference.errors import StepFailed
 from inference.sampling_params import SamplingParams
-from inference.scheduler import Batch, SampledToken, Scheduler, StepOutput
+from inference.scheduler import Scheduler
 from inference.sequence import Sequence, SequenceStatus
 from tests.inference.stub_runner import make_sequence, next_token
 
 
 def make_scheduler(
-    num_blocks: int = 16, *, max_num_seqs: int = 4, budget: int = 16, block_size: int = 4
+    num_blocks: int = 16,
+    *,
+    max_num_seqs: int = 4,
+    budget: int = 16,
+    block_size: int = 4,
+    num_drafts: int = 0,
 ) -> Scheduler:
     """A small scheduler over blocks of four tokens."""
     return Scheduler(
         BlockManager(num_blocks, block_size),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
+        num_speculative_tokens=num_drafts,
     )
 
 
 def run_step(scheduler: Scheduler) -> tuple[Batch, list[StepOutput]]:
     """Schedules and finishes one step, with the stub's tokens."""
     batch = scheduler.schedule(0.0)
-    tokens = [SampledToken(next_token(list(s.token_ids))) for s in batch.sampling]
+    tokens = [[SampledToken(next_token(list(s.token_ids)))] for s in batch.sampling]
     return batch, scheduler.finish(batch, tokens, 0.0)
+
+
+def sample(sequence: Sequence) -> list[SampledToken]:
+    """A token behind the last one and behind each draft, as it would be if they stood."""
+    ids = list(sequence.token_ids)
+    tokens = []
+    for draft in [*sequence.draft_token_ids, None]:
+        tokens.append(SampledToken(next_token(ids) % 3))
+        ids.append(-1 if draft is None else draft)
+    return tokens
 
 
 class Traffic:
@@ -42,7 +59,10 @@ class Traffic:
         self.rng = random.Random(seed)
         self.num_blocks = self.rng.randint(3, 24)
         self.scheduler = make_scheduler(
-            self.num_blocks, max_num_seqs=self.rng.randint(1, 6), budget=self.rng.randint(6, 24)
+            self.num_blocks,
+            max_num_seqs=self.rng.randint(1, 6),
+            budget=self.rng.randint(6, 24),
+            num_drafts=self.rng.choice([0, 1, 5]),
         )
         self.accepted: dict[str, Sequence] = {}
         self.ended: Counter[str] = Counter()
@@ -81,7 +101,7 @@ class Traffic:
         before = {s.request_id: s.num_computed_tokens for s in self.scheduler.sequences}
         batch = self.scheduler.schedule(0.0)
         self.check_batch(batch)
-        tokens = [SampledToken(next_token(list(s.token_ids)) % 3) for s in batch.sampling]
+        tokens = accept(batch.sampling, [token for s in batch.sampling for token in sample(s)])
         self.take(self.scheduler.finish(batch, tokens, 0.0))
         assert batch.sequences or not before, "live sequences, and none was scheduled"
 
@@ -92,7 +112,9 @@ class Traffic:
         assert self.scheduler.num_running <= self.scheduler.max_num_seqs
         for sequence in batch.sequences:
             end = sequence.num_computed_tokens + sequence.num_scheduled_tokens
-            assert end <= min(sequence.num_tokens, len(sequence.block_table) * 4)
+            num_tokens = sequence.num_tokens + len(sequence.draft_token_ids)
+            assert end <= min(num_tokens, len(sequence.block_table) * 4)
+            assert num_tokens < sequence.num_prompt_tokens + sequence.max_tokens
             written = sequence.block_table[sequence.num_computed_tokens // 4 :]
             held = self.scheduler.block_manager.exclusive_blocks([sequence])
             assert set(written) <= set(held), "nobody writes into a block that another reads"
@@ -119,6 +141,9 @@ class Traffic:
         for name, sequence in self.accepted.items():
             if name not in self.aborted:
                 assert sequence.num_completion_tokens == sequence.max_tokens
+                ids = list(sequence.token_ids)
+                for end in range(sequence.num_prompt_tokens, len(ids)):
+                    assert ids[end] == next_token(ids[:end]) % 3
 
 
 @settings(max_examples=60, deadline=None)
