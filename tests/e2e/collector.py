@@ -1,0 +1,129 @@
+"""An OTLP collector for tests: a real gRPC server, which keeps the spans it is sent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A span as it came; ids are hexadecimal, times are nanoseconds since 1970."""
+
+    service: str
+    schema_url: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    name: str
+    kind: str
+    start: int
+    end: int
+    failed: bool
+    attributes: dict[str, Any]
+    events: list[tuple[str, int, dict[str, Any]]]
+    links: list[tuple[str, str]]
+
+    @property
+    def outcome(self) -> str:
+        """Its `weir.outcome`."""
+        return str(self.attributes.get("weir.outcome"))
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.end - self.start) / 1e9
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes what exporters send; may be asked from another thread."""
+
+    def __init__(self) -> None:
+        self.endpoint = ""
+        self._spans: list[Span] = []
+        self._changed = threading.Condition()
+
+    def Export(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """The OTLP call."""
+        spans = [
+            _span(resource, scope, span)
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        with self._changed:
+            self._spans += spans
+            self._changed.notify_all()
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def spans(self) -> list[Span]:
+        """All so far."""
+        with self._changed:
+            return list(self._spans)
+
+    def wait(
+        self, trace_id: str, complete: Callable[[list[Span]], bool], timeout: float = 20.0
+    ) -> list[Span]:
+        """The spans of a trace, once they are `complete`; whatever there is after `timeout` s."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                found = [span for span in self._spans if span.trace_id == trace_id]
+                if complete(found) or time.monotonic() >= end:
+                    return found
+                self._changed.wait(max(0.0, end - time.monotonic()))
+
+
+@contextmanager
+def running_collector() -> Iterator[Collector]:
+    """A collector on a free port of 127.0.0.1."""
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(4))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield collector
+    finally:
+        server.stop(None).wait()
+
+
+def _span(
+    resource: trace_pb2.ResourceSpans, scope: trace_pb2.ScopeSpans, span: trace_pb2.Span
+) -> Span:
+    return Span(
+        service=_attributes(resource.resource.attributes)["service.name"],
+        schema_url=scope.schema_url,
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        parent_id=span.parent_span_id.hex(),
+        name=span.name,
+        kind=trace_pb2.Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),
+        start=span.start_time_unix_nano,
+        end=span.end_time_unix_nano,
+        failed=span.status.code == trace_pb2.Status.STATUS_CODE_ERROR,
+        attributes=_attributes(span.attributes),
+        events=[(e.name, e.time_unix_nano, _attributes(e.attributes)) for e in span.events],
+        links=[(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
+    )
+
+
+def _attributes(pairs: Any) -> dict[str, Any]:
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: common_pb2.AnyValue) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_value(each) for each in value.array_value.values]
+    return None if kind is None else getattr(value, kind)

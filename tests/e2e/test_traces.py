@@ -1,0 +1,289 @@
+"""One trace a request: its whole tree, from the four real processes, for each way it can end."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.channel import open_channel
+from mesh.semconv import SCHEMA_URL
+from mesh.v1 import inference_pb2, inference_pb2_grpc
+from tests.e2e.collector import Span
+from tests.e2e.span_tree import STAGES, SpanTree
+from tests.e2e.trace_trees import (
+    ENGINE,
+    FAILED_OVER,
+    OK,
+    ORCHESTRATOR,
+    REFUSED,
+    UNKNOWN_MODEL,
+    completion,
+)
+from tests.e2e.traced_stack import MAX_CONCURRENT, TracedStack, traced_stack
+
+pytestmark = pytest.mark.timeout(420)
+
+ENGINES = ("inference", "inference-2")
+HOP_SECONDS = 0.5
+"""How much later than its caller a service may learn of a cancellation, on a busy machine."""
+
+QUERY = "what is backpressure"
+COMPLETIONS = "/v1/completions"
+# Each word is several tokens, and in no other prompt, so that no prefix is cached.
+LONG_PROMPT = " ".join(f"{n}th" for n in range(600, 850))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Iterator[TracedStack]:
+    with traced_stack(tmp_path_factory.mktemp("traced"), index) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def client(stack: TracedStack) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=120, trust_env=False) as client:
+        yield client
+
+
+async def tree(stack: TracedStack, trace_id: str, expected: str) -> SpanTree:
+    """The trace, once it has as many spans as expected; its shape must be that."""
+    number = expected.count("\n") + 1
+
+    def complete(spans: list[Span]) -> bool:
+        return len(spans) >= number
+
+    spans = await asyncio.to_thread(stack.collector.wait, trace_id, complete)
+    found = SpanTree(spans)
+    assert str(found) == expected
+    return found
+
+
+async def running_engine(stack: TracedStack) -> str:
+    """The name of the engine that works on something, once one does."""
+    channels = {name: open_channel(stack.addresses[name]) for name in ENGINES}
+    try:
+        while True:
+            for name, channel in channels.items():
+                stub = inference_pb2_grpc.InferenceServiceStub(channel)
+                if (await stub.GetLoad(inference_pb2.GetLoadRequest())).num_requests_running:
+                    return name
+    finally:
+        for channel in channels.values():
+            await channel.close()
+
+
+@asynccontextmanager
+async def stream(
+    client: httpx.AsyncClient, prompt: str, max_tokens: int = 1000
+) -> AsyncIterator[httpx.Response]:
+    """A completion that goes on for long, streamed; leaving the block drops the connection."""
+    body = {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+    async with client.stream("POST", COMPLETIONS, json=body) as response:
+        assert response.status_code == 200
+        yield response
+
+
+async def read(response: httpx.Response, num_tokens: int) -> None:
+    """Reads so many events and leaves the rest."""
+    lines = response.aiter_lines()
+    for _ in range(num_tokens):
+        while not (await anext(lines)).startswith("data:"):
+            pass
+
+
+def attributes(span: Span, **expected: Any) -> None:
+    """Checks attributes; `__` stands for a dot."""
+    named = {name.replace("__", "."): value for name, value in expected.items()}
+    assert {name: span.attributes.get(name) for name in named} == named
+
+
+async def test_a_search(stack: TracedStack, client: httpx.AsyncClient) -> None:
+    """Every hop and stage is there, ended well, nested, and together they explain the time."""
+    coverage = []
+    for number in range(3):  # a neighbour's burst may lie between two stages, not three times
+        params = {"query": f"{QUERY} {'?' * number}", "streaming": "true"}
+        response = await client.get("/api/v1/search", params=params)
+        trace_id = response.headers["x-trace-id"]
+        assert f'"trace_id":"{trace_id}"' in response.text
+        found = await tree(stack, trace_id, OK)
+        found.assert_nested()
+        coverage.append(found.coverage())
+        if coverage[-1] >= 0.95:
+            break
+    assert max(coverage) >= 0.95, found
+    check_search_attributes(found, response)
+    assert QUERY not in str(found.spans)
+    assert {span.schema_url for span in found.spans} == {SCHEMA_URL}
+
+
+def check_search_attributes(found: SpanTree, response: httpx.Response) -> None:
+    """What the conventions ask for, and what the engine knows."""
+    attributes(
+        found.roots[0],
+        http__route="/api/v1/search",
+        http__request__method="GET",
+        http__response__status_code=200,
+        server__address="127.0.0.1",
+        weir__request__id=response.headers["x-request-id"],
+    )
+    attributes(found.find("retrieval"), gen_ai__operation__name="retrieval")
+    generation = found.find("chat demo", "client")
+    server = found.find(ENGINE, "server")
+    usage = {
+        name: generation.attributes[f"gen_ai.usage.{name}_tokens"] for name in ("input", "output")
+    }
+    assert usage["input"] > 100
+    for span, operation in ((generation, "chat"), (server, "text_completion")):
+        attributes(
+            span,
+            gen_ai__operation__name=operation,
+            gen_ai__provider__name="weir",
+            gen_ai__request__model="demo",
+            gen_ai__response__model="demo",
+            gen_ai__request__temperature=0.0,
+            gen_ai__usage__input_tokens=usage["input"],
+        )
+        assert span.attributes["gen_ai.response.time_to_first_chunk"] > 0
+        assert "gen_ai.usage.cache_read.input_tokens" in span.attributes
+    for span in (found.roots[0], generation, server):
+        assert "weir.first_token" in [name for name, _, _ in span.events]
+    prefill, decode = found.find("prefill"), found.find("decode")
+    chunks = [values for name, _, values in prefill.events if name == "weir.prefill_chunk"]
+    computed = usage["input"] - prefill.attributes["gen_ai.usage.cache_read.input_tokens"]
+    assert sum(chunk["weir.num_tokens"] for chunk in chunks) == computed
+    assert len(chunks) >= computed / 16
+    assert all(chunk["weir.batch_size"] == 1 for chunk in chunks)
+    assert prefill.end == decode.start
+    attributes(
+        decode,
+        gen_ai__usage__output_tokens=server.attributes["gen_ai.usage.output_tokens"],
+        weir__num_preemptions=0,
+        weir__mean_batch_size=1.0,
+    )
+
+
+async def test_steps_link_to_the_requests_in_their_batch(
+    stack: TracedStack, client: httpx.AsyncClient
+) -> None:
+    """A sampled step has a trace of its own, and leads to the spans of those it carried."""
+    body = {"prompt": "Once", "max_tokens": 20, "ignore_eos": True}
+    response = await client.post(COMPLETIONS, json=body)
+    stages = ("queue ok", "prefill ok", "decode ok")
+    found = await tree(stack, response.headers["x-trace-id"], completion("ok", *stages))
+    server = found.find(ENGINE, "server")
+    steps = [span for span in stack.collector.spans() if span.name == "engine_step"]
+    linked = [step for step in steps if (server.trace_id, server.span_id) in step.links]
+    assert len(linked) >= 3
+    for step in linked:
+        assert step.parent_id == ""
+        assert step.trace_id != server.trace_id
+        assert server.start <= step.start < step.end <= server.end
+        attributes(step, weir__batch_size=1, weir__outcome="ok")
+    assert "weir.step.num_decode_tokens" in linked[-1].attributes
+
+
+async def test_a_client_that_leaves_in_prefill(
+    stack: TracedStack, client: httpx.AsyncClient
+) -> None:
+    """Every hop says cancelled, none is an error, and the engine stopped in the prompt."""
+    async with stream(client, LONG_PROMPT, max_tokens=50) as response:
+        await running_engine(stack)
+    expected = completion("cancelled", "queue ok", "prefill cancelled")
+    found = await tree(stack, response.headers["x-trace-id"], expected)
+    found.assert_nested(HOP_SECONDS)
+    attributes(found.roots[0], http__response__status_code=499)
+    assert "weir.client_disconnected" in [name for name, _, _ in found.roots[0].events]
+    attributes(found.find(ENGINE, "server"), rpc__response__status_code="CANCELLED")
+
+
+async def test_a_client_that_leaves_in_decode(
+    stack: TracedStack, client: httpx.AsyncClient
+) -> None:
+    """The same, with the tokens that there were."""
+    async with stream(client, "Once") as response:
+        await read(response, 300)
+    expected = completion("cancelled", "queue ok", "prefill ok", "decode cancelled")
+    found = await tree(stack, response.headers["x-trace-id"], expected)
+    found.assert_nested(HOP_SECONDS)
+    assert found.coverage() >= 0.95, found
+    assert 250 <= found.find("decode").attributes["gen_ai.usage.output_tokens"] < 1000
+    attributes(found.find("text_completion demo"), gen_ai__request__max_tokens=1000)
+
+
+async def test_a_request_too_many(stack: TracedStack, client: httpx.AsyncClient) -> None:
+    """429: refused at admission, an error to the caller's call and to nobody else."""
+    async with AsyncExitStack() as held:
+        for _ in range(MAX_CONCURRENT):
+            await held.enter_async_context(stream(client, "Once"))
+        response = await client.post(COMPLETIONS, json={"prompt": "Once"})
+    assert response.status_code == 429
+    found = await tree(stack, response.headers["x-trace-id"], REFUSED)
+    found.assert_nested()
+    attributes(found.roots[0], http__response__status_code=429)
+    for span in found.find_all(ORCHESTRATOR):
+        attributes(span, rpc__response__status_code="RESOURCE_EXHAUSTED")
+
+
+async def test_a_request_whose_time_is_up(stack: TracedStack) -> None:
+    """504: the deadline is an error at every hop, and the last stage is the one that met it."""
+    body = {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True}
+    url = f"http://{stack.addresses['impatient']}{COMPLETIONS}"
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        response = await client.post(url, json=body)
+    assert response.status_code == 504
+    stages = ("queue ok", "prefill ok", "decode deadline!")
+    expected = completion("deadline!", *stages)
+    found = await tree(stack, response.headers["x-trace-id"], expected)
+    found.assert_nested(HOP_SECONDS)
+    attributes(found.roots[0], http__response__status_code=504, error__type="deadline")
+    for span in found.find_all(ENGINE):
+        attributes(span, rpc__response__status_code="DEADLINE_EXCEEDED")
+
+
+async def test_a_bad_request(stack: TracedStack, client: httpx.AsyncClient) -> None:
+    """400 is the gateway's own and has one span; an unknown model is found out one hop on."""
+    response = await client.post(COMPLETIONS, json={"prompt": "Once", "max_tokens": -1})
+    assert response.status_code == 400
+    expected = "gateway: POST /v1/completions invalid"
+    found = await tree(stack, response.headers["x-trace-id"], expected)
+    attributes(found.roots[0], http__response__status_code=400, error__type=None)
+    response = await client.post(COMPLETIONS, json={"prompt": "Once", "model": "nobody"})
+    assert response.status_code == 404
+    found = await tree(stack, response.headers["x-trace-id"], UNKNOWN_MODEL)
+    found.assert_nested()
+
+
+async def test_an_engine_is_killed(stack: TracedStack, client: httpx.AsyncClient) -> None:
+    """The stream goes on: the lost call is an error, the request is not, and says what it did."""
+    async with stream(client, "Once") as response:
+        await read(response, 50)
+        lost = await running_engine(stack)
+        stack.processes[lost].kill()
+        assert (await response.aread()).endswith(b"data: [DONE]\n\n")
+    found = await tree(stack, response.headers["x-trace-id"], FAILED_OVER)
+    found.assert_nested()
+    generation = found.find("text_completion demo")
+    [failover] = [values for name, _, values in generation.events if name == "weir.failover"]
+    assert failover["server.address"] == stack.addresses[lost]
+    assert failover["error.type"] == "unavailable"
+    assert failover["weir.num_tokens"] >= 40
+    attributes(generation, weir__num_failovers=1, gen_ai__usage__output_tokens=1000)
+    attributes(found.find(ENGINE, "server"), weir__num_resumed_tokens=failover["weir.num_tokens"])
+    lost_call, _ = found.find_all(ENGINE, "client")
+    attributes(lost_call, rpc__response__status_code="UNAVAILABLE", error__type="UNAVAILABLE")
+    # What the lost engine did is known by the call to it alone.
+    assert found.coverage(STAGES | {ENGINE}) >= 0.95, found
+
+
+async def test_nobody_traces_health(stack: TracedStack) -> None:
+    """Health is asked all the time, over HTTP and gRPC, and has no spans."""
+    names = {span.name for span in stack.collector.spans()}
+    assert ENGINE in names
+    assert [name for name in names if re.search("health|Health|livez|readyz|metrics", name)] == []

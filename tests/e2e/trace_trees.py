@@ -1,0 +1,77 @@
+"""What the trace of a request looks like, by how the request ends.
+
+A line a span: service, name, `weir.outcome`, and `!` where the status is an error.
+"""
+
+from __future__ import annotations
+
+ORCHESTRATOR = "mesh.v1.OrchestratorService/Generate"
+ENGINE = "mesh.v1.InferenceService/Generate"
+
+ENCODED = """\
+      orchestrator: admission ok
+      {retrieval}orchestrator: encode ok
+        orchestrator: mesh.v1.TokenizerService/Encode ok
+          tokenizer: mesh.v1.TokenizerService/Encode ok
+"""
+
+OK = (
+    """\
+gateway: GET /api/v1/search ok
+  gateway: mesh.v1.OrchestratorService/SummarizeStream ok
+    orchestrator: mesh.v1.OrchestratorService/SummarizeStream ok
+"""
+    + ENCODED.format(retrieval="orchestrator: retrieval ok\n      ")
+    + """\
+      orchestrator: chat demo ok
+        orchestrator: choose_replica ok
+        orchestrator: mesh.v1.InferenceService/Generate ok
+          inference: mesh.v1.InferenceService/Generate ok
+            inference: queue ok
+            inference: prefill ok
+            inference: decode ok"""
+)
+
+
+def completion(end: str, *stages: str) -> str:
+    """The tree of a completion that ended so at every hop, after these stages in the engine."""
+    lines = [f"            inference: {stage}" for stage in stages]
+    return f"""\
+gateway: POST /v1/completions {end}
+  gateway: {ORCHESTRATOR} {end}
+    orchestrator: {ORCHESTRATOR} {end}
+{ENCODED.format(retrieval="")}\
+      orchestrator: text_completion demo {end}
+        orchestrator: choose_replica ok
+        orchestrator: {ENGINE} {end}
+          inference: {ENGINE} {end}
+""" + "\n".join(lines)
+
+
+REFUSED = f"""\
+gateway: POST /v1/completions refused
+  gateway: {ORCHESTRATOR} refused!
+    orchestrator: {ORCHESTRATOR} refused
+      orchestrator: admission refused"""
+
+UNKNOWN_MODEL = f"""\
+gateway: POST /v1/completions invalid
+  gateway: {ORCHESTRATOR} invalid!
+    orchestrator: {ORCHESTRATOR} invalid
+      orchestrator: admission ok"""
+
+# The killed engine takes its own spans along.
+FAILED_OVER = f"""\
+gateway: POST /v1/completions ok
+  gateway: {ORCHESTRATOR} ok
+    orchestrator: {ORCHESTRATOR} ok
+{ENCODED.format(retrieval="")}\
+      orchestrator: text_completion demo failed_over
+        orchestrator: choose_replica ok
+        orchestrator: {ENGINE} failed!
+        orchestrator: choose_replica ok
+        orchestrator: {ENGINE} ok
+          inference: {ENGINE} ok
+            inference: queue ok
+            inference: prefill ok
+            inference: decode ok"""
