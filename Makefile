@@ -38,7 +38,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.local
 
-## run-local: Starts the four services on loopback with the demo model (MODEL=… for another)
+## run-local: Starts the four services on loopback with the demo model (MODEL=… for another, OBSERVABILITY=1 for a trace view)
 .PHONY: run-local
 run-local: $(VENV)/.local
 	@$(BIN)/python -m scripts.run_local

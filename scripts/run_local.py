@@ -1,5 +1,7 @@
 """Starts the four services of the Procfile on loopback and says when they are ready.
 
+With OBSERVABILITY=1 also a trace view, which the services send their traces to.
+
 Ctrl-C stops them; the exit code is 0 if all four ended well.
 """
 
@@ -34,11 +36,15 @@ def main() -> int:
     INDEX.parent.mkdir(exist_ok=True)
     manager = Manager()
     environment = service_environment(os.environ.get("MODEL") or str(DEMO_MODEL))
+    environment = {**trace_environment(), **environment} if observed() else environment
     for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
         # exec: the signal must reach the service, not a shell around it.
         manager.add_process(name, f"exec {command}", env=environment)
+    traces = trace_view_address() if observed() else ""
+    if traces:
+        manager.add_process("traceview", f"exec {trace_view_command()}", env=environment)
     address = environment.get("GATEWAY_LISTEN", "127.0.0.1:8080")
-    threading.Thread(target=announce_ready, args=(address,), daemon=True).start()
+    threading.Thread(target=announce_ready, args=(address, traces), daemon=True).start()
     with own_process_group():
         build_index()
         manager.loop()
@@ -62,6 +68,37 @@ def service_environment(model: str) -> dict[str, str]:
     return {**environment, **os.environ, "PYTHON": sys.executable}
 
 
+def observed() -> bool:
+    """Whether a trace view is asked for."""
+    return os.environ.get("OBSERVABILITY", "") not in ("", "0")
+
+
+def trace_view_address() -> str:
+    """Where the trace view has its page."""
+    return os.environ.get("TRACEVIEW_LISTEN", "127.0.0.1:4318")
+
+
+def trace_view_receiver() -> str:
+    """Where it takes traces over gRPC."""
+    return os.environ.get("TRACEVIEW_GRPC_LISTEN", "127.0.0.1:4317")
+
+
+def trace_view_command() -> str:
+    """Starts it."""
+    addresses = f"--listen {trace_view_address()} --grpc-listen {trace_view_receiver()}"
+    return f"{sys.executable} -m mesh.traceview {addresses}"
+
+
+def trace_environment() -> dict[str, str]:
+    """What makes the services send traces there, soon, and the page at `/` link to them."""
+    page = trace_view_address().replace("127.0.0.1", "localhost")
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{trace_view_receiver()}",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+        "GATEWAY_TRACE_URL_TEMPLATE": f"http://{page}/trace/{{trace_id}}",
+    }
+
+
 def build_index() -> None:
     """Brings the search index up to date; quick when no document has changed."""
     command = [sys.executable, "-m", "orchestrator.index", str(CORPUS), "--out", str(INDEX)]
@@ -70,8 +107,11 @@ def build_index() -> None:
         raise SystemExit(f"cannot index {CORPUS.relative_to(ROOT)}")
 
 
-def announce_ready(address: str) -> None:
-    """Prints the address and a command to try once a token can be produced."""
+def announce_ready(address: str, traces: str) -> None:
+    """Prints the address and a command to try once a token can be produced.
+
+    `traces` is the trace view's address, if there is one.
+    """
     started = time.monotonic()
     while time.monotonic() - started < READY_TIMEOUT_SECONDS:
         try:
@@ -83,10 +123,12 @@ def announce_ready(address: str) -> None:
         print(f"\nnot ready after {READY_TIMEOUT_SECONDS:.0f} s; the log above says why\n")
         return
     url = f"http://{address.replace('127.0.0.1', 'localhost')}"
+    seen = f"Traces: http://{traces.replace('127.0.0.1', 'localhost')}\n\n" if traces else ""
     print(
         f"\nWeir is ready after {time.monotonic() - started:.1f} s: {url}\n\n"
         f'  curl -N -H "Accept: text/event-stream" '
         f'"{url}/api/v1/search?query=AI&streaming=true"\n\n'
+        f"{seen}"
         f"Ctrl-C stops it.\n",
         flush=True,
     )
