@@ -97,6 +97,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                         work.expect(self._num_expected(len(request.token_ids), params))
                     work.done(len(chunk.token_ids))
                     metrics.observe_chunk(chunk)
+                    if chunk.finish is not None:
+                        # Before anything is sent: who sends may find that its caller has gone.
+                        metrics.observe(chunk.finish)
+                        _tell(chunk.finish)
                     if chunk.token_ids or chunk.finish is None:
                         yield _message(chunk)
                     if chunk.finish is not None:
@@ -191,8 +195,6 @@ def _logprob(logprobs: TokenLogprobs) -> common_pb2.TokenLogprob:
 
 def _end(finish: Finish) -> inference_pb2.InferenceServiceGenerateResponse:
     """The last message of a sequence that ended well; raises for one that did not."""
-    metrics.observe(finish)
-    _tell(finish)
     if finish.error is not None:
         raise finish.error
     timings = finish.timings

@@ -110,13 +110,25 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         self, call: Callable[[Any, ServicerContext], Awaitable[Any]], service: str, method: str
     ) -> Callable[[Any, ServicerContext], Awaitable[Any]]:
         async def watched(request: Any, context: ServicerContext) -> Any:
+            task = self._enter()
+            try:
+                answer = await told(request, context)
+                if isinstance(answer, MeshError):
+                    # Here, not inside: a span that outlives its caller's reads as if the caller
+                    # had not waited.
+                    await _abort(context, answer)
+                return answer
+            finally:
+                self._leave(task)
+
+        async def told(request: Any, context: ServicerContext) -> Any:
+            """The answer, or the error that is to be sent, once everybody knows of it."""
             started = time.monotonic()
             with (
                 use_request(_request_context(context)) as current,
                 server_span(service, method, context) as span,
                 metrics.RPC_ACTIVE.labels(service, method).track_inprogress(),
             ):
-                task = self._enter()
                 code, description = grpc.StatusCode.OK, ""
                 try:
                     self._refuse_if_draining()
@@ -127,14 +139,13 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                     if not self._cutting_off:
                         raise
                     code, description = grpc.StatusCode.UNAVAILABLE, "cut off by the drain"
-                    await _abort(context, MeshError(ErrorKind.UNAVAILABLE, "server stopped"))
+                    return MeshError(ErrorKind.UNAVAILABLE, "server stopped")
                 except Exception as error:
                     failure = _as_mesh_error(error, method)
                     code, description = GRPC_STATUS[failure.kind], failure.message
                     metrics.ERRORS.labels(service, failure.kind.value).inc()
-                    await _abort(context, failure)
+                    return failure
                 finally:
-                    self._leave(task)
                     set_server_status(span, code, description)
                     duration = time.monotonic() - started
                     metrics.RPC_DURATION.labels(service, method, code.name).observe(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import httpx
 import pytest
 
@@ -72,8 +73,11 @@ async def running_engine(stack: TracedStack) -> str:
         while True:
             for name, channel in channels.items():
                 stub = inference_pb2_grpc.InferenceServiceStub(channel)
-                if (await stub.GetLoad(inference_pb2.GetLoadRequest())).num_requests_running:
-                    return name
+                request = inference_pb2.GetLoadRequest()
+                # On a starved machine a process may take long to accept a connection.
+                with suppress(grpc.aio.AioRpcError):
+                    if (await stub.GetLoad(request, wait_for_ready=True)).num_requests_running:
+                        return name
     finally:
         for channel in channels.values():
             await channel.close()

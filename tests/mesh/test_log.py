@@ -102,6 +102,15 @@ def test_auto_is_json_unless_it_is_a_terminal(lines: Lines) -> None:
     assert json.loads(line)["message"] == "event"
 
 
+def test_auto_is_text_on_a_terminal(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person reads lines, not objects."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    log.configure("bakery", "INFO", "auto")
+    logger.info("event", extra={"num_loaves": 3})
+    [line] = lines()
+    assert line.endswith("INFO    bakery event num_loaves=3")
+
+
 def test_the_level_holds_for_libraries_too(lines: Lines) -> None:
     """Ours from the level up; chatty libraries from WARNING up."""
     log.configure("bakery", "INFO", "json")
