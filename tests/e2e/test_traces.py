@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mesh.channel import open_channel
 from mesh.semconv import SCHEMA_URL
 from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.e2e.collector import Span
+from tests.e2e.long_stream import COMPLETIONS, read, stream
 from tests.e2e.span_tree import STAGES, SpanTree
 from tests.e2e.trace_trees import (
     ENGINE,
@@ -36,7 +37,6 @@ HOP_SECONDS = 0.5
 """How much later than its caller a service may learn of a cancellation, on a busy machine."""
 
 QUERY = "what is backpressure"
-COMPLETIONS = "/v1/completions"
 # Each word is several tokens, and in no other prompt, so that no prefix is cached.
 LONG_PROMPT = " ".join(f"{n}th" for n in range(600, 850))
 
@@ -81,30 +81,6 @@ async def running_engine(stack: TracedStack) -> str:
     finally:
         for channel in channels.values():
             await channel.close()
-
-
-@asynccontextmanager
-async def stream(
-    client: httpx.AsyncClient, prompt: str, max_tokens: int = 1000
-) -> AsyncIterator[httpx.Response]:
-    """A completion that goes on for long, streamed; leaving the block drops the connection."""
-    body = {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
-    async with client.stream("POST", COMPLETIONS, json=body) as response:
-        assert response.status_code == 200
-        yield response
-
-
-async def read(
-    response: httpx.Response, num_tokens: int, then: Callable[[], Awaitable[None]] | None = None
-) -> None:
-    """Reads so many events and leaves the rest; or does `then`, and reads it to its end."""
-    async for line in response.aiter_lines():
-        num_tokens -= line.startswith("data:")
-        if num_tokens == 0:
-            if then is None:
-                return
-            await then()
-    assert line == "data: [DONE]" or not line
 
 
 def attributes(span: Span, **expected: Any) -> None:

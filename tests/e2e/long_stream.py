@@ -1,0 +1,34 @@
+"""A completion that goes on for long, as a client reads it, or leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+
+COMPLETIONS = "/v1/completions"
+
+
+@asynccontextmanager
+async def stream(
+    client: httpx.AsyncClient, prompt: str, max_tokens: int = 1000
+) -> AsyncIterator[httpx.Response]:
+    """A completion that goes on for long, streamed; leaving the block drops the connection."""
+    body = {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+    async with client.stream("POST", COMPLETIONS, json=body) as response:
+        assert response.status_code == 200
+        yield response
+
+
+async def read(
+    response: httpx.Response, num_tokens: int, then: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Reads so many events and leaves the rest; or does `then`, and reads it to its end."""
+    async for line in response.aiter_lines():
+        num_tokens -= line.startswith("data:")
+        if num_tokens == 0:
+            if then is None:
+                return
+            await then()
+    assert line == "data: [DONE]" or not line
