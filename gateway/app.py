@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NoReturn
 
 from starlette.applications import Starlette
@@ -14,6 +15,8 @@ from gateway.api.chat import ROUTE as CHAT
 from gateway.api.chat import ChatCompletions
 from gateway.api.completions import ROUTE as COMPLETIONS
 from gateway.api.completions import Completions
+from gateway.api.embeddings import ROUTE as EMBEDDINGS
+from gateway.api.embeddings import Embeddings
 from gateway.api.models import Models
 from gateway.api.operations import Operations
 from gateway.api.page import STATIC_FILES, Page
@@ -30,6 +33,7 @@ from gateway.origin import OriginMiddleware
 from gateway.routes import ApiRoute, Operation, route_of
 from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
+from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from gateway.schemas.models import Model, ModelList
 from gateway.schemas.search import SearchAnswer, SearchRequest
 from gateway.services import Services
@@ -41,10 +45,11 @@ def build_app(services: Services) -> Starlette:
     """The application of one gateway."""
     settings = services.settings
     routes = [*_api_routes(services), *_page_routes(settings.trace_url_template)]
-    document = openapi(routes, secured=services.keys.required)
+    # Made when it is first asked for: it takes longer than all the rest of the application.
+    document = cache(lambda: openapi(routes, secured=services.keys.required))
 
     async def describe(request: Request) -> Response:
-        return json_response(document)
+        return json_response(document())
 
     routes.append(ApiRoute("/openapi.json", describe))
     open_paths = [r.path for r in routes if r.operation is None or not r.operation.secured]
@@ -118,6 +123,17 @@ def _api_routes(services: Services) -> list[ApiRoute]:
                 body=CompletionRequest,
                 answer=Completion,
                 streams=True,
+                secured=True,
+            ),
+            methods=("POST",),
+        ),
+        ApiRoute(
+            EMBEDDINGS,
+            Embeddings(services).create,
+            Operation(
+                summary="Turn texts into vectors.",
+                body=EmbeddingRequest,
+                answer=EmbeddingList,
                 secured=True,
             ),
             methods=("POST",),

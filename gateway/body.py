@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.errors import ClientDisconnected, HttpError
+from gateway.ignored import ignored_fields
+from gateway.observation import Observation
 from gateway.validation import json_kind, path_of_surrogate, problem_of
 from mesh.errors import ErrorKind, MeshError, invalid
 
@@ -35,9 +37,11 @@ async def read_json(request: Request, model: type[Model], max_bytes: int) -> Mod
     # OpenAI's clients send null for what they leave at its default.
     given = {key: field for key, field in value.items() if field is not None}
     try:
-        return model.model_validate(given, strict=True)
+        made = model.model_validate(given, strict=True)
     except ValidationError as error:
         raise problem_of(error) from None
+    Observation.of(request.scope).ignored = ignored_fields(given, made)
+    return made
 
 
 def read_query(request: Request, model: type[Model]) -> Model:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
+
+
+class Constraint(NamedTuple):
+    """The form of the text: json_schema, with the schema as `text`, or json_object."""
+
+    form: str
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +34,8 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +65,14 @@ class TokenIds(NamedTuple):
     ids: tuple[int, ...]
 
 
+class ToolChoice(NamedTuple):
+    """Which tools the model calls; all at their defaults: whichever it likes."""
+
+    required: bool = False
+    name: str = ""
+    single: bool = False
+
+
 Prompt: TypeAlias = ChatPrompt | TokenIds | str
 
 
@@ -67,6 +84,8 @@ class Generation:
     prompt: Prompt
     sampling: SamplingParams
     stop: tuple[str, ...] = ()
+    echo: bool = False
+    tool_choice: ToolChoice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +111,29 @@ class TokenLogprob(NamedTuple):
 
     token: str
     token_bytes: bytes
-    logprob: float
+    logprob: float | None
+    """None for the first token of an echoed prompt."""
     top: tuple[TokenLogprob, ...]
 
 
+class ToolCallDelta(NamedTuple):
+    """A piece of a call; only its first one has the id and the name."""
+
+    number: int
+    """Which call of the answer, counted from 0."""
+    id: str
+    name: str
+    arguments: str
+
+
 class Delta(NamedTuple):
-    """More text, and how many tokens it covers."""
+    """More text, thinking or calls, and how many tokens that took."""
 
     text: str
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...]
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Usage(NamedTuple):
@@ -147,6 +179,14 @@ class SearchResults(NamedTuple):
 
     query: str
     results: tuple[SearchResult, ...]
+
+
+class Embedded(NamedTuple):
+    """The vectors of the next inputs, and the tokens that these have."""
+
+    model: str
+    vectors: tuple[Sequence[float], ...]
+    prompt_tokens: int
 
 
 class ServedModel(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
@@ -27,6 +28,11 @@ class Observation:
     arrived: float = field(default_factory=time.monotonic)
     error: ErrorKind | None = None
     """What ended it, also where the status was spent before."""
+    summary: Callable[[], Mapping[str, object]] | None = None
+    """What the access line says of the generation, asked once the request has ended: a client
+    that left in the middle has used tokens too."""
+    ignored: Sequence[str] = ()
+    """Fields of the body that nothing here knows."""
     _route: str = ""
     _first_token: float | None = None
 

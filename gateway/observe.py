@@ -11,11 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import metrics
 from gateway.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
+from gateway.ignored import IGNORED_HEADER, ignored_header
 from gateway.observation import Observation
 from gateway.origin import cors_headers
 from gateway.routes import UNWATCHED_PATHS, route_of
 from gateway.tracing import end_span, http_span, unrecorded_span
-from mesh.context import RequestContext, accept_request_id, use_request
+from mesh.context import RequestContext, accept_request_id, annotate, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.telemetry import trace_id
 
@@ -88,7 +89,11 @@ class _Responder:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message).update({**self._ids, **cors_headers(self._scope)})
+            headers = MutableHeaders(scope=message)
+            headers.update({**self._ids, **cors_headers(self._scope)})
+            ignored = Observation.of(self._scope).ignored
+            if ignored:
+                headers[IGNORED_HEADER] = ignored_header(ignored)
         await self._send(message)
 
 
@@ -101,6 +106,8 @@ def _as_failure(error: Exception) -> MeshError | HttpError:
 
 def _tell(scope: Scope, observation: Observation, request: RequestContext) -> None:
     duration = time.monotonic() - observation.arrived
+    if observation.summary is not None:
+        annotate(**observation.summary())
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
     route, status = route_of(scope), observation.status
     end_span(trace.get_current_span(), method, route, status, observation.error)

@@ -8,22 +8,25 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.chunks import Chunks
 from gateway.api.openai_format import (
     Choice,
-    Chunks,
+    ToolCalls,
     chat_logprobs,
     check_not_aborted,
     error_frame,
     head,
-    usage,
+    tool_call_delta,
 )
+from gateway.api.tally import Tally
 from gateway.body import read_json
+from gateway.choices import Events, choices, first_of, rest_of
 from gateway.event_stream import EventStream
-from gateway.generation import Delta, Event, Finish, Started
+from gateway.generation import Delta, TokenLogprob
 from gateway.json_text import json_response
 from gateway.observation import Observation
 from gateway.schemas.chat import ChatCompletionRequest
-from gateway.services import Services, collect, first_event
+from gateway.services import Services
 
 ROUTE = "/v1/chat/completions"
 
@@ -38,50 +41,110 @@ class ChatCompletions:
         """Answers a chat."""
         limit = self._services.settings.max_body_bytes
         body = await read_json(request, ChatCompletionRequest, limit)
-        events = self._services.orchestrator.generate(body.generation())
+        events = choices(list(map(self._services.orchestrator.generate, body.generations())))
         observation = Observation.of(request.scope)
         if body.stream:
-            frames = _frames(events, observation, body.stream_options.include_usage)
+            frames = _frames(events, observation, body.n, body.stream_options.include_usage)
             return self._services.event_stream(frames, error_frame)
-        async with self._services.interruption(request):
-            started, answer = await collect(events, Started)
-        observation.finished(answer.finish)
-        check_not_aborted(answer.finish)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": chat_logprobs(answer.logprobs),
-            "finish_reason": answer.finish.reason,
+        messages = [_Message(index) for index in range(body.n)]
+        async with self._services.interruption(request), aclosing(events):
+            accepted = await first_of(events)
+            tally = Tally(accepted.started, body.n, observation)
+            async for index, event in rest_of(events):
+                if isinstance(event, Delta):
+                    tally.add(index, event)
+                    messages[index].add(event)
+                else:
+                    tally.finish(index, event)
+                    check_not_aborted(event)
+                    messages[index].finish_reason = event.reason
+        fields = head("chatcmpl", "chat.completion", accepted.model)
+        whole = [message.choice() for message in messages]
+        return json_response({**fields, "choices": whole, "usage": tally.usage()})
+
+
+class _Message:
+    """One choice, put together."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls = ToolCalls()
+        self._logprobs: list[TokenLogprob] = []
+        self.finish_reason = ""
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._reasoning.append(delta.reasoning)
+        self._calls.add(delta.tool_calls)
+        self._logprobs.extend(delta.logprobs)
+
+    def choice(self) -> Choice:
+        text = "".join(self._texts)
+        message: dict[str, object] = {
+            "role": "assistant",
+            "content": None if self._calls and not text else text,
+            "refusal": None,
         }
-        fields = head("chatcmpl", "chat.completion", started.model)
-        return json_response({**fields, "choices": [choice], "usage": usage(answer.finish.usage)})
+        if any(self._reasoning):
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self._calls:
+            message["tool_calls"] = self._calls.whole()
+        return {
+            "index": self._index,
+            "message": message,
+            "logprobs": chat_logprobs(self._logprobs),
+            "finish_reason": _reason(self.finish_reason, calls=bool(self._calls)),
+        }
 
 
 async def _frames(
-    events: AsyncGenerator[Event], observation: Observation, include_usage: bool
+    events: Events, observation: Observation, n: int, include_usage: bool
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
-        started = await first_event(events, Started)
-        fields = head("chatcmpl", "chat.completion.chunk", started.model)
-        chunks = Chunks(fields, _text_choice, include_usage=include_usage)
-        yield chunks.chunk(_choice({"role": "assistant", "content": ""}))
-        async for event in events:
+        accepted = await first_of(events)
+        tally = Tally(accepted.started, n, observation)
+        fields = head("chatcmpl", "chat.completion.chunk", accepted.model)
+        chunks = Chunks(fields, _text_choice, num_choices=n, include_usage=include_usage)
+        called = [False] * n
+        role: dict[str, object] = {"role": "assistant", "content": ""}
+        yield b"".join(chunks.chunk(_choice(index, role)) for index in range(n))
+        async for index, event in rest_of(events):
             if isinstance(event, Delta):
                 observation.first_token(ROUTE)
-                if event.logprobs:
-                    logprobs = chat_logprobs(event.logprobs)
-                    yield chunks.chunk({**_text_choice(event.text), "logprobs": logprobs})
+                tally.add(index, event)
+                called[index] = called[index] or bool(event.tool_calls)
+                if event.logprobs or event.reasoning or event.tool_calls:
+                    yield chunks.chunk(_delta_choice(index, event))
                 else:
-                    yield chunks.text(event.text)
-            elif isinstance(event, Finish):
-                observation.finished(event)
+                    yield chunks.text(index, event.text)
+            else:
+                tally.finish(index, event)
                 check_not_aborted(event)
-                yield chunks.chunk(_choice({}, event.reason)) + chunks.end(event)
+                reason = _reason(event.reason, calls=called[index])
+                yield chunks.chunk(_choice(index, {}, reason))
+        yield chunks.end(tally.usage())
 
 
-def _text_choice(text: str) -> Choice:
-    return _choice({"content": text})
+def _reason(reason: str, *, calls: bool) -> str:
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
-def _choice(delta: dict[str, object], finish_reason: str | None = None) -> Choice:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _delta_choice(index: int, event: Delta) -> Choice:
+    delta: dict[str, object] = {}
+    if event.text:
+        delta["content"] = event.text
+    if event.reasoning:
+        delta["reasoning_content"] = event.reasoning
+    if event.tool_calls:
+        delta["tool_calls"] = list(map(tool_call_delta, event.tool_calls))
+    return {**_choice(index, delta), "logprobs": chat_logprobs(event.logprobs)}
+
+
+def _text_choice(index: int, text: str) -> Choice:
+    return _choice(index, {"content": text})
+
+
+def _choice(index: int, delta: dict[str, object], finish_reason: str | None = None) -> Choice:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}

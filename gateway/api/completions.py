@@ -8,22 +8,17 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.openai_format import (
-    Choice,
-    Chunks,
-    TextLogprobs,
-    check_not_aborted,
-    error_frame,
-    head,
-    usage,
-)
+from gateway.api.chunks import Chunks
+from gateway.api.openai_format import Choice, TextLogprobs, check_not_aborted, error_frame, head
+from gateway.api.tally import Tally
 from gateway.body import read_json
+from gateway.choices import Accepted, ChoiceEvent, Events, choices, first_of, rest_of
 from gateway.event_stream import EventStream
-from gateway.generation import Delta, Event, Finish, Started
+from gateway.generation import ABORT, Delta, Finish, TokenLogprob
 from gateway.json_text import json_response
 from gateway.observation import Observation
 from gateway.schemas.completions import CompletionRequest
-from gateway.services import Services, collect, first_event
+from gateway.services import Services
 
 ROUTE = "/v1/completions"
 
@@ -35,47 +30,88 @@ class Completions:
         self._services = services
 
     async def create(self, request: Request) -> Response | EventStream:
-        """Continues a prompt."""
+        """Continues one prompt or several."""
         body = await read_json(request, CompletionRequest, self._services.settings.max_body_bytes)
-        events = self._services.orchestrator.generate(body.generation())
+        generations = body.generations()
+        events = choices(list(map(self._services.orchestrator.generate, generations)))
+        if body.max_tokens == 0:
+            events = _prompts_only(events)
         observation = Observation.of(request.scope)
         if body.stream:
-            frames = _frames(events, observation, body.stream_options.include_usage)
+            frames = _frames(events, observation, body, len(generations))
             return self._services.event_stream(frames, error_frame)
-        async with self._services.interruption(request):
-            started, answer = await collect(events, Started)
-        observation.finished(answer.finish)
-        check_not_aborted(answer.finish)
-        logprobs = TextLogprobs().of(answer.logprobs)
-        choice = _choice(answer.text, logprobs, answer.finish.reason)
-        fields = head("cmpl", "text_completion", started.model)
-        return json_response({**fields, "choices": [choice], "usage": usage(answer.finish.usage)})
+        texts: list[list[str]] = [[] for _ in generations]
+        logprobs: list[list[TokenLogprob]] = [[] for _ in generations]
+        reasons = [""] * len(generations)
+        async with self._services.interruption(request), aclosing(events):
+            accepted = await first_of(events)
+            tally = Tally(accepted.started, body.n, observation)
+            async for index, event in rest_of(events):
+                if isinstance(event, Delta):
+                    tally.add(index, event)
+                    texts[index].append(event.text)
+                    logprobs[index].extend(event.logprobs)
+                else:
+                    tally.finish(index, event)
+                    check_not_aborted(event)
+                    reasons[index] = event.reason
+        whole = [
+            _choice(index, "".join(text), TextLogprobs().of(logprobs[index]), reasons[index])
+            for index, text in enumerate(texts)
+        ]
+        fields = head("cmpl", "text_completion", accepted.model)
+        return json_response({**fields, "choices": whole, "usage": tally.usage()})
 
 
 async def _frames(
-    events: AsyncGenerator[Event], observation: Observation, include_usage: bool
+    events: Events, observation: Observation, body: CompletionRequest, num_choices: int
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
-        started = await first_event(events, Started)
-        fields = head("cmpl", "text_completion", started.model)
-        chunks = Chunks(fields, _choice, include_usage=include_usage)
-        logprobs = TextLogprobs()
+        accepted = await first_of(events)
+        tally = Tally(accepted.started, body.n, observation)
+        chunks = Chunks(
+            head("cmpl", "text_completion", accepted.model),
+            _choice,
+            num_choices=num_choices,
+            include_usage=body.stream_options.include_usage,
+        )
+        logprobs = [TextLogprobs() for _ in range(num_choices)]
         # Nothing to say yet, but the status and the headers can go.
         yield b""
-        async for event in events:
+        async for index, event in rest_of(events):
             if isinstance(event, Delta):
                 observation.first_token(ROUTE)
+                tally.add(index, event)
                 if event.logprobs:
-                    yield chunks.chunk(_choice(event.text, logprobs.of(event.logprobs)))
+                    told = logprobs[index].of(event.logprobs)
+                    yield chunks.chunk(_choice(index, event.text, told))
                 else:
-                    yield chunks.text(event.text)
-            elif isinstance(event, Finish):
-                observation.finished(event)
+                    yield chunks.text(index, event.text)
+            else:
+                tally.finish(index, event)
                 check_not_aborted(event)
-                yield chunks.chunk(_choice("", None, event.reason)) + chunks.end(event)
+                yield chunks.chunk(_choice(index, "", None, event.reason))
+        yield chunks.end(tally.usage())
+
+
+async def _prompts_only(events: Events) -> Events:
+    """What is told of a request for no tokens: of each choice the echo, and that it is over."""
+    async with aclosing(events):
+        async for each in events:
+            if isinstance(each, Accepted):
+                yield each
+            elif isinstance(each.event, Finish):
+                usage = each.event.usage._replace(completion_tokens=0)
+                reason = each.event.reason if each.event.reason == ABORT else "length"
+                yield ChoiceEvent(each.number, Finish(reason, usage))
+            elif not each.event.num_tokens:
+                yield each
 
 
 def _choice(
-    text: str, logprobs: dict[str, object] | None = None, finish_reason: str | None = None
+    index: int,
+    text: str,
+    logprobs: dict[str, object] | None = None,
+    finish_reason: str | None = None,
 ) -> Choice:
-    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}

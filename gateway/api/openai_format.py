@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from gateway.errors import error_body
-from gateway.generation import ABORT, Finish, TokenLogprob, Usage
-from gateway.json_text import encode_line
-from gateway.sse import DONE, data_frame
+from gateway.generation import ABORT, Finish, TokenLogprob, ToolCallDelta
+from gateway.sse import data_frame
 from mesh.context import current_request
 from mesh.errors import ErrorKind, MeshError
 
@@ -18,23 +18,10 @@ LEAST_LOGPROB = -9999.0
 
 Choice: TypeAlias = dict[str, object]
 
-# Stands where the text of a delta will; a control character is in no model's name.
-_MARK = "\0text\0"
-
 
 def error_frame(error: MeshError) -> bytes:
     """The last event of a stream that failed; no `[DONE]` follows."""
     return data_frame(error_body(error))
-
-
-def usage(usage: Usage) -> dict[str, object]:
-    """The usage object."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
 
 
 def check_not_aborted(finish: Finish) -> None:
@@ -55,7 +42,7 @@ def head(prefix: str, kind: str, model: str) -> dict[str, object]:
     }
 
 
-def chat_logprobs(logprobs: tuple[TokenLogprob, ...]) -> dict[str, object] | None:
+def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
     """The logprobs of a chat choice; None without any."""
     if not logprobs:
         return None
@@ -65,7 +52,7 @@ def chat_logprobs(logprobs: tuple[TokenLogprob, ...]) -> dict[str, object] | Non
 def _chat_logprob(each: TokenLogprob, *, with_top: bool) -> dict[str, object]:
     fields: dict[str, object] = {
         "token": each.token,
-        "logprob": max(each.logprob, LEAST_LOGPROB),
+        "logprob": _finite(each.logprob),
         "bytes": list(each.token_bytes),
     }
     if with_top:
@@ -73,59 +60,74 @@ def _chat_logprob(each: TokenLogprob, *, with_top: bool) -> dict[str, object]:
     return fields
 
 
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)
+
+
 class TextLogprobs:
     """The logprobs of a completion, whose offsets go on from chunk to chunk."""
 
     def __init__(self) -> None:
         self._offset = 0
+        # A token may be a part of a character: counted are the characters that are whole.
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def of(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, object] | None:
+    def of(self, logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
         """The next tokens; None without any."""
         if not logprobs:
             return None
         offsets = []
         for each in logprobs:
             offsets.append(self._offset)
-            self._offset += len(each.token)
+            self._offset += len(self._utf8.decode(each.token_bytes))
         return {
             "tokens": [each.token for each in logprobs],
-            "token_logprobs": [max(each.logprob, LEAST_LOGPROB) for each in logprobs],
+            "token_logprobs": [_finite(each.logprob) for each in logprobs],
             "top_logprobs": [
-                {top.token: max(top.logprob, LEAST_LOGPROB) for top in each.top}
+                None
+                if each.logprob is None
+                else {top.token: _finite(top.logprob) for top in each.top}
                 for each in logprobs
             ],
             "text_offset": offsets,
         }
 
 
-class Chunks:
-    """The frames of a stream. `text_choice` makes a choice around a text.
+class ToolCalls:
+    """The calls of one answer, put together from their pieces."""
 
-    All but the text of a delta is encoded once, not once a token.
-    """
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, str, list[str]]] = []
 
-    def __init__(
-        self, head: dict[str, object], text_choice: Callable[[str], Choice], *, include_usage: bool
-    ) -> None:
-        self._head = head
-        self._include_usage = include_usage
-        before, _, after = self.chunk(text_choice(_MARK)).decode().partition(encode_line(_MARK))
-        self._before, self._after = before, after
+    def __bool__(self) -> bool:
+        return bool(self._calls)
 
-    def text(self, text: str) -> bytes:
-        """A chunk with text and without logprobs."""
-        return f"{self._before}{encode_line(text)}{self._after}".encode()
+    def add(self, deltas: Sequence[ToolCallDelta]) -> None:
+        """Takes more pieces."""
+        for delta in deltas:
+            if delta.name:
+                self._calls.append((delta.id, delta.name, []))
+            self._calls[delta.number][2].append(delta.arguments)
 
-    def chunk(self, choice: Choice) -> bytes:
-        """A chunk with one choice."""
-        fields = {**self._head, "choices": [choice]}
-        if self._include_usage:
-            fields["usage"] = None
-        return data_frame(fields)
+    def whole(self) -> list[dict[str, object]]:
+        """The calls as a message has them."""
+        return [
+            {
+                "id": id,
+                "type": "function",
+                "function": {"name": name, "arguments": "".join(arguments)},
+            }
+            for id, name, arguments in self._calls
+        ]
 
-    def end(self, finish: Finish) -> bytes:
-        """What follows the last choice: usage, if asked for, and `[DONE]`."""
-        if not self._include_usage:
-            return DONE
-        fields = {**self._head, "choices": [], "usage": usage(finish.usage)}
-        return data_frame(fields) + DONE
+
+def tool_call_delta(delta: ToolCallDelta) -> dict[str, object]:
+    """A piece of a call as a chunk has it."""
+    if not delta.name:
+        return {"index": delta.number, "function": {"arguments": delta.arguments}}
+    return {
+        "index": delta.number,
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
+    }

@@ -6,17 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gateway.generation import ChatPrompt, Generation, Message
-from gateway.schemas.common import (
-    MAX_LOGPROBS,
-    MAX_UINT32,
-    Answer,
-    Body,
-    OpenAIUsage,
-    SamplingFields,
-    only,
-    to_json,
-)
+from gateway.generation import ChatPrompt, Generation, Message, ToolChoice
+from gateway.schemas.common import MAX_UINT32, Answer, Body, OpenAIUsage, to_json
+from gateway.schemas.sampling import MAX_LOGPROBS, SamplingFields
+from gateway.schemas.tools import ResponseFormat, ToolCall, ToolChoiceField, Tools
 from gateway.validation import given_value
 
 
@@ -73,12 +66,6 @@ class ChatMessage(Body):
         )
 
 
-class ResponseFormat(Body):
-    """The shape of the text; there is no guided generation."""
-
-    type: str = "text"
-
-
 class ChatCompletionRequest(SamplingFields):
     """A conversation to be continued by the assistant."""
 
@@ -88,10 +75,11 @@ class ChatCompletionRequest(SamplingFields):
     )
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[dict[str, Any]] = Field(
-        [], description="Shown to the model by its template; calls come back as text."
+    tools: Tools = Field([], description="Shown to the model by its template.")
+    tool_choice: ToolChoiceField = Field(
+        "auto", description="auto, none, required, or one tool that must be called."
     )
-    tool_choice: str | dict[str, Any] = Field("auto", description="auto or none.")
+    parallel_tool_calls: bool = Field(True, description="False: at most one call.")
     response_format: ResponseFormat = ResponseFormat()
     continue_final_message: bool = Field(
         False, description="Go on with the last message instead of starting a new one."
@@ -102,18 +90,23 @@ class ChatCompletionRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:
-        only(self.n, 1, "n")
-        only(self.response_format.type, "text", "response_format.type")
-        if self.tool_choice not in ("auto", "none"):
-            given = given_value(self.tool_choice)
-            raise ValueError(f'tool_choice must be "auto" or "none", given {given}')
+        forced = self.tool_choice not in ("auto", "none")
+        if forced and not self.tools:
+            raise ValueError("tool_choice must come with tools, given none")
+        if forced and self.response_format.type != "text":
+            raise ValueError(
+                "response_format.type must be 'text' where a tool must be called, "
+                f"given {given_value(self.response_format.type)}"
+            )
+        if self.response_format.type == "json_schema" and self.response_format.json_schema is None:
+            raise ValueError("response_format.json_schema is required")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs must come with logprobs true, given false")
         return self
 
-    def generation(self) -> Generation:
-        """The same for the orchestrator. Raises MeshError."""
-        tools = self.tools if self.tool_choice == "auto" else []
+    def generations(self) -> list[Generation]:
+        """The same for the orchestrator, one for each choice. Raises MeshError."""
+        tools = [] if self.tool_choice == "none" else self.tools
         kwargs = self.chat_template_kwargs
         prompt = ChatPrompt(
             messages=tuple(each.message(index) for index, each in enumerate(self.messages)),
@@ -123,29 +116,46 @@ class ChatCompletionRequest(SamplingFields):
         )
         num_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         max_tokens = self.max_completion_tokens or self.max_tokens
-        return Generation(
-            model=self.model,
-            prompt=prompt,
-            sampling=self.sampling(max_tokens, num_logprobs),
-            stop=tuple(self.stop),
-        )
+        constraint = self.response_format.constraint()
+        return [
+            Generation(
+                model=self.model,
+                prompt=prompt,
+                sampling=self.sampling(
+                    choice, max_tokens=max_tokens, num_logprobs=num_logprobs, constraint=constraint
+                ),
+                stop=tuple(self.stop),
+                tool_choice=self._choice_of_tools() if tools else None,
+            )
+            for choice in range(self.n)
+        ]
+
+    def _choice_of_tools(self) -> ToolChoice:
+        choice = self.tool_choice
+        if isinstance(choice, str):
+            choice = ToolChoice(required=choice == "required")
+        return choice._replace(single=not self.parallel_tool_calls)
 
 
 class AssistantMessage(Answer):
     """What the model said."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: str = Field(
+        "", description="What a model that thinks in tags wrote inside of them; only if it did."
+    )
+    tool_calls: list[ToolCall] = Field([], description="Only where there are any.")
 
 
 class ChatChoice(Answer):
-    """The one answer."""
+    """One answer."""
 
     index: int
     message: AssistantMessage
     logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(Answer):

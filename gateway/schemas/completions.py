@@ -2,75 +2,116 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from gateway.generation import Generation, TokenIds
-from gateway.schemas.common import (
-    MAX_LOGPROBS,
-    MAX_UINT32,
-    Answer,
-    OpenAIUsage,
-    SamplingFields,
-    only,
-)
+from gateway.schemas.common import MAX_UINT32, Answer, OpenAIUsage, only
+from gateway.schemas.sampling import MAX_CHOICES, MAX_LOGPROBS, SamplingFields
 from gateway.validation import given_value
 
+Prompt: TypeAlias = str | tuple[int, ...]
 
-def _prompt(value: object) -> str | tuple[int, ...]:
-    """Text, or ids, or a list with one of either."""
-    if isinstance(value, list) and value and isinstance(value[0], str | list):
-        if len(value) > 1:
-            raise ValueError(f"FIELD must be one prompt, given {len(value)}")
-        value = value[0]
+
+def _prompts(value: object) -> list[Prompt]:
+    """Text, or ids, or a list of either."""
+    return prompt_list(value, MAX_CHOICES)
+
+
+def prompt_list(value: object, most: int) -> list[Prompt]:
+    """`value` as a list of texts and of token ids. Raises ValueError about FIELD."""
     if isinstance(value, str):
-        return value
+        return [value]
     if not isinstance(value, list):
         raise ValueError(f"FIELD must be text or token ids, given {given_value(value)}")
     if not value:
         raise ValueError("FIELD must have at least 1 token id, given 0")
+    if not isinstance(value[0], str | list):
+        return [_token_ids(value, "FIELD")]
+    if len(value) > most:
+        raise ValueError(f"FIELD must have at most {most} prompts, given {len(value)}")
+    prompts: list[Prompt] = []
+    for number, each in enumerate(value):
+        name = f"FIELD[{number}]"
+        prompts.append(each if isinstance(each, str) else _token_ids(each, name))
+    return prompts
+
+
+def _token_ids(value: object, name: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be text or token ids, given {given_value(value)}")
+    if not value:
+        raise ValueError(f"{name} must have at least 1 token id, given 0")
     for each in value:
         if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= MAX_UINT32:
             raise ValueError(
-                f"FIELD must hold token ids from 0 to {MAX_UINT32}, given {given_value(each)}"
+                f"{name} must hold token ids from 0 to {MAX_UINT32}, given {given_value(each)}"
             )
     return tuple(value)
 
 
 class CompletionRequest(SamplingFields):
-    """A prompt to be continued as it stands."""
+    """Prompts to be continued as they stand."""
 
     prompt: Annotated[
-        str | tuple[int, ...],
-        BeforeValidator(_prompt, json_schema_input_type=str | list[int] | list[str]),
-    ] = Field(description="Text, or token ids.")
+        list[Prompt],
+        BeforeValidator(
+            _prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ] = Field(description="Text, or token ids, or a list of either.")
+    max_tokens: int | None = Field(
+        None,
+        le=MAX_UINT32,
+        description="0 only with echo: the prompt alone comes back.",
+        json_schema_extra={"minimum": 0},
+    )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    echo: bool = Field(False, description="Only false.")
-    best_of: int = Field(1, description="Only 1.")
+    echo: bool = Field(
+        False, description="Send the prompt before the text; with logprobs, also its tokens'."
+    )
+    best_of: int | None = Field(None, description="Only n.")
     suffix: str = Field("", description="Only empty.")
 
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
-        only(self.n, 1, "n")
-        only(self.best_of, 1, "best_of")
-        only(self.echo, False, "echo")
+        if self.best_of is not None:
+            only(self.best_of, self.n, "best_of")
+        least = 0 if self.echo else 1
+        if self.max_tokens is not None and self.max_tokens < least:
+            raise ValueError(f"max_tokens must be at least {least}, given {self.max_tokens}")
+        num_choices = self.n * len(self.prompt)
+        if num_choices > MAX_CHOICES:
+            raise ValueError(
+                f"n must give at most {MAX_CHOICES} choices together with the prompts, "
+                f"given {num_choices}"
+            )
         only(self.suffix, "", "suffix")
         return self
 
-    def generation(self) -> Generation:
-        """The same for the orchestrator."""
-        prompt = self.prompt
-        return Generation(
-            model=self.model,
-            prompt=prompt if isinstance(prompt, str) else TokenIds(prompt),
-            sampling=self.sampling(self.max_tokens, self.logprobs),
-            stop=tuple(self.stop),
-        )
+    def generations(self) -> list[Generation]:
+        """The same for the orchestrator: n for the first prompt, n for the next."""
+        return [
+            Generation(
+                model=self.model,
+                prompt=prompt if isinstance(prompt, str) else TokenIds(prompt),
+                sampling=self.sampling(
+                    choice,
+                    # Behind the gateway at least one is generated; it is not told.
+                    max_tokens=1 if self.max_tokens == 0 else self.max_tokens,
+                    num_logprobs=self.logprobs,
+                    num_prompt_logprobs=self.logprobs if self.echo else None,
+                ),
+                stop=tuple(self.stop),
+                echo=self.echo,
+            )
+            for prompt in self.prompt
+            for choice in range(self.n)
+        ]
 
 
 class CompletionChoice(Answer):
-    """The one answer."""
+    """One answer."""
 
     index: int
     text: str

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
 import httpx
 
 from gateway.app import build_app
-from gateway.client import Orchestrator, generate_request, summarize_request
+from gateway.client import Orchestrator
 from gateway.drain import Drain
 from gateway.generation import (
     Delta,
+    Embedded,
     Event,
     Finish,
     Generation,
@@ -20,9 +21,11 @@ from gateway.generation import (
     SearchResults,
     ServedModel,
     Started,
+    TokenIds,
     Usage,
 )
 from gateway.key_ring import KeyRing
+from gateway.messages import embed_request, generate_request, summarize_request
 from gateway.readiness import Readiness
 from gateway.resumption import Resumption
 from gateway.services import Services
@@ -40,6 +43,11 @@ class DirectOrchestrator:
         yield Started("fake", 1)
         yield Delta("text", 1, ())
         yield FINISH
+
+    async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
+        """A vector each."""
+        assert embed_request(inputs, model).SerializeToString()
+        yield Embedded("fake", tuple((1.0, 0.0) for _ in inputs), len(inputs))
 
     async def search(self, search: Search) -> AsyncGenerator[Event]:
         """Nothing found."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from mesh.context import RequestContext, current_request
-from mesh.errors import MeshError
+from mesh.errors import ErrorKind, MeshError
 from mesh.telemetry import trace_id
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -20,7 +20,7 @@ ABORT = common_pb2.FINISH_REASON_ABORT
 class Script:
     """How the next calls go."""
 
-    deltas: Sequence[str] = ("Hello", " wor", "ld")
+    deltas: Sequence[str | orchestrator_pb2.Delta] = ("Hello", " wor", "ld")
     seconds_before_delta: float = 0.0
     seconds_before_first_event: float = 0.0
     refusal: MeshError | None = None
@@ -54,6 +54,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     num_running: int = 0
     num_cancelled: int = 0
     num_sent: int = 0
+    refuse_after: int | None = None
+    """How many calls are let in, before all others are refused."""
 
     async def Generate(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """As the contract has it."""
@@ -62,6 +64,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         first = orchestrator_pb2.GenerateResponse(started=started)
         async for event in self._stream(request, script, first, orchestrator_pb2.GenerateResponse):
             yield event
+            if event is first and request.echo:
+                yield orchestrator_pb2.GenerateResponse(delta=echo(request))
         if not script.without_finish:
             finish = orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script))
             yield orchestrator_pb2.GenerateResponse(finish=finish)
@@ -90,6 +94,20 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             )
             yield response(finish=finish)
 
+    async def Embed(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
+        """Two inputs a message; a vector is the length of the input, and its number."""
+        self._note(request)
+        if self.script.refusal is not None:
+            raise self.script.refusal
+        sizes = [len(each.text) or len(each.token_ids.ids) for each in request.inputs]
+        for begin in range(0, len(sizes), 2):
+            batch = range(begin, min(begin + 2, len(sizes)))
+            yield orchestrator_pb2.EmbedResponse(
+                model="fake",
+                embeddings=[common_pb2.Embedding(values=[sizes[n], n + 0.1]) for n in batch],
+                prompt_tokens=sum(sizes[n] for n in batch),
+            )
+
     async def ListModels(self, request, context):  # type: ignore[no-untyped-def]
         """Two models."""
         self._note(request)
@@ -106,6 +124,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             await asyncio.sleep(script.seconds_before_first_event)
             if script.refusal is not None:
                 raise script.refusal
+            if self.refuse_after is not None and len(self.requests) > self.refuse_after:
+                raise MeshError(ErrorKind.OVERLOADED, "no place is left")
             yield first
             number = 0
             while number < len(script.deltas) or script.endless:
@@ -148,8 +168,23 @@ def citation(
     return made
 
 
-def delta(text: str, with_logprobs: bool) -> orchestrator_pb2.Delta:
-    """One token of text."""
+def echo(request: orchestrator_pb2.GenerateRequest) -> orchestrator_pb2.Delta:
+    """The prompt, a token a character, the first of them without a log probability."""
+    made = orchestrator_pb2.Delta(text=request.text)
+    if request.sampling.HasField("num_prompt_logprobs"):
+        for number, character in enumerate(request.text):
+            made.logprobs.add(
+                token=character,
+                token_bytes=character.encode(),
+                logprob=-float(number) if number else None,
+            )
+    return made
+
+
+def delta(text: str | orchestrator_pb2.Delta, with_logprobs: bool) -> orchestrator_pb2.Delta:
+    """One token of text, or what the script has made."""
+    if not isinstance(text, str):
+        return text
     made = orchestrator_pb2.Delta(text=text, num_tokens=1)
     if with_logprobs:
         top = [

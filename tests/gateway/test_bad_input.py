@@ -128,7 +128,9 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("ignore_eos", "no", 'ignore_eos must be true or false, given "no"'),
     ("stream", 1, "stream must be true or false, given 1"),
     ("stream_options", True, "stream_options must be an object, given true"),
-    ("n", 2, "n must be 1, given 2"),
+    ("n", 0, "n must be at least 1, given 0"),
+    ("n", 33, "n must be at most 32, given 33"),
+    ("user", 5, "user must be a string, given 5"),
     ("model", 5, "model must be a string, given 5"),
 ]
 BAD_CHAT_FIELDS: list[tuple[str, Any, str]] = [
@@ -152,8 +154,29 @@ BAD_CHAT_FIELDS: list[tuple[str, Any, str]] = [
     ("messages", [{"role": "user", "content": [5]}], "messages[0].content[0].type must be 'text'"),
     ("top_logprobs", 21, "top_logprobs must be at most 20, given 21"),
     ("top_logprobs", 2, "top_logprobs must come with logprobs true, given false"),
-    ("response_format", {"type": "json_object"}, 'response_format.type must be "text", given'),
-    ("tool_choice", "required", 'tool_choice must be "auto" or "none", given "required"'),
+    ("response_format", {"type": "xml"}, "response_format.type must be 'text', 'json_object' or"),
+    ("response_format", {"type": "json_schema"}, "response_format.json_schema is required"),
+    (
+        "response_format",
+        {"type": "json_schema", "json_schema": {"name": "x"}},
+        "response_format.json_schema.schema is required",
+    ),
+    ("tool_choice", "required", "tool_choice must come with tools, given none"),
+    ("tool_choice", "f", 'tool_choice must be "auto", "none", "required" or a tool'),
+    ("tool_choice", {"type": "function"}, "tool_choice must be a string, or {"),
+    ("tools", [5], "tools[0] must be an object, given a number"),
+    ("tools", [{"type": "x"}], "tools[0].type must be 'function', given \"x\""),
+    ("tools", [{"type": "function"}], "tools[0].function must be an object, given null"),
+    (
+        "tools",
+        [{"type": "function", "function": {"name": "a b"}}],
+        "tools[0].function.name must be 1 to 64 letters, digits, '_', '.' or '-', given \"a b\"",
+    ),
+    (
+        "tools",
+        [{"type": "function", "function": {"name": "f", "parameters": []}}],
+        "tools[0].function.parameters must be an object, given an array",
+    ),
     ("tools", {}, "tools must be an array, given an object"),
     ("max_completion_tokens", 0, "max_completion_tokens must be at least 1, given 0"),
     ("tools", [{"x": "\ud800"}], "tools[0].x must be Unicode text, given a lone surrogate"),
@@ -162,13 +185,15 @@ BAD_COMPLETION_FIELDS: list[tuple[str, Any, str]] = [
     ("prompt", None, "prompt is required"),
     ("prompt", 5, "prompt must be text or token ids, given 5"),
     ("prompt", [], "prompt must have at least 1 token id, given 0"),
-    ("prompt", ["a", "b"], "prompt must be one prompt, given 2"),
+    ("prompt", ["a"] * 33, "prompt must have at most 32 prompts, given 33"),
+    ("prompt", ["a", 5], "prompt[1] must be text or token ids, given 5"),
+    ("prompt", [[1], []], "prompt[1] must have at least 1 token id, given 0"),
     ("prompt", [1, -1], "prompt must hold token ids from 0 to 4294967295, given -1"),
     ("prompt", [1, True], "prompt must hold token ids from 0 to 4294967295, given true"),
     ("prompt", [1, "a"], 'prompt must hold token ids from 0 to 4294967295, given "a"'),
     ("logprobs", 21, "logprobs must be at most 20, given 21"),
     ("logprobs", True, "logprobs must be a whole number, given true"),
-    ("echo", True, "echo must be false, given true"),
+    ("echo", 1, "echo must be true or false, given 1"),
     ("best_of", 2, "best_of must be 1, given 2"),
     ("suffix", "x", 'suffix must be "", given "x"'),
     ("stop", "\udc00", "stop must be Unicode text, given a lone surrogate"),
@@ -195,7 +220,8 @@ async def test_numbers_that_overflow_are_not_finite() -> None:
     """1e999 is an infinity to Python, and no temperature."""
     response = await post(COMPLETION, b'{"prompt": "x", "temperature": 1e999}')
     check(response, "temperature must be a finite number, given Infinity", "temperature")
-    nested = b'{"messages": [{"role": "user", "content": "x"}], "tools": [{"a": 1e999}]}'
+    tool = b'{"type": "function", "function": {"name": "f", "parameters": {"a": 1e999}}}'
+    nested = b'{"messages": [{"role": "user", "content": "x"}], "tools": [%s]}' % tool
     response = await post(CHAT, nested)
     check(response, "tools must hold finite numbers, given others", "tools")
 

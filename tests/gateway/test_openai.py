@@ -76,7 +76,9 @@ async def test_the_bytes_of_a_stream(client: httpx.AsyncClient) -> None:
     body = {"messages": MESSAGES, "stream": True}
     response = await client.post("/v1/chat/completions", json=body)
     *events, done, rest = response.text.split("\n\n")
-    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    ids, data = zip(*(event.split("\ndata: ") for event in events), strict=True)
+    chunks = [json.loads(each) for each in data]
+    assert list(ids) == [f"id: {number}" for number in range(len(events))]
     assert (done, rest) == ("data: [DONE]", "")
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert not any("usage" in chunk for chunk in chunks)

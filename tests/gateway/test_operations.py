@@ -209,6 +209,7 @@ async def test_openapi_is_made_of_routes_and_models() -> None:
         "/api/v1/search/{stream}",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
         "/v1/models",
         "/v1/models/{id}",
         "/livez",

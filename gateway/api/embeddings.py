@@ -1,0 +1,50 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.body import read_json
+from gateway.json_text import json_response
+from gateway.observation import Observation
+from gateway.schemas.embeddings import EmbeddingRequest
+from gateway.services import Services
+
+ROUTE = "/v1/embeddings"
+
+
+class Embeddings:
+    """Texts to vectors, as OpenAI's clients ask for them."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def create(self, request: Request) -> Response:
+        """Embeds one text or several."""
+        body = await read_json(request, EmbeddingRequest, self._services.settings.max_body_bytes)
+        num_tokens = 0
+        model = ""
+        data: list[dict[str, object]] = []
+        batches = self._services.orchestrator.embed(body.inputs(), body.model)
+        Observation.of(request.scope).summary = lambda: {"prompt_tokens": num_tokens}
+        async with self._services.interruption(request), aclosing(batches):
+            async for batch in batches:
+                model = batch.model
+                num_tokens += batch.prompt_tokens
+                for vector in batch.vectors:
+                    data.append(_embedding(len(data), vector, body.encoding_format))
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return json_response({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _embedding(index: int, vector: Sequence[float], encoding: str) -> dict[str, object]:
+    value: object = list(vector)
+    if encoding == "base64":
+        value = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    return {"object": "embedding", "index": index, "embedding": value}

@@ -1,0 +1,46 @@
+"""Names the fields of a request that nothing here knows: they are ignored, and said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from pydantic import BaseModel
+
+IGNORED_HEADER = "x-ignored-fields"
+
+MAX_NAMES = 20
+MAX_NAME_CHARACTERS = 60
+
+
+def ignored_fields(given: Mapping[str, object], model: BaseModel) -> list[str]:
+    """Paths of what is in `given` and not in `model`, which was made of it; at most 21."""
+    return list(islice(_ignored(given, model, ""), MAX_NAMES + 1))
+
+
+def ignored_header(names: Sequence[str]) -> str:
+    """The header's value: 20 names at most, with commas between, in ASCII; "..." for more."""
+    shown = [_spelled(name) for name in names[:MAX_NAMES]]
+    return ", ".join([*shown, *(["..."] if len(names) > MAX_NAMES else [])])
+
+
+def _ignored(given: Mapping[str, object], model: BaseModel, prefix: str) -> Iterator[str]:
+    known = {info.alias or name: name for name, info in type(model).model_fields.items()}
+    for key, value in given.items():
+        path = f"{prefix}{key}"
+        if key not in known:
+            yield path
+            continue
+        made = getattr(model, known[key])
+        if isinstance(value, dict) and isinstance(made, BaseModel):
+            yield from _ignored(value, made, f"{path}.")
+        elif isinstance(value, list) and isinstance(made, list):
+            for number, (item, part) in enumerate(zip(value, made, strict=False)):
+                if isinstance(item, dict) and isinstance(part, BaseModel):
+                    yield from _ignored(item, part, f"{path}[{number}].")
+
+
+def _spelled(name: str) -> str:
+    """Fit for a header: clients choose names, line ends and commas included."""
+    text = name[:MAX_NAME_CHARACTERS].encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() and c != "," else "?" for c in text)

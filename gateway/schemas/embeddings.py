@@ -1,0 +1,72 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from gateway.generation import TokenIds
+from gateway.schemas.common import Answer, Body, only
+from gateway.schemas.completions import Prompt, prompt_list
+
+MAX_INPUTS = 2048
+
+
+def _inputs(value: object) -> list[Prompt]:
+    inputs = prompt_list(value, MAX_INPUTS)
+    for number, each in enumerate(inputs):
+        if not each:
+            name = "FIELD" if isinstance(value, str) else f"FIELD[{number}]"
+            raise ValueError(f"{name} must have at least 1 character, given 0")
+    return inputs
+
+
+class EmbeddingRequest(Body):
+    """Texts to be turned into vectors."""
+
+    model: str = Field("", max_length=500, description="Empty: the only one served.")
+    input: Annotated[
+        list[Prompt],
+        BeforeValidator(
+            _inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ] = Field(description="Text, or token ids, or a list of up to 2048 of either.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: of 32-bit floats, little endian."
+    )
+    dimensions: Any = Field(None, description="Only null: vectors have the model's own size.")
+    user: str | None = Field(None, description="Taken, and used for nothing.")
+
+    @model_validator(mode="after")
+    def _check(self) -> EmbeddingRequest:
+        only(self.dimensions, None, "dimensions")
+        return self
+
+    def inputs(self) -> list[str | TokenIds]:
+        """The same for the orchestrator."""
+        return [each if isinstance(each, str) else TokenIds(each) for each in self.input]
+
+
+class Embedding(Answer):
+    """A text's vector, of length 1."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Answer):
+    """Tokens of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Answer):
+    """The vectors, in the order of the texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

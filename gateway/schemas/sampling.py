@@ -1,0 +1,111 @@
+"""How to draw, in the words that chat and completions share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from gateway.generation import Constraint, SamplingParams
+from gateway.schemas.common import MAX_UINT32, MAX_UINT64, Body
+from gateway.validation import given_value
+
+MAX_STOP_STRINGS = 4
+MAX_LOGPROBS = 20
+MAX_CHOICES = 32
+"""Of all prompts of a request together: each takes a place of its own behind the gateway."""
+
+
+def _stop(value: object) -> object:
+    strings = [value] if isinstance(value, str) else value
+    if isinstance(strings, list) and "" in strings:
+        raise ValueError("FIELD must not hold an empty string")
+    return strings
+
+
+def _logit_bias(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        digits = isinstance(key, str) and key.isascii() and key.isdecimal()
+        if not digits or len(key) > 10 or int(key) > MAX_UINT32:
+            raise ValueError(f"FIELD must have token ids as its keys, given {given_value(key)}")
+    return {int(key): bias for key, bias in value.items()}
+
+
+Stop = Annotated[
+    list[str],
+    Field(max_length=MAX_STOP_STRINGS),
+    BeforeValidator(_stop, json_schema_input_type=str | list[str]),
+]
+"""A string or a list of them."""
+
+LogitBias = Annotated[
+    dict[int, Annotated[float, Field(ge=-100, le=100)]],
+    BeforeValidator(_logit_bias, json_schema_input_type=dict[str, float]),
+]
+
+
+class StreamOptions(Body):
+    """How a stream looks."""
+
+    include_usage: bool = Field(
+        default=False, description="Send the usage in a last chunk of its own."
+    )
+
+
+class SamplingFields(Body):
+    """How to draw, in OpenAI's words and, for what OpenAI does not have, in vLLM's."""
+
+    model: str = Field("", max_length=500, description="Empty: the only one served.")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_UINT32)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_UINT32, description="0 or -1: all.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(
+        None,
+        ge=-(2**63),
+        le=MAX_UINT64,
+        description="Same seed, same text. Choice number i of a prompt is drawn with seed + i.",
+    )
+    stop: Stop = Field([], description="A string or up to 4; none is part of the text.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: LogitBias = Field({}, description="Token id to bias, -100 to 100.")
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0, le=MAX_UINT32)
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate, for each prompt.")
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    user: str | None = Field(None, description="Taken, and used for nothing.")
+
+    def sampling(
+        self,
+        choice: int,
+        *,
+        max_tokens: int | None,
+        num_logprobs: int | None,
+        num_prompt_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+    ) -> SamplingParams:
+        """The same for the orchestrator, for choice number `choice` of a prompt."""
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=None if self.top_k is None else max(0, self.top_k),
+            min_p=self.min_p,
+            # OpenAI's seeds are signed.
+            seed=None if self.seed is None else (self.seed + choice) & MAX_UINT64,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            num_logprobs=num_logprobs,
+            num_prompt_logprobs=num_prompt_logprobs,
+            constraint=constraint,
+        )

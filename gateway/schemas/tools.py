@@ -1,0 +1,143 @@
+"""Tools, the choice between them, and the form of the text, as OpenAI has them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from gateway.generation import Constraint, ToolChoice
+from gateway.schemas.common import Answer, Body, to_json
+from gateway.validation import given_value, json_kind
+
+MAX_TOOLS = 128
+
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+
+
+class Function(Body):
+    """A function that the model may call."""
+
+    name: str = Field(description="1 to 64 letters, digits, '_', '.' or '-'.")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of an object.")
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool; only functions are understood."""
+
+    type: Literal["function"]
+    function: Function
+
+
+def _tool(value: object) -> object:
+    """Checked, and passed on as it came: templates show tools whole."""
+    if not isinstance(value, dict):
+        raise ValueError(f"FIELD must be an object, given {json_kind(value)}")
+    if value.get("type") != "function":
+        raise ValueError(f"FIELD.type must be 'function', given {given_value(value.get('type'))}")
+    function = value.get("function")
+    if not isinstance(function, dict):
+        raise ValueError(f"FIELD.function must be an object, given {json_kind(function)}")
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            "FIELD.function.name must be 1 to 64 letters, digits, '_', '.' or '-', "
+            f"given {given_value(name)}"
+        )
+    parameters = function.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise ValueError(
+            f"FIELD.function.parameters must be an object, given {json_kind(parameters)}"
+        )
+    return value
+
+
+Tools = Annotated[
+    list[Annotated[dict[str, Any], BeforeValidator(_tool, json_schema_input_type=Tool)]],
+    Field(max_length=MAX_TOOLS),
+]
+
+
+class FunctionName(Body):
+    """Names a function."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """Names the tool to call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+def _tool_choice(value: object) -> object:
+    if isinstance(value, str):
+        if value not in ("auto", "none", "required"):
+            raise ValueError(
+                'FIELD must be "auto", "none", "required" or a tool\'s name, '
+                f"given {given_value(value)}"
+            )
+        return value
+    function = value.get("function") if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(value, dict) or value.get("type") != "function" or not isinstance(name, str):
+        raise ValueError(
+            'FIELD must be a string, or {"type": "function", "function": {"name": …}}, '
+            f"given {json_kind(value)}"
+        )
+    return ToolChoice(name=name)
+
+
+ToolChoiceField = Annotated[
+    str | ToolChoice,
+    BeforeValidator(
+        _tool_choice,
+        json_schema_input_type=Literal["auto", "none", "required"] | NamedTool,
+    ),
+]
+
+
+class JsonSchema(Body):
+    """A JSON schema that the text must keep to."""
+
+    name: str = ""
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(
+        None, description="The text keeps to the schema whether this is true or not."
+    )
+
+
+class ResponseFormat(Body):
+    """The form of the text."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    def constraint(self) -> Constraint | None:
+        """The same for the orchestrator; None: any text. Raises MeshError."""
+        if self.type == "json_object":
+            return Constraint("json_object")
+        if self.type == "json_schema" and self.json_schema is not None:
+            field = "response_format.json_schema.schema"
+            return Constraint("json_schema", to_json(self.json_schema.schema_, field))
+        return None
+
+
+class CalledFunction(Answer):
+    """What is called, and with what."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Answer):
+    """A call that the model makes."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
