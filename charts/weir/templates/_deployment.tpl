@@ -15,6 +15,12 @@ metadata:
 spec:
   {{- if not $values.autoscaling.enabled }}
   replicas: {{ int $values.replicas }}
+  {{- else }}
+  {{- /* The number is the autoscaler's. Where there is a Deployment its number is repeated: to
+         leave the field out that an earlier release had would set it to 1 for a moment. */}}
+  {{- with lookup "apps/v1" "Deployment" $root.Release.Namespace (include "weir.componentName" $scope) }}
+  replicas: {{ max (int .spec.replicas) (int $values.autoscaling.minReplicas) }}
+  {{- end }}
   {{- end }}
   revisionHistoryLimit: 3
   progressDeadlineSeconds: {{ add (int $values.startupSeconds) 300 }}
