@@ -1,0 +1,43 @@
+"""Writes charts/weir/dashboards; `--check` changes nothing and fails if a file would change."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from scripts.dashboards.engine import engine
+from scripts.dashboards.overview import overview
+from scripts.dashboards.search import search
+from scripts.dashboards.trace import trace
+
+FOLDER = Path(__file__).resolve().parents[2] / "charts" / "weir" / "dashboards"
+
+
+def files() -> dict[Path, str]:
+    """What the folder holds."""
+    made = [overview(), engine(), search(), trace()]
+    return {
+        FOLDER / f"{each['uid'].removeprefix('weir-')}.json": json.dumps(each, indent=2) + "\n"
+        for each in made
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code."""
+    wanted = files()
+    found = {path: path.read_text() for path in FOLDER.glob("*.json")}
+    if arguments == ["--check"]:
+        stale = [path for path in wanted | found if found.get(path) != wanted.get(path)]
+        for path in stale:
+            print(f"{path.name} is stale: python -m scripts.dashboards", file=sys.stderr)
+        return int(bool(stale))
+    for path in found.keys() - wanted.keys():
+        path.unlink()
+    for path, content in wanted.items():
+        path.write_text(content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

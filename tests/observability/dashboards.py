@@ -1,0 +1,52 @@
+"""The dashboards of the chart, read as Grafana reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "charts" / "weir" / "dashboards").glob("*.json"))
+
+_VARIABLES = {"$__rate_interval": "1m", "$namespace": ".*", "$model": ".*"}
+_SERVICES = "gateway|gen_ai|mesh|orchestrator|tokenizer|vllm|inference"
+_METRIC = re.compile(rf"\b(?:{_SERVICES})[\w:]+(?=[{{\[)])")
+_GROUPING = re.compile(r"\b(?:by|on|without|group_left) \([^)]*\)")
+
+
+def metric_names(expression: str) -> set[str]:
+    """The metrics that an expression asks for."""
+    return set(_METRIC.findall(_GROUPING.sub("", expression)))
+
+
+class PanelQuery(NamedTuple):
+    """A query to Prometheus, as it is sent with every variable at its default."""
+
+    dashboard: str
+    panel: str
+    expression: str
+
+    @property
+    def metrics(self) -> set[str]:
+        """The names in it."""
+        return metric_names(self.expression)
+
+
+def panel_queries() -> list[PanelQuery]:
+    """Those of all panels of all dashboards."""
+    return [
+        PanelQuery(dashboard["title"], panel["title"], _filled_in(target["expr"]))
+        for dashboard in map(json.loads, (file.read_text() for file in FILES))
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+        if "expr" in target
+    ]
+
+
+def _filled_in(expression: str) -> str:
+    for name, value in _VARIABLES.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression, f"an unknown variable in {expression}"
+    return expression
