@@ -79,6 +79,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         name=settings.served_name,
         device=settings.device,
         dtype=settings.dtype,
+        kernels=settings.kernels,
         max_num_seqs=settings.max_num_seqs,
         max_num_waiting=settings.max_num_waiting,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference.kv_cache import KVCache
-from inference.llama import Llama
 from inference.model_config import ModelConfig
+from inference.model_factory import Model
 from inference.step import Step
 
 BLOCK_SIZE = 16
@@ -37,7 +37,7 @@ class Scratch(KVCache):
 class Embedder:
     """Embeds with a served model, whose weights it shares. For one thread at a time."""
 
-    def __init__(self, model: Llama, max_num_batched_tokens: int) -> None:
+    def __init__(self, model: Model, max_num_batched_tokens: int) -> None:
         """A forward pass takes whole inputs of at most so many tokens together, or one input."""
         self._model = model
         self._max_num_batched_tokens = max_num_batched_tokens

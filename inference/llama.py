@@ -13,22 +13,12 @@ from torch import Tensor
 
 from inference.kv_cache import KVCache
 from inference.layers.attention import AttentionPlan, attend
+from inference.layers.linear import Int8Linear, Linear
 from inference.layers.plan import make_plan
 from inference.layers.rotary import RotaryEmbedding, rotate
 from inference.model_config import ModelConfig
 from inference.step import Step
 from inference.weights import Weights
-
-
-class Linear:
-    """A matrix and, for some models, a bias."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight = weight
-        self.bias = bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 class Layer:
@@ -41,10 +31,10 @@ class Layer:
         q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
         self._sizes = [q_size, kv_size, kv_size]
         prefix = f"model.layers.{number}"
-        self._input_norm = reader.tensor(f"{prefix}.input_layernorm.weight", hidden)
-        self._post_norm = reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden)
+        self.input_norm = reader.tensor(f"{prefix}.input_layernorm.weight", hidden)
+        self.post_norm = reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden)
         attention = f"{prefix}.self_attn"
-        self._qkv = reader.merged(
+        self.qkv = reader.merged(
             [
                 (f"{attention}.{name}_proj", size)
                 for name, size in zip("qkv", self._sizes, strict=True)
@@ -52,40 +42,38 @@ class Layer:
             hidden,
             bias=config.attention_bias,
         )
-        self._out = reader.merged(
-            [(f"{attention}.o_proj", hidden)], q_size, bias=config.output_bias
-        )
-        self._qk_norms: tuple[Tensor, Tensor] | None = None
+        self.out = reader.merged([(f"{attention}.o_proj", hidden)], q_size, bias=config.output_bias)
+        self.qk_norms: tuple[Tensor, Tensor] | None = None
         if config.qk_norm:
-            self._qk_norms = (
+            self.qk_norms = (
                 reader.tensor(f"{attention}.q_norm.weight", head_dim),
                 reader.tensor(f"{attention}.k_norm.weight", head_dim),
             )
         inner = config.intermediate_size
         mlp = f"{prefix}.mlp"
-        self._gate_up = reader.merged(
+        self.gate_up = reader.merged(
             [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)], hidden, bias=config.mlp_bias
         )
-        self._down = reader.merged([(f"{mlp}.down_proj", hidden)], inner, bias=config.mlp_bias)
+        self.down = reader.merged([(f"{mlp}.down_proj", hidden)], inner, bias=config.mlp_bias)
 
     def __call__(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, plan: AttentionPlan
     ) -> Tensor:
-        x = x + self._attend(self._norm(x, self._input_norm), rotation, cache, plan)
-        gate, up = self._gate_up(self._norm(x, self._post_norm)).chunk(2, dim=-1)
-        return x + self._down(F.silu(gate) * up)
+        x = x + self._attend(self._norm(x, self.input_norm), rotation, cache, plan)
+        gate, up = self.gate_up(self._norm(x, self.post_norm)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
 
     def _attend(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, plan: AttentionPlan
     ) -> Tensor:
         q, k, v = (
             part.view(len(x), -1, self._config.head_dim)
-            for part in torch.split(self._qkv(x), self._sizes, dim=-1)
+            for part in torch.split(self.qkv(x), self._sizes, dim=-1)
         )
-        if self._qk_norms is not None:
-            q, k = self._norm(q, self._qk_norms[0]), self._norm(k, self._qk_norms[1])
+        if self.qk_norms is not None:
+            q, k = self._norm(q, self.qk_norms[0]), self._norm(k, self.qk_norms[1])
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-        return self._out(attend(q, k, v, cache.layer(self._number), plan))
+        return self.out(attend(q, k, v, cache.layer(self._number), plan))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight, self._config.rms_norm_eps)
@@ -102,9 +90,13 @@ class Llama:
         max_context: int,
         dtype: torch.dtype,
         device: torch.device,
+        int8: bool = False,
     ) -> None:
-        """Reads all weights. Raises ModelLoadError if any is missing or has another shape."""
-        reader = Reader(weights, dtype, device)
+        """Reads all weights. Raises ModelLoadError if any is missing or has another shape.
+
+        With `int8` the layers' matrices are stored so, and multiplied in `dtype`.
+        """
+        reader = Reader(weights, dtype, device, int8=int8)
         self.config = config
         self.dtype = dtype
         self.device = device
@@ -156,7 +148,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class Reader:
     """Takes tensors out of a checkpoint in the wanted type, and counts them."""
 
-    def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, weights: Weights, dtype: torch.dtype, device: torch.device, *, int8: bool = False
+    ) -> None:
+        self._int8 = int8
         self._weights = weights
         self._dtype = dtype
         self._device = device
@@ -172,4 +167,7 @@ class Reader:
         """Matrices with the same input as one; each part is a name and its number of outputs."""
         matrices = [self.tensor(f"{name}.weight", size, num_inputs) for name, size in parts]
         biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
-        return Linear(torch.cat(matrices), torch.cat(biases) if biases else None)
+        bias_vector = torch.cat(biases) if biases else None
+        if self._int8:
+            return Int8Linear(torch.cat(matrices), bias_vector)
+        return Linear(torch.cat(matrices), bias_vector)

@@ -16,9 +16,9 @@ from inference.engine import Engine
 from inference.errors import ModelLoadError
 from inference.interface import ModelInfo
 from inference.kv_cache import KVCache
-from inference.llama import Llama
 from inference.masks import MaskWorker
 from inference.model_config import ModelConfig, load_config
+from inference.model_factory import ModelOptions, activation_type, make_model, weight_type
 from inference.model_runner import ModelRunner
 from inference.sampling_params import SamplingParams
 from inference.scheduler import Scheduler
@@ -28,9 +28,6 @@ from inference.vocabulary import Vocabulary
 from inference.weights import Weights
 
 logger = logging.getLogger(__name__)
-
-SMALL_MODEL_PARAMETERS = 50_000_000
-"""Up to this size a CPU computes in float32 under dtype `auto`: it is no slower, and exact."""
 
 FREE_MEMORY_SHARE = 0.5
 """Of the memory that is free after loading, the KV cache takes at most this; on a GPU more."""
@@ -55,19 +52,34 @@ class EngineOptions:
     kv_cache_tokens: int = 0
     threads: int = 0
     num_speculative_tokens: int = 0
+    kernels: str = "auto"
 
 
 def load_engine(options: EngineOptions) -> Engine:
     """A warm engine; blocks. Raises ModelLoadError saying what is wrong with the files."""
     started = time.monotonic()
     device = _device(options.device)
+    threads = options.threads or available_cpus()
     if device.type == "cpu":
-        torch.set_num_threads(options.threads or available_cpus())
+        torch.set_num_threads(threads)
     config = load_config(options.folder)
     max_context = _max_context(options.max_context, config)
     weights = Weights(options.folder)
-    dtype = _dtype(options.dtype, config, device)
-    model = Llama(config, weights, max_context=max_context, dtype=dtype, device=device)
+    weights_as = weight_type(options.dtype, config, device)
+    dtype = activation_type(weights_as)
+    max_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
+    model = make_model(
+        config,
+        weights,
+        device,
+        ModelOptions(
+            dtype=weights_as,
+            kernels=options.kernels,
+            max_context=max_context,
+            block_size=options.block_size,
+            threads=threads,
+        ),
+    )
     num_blocks = _num_kv_tokens(options, config, dtype, device, max_context) // options.block_size
     cache = KVCache(config, num_blocks, options.block_size, dtype, device)
     vocabulary = Vocabulary.load(
@@ -79,7 +91,7 @@ def load_engine(options: EngineOptions) -> Engine:
         model_info=ModelInfo(
             name=options.name,
             architecture=config.architecture,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=weights_as,
             device=_device_name(device),
             vocab_size=config.vocab_size,
             max_context=max_context,
@@ -97,7 +109,7 @@ def load_engine(options: EngineOptions) -> Engine:
         scheduler=Scheduler(
             BlockManager(num_blocks, options.block_size),
             max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),
+            max_num_batched_tokens=max_tokens,
             num_speculative_tokens=options.num_speculative_tokens,
         ),
         runner=ModelRunner(model, cache, MaskWorker(config.vocab_size)),
@@ -110,10 +122,11 @@ def load_engine(options: EngineOptions) -> Engine:
         extra={
             "model": options.name,
             "num_parameters": model.num_parameters,
-            "dtype": str(dtype),
+            "dtype": weights_as,
             "device": str(device),
             "kv_cache_tokens": num_blocks * options.block_size,
-            "threads": torch.get_num_threads(),
+            "kernels": type(model).__name__,
+            "threads": threads,
             "duration_seconds": time.monotonic() - started,
         },
     )
@@ -139,33 +152,6 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}"
     return "cpu"
-
-
-def _dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    name = config.dtype if wanted == "auto" else wanted
-    if (
-        wanted == "auto"
-        and device.type == "cpu"
-        and _num_parameters(config) <= (SMALL_MODEL_PARAMETERS)
-    ):
-        name = "float32"
-    dtype = {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }.get(name)
-    if dtype is None:
-        raise ModelLoadError(f"config.json: dtype {name!r} is not supported")
-    return dtype
-
-
-def _num_parameters(config: ModelConfig) -> int:
-    """About how many weights the config implies."""
-    attention = config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads) * 2
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    tables = 1 if config.tie_word_embeddings else 2
-    embeddings = tables * config.vocab_size * config.hidden_size
-    return config.num_layers * (attention + mlp) + embeddings
 
 
 def _max_context(wanted: int, config: ModelConfig) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,19 +10,9 @@ from torch import Tensor
 from inference.batch import Batch, SampledToken
 from inference.kv_cache import KVCache
 from inference.masks import MaskWorker
+from inference.model_factory import Model
 from inference.sampler import sample
 from inference.step import Step
-
-
-class Model(Protocol):
-    """Computes logits; how, and on what device, is its own affair."""
-
-    def compute(self, step: Step, cache: KVCache) -> Tensor | None:
-        """Store the step's keys and values; logits [len(step.outputs), vocab_size] in float32.
-
-        None where no output is wanted.
-        """
-        ...
 
 
 class ModelRunner:

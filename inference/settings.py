@@ -26,8 +26,12 @@ class InferenceSettings(ServiceSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to run; auto takes a GPU if there is one."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of weights and activations; auto takes the model's own."
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="Type of the weights; auto takes the model's own, int8 quantises at load.",
+    )
+    kernels: Literal["auto", "native", "torch"] = Field(
+        "auto", description="What computes on a CPU; auto takes native where the CPU has AVX-512."
     )
     max_num_seqs: int = Field(64, ge=1, le=4096, description="Most sequences in a batch.")
     max_num_waiting: int = Field(

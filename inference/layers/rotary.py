@@ -20,6 +20,11 @@ class RotaryEmbedding:
         self._cos = angles.cos().to(device)
         self._sin = angles.sin().to(device)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """All cosines and sines, each [max_position, head_dim / 2] in float32."""
+        return self._cos, self._sin
+
     def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines, each [num_tokens, 1, head_dim / 2], for all layers of a step."""
         return (

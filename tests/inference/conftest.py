@@ -53,7 +53,12 @@ def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., Engine]:
 
     def make(family: str = "llama-tied-gqa", **options: Any) -> Engine:
         threads = torch.get_num_threads()
-        defaults = {"dtype": "float32", "kv_cache_tokens": 4096, "threads": threads}
+        defaults = {
+            "dtype": "float32",
+            "kernels": "torch",
+            "kv_cache_tokens": 4096,
+            "threads": threads,
+        }
         folder = model_folder(family)
         return load_engine(EngineOptions(folder=folder, name=family, **{**defaults, **options}))
 

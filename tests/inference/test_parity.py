@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
 import torch
 
 from inference.batch import Batch
 from inference.engine import Engine
+from inference.native import library
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from tests.inference.families import VOCAB_SIZE, reference_greedy, reference_logits
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(params=["torch", "native"], name="make_engine")
+def make_engine_of_both(
+    request: pytest.FixtureRequest, make_engine: Callable[..., Engine]
+) -> Callable[..., Engine]:
+    """Makes engines that compute with torch, then such that compute natively."""
+    if request.param == "native":
+        try:
+            library.load()
+        except library.Unavailable as reason:
+            pytest.skip(f"NO NATIVE DECODER: {reason}")
+
+    def make(*arguments: Any, **options: Any) -> Engine:
+        return make_engine(*arguments, kernels=request.param, **options)
+
+    return make
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -123,13 +143,16 @@ def test_a_seed_decides_whatever_else_runs(make_engine: Callable[..., Engine]) -
     assert run(make_engine(), [first], seed=2, **sampled)[0] != alone
 
 
-def test_bfloat16_is_close(make_engine: Callable[..., Engine], family: str) -> None:
-    """Logits in bfloat16 point the same way as those in float32."""
-    engine = make_engine(family, dtype="bfloat16")
+@pytest.mark.parametrize(("dtype", "closeness"), [("bfloat16", 0.999), ("int8", 0.99)])
+def test_narrow_weights_are_close(
+    make_engine: Callable[..., Engine], family: str, dtype: str, closeness: float
+) -> None:
+    """Logits from narrower weights point the same way as those in float32."""
+    engine = make_engine(family, dtype=dtype)
     [prompt] = prompts(40)
     sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
     assert engine._scheduler.block_manager.allocate(sequence)
     sequence.num_scheduled_tokens = len(prompt)
     logits = engine._runner.logits(Batch([sequence]))  # type: ignore[attr-defined]
     expected = reference_logits(family, prompt)[-1]
-    assert torch.cosine_similarity(logits[0], expected, dim=0) > 0.999
+    assert torch.cosine_similarity(logits[0], expected, dim=0) > closeness

@@ -1,0 +1,121 @@
+"""Chooses how a checkpoint is computed: by torch anywhere, or natively on a CPU that can."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from inference.errors import ModelLoadError
+from inference.kv_cache import KVCache
+from inference.llama import Llama
+from inference.model_config import ModelConfig
+from inference.native.decoder import NativeDecoder, unsupported
+from inference.native.packing import WeightType
+from inference.step import Step
+from inference.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+SMALL_MODEL_PARAMETERS = 50_000_000
+"""Up to this size a CPU computes in float32 under dtype `auto`: it is no slower, and exact."""
+
+_TORCH_TYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Model(Protocol):
+    """A loaded checkpoint."""
+
+    config: ModelConfig
+    num_parameters: int
+    dtype: torch.dtype
+    """Of the KV cache."""
+    device: torch.device
+
+    def compute(self, step: Step, cache: KVCache) -> Tensor | None:
+        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        ...
+
+    def hidden(self, step: Step, cache: KVCache) -> Tensor:
+        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How a model is to be computed."""
+
+    dtype: str
+    kernels: str
+    max_context: int
+    block_size: int
+    threads: int
+
+
+def weight_type(wanted: str, config: ModelConfig, device: torch.device) -> str:
+    """What the weights are stored as. Raises ModelLoadError for a type that nothing computes."""
+    name = config.dtype if wanted == "auto" else wanted
+    if wanted == "auto" and device.type == "cpu" and _is_small(config):
+        name = "float32"
+    if name not in (*_TORCH_TYPES, "int8"):
+        raise ModelLoadError(f"config.json: dtype {name!r} is not supported")
+    return name
+
+
+def activation_type(name: str) -> torch.dtype:
+    """Of activations under torch, and of the KV cache, for weights of this type."""
+    return _TORCH_TYPES.get(name, torch.bfloat16)
+
+
+def make_model(
+    config: ModelConfig, weights: Weights, device: torch.device, options: ModelOptions
+) -> Model:
+    """Reads the weights. Raises ModelLoadError saying what is wrong with them or the options."""
+    reason = _why_not_native(config, device, options)
+    if reason is None:
+        kind: WeightType = options.dtype  # type: ignore[assignment]  # checked above
+        return NativeDecoder(
+            config,
+            weights,
+            max_context=options.max_context,
+            kind=kind,
+            threads=options.threads,
+        )
+    if options.kernels == "native":
+        raise ModelLoadError(f"INFERENCE_KERNELS is native, but {reason}")
+    if device.type == "cpu" and options.kernels == "auto":
+        logger.warning("torch computes the model, slower than native", extra={"reason": reason})
+    return Llama(
+        config,
+        weights,
+        max_context=options.max_context,
+        dtype=activation_type(options.dtype),
+        device=device,
+        int8=options.dtype == "int8",
+    )
+
+
+def _why_not_native(config: ModelConfig, device: torch.device, options: ModelOptions) -> str | None:
+    if options.kernels == "torch":
+        return "INFERENCE_KERNELS is torch"
+    if device.type != "cpu":
+        return f"the device is {device.type}"
+    if options.dtype == "float16":
+        return "dtype float16 is torch's only"
+    return unsupported(config, options.block_size)
+
+
+def _is_small(config: ModelConfig) -> bool:
+    """About how many weights the config implies, against the limit."""
+    attention = config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads) * 2
+    mlp = 3 * config.hidden_size * config.intermediate_size
+    tables = 1 if config.tie_word_embeddings else 2
+    embeddings = tables * config.vocab_size * config.hidden_size
+    return config.num_layers * (attention + mlp) + embeddings <= SMALL_MODEL_PARAMETERS

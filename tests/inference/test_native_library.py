@@ -1,0 +1,76 @@
+"""How the native decoder's library is found, compiled, and done without."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inference.errors import ModelLoadError
+from inference.loading import EngineOptions, load_engine
+from inference.native import library
+
+pytestmark = pytest.mark.timeout(300)  # some seconds of compiling, on busy cores far more
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each test looks anew, in a home of its own, on a CPU that has what is needed."""
+    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    monkeypatch.setattr(library, "_cpu_flags", lambda: set(library.CPU_FLAGS))
+    monkeypatch.setattr(library, "_cache_folder", lambda: tmp_path / "cache")
+
+
+def test_the_compiler_makes_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compiled is found again without a compiler, and nothing else is left."""
+    first = library.load()
+    assert isinstance(first, ctypes.CDLL)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]
+    monkeypatch.setattr(library.shutil, "which", lambda _: None)
+    assert library.load()._name == first._name
+
+
+def test_a_missing_cpu_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason says what the CPU lacks."""
+    monkeypatch.setattr(library, "_cpu_flags", lambda: {"avx2", "fma"})
+    with pytest.raises(library.Unavailable, match=r"the CPU lacks avx512f, .*avx512_bf16"):
+        library.load()
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason says that there is none."""
+    monkeypatch.setattr(library.shutil, "which", lambda _: None)
+    with pytest.raises(library.Unavailable, match="no C compiler"):
+        library.load()
+
+
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own words are kept; nothing half made stays behind."""
+    monkeypatch.setattr(library, "COMPILER_FLAGS", ("-no-such-flag",))
+    with pytest.raises(library.Unavailable, match="no-such-flag"):
+        library.load()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file stands where the folder should be."""
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(library.Unavailable, match="cannot be written"):
+        library.load()
+
+
+def test_an_engine_goes_on_with_torch(
+    model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the library `auto` takes torch, and `native` says why it cannot be had."""
+
+    def unavailable() -> ctypes.CDLL:
+        raise library.Unavailable("there is no C compiler and no compiled decoder")
+
+    monkeypatch.setattr(library, "load", unavailable)
+    options = {"folder": model_folder("llama-tied-gqa"), "name": "m", "kv_cache_tokens": 256}
+    load_engine(EngineOptions(**options))  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadError, match="INFERENCE_KERNELS is native, but there is no C"):
+        load_engine(EngineOptions(**options, kernels="native"))  # type: ignore[arg-type]
