@@ -152,7 +152,7 @@ async def running(
 ) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
     """A gateway that listens and serves, and the task that does so; drained when left."""
     keys = _key_ring(settings)
-    channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings))
+    channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings), balanced=True)
     orchestrator, drain = Orchestrator(channel), Drain()
     services = Services(
         settings=settings,

@@ -18,7 +18,7 @@ from mesh.errors import ErrorKind, MeshError, from_rpc_error
 from mesh.secure_channel import ReloadingChannel
 from mesh.tls import NO_TLS, TlsFiles
 from mesh.tracing import ClientSpan
-from mesh.transport import channel_options
+from mesh.transport import balanced_options, channel_options
 from mesh.unary_spans import UnarySpans
 
 STATUS_SECONDS = 1.0
@@ -29,19 +29,25 @@ Response = TypeVar("Response")
 
 
 def open_channel(
-    target: str, tls: TlsFiles = NO_TLS, server_name: str | None = None
+    target: str,
+    tls: TlsFiles = NO_TLS,
+    server_name: str | None = None,
+    *,
+    balanced: bool = False,
 ) -> grpc.aio.Channel:
     """A channel to `target` (any gRPC target); the caller closes it. Connects when first used.
 
     With a CA in `tls` it speaks TLS. The server's certificate must be for `server_name`, by
     default the host of `target`: of replicas the name is checked, not the address that it led to.
-    Raises TlsError.
+    `balanced`: any replica that the target leads to will do, and a call that has had no answer
+    yet may be made anew at another one. Raises TlsError.
     """
     spans = [UnarySpans(target)]
+    options = balanced_options() if balanced else channel_options()
     if not tls.for_channel:
-        return grpc.aio.insecure_channel(target, options=channel_options(), interceptors=spans)
+        return grpc.aio.insecure_channel(target, options=options, interceptors=spans)
     name = server_name or target.rpartition(":")[0].strip("[]")
-    options = [*channel_options(), ("grpc.ssl_target_name_override", name)]
+    options = [*options, ("grpc.ssl_target_name_override", name)]
     return ReloadingChannel(
         tls,
         lambda credentials: grpc.aio.secure_channel(

@@ -7,6 +7,8 @@ often, or it answers with GOAWAY `too_many_pings` (gRPC proposal A8).
 
 from __future__ import annotations
 
+import json
+
 KEEPALIVE_SECONDS = 20
 KEEPALIVE_TIMEOUT_SECONDS = 10
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -62,4 +64,33 @@ def channel_options() -> Options:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+
+
+RETRIES = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+"""Until a call has had its first message it may be made anew: nobody has seen anything of it."""
+
+
+def balanced_options() -> Options:
+    """For a channel to a service of which any replica will do: spread, and leave the draining out.
+
+    The health that is followed is the process's own (""): it tells of a drain before the
+    connection ends. A replica that refuses all the same, as it drains, costs a retry.
+    """
+    service_config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": ""},
+        "methodConfig": [{"name": [{}], "retryPolicy": RETRIES}],
+    }
+    return [
+        *channel_options(),
+        ("grpc.service_config", json.dumps(service_config)),
+        ("grpc.enable_retries", 1),
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ]
