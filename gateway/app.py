@@ -23,6 +23,8 @@ from gateway.api.page import STATIC_FILES, Page
 from gateway.api.search import ROUTE as SEARCH
 from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
+from gateway.api.validate import ROUTE as VALIDATE
+from gateway.api.validate import ValidateEndpoint
 from gateway.auth import AuthMiddleware
 from gateway.drain_middleware import DrainMiddleware
 from gateway.errors import HttpError
@@ -35,7 +37,7 @@ from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from gateway.schemas.models import Model, ModelList
-from gateway.schemas.search import SearchAnswer, SearchRequest
+from gateway.schemas.search import SearchAnswer, SearchRequest, ValidationAnswer
 from gateway.services import Services
 
 READ = ("GET", "HEAD")
@@ -102,6 +104,17 @@ def _api_routes(services: Services) -> list[ApiRoute]:
             search.stop,
             Operation(summary="Stop a resumable search.", status=204, secured=True),
             methods=("DELETE",),
+        ),
+        ApiRoute(
+            VALIDATE,
+            ValidateEndpoint(services).check,
+            Operation(
+                summary="Check a search without searching.",
+                body=SearchRequest,
+                answer=ValidationAnswer,
+                secured=True,
+            ),
+            methods=("POST",),
         ),
         ApiRoute(
             CHAT,

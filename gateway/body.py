@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -26,22 +26,38 @@ Model = TypeVar("Model", bound=BaseModel)
 
 async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:
     """The body, checked. Raises MeshError, HttpError (408, 413) or ClientDisconnected."""
+    fields, problem = await read_object(request, max_bytes)
+    if problem is not None:
+        raise problem
+    try:
+        made = model.model_validate(fields, strict=True)
+    except ValidationError as error:
+        raise problem_of(error) from None
+    Observation.of(request.scope).ignored = ignored_fields(fields, made)
+    return made
+
+
+class Fields(NamedTuple):
+    """A body: a JSON object of whatever fields, those that are null left out."""
+
+    fields: dict[str, object]
+    problem: MeshError | None
+    """Of a string in it that is no Unicode text."""
+
+
+async def read_object(request: Request, max_bytes: int) -> Fields:
+    """The body, not yet checked. Raises as `read_json` does."""
     body = await _read(request, max_bytes)
     value = _parse(body)
     if not isinstance(value, dict):
         raise _invalid(f"the body must be a JSON object, given {json_kind(value)}")
+    problem = None
     if _SURROGATE_ESCAPE.search(body):
         path = path_of_surrogate(value)
         if path is not None:
-            raise invalid(path, f"{path} must be Unicode text, given a lone surrogate")
+            problem = invalid(path, f"{path} must be Unicode text, given a lone surrogate")
     # OpenAI's clients send null for what they leave at its default.
-    given = {key: field for key, field in value.items() if field is not None}
-    try:
-        made = model.model_validate(given, strict=True)
-    except ValidationError as error:
-        raise problem_of(error) from None
-    Observation.of(request.scope).ignored = ignored_fields(given, made)
-    return made
+    return Fields({key: field for key, field in value.items() if field is not None}, problem)
 
 
 def read_query(request: Request, model: type[Model]) -> Model:

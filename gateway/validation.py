@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from mesh.errors import MeshError, invalid
 
@@ -42,7 +43,15 @@ _TYPES = {
 
 def problem_of(error: ValidationError) -> MeshError:
     """The first problem, as MeshError (INVALID_REQUEST)."""
-    problem = error.errors(include_url=False)[0]
+    return problems_of(error)[0]
+
+
+def problems_of(error: ValidationError) -> list[MeshError]:
+    """Every problem, as MeshError (INVALID_REQUEST)."""
+    return [_problem(problem) for problem in error.errors(include_url=False)]
+
+
+def _problem(problem: ErrorDetails) -> MeshError:
     kind, given = problem["type"], problem["input"]
     field = field_path(problem["loc"])
     if kind == "missing":

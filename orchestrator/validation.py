@@ -6,6 +6,7 @@ Messages name the field as OpenAI's API has it, the limit and the given value.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 from mesh.errors import ErrorKind, MeshError, invalid
@@ -71,13 +72,23 @@ def check_stop(stop: Sequence[str]) -> None:
 
 
 def check_query(query: str) -> str:
-    """The query with white space trimmed; raises MeshError (INVALID_REQUEST) for a bad length."""
+    """The query with white space trimmed.
+
+    Raises MeshError (INVALID_REQUEST) for a bad length, and for control characters.
+    """
     query = query.strip()
     if not 1 <= len(query) <= MAX_QUERY_CHARACTERS:
         raise invalid(
             "query",
             f"query must have 1 to {MAX_QUERY_CHARACTERS} characters, given {len(query)}",
         )
+    for place, character in enumerate(query, 1):
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise invalid(
+                "query",
+                "query must have no control characters but tabs and line ends, "
+                f"given U+{ord(character):04X} as character {place}",
+            )
     return query
 
 

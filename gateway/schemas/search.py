@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from gateway.generation import Search
 from gateway.schemas.common import MAX_UINT32, Answer, Body, UsageAnswer
 
 MAX_QUERY_CHARACTERS = 500
 
+
+def _no_control_characters(query: str) -> str:
+    for place, character in enumerate(query, 1):
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise ValueError(
+                "FIELD must have no control characters but tabs and line ends, "
+                f"given U+{ord(character):04X} as character {place}"
+            )
+    return query
+
+
 Query = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARACTERS),
+    AfterValidator(_no_control_characters),
 ]
 
 
@@ -79,3 +92,18 @@ class SearchAnswer(Answer):
     usage: UsageAnswer
     request_id: str
     trace_id: str
+
+
+class Problem(Answer):
+    """Something that a search would be refused for."""
+
+    param: str = Field(description="The field at fault.")
+    message: str = Field(description="What is wrong: the field, the limit and the given value.")
+
+
+class ValidationAnswer(Answer):
+    """What the input check says."""
+
+    valid: bool
+    query: str | None = Field(description="The query as it would be searched for; null: invalid.")
+    problems: list[Problem] = Field(description="One for each field at fault.")

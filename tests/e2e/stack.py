@@ -70,7 +70,7 @@ class Stack:
         """Where a service's output goes."""
         return self.folder / f"{name}.log"
 
-    def wait_ready(self, timeout: float = 60.0) -> float:
+    def wait_ready(self, timeout: float = 180.0) -> float:
         """Returns the seconds until `/readyz` said 200; fails with the logs otherwise."""
         started = time.monotonic()
         while time.monotonic() - started < timeout:

@@ -207,6 +207,7 @@ async def test_openapi_is_made_of_routes_and_models() -> None:
     assert set(document["paths"]) == {
         "/api/v1/search",
         "/api/v1/search/{stream}",
+        "/api/v1/validate",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",

@@ -165,6 +165,7 @@ async def test_a_search_that_fails_is_told_as_such(
     [
         ({"query": "   "}, "query"),
         ({"query": "a" * 501}, "query"),
+        ({"query": "a\x00b"}, "query"),
         ({"query": "a", "num_results": 21}, "num_results"),
     ],
 )

@@ -1,0 +1,35 @@
+"""`/api/v1/validate`: what a search would be refused for, without searching."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.body import read_object
+from gateway.json_text import json_response
+from gateway.schemas.search import SearchRequest
+from gateway.services import Services
+from gateway.validation import problems_of
+from mesh.errors import MeshError
+
+ROUTE = "/api/v1/validate"
+
+
+class ValidateEndpoint:
+    """The check of a search's input."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def check(self, request: Request) -> Response:
+        """Takes the body of a search. Raises MeshError for what is no JSON object."""
+        fields, problem = await read_object(request, self._services.settings.max_body_bytes)
+        query, problems = None, [problem] if problem is not None else list[MeshError]()
+        if not problems:
+            try:
+                query = SearchRequest.model_validate(fields, strict=True).query
+            except ValidationError as error:
+                problems = problems_of(error)
+        told = [{"param": each.param, "message": each.message} for each in problems]
+        return json_response({"valid": not told, "query": query, "problems": told})
