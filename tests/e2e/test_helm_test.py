@@ -10,16 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 from tests.e2e.stack import ROOT, Stack
+
+pytestmark = pytest.mark.timeout(300)
 
 SCRIPT = ROOT / "charts" / "weir" / "files" / "helm_test.py"
 
 
-def run(stack: Stack, *arguments: str, timeout: str = "30") -> subprocess.CompletedProcess[str]:
+def run(stack: Stack, *arguments: str, timeout: str = "120") -> subprocess.CompletedProcess[str]:
     """Runs the script as the pod does, without anything that is installed."""
     command = [sys.executable, "-I", str(SCRIPT), f"--url={stack.url}", "--query=tracing"]
     command += [f"--timeout={timeout}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from urllib.parse import quote, urlsplit
 
 SERVICES = {"gateway", "orchestrator", "tokenizer", "inference"}
 POLL_SECONDS = 0.5
+READ_SECONDS = 120
+"""Most silence in an answer; on a busy CPU a first token may take its time."""
 
 
 class Failed(Exception):
@@ -30,7 +32,7 @@ class Failed(Exception):
 class Gateway:
     """The gateway, as a client sees it."""
 
-    def __init__(self, url: str, key: str, timeout: float) -> None:
+    def __init__(self, url: str, key: str = "", timeout: float = READ_SECONDS) -> None:
         self._url = urlsplit(url)
         self._key = key
         self._timeout = timeout
@@ -165,7 +167,7 @@ def check_disconnect(gateway: Gateway, model: str, engines: list[str], timeout: 
 
 def check_trace(url: str, trace_id: str, timeout: float) -> str:
     """The search's trace is there, with a span of each service."""
-    tempo = Gateway(url, "", 10)
+    tempo = Gateway(url, timeout=10)
     found: set[str] = set()
 
     def arrived() -> bool:
@@ -197,7 +199,7 @@ def service_names(trace: Any) -> Iterator[str]:
 def run(arguments: argparse.Namespace, key: str) -> None:
     """All checks in order, a line each. Raises Failed."""
     timeout: float = arguments.timeout
-    gateway = Gateway(arguments.url, key, timeout)
+    gateway = Gateway(arguments.url, key)
     check_ready(gateway, timeout, arguments.model)
     say("ready", ", ".join(arguments.model))
     # Sampled, whatever share of traces is recorded otherwise.
