@@ -134,8 +134,10 @@ function showTrace(trace) {
       badge(span.outcome));
     name.style.paddingLeft = `${span.depth * 0.9}rem`;
     const carried = ["prefill", "decode"].includes(span.name)
-      ? trace.steps.filter((step) => step.start_ms + step.duration_ms > span.start_ms &&
-          step.start_ms < span.start_ms + span.duration_ms)
+      ? trace.steps.filter((step) => {
+        const middle = step.start_ms + step.duration_ms / 2;
+        return middle > span.start_ms && middle < span.start_ms + span.duration_ms;
+      })
       : [];
     const row = element("button", { class: "row", role: "treeitem", type: "button",
       "aria-level": span.depth + 1 }, name,
