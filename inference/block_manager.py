@@ -12,9 +12,10 @@ Ids only: the tensors behind them belong to the KV cache. Every operation is O(1
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import takewhile
 
 from inference.sequence import Sequence
 
@@ -45,6 +46,8 @@ class BlockManager:
         self._block_by_hash: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._announced: Counter[bytes] = Counter()
+        """Blocks that live sequences are computing, by the hash that each is going to have."""
 
     @property
     def num_free_blocks(self) -> int:
@@ -81,7 +84,24 @@ class BlockManager:
         sequence.block_table.extend(self._take_free() for _ in range(num_new_blocks))
         sequence.num_computed_tokens = len(hits) * self.block_size
         sequence.num_committed_blocks = len(hits)
+        self._announce(sequence)
         return True
+
+    def is_worth_waiting(self, sequence: Sequence) -> bool:
+        """Whether others are computing at least half of what the sequence would have to.
+
+        They hold blocks, so they run, and each step brings the blocks nearer.
+        """
+        if not self._announced:
+            return False
+        num_hits = len(self._find_cached(sequence))
+        num_full_blocks = (sequence.num_tokens - 1) // self.block_size
+        self._extend_hashes(sequence, num_full_blocks)
+        coming = takewhile(
+            self._announced.__contains__, sequence.block_hashes[num_hits:num_full_blocks]
+        )
+        num_missing = self.num_blocks_for(sequence.num_tokens) - num_hits
+        return 2 * sum(1 for _ in coming) >= num_missing
 
     def extend(self, sequence: Sequence) -> bool:
         """Make room for the sequence's last token; False if a block is needed and none is left."""
@@ -110,6 +130,7 @@ class BlockManager:
         if sequence.num_committed_blocks >= num_full_blocks:
             return
         self._extend_hashes(sequence, num_full_blocks)
+        self._withdraw(sequence, num_full_blocks)
         for index in range(sequence.num_committed_blocks, num_full_blocks):
             block, block_hash = sequence.block_table[index], sequence.block_hashes[index]
             # Two sequences may have computed the same block side by side; the first one stays.
@@ -123,6 +144,7 @@ class BlockManager:
 
         A no-op for a sequence without blocks.
         """
+        self._withdraw(sequence, sequence.num_announced_blocks)
         # Last block first, so that a prefix is evicted from its end and stays usable.
         for block in reversed(sequence.block_table):
             if forget:
@@ -136,6 +158,7 @@ class BlockManager:
         del sequence.block_table[:]
         sequence.num_computed_tokens = 0
         sequence.num_committed_blocks = 0
+        sequence.num_announced_blocks = 0
 
     def exclusive_blocks(self, sequences: Iterable[Sequence]) -> list[int]:
         """The blocks of these sequences that nobody else holds."""
@@ -148,6 +171,7 @@ class BlockManager:
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raise `IntegrityError` unless the books match the block tables of all live sequences."""
+        sequences = list(sequences)
         expected = [0] * self.num_blocks
         for sequence in sequences:
             for block in sequence.block_table:
@@ -168,6 +192,9 @@ class BlockManager:
             raise IntegrityError("a free block has a hash")
         if any(self._hashes[block] != key for key, block in self._block_by_hash.items()):
             raise IntegrityError("the prefix cache names a block that holds something else")
+        announced = Counter(key for sequence in sequences for key in _announced_by(sequence))
+        if announced != self._announced:
+            raise IntegrityError("blocks are announced that nobody computes")
         if sum(1 for key in self._hashes if key is not None) != len(self._block_by_hash):
             raise IntegrityError("a hashed block is missing from the prefix cache")
 
@@ -183,6 +210,20 @@ class BlockManager:
                 break
             hits.append(block)
         return hits
+
+    def _announce(self, sequence: Sequence) -> None:
+        """Let it be known which blocks the sequence is about to compute."""
+        if self._enable_prefix_cache:
+            sequence.num_announced_blocks = sequence.num_tokens // self.block_size
+            self._extend_hashes(sequence, sequence.num_announced_blocks)
+            self._announced.update(_announced_by(sequence))
+
+    def _withdraw(self, sequence: Sequence, end: int) -> None:
+        """Take back what was announced of blocks before `end`, which are computed or given up."""
+        for block_hash in _announced_by(sequence, end):
+            self._announced[block_hash] -= 1
+            if not self._announced[block_hash]:
+                del self._announced[block_hash]
 
     def _extend_hashes(self, sequence: Sequence, num_full_blocks: int) -> None:
         hashes = sequence.block_hashes
@@ -212,3 +253,11 @@ class BlockManager:
         if block_hash is not None:
             del self._block_by_hash[block_hash]
             self._hashes[block] = None
+
+
+def _announced_by(sequence: Sequence, end: int | None = None) -> list[bytes]:
+    """The hashes of the blocks before `end` that a sequence has announced and not committed."""
+    last = sequence.num_announced_blocks
+    if end is not None:
+        last = min(last, end)
+    return sequence.block_hashes[sequence.num_committed_blocks : last]

@@ -193,6 +193,8 @@ class Scheduler:
     def _schedule_waiting(self, batch: OrderedDict[str, Sequence], budget: int, now: float) -> int:
         while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
             sequence = next(iter(self._waiting.values()))
+            if self.block_manager.is_worth_waiting(sequence):
+                break  # nobody overtakes: what computes its blocks takes the budget anyway
             # Each running sequence may soon need a block: leave it one, rather than let the
             # new one in and preempt it again.
             num_reserved = len(self._running)

@@ -46,7 +46,7 @@ class Sequence:
     """Token ids, block table and counts of one request.
 
     The scheduler moves it between its lines, the block manager owns `block_table`,
-    `block_hashes` and `num_committed_blocks`; nobody else writes those.
+    `block_hashes`, `num_committed_blocks` and `num_announced_blocks`; nobody else writes those.
 
         token_ids:  |<---- prompt ---->|<---- completion ---->|
                     |<-- computed -->|<- scheduled ->|
@@ -62,6 +62,7 @@ class Sequence:
         "first_token_time",
         "matcher",
         "max_tokens",
+        "num_announced_blocks",
         "num_batched_sequences",
         "num_cached_tokens",
         "num_committed_blocks",
@@ -117,6 +118,7 @@ class Sequence:
         self.block_table: array[int] = array("q")
         self.block_hashes: list[bytes] = []
         self.num_committed_blocks = 0
+        self.num_announced_blocks = 0
 
         self.num_preemptions = 0
         self.num_steps = 0

@@ -1,0 +1,60 @@
+"""Time to the first token of a 1,024-token prompt that the engine has seen, against the first time.
+
+python -m benchmarks.prefix_cache
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from pathlib import Path
+
+from inference.engine import Engine
+from inference.loading import EngineOptions, load_engine
+from inference.sampling_params import SamplingParams
+from inference.sequence import Sequence
+from models.demo.evaluate import FOLDER
+
+NUM_TOKENS = 1024
+
+
+def first_token(engine: Engine, name: str, prompt: list[int]) -> float:
+    """Seconds from arrival to the first token."""
+    params = SamplingParams(max_tokens=1, temperature=0.0)
+    sequence = Sequence(name, prompt, params)
+    engine.add(sequence)
+    while engine.has_work:
+        engine.step()
+    finish = sequence.finish
+    assert finish is not None
+    assert finish.timings.first_token is not None
+    return finish.timings.first_token - finish.timings.arrival
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=FOLDER, help="the model's folder")
+    parser.add_argument("--prompts", type=int, default=20, help="each is asked twice")
+    parser.add_argument("--threads", type=int, default=0, help="0: what the quota gives")
+    arguments = parser.parse_args()
+    engine = load_engine(
+        EngineOptions(
+            folder=arguments.model, name="m", threads=arguments.threads, kv_cache_tokens=65_536
+        )
+    )
+    rng = random.Random(0)
+    cold, warm = [], []
+    for number in range(arguments.prompts):
+        prompt = [rng.randrange(engine.model_info.vocab_size) for _ in range(NUM_TOKENS)]
+        cold.append(first_token(engine, f"{number} cold", prompt))
+        warm.append(first_token(engine, f"{number} warm", prompt))
+    ratio = statistics.median(warm) / statistics.median(cold)
+    print(f"{arguments.prompts} prompts of {NUM_TOKENS} tokens, medians of the time to first token")
+    print(f"first time  {statistics.median(cold) * 1e3:8.1f} ms")
+    print(f"second time {statistics.median(warm) * 1e3:8.1f} ms, {ratio:.1%} of the first")
+
+
+if __name__ == "__main__":
+    main()
