@@ -66,14 +66,14 @@ class Readiness:
             try:
                 updates = ResponseStream(health.Watch(request, wait_for_ready=True))
                 async for update in updates:
-                    serving = update.status == health_pb2.HealthCheckResponse.SERVING
-                    if serving:
-                        # Fetched before the first request needs it.
-                        await upstream.client.current()
-                        self._serving.add(upstream.target)
-                    else:
-                        self._serving.discard(upstream.target)
+                    if update.status != health_pb2.HealthCheckResponse.SERVING:
+                        # One replica goes: ask anew, which may lead to another.
+                        break
+                    # Fetched before the first request needs it.
+                    await upstream.client.current()
+                    self._serving.add(upstream.target)
                     await tell()
+                updates.cancel()
             except MeshError as error:
                 logger.debug("tokenizer lost", extra={"error": str(error)})
             self._serving.discard(upstream.target)

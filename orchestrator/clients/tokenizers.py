@@ -57,7 +57,7 @@ async def open_tokenizers(targets: Mapping[str, str], tls: TlsFiles) -> AsyncIte
     async with AsyncExitStack() as stack:
         opened: dict[str, TokenizerUpstream] = {}
         for target in dict.fromkeys(targets.values()):
-            channel = open_channel(target, tls)
+            channel = open_channel(target, tls, balanced=True)
             stack.push_async_callback(channel.close)
             opened[target] = TokenizerUpstream(target, channel, TokenizerClient(channel))
         yield Tokenizers({model: opened[target] for model, target in targets.items()})

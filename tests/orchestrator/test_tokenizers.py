@@ -12,8 +12,11 @@ import pytest
 from mesh.channel import call_unary
 from mesh.errors import ErrorKind, MeshError
 from mesh.server import Servicer
+from mesh.tls import NO_TLS
 from mesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc, tokenizer_pb2_grpc
 from orchestrator.application import application
+from orchestrator.clients.tokenizers import FOR_ALL, open_tokenizers
+from orchestrator.readiness import Readiness
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings
 from tests.helpers import Served, eventually, serve
@@ -130,3 +133,27 @@ async def test_ready_while_one_model_has_all_it_needs() -> None:
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_replica_that_goes_takes_nothing_with_it() -> None:
+    """While another tokenizer behind the same name serves, the orchestrator is ready again."""
+    async with two_models("{0}") as running:
+        targets = {FOR_ALL: f"ipv4:{','.join(each.address for each in running.served)}"}
+        async with open_tokenizers(targets, NO_TLS) as tokenizers:
+            readiness = Readiness(tokenizers, running.service._replicas)
+
+            async def set_ready(ready: bool) -> None:
+                pass
+
+            watching = asyncio.create_task(readiness.watch(set_ready))
+            try:
+                await eventually(lambda: readiness.ready, "ready")
+                for each in running.served:
+                    await each.server.set_ready(False)
+                    # Long enough for the news to arrive, whichever replica is watched.
+                    await asyncio.sleep(0.3)
+                    await eventually(lambda: readiness.ready, "ready with the other")
+                    await each.server.set_ready(True)
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
