@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.settings import Address, OptionalAddress, ServiceSettings, is_loopback
+from mesh.targets import balanced_target
 
 ORCHESTRATOR_PORT = 50051
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -36,7 +37,8 @@ class GatewaySettings(ServiceSettings):
         "127.0.0.1",
         min_length=1,
         validation_alias="orchestrator_host",
-        description="The orchestrator, HOST or HOST:PORT (default port 50051).",
+        description="The orchestrator, HOST or HOST:PORT (default port 50051); all addresses of "
+        "a name are used, as are several IPv4 addresses separated by commas.",
     )
     request_timeout_seconds: float = Field(
         300.0, gt=0, description="Deadline of a request, carried to every service behind."
@@ -101,11 +103,8 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def orchestrator_target(self) -> str:
-        """The orchestrator, as a gRPC target."""
-        host = self.orchestrator_host
-        # An IPv6 address in brackets has colons of its own.
-        has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
-        return host if has_port else f"{host}:{ORCHESTRATOR_PORT}"
+        """The orchestrator, as a gRPC target; several addresses are replicas."""
+        return balanced_target([_with_port(host) for host in _split(self.orchestrator_host)])
 
     @property
     def api_key_list(self) -> tuple[str, ...]:
@@ -128,3 +127,9 @@ class GatewaySettings(ServiceSettings):
 def _split(value: str) -> tuple[str, ...]:
     parts = (part.strip() for part in value.split(","))
     return tuple(part for part in parts if part)
+
+
+def _with_port(host: str) -> str:
+    # An IPv6 address in brackets has colons of its own.
+    has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
+    return host if has_port else f"{host}:{ORCHESTRATOR_PORT}"

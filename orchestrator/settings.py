@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from mesh.settings import Address, ServiceSettings
+from mesh.targets import balanced_target
 
 TOKENIZER_PORT = 50052
 INFERENCE_PORT = 50053
@@ -58,9 +59,16 @@ class OrchestratorSettings(ServiceSettings):
 
     @property
     def tokenizer_targets(self) -> dict[str, str]:
-        """The tokenizers as gRPC targets, by model; "" stands for all other models."""
-        entries = (entry.strip().rpartition("=") for entry in self.tokenizer_host.split(","))
-        return {model: with_port(host, TOKENIZER_PORT) for model, _, host in entries if host}
+        """The tokenizers as gRPC targets, by model; "" stands for all other models.
+
+        Several addresses for one model are replicas.
+        """
+        hosts: dict[str, list[str]] = {}
+        for entry in self.tokenizer_host.split(","):
+            model, _, host = entry.strip().rpartition("=")
+            if host:
+                hosts.setdefault(model, []).append(with_port(host, TOKENIZER_PORT))
+        return {model: balanced_target(each) for model, each in hosts.items()}
 
     @property
     def inference_targets(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,8 +97,8 @@ class Cluster:
             "INFERENCE_MODEL": str(ROOT / "models" / "demo"),
             "INFERENCE_THREADS": "1",
             "INFERENCE_KV_CACHE_TOKENS": "65536",
-            "ORCHESTRATOR_HOST": given.get("orchestrator") or _any_of(by_service["orchestrator"]),
-            "TOKENIZER_HOST": given.get("tokenizer") or _any_of(by_service["tokenizer"]),
+            "ORCHESTRATOR_HOST": given.get("orchestrator") or ",".join(by_service["orchestrator"]),
+            "TOKENIZER_HOST": given.get("tokenizer") or ",".join(by_service["tokenizer"]),
             "INFERENCE_HOST": given.get("inference") or ",".join(by_service["inference"]),
             # gRPC tells of every connection that ends, and here many do.
             "GRPC_VERBOSITY": "NONE",
@@ -151,11 +151,6 @@ def running_cluster(
     finally:
         for node in cluster.nodes:
             node.end()
-
-
-def _any_of(addresses: Sequence[str]) -> str:
-    # gRPC's own form for a list of addresses, as a name with several has them.
-    return addresses[0] if len(addresses) == 1 else f"ipv4:{','.join(addresses)}"
 
 
 def _is_ready(url: str) -> bool:

@@ -16,6 +16,7 @@ from mesh.settings import STARTUP_FAILURE, load
         ("10.0.0.1", "10.0.0.1:50051"),
         ("[::1]", "[::1]:50051"),
         ("[::1]:99", "[::1]:99"),
+        ("10.0.0.1, 10.0.0.2:7", "ipv4:10.0.0.1:50051,10.0.0.2:7"),
     ],
 )
 def test_the_orchestrator_has_a_default_port(
