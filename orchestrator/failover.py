@@ -82,6 +82,8 @@ class _Attempts:
             extra={"address": replica.address, "num_tokens": so_far, "error": error.message},
         )
         self._lost.append(replica)
+        if (accepted or error.kind is ErrorKind.INTERNAL) and replica.circuit.failure():
+            logger.warning("replica ejected", extra={"address": replica.address})
         # One that refused, as it drains or cannot be reached, was not broken by this request.
         self._num_broken += accepted
         if self._num_broken >= MAX_LOST_REPLICAS:
@@ -126,6 +128,7 @@ async def generate(
                         async for item in ahead:
                             accepted = True
                             if isinstance(item, TokenFinish):
+                                replica.circuit.success()
                                 yield item
                                 return
                             delivered += item.token_ids

@@ -22,6 +22,9 @@ AFFINITY_TOKENS = 64
 """How much of a prompt's beginning decides which replica it prefers: what requests of one
 template or one conversation share, and a prefix cache can reuse."""
 
+MIN_TRUSTED = 0.5
+"""If more than this share of engines seem to be broken, it is likely not they who are."""
+
 NOT_READY_RETRY_SECONDS = 1.0
 
 
@@ -98,8 +101,18 @@ class Replicas:
                 f"no engine is ready for model {model!r}",
                 retry_after=NOT_READY_RETRY_SECONDS,
             )
-        least = min(replica.outstanding_tokens for replica in candidates)
-        near = [r for r in candidates if r.outstanding_tokens <= least + len(token_ids)]
+        trusted = [replica for replica in candidates if not replica.circuit.is_open]
+        if len(trusted) >= len(candidates) * MIN_TRUSTED:
+            candidates = trusted
+        num_tokens = len(token_ids)
+        # One that has just become ready counts as busier than it is, beside one that has not.
+        warmest = max(replica.warmth.share for replica in candidates)
+        load = {
+            replica: (replica.outstanding_tokens + num_tokens) * (warmest / replica.warmth.share)
+            for replica in candidates
+        }
+        least = min(load.values())
+        near = [replica for replica in candidates if load[replica] <= least + num_tokens]
         prefix = ",".join(map(str, token_ids[:AFFINITY_TOKENS]))
         return max(near, key=lambda replica: _preference(prefix, replica.address))
 

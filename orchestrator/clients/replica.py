@@ -15,6 +15,7 @@ from mesh.channel import ResponseStream, call_unary, open_channel, open_stream
 from mesh.errors import MeshError
 from mesh.tls import NO_TLS, TlsFiles
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from orchestrator.circuit import Circuit, Warmth
 from orchestrator.generation import (
     Constraint,
     FinishReason,
@@ -93,6 +94,8 @@ class Replica:
         """Prompt and completion tokens of the requests that this orchestrator has there."""
         self.retired = False
         """No name leads to it any more: it gets nothing new, and its streams go on."""
+        self.circuit = Circuit()
+        self.warmth = Warmth()
         self._serving = False
         self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
         self._on_change = on_change
@@ -183,7 +186,9 @@ class Replica:
     def _set_serving(self, serving: bool) -> None:
         if serving != self._serving:
             self._serving = serving
-            if not serving:
+            if serving:
+                self.warmth.restart()
+            else:
                 # A replica that comes back may serve something else.
                 self.model = None
             level = logging.INFO if serving else logging.WARNING

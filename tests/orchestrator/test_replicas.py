@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import MeshError
+from orchestrator.circuit import Circuit, Warmth
 from orchestrator.generation import ModelInfo
 from orchestrator.replicas import Member, Replicas
 from orchestrator.settings import OrchestratorSettings, with_port
@@ -20,6 +21,8 @@ class FakeReplica:
         self.model = ModelInfo(model, 100)
         self.outstanding_tokens = 0
         self.ready = True
+        self.circuit = Circuit()
+        self.warmth = Warmth()
 
 
 def replicas(*members: FakeReplica) -> Replicas:

@@ -1,0 +1,93 @@
+"""Whether an engine that says it is healthy really is: by how its streams end.
+
+closed ──failures in a row, or too many of the last ones──▶ open ──after a while──▶ half open
+   ▲                                                         ▲                         │
+   └───────────────────────── a stream that ends well ───────┼─────────────────────────┤
+                                                             └──── one that breaks ─────┘
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+MAX_CONSECUTIVE_FAILURES = 3
+WINDOW = 20
+"""Outcomes that are remembered, for engines that fail now and then."""
+
+MIN_OUTCOMES = 8
+MAX_FAILURE_SHARE = 0.4
+
+FIRST_OPEN_SECONDS = 1.0
+MAX_OPEN_SECONDS = 30.0
+
+SLOW_START_SECONDS = 10.0
+MIN_WARMTH = 0.1
+
+
+class Circuit:
+    """One engine's record. For one event loop."""
+
+    def __init__(self) -> None:
+        self._outcomes: deque[bool] = deque(maxlen=WINDOW)
+        self._num_consecutive = 0
+        self._opened: float | None = None
+        self._open_seconds = FIRST_OPEN_SECONDS
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it should get no requests now."""
+        return self._opened is not None and self._since(self._opened) < self._open_seconds
+
+    def success(self) -> None:
+        """A stream ended well."""
+        if self.is_open:
+            return  # begun before it opened
+        if self._opened is not None:
+            self._outcomes.clear()
+        self._opened = None
+        self._open_seconds = FIRST_OPEN_SECONDS
+        self._num_consecutive = 0
+        self._outcomes.append(True)
+
+    def failure(self) -> bool:
+        """A stream broke; True if the circuit opens by it."""
+        if self.is_open:
+            return False  # streams that break together are one failure
+        half_open = self._opened is not None
+        self._num_consecutive += 1
+        self._outcomes.append(False)
+        if half_open:
+            self._open_seconds = min(2 * self._open_seconds, MAX_OPEN_SECONDS)
+        elif self._num_consecutive < MAX_CONSECUTIVE_FAILURES and not self._fails_often:
+            return False
+        self._opened = time.monotonic()
+        return True
+
+    @property
+    def _fails_often(self) -> bool:
+        num = len(self._outcomes)
+        return num >= MIN_OUTCOMES and self._outcomes.count(False) / num > MAX_FAILURE_SHARE
+
+    def _since(self, when: float) -> float:
+        return time.monotonic() - when
+
+
+class Warmth:
+    """How much of its share an engine gets that has just become ready, from a tenth to all.
+
+    Its caches are cold, and nobody has seen yet whether it works.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def restart(self) -> None:
+        """It has just become ready."""
+        self._since = time.monotonic()
+
+    @property
+    def share(self) -> float:
+        """From `MIN_WARMTH` to 1."""
+        passed = (time.monotonic() - self._since) / SLOW_START_SECONDS
+        return min(1.0, max(MIN_WARMTH, passed))
