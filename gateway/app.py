@@ -58,7 +58,12 @@ def build_app(services: Services) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(ObserveMiddleware, timeout_seconds=settings.request_timeout_seconds),
+            Middleware(
+                ObserveMiddleware,
+                timeout_seconds=settings.request_timeout_seconds,
+                first_token_seconds=settings.first_token_timeout_seconds or None,
+                idle_seconds=settings.idle_timeout_seconds or None,
+            ),
             Middleware(
                 OriginMiddleware, hosts=settings.allowed_host_list, origins=settings.origin_list
             ),

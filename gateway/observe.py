@@ -31,9 +31,18 @@ class ObserveMiddleware:
     It is the only place where an exception becomes a response.
     """
 
-    def __init__(self, app: ASGIApp, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        timeout_seconds: float,
+        first_token_seconds: float | None = None,
+        idle_seconds: float | None = None,
+    ) -> None:
+        """For the whole answer, for its first token and for each next one; None: no own limit."""
         self._app = app
         self._timeout_seconds = timeout_seconds
+        self._first_token_seconds = first_token_seconds
+        self._idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -46,7 +55,10 @@ class ObserveMiddleware:
         request = RequestContext(
             request_id=accept_request_id(headers.get("x-request-id")),
             deadline=observation.arrived + self._timeout_seconds,
+            idle_timeout=self._idle_seconds,
         )
+        if self._first_token_seconds is not None:
+            request.first_token_deadline = observation.arrived + self._first_token_seconds
         watched = scope["path"] not in UNWATCHED_PATHS
         span = http_span(scope, headers) if watched else unrecorded_span()
         with use_request(request), span:

@@ -43,6 +43,16 @@ class GatewaySettings(ServiceSettings):
     request_timeout_seconds: float = Field(
         300.0, gt=0, description="Deadline of a request, carried to every service behind."
     )
+    first_token_timeout_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Most time until the first token, carried down; 0: no limit but the deadline.",
+    )
+    idle_timeout_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Most time between two tokens, carried down; 0: no limit but the deadline.",
+    )
     keep_alive_seconds: float = Field(
         15.0, gt=0, description="Silence after which a stream carries a comment line, in seconds."
     )

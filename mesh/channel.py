@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar, cast
@@ -13,7 +14,13 @@ import grpc.aio
 from opentelemetry.trace import Span
 
 from mesh import metrics
-from mesh.context import KEY_NAME_METADATA, REQUEST_ID_METADATA, current_request
+from mesh.context import (
+    FIRST_TOKEN_METADATA,
+    IDLE_METADATA,
+    KEY_NAME_METADATA,
+    REQUEST_ID_METADATA,
+    current_request,
+)
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
 from mesh.secure_channel import ReloadingChannel
 from mesh.tls import NO_TLS, TlsFiles
@@ -164,6 +171,11 @@ def _metadata() -> list[tuple[str, str]]:
     metadata = [(REQUEST_ID_METADATA, request.request_id)]
     if request.key_name:
         metadata.append((KEY_NAME_METADATA, request.key_name))
+    if request.first_token_deadline is not None:
+        left = max(0.0, request.first_token_deadline - time.monotonic())
+        metadata.append((FIRST_TOKEN_METADATA, f"{left:.3f}"))
+    if request.idle_timeout is not None:
+        metadata.append((IDLE_METADATA, f"{request.idle_timeout:.3f}"))
     return metadata
 
 

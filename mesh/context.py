@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
@@ -11,6 +12,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 REQUEST_ID_METADATA = "x-request-id"
+FIRST_TOKEN_METADATA = "x-weir-first-token-timeout"
+"""Seconds that are left until the first token must be there."""
+IDLE_METADATA = "x-weir-idle-timeout"
+"""Most seconds between two tokens."""
 KEY_NAME_METADATA = "x-weir-key-name"
 """Whose request it is: the name of the API key, never the key."""
 
@@ -27,6 +32,10 @@ class RequestContext:
     request_id: str
     deadline: float | None = None
     """By `time.monotonic()`; None: no end."""
+    first_token_deadline: float | None = None
+    """By `time.monotonic()`, for the first token of an answer; None: only `deadline` counts."""
+    idle_timeout: float | None = None
+    """Most seconds between two tokens; None: only `deadline` counts."""
     key_name: str = ""
     """Name of the API key that the request came with; empty: none was asked for."""
     fields: dict[str, object] = field(default_factory=dict)
@@ -85,3 +94,12 @@ def accept_request_id(given: str | None) -> str:
 def is_key_name(name: str) -> bool:
     """Whether a key may be called so: letters, digits, `_` and `-`, at most 64."""
     return _VALID_KEY_NAME.fullmatch(name) is not None
+
+
+def seconds_of(given: str | None) -> float | None:
+    """A duration in metadata; None if there is none or it is not one."""
+    try:
+        seconds = float(given or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None

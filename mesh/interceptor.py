@@ -14,11 +14,14 @@ import grpc.aio
 
 from mesh import metrics
 from mesh.context import (
+    FIRST_TOKEN_METADATA,
+    IDLE_METADATA,
     KEY_NAME_METADATA,
     REQUEST_ID_METADATA,
     RequestContext,
     accept_request_id,
     is_key_name,
+    seconds_of,
     use_request,
 )
 from mesh.errors import GRPC_STATUS, INTERNAL_MESSAGE, ErrorKind, MeshError, status_of
@@ -214,8 +217,11 @@ def _request_context(context: ServicerContext) -> RequestContext:
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
     key_name = given.get(KEY_NAME_METADATA, "")
+    first_token = seconds_of(given.get(FIRST_TOKEN_METADATA))
     return RequestContext(
         request_id=accept_request_id(given.get(REQUEST_ID_METADATA)),
         deadline=deadline,
+        first_token_deadline=None if first_token is None else time.monotonic() + first_token,
+        idle_timeout=seconds_of(given.get(IDLE_METADATA)),
         key_name=key_name if is_key_name(key_name) else "",
     )

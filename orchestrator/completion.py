@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
+from mesh.context import current_request
 from mesh.errors import ErrorKind, MeshError
 from orchestrator import failover, metrics, spans
 from orchestrator.detokenizer import Decoder
@@ -23,6 +24,7 @@ from orchestrator.generation import (
     Usage,
 )
 from orchestrator.output.answer import Answer, Piece
+from orchestrator.patience import patiently
 from orchestrator.preparation import Prepared
 from orchestrator.replicas import Replicas
 from orchestrator.requests import ActiveRequest, RequestState
@@ -62,8 +64,11 @@ class Completion:
         """First `Started`, then deltas, last one `Finish`. Raises MeshError."""
         active = self._active
         active.state = RequestState.WAITING
-        tokens = failover.generate(
-            replicas, self._model, self._prompt.token_ids, self._sampling, active
+        tokens = patiently(
+            failover.generate(
+                replicas, self._model, self._prompt.token_ids, self._sampling, active
+            ),
+            current_request(),
         )
         async with aclosing(tokens):
             async for item in tokens:
