@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,8 +14,9 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.replicas import Replicas
 from orchestrator.requests import RequestTable
-from orchestrator.retrieval import NoRetriever, Retriever
-from orchestrator.retrievers.embedded import IndexRetriever, IndexUnusable
+from orchestrator.retrieval import Retriever
+from orchestrator.retrievers.embedded import IndexUnusable
+from orchestrator.retrievers.opening import open_retriever
 from orchestrator.search import Search
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings
@@ -26,7 +26,7 @@ from orchestrator.settings import OrchestratorSettings
 async def application(settings: OrchestratorSettings) -> AsyncIterator[OrchestratorService]:
     """Opens the index and the channels and yields the service. Raises StartupError."""
     metrics.NUM_REQUESTS_LIMIT.set(settings.max_concurrent_requests)
-    retriever = await asyncio.to_thread(_open_retriever, settings.index)
+    retriever = _open_retriever(settings)
     tls = TlsFiles.of(settings)
     replicas = Replicas(settings.inference_targets, settings.dns_refresh_seconds, tls)
     requests = RequestTable()
@@ -52,10 +52,8 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
         await retriever.close()
 
 
-def _open_retriever(index: str) -> Retriever:
-    if not index:
-        return NoRetriever()
+def _open_retriever(settings: OrchestratorSettings) -> Retriever:
     try:
-        return IndexRetriever(index)
+        return open_retriever(settings)
     except IndexUnusable as error:
         raise StartupError(f"ORCHESTRATOR_INDEX: {error}") from error

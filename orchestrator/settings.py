@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.settings import Address, ServiceSettings
@@ -41,8 +43,31 @@ class OrchestratorSettings(ServiceSettings):
         description="Tokens of prompts and completions worked on at once; beyond it: refused. "
         "0: no limit.",
     )
-    index: str = Field(
-        "", description="Search index made by `python -m orchestrator.index`; empty: no search."
+    retrieval: Literal["", "index", "postgres", "opensearch", "searxng", "none"] = Field(
+        "",
+        description="What is searched: index, postgres, opensearch, searxng or none; empty: the "
+        "index if there is one.",
+    )
+    index: str = Field("", description="Search index made by `python -m orchestrator.index`.")
+    postgres_url: SecretStr = Field(
+        SecretStr(""), description="Database to search, postgresql://USER:PASSWORD@HOST/NAME."
+    )
+    postgres_table: str = Field(
+        "documents",
+        pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)?$",
+        description="Table with title, url, text, unsafe and vector, NAME or SCHEMA.NAME.",
+    )
+    postgres_language: str = Field(
+        "english", min_length=1, description="Text search configuration of its vector."
+    )
+    opensearch_url: SecretStr = Field(
+        SecretStr(""), description="OpenSearch, https://USER:PASSWORD@HOST:9200."
+    )
+    opensearch_index: str = Field(
+        "documents", min_length=1, description="Index of documents with title, url and text."
+    )
+    searxng_url: SecretStr = Field(
+        SecretStr(""), description="SearXNG, which must allow the format json."
     )
     retrieval_timeout_seconds: float = Field(
         2.0, gt=0, description="Most time to look for documents; then the answer has none."
@@ -56,6 +81,32 @@ class OrchestratorSettings(ServiceSettings):
     dns_refresh_seconds: float = Field(
         5.0, gt=0, description="How often the engines' names are looked up."
     )
+
+    @model_validator(mode="after")
+    def _check_retrieval(self) -> Self:
+        kind = self.retrieval
+        needed = {
+            "index": ("ORCHESTRATOR_INDEX", self.index),
+            "postgres": ("ORCHESTRATOR_POSTGRES_URL", self.postgres_url.get_secret_value()),
+            "opensearch": ("ORCHESTRATOR_OPENSEARCH_URL", self.opensearch_url.get_secret_value()),
+            "searxng": ("ORCHESTRATOR_SEARXNG_URL", self.searxng_url.get_secret_value()),
+        }
+        if kind in needed and not needed[kind][1]:
+            raise ValueError(f"ORCHESTRATOR_RETRIEVAL={kind} needs {needed[kind][0]}")
+        schemes = {
+            "postgres": ("postgresql://", "postgres://"),
+            "opensearch": ("http://", "https://"),
+            "searxng": ("http://", "https://"),
+        }
+        if kind in schemes and not needed[kind][1].startswith(schemes[kind]):
+            # Not the value: it may have a password.
+            raise ValueError(f"{needed[kind][0]} must begin with {' or '.join(schemes[kind])}")
+        return self
+
+    @property
+    def retrieval_kind(self) -> str:
+        """What is searched, spelled out."""
+        return self.retrieval or ("index" if self.index else "none")
 
     @property
     def tokenizer_targets(self) -> dict[str, str]:

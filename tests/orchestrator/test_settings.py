@@ -74,3 +74,49 @@ def test_models_may_have_tokenizers_of_their_own() -> None:
     settings = read("--tokenizer-host", "tok, Qwen/Qwen3-0.6B=a:7 ,b=[::1]")
     targets = {"": "tok:50052", "Qwen/Qwen3-0.6B": "a:7", "b": "[::1]:50052"}
     assert settings.tokenizer_targets == targets
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({}, "none"),
+        ({"INDEX": "/i"}, "index"),
+        ({"INDEX": "/i", "RETRIEVAL": "none"}, "none"),
+        ({"RETRIEVAL": "postgres", "POSTGRES_URL": "postgresql://h/d"}, "postgres"),
+        ({"RETRIEVAL": "opensearch", "OPENSEARCH_URL": "https://h:9200"}, "opensearch"),
+        ({"RETRIEVAL": "searxng", "SEARXNG_URL": "http://h"}, "searxng"),
+    ],
+)
+def test_what_is_searched(
+    variables: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named, or the index if there is one."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ORCHESTRATOR_{name}", value)
+    assert read().retrieval_kind == kind
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"RETRIEVAL": "index"}, "needs ORCHESTRATOR_INDEX"),
+        ({"RETRIEVAL": "postgres"}, "needs ORCHESTRATOR_POSTGRES_URL"),
+        ({"RETRIEVAL": "searxng", "SEARXNG_URL": "h:s3cret"}, "must begin with http://"),
+        ({"RETRIEVAL": "bing"}, "ORCHESTRATOR_RETRIEVAL"),
+        ({"POSTGRES_TABLE": "a;b"}, "ORCHESTRATOR_POSTGRES_TABLE"),
+    ],
+)
+def test_what_cannot_be_searched_is_told_at_the_start(
+    variables: dict[str, str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the variable at fault, without a password."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ORCHESTRATOR_{name}", value)
+    with pytest.raises(SystemExit, match="3"):
+        read()
+    told = capsys.readouterr().err
+    assert named in told
+    assert "s3cret" not in told

@@ -1,0 +1,70 @@
+"""A real PostgreSQL of the tests' own, started by hand on a free port."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+BIN = next((folder for folder in _FOLDERS if (folder / "initdb").exists()), None)
+
+needs_postgres = pytest.mark.skipif(BIN is None, reason="needs postgresql (apt-get install it)")
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """The URL of an empty database, which is gone afterwards."""
+    assert BIN is not None
+    user = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    data = folder / "data"
+    data.mkdir(mode=0o700)
+    if os.getuid() == 0:
+        # The server refuses to run as root, and must be able to reach its folder.
+        shutil.chown(data, user.pw_uid, user.pw_gid)
+        for parent in data.parents:
+            if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o011)
+    become = {"user": user.pw_uid, "group": user.pw_gid} if os.getuid() == 0 else {}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    subprocess.run(
+        [BIN / "initdb", "-D", data, "-U", "weir", "-A", "trust", "--no-sync", "-E", "UTF8"],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        cwd="/",
+        **become,
+    )
+    options = [
+        "-c",
+        "fsync=off",
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-p",
+        str(port),
+        "-k",
+        str(data),
+    ]
+    log = (folder / "log").open("wb")
+    server = subprocess.Popen(
+        [BIN / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **become
+    )
+    try:
+        subprocess.run(
+            [shutil.which("timeout") or "timeout", "60", "bash", "-c",
+             f"until {BIN}/pg_isready -q -h 127.0.0.1 -p {port}; do sleep 0.1; done"],
+            check=True,
+        )  # fmt: skip
+        yield f"postgresql://weir@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
