@@ -16,6 +16,7 @@ class Proxy:
         self.port = 0
         self.is_down = False
         """While set, new connections are refused."""
+        self.num_refused = 0
 
     def cut(self) -> int:
         """Resets every connection, as a network that fails does; gives their number."""
@@ -27,6 +28,7 @@ class Proxy:
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, both ways, until either side ends."""
         if self.is_down:
+            self.num_refused += 1
             writer.transport.abort()
             return
         upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)

@@ -2,72 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
-
 import pytest
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser import Browser, browser, needs_chromium
 from tests.gateway.conftest import StartGateway
 from tests.gateway.fakes import FakeOrchestrator, Script
-from tests.gateway.proxy import Proxy, proxy
+from tests.gateway.pages import WORDS, act, ask, page, until, words
 from tests.helpers import eventually
 
 pytestmark = [needs_chromium, pytest.mark.slow, pytest.mark.timeout(180)]
 
-T = TypeVar("T")
-
-WORDS = [f"word{number} " for number in range(60)]
 SNIPPET = "A low dam &lt;b> regulates the 🦫 river. It never stops it."
 SUMMARY = ["A low dam regulates", " the river.", " [1]", " It is &lt;i>red&lt;/i>.", " [2]"]
 TEXT = "".join(SUMMARY)
-
-
-def words(**fields: object) -> Script:
-    """An answer of many words, none of them cited."""
-    return Script(deltas=WORDS, citation_details=(), **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Browser:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
-
-
-@asynccontextmanager
-async def page(
-    start_gateway: StartGateway, tab: Browser, **settings: object
-) -> AsyncIterator[Proxy]:
-    """The page, opened through a proxy that can lose its connections."""
-    async with start_gateway(**settings) as server, proxy(server.port) as network:
-        tab.errors()
-        await act(lambda: tab.driver.get(f"http://127.0.0.1:{network.port}/"))
-        yield network
-        await act(lambda: tab.driver.get("about:blank"))
-
-
-async def act(call: Callable[[], T]) -> T:
-    """What a blocking call of the browser gives, while the gateway runs on."""
-    return await asyncio.to_thread(call)
-
-
-async def until(call: Callable[[], T], what: str, seconds: float = 60.0) -> T:
-    """Asks until the answer is true."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not (answer := await act(call)):
-                await asyncio.sleep(0.05)
-            return answer
-    except TimeoutError:
-        raise AssertionError(f"never happened: {what}") from None
-
-
-async def ask(tab: Browser, query: str = "weir") -> None:
-    """Types a query and presses Enter."""
-    await act(lambda: tab.one("#query").send_keys(query + Keys.ENTER))
 
 
 WATCH = """
@@ -141,21 +95,32 @@ async def test_leaving_the_page_cancels_too(
         await eventually(lambda: orchestrator.num_cancelled == 1, "it is cancelled", 10)
 
 
+LISTEN = """
+window.told = [];
+const status_ = document.getElementById("status");
+new MutationObserver(() => told.push(status_.textContent)).observe(status_, {childList: true});
+"""
+"""Notes what a screen reader is told."""
+
+
 async def test_a_lost_connection_is_taken_up_again(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
     """No token is lost or doubled, however often it breaks, and one generation made them."""
-    orchestrator.script = words(seconds_before_delta=0.05)
+    orchestrator.script = words(seconds_before_delta=0.15)
     async with page(start_gateway, tab, resume_seconds=30) as network:
+        await act(lambda: tab.run(LISTEN))
         await ask(tab)
-        for word in ("word5", "word20", "word35"):
+        for number, word in enumerate(("word3", "word9", "word15")):
             await until(lambda word=word: word in tab.text("#summary"), "text is shown")
+            network.is_down = number == 1
             assert network.cut() > 0
-        network.is_down = True
-        await until(lambda: "lost" in tab.text("#status"), "the page says so")
-        network.is_down = False
+            if network.is_down:
+                await eventually(lambda: network.num_refused > 0, "the page tries again", 30)
+                network.is_down = False
         await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
         assert (await act(lambda: tab.text("#summary"))).split() == "".join(WORDS).split()
+        assert "Connection lost, trying again…" in await act(lambda: tab.run("return told"))
     assert len(orchestrator.requests) == 1
 
 
@@ -257,59 +222,3 @@ async def test_a_refusal_is_told_and_a_key_can_be_given(
         await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
         assert await act(lambda: tab.text("#summary")) == "Hello world"
         await act(lambda: tab.run("sessionStorage.clear()"))
-
-
-async def test_it_fits_a_phone_and_is_readable_in_the_dark(
-    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
-) -> None:
-    """Nothing is wider than the screen; text and ground differ enough in both schemes."""
-    long = "https://example.org/" + "long" * 60
-    orchestrator.script = Script(
-        citation_details=(), deltas=["W" * 200], results=[("T" * 90, long, "S" * 300)]
-    )
-    async with page(start_gateway, tab):
-        await ask(tab)
-        await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
-        with restored(tab):
-            for width in (320, 390, 1200):
-                await act(lambda width=width: tab.width(width))
-                overflow = await act(
-                    lambda: tab.run("return document.documentElement.scrollWidth - innerWidth")
-                )
-                assert overflow <= 0
-            grounds = set()
-            for scheme in ("light", "dark"):
-                await act(lambda scheme=scheme: tab.prefers(scheme))
-                text, ground = await act(lambda: tab.run(COLOURS))
-                assert contrast(text, ground) >= 7
-                grounds.add(ground)
-            assert len(grounds) == 2
-
-
-COLOURS = """
-const style = getComputedStyle(document.body);
-return [style.color, style.backgroundColor];
-"""
-
-
-@contextmanager
-def restored(tab: Browser) -> Iterator[None]:
-    """A desk by daylight afterwards."""
-    try:
-        yield
-    finally:
-        tab.width(1200)
-        tab.prefers("light")
-
-
-def contrast(one: str, other: str) -> float:
-    """The ratio of two colours as WCAG 2 has it, 1 to 21."""
-    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def luminance(colour: str) -> float:
-    """Of `rgb(r, g, b)`."""
-    channels = [int(part) / 255 for part in colour[4:-1].split(",")]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
