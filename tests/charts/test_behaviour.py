@@ -214,3 +214,15 @@ def test_the_guide_names_targets_that_are_there() -> None:
     named = set(re.findall(r"make ([a-z][a-z.-]+)", guide)) - {"images.tar"}
     assert {"kind-up", "kind-load", "deploy", "kind-test", "kind-down"} <= named
     assert [target for target in sorted(named) if f"\n{target}:" not in makefile] == []
+
+
+@pytest.mark.parametrize("affinity", ["ClientIP", "None"])
+def test_a_client_comes_back_to_its_gateway(affinity: str) -> None:
+    """Where streams are resumed, for a minute and by a cookie; not where each is spread."""
+    release = render("tls", values={"gateway": {"service": {"sessionAffinity": affinity}}})
+    spec = release.named("Service", "weir-gateway")["spec"]
+    annotations = release.named("Ingress", "weir-gateway")["metadata"]["annotations"]
+    assert spec["sessionAffinity"] == affinity
+    stays = affinity == "ClientIP"
+    assert ("sessionAffinityConfig" in spec) == stays
+    assert ("nginx.ingress.kubernetes.io/affinity" in annotations) == stays
