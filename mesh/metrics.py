@@ -15,9 +15,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
 from opentelemetry import trace
-from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import Counter, Gauge, Histogram
 
 from mesh.errors import GRPC_STATUS, MeshError
+from mesh.exposition import expose
 from mesh.telemetry import weir_version
 
 _RPC_SECONDS = (
@@ -133,12 +134,12 @@ def metrics_server(address: str, loop: asyncio.AbstractEventLoop) -> Iterator[in
 def _application(
     loop: asyncio.AbstractEventLoop,
 ) -> Callable[[Environ, StartResponse], Iterable[bytes]]:
-    metrics = make_wsgi_app()
-
     def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
         if path == "/metrics":
-            return metrics(environ, start_response)  # type: ignore[no-any-return]
+            body, content_type = expose(environ.get("HTTP_ACCEPT", ""))
+            start_response("200 OK", [("Content-Type", content_type)])
+            return [body]
         if path == "/livez":
             alive = _turns(loop)
             return _plain(start_response, "200 OK" if alive else "503 Service Unavailable")

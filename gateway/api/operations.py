@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from gateway.services import Services
+from mesh.exposition import expose
 
 
 class Operations:
@@ -29,5 +28,5 @@ class Operations:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus; in the OpenMetrics format, which has exemplars, if that is asked for."""
-        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encoder(REGISTRY), headers={"content-type": content_type})
+        body, content_type = expose(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
