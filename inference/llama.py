@@ -30,6 +30,7 @@ class Layer:
         self._number = number
         q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
         self._sizes = [q_size, kv_size, kv_size]
+        self.rotates = number not in config.no_rope_layers
         prefix = f"model.layers.{number}"
         self.input_norm = reader.tensor(f"{prefix}.input_layernorm.weight", hidden)
         self.post_norm = reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden)
@@ -72,7 +73,8 @@ class Layer:
         )
         if self.qk_norms is not None:
             q, k = self._norm(q, self.qk_norms[0]), self._norm(k, self.qk_norms[1])
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if self.rotates:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
         return self.out(attend(q, k, v, cache.layer(self._number), plan))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -15,7 +15,10 @@ ARCHITECTURES = (
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
 )
+_BIAS_BY_CONFIG = ("LlamaForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM")
+"""Where `attention_bias` is asked, and means q, k, v and the output alike."""
 
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -51,11 +54,13 @@ class ModelConfig:
     attention_bias: bool
     """Biases on q, k and v, as Qwen2 has them."""
     output_bias: bool
-    """A bias on the attention's output as well, as Llama's own `attention_bias` means it."""
+    """A bias on the attention's output as well."""
     mlp_bias: bool
     qk_norm: bool
     """RMS norm on each head's q and k, as Qwen3 has it."""
     sliding_window: int | None
+    no_rope_layers: frozenset[int]
+    """Layers without positions, as every fourth of SmolLM3 is (NoPE, arXiv:2501.18795)."""
     dtype: str
     eos_token_ids: tuple[int, ...]
     default_sampling: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +86,7 @@ def _parse(architecture: str, config: dict[str, Any], generation: dict[str, Any]
     num_heads = config["num_attention_heads"]
     # transformers 5 writes rope_parameters, 4 wrote rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or {}
+    has_bias = architecture in _BIAS_BY_CONFIG and bool(config.get("attention_bias"))
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise ModelLoadError(f"config.json: hidden_act {activation!r} is not supported, only silu")
@@ -97,12 +103,14 @@ def _parse(architecture: str, config: dict[str, Any], generation: dict[str, Any]
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
         rope_scaling=_rope_scaling(rope or config.get("rope_scaling") or {}),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
-        attention_bias=config.get("attention_bias", architecture == "Qwen2ForCausalLM"),
-        output_bias=config.get("attention_bias", False) and architecture == "LlamaForCausalLM",
+        # SmolLM3's files leave out what is its default.
+        tie_word_embeddings=config.get("tie_word_embeddings", architecture == "SmolLM3ForCausalLM"),
+        attention_bias=has_bias or architecture == "Qwen2ForCausalLM",
+        output_bias=has_bias,
         mlp_bias=config.get("mlp_bias", False),
         qk_norm=architecture == "Qwen3ForCausalLM",
         sliding_window=_sliding_window(architecture, config),
+        no_rope_layers=_no_rope_layers(architecture, config),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         eos_token_ids=_eos_token_ids(config, generation),
         default_sampling=_default_sampling(generation),
@@ -128,13 +136,38 @@ def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
 
 def _sliding_window(architecture: str, config: dict[str, Any]) -> int | None:
     window = config.get("sliding_window")
-    # Qwen's files name a window and switch it off beside it.
-    switched_off = architecture != "MistralForCausalLM" and not config.get("use_sliding_window")
-    if window is None or switched_off:
+    if window is None:
         return None
-    if config.get("max_window_layers", 0) and architecture != "MistralForCausalLM":
+    num_layers = config["num_hidden_layers"]
+    types = config.get("layer_types")
+    if types is not None:
+        windowed = [kind == "sliding_attention" for kind in types[:num_layers]]
+    elif architecture == "MistralForCausalLM":
+        windowed = [True]
+    elif not config.get("use_sliding_window"):
+        return None  # Qwen's files name a window and switch it off beside it
+    elif architecture == "SmolLM3ForCausalLM":
+        without = _no_rope_layers(architecture, config)
+        windowed = [number in without for number in range(num_layers)]
+    else:
+        first = config.get("max_window_layers", 28)
+        windowed = [number >= first for number in range(num_layers)]
+    if all(windowed):
+        return int(window)
+    if any(windowed):
         raise ModelLoadError("config.json: a sliding window on some layers only is not supported")
-    return int(window)
+    return None
+
+
+def _no_rope_layers(architecture: str, config: dict[str, Any]) -> frozenset[int]:
+    if architecture != "SmolLM3ForCausalLM":
+        return frozenset()
+    num_layers = config["num_hidden_layers"]
+    rotates = config.get("no_rope_layers")  # the name notwithstanding: 1 where there is rope
+    if rotates is None:
+        interval = config.get("no_rope_layer_interval", 4)
+        return frozenset(range(interval - 1, num_layers, interval))
+    return frozenset(number for number, value in enumerate(rotates[:num_layers]) if not value)
 
 
 def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:

@@ -245,4 +245,4 @@ class NativeDecoder:
         floats = [norm.float().contiguous() for norm in norms]
         self._kept += [matrices, floats]
         pointers = [norm.data_ptr() for norm in floats] + [None] * (4 - len(floats))
-        return _Layer(*(matrix.pointers for matrix in matrices), *pointers, 1)
+        return _Layer(*(matrix.pointers for matrix in matrices), *pointers, layer.rotates)

@@ -61,6 +61,23 @@ FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
         {"num_key_value_heads": 2, "sliding_window": 24, "head_dim": 32},
     ),
     "qwen2": (transformers.Qwen2Config, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen2-untied-window": (
+        transformers.Qwen2Config,
+        {
+            "num_key_value_heads": 1,
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "max_window_layers": 0,
+        },
+    ),
+    "smollm3": (
+        transformers.SmolLM3Config,
+        {"num_key_value_heads": 2, "no_rope_layers": [1, 0, 1]},
+    ),
+    "qwen3-bias": (
+        transformers.Qwen3Config,
+        {"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True},
+    ),
     "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 32}),
 }
 

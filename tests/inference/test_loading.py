@@ -107,6 +107,47 @@ def test_eos_ids_are_one_several_or_none(folder: Path, eos: Any, expected: tuple
 
 
 @pytest.mark.parametrize(
+    ("architecture", "values", "window"),
+    [
+        ("MistralForCausalLM", {}, 20),
+        ("MistralForCausalLM", {"sliding_window": None}, None),
+        ("Qwen2ForCausalLM", {}, None),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True}, None),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 0}, 20),
+        ("Qwen3ForCausalLM", {"layer_types": ["full_attention"] * 3}, None),
+        ("Qwen3ForCausalLM", {"layer_types": ["sliding_attention"] * 3}, 20),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 1}, "some"),
+        ("SmolLM3ForCausalLM", {"use_sliding_window": True}, None),
+        ("SmolLM3ForCausalLM", {"use_sliding_window": True, "no_rope_layers": [1, 0, 1]}, "some"),
+    ],
+)
+def test_a_window_is_on_all_layers_or_none(
+    folder: Path, architecture: str, values: dict[str, Any], window: int | str | None
+) -> None:
+    """Each family says in its own way which layers have one; a mixture is refused."""
+    change_config(folder, architectures=[architecture], **{"sliding_window": 20, **values})
+    if window == "some":
+        with pytest.raises(ModelLoadError, match="on some layers only"):
+            load_config(folder)
+    else:
+        assert load_config(folder).sliding_window == window
+
+
+def test_every_fourth_layer_has_no_positions(folder: Path) -> None:
+    """Where SmolLM3's file does not say which, or says 0; and its embeddings are tied."""
+    change_config(
+        folder,
+        architectures=["SmolLM3ForCausalLM"],
+        num_hidden_layers=9,
+        tie_word_embeddings=None,
+    )
+    assert load_config(folder).no_rope_layers == {3, 7}
+    assert load_config(folder).tie_word_embeddings
+    change_config(folder, no_rope_layers=[1, 0, 1, 1, 1, 1, 0, 1, 1])
+    assert load_config(folder).no_rope_layers == {1, 6}
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported.*Llama"),
