@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from inference.interface import Finish, TokenLogprobs
@@ -17,6 +19,15 @@ class SampledToken(NamedTuple):
     logprobs: TokenLogprobs | None = None
 
 
+class StepResult(NamedTuple):
+    """What the runner made of a batch."""
+
+    tokens: list[SampledToken]
+    """One for each of `batch.sampling` and one more for each of its drafts, in order."""
+    prompt_logprobs: Mapping[str, list[TokenLogprobs]] = MappingProxyType({})
+    """By request id, for each sequence with `prompt_rows`: one for each of them."""
+
+
 class StepOutput(NamedTuple):
     """What one step means for one sequence's consumer."""
 
@@ -24,6 +35,7 @@ class StepOutput(NamedTuple):
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
     finish: Finish | None
+    prompt_logprobs: Rows[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class BlockManager:
 
         They hold blocks, so they run, and each step brings the blocks nearer.
         """
-        if not self._announced:
+        if not self._announced or sequence.awaits_prompt_logprobs:
             return False
         num_hits = len(self._find_cached(sequence))
         num_full_blocks = (sequence.num_tokens - 1) // self.block_size
@@ -202,6 +202,10 @@ class BlockManager:
         if not self._enable_prefix_cache:
             return []
         num_full_blocks = (sequence.num_tokens - 1) // self.block_size
+        if sequence.awaits_prompt_logprobs:
+            # Their logits are to be computed: only what has told its own already may be skipped.
+            told = len(sequence.prompt_logprobs or ())
+            num_full_blocks = min(num_full_blocks, told // self.block_size)
         hits: list[int] = []
         for index in range(num_full_blocks):
             self._extend_hashes(sequence, index + 1)

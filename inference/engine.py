@@ -8,7 +8,7 @@ from typing import Protocol
 
 from inference import metrics
 from inference.admission import Admission
-from inference.batch import Batch, SampledToken, StepOutput, accept
+from inference.batch import Batch, StepOutput, StepResult, accept
 from inference.block_manager import IntegrityError
 from inference.embedding_line import Embedder
 from inference.errors import EngineError, StepFailed
@@ -26,10 +26,9 @@ _MAX_CONSECUTIVE_FAILURES = 3
 class Runner(Protocol):
     """Computes a batch. The only part of the engine that touches tensors."""
 
-    def run(self, batch: Batch) -> list[SampledToken]:
-        """Compute the scheduled tokens and drafts; returns what was sampled behind each.
+    def run(self, batch: Batch) -> StepResult:
+        """Compute the scheduled tokens and drafts, and sample behind those that are the last.
 
-        One token for each of `batch.sampling` and one more for each of its drafts, in order.
         Reads the sequences, changes none. May raise anything.
         """
         ...
@@ -136,17 +135,20 @@ class Engine:
     def _run(self, batch: Batch) -> list[StepOutput]:
         started = time.monotonic()
         try:
-            tokens = self._runner.run(batch)
+            result = self._runner.run(batch)
         except Exception as error:
             logger.exception("step failed", extra={"num_sequences": len(batch.sequences)})
             return self._fail(batch, error)
         self._num_consecutive_failures = 0
         num_tokens = sum(sequence.num_scheduled_tokens for sequence in batch.sequences)
         metrics.observe_step(num_tokens, time.monotonic() - started)
-        accepted = accept(batch.sampling, tokens)
+        accepted = accept(batch.sampling, result.tokens)
         broken = [s for s, stands in zip(batch.sampling, accepted, strict=True) if not stands]
         if broken:  # before `finish`, which takes their blocks away
             self._recover(broken)
+        for sequence in batch.sequences:
+            if sequence.prompt_logprobs is not None:
+                sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
         return self._scheduler.finish(batch, accepted, time.monotonic())
 
     def _fail(self, batch: Batch, error: Exception) -> list[StepOutput]:

@@ -175,6 +175,8 @@ class FakeEngine:
                 sequence.scheduled_time = now
                 sequence.status = SequenceStatus.RUNNING
             token_id = fake_token(sequence)
+            if sequence.prompt_logprobs is not None and sequence.first_token_time is None:
+                outputs.append(_prompt_logprobs(sequence))
             reason = sequence.append(token_id, now)
             if reason is None:
                 logprobs = _logprobs(sequence, token_id)
@@ -204,6 +206,15 @@ def fake_token(sequence: Sequence) -> int:
     position = sequence.num_completion_tokens
     digest = blake2b(prompt, digest_size=8, salt=position.to_bytes(8, "little")).digest()
     return FIRST_ID + int.from_bytes(digest[:4], "little") % NUM_IDS
+
+
+def _prompt_logprobs(sequence: Sequence) -> StepOutput:
+    most = sequence.params.num_prompt_logprobs
+    logprobs = [
+        TokenLogprobs(token_id, 0.0, ((token_id, 0.0),)[:most])
+        for token_id in sequence.token_ids[1:]
+    ]
+    return StepOutput(sequence.request_id, [], [], None, logprobs)
 
 
 def _logprobs(sequence: Sequence, token_id: int) -> list[TokenLogprobs]:

@@ -105,6 +105,8 @@ class Chunk:
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
+    """With the first token, where they were asked for: of the prompt's tokens but the first."""
     finish: Finish | None = None
     intervals: Sequence[float] = ()
     """Seconds from each token, or all that one step brought, to the next, as the engine made them;

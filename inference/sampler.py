@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.batch import SampledToken
-from inference.interface import TokenLogprobs
+from inference.logprobs import token_logprobs
 from inference.masks import Masks
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
@@ -33,8 +33,8 @@ def sample(
     """
     rows = rows_of(sequences)
     # Log probabilities are of the model's own distribution, before anything is filtered.
-    wanted = max((_num_logprobs(sequence) for sequence in sequences), default=-1)
-    raw = torch.log_softmax(logits, dim=-1) if wanted >= 0 else None
+    wanted = any(sequence.params.num_logprobs is not None for sequence in sequences)
+    raw = torch.log_softmax(logits, dim=-1) if wanted else None
     _bias(logits, rows)
     _penalize(logits, rows)
     if masks is not None:
@@ -49,13 +49,8 @@ def sample(
     token_ids = chosen.tolist()  # the one wait for the device in a step
     if raw is None:
         return [SampledToken(token_id) for token_id in token_ids]
-    return _with_logprobs(raw, token_ids, rows, wanted)
-
-
-def _num_logprobs(sequence: Sequence) -> int:
-    """How many alternatives are asked for; -1 where no log probabilities are."""
-    asked = sequence.params.num_logprobs
-    return -1 if asked is None else asked
+    logprobs = token_logprobs(raw, token_ids, [row.sequence.params.num_logprobs for row in rows])
+    return [SampledToken(*both) for both in zip(token_ids, logprobs, strict=True)]
 
 
 def _bias(logits: Tensor, rows: Rows[Row]) -> None:
@@ -183,20 +178,3 @@ def _mix(value: Tensor) -> Tensor:
 def _shift(value: Tensor, bits: int) -> Tensor:
     """Logical shift to the right; torch's own keeps the sign."""
     return torch.bitwise_and(value >> bits, 2 ** (64 - bits) - 1)
-
-
-def _with_logprobs(
-    raw: Tensor, token_ids: list[int], rows: Rows[Row], wanted: int
-) -> list[SampledToken]:
-    index = torch.arange(len(token_ids), device=raw.device)
-    chosen = raw[index, torch.tensor(token_ids, device=raw.device).clamp(min=0)].tolist()
-    values, ids = raw.topk(max(wanted, 1), dim=-1)
-    tops = [
-        list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
-    sampled = []
-    for token_id, logprob, top, row in zip(token_ids, chosen, tops, rows, strict=True):
-        asked = row.sequence.params.num_logprobs
-        logprobs = None if asked is None else TokenLogprobs(token_id, logprob, tuple(top[:asked]))
-        sampled.append(SampledToken(token_id, logprobs))
-    return sampled

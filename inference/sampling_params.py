@@ -47,6 +47,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
     num_logprobs: int | None = None
     """None: no logprobs; 0: the chosen token's; n: those of the n likeliest tokens as well."""
+    num_prompt_logprobs: int | None = None
+    """The same of the prompt's tokens but the first."""
     constraint: Constraint | None = None
     """The form of the text. Its end ends the sequence, whatever `ignore_eos` and `min_tokens`
     say, and the end-of-sequence tokens are drawn only where the form is complete."""
@@ -63,9 +65,10 @@ class SamplingParams:
         if self.seed is not None:
             in_range = -(2**63) <= self.seed < 2**64
             _check("seed", self.seed, "a 64-bit integer", in_range)
-        if self.num_logprobs is not None:
-            in_range = 0 <= self.num_logprobs <= MAX_LOGPROBS
-            _check("num_logprobs", self.num_logprobs, f"between 0 and {MAX_LOGPROBS}", in_range)
+        for name in ("num_logprobs", "num_prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                _check(name, value, f"between 0 and {MAX_LOGPROBS}", 0 <= value <= MAX_LOGPROBS)
         self._check_token_ids()
 
     @property

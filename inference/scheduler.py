@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Rows
 from itertools import chain
 
 from inference.batch import Batch, SampledToken, StepOutput
 from inference.block_manager import BlockManager
 from inference.errors import DeadlineExceeded, DuplicateRequest, EngineError, StepFailed
-from inference.interface import Finish, FinishReason, PrefillChunk
+from inference.interface import Finish, FinishReason, PrefillChunk, TokenLogprobs
 from inference.sequence import Sequence, SequenceStatus
 from inference.speculation import Drafter
+
+MAX_PROMPT_LOGPROBS = 256
+"""Rows of logits in a step for log probabilities of prompts: each is as wide as the vocabulary."""
 
 
 class Scheduler:
@@ -120,6 +124,9 @@ class Scheduler:
         sequence.num_scheduled_tokens = 0
         if num_drafted:
             self._drafter.learn(sequence, num_drafted, len(tokens) - 1)
+        prompt_logprobs: Rows[TokenLogprobs] = ()
+        if sequence.first_token_time is None and sequence.prompt_logprobs is not None:
+            prompt_logprobs = sequence.prompt_logprobs
         token_ids: list[int] = []
         reason: FinishReason | None = None
         for token in tokens:
@@ -132,7 +139,7 @@ class Scheduler:
         self.block_manager.commit(sequence)
         logprobs = [t.logprobs for t in tokens[: len(token_ids)] if t.logprobs is not None]
         finish = None if reason is None else self._end(sequence, reason, now)
-        return StepOutput(sequence.request_id, token_ids, logprobs, finish)
+        return StepOutput(sequence.request_id, token_ids, logprobs, finish, prompt_logprobs)
 
     def abort(
         self, request_id: str, now: float, error: EngineError | None = None
@@ -232,7 +239,13 @@ class Scheduler:
     def _schedule_chunk(
         self, sequence: Sequence, batch: OrderedDict[str, Sequence], budget: int
     ) -> int:
-        sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, budget)
+        most = budget
+        if sequence.awaits_prompt_logprobs:
+            others = (s.num_scheduled_tokens for s in batch.values() if s.awaits_prompt_logprobs)
+            most = min(budget, MAX_PROMPT_LOGPROBS - sum(others))
+            if most <= 0:
+                return 0
+        sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, most)
         batch[sequence.request_id] = sequence
         return sequence.num_scheduled_tokens
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from inference.errors import EngineError
-from inference.interface import Finish, FinishReason, PrefillChunk, Timings
+from inference.interface import Finish, FinishReason, PrefillChunk, Timings, TokenLogprobs
 from inference.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Sequence:
         "num_steps",
         "params",
         "prefill",
+        "prompt_logprobs",
         "request_id",
         "scheduled_time",
         "seed",
@@ -113,6 +114,9 @@ class Sequence:
         self.num_scheduled_tokens = 0
         # Guesses at the next tokens, which the scheduled step verifies.
         self.draft_token_ids: Ids[int] = ()
+        # None where nobody asked; a resumed sequence has delivered them before its first token.
+        asked = params.num_prompt_logprobs is not None and not num_resumed_tokens
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if asked else None
         self.speculation = Speculation()
         self.num_cached_tokens = 0
         self.block_table: array[int] = array("q")
@@ -152,6 +156,24 @@ class Sequence:
     def samples_this_step(self) -> bool:
         """True where the scheduled step computes the last token, so that a next one follows."""
         return self.num_computed_tokens + self.num_scheduled_tokens >= len(self.token_ids)
+
+    @property
+    def awaits_prompt_logprobs(self) -> bool:
+        """True while some of the prompt's log probabilities that were asked for are missing."""
+        given = self.prompt_logprobs
+        return given is not None and len(given) < self.num_prompt_tokens - 1
+
+    @property
+    def prompt_rows(self) -> range:
+        """Positions of the scheduled step whose logits say how likely the prompt's next token was.
+
+        Only those that no earlier step has told: a preempted sequence computes some again.
+        """
+        if not self.awaits_prompt_logprobs:
+            return range(0)
+        begin = max(self.num_computed_tokens, len(self.prompt_logprobs or ()))
+        end = self.num_computed_tokens + self.num_scheduled_tokens
+        return range(begin, min(end, self.num_prompt_tokens - 1))
 
     def append(self, token_id: int, now: float) -> FinishReason | None:
         """Take one sampled token; returns the reason if the sequence ends with it."""

@@ -52,6 +52,7 @@ _OPTIONAL_PARAMS = (
     "presence_penalty",
     "frequency_penalty",
     "num_logprobs",
+    "num_prompt_logprobs",
 )
 
 
@@ -101,6 +102,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                         # Before anything is sent: who sends may find that its caller has gone.
                         metrics.observe(chunk.finish)
                         _tell(chunk.finish)
+                    if chunk.prompt_logprobs:
+                        yield _prompt_message(chunk)
                     if chunk.token_ids or chunk.finish is None:
                         yield _message(chunk)
                     if chunk.finish is not None:
@@ -178,6 +181,13 @@ def _constraint(message: common_pb2.OutputConstraint) -> Constraint:
             return Constraint(ConstraintForm.GRAMMAR, message.grammar)
     raise errors.InvalidSamplingParams(
         f"constraint must have one of {', '.join(ConstraintForm)}. Given: none", field="constraint"
+    )
+
+
+def _prompt_message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateResponse:
+    logprobs = [_logprob(logprobs) for logprobs in chunk.prompt_logprobs]
+    return inference_pb2.InferenceServiceGenerateResponse(
+        chunk=inference_pb2.TokenChunk(prompt_logprobs=logprobs)
     )
 
 

@@ -15,11 +15,12 @@ from inference.sequence import Sequence
 class TokenStream:
     """The one pending chunk of a sequence: it grows until its consumer takes it."""
 
-    __slots__ = ("_finish", "_intervals", "_last", "_logprobs", "_token_ids", "_waiter")
+    __slots__ = ("_finish", "_intervals", "_last", "_logprobs", "_prompt", "_token_ids", "_waiter")
 
     def __init__(self) -> None:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt: list[TokenLogprobs] = []
         self._finish: Finish | None = None
         self._last: float | None = None
         self._intervals: list[float] = []
@@ -34,6 +35,7 @@ class TokenStream:
             self._last = now
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs
+        self._prompt += output.prompt_logprobs
         self._finish = output.finish
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -53,10 +55,11 @@ class TokenStream:
         chunk = Chunk(
             token_ids=self._token_ids,
             logprobs=self._logprobs,
+            prompt_logprobs=self._prompt,
             finish=self._finish,
             intervals=self._intervals,
         )
-        self._token_ids, self._logprobs, self._intervals = [], [], []
+        self._token_ids, self._logprobs, self._prompt, self._intervals = [], [], [], []
         return chunk
 
 

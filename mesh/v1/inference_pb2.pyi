@@ -90,7 +90,7 @@ class TokenChunk(message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
     @builtins.property
     def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """New ids, in order; empty only in the first message of a stream."""
+        """New ids, in order; empty only in the first message of a stream and beside prompt_logprobs."""
 
     @builtins.property
     def logprobs(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.TokenLogprob]:

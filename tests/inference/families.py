@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,15 @@ def reference_greedy(family: str, prompt: list[int], num_tokens: int) -> list[in
     for _ in range(num_tokens):
         token_ids.append(int(reference_logits(family, token_ids)[-1].argmax()))
     return token_ids[len(prompt) :]
+
+
+@cache
+def _bfloat16(family: str) -> Any:
+    return copy.deepcopy(reference(family)).bfloat16()
+
+
+@torch.inference_mode()
+def bfloat16_logits(family: str, token_ids: list[int]) -> torch.Tensor:
+    """[num_tokens, vocab_size], computed in bfloat16."""
+    logits: torch.Tensor = _bfloat16(family)(torch.tensor([token_ids])).logits[0]
+    return logits.float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from inference.admission import Admission
-from inference.batch import Batch, SampledToken
+from inference.batch import Batch, SampledToken, StepResult
 from inference.block_manager import BlockManager
 from inference.engine import Engine
 from inference.interface import ModelInfo
@@ -31,14 +31,14 @@ class StubRunner:
         self.gate: threading.Semaphore | None = None
         """Where set, each step waits for one release."""
 
-    def run(self, batch: Batch) -> list[SampledToken]:
+    def run(self, batch: Batch) -> StepResult:
         if self.gate is not None:
             assert self.gate.acquire(timeout=10), "no step was let through"
         self.num_steps += 1
         self.batches.append([sequence.request_id for sequence in batch.sequences])
         if self.error is not None:
             raise self.error
-        return [SampledToken(self._token(sequence)) for sequence in batch.sampling]
+        return StepResult([SampledToken(self._token(s)) for s in batch.sampling])
 
     def recover(self, blocks: list[int]) -> None:
         self.recovered += blocks

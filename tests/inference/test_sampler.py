@@ -233,6 +233,7 @@ def test_a_row_without_finite_logits_says_so_alone(temperature: float) -> None:
         ({"seed": 2**64}, "seed must be a 64-bit integer"),
         ({"max_tokens": 2, "min_tokens": 3}, r"min_tokens must be at most max_tokens \(2\)"),
         ({"num_logprobs": 21}, "num_logprobs must be between 0 and 20. Given: 21"),
+        ({"num_prompt_logprobs": 21}, "num_prompt_logprobs must be between 0 and 20. Given: 21"),
         ({"logit_bias": {5: 101.0}}, r"logit_bias\[5\] must be between -100 and 100"),
         ({"stop_token_ids": frozenset(range(65))}, "stop_token_ids must be at most 64 ids"),
     ],
