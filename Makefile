@@ -47,7 +47,7 @@ run-local: $(VENV)/.local
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --ignore=tests/chaos
 
 ## lint: Checks style, types, imports and spelling
 .PHONY: lint
@@ -99,9 +99,9 @@ chart: $(VENV)/.dev
 chart-check: $(VENV)/.dev
 	@$(BIN)/python -m scripts.generate_chart --check charts/weir
 
-## ci: What CI runs: lint, types, generated code, tests
+## ci: What CI runs: lint, types, generated code, tests, faults
 .PHONY: ci
-ci: lint proto-check chart-check test
+ci: lint proto-check chart-check test chaos-short
 
 # helm on PATH, or one that is fetched once.
 HELM ?= $(shell command -v helm || $(BIN)/python -m scripts.find_helm)

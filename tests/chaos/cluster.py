@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from tests.chaos.proxy import Proxy
 from tests.e2e.stack import ROOT, free_ports
 
 READY_SECONDS = 300.0
@@ -140,9 +141,15 @@ def running_cluster(
     numbers: Mapping[str, int],
     settings: Mapping[str, str] | None = None,
     routes: Mapping[str, str] | None = None,
+    proxies: Sequence[Proxy] = (),
 ) -> Iterator[Cluster]:
-    """A cluster that is ready; every process is ended with the block."""
+    """A cluster that is ready; every process is ended with the block.
+
+    `proxies` are told which engine each stands before.
+    """
     cluster = Cluster(folder, numbers, settings, routes)
+    for proxy, node in zip(proxies, cluster.of("inference"), strict=False):
+        proxy.target = node.address
     try:
         for node in cluster.nodes:
             node.start()
