@@ -8,7 +8,8 @@ is in vLLM's documentation and in docs/metrics.md. What vLLM has no name for beg
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -157,6 +158,9 @@ CANCEL_TO_SLOT_FREE = Histogram(
 )
 
 
+_Metric = TypeVar("_Metric", Counter, Histogram)
+
+
 class Cancellation(NamedTuple):
     """The arrival of a cancellation."""
 
@@ -188,18 +192,24 @@ def watch(engine: EngineClient) -> None:
         counter.labels(*labels)
 
 
+@cache
+def _labelled(metric: _Metric, labels: tuple[str, str]) -> _Metric:
+    """The metric under these labels; looked up once, as this is asked at every token."""
+    return metric.labels(*labels)
+
+
 def observe_step(num_tokens: int, seconds: float) -> None:
     """Counts a step that computed `num_tokens`."""
-    ITERATION_TOKENS.labels(*_Engine.labels).observe(num_tokens)
-    STEP_SECONDS.labels(*_Engine.labels).observe(seconds)
+    _labelled(ITERATION_TOKENS, _Engine.labels).observe(num_tokens)
+    _labelled(STEP_SECONDS, _Engine.labels).observe(seconds)
 
 
 def observe_chunk(chunk: Chunk) -> None:
     """Counts the tokens of a chunk and the times between them."""
     if chunk.token_ids:
-        GENERATION_TOKENS.labels(*_Engine.labels).inc(len(chunk.token_ids))
+        _labelled(GENERATION_TOKENS, _Engine.labels).inc(len(chunk.token_ids))
     if chunk.intervals:
-        latency, trace_id = INTER_TOKEN_LATENCY.labels(*_Engine.labels), exemplar()
+        latency, trace_id = _labelled(INTER_TOKEN_LATENCY, _Engine.labels), exemplar()
         for interval in chunk.intervals:
             latency.observe(interval, trace_id)
 
