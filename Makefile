@@ -11,17 +11,33 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PROTOS := $(wildcard proto/mesh/v1/*.proto)
 SOURCES := mesh gateway orchestrator tokenizer inference models scripts tests benchmarks
 
-# Images are built by whichever of these is there.
-CONTAINER ?= $(shell command -v docker || command -v podman || command -v buildah)
+# Images are built by whichever of these is there; of docker, its daemon.
+CONTAINER ?= $(shell { docker info >/dev/null 2>&1 && command -v docker; } || command -v podman || command -v buildah)
 TAG ?= 0.1.0
 REGISTRY ?= weir
 BASE_IMAGE ?= python:3.11-slim-bookworm
+# The inference image for cpu or cuda, and where pip finds torch's build for it.
+VARIANT ?= cpu
+TORCH_INDEX ?=
+# A folder made by `make wheels`, for a build without an index; or a pip.conf for one with it.
+WHEELS ?=
+PIP_CONF ?=
+# The date of everything in the images, so that a build can be repeated: 2000-01-01.
+SOURCE_DATE_EPOCH ?= 946684800
+# More for the tool that builds, such as BUILD_ARGS='--network none'.
+BUILD_ARGS ?=
+# Where images.tar and the bills of materials go.
+ARCHIVE ?= images.tar
+SBOM ?= build/sbom
+comma := ,
+SERVICES := gateway orchestrator tokenizer inference
+IMAGES = $(foreach service,$(SERVICES),$(REGISTRY)/$(service):$(TAG)$(if $(filter inference-cuda,$(service)-$(VARIANT)),-cuda))
 
 ## help: Lists the targets
 .PHONY: help
 help:
 	@printf 'Weir: language models as four services that stream to each other over gRPC\n\n'
-	@sed -n 's/^## \([a-z-]*\): \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^## \([a-z.-]*\): \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 $(BIN)/python:
 	@echo "Making the environment in $(VENV) with $$($(PYTHON) --version)"
@@ -48,6 +64,12 @@ run-local: $(VENV)/.local
 test: $(VENV)/.dev
 	@echo "Running the tests"
 	@$(BIN)/python -m pytest -q --ignore=tests/chaos
+
+## test-images: Builds the images from a base made here and runs them as the chart does (minutes)
+.PHONY: test-images
+test-images: $(VENV)/.dev
+	@echo "Building and running the images, where containers can run"
+	@$(BIN)/python -m pytest -q -m images tests/images
 
 ## lint: Checks style, types, imports and spelling
 .PHONY: lint
@@ -79,15 +101,52 @@ index: $(VENV)/.local
 	@mkdir -p .run
 	@$(BIN)/python -m orchestrator.index examples/corpus --out .run/corpus.sqlite3
 
-## build: Builds the four images with docker, podman or buildah
+## build: Builds the four images with docker, podman or buildah (docs/images.md has the settings)
 .PHONY: build
 build:
-	@test -n "$(CONTAINER)" || { echo "make build: needs docker, podman or buildah" >&2; exit 1; }
-	@for service in gateway orchestrator tokenizer inference; do \
-	  echo "Building $(REGISTRY)/$$service:$(TAG) with $(CONTAINER)"; \
-	  $(CONTAINER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) \
-	    --file $$service/Dockerfile --tag $(REGISTRY)/$$service:$(TAG) .; \
+	@tool="$(CONTAINER)"; \
+	test -n "$$tool" || { echo "make build: needs docker, podman or buildah" >&2; exit 1; }; \
+	export DOCKER_BUILDKIT=1; \
+	revision=$$(git rev-parse HEAD 2>/dev/null || true); \
+	for image in $(IMAGES); do \
+	  name=$${image%:*}; service=$${name##*/}; \
+	  set -- --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg WHEELS=$(WHEELS) \
+	    --build-arg VERSION=$(TAG) --build-arg REVISION=$$revision \
+	    $(if $(PIP_CONF),--secret id=pip.conf$(comma)src=$(PIP_CONF)) $(BUILD_ARGS); \
+	  case $${tool##*/} in \
+	    docker) set -- "$$@" --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH);; \
+	    *) set -- "$$@" --timestamp $(SOURCE_DATE_EPOCH);; \
+	  esac; \
+	  if test $$service = inference; then \
+	    set -- "$$@" --build-arg VARIANT=$(VARIANT) --build-arg TORCH_INDEX=$(TORCH_INDEX); \
+	  fi; \
+	  echo "Building $$image with $$tool"; \
+	  "$$tool" build "$$@" --file $$service/Dockerfile --tag $$image .; \
 	done
+
+## wheels: Collects in wheels/ all that the images are built from, for `make build WHEELS=wheels`
+.PHONY: wheels
+wheels: wheels/.complete
+
+wheels/.complete: pyproject.toml constraints.txt | $(BIN)/python
+	@rm -rf wheels
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --wheel-dir wheels \
+	  '.[gateway,orchestrator,tokenizer,inference,image]'
+	@rm wheels/weir-*.whl
+	@touch $@
+
+## images.tar: Saves the images in one archive, for clusters without a registry
+.PHONY: images.tar
+images.tar: | $(BIN)/python
+	@$(BIN)/python -m scripts.save_images "$(CONTAINER)" $(ARCHIVE) $(IMAGES)
+	@echo "$(ARCHIVE) has $(IMAGES); charts/weir/images.txt lists all that the chart can pull"
+
+## sbom: Writes what is in the images of images.tar to build/sbom, in CycloneDX's format
+.PHONY: sbom
+sbom: $(VENV)/.dev
+	@test -e $(ARCHIVE) || $(MAKE) --no-print-directory images.tar
+	@$(BIN)/python -m scripts.sbom $(ARCHIVE) $(SBOM)
 
 ## chart: Generates the chart's schema, README and list of images from its values.yaml
 .PHONY: chart
@@ -159,7 +218,7 @@ audit: $(VENV)-audit/bin/pip-audit
 .PHONY: constraints
 constraints: $(VENV)/.dev
 	@{ sed -n '/^#/p' constraints.txt; \
-	   $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.new
+	   $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.new
 	@mv constraints.new constraints.txt
 
 ## clean: Removes the environment, caches and what a local run made

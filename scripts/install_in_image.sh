@@ -1,0 +1,145 @@
+#!/bin/sh
+# The steps that install a service, inside of its image's build stage (see the Dockerfiles):
+#
+#   install_in_image.sh dependencies SERVICE   what it stands on, into /opt/weir; first for mesh
+#   install_in_image.sh packages SERVICE       itself, mesh and its data, into /app
+#
+# Run in a folder with the sources that the step needs. WHEELS names a folder below /context that
+# holds every wheel, as `make wheels` makes it; empty: pip's index, as pip is configured.
+# VARIANT (cpu or cuda) and TORCH_INDEX are for the service that has torch.
+#
+# Every file gets one date, and compiled files are checked by nothing, so that the same sources
+# and wheels give the same layers.
+set -eu
+umask 022
+
+DATE='2000-01-01 00:00:00 UTC'
+# No hash seed: sets in compiled files keep their order.
+export PYTHONHASHSEED=0 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+pip() {
+  target=$1
+  shift
+  set -- install --quiet --no-compile --constraint constraints.txt "$@"
+  if [ -n "${WHEELS:-}" ]; then
+    set -- "$@" --no-index --find-links "/context/$WHEELS"
+  elif [ -n "${TORCH_INDEX:-}" ]; then
+    set -- "$@" --extra-index-url "$TORCH_INDEX"
+  fi
+  # pip itself stays outside of the environment that goes into the image.
+  /opt/pip/bin/python -m pip --python "$target" "$@"
+}
+
+settle() {
+  /opt/weir/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash "$1"
+  find "$1" -exec touch --no-dereference --date "$DATE" {} +
+}
+
+dependencies() {
+  service=$1
+  if [ "$service" = mesh ]; then
+    python3 -m venv /opt/pip
+    python3 -m venv --without-pip /opt/weir
+  fi
+  /opt/weir/bin/python - "$service" > /tmp/requirements.txt <<'PYTHON'
+import sys
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+extra = project["optional-dependencies"].get(sys.argv[1], [])
+print(*project["dependencies"], *extra, sep="\n")
+PYTHON
+  # A build of torch for CPUs says so in its version; others are for GPUs.
+  if [ "${VARIANT:-}" = cpu ]; then
+    sed -n 's/^torch==.*/&+cpu/p' constraints.txt >> /tmp/requirements.txt
+  fi
+  pip /opt/weir/bin/python --requirement /tmp/requirements.txt || fail
+  if [ -n "${VARIANT:-}" ]; then
+    check_torch
+    compiler
+  fi
+  [ "$service" = mesh ] || settle /opt/weir
+}
+
+fail() {
+  if [ "${VARIANT:-}" = cpu ]; then
+    echo "If it was torch that was not found: VARIANT=cpu needs its build for CPUs. Give" \
+      "TORCH_INDEX, where PyTorch publishes it, or WHEELS; see docs/images.md." >&2
+  fi
+  exit 1
+}
+
+check_torch() {
+  /opt/weir/bin/python - "$VARIANT" <<'PYTHON'
+import sys
+
+import torch
+
+found = "cpu" if torch.version.cuda is None else "cuda"
+if found != sys.argv[1]:
+    sys.exit(f"VARIANT={sys.argv[1]}, but torch {torch.__version__} is a build for {found}")
+PYTHON
+  # Headers and tools for extensions in C++: of no use where there is no compiler.
+  for part in include bin share; do
+    rm -rf /opt/weir/lib/python3*/site-packages/torch/$part
+  done
+}
+
+# The C of inference/native is compiled here, so that the image needs no compiler. One from a wheel
+# needs no other base and no Debian mirror, and links against an older glibc than any base has.
+compiler() {
+  [ "$(uname -m)" = x86_64 ] || return 0
+  pip /opt/pip/bin/python ziglang
+  cat > /opt/pip/bin/cc <<'END'
+#!/bin/sh
+export ZIG_GLOBAL_CACHE_DIR=/tmp/zig ZIG_LOCAL_CACHE_DIR=/tmp/zig
+exec /opt/pip/bin/python -m ziglang cc -target x86_64-linux-gnu.2.28 -s "$@"
+END
+  chmod +x /opt/pip/bin/cc
+}
+
+packages() {
+  service=$1
+  pip /opt/pip/bin/python setuptools
+  /opt/pip/bin/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation \
+    --wheel-dir /tmp/wheel .
+  # Beside the models, in the working directory: a new version changes one small layer.
+  pip /opt/weir/bin/python --no-deps --target /app /tmp/wheel/weir-*.whl
+  for other in gateway orchestrator tokenizer inference; do
+    [ "$other" = "$service" ] || rm -rf "/app/$other"
+  done
+  rm -rf /app/bin
+  data_of "$service"
+  settle /app
+}
+
+data_of() {
+  case $1 in
+    orchestrator)
+      # The example documents, indexed; a volume or another path replaces them.
+      PYTHONPATH=/app /opt/weir/bin/python -m orchestrator.index examples/corpus \
+        --out /app/corpus.sqlite3
+      chmod 0644 /app/corpus.sqlite3
+      ;;
+    tokenizer)
+      demo_model tokenizer.json tokenizer_config.json config.json
+      ;;
+    inference)
+      if [ -x /opt/pip/bin/cc ]; then
+        PATH=/opt/pip/bin:$PATH PYTHONPATH=/app /opt/weir/bin/python -m inference.native.library \
+          /app/inference/native
+      fi
+      demo_model model.safetensors config.json generation_config.json
+      ;;
+  esac
+}
+
+demo_model() {
+  mkdir -p /app/models/demo
+  for file in "$@"; do
+    install --mode 0644 "models/demo/$file" /app/models/demo/
+  done
+}
+
+"$@"

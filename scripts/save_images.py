@@ -1,0 +1,91 @@
+"""Saves images in one archive: python -m scripts.save_images TOOL FILE NAME…
+
+The archive is the one that `docker load`, `podman load`, `ctr images import` and
+`kind load image-archive` read. Podman and buildah put `localhost/` before a name that has no
+registry; in the archive the names are as they were given, so that a cluster finds them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+def save(tool: str, file: Path, names: list[str]) -> None:
+    """Writes `file` by `tool` (docker, podman or buildah). Raises CalledProcessError."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        parts = {}
+        for number, name in enumerate(names):
+            parts[name] = Path(scratch) / f"{number}.tar"
+            subprocess.run(save_command(tool, name, parts[name]), check=True)
+        whole = Path(scratch) / "images.tar"
+        merge(parts, whole)
+        whole.replace(file)
+
+
+def save_command(tool: str, name: str, file: Path) -> list[str]:
+    """What writes one image to a file."""
+    match Path(tool).name:
+        case "buildah":
+            return [tool, "push", "--quiet", name, f"docker-archive:{file}"]
+        case "podman":
+            return [tool, "save", "--quiet", "--output", f"{file}", name]
+        case _:
+            return [tool, "save", "--output", f"{file}", name]
+
+
+def merge(parts: Mapping[str, Path], whole: Path) -> None:
+    """Puts archives of one image each together; layers that they share are stored once."""
+    images = []
+    stored = set()
+    with tarfile.open(whole, "w") as archive:
+        for name, path in parts.items():
+            with tarfile.open(path) as part:
+                images.append({**image_of(part, path), "RepoTags": [name]})
+                for content in contents_of(images[-1]):
+                    if content not in stored:
+                        archive.addfile(part.getmember(content), part.extractfile(content))
+                        stored.add(content)
+        listing = json.dumps(images).encode()
+        head = tarfile.TarInfo(MANIFEST)
+        head.size = len(listing)
+        archive.addfile(head, io.BytesIO(listing))
+
+
+def contents_of(image: dict[str, object]) -> tuple[str, ...]:
+    """The files that an image of a manifest consists of."""
+    layers = image["Layers"]
+    assert isinstance(layers, list)
+    return (str(image["Config"]), *layers)
+
+
+def image_of(archive: tarfile.TarFile, path: Path) -> dict[str, object]:
+    """The entry of the one image. Raises ValueError if there is not exactly one."""
+    listing = archive.extractfile(MANIFEST)
+    images = [] if listing is None else json.load(listing)
+    if len(images) != 1:
+        raise ValueError(f"{path} has {len(images)} images, not one")
+    return dict(images[0])
+
+
+def main() -> int:
+    """Exits with 1, and the tool's message, if an image is missing."""
+    tool, file, *names = sys.argv[1:]
+    try:
+        save(tool, Path(file), names)
+    except subprocess.CalledProcessError as error:
+        print(f"cannot save {error.cmd[-1]}; was it built?", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

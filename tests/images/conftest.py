@@ -1,0 +1,131 @@
+"""The four images, built once from a base made here, and the four containers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from scripts.find_helm import NoHelmError, find_helm
+from tests.images.base import BASE_IMAGE, ROOT, make_base
+from tests.images.podman import NoContainersError, Podman
+from tests.images.pods import Pod
+from tests.images.pods import pods as chart_pods
+from tests.images.probes import wait_until_passes
+
+ORDER = ("tokenizer", "inference", "orchestrator", "gateway")
+MEGABYTE = 10**6
+_sizes: dict[str, int] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here builds images, which takes minutes."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.images)
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tells how large the images are."""
+    for name, size in _sizes.items():
+        terminalreporter.write_line(f"image {name}: {size / MEGABYTE:.0f} MB")
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Podman]:
+    """A podman with the base image; skips, with the reason, where containers cannot run."""
+    folder = Path(tempfile.mkdtemp(prefix="weir-", dir="/tmp"))
+    try:
+        podman = Podman(folder)
+        archive = make_base(ROOT / ".run")
+        podman("import", str(archive), BASE_IMAGE)
+        podman.check(BASE_IMAGE)
+        find_helm()
+    except (NoContainersError, NoHelmError) as error:
+        pytest.skip(f"THE IMAGES ARE NOT TESTED: {error}")
+    try:
+        yield podman
+    finally:
+        podman.close()
+
+
+@pytest.fixture(scope="session")
+def pods() -> dict[str, Pod]:
+    """The chart's four pods, in the order in which they are started here."""
+    found = chart_pods()
+    return {component: found[component] for component in ORDER}
+
+
+@pytest.fixture(scope="session")
+def built(podman: Podman, pods: dict[str, Pod]) -> Podman:
+    """The podman that has the four images, as `make build` builds them without any network."""
+    make("wheels")
+    variant = "cpu" if list((ROOT / "wheels").glob("torch-*+cpu*")) else "cuda"
+    make("build", *build_arguments(podman), f"VARIANT={variant}")
+    for pod in pods.values():
+        _sizes[pod.image] = podman.inspect(pod.image)["Size"]
+        _sizes["base"] = podman.inspect(BASE_IMAGE)["Size"]
+    return podman
+
+
+def build_arguments(podman: Podman) -> list[str]:
+    """What `make build` is told."""
+    arguments = [f"CONTAINER={podman.executable}", f"BASE_IMAGE={BASE_IMAGE}", "WHEELS=wheels"]
+    return [*arguments, "BUILD_ARGS=--network=none"]
+
+
+def make(*arguments: str) -> None:
+    """Runs make in the repository; fails with the end of its output."""
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "MAKE"}
+    done = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"make {arguments[0]}:\n{done.stdout[-4000:]}"
+
+
+@pytest.fixture(scope="session")
+def running(built: Podman, pods: dict[str, Pod]) -> dict[str, str]:
+    """The addresses of the four containers, each started as its pod is and probed until ready."""
+    for pod in pods.values():
+        built("run", *pod.run_arguments)
+    addresses = {component: address_of(built, component) for component in pods}
+    try:
+        asyncio.run(_wait_ready(pods, addresses))
+    except AssertionError as error:
+        logs = "\n".join(f"--- {name}\n{built('logs', name)[-3000:]}" for name in pods)
+        raise AssertionError(f"{error}\n{logs}") from None
+    return addresses
+
+
+async def _wait_ready(pods: dict[str, Pod], addresses: dict[str, str]) -> None:
+    for kind in ("startupProbe", "readinessProbe"):
+        for component, pod in pods.items():
+            await wait_until_passes(pod.container[kind], addresses[component], pod.ports)
+
+
+def address_of(podman: Podman, container: str) -> str:
+    """The container's address, which the host can reach."""
+    networks = podman.inspect(container)["NetworkSettings"]["Networks"]
+    (network,) = networks.values()
+    return str(network["IPAddress"])
+
+
+@pytest.fixture
+async def client(running: dict[str, str], pods: dict[str, Pod]) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the gateway's container."""
+    url = f"http://{running['gateway']}:{pods['gateway'].ports['http']}"
+    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+        yield client

@@ -1,0 +1,102 @@
+"""The chart's pods, as containers: what the kubelet would do with a rendered Deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.charts.rendered import COMPONENTS, Release, render
+from tests.images.podman import LIMITS, NETWORK
+
+Manifest = dict[str, Any]
+MEBIBYTE = 1024**2
+UNITS = {"Mi": MEBIBYTE, "Gi": 1024 * MEBIBYTE}
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of one container, and the names that others find it by."""
+
+    component: str
+    spec: Manifest
+    names: tuple[str, ...]
+
+    @property
+    def container(self) -> Manifest:
+        """Its one container."""
+        (container,) = self.spec["containers"]
+        return dict(container)
+
+    @property
+    def image(self) -> str:
+        """Its image, as the manifest names it."""
+        return str(self.container["image"])
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The container's ports by name."""
+        return {port["name"]: port["containerPort"] for port in self.container["ports"]}
+
+    @property
+    def run_arguments(self) -> list[str]:
+        """Arguments of `podman run`; every key that the container has is obeyed or refused."""
+        handled = {"name", "image", "imagePullPolicy", "env", "ports", "lifecycle", "resources"}
+        handled |= {"startupProbe", "readinessProbe", "livenessProbe"}
+        handled |= {"securityContext", "volumeMounts", "command", "args"}
+        assert set(self.container) <= handled, set(self.container) - handled
+        arguments = ["--detach", f"--name={self.component}", f"--network={NETWORK}", *LIMITS]
+        arguments += [f"--network-alias={name}" for name in self.names]
+        arguments += [f"--stop-timeout={self.spec['terminationGracePeriodSeconds']}"]
+        arguments += [*self._environment(), *self._security(), *self._volumes()]
+        memory = self.container["resources"]["limits"]["memory"]
+        arguments += [f"--memory={_bytes(memory)}", "--pull=never"]
+        command = self.container.get("command")
+        if command:
+            arguments.append(f"--entrypoint={command[0]}")
+        rest = [*(command or [""])[1:], *self.container.get("args", ())]
+        return [*arguments, self.image, *rest]
+
+    def _environment(self) -> Iterator[str]:
+        for variable in self.container["env"]:
+            yield f"--env={variable['name']}={variable['value']}"
+
+    def _security(self) -> Iterator[str]:
+        pod, own = self.spec["securityContext"], self.container["securityContext"]
+        assert pod["runAsNonRoot"] is True
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}  # as podman's own default is
+        yield f"--user={pod['runAsUser']}:{pod['runAsGroup']}"
+        yield from (f"--cap-drop={name}" for name in own["capabilities"]["drop"])
+        if own["allowPrivilegeEscalation"] is False:
+            yield "--security-opt=no-new-privileges"
+        if own["readOnlyRootFilesystem"]:
+            # Without what podman would make writable of its own accord.
+            yield from ("--read-only", "--read-only-tmpfs=false")
+
+    def _volumes(self) -> Iterator[str]:
+        volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
+        for mount in self.container["volumeMounts"]:
+            size = _bytes(volumes[mount["name"]]["emptyDir"]["sizeLimit"])
+            # A kubelet makes an emptyDir that everybody may write to.
+            yield f"--tmpfs={mount['mountPath']}:rw,nosuid,nodev,mode=1777,size={size}"
+
+
+def _bytes(quantity: str) -> int:
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+def pods() -> dict[str, Pod]:
+    """One pod of each service, of the chart rendered for a kind cluster."""
+    release = render("kind")
+    return {component: _pod(release, component) for component in COMPONENTS}
+
+
+def _pod(release: Release, component: str) -> Pod:
+    template = release.deployment(component)["spec"]["template"]
+    labels = template["metadata"]["labels"].items()
+    names = tuple(
+        service["metadata"]["name"]
+        for service in release.of_kind("Service")
+        if service["spec"]["selector"].items() <= labels
+    )
+    return Pod(component, template["spec"], names)

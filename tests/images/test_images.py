@@ -1,0 +1,131 @@
+"""What is in the images, and what is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.charts.rendered import COMPONENTS
+from tests.images.base import BASE_IMAGE, ROOT
+from tests.images.conftest import MEGABYTE, build_arguments, make
+from tests.images.podman import Podman
+from tests.images.pods import Pod
+
+LIGHT = ("gateway", "orchestrator", "tokenizer")
+MAX_SIZE = 250 * MEGABYTE
+ENTRYPOINT = "python"
+
+
+@pytest.mark.parametrize("component", LIGHT)
+def test_light_images_are_small(built: Podman, pods: dict[str, Pod], component: str) -> None:
+    """At most 250 MB unpacked, base included."""
+    assert built.inspect(pods[component].image)["Size"] <= MAX_SIZE
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_torch_is_in_one_image_alone(built: Podman, pods: dict[str, Pod], component: str) -> None:
+    """The engine's image has it; no other has even its folder."""
+    script = "import importlib.util as u; print(u.find_spec('torch') is not None)"
+    has_torch = built.run(pods[component].image, ENTRYPOINT, "-c", script)
+    assert has_torch == str(component == "inference")
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_an_image_says_what_it_is(built: Podman, pods: dict[str, Pod], component: str) -> None:
+    """Account, ports and labels; the ports are those of the chart."""
+    config = built.inspect(pods[component].image)["Config"]
+    assert config["User"] == "10001:10001"
+    assert set(config["ExposedPorts"]) == {f"{port}/tcp" for port in pods[component].ports.values()}
+    labels = {
+        key.removeprefix("org.opencontainers.image."): v for key, v in config["Labels"].items()
+    }
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert labels["title"] == f"weir-{component}"
+    assert labels["version"] == pods[component].image.rpartition(":")[2]
+    assert labels["revision"] == revision.stdout.strip()
+    assert labels["base.name"] == BASE_IMAGE
+    assert labels["licenses"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_an_image_has_no_tools(built: Podman, pods: dict[str, Pod], component: str) -> None:
+    """No compiler, no pip; nothing that the account could change but what everybody may."""
+    image = pods[component].image
+    found = built.run(image, "sh", "-c", "command -v cc gcc c++ clang ld make pip pip3 git; true")
+    assert found == ""
+    writable = built.run(
+        image,
+        "sh",
+        "-c",
+        "find / -xdev -writable -not -type l -not -path '/dev*' 2>/dev/null; true",
+    )
+    assert set(writable.split()) <= {"/tmp", "/var/tmp", "/run/lock", "/var/lock", "/run"}
+
+
+def test_an_image_can_be_built_again(built: Podman, pods: dict[str, Pod]) -> None:
+    """The same sources and wheels give the same layers."""
+    image = pods["gateway"].image
+    before = built.inspect(image)["RootFS"]["Layers"]
+    rebuilt = "weir-again/gateway:0.1.0"
+    arguments = [*build_arguments(built), f"IMAGES={rebuilt}"]
+    make("build", *arguments[:-1], "BUILD_ARGS=--network=none --no-cache", arguments[-1])
+    assert built.inspect(rebuilt)["RootFS"]["Layers"] == before
+
+
+@pytest.fixture(scope="session")
+def archive(built: Podman, pods: dict[str, Pod], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of two images, as `make images.tar` makes it."""
+    archive = tmp_path_factory.mktemp("images") / "images.tar"
+    names = " ".join(pods[component].image for component in ("gateway", "tokenizer"))
+    make("images.tar", f"CONTAINER={built.executable}", f"IMAGES={names}", f"ARCHIVE={archive}")
+    return archive
+
+
+def test_images_can_be_carried(built: Podman, pods: dict[str, Pod], archive: Path) -> None:
+    """An archive loads elsewhere, under the manifests' names and with the same content."""
+    names = [pods[component].image for component in ("gateway", "tokenizer")]
+    with tarfile.open(archive) as images:
+        listing = images.extractfile("manifest.json")
+        assert listing is not None
+        assert [image["RepoTags"] for image in json.load(listing)] == [[name] for name in names]
+    ids = {name: built.inspect(name)["Id"] for name in names}
+    for name in names:
+        built("untag", name)
+    try:
+        loaded = built("load", "--input", str(archive))
+        assert all(name in loaded for name in names)
+        # A name without a registry is one of the default registry's, as in a cluster.
+        assert {name: built.inspect(f"docker.io/{name}")["Id"] for name in names} == ids
+    finally:
+        for name, number in ids.items():
+            built("tag", number, name)
+
+
+def test_the_bill_of_materials_is_complete(
+    built: Podman, pods: dict[str, Pod], archive: Path, tmp_path: Path
+) -> None:
+    """It has every Python package that the image itself lists, and the base's packages."""
+    make("sbom", f"ARCHIVE={archive}", f"SBOM={tmp_path}")
+    script = (
+        "import importlib.metadata as m; "
+        "print(*{f'{d.name}=={d.version}' for d in m.distributions()}, sep='\\n')"
+    )
+    for component in ("gateway", "tokenizer"):
+        name, tag = pods[component].image.rpartition("/")[2].split(":")
+        bill = json.loads((tmp_path / f"{name}-{tag}.cdx.json").read_text())
+        components = bill["components"]
+        debian = {c["name"] for c in components if c.get("purl", "").startswith("pkg:deb/")}
+        python = {
+            f"{c['name']}=={c['version']}"
+            for c in components
+            if not c["bom-ref"].startswith("deb:")
+        }
+        assert python == set(built.run(pods[component].image, ENTRYPOINT, "-c", script).split())
+        assert {"libc6", "python3.11-minimal"} <= debian or "python3.13-minimal" in debian
+        assert bill["metadata"]["component"] == {"type": "container", "name": name, "version": tag}
