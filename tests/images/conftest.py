@@ -93,7 +93,7 @@ def make(*arguments: str) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, f"make {arguments[0]}:\n{done.stdout[-4000:]}"
+    assert done.returncode == 0, f"make {' '.join(arguments)}:\n{done.stdout[-4000:]}"
 
 
 @pytest.fixture(scope="session")
