@@ -1,0 +1,179 @@
+"""Forms, tools, echo and embeddings: the official client, four processes, a random model.
+
+A random model writes nonsense, so whatever has a form has it because it was held to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.instruct_model import make_instruct_model
+from tests.e2e.stack import Stack, running_stack
+
+pytestmark = pytest.mark.timeout(180)
+
+MESSAGES: Any = [{"role": "user", "content": "What is the weather in Rome? 🌦"}]
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Rome", "Oslo é"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "warm": {"type": "boolean"},
+    },
+    "required": ["city", "days", "warm"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
+    for name in ("weather", "forecast")
+]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The four processes with the random model."""
+    folder = make_instruct_model(tmp_path_factory.mktemp("model") / "instruct")
+    settings = {
+        "TOKENIZER_MODEL": str(folder),
+        "INFERENCE_MODEL": str(folder),
+        "INFERENCE_KV_CACHE_TOKENS": "8192",
+    }
+    with running_stack(tmp_path_factory.mktemp("stack"), None, settings) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def official(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The client, told nothing but the address."""
+    http = openai.DefaultAsyncHttpxClient(trust_env=False)
+    async with openai.AsyncOpenAI(
+        base_url=f"{stack.url}/v1", api_key="none", max_retries=0, http_client=http
+    ) as client:
+        yield client
+
+
+def check(text: str) -> None:
+    """Fails unless `text` is a value of the schema."""
+    value = json.loads(text)
+    assert set(value) == {"city", "days", "warm"}
+    assert value["city"] in ("Rome", "Oslo é")
+    assert value["days"] in range(1, 10)
+    assert isinstance(value["warm"], bool)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_an_answer_keeps_to_its_schema(
+    official: openai.AsyncOpenAI, temperature: float
+) -> None:
+    """In one piece and streamed, greedy and drawn."""
+    format: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "weather", "schema": SCHEMA, "strict": True},
+    }
+    ask: Any = {"model": "instruct", "messages": MESSAGES, "response_format": format, "seed": 1}
+    create = official.chat.completions.create
+    whole = await create(**ask, temperature=temperature, max_tokens=200)
+    check(whole.choices[0].message.content)
+    assert whole.choices[0].finish_reason == "stop"
+    stream = await create(**ask, temperature=temperature, max_tokens=200, stream=True)
+    texts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    check("".join(texts))
+    assert len(texts) > 3
+
+
+async def test_any_object(official: openai.AsyncOpenAI) -> None:
+    """json_object: what was written so far is the beginning of one, at least."""
+    answer = await official.chat.completions.create(
+        model="instruct",
+        messages=MESSAGES,
+        response_format={"type": "json_object"},
+        max_tokens=60,
+        temperature=0,
+    )
+    text = answer.choices[0].message.content
+    assert text is not None
+    assert text.lstrip().startswith("{")
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text), dict)
+
+
+CHOICES: list[tuple[Any, set[str]]] = [
+    ("required", {"weather", "forecast"}),
+    ({"type": "function", "function": {"name": "forecast"}}, {"forecast"}),
+]
+
+
+@pytest.mark.parametrize(("choice", "names"), CHOICES)
+async def test_a_forced_call_is_made(
+    official: openai.AsyncOpenAI, choice: Any, names: set[str]
+) -> None:
+    """In one piece; its result can be sent back."""
+    ask: Any = {"model": "instruct", "tools": TOOLS, "tool_choice": choice, "max_tokens": 300}
+    create = official.chat.completions.create
+    answer = await create(**ask, messages=MESSAGES, parallel_tool_calls=False)
+    [choice_made] = answer.choices
+    [call] = choice_made.message.tool_calls
+    assert choice_made.finish_reason == "tool_calls"
+    assert choice_made.message.content is None
+    assert call.function.name in names
+    check(call.function.arguments)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    message = choice_made.message.model_dump(exclude_none=True)
+    again = await create(**ask, messages=[*MESSAGES, message, result], parallel_tool_calls=False)
+    assert again.choices[0].message.tool_calls
+
+
+async def test_calls_stream(official: openai.AsyncOpenAI) -> None:
+    """Id and name first, then arguments in pieces; calls are numbered."""
+    ask: Any = {"model": "instruct", "tools": TOOLS, "tool_choice": "required", "seed": 3}
+    stream = await official.chat.completions.create(
+        **ask, messages=MESSAGES, stream=True, max_tokens=400
+    )
+    calls: dict[int, list[str]] = {}
+    num_pieces = 0
+    async for chunk in stream:
+        for piece in chunk.choices[0].delta.tool_calls or []:
+            if piece.index not in calls:
+                assert piece.id
+                assert piece.function.name in ("weather", "forecast")
+            calls.setdefault(piece.index, []).append(piece.function.arguments)
+            num_pieces += 1
+        assert not chunk.choices[0].delta.content
+    assert list(calls) == list(range(len(calls)))
+    check("".join(calls[0]))
+    assert num_pieces > 3
+
+
+async def test_echo_and_lists(official: openai.AsyncOpenAI) -> None:
+    """Prompts come back in front of what was generated, each under its own index."""
+    answer = await official.completions.create(
+        model="instruct", prompt=["Héllo 👋", "ab"], echo=True, max_tokens=4, n=2, temperature=0
+    )
+    texts = [choice.text for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert all(text.startswith("Héllo 👋") for text in texts[:2])
+    assert all(text.startswith("ab") for text in texts[2:])
+    # Greedy: the choices of one prompt are the same.
+    assert texts[0] == texts[1]
+
+
+async def test_embeddings(official: openai.AsyncOpenAI) -> None:
+    """Of length 1, the same for the same text alone and among others."""
+    create = official.embeddings.create
+    many = await create(model="instruct", input=["Rome", "A weir is a dam", "Rome 🏛"])
+    alone = await create(model="instruct", input="Rome")
+    first = many.data[0].embedding
+    assert len(first) == 64
+    for each in many.data:
+        assert math.isclose(sum(v * v for v in each.embedding), 1, rel_tol=1e-5)
+    assert alone.data[0].embedding == pytest.approx(first, abs=1e-5)
+    assert many.data[1].embedding != pytest.approx(first, abs=1e-2)
+    assert many.usage.prompt_tokens > alone.usage.prompt_tokens > 0
+    with pytest.raises(openai.BadRequestError, match="dimensions must be null"):
+        await create(model="instruct", input="Rome", dimensions=8)
