@@ -71,6 +71,12 @@ test-images: $(VENV)/.dev
 	@echo "Building and running the images, where containers can run"
 	@$(BIN)/python -m pytest -q -m images tests/images
 
+## fuzz: Sends 5,000 requests made from openapi.json to the four services
+.PHONY: fuzz
+fuzz: $(VENV)/.dev
+	@echo "Sending 5,000 requests made from openapi.json"
+	@FUZZ_CASES=5000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/e2e/test_fuzz.py
+
 ## lint: Checks style, types, imports and spelling
 .PHONY: lint
 lint: $(VENV)/.dev

@@ -1,0 +1,227 @@
+"""The checks. Each has a sentence, and raises AssertionError or Skipped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+from tests.conformance.client import Server, Skipped
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+MESSAGES = [{"role": "user", "content": "Write a sentence. Écris, 日本語で 👩‍👩‍👧."}]
+LONG = {"max_tokens": 1000, "ignore_eos": True}
+
+Check = Callable[[Server], Awaitable[None]]
+
+
+async def models(server: Server) -> None:
+    """GET /v1/models lists the model"""
+    listed = (await server.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert server.model in [model["id"] for model in listed["data"]], listed
+
+
+async def chat_shape(server: Server) -> None:
+    """a chat has an id, choices, a finish reason and usage"""
+    response = await server.post(CHAT, messages=MESSAGES, max_tokens=8)
+    answer = response.json()
+    assert response.status_code == 200, answer
+    [choice] = answer["choices"]
+    assert answer["object"] == "chat.completion"
+    assert answer["id"]
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] in ("stop", "length")
+    usage = answer["usage"]
+    assert 0 < usage["completion_tokens"] <= 8
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+async def stream_equals_whole(server: Server) -> None:
+    """the deltas of a stream spell the answer in one piece"""
+    ask = {"messages": MESSAGES, "max_tokens": 24, "temperature": 0}
+    whole = (await server.post(CHAT, **ask)).json()
+    streamed = await server.stream(CHAT, **ask)
+    assert streamed.text() == whole["choices"][0]["message"]["content"]
+    assert streamed.content_type.startswith("text/event-stream")
+
+
+async def stream_frames(server: Server) -> None:
+    """a stream has the role first, one finish reason, then [DONE]"""
+    streamed = await server.stream(CHAT, messages=MESSAGES, max_tokens=8)
+    assert streamed.done
+    assert streamed.choices[0]["delta"].get("role") == "assistant"
+    reasons = [choice["finish_reason"] for choice in streamed.choices]
+    assert reasons[-1] in ("stop", "length")
+    assert set(reasons[:-1]) <= {None}
+    assert len({chunk["id"] for chunk in streamed.chunks}) == 1
+    assert {chunk["object"] for chunk in streamed.chunks} == {"chat.completion.chunk"}
+
+
+async def stream_is_incremental(server: Server) -> None:
+    """tokens come while later ones are still made"""
+    streamed = await server.stream(TEXT, prompt="Once upon", **{**LONG, "max_tokens": 24})
+    assert len(streamed.chunks) > 8, "the stream came in a few pieces"
+    assert streamed.times[-1] - streamed.times[0] > 0.005, "the stream came all at once"
+
+
+async def utf8(server: Server) -> None:
+    """every event is whole UTF-8, and no character is broken between two"""
+    ask = {"prompt": "日本語 👩‍👩‍👧 é", "max_tokens": 24, "temperature": 1.5, "seed": 7}
+    whole = (await server.post(TEXT, **ask)).json()["choices"][0]["text"]
+    streamed = await server.stream(TEXT, **ask)  # reading decodes each event by itself
+    assert streamed.text() == whole
+
+
+async def echo_unicode(server: Server) -> None:
+    """a prompt of every kind of character comes back as it is"""
+    prompt = "a\u0000b\tc\r\nd\u2028e\u0085f é e\u0301 👩‍👩‍👧 \U0010ffff 日本 \ufeff\u200f"
+    response = await server.post(TEXT, prompt=prompt, echo=True, max_tokens=1)
+    if response.status_code != 200:
+        raise Skipped("echo is not supported")
+    assert response.json()["choices"][0]["text"].startswith(prompt)
+
+
+async def stop_is_held_back(server: Server) -> None:
+    """a stop string ends the text, and no part of it is sent"""
+    ask = {"prompt": "The", "max_tokens": 24, "temperature": 0}
+    text = (await server.post(TEXT, **ask)).json()["choices"][0]["text"]
+    if len(text) < 12:
+        raise Skipped("the model says too little")
+    stop = text[6:10]
+    expected = text[: text.index(stop)]
+    streamed = await server.stream(TEXT, **ask, stop=[stop])
+    whole = (await server.post(TEXT, **ask, stop=stop)).json()["choices"][0]
+    assert streamed.text() == whole["text"] == expected
+    assert whole["finish_reason"] == streamed.choices[-1]["finish_reason"] == "stop"
+
+
+async def length_is_told(server: Server) -> None:
+    """max_tokens ends the text with reason length and that many tokens"""
+    answer = (await server.post(TEXT, prompt="The", max_tokens=5, ignore_eos=True)).json()
+    if answer["usage"]["completion_tokens"] < 5:
+        raise Skipped("the model ended before, and ignore_eos is not supported")
+    assert answer["usage"]["completion_tokens"] == 5
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+async def usage_in_streams(server: Server) -> None:
+    """include_usage gives usage in a last chunk without choices, null before"""
+    ask = {"messages": MESSAGES, "max_tokens": 8, "temperature": 0}
+    whole = (await server.post(CHAT, **ask)).json()["usage"]
+    streamed = await server.stream(CHAT, **ask, stream_options={"include_usage": True})
+    *chunks, last = streamed.chunks
+    assert last["choices"] == []
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert last["usage"][name] == whole[name]
+    assert all(chunk.get("usage") is None for chunk in chunks)
+
+
+async def seeds(server: Server) -> None:
+    """the same seed gives the same text"""
+    ask = {"prompt": "The", "max_tokens": 12, "temperature": 1, "seed": 42}
+    first, second = await asyncio.gather(server.post(TEXT, **ask), server.post(TEXT, **ask))
+    assert first.json()["choices"][0]["text"] == second.json()["choices"][0]["text"]
+
+
+async def logprobs(server: Server) -> None:
+    """logprobs come with each token, and spell the text"""
+    ask = {"messages": MESSAGES, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}
+    response = await server.post(CHAT, **ask, temperature=0)
+    choice = response.json()["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert all(each["logprob"] <= 0 and len(each["top_logprobs"]) == 2 for each in content)
+    spelled = b"".join(bytes(each["bytes"]) for each in content)
+    assert choice["message"]["content"].encode() in spelled
+
+
+async def choices_interleave(server: Server) -> None:
+    """n > 1 gives n choices, which a stream interleaves"""
+    ask = {"prompt": "The", "n": 3, "seed": 1, **LONG, "max_tokens": 12}
+    response = await server.post(TEXT, **ask)
+    if response.status_code == 400:
+        raise Skipped("n > 1 is not supported")
+    assert sorted(choice["index"] for choice in response.json()["choices"]) == [0, 1, 2]
+    streamed = await server.stream(TEXT, **ask)
+    order = [choice["index"] for choice in streamed.choices if choice.get("text")]
+    assert set(order) == {0, 1, 2}
+    changes = sum(a != b for a, b in pairwise(order))
+    assert changes > 2, f"the choices came one after the other: {order}"
+
+
+ERRORS = [
+    (CHAT, {"messages": MESSAGES, "temperature": 9}, 400),
+    (CHAT, {"messages": MESSAGES, "max_tokens": -1}, 400),
+    (CHAT, {"messages": []}, 400),
+    (CHAT, {"messages": MESSAGES, "model": "no such model"}, 404),
+    (TEXT, {"prompt": "x " * 200_000}, 400),
+]
+
+
+async def error_bodies(server: Server) -> None:
+    """errors have their status and OpenAI's body, streamed or not"""
+    for path, body, status in ERRORS:
+        for stream in (False, True):
+            response = await server.post(path, **{**body, "stream": stream})
+            error = response.json()["error"]
+            assert response.status_code == status, (body.keys(), response.status_code)
+            assert isinstance(error["message"], str)
+            assert isinstance(error["type"], str)
+            assert {"param", "code"} <= set(error)
+
+
+async def bad_bytes(server: Server) -> None:
+    """a body that is no JSON, or no Unicode, is refused with 400"""
+    surrogate = b'{"prompt": "\\ud800", "model": %s}' % json.dumps(server.model).encode()
+    for body in (b"", b"{", b"[]", b'"x"', b"\xff\xfe", surrogate):
+        response = await server.post_bytes(TEXT, body)
+        assert response.status_code in (400, 422), (body, response.status_code)
+        assert response.json()["error"]["message"]
+
+
+async def unknown_fields(server: Server) -> None:
+    """fields that nobody knows do not break a request"""
+    response = await server.post(CHAT, messages=MESSAGES, max_tokens=1, no_such_field={"a": 1})
+    assert response.status_code == 200
+
+
+async def disconnect_frees(server: Server) -> None:
+    """a client that leaves frees its place at once"""
+    await server.wait_idle(10)
+    async with server.open(TEXT, prompt="Once", **LONG) as response:
+        async for _ in response.aiter_bytes():
+            break
+        assert await server.num_running() > 0
+    await server.wait_idle(5)
+
+
+async def keep_alive(server: Server) -> None:
+    """silence is filled with comments, which are no events"""
+    streamed = await server.stream(TEXT, prompt="Once " * 400, **{**LONG, "max_tokens": 16})
+    if not streamed.comments:
+        raise Skipped("the stream was never silent for as long as that takes")
+    assert len(streamed.choices) > 0
+
+
+CHECKS: list[Check] = [
+    models,
+    chat_shape,
+    stream_equals_whole,
+    stream_frames,
+    stream_is_incremental,
+    utf8,
+    echo_unicode,
+    stop_is_held_back,
+    length_is_told,
+    usage_in_streams,
+    seeds,
+    logprobs,
+    choices_interleave,
+    error_bodies,
+    bad_bytes,
+    unknown_fields,
+    keep_alive,
+    disconnect_frees,
+]

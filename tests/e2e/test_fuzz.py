@@ -1,0 +1,34 @@
+"""The four processes against requests made from openapi.json."""
+
+from __future__ import annotations
+
+import os
+
+import httpx
+import pytest
+
+from tests.e2e.stack import Stack
+from tests.fuzzing import Asked, fuzz
+
+NUM_CASES = int(os.environ.get("FUZZ_CASES", "48"))
+"""`make fuzz` sets it to 5,000."""
+
+
+@pytest.mark.timeout(200 + 2 * NUM_CASES)
+def test_nothing_that_the_document_allows_breaks_them(stack: Stack) -> None:
+    """No 5xx whatever is asked, and the stack is ready behind it."""
+    with httpx.Client(base_url=stack.url, timeout=60, trust_env=False) as client:
+
+        def send(asked: Asked) -> int:
+            headers = {"content-type": "application/json"}
+            request = client.build_request(
+                asked.method, asked.path, params=asked.query, content=asked.body, headers=headers
+            )
+            response = client.send(request)
+            assert "server_error" not in response.text, (asked, response.text)
+            return response.status_code
+
+        document = client.get("/openapi.json").json()
+        counts = fuzz(document, send, NUM_CASES, seed_number=NUM_CASES)
+        assert client.get("/readyz").status_code == 200
+    print(counts)

@@ -1,0 +1,50 @@
+// Streams with the official client and prints what it saw as one line of JSON.
+import OpenAI from "openai";
+
+const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
+const messages = [{ role: "user" as const, content: "Write. Écris 日本語 👩‍👩‍👧" }];
+const ask = { model: "demo", messages, max_tokens: 12, temperature: 0 };
+
+const whole = await client.chat.completions.create(ask);
+
+let text = "";
+let reason: string | null = null;
+let usage: OpenAI.CompletionUsage | null | undefined;
+const options = { include_usage: true };
+const stream = await client.chat.completions.create({ ...ask, stream: true, stream_options: options });
+for await (const chunk of stream) {
+  text += chunk.choices[0]?.delta.content ?? "";
+  reason = chunk.choices[0]?.finish_reason ?? reason;
+  usage = chunk.usage ?? usage;
+}
+
+let completion = "";
+for await (const chunk of await client.completions.create({
+  model: "demo", prompt: "The", max_tokens: 4, temperature: 0, stream: true,
+})) {
+  completion += chunk.choices[0]?.text ?? "";
+}
+
+let refusal = 0;
+let code: string | null | undefined;
+try {
+  await client.chat.completions.create({ ...ask, model: "nobody", stream: true });
+} catch (error) {
+  if (!(error instanceof OpenAI.NotFoundError)) throw error;
+  refusal = error.status;
+  code = error.code;
+}
+
+// Leaving a stream early must end it on the other side; the test looks.
+const long = await client.completions.create({
+  model: "demo", prompt: "Once", max_tokens: 1500, stream: true,
+  ...({ ignore_eos: true } as object),
+});
+for await (const _ of long) break;
+
+const embedding = await client.embeddings.create({ model: "demo", input: "Rome" });
+
+console.log(JSON.stringify({
+  whole: whole.choices[0]?.message.content, text, reason, usage, completion, refusal, code,
+  wholeTokens: whole.usage?.completion_tokens, size: embedding.data[0]?.embedding.length,
+}));

@@ -1,0 +1,33 @@
+"""The gateway alone against requests made from its own openapi.json."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.fuzzing import Asked, fuzz
+from tests.gateway.direct import direct_client
+
+NUM_CASES = 150
+
+
+@pytest.mark.timeout(300)
+def test_nothing_that_the_document_allows_breaks_it() -> None:
+    """No 5xx, and of each endpoint with a body some requests are answered."""
+    with asyncio.Runner() as runner:
+        client_of = direct_client()
+        client = runner.run(client_of.__aenter__())
+
+        def send(asked: Asked) -> int:
+            headers = {"content-type": "application/json"}
+            sending = client.request(
+                asked.method, asked.path, params=asked.query, content=asked.body, headers=headers
+            )
+            return runner.run(sending).status_code
+
+        document = runner.run(client.get("/openapi.json")).json()
+        counts = fuzz(document, send, NUM_CASES, seed_number=1)
+        runner.run(client_of.__aexit__(None, None, None))
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/v1/search"):
+        assert counts[f"POST {path} 200"] > 0, counts
