@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 from mesh.context import current_request
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import invalid
 from orchestrator import failover, metrics, spans
 from orchestrator.detokenizer import Decoder
 from orchestrator.generation import (
@@ -103,8 +103,9 @@ class Completion:
             return Delta(text, 0)
         token_ids, decoder = self._prompt.token_ids, self._prompt.decoder
         if len(chunk.prompt_logprobs) != len(token_ids) - 1:
-            raise MeshError(
-                ErrorKind.UNIMPLEMENTED, "the engine gives no log probabilities of a prompt"
+            raise invalid(
+                "logprobs",
+                "logprobs must be absent with echo: this engine gives none of a prompt",
             )
         first = _one(decoder, token_ids[0], None)
         return Delta(text, 0, [first, *(_logprob(decoder, each) for each in chunk.prompt_logprobs)])

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.stack import Stack
 from tests.fuzzing import Asked, fuzz
 
-NUM_CASES = int(os.environ.get("FUZZ_CASES", "48"))
+NUM_CASES = int(os.environ.get("FUZZ_CASES", "90"))
 """`make fuzz` sets it to 5,000."""
 
 
@@ -31,4 +31,6 @@ def test_nothing_that_the_document_allows_breaks_them(stack: Stack) -> None:
         document = client.get("/openapi.json").json()
         counts = fuzz(document, send, NUM_CASES, seed_number=NUM_CASES)
         assert client.get("/readyz").status_code == 200
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        assert counts[f"POST {path} 200"] > 0, counts
     print(counts)

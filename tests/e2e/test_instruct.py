@@ -163,6 +163,21 @@ async def test_echo_and_lists(official: openai.AsyncOpenAI) -> None:
     assert texts[0] == texts[1]
 
 
+async def test_a_prompt_is_scored(official: openai.AsyncOpenAI) -> None:
+    """echo with logprobs and no token to generate: what evaluations ask for."""
+    answer = await official.completions.create(
+        model="instruct", prompt="A weir is é 👋", echo=True, max_tokens=0, logprobs=2
+    )
+    [choice] = answer.choices
+    logprobs: Any = choice.logprobs
+    assert choice.text == "A weir is é 👋"
+    assert logprobs.token_logprobs[0] is None
+    assert all(value < 0 for value in logprobs.token_logprobs[1:])
+    assert len(logprobs.tokens) == answer.usage.prompt_tokens  # type: ignore[union-attr]
+    assert all(len(top) >= 2 for top in logprobs.top_logprobs[1:])
+    assert answer.usage.completion_tokens == 0  # type: ignore[union-attr]
+
+
 async def test_embeddings(official: openai.AsyncOpenAI) -> None:
     """Of length 1, the same for the same text alone and among others."""
     create = official.embeddings.create

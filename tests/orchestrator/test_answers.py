@@ -166,4 +166,5 @@ async def test_an_engine_without_them_is_told_as_such() -> None:
     async with orchestrator(engine) as running:
         with pytest.raises(MeshError) as caught:
             await generate(running, asked)
-    assert caught.value.kind is ErrorKind.UNIMPLEMENTED
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+    assert caught.value.param == "logprobs"
