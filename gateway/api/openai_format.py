@@ -81,16 +81,25 @@ class TextLogprobs:
             offsets.append(self._offset)
             self._offset += len(self._utf8.decode(each.token_bytes))
         return {
-            "tokens": [each.token for each in logprobs],
+            "tokens": [_token_name(each) for each in logprobs],
             "token_logprobs": [_finite(each.logprob) for each in logprobs],
             "top_logprobs": [
                 None
                 if each.logprob is None
-                else {top.token: _finite(top.logprob) for top in each.top}
+                else {_token_name(top): _finite(top.logprob) for top in each.top}
                 for each in logprobs
             ],
             "text_offset": offsets,
         }
+
+
+def _token_name(each: TokenLogprob) -> str:
+    """The token, by its bytes where those are no text, as two of them would look the same."""
+    try:
+        each.token_bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in each.token_bytes)
+    return each.token
 
 
 class ToolCalls:

@@ -175,6 +175,7 @@ async def test_a_prompt_is_scored(official: openai.AsyncOpenAI) -> None:
     assert all(value < 0 for value in logprobs.token_logprobs[1:])
     assert len(logprobs.tokens) == answer.usage.prompt_tokens  # type: ignore[union-attr]
     assert all(len(top) >= 2 for top in logprobs.top_logprobs[1:])
+    assert any(token.startswith("bytes:\\x") for token in logprobs.tokens)
     assert answer.usage.completion_tokens == 0  # type: ignore[union-attr]
 
 
