@@ -30,6 +30,10 @@ from orchestrator.prompt import NOTHING_FOUND
 HANDLE_WEIGHT = 8.0
 """Choosing is a few tokens an answer, copying is many: this keeps choosing from drowning."""
 
+EXERCISE_WEIGHT = -1.0
+"""Marks tokens of the exercise behind an answer, which count apart from it."""
+
+MAX_EXERCISE_TOKENS = 250
 MAX_SCORE = 5
 IGNORED = -1
 
@@ -47,9 +51,9 @@ class Row(NamedTuple):
 
     ids: list[int]
     weights: list[float]
-    """How much predicting this token counts; 0 for all that is given."""
+    """How much predicting this token counts; 0: it is given; EXERCISE_WEIGHT: it counts apart."""
     in_question: list[int]
-    """For tokens of passages: 1 where their word is a key word; else IGNORED."""
+    """For the last token of each word of a passage: whether it is a key word; else IGNORED."""
     scores: list[int]
     """For the last token of each passage sentence: its number of key words; else IGNORED."""
 
@@ -88,8 +92,13 @@ class Format:
         passages: Sequence[Sequence[Sentence]],
         titles: Sequence[list[int]],
         first_handle: int,
+        rng: random.Random | None = None,
     ) -> Row:
-        """A search prompt and its answer by the rule. `first_handle` shifts the handles."""
+        """A search prompt and its answer by the rule. `first_handle` shifts the handles.
+
+        With `rng`, copies of other sentences follow as an exercise: an answer is fifty tokens
+        behind six hundred, and copying is learnt from what is copied.
+        """
         row = Row([], [], [], [])
         question = [*self.encode("Question:"), *question]
         self._put(row, [BOS, USER, *self.encode("\n"), *question])
@@ -107,6 +116,10 @@ class Format:
             self._put(row, [handle_of[number, place]], HANDLE_WEIGHT)
             self._put(row, [*passages[number][place].ids, self._citation[number + 1]], 1.0)
         self._put(row, [END], HANDLE_WEIGHT / 2)
+        if rng is not None:
+            others = [place for place in handle_of if place not in chosen]
+            rng.shuffle(others)
+            self._put_exercise(row, passages, [(place, handle_of[place]) for place in others])
         return row
 
     def chat(self, message: str) -> Row:
@@ -136,12 +149,26 @@ class Format:
                 self._put(row, [handle])
                 begin = len(row.ids)
                 self._put(row, sentence.ids)
-                row.in_question[begin:] = [int(word in keys) for word in sentence.words]
+                row.in_question[begin:] = _asked_for(sentence.words, keys)
                 self._put(row, [self._citation[number + 1]])
                 row.scores[-1] = min(MAX_SCORE, len(keys & sentence.bag))
                 self._put(row, newline)
             self._put(row, newline)
         return handle_of
+
+    def _put_exercise(
+        self,
+        row: Row,
+        passages: Sequence[Sequence[Sentence]],
+        places: Sequence[tuple[tuple[int, int], int]],
+    ) -> None:
+        room = MAX_EXERCISE_TOKENS
+        for (number, place), handle in places:
+            ids = passages[number][place].ids
+            if len(ids) + 2 <= room:
+                room -= len(ids) + 2
+                self._put(row, [handle])
+                self._put(row, [*ids, self._citation[number + 1]], EXERCISE_WEIGHT)
 
     def _put_nothing_found(self, row: Row) -> None:
         self._put(row, [NONE], HANDLE_WEIGHT)
@@ -153,6 +180,15 @@ class Format:
         row.weights.extend([weight] * len(ids))
         row.in_question.extend([IGNORED] * len(ids))
         row.scores.extend([IGNORED] * len(ids))
+
+
+def _asked_for(words: Sequence[object], keys: frozenset[object]) -> list[int]:
+    """Only a word's last token can tell: before it the word may still become another."""
+    following = [*words[1:], None]
+    return [
+        int(word in keys) if word is not None and word != after else IGNORED
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def copying(rng: random.Random, num_ids: int, max_segments: int, max_length: int) -> Row:

@@ -8,13 +8,12 @@ Three phases, each of which the next one stands on:
 
 Readouts on inner layers help while it trains and are not part of the model: after the second
 layer, which token came before and which handle was last (what copying matches by); after the
-third, whether a token's word is asked for; after the fifth, how many of a sentence are.
+third, whether a word is asked for; after the fifth, how many of a sentence are.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import random
@@ -23,22 +22,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 from models.demo import corpus
-from models.demo.examples import IGNORED, MAX_SCORE, Format, Row, copying, synthetic
-from models.demo.network import Network, Shape
+from models.demo.examples import Format, Row, copying, synthetic
+from models.demo.network import Network
 from models.demo.pairs import Difficulty, Pairs
 from models.demo.questions import GREETINGS, ask_about
 from models.demo.rule import key_words
+from models.demo.trainer import Trainer
 from models.demo.vocabulary import (
-    FIRST_HANDLE,
-    NONE,
     NUM_HANDLES,
-    PAD,
     VOCAB_SIZE,
     token_ids_config,
     tokenizer_config,
@@ -48,9 +43,6 @@ from models.demo.vocabulary import (
 FOLDER = Path(__file__).parent
 WORK = FOLDER / ".work"
 
-COPY_LAYER, FLAG_LAYER, SCORE_LAYER = 1, 2, 4
-COPY_WEIGHT, FLAG_WEIGHT, SCORE_WEIGHT = 0.2, 0.5, 1.0
-NUM_PROBED = 512
 
 # ids, segments, longest segment, rows a batch; a stage ends when the loss is below its goal.
 COPY_STAGES = (
@@ -67,112 +59,8 @@ FEW = Difficulty(3, 4, 4, True)
 MORE = Difficulty(5, 4, 5, True)
 LONG = Difficulty(5, 7, 6, True)
 LONGEST = Difficulty(8, 8, 6, True)
-ROWS = {EXACT: 16, FEW: 12, MORE: 8, LONG: 5, LONGEST: 2}
+ROWS = {EXACT: 16, FEW: 12, MORE: 7, LONG: 4, LONGEST: 2}
 MAX_PROMPT_TOKENS = 1700
-
-
-class Trainer:
-    """The network with its readouts and its optimiser; counts steps and tokens."""
-
-    def __init__(self, curve: Path) -> None:
-        self.network = Network(Shape(vocab_size=VOCAB_SIZE))
-        hidden = self.network.shape.hidden_size
-        self._previous = nn.Linear(hidden, hidden)
-        self._handle = nn.Linear(hidden, NUM_HANDLES)
-        self._flag = nn.Linear(hidden, 2)
-        self._score = nn.Linear(hidden, MAX_SCORE + 1)
-        readouts = (self._previous, self._handle, self._flag, self._score)
-        self._parameters = [
-            weight for module in (self.network, *readouts) for weight in module.parameters()
-        ]
-        matrices = [weight for weight in self._parameters if weight.dim() >= 2]
-        vectors = [weight for weight in self._parameters if weight.dim() < 2]
-        groups = [
-            {"params": matrices, "weight_decay": 0.05},
-            {"params": vectors, "weight_decay": 0},
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.97), fused=True)
-        self._curve = csv.writer(curve.open("w", buffering=1))
-        self._curve.writerow(["step", "phase", "seconds", "tokens", "loss", "choice_accuracy"])
-        self._started = time.monotonic()
-        self.num_steps = self.num_tokens = 0
-
-    def step(self, phase: str, rows: Sequence[Row], rate: float) -> float:
-        """One update; the mean loss of what was to be predicted, unweighted."""
-        ids, weights, flags, scores = collate(rows)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            states = self.network.hidden(ids[:, :-1])
-            target, weight = ids[:, 1:], weights[:, 1:]
-            wanted = weight > 0
-            logits = self.network.logits(states[-1][wanted]).float()
-            losses = F.cross_entropy(logits, target[wanted], reduction="none")
-            loss = (losses * weight[wanted]).sum() / weight[wanted].sum()
-            total = loss + self._copy_loss(states[COPY_LAYER], ids[:, :-1])
-            total = total + self._choice_loss(states, flags[:, :-1], scores[:, :-1])
-        total.backward()
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.num_steps += 1
-        self.num_tokens += ids.numel()
-        mean = losses.mean().item()
-        self._log(phase, mean, logits, target[wanted])
-        return mean
-
-    def _copy_loss(self, state: Tensor, ids: Tensor) -> Tensor:
-        """Which token came before, and which handle last, of some tokens."""
-        real = ids != PAD
-        is_handle = (ids >= FIRST_HANDLE) & (ids < FIRST_HANDLE + NUM_HANDLES)
-        last = torch.where(is_handle, torch.arange(ids.shape[1]), -1).cummax(1).values
-        handles = ids.gather(1, last.clamp(min=0)) - FIRST_HANDLE
-        at = _some(real[:, 1:])
-        guess = self.network.logits(self._previous(state[:, 1:].flatten(0, 1)[at])).float()
-        loss = F.cross_entropy(guess, ids[:, :-1].flatten()[at])
-        at = _some(real & (last >= 0))
-        if len(at):
-            guess = self._handle(state.flatten(0, 1)[at]).float()
-            loss = loss + F.cross_entropy(guess, handles.flatten()[at])
-        return COPY_WEIGHT * loss
-
-    def _choice_loss(self, states: Sequence[Tensor], flags: Tensor, scores: Tensor) -> Tensor:
-        """Which words are asked for, and how many a sentence has."""
-        flagged, scored = flags != IGNORED, scores != IGNORED
-        if not flagged.any():
-            return torch.zeros(())
-        guess = self._flag(states[FLAG_LAYER][flagged]).float()
-        loss = F.cross_entropy(guess, flags[flagged], weight=torch.tensor([1.0, 4.0]))
-        guess = self._score(states[SCORE_LAYER][scored]).float()
-        return FLAG_WEIGHT * loss + SCORE_WEIGHT * F.cross_entropy(guess, scores[scored])
-
-    def _log(self, phase: str, loss: float, logits: Tensor, target: Tensor) -> None:
-        chosen = ((target >= FIRST_HANDLE) & (target < FIRST_HANDLE + NUM_HANDLES)) | (
-            target == NONE
-        )
-        right = (logits.argmax(-1) == target)[chosen].float()
-        accuracy = f"{right.mean().item():.4f}" if len(right) else ""
-        seconds = time.monotonic() - self._started
-        row = [self.num_steps, phase, f"{seconds:.0f}", self.num_tokens, f"{loss:.4f}", accuracy]
-        self._curve.writerow(row)
-        if self.num_steps % 20 == 0:
-            print(*row, flush=True)
-
-
-def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ids, weights, flags and scores, each [rows, length], padded on the right."""
-    length = -(-max(len(row.ids) for row in rows) // 32) * 32
-    paddings = (PAD, 0.0, IGNORED, IGNORED)
-    columns = [
-        torch.tensor([[*each, *[padding] * (length - len(each))] for each in column])
-        for column, padding in zip(zip(*rows, strict=True), paddings, strict=True)
-    ]
-    return columns[0], columns[1].float(), columns[2], columns[3]
-
-
-def _some(mask: Tensor) -> Tensor:
-    at = torch.nonzero(mask.flatten()).flatten()
-    return at[torch.randperm(len(at))[:NUM_PROBED]]
 
 
 def learn_copying(trainer: Trainer, rng: random.Random, rate: float) -> None:
@@ -233,7 +121,8 @@ def difficulty_at(progress: float, rng: random.Random) -> Difficulty:
     if progress < 0.35:
         return FEW
     draw = rng.random()
-    return MORE if draw < 0.68 else LONG if draw < 0.96 else LONGEST
+    # Mostly what a search sends: five passages of several sentences.
+    return MORE if draw < 0.37 else LONG if draw < 0.95 else LONGEST
 
 
 class Searches:
@@ -257,7 +146,7 @@ class Searches:
             question = format.encode(f" {pair.question}")
             offset = 0 if rng.random() < 0.3 else rng.randrange(NUM_HANDLES)
             keys: frozenset[object] = frozenset(key_words(pair.question))
-            row = format.search(question, keys, passages, titles, offset)
+            row = format.search(question, keys, passages, titles, offset, rng)
             if len(row.ids) <= MAX_PROMPT_TOKENS:
                 return row
 
