@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch.optim.swa_utils import AveragedModel
 
 from models.demo import corpus
 from models.demo.examples import Format, Row, copying, synthetic
@@ -61,6 +62,8 @@ LONG = Difficulty(5, 7, 6, True)
 LONGEST = Difficulty(8, 8, 6, True)
 ROWS = {EXACT: 16, FEW: 12, MORE: 7, LONG: 4, LONGEST: 2}
 MAX_PROMPT_TOKENS = 1700
+AVERAGED_FROM = 0.85
+"""Share of phase C after which weights are averaged (arXiv:1803.05407)."""
 
 
 def learn_copying(trainer: Trainer, rng: random.Random, rate: float) -> None:
@@ -100,9 +103,10 @@ def learn_searching(
     random_row: Callable[[], Row],
     rate: float,
     seconds: float,
-) -> None:
-    """Phase C, for `seconds`."""
+) -> Network:
+    """Phase C, for `seconds`; the mean of the weights over its end."""
     started = time.monotonic()
+    average = AveragedModel(trainer.network)
     while (progress := (time.monotonic() - started) / seconds) < 1:
         warm = min(1.0, progress * 50)
         cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -112,6 +116,10 @@ def learn_searching(
         else:
             rows = [draw(difficulty) for _ in range(ROWS[difficulty])]
         trainer.step("C", rows, rate * min(warm, cosine))
+        if progress > AVERAGED_FROM:
+            average.update_parameters(trainer.network)
+    mean: Network = average.module if average.n_averaged else trainer.network
+    return mean
 
 
 def difficulty_at(progress: float, rng: random.Random) -> Difficulty:
@@ -212,8 +220,9 @@ def main() -> None:
         return synthetic(rng, format, max_passages=3, max_sentences=4, max_length=14, few_ids=False)
 
     searches = Searches(runs, format, rng)
-    learn_searching(trainer, rng, searches.row, random_row, arguments.rate, arguments.minutes * 60)
-    export(trainer.network, arguments.out)
+    seconds = arguments.minutes * 60
+    network = learn_searching(trainer, rng, searches.row, random_row, arguments.rate, seconds)
+    export(network, arguments.out)
 
 
 if __name__ == "__main__":
