@@ -36,6 +36,9 @@ logger = logging.getLogger("gateway.server")
 IDLE_CONNECTION_SECONDS = 75
 """Longer than load balancers keep theirs, so that it is never us who closes under a request."""
 
+SEND_BUFFER_BYTES = 128 * 1024
+"""What the kernel may hold of a connection's answer; text needs no more, however far the client."""
+
 CHECK_SECONDS = 1.0
 """How often the certificate's files are looked at."""
 
@@ -228,4 +231,8 @@ def _listen(address: str) -> socket.socket:
         host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(name[:2], family=family, backlog=2048, dualstack_ipv6=both)
+    server = socket.create_server(name[:2], family=family, backlog=2048, dualstack_ipv6=both)
+    # Inherited by each connection. Left to itself the kernel takes megabytes of a stream for a
+    # client that does not read.
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    return server

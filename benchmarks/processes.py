@@ -1,0 +1,102 @@
+"""Processes of a benchmark: started, waited for, measured, ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parent.parent
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def free_port() -> int:
+    """A port that nobody listens on, at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Processes:
+    """Processes by name; all are ended with the block."""
+
+    def __init__(self, log: Path) -> None:
+        """What they print goes to the file `log`."""
+        self._log = log.open("ab")
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._log.close()
+
+    def python(
+        self, name: str, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Starts `python -m …`."""
+        self.start(name, [sys.executable, "-m", *arguments], environment)
+
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Starts a command in the repository's root."""
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
+        self._processes[name] = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**variables, "GRPC_VERBOSITY": "NONE", **(environment or {})},
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def wait_port(self, name: str, port: int, timeout: float = 300.0) -> None:
+        """Returns once the process listens there. RuntimeError if it does not."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self._processes[name].poll() is not None:
+                break
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise RuntimeError(f"{name} does not listen on {port}; see {self._log.name}")
+
+    def cpu_seconds(self, *names: str) -> float:
+        """User and system time of these processes so far."""
+        return sum(map(self._cpu, names))
+
+    def memory_bytes(self, *names: str) -> int:
+        """Resident memory of these processes now."""
+        return sum(map(self._memory, names))
+
+    def _cpu(self, name: str) -> float:
+        fields = self._stat(name).rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def _memory(self, name: str) -> int:
+        return int(self._stat(name).rpartition(")")[2].split()[21]) * _PAGE
+
+    def _stat(self, name: str) -> str:
+        return Path(f"/proc/{self._processes[name].pid}/stat").read_text()

@@ -1,0 +1,136 @@
+"""The older LLM service: encodes, pushes a job to Redis, and relays what is published back.
+
+It serves the orchestrator's own contract, on the same server with the same interceptors, with the
+same tokenizer and the same detokenizer, so that nothing but the queue is compared. One Redis
+channel for the whole service, not one a request, spares a subscription on the way of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import redis.asyncio as redis
+
+from benchmarks.queue_shape.settings import JOBS, QueueSettings
+from mesh.channel import open_channel
+from mesh.context import new_request_id
+from mesh.errors import ErrorKind, MeshError
+from mesh.lifecycle import SetReady, run
+from mesh.server import Servicer
+from mesh.settings import load
+from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+from orchestrator.clients.tokenizer import TokenizerClient
+
+SERVICE = "mesh.v1.OrchestratorService"
+
+
+class QueueService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
+    """`Generate` for text; the other calls are not part of the comparison."""
+
+    def __init__(self, tokenizer: TokenizerClient, connection: redis.Redis, replies: str) -> None:
+        self._tokenizer = tokenizer
+        self._redis = connection
+        self._replies = replies
+        self._waiting: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+
+    @property
+    def servicers(self) -> Sequence[Servicer]:
+        """For the server."""
+        register = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
+        return [Servicer(SERVICE, register, self)]
+
+    async def watch_ready(self, set_ready: SetReady) -> None:
+        """Ready from the start."""
+        await set_ready(True)
+        await asyncio.Event().wait()
+
+    async def Generate(
+        self, request: orchestrator_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
+        """As the contract has it."""
+        encoded = await self._tokenizer.encode_text(request.text)
+        job_id = new_request_id()
+        queue = self._waiting[job_id] = asyncio.Queue()
+        job = {
+            "id": job_id,
+            "reply": self._replies,
+            "token_ids": list(encoded.token_ids),
+            "max_tokens": request.sampling.max_tokens,
+        }
+        detokenizer = encoded.decoder.stream()
+        started = False
+        try:
+            await self._redis.lpush(JOBS, json.dumps(job))
+            while True:
+                event = await queue.get()
+                if "error" in event:
+                    raise MeshError(ErrorKind.UNAVAILABLE, event["error"])
+                if not started:
+                    started = True
+                    began = orchestrator_pb2.GenerateStarted(
+                        model="demo", prompt_tokens=len(encoded.token_ids)
+                    )
+                    yield orchestrator_pb2.GenerateResponse(started=began)
+                if event.get("ids"):
+                    text = detokenizer.push(event["ids"])
+                    if text:
+                        delta = orchestrator_pb2.Delta(text=text, num_tokens=len(event["ids"]))
+                        yield orchestrator_pb2.GenerateResponse(delta=delta)
+                if "finish" in event:
+                    text = detokenizer.flush()
+                    if text:
+                        delta = orchestrator_pb2.Delta(text=text)
+                        yield orchestrator_pb2.GenerateResponse(delta=delta)
+                    usage = common_pb2.Usage(**event["finish"])
+                    finish = orchestrator_pb2.GenerateFinish(
+                        reason=common_pb2.FINISH_REASON_LENGTH, usage=usage
+                    )
+                    yield orchestrator_pb2.GenerateResponse(finish=finish)
+                    return
+        finally:
+            del self._waiting[job_id]
+
+    async def listen(self) -> None:
+        """Hands what is published to the requests that wait for it."""
+        async with self._redis.pubsub() as subscription:
+            await subscription.subscribe(self._replies)
+            async for message in subscription.listen():
+                if message["type"] != "message":
+                    continue
+                event = json.loads(message["data"])
+                queue = self._waiting.get(event["id"])
+                if queue is not None:
+                    queue.put_nowait(event)
+
+    async def _not_here(self, request: Any, context: Any) -> Any:
+        raise MeshError(ErrorKind.UNIMPLEMENTED, "not part of the comparison")
+
+    SummarizeStream = Summarize = ListModels = _not_here  # type: ignore[assignment]
+    ListRequests = CancelRequest = Embed = _not_here  # type: ignore[assignment]
+
+
+@asynccontextmanager
+async def application(settings: QueueSettings) -> AsyncIterator[QueueService]:
+    """Connects, and yields the service."""
+    channel = open_channel(settings.tokenizer_target)
+    connection = redis.Redis(port=settings.redis_port, max_connections=256)
+    tokenizer = TokenizerClient(channel)
+    await tokenizer.current()
+    service = QueueService(tokenizer, connection, f"replies:{new_request_id()}")
+    listening = asyncio.create_task(service.listen(), name="listen")
+    try:
+        yield service
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await connection.aclose()
+        await channel.close()
+
+
+if __name__ == "__main__":
+    loaded = load(QueueSettings, "queue-llm")
+    run("queue-llm", loaded, lambda: application(loaded))
