@@ -15,7 +15,8 @@ def model_folder(model: str, allow_patterns: Sequence[str]) -> Path:
 
     A hub id such as `Qwen/Qwen3-0.6B` is downloaded into the Hugging Face cache, with a progress
     bar. A broken connection is taken up where it broke, and whole files of an earlier try are
-    kept; with `HF_HUB_OFFLINE=1` only the cache is used and nobody is asked. Blocks. Raises ModelNotFoundError.
+    kept; with `HF_HUB_OFFLINE=1` only the cache is used and nobody is asked. Blocks.
+    Raises ModelNotFoundError.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
