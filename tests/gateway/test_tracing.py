@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from gateway.keys import entry
 from mesh.errors import ErrorKind, MeshError
+from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.fakes import FakeOrchestrator, Script
 
 SEARCH = {"query": "AI", "streaming": "true"}
@@ -80,3 +84,19 @@ async def test_probes_have_no_span(client: httpx.AsyncClient, spans: InMemorySpa
     for path in ("/livez", "/readyz", "/metrics"):
         await client.get(path)
     assert spans.get_finished_spans() == ()
+
+
+async def test_no_span_holds_a_key(
+    start_gateway: StartGateway, tmp_path: Path, spans: InMemorySpanExporter
+) -> None:
+    """Neither one that is known nor one that is not, whatever the request."""
+    path = tmp_path / "keys"
+    path.write_text(entry("alice", "weir_sEcReT"))
+    async with start_gateway(api_keys_file=str(path)) as server, client_of(server) as client:
+        for key in ("weir_sEcReT", "weir_sEcReTx"):
+            headers = {"authorization": f"Bearer {key}"}
+            await client.get("/api/v1/search", params=SEARCH, headers=headers)
+            await client.post("/v1/completions", json={"prompt": 1}, headers=headers)
+    told = [span.to_json() for span in spans.get_finished_spans()]
+    assert len(told) >= 4
+    assert not [each for each in told if "sEcReT" in each]
