@@ -16,7 +16,8 @@ LEFT_OUT = {"/metrics", "/livez", "/readyz"}
 
 
 OFTEN_REFUSED = frozenset(
-    "suffix best_of dimensions min_tokens logit_bias tool_choice top_logprobs tools".split()
+    "suffix best_of dimensions min_tokens logit_bias tool_choice top_logprobs tools "
+    "response_format continue_final_message chat_template_kwargs".split()
 )
 """Left out of three requests of four, so that those get further than the first check."""
 
@@ -46,8 +47,11 @@ def fuzz(document: dict[str, Any], send: Send, num_cases: int, seed_number: int)
         if each.ok().path not in LEFT_OUT  # type: ignore[union-attr]
     ]
     counts: dict[str, int] = {}
-    for operation in operations:
-        _fuzz_operation(operation, send, -(-num_cases // len(operations)), seed_number, counts)
+    # Operations without any input have one request only; others make up for them.
+    for number, operation in enumerate(sorted(operations, key=lambda each: bool(each.body))):
+        sent = sum(count for label, count in counts.items() if not label.endswith(" 200"))
+        share = -(-(num_cases - sent) // (len(operations) - number))
+        _fuzz_operation(operation, send, share, seed_number, counts)
     return counts
 
 
@@ -84,9 +88,19 @@ def _asked(case: Any) -> Asked:
             steered = len(json.dumps(value)) % 4
             kept = {k: v for k, v in value.items() if not (steered and k in OFTEN_REFUSED)}
             # Made-up names are of no model.
-            value = {**kept, **_short(value), **({"model": ""} if steered else {})}
+            value = {**kept, **_short(value), **(_steered(value) if steered else {})}
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return Asked(case.method, case.formatted_path, dict(case.query or {}), body)
+
+
+def _steered(body: dict[str, Any]) -> dict[str, Any]:
+    """Values that lead further: made-up names are of no model, and made-up roles of no template."""
+    steered: dict[str, Any] = {"model": ""}
+    if isinstance(body.get("messages"), list):
+        contents = [m.get("content") for m in body["messages"] if isinstance(m, dict)]
+        texts = [text for text in contents if isinstance(text, str)] or ["Hi"]
+        steered["messages"] = [{"role": "user", "content": text} for text in texts]
+    return steered
 
 
 def _short(body: dict[str, Any]) -> dict[str, Any]:
