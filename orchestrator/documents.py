@@ -20,8 +20,9 @@ from orchestrator.sentences import split_sentences
 
 SUFFIXES = (".md", ".markdown", ".txt", ".text", ".html", ".htm")
 
-PASSAGE_WORDS = 110
-"""A passage ends with the sentence that reaches this."""
+PASSAGE_WORDS = 50
+"""A passage ends with the sentence that reaches this. Several short passages tell a reader and a
+small model more exactly what fits than few long ones."""
 
 OVERLAP_SENTENCES = 1
 """Sentences at the end of a passage that the next one begins with."""

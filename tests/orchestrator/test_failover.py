@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from mesh.channel import open_stream
@@ -176,7 +178,8 @@ async def test_a_summary_outlives_its_engine() -> None:
             [other] = [engine for engine in engines if not engine.requests]
             other.fail_after = None
             events += [event async for event in responses]
-    assert text_of(events) == SCRIPT
+    # Nothing was found, so no source has a number: citations of none are taken out.
+    assert text_of(events) == re.sub(r" \[\d\]", "", SCRIPT)
     assert [event.HasField("finish") for event in events].count(True) == 1
     assert other.requests[0].num_resumed_tokens == 8
 
