@@ -78,7 +78,7 @@ def test_a_container_is_confined(
             built("exec", component, "touch", path)
 
 
-@pytest.mark.parametrize("component", reversed(ORDER))
+@pytest.mark.parametrize("component", tuple(reversed(ORDER)))
 async def test_a_container_ends_when_it_is_told(
     built: Podman, running: dict[str, str], pods: dict[str, Pod], component: str
 ) -> None:
