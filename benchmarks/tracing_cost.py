@@ -42,7 +42,7 @@ class Relay:
     def __init__(self, mode: str, folder: Path, pace: float, endpoint: str) -> None:
         self.mode = mode
         self._folder = folder
-        ports = iter(_free_ports(8))
+        ports = iter(_free_ports(4))
         addresses = {name: f"127.0.0.1:{next(ports)}" for name in SERVICES}
         self.url = f"http://{addresses['gateway']}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -61,7 +61,7 @@ class Relay:
             environment["OTEL_SDK_DISABLED"] = "true"
         for name in SERVICES:
             start = ["benchmarks.untraced", name] if mode == "none" else [name]
-            listen = ["--listen", addresses[name], "--metrics-listen", f"127.0.0.1:{next(ports)}"]
+            listen = ["--listen", addresses[name], "--metrics-listen", "127.0.0.1:0"]
             with (folder / f"{mode}-{name}.log").open("wb") as log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, "-m", *start, *listen],
