@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -22,7 +22,7 @@ async def stream(
 
 
 async def read(
-    response: httpx.Response, num_tokens: int, then: Callable[[], Awaitable[None]] | None = None
+    response: httpx.Response, num_tokens: int, then: Callable[[], object] | None = None
 ) -> None:
     """Reads so many events and leaves the rest; or does `then`, and reads it to its end."""
     async for line in response.aiter_lines():
@@ -30,5 +30,5 @@ async def read(
         if num_tokens == 0:
             if then is None:
                 return
-            await then()
+            then()
     assert line == "data: [DONE]" or not line

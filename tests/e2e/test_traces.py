@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import httpx
 import pytest
 
@@ -66,21 +65,28 @@ async def tree(stack: TracedStack, trace_id: str, expected: str) -> SpanTree:
     return found
 
 
-async def running_engine(stack: TracedStack) -> str:
-    """The name of the engine that works on something, once one does."""
+Engines = dict[str, "inference_pb2_grpc.InferenceServiceAsyncStub"]
+
+
+@pytest.fixture
+async def engines(stack: TracedStack) -> AsyncIterator[Engines]:
+    """Stubs of both engines, connected: on a starved machine that alone may take seconds."""
     channels = {name: open_channel(stack.addresses[name]) for name in ENGINES}
-    try:
+    stubs = {name: inference_pb2_grpc.InferenceServiceStub(c) for name, c in channels.items()}
+    for stub in stubs.values():
+        await stub.GetLoad(inference_pb2.GetLoadRequest(), wait_for_ready=True)
+    yield stubs
+    for channel in channels.values():
+        await channel.close()
+
+
+async def running_engine(engines: Engines) -> str:
+    """The name of the engine that works on something, once one does."""
+    async with asyncio.timeout(60):
         while True:
-            for name, channel in channels.items():
-                stub = inference_pb2_grpc.InferenceServiceStub(channel)
-                request = inference_pb2.GetLoadRequest()
-                # On a starved machine a process may take long to accept a connection.
-                with suppress(grpc.aio.AioRpcError):
-                    if (await stub.GetLoad(request, wait_for_ready=True)).num_requests_running:
-                        return name
-    finally:
-        for channel in channels.values():
-            await channel.close()
+            for name, stub in engines.items():
+                if (await stub.GetLoad(inference_pb2.GetLoadRequest())).num_requests_running:
+                    return name
 
 
 def attributes(span: Span, **expected: Any) -> None:
@@ -175,11 +181,11 @@ async def test_steps_link_to_the_requests_in_their_batch(
 
 
 async def test_a_client_that_leaves_in_prefill(
-    stack: TracedStack, client: httpx.AsyncClient
+    stack: TracedStack, client: httpx.AsyncClient, engines: Engines
 ) -> None:
     """Every hop says cancelled, none is an error, and the engine stopped in the prompt."""
     async with stream(client, LONG_PROMPT, max_tokens=50) as response:
-        await running_engine(stack)
+        await running_engine(engines)
     expected = completion("cancelled", "queue ok", "prefill cancelled")
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
@@ -245,17 +251,13 @@ async def test_a_bad_request(stack: TracedStack, client: httpx.AsyncClient) -> N
     found.assert_nested()
 
 
-async def test_an_engine_is_killed(stack: TracedStack, client: httpx.AsyncClient) -> None:
+async def test_an_engine_is_killed(
+    stack: TracedStack, client: httpx.AsyncClient, engines: Engines
+) -> None:
     """The stream goes on: the lost call is an error, the request is not, and says what it did."""
-    lost = ""
-
-    async def kill() -> None:
-        nonlocal lost
-        lost = await running_engine(stack)
-        stack.processes[lost].kill()
-
     async with stream(client, "Once") as response:
-        await read(response, 50, kill)
+        lost = await running_engine(engines)
+        await read(response, 50, stack.processes[lost].kill)
     found = await tree(stack, response.headers["x-trace-id"], FAILED_OVER)
     found.assert_nested()
     generation = found.find("text_completion demo")
