@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from gateway.generation import Finish
 from mesh import semconv
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
+
+logger = logging.getLogger("gateway.access")
 
 _KEY = "gateway.observation"
 
@@ -81,5 +84,6 @@ class Observation:
             annotate(error=error.message)
             return
         metrics.ERRORS.labels(error.kind.value).inc()
-        annotate(error=error.message, error_kind=error.kind.value)
+        annotate(error=error.for_the_log, error_kind=error.kind.value)
+        logger.debug("request failed", extra={"error": error.message})
         self.error = error.kind

@@ -140,6 +140,13 @@ class MeshError(Exception):
         self.param = param
         self.retry_after = retry_after
 
+    @property
+    def for_the_log(self) -> str:
+        """The message, unless it may quote the request: no text of that belongs into a log."""
+        if self.kind is ErrorKind.INVALID_REQUEST:
+            return f"{self.param or 'the request'} is not valid"
+        return self.message
+
     def __repr__(self) -> str:
         return f"MeshError({self.kind.value}: {self.message})"
 

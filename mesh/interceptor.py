@@ -145,7 +145,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                     return MeshError(ErrorKind.UNAVAILABLE, "server stopped")
                 except Exception as error:
                     failure = _as_mesh_error(error, method)
-                    code, description = GRPC_STATUS[failure.kind], failure.message
+                    code, description = GRPC_STATUS[failure.kind], failure.for_the_log
+                    logger.debug("request failed", extra={"error": failure.message})
                     metrics.ERRORS.labels(service, failure.kind.value).inc()
                     return failure
                 finally:

@@ -196,7 +196,7 @@ class ClientSpan:
         code, description = grpc.StatusCode.OK, ""
         error = self.error or error
         if isinstance(error, MeshError):
-            code, description = GRPC_STATUS[error.kind], error.message
+            code, description = GRPC_STATUS[error.kind], error.for_the_log
         elif isinstance(error, Exception):
             code, description = grpc.StatusCode.INTERNAL, type(error).__name__
         elif not self.complete:
@@ -221,7 +221,7 @@ def _telling(span: Span) -> Iterator[None]:
         set_outcome(span, OUTCOME_OF[kind], kind)
         raise
     except MeshError as error:
-        set_outcome(span, OUTCOME_OF[error.kind], error.kind, error.message)
+        set_outcome(span, OUTCOME_OF[error.kind], error.kind, error.for_the_log)
         raise
     except Exception as error:
         set_outcome(span, Outcome.FAILED, type(error).__name__)

@@ -63,5 +63,7 @@ class UnarySpans(UnaryUnaryAioClientInterceptor):
                 call.cancel()
             raise
         finally:
-            tracing.set_client_status(span, code, description)
+            # What is said of a wrong request may quote it.
+            quotes = code is grpc.StatusCode.INVALID_ARGUMENT
+            tracing.set_client_status(span, code, "" if quotes else description)
             span.end()

@@ -43,7 +43,7 @@ async def test_every_hop_logs_a_request_once(stack: Stack, client: httpx.AsyncCl
     headers = {"x-request-id": REQUEST_ID}
     response = await client.get("/api/v1/search", params=params, headers=headers)
     assert response.status_code == 200
-    usage = json.loads(response.text.rpartition("data: ")[2])["usage"]
+    usage = json.loads(response.text.rpartition("data: ")[2].splitlines()[0])["usage"]
     lines = await access_lines(stack, REQUEST_ID)
     trace_id = response.headers["x-trace-id"]
     for name in SERVICES:

@@ -117,3 +117,13 @@ def test_invalid_names_the_field() -> None:
     error = invalid("top_p", "top_p must be in (0, 1], given 2")
     assert (error.kind, error.param) == (ErrorKind.INVALID_REQUEST, "top_p")
     assert repr(error) == "MeshError(invalid_request: top_p must be in (0, 1], given 2)"
+
+
+def test_what_may_quote_a_request_stays_out_of_logs() -> None:
+    """A message about a wrong field has the given value in it; the log says which field only."""
+    assert invalid("query", "query must be short, given 'my secret'").for_the_log == (
+        "query is not valid"
+    )
+    wrong = MeshError(ErrorKind.INVALID_REQUEST, "no JSON: my secret")
+    assert wrong.for_the_log == "the request is not valid"
+    assert MeshError(ErrorKind.UNAVAILABLE, "no engine").for_the_log == "no engine"
