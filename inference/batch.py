@@ -36,6 +36,8 @@ class StepOutput(NamedTuple):
     logprobs: list[TokenLogprobs]
     finish: Finish | None
     prompt_logprobs: Rows[TokenLogprobs] = ()
+    time: float | None = None
+    """When the step ended, by the monotonic clock; None: now."""
 
 
 @dataclass(frozen=True, slots=True)

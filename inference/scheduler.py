@@ -139,7 +139,7 @@ class Scheduler:
         self.block_manager.commit(sequence)
         logprobs = [t.logprobs for t in tokens[: len(token_ids)] if t.logprobs is not None]
         finish = None if reason is None else self._end(sequence, reason, now)
-        return StepOutput(sequence.request_id, token_ids, logprobs, finish, prompt_logprobs)
+        return StepOutput(sequence.request_id, token_ids, logprobs, finish, prompt_logprobs, now)
 
     def abort(
         self, request_id: str, now: float, error: EngineError | None = None

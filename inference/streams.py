@@ -29,9 +29,11 @@ class TokenStream:
     def put(self, output: StepOutput) -> None:
         """Add what a step brought, and wake the consumer if it waits."""
         if output.token_ids:
-            now = time.monotonic()
+            now = time.monotonic() if output.time is None else output.time
             if self._last is not None:
-                self._intervals.append(now - self._last)
+                # A step that verified drafts brings several tokens at once: each took its share.
+                share = (now - self._last) / len(output.token_ids)
+                self._intervals += [share] * len(output.token_ids)
             self._last = now
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs

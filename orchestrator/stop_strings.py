@@ -9,7 +9,7 @@ class StopStrings:
     """Text goes in by `push`, and comes out once it cannot be part of a stop string.
 
     After a match nothing comes out any more. The concatenated output is the whole text up to
-    the earliest stop string, however the text was cut.
+    the stop string that is complete first, of several the longest, however the text was cut.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -26,11 +26,13 @@ class StopStrings:
         if self.matched:
             return ""
         text = self._held + text
-        starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
-        if starts:
+        matches = [
+            (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
+        ]
+        if matches:
             self.matched = True
             self._held = ""
-            return text[: min(starts)]
+            return text[: min(matches)[1]]
         held = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

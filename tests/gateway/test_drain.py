@@ -66,7 +66,7 @@ async def test_what_outlives_the_drain_ends_with_an_error(
         await eventually(lambda: orchestrator.num_running == 0, "nothing runs upstream", 1.0)
     assert search.text.endswith(
         'event: error\ndata: {"type":"error","error":{"message":"the server stopped",'
-        '"type":"server_error","code":"unavailable"}}\n\n'
+        '"type":"server_error","code":"unavailable"}}\nid: error\n\n'
     )
     assert '{"error":{"message":"the server stopped"' in completion.text
     assert "[DONE]" not in completion.text
@@ -87,7 +87,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
             writer.write(
                 b"GET /api/v1/search?query=AI&streaming=true HTTP/1.1\r\nhost: localhost\r\n\r\n"
             )
-            await eventually(lambda: orchestrator.num_sent > 100, "the client is behind")
+            await eventually(lambda: orchestrator.num_sent > 20, "the client is behind")
         assert serving.done()
     assert server.services.drain.num_active == 0
     writer.transport.abort()

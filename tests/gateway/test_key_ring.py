@@ -225,7 +225,8 @@ async def test_no_log_line_holds_a_key(
     shown = capfd.readouterr()
     assert "sEcReT" not in shown.err + shown.out
     lines = [json.loads(line) for line in shown.err.splitlines() if line.startswith("{")]
-    finished = [line for line in lines if line.get("logger") == "gateway.access"]
+    access = [line for line in lines if line.get("logger") == "gateway.access"]
+    finished = [line for line in access if line["message"] == "request finished"]
     assert [line.get("key_name") for line in finished] == ["alice", "alice", None, None]
 
 

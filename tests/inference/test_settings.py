@@ -47,7 +47,7 @@ def test_variables_have_the_services_prefix(monkeypatch: pytest.MonkeyPatch) -> 
     ("arguments", "name"),
     [
         (("--device", "tpu"), "device"),
-        (("--dtype", "int8"), "dtype"),
+        (("--dtype", "int4"), "dtype"),
         (("--max-num-seqs", "0"), "max_num_seqs"),
         (("--max-num-batched-tokens", "15"), "max_num_batched_tokens"),
     ],
