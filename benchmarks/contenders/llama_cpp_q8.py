@@ -1,0 +1,137 @@
+"""llama.cpp with Q8_0 weights, streams as sequences of one batch."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import numpy as np
+import torch
+from gguf.quants import quantize
+from safetensors.torch import load_file
+
+from benchmarks.contenders.measure import Load, load_from_arguments, report
+
+_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def convert(folder: Path, target: Path) -> None:
+    """Writes the model as GGUF; the order inside of q and k is not turned: weights are random."""
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(str(target), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        values = tensor.to(torch.float32).numpy()
+        if values.ndim == 1:
+            writer.add_tensor(_gguf_name(name), values)
+            continue
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(_gguf_name(name), quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf_name(name: str) -> str:
+    name = name.removeprefix("model.").removesuffix(".weight")
+    if name == "embed_tokens":
+        return "token_embd.weight"
+    if name == "norm":
+        return "output_norm.weight"
+    if name == "lm_head":
+        return "output.weight"
+    _, number, part = name.split(".", 2)
+    return f"blk.{number}.{_NAMES[part]}.weight"
+
+
+def decode(context: Any, rows: list[tuple[int, int, int, bool]]) -> None:
+    """Computes rows of (token, position, sequence, whether its logits are wanted)."""
+    batch = llama_cpp.llama_batch_init(len(rows), 0, 1)
+    batch.n_tokens = len(rows)
+    for place, (token, position, sequence, wanted) in enumerate(rows):
+        batch.token[place] = token
+        batch.pos[place] = position
+        batch.n_seq_id[place] = 1
+        batch.seq_id[place][0] = sequence
+        batch.logits[place] = wanted
+    result = llama_cpp.llama_decode(context, batch)
+    llama_cpp.llama_batch_free(batch)
+    if result:
+        raise RuntimeError(f"llama_decode gave {result}")
+
+
+def greedy(context: Any, place: int, vocab_size: int) -> int:
+    """The likeliest token of an output."""
+    logits = llama_cpp.llama_get_logits_ith(context, place)
+    array = np.ctypeslib.as_array(
+        ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (vocab_size,)
+    )
+    return int(array.argmax())
+
+
+def run(context: Any, load: Load, num_tokens: int, vocab_size: int) -> tuple[float, float]:
+    """Seconds until every stream has its first token, and from then on."""
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    began = time.monotonic()
+    tokens = []
+    for sequence, prompt in enumerate(load.prompts(vocab_size)):
+        last = len(prompt) - 1
+        decode(context, [(token, i, sequence, i == last) for i, token in enumerate(prompt)])
+        tokens.append(greedy(context, last, vocab_size))
+    prefilled = time.monotonic()
+    for number in range(num_tokens - 1):
+        position = load.prompt_length + number
+        decode(context, [(token, position, s, True) for s, token in enumerate(tokens)])
+        tokens = [greedy(context, place, vocab_size) for place in range(len(tokens))]
+    return prefilled - began, time.monotonic() - prefilled
+
+
+def main() -> None:
+    """Converts the model beside its folder at the first time."""
+    load = load_from_arguments()
+    path = load.folder.with_name(load.folder.name + "-q8_0.gguf")
+    if not path.is_file():
+        convert(load.folder, path)
+    vocab_size = json.loads((load.folder / "config.json").read_text())["vocab_size"]
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(
+        str(path).encode(), llama_cpp.llama_model_default_params()
+    )
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = load.num_streams * (load.prompt_length + load.output_length)
+    params.n_batch = params.n_ubatch = 512
+    params.n_seq_max = load.num_streams
+    params.n_threads = params.n_threads_batch = load.num_threads
+    context = llama_cpp.llama_init_from_model(model, params)
+    run(context, load, 4, vocab_size)
+    report(load, *run(context, load, load.output_length, vocab_size))
+
+
+if __name__ == "__main__":
+    main()

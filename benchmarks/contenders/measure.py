@@ -1,0 +1,51 @@
+"""What every contender does with its measurements."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+FIRST_ID = 3
+"""Below are special tokens."""
+
+
+class Load(NamedTuple):
+    """What is asked of a contender."""
+
+    folder: Path
+    num_streams: int
+    prompt_length: int
+    output_length: int
+    num_threads: int
+
+    def prompts(self, vocab_size: int = 49_152) -> list[list[int]]:
+        """A random prompt for each stream: none shares a prefix with another."""
+        rng = random.Random(0)
+        return [
+            [rng.randrange(FIRST_ID, vocab_size) for _ in range(self.prompt_length)]
+            for _ in range(self.num_streams)
+        ]
+
+
+def load_from_arguments() -> Load:
+    """The command line of a contender."""
+    folder, *numbers = sys.argv[1:]
+    return Load(Path(folder), *map(int, numbers))
+
+
+def report(load: Load, prefill_seconds: float, decode_seconds: float) -> None:
+    """`decode_seconds` are from the first tokens to the last ones."""
+    decoded = load.num_streams * (load.output_length - 1)
+    print(
+        json.dumps(
+            {
+                "prefill_tokens_per_second": load.num_streams
+                * load.prompt_length
+                / prefill_seconds,
+                "decode_tokens_per_second": decoded / decode_seconds,
+            }
+        )
+    )

@@ -1,0 +1,52 @@
+"""This engine, as it is served: scheduler, cache and sampler included."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from benchmarks.contenders.measure import load_from_arguments, report
+from inference.engine import Engine
+from inference.loading import EngineOptions, load_engine
+from inference.sampling_params import SamplingParams
+from inference.sequence import Sequence
+
+
+def run(
+    engine: Engine, name: str, prompts: list[list[int]], num_tokens: int
+) -> tuple[float, float]:
+    """Seconds until every stream has its first token, and from then on."""
+    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    sequences = [Sequence(f"{name}{n}", prompt, params) for n, prompt in enumerate(prompts)]
+    began = time.monotonic()
+    for sequence in sequences:
+        engine.add(sequence)
+    while any(sequence.num_completion_tokens == 0 for sequence in sequences):
+        engine.step()
+    prefilled = time.monotonic()
+    while engine.has_work:
+        engine.step()
+    return prefilled - began, time.monotonic() - prefilled
+
+
+def main() -> None:
+    """The type of the weights is the last argument."""
+    dtype = sys.argv.pop()
+    load = load_from_arguments()
+    engine = load_engine(
+        EngineOptions(
+            folder=load.folder,
+            name="m",
+            dtype=dtype,
+            threads=load.num_threads,
+            max_context=load.prompt_length + load.output_length,
+            kv_cache_tokens=2 * load.num_streams * (load.prompt_length + load.output_length),
+        )
+    )
+    warm = [list(reversed(prompt)) for prompt in load.prompts()]
+    run(engine, "warm", warm, 4)
+    report(load, *run(engine, "measured", load.prompts(), load.output_length))
+
+
+if __name__ == "__main__":
+    main()
