@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE_IMAGE = "localhost/weir-base:debian"
 SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
 """Debian's release with this Python; the wheels that are collected here must fit it."""
-PACKAGES = "python3,python3-venv,libstdc++6"
+PACKAGES = "usr-is-merged,python3,python3-venv,libstdc++6"
+HOOKS = "/usr/share/mmdebstrap/hooks/maybe-merged-usr"
+"""With `usr-is-merged`: makes no use of the package that would bring the whole of Perl."""
 UNNEEDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 
@@ -33,6 +35,7 @@ def make_base(folder: Path) -> Path:
         folder.mkdir(exist_ok=True)
         unfinished = archive.with_suffix(".tmp.tar")
         command = [tool, "--quiet", "--variant=essential", f"--include={PACKAGES}"]
+        command.append(f"--hook-dir={HOOKS}")
         command += [f"--dpkgopt=path-exclude={path}" for path in UNNEEDED]
         command += ["--dpkgopt=force-unsafe-io", suite, str(unfinished)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)

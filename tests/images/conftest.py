@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from scripts.find_helm import NoHelmError, find_helm
 from tests.images.base import BASE_IMAGE, ROOT, make_base
 from tests.images.podman import NoContainersError, Podman
 from tests.images.pods import Pod
@@ -21,7 +22,7 @@ from tests.images.probes import wait_until_passes
 
 ORDER = ("tokenizer", "inference", "orchestrator", "gateway")
 MEGABYTE = 10**6
-_sizes: dict[str, int] = {}
+_report: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,33 +34,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tells how large the images are."""
-    for name, size in _sizes.items():
-        terminalreporter.write_line(f"image {name}: {size / MEGABYTE:.0f} MB")
+    """Tells how large the images are, and what the containers were run as."""
+    for line in _report:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
 def podman() -> Iterator[Podman]:
     """A podman with the base image; skips, with the reason, where containers cannot run."""
     folder = Path(tempfile.mkdtemp(prefix="weir-", dir="/tmp"))
-    try:
-        podman = Podman(folder)
-        archive = make_base(ROOT / ".run")
-        podman("import", str(archive), BASE_IMAGE)
-        podman.check(BASE_IMAGE)
-        find_helm()
-    except (NoContainersError, NoHelmError) as error:
-        pytest.skip(f"THE IMAGES ARE NOT TESTED: {error}")
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            podman = Podman(folder)
+            archive = make_base(ROOT / ".run")
+            stack.callback(podman.close)
+            podman("import", str(archive), BASE_IMAGE)
+            podman.check(BASE_IMAGE)
+        except NoContainersError as error:
+            pytest.skip(f"THE IMAGES ARE NOT TESTED: {error}")
         yield podman
-    finally:
-        podman.close()
 
 
 @pytest.fixture(scope="session")
 def pods() -> dict[str, Pod]:
     """The chart's four pods, in the order in which they are started here."""
-    found = chart_pods()
+    found, source = chart_pods()
+    _report.append(f"containers were run as described by {source}")
     return {component: found[component] for component in ORDER}
 
 
@@ -69,9 +70,9 @@ def built(podman: Podman, pods: dict[str, Pod]) -> Podman:
     make("wheels")
     variant = "cpu" if list((ROOT / "wheels").glob("torch-*+cpu*")) else "cuda"
     make("build", *build_arguments(podman), f"VARIANT={variant}")
-    for pod in pods.values():
-        _sizes[pod.image] = podman.inspect(pod.image)["Size"]
-        _sizes["base"] = podman.inspect(BASE_IMAGE)["Size"]
+    for image in (BASE_IMAGE, *(pod.image for pod in pods.values())):
+        size = podman.inspect(image)["Size"] / MEGABYTE
+        _report.append(f"image {image}: {size:.0f} MB")
     return podman
 
 

@@ -28,7 +28,6 @@ class Podman:
             raise NoContainersError("root is needed, to run the images as another user")
         if missing:
             raise NoContainersError(f"not installed: {', '.join(missing)}")
-        self._folder = folder
         self.executable = folder / "podman"
         """A podman that knows this store, for `make build`."""
         options = [
@@ -86,21 +85,22 @@ class Podman:
 
     def close(self) -> None:
         """Removes every container, image and network."""
-        try:
-            self("rm", "--force", "--all", "--time=0")
-            self("network", "prune", "--force")
-            self("system", "reset", "--force")
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self("rm", "--force", "--all", "--time=0")
+        self("network", "prune", "--force")
+        self("system", "reset", "--force")
 
 
 class CommandError(Exception):
     """A command failed; the message is the tool's."""
 
 
+ENOUGH = 4096
+
+
 def _limit(name: str, kind: int) -> str:
     # Podman raises these limits, which needs a capability that not every root has.
-    most = resource.getrlimit(kind)[1]
+    allowed = resource.getrlimit(kind)[1]
+    most = ENOUGH if allowed == resource.RLIM_INFINITY else min(allowed, ENOUGH)
     return f"--ulimit={name}={most}:{most}"
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.find_helm import NoHelmError
 from tests.charts.rendered import COMPONENTS, Release, render
+from tests.images.compose import compose_pods
 from tests.images.podman import LIMITS, NETWORK
 
 Manifest = dict[str, Any]
@@ -85,10 +87,18 @@ def _bytes(quantity: str) -> int:
     return int(quantity[:-2]) * UNITS[quantity[-2:]]
 
 
-def pods() -> dict[str, Pod]:
-    """One pod of each service, of the chart rendered for a kind cluster."""
-    release = render("kind")
-    return {component: _pod(release, component) for component in COMPONENTS}
+def pods() -> tuple[dict[str, Pod], str]:
+    """One pod of each service, of the chart rendered for a kind cluster, and where they are from.
+
+    Where there is no helm they are made out of the compose file.
+    """
+    try:
+        release = render("kind")
+    except NoHelmError as error:
+        found = compose_pods()
+        source = f"compose.yaml, NOT THE CHART: {error}"
+        return {name: Pod(name, found[name][0], (found[name][1],)) for name in COMPONENTS}, source
+    return {name: _pod(release, name) for name in COMPONENTS}, "the chart"
 
 
 def _pod(release: Release, component: str) -> Pod:
