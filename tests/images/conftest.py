@@ -94,7 +94,9 @@ def make(*arguments: str) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, f"make {' '.join(arguments)}:\n{done.stdout[-4000:]}"
+    if done.returncode:
+        command = " ".join(arguments)
+        pytest.fail(f"make {command}:\n{done.stdout[-4000:]}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
