@@ -63,6 +63,10 @@ PYTHON
     compiler
   fi
   [ "$service" != mesh ] || return 0
+  if [ "$service" = orchestrator ]; then
+    # The hub's library for large files comes along with `tokenizers`; nothing is downloaded here.
+    rm -rf /opt/weir/lib/python3*/site-packages/hf_xet*
+  fi
   # Some packages have files for other versions of Python, which do not compile.
   compile /opt/weir > /dev/null || true
   date_all /opt/weir
@@ -77,6 +81,10 @@ fail() {
 }
 
 check_torch() {
+  # Headers and files for builds of extensions in C++: of no use where there is no compiler.
+  for part in include share; do
+    rm -rf /opt/weir/lib/python3*/site-packages/torch/$part
+  done
   /opt/weir/bin/python - "$VARIANT" <<'PYTHON'
 import sys
 
@@ -86,10 +94,6 @@ found = "cpu" if torch.version.cuda is None else "cuda"
 if found != sys.argv[1]:
     sys.exit(f"VARIANT={sys.argv[1]}, but torch {torch.__version__} is a build for {found}")
 PYTHON
-  # Headers and tools for extensions in C++: of no use where there is no compiler.
-  for part in include bin share; do
-    rm -rf /opt/weir/lib/python3*/site-packages/torch/$part
-  done
 }
 
 # The C of inference/native is compiled here, so that the image needs no compiler. One from a wheel

@@ -18,7 +18,7 @@ from tests.images.base import BASE_IMAGE, ROOT, make_base
 from tests.images.podman import NoContainersError, Podman
 from tests.images.pods import Pod
 from tests.images.pods import pods as chart_pods
-from tests.images.probes import wait_until_passes
+from tests.images.probes import ProbeFailedError, wait_until_passes
 
 ORDER = ("tokenizer", "inference", "orchestrator", "gateway")
 MEGABYTE = 10**6
@@ -105,18 +105,23 @@ def running(built: Podman, pods: dict[str, Pod]) -> dict[str, str]:
     for pod in pods.values():
         built("run", *pod.run_arguments)
     addresses = {component: address_of(built, component) for component in pods}
-    try:
-        asyncio.run(_wait_ready(pods, addresses))
-    except AssertionError as error:
-        logs = "\n".join(f"--- {name}\n{built('logs', name)[-3000:]}" for name in pods)
-        raise AssertionError(f"{error}\n{logs}") from None
+    asyncio.run(_wait_ready(built, pods, addresses))
     return addresses
 
 
-async def _wait_ready(pods: dict[str, Pod], addresses: dict[str, str]) -> None:
+async def _wait_ready(podman: Podman, pods: dict[str, Pod], addresses: dict[str, str]) -> None:
     for kind in ("startupProbe", "readinessProbe"):
         for component, pod in pods.items():
-            await wait_until_passes(pod.container[kind], addresses[component], pod.ports)
+
+            def alive(component: str = component) -> bool:
+                return bool(podman.inspect(component)["State"]["Running"])
+
+            probe = pod.container[kind]
+            try:
+                await wait_until_passes(probe, addresses[component], pod.ports, alive)
+            except ProbeFailedError as error:
+                log = podman("logs", component)[-3000:]
+                raise AssertionError(f"{kind} of {component}: {error}\n{log}") from None
 
 
 def address_of(podman: Podman, container: str) -> str:

@@ -49,7 +49,9 @@ class Podman:
         """The output of a command. Raises CalledProcessError, with the tool's message in it."""
         done = subprocess.run(
             [str(self.executable), *arguments],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            # The services log there.
+            stderr=subprocess.STDOUT if arguments[0] == "logs" else subprocess.PIPE,
             text=True,
             timeout=timeout,
             check=False,

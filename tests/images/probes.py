@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -23,11 +24,18 @@ async def passes(probe: Probe, host: str, ports: dict[str, int]) -> bool:
     return await _http(probe["httpGet"], host, ports, probe["timeoutSeconds"])
 
 
-async def wait_until_passes(probe: Probe, host: str, ports: dict[str, int]) -> None:
-    """Tries at the probe's period, as often as it allows. Raises ProbeFailedError."""
+async def wait_until_passes(
+    probe: Probe, host: str, ports: dict[str, int], alive: Callable[[], bool]
+) -> None:
+    """Tries at the probe's period, as often as it allows. Raises ProbeFailedError.
+
+    A kubelet would start a dead container anew; none may die here.
+    """
     for _ in range(probe["failureThreshold"]):
         if await passes(probe, host, ports):
             return
+        if not alive():
+            raise ProbeFailedError("the container has ended")
         await asyncio.sleep(probe["periodSeconds"])
     raise ProbeFailedError(f"failed {probe['failureThreshold']} times: {probe}")
 
