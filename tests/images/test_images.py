@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import tarfile
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_an_image_has_no_tools(built: Podman, pods: dict[str, Pod], component: s
         "find / -xdev -writable -not -type l -not -path '/dev*' 2>/dev/null; true",
     )
     assert set(writable.split()) <= {"/tmp", "/var/tmp", "/run/lock", "/var/lock", "/run"}
+
+
+def test_the_engine_finds_its_native_decoder(built: Podman, pods: dict[str, Pod]) -> None:
+    """Compiled with the image; where the CPU is not made for it, that is the one reason."""
+    script = (
+        "from inference.native import library as l\n"
+        "try: print(l.load()._name)\n"
+        "except l.Unavailable as reason: print(reason)"
+    )
+    found = built.run(pods["inference"].image, ENTRYPOINT, "-c", script)
+    assert found.startswith(("/app/inference/native/decoder-", "the CPU lacks"))
+    listing = built.run(pods["inference"].image, "ls", "/app/inference/native")
+    assert "decoder-" in listing or platform.machine() != "x86_64"
 
 
 def test_an_image_can_be_built_again(built: Podman, pods: dict[str, Pod]) -> None:
