@@ -96,6 +96,9 @@ async def _frames(
 
 async def _prompts_only(events: Events) -> Events:
     """What is told of a request for no tokens: of each choice the echo, and that it is over."""
+    # The echo is a choice's first delta. A later one without tokens is what was left of a token
+    # that ends within a character.
+    told: set[int] = set()
     async with aclosing(events):
         async for each in events:
             if isinstance(each, Accepted):
@@ -104,8 +107,10 @@ async def _prompts_only(events: Events) -> Events:
                 usage = each.event.usage._replace(completion_tokens=0)
                 reason = each.event.reason if each.event.reason == ABORT else "length"
                 yield ChoiceEvent(each.number, Finish(reason, usage))
-            elif not each.event.num_tokens:
-                yield each
+            elif each.number not in told:
+                told.add(each.number)
+                if not each.event.num_tokens:
+                    yield each
 
 
 def _choice(

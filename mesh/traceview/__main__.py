@@ -6,12 +6,17 @@ import argparse
 import signal
 import sys
 import threading
+import time
 
 from mesh.settings import STARTUP_FAILURE
 from mesh.traceview.otlp import grpc_receiver
 from mesh.traceview.store import Store
 from mesh.traceview.terminal import Printer
 from mesh.traceview.web import web_server
+
+FLUSH_SECONDS = 2.0
+"""Services that are stopped at the same time still send their last spans; with nobody to take
+them they would try again until somebody kills them."""
 
 
 def main() -> int:
@@ -33,6 +38,7 @@ def main() -> int:
                 if printer is not None:
                     printer.print_complete()
                     sys.stdout.flush()
+            time.sleep(FLUSH_SECONDS)
     except OSError as error:
         print(f"traceview: cannot start: {error}", file=sys.stderr)
         return STARTUP_FAILURE
