@@ -19,13 +19,19 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 
 
+class SaveError(Exception):
+    """An image could not be saved; the message says which, and the tool has said why."""
+
+
 def save(tool: str, file: Path, names: list[str]) -> None:
-    """Writes `file` by `tool` (docker, podman or buildah). Raises CalledProcessError."""
+    """Writes `file` by `tool` (docker, podman or buildah). Raises SaveError."""
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         parts = {}
         for number, name in enumerate(names):
             parts[name] = Path(scratch) / f"{number}.tar"
-            subprocess.run(save_command(tool, name, parts[name]), check=True)
+            command = save_command(tool, name, parts[name])
+            if subprocess.run(command, check=False).returncode:
+                raise SaveError(f"cannot save {name}; was it built?")
         whole = Path(scratch) / "images.tar"
         merge(parts, whole)
         whole.replace(file)
@@ -81,8 +87,8 @@ def main() -> int:
     tool, file, *names = sys.argv[1:]
     try:
         save(tool, Path(file), names)
-    except subprocess.CalledProcessError as error:
-        print(f"cannot save {error.cmd[-1]}; was it built?", file=sys.stderr)
+    except SaveError as error:
+        print(error, file=sys.stderr)
         return 1
     return 0
 

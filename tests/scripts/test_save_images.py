@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.save_images import merge, save_command
+from scripts.save_images import SaveError, merge, save, save_command
 
 
 def write(path: Path, files: Mapping[str, bytes]) -> Path:
@@ -74,3 +74,13 @@ def test_an_archive_of_several_images_is_no_part(tmp_path: Path) -> None:
 def test_each_tool_is_asked_in_its_own_words(tool: str, command: list[str]) -> None:
     """Also by its full path."""
     assert save_command(tool, "a:1", Path("/f")) == command
+
+
+def test_an_image_that_is_missing_is_named(tmp_path: Path) -> None:
+    """And no archive is left that lacks it."""
+    tool = tmp_path / "podman"
+    tool.write_text("#!/bin/sh\nexit 125\n")
+    tool.chmod(0o755)
+    with pytest.raises(SaveError, match="cannot save weir/a:1; was it built"):
+        save(str(tool), tmp_path / "images.tar", ["weir/a:1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["podman"]
