@@ -40,7 +40,7 @@ def _spec(service: dict[str, Any]) -> dict[str, Any]:
             "capabilities": {"drop": service["cap_drop"]},
         },
         "volumeMounts": [{"name": path, "mountPath": path} for path in service["tmpfs"]],
-        "resources": {"limits": {"memory": "2Gi"}},
+        "resources": {},
         **_probes(component),
     }
     return {

@@ -120,8 +120,10 @@ async def _wait_ready(podman: Podman, pods: dict[str, Pod], addresses: dict[str,
             try:
                 await wait_until_passes(probe, addresses[component], pod.ports, alive)
             except ProbeFailedError as error:
+                state = podman.inspect(component)["State"]
+                how = {key: state[key] for key in ("Status", "ExitCode", "OOMKilled")}
                 log = podman("logs", component)[-3000:]
-                raise AssertionError(f"{kind} of {component}: {error}\n{log}") from None
+                raise AssertionError(f"{kind} of {component}: {error}, {how}\n{log}") from None
 
 
 def address_of(podman: Podman, container: str) -> str:

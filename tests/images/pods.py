@@ -51,8 +51,10 @@ class Pod:
         arguments += [f"--network-alias={name}" for name in self.names]
         arguments += [f"--stop-timeout={self.spec['terminationGracePeriodSeconds']}"]
         arguments += [*self._environment(), *self._security(), *self._volumes()]
-        memory = self.container["resources"]["limits"]["memory"]
-        arguments += [f"--memory={_bytes(memory)}", "--pull=never"]
+        for name, value in self.container["resources"].get("limits", {}).items():
+            assert name == "memory", name
+            arguments.append(f"--memory={_bytes(value)}")
+        arguments.append("--pull=never")
         command = self.container.get("command")
         if command:
             arguments.append(f"--entrypoint={command[0]}")
