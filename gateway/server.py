@@ -28,6 +28,7 @@ from gateway.settings import GatewaySettings
 from mesh.channel import open_channel
 from mesh.lifecycle import StartupError
 from mesh.metrics import metrics_server
+from mesh.targets import at_port
 from mesh.tls import TlsError, TlsFiles
 from mesh.watched_files import WatchedFiles
 
@@ -197,8 +198,7 @@ def _key_ring(settings: GatewaySettings) -> KeyRing:
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Serves until `stop`, then drains. OSError if the address is taken."""
     async with _metrics(settings.metrics_listen), running(settings) as (server, serving):
-        host = settings.listen.rpartition(":")[0]
-        logger.info("listening", extra={"address": f"{host}:{server.port}"})
+        logger.info("listening", extra={"address": at_port(settings.listen, server.port)})
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -211,8 +211,7 @@ async def _metrics(address: str) -> AsyncIterator[None]:
         yield
         return
     with metrics_server(address, asyncio.get_running_loop()) as port:
-        host = address.rpartition(":")[0]
-        logger.info("metrics listening", extra={"address": f"{host}:{port}"})
+        logger.info("metrics listening", extra={"address": at_port(address, port)})
         yield
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.settings import Address, OptionalAddress, ServiceSettings, is_loopback
-from mesh.targets import balanced_target
+from mesh.targets import balanced_target, with_default_port
 
 ORCHESTRATOR_PORT = 50051
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -114,7 +114,9 @@ class GatewaySettings(ServiceSettings):
     @property
     def orchestrator_target(self) -> str:
         """The orchestrator, as a gRPC target; several addresses are replicas."""
-        return balanced_target([_with_port(host) for host in _split(self.orchestrator_host)])
+        return balanced_target(
+            [with_default_port(host, ORCHESTRATOR_PORT) for host in _split(self.orchestrator_host)]
+        )
 
     @property
     def api_key_list(self) -> tuple[str, ...]:
@@ -137,9 +139,3 @@ class GatewaySettings(ServiceSettings):
 def _split(value: str) -> tuple[str, ...]:
     parts = (part.strip() for part in value.split(","))
     return tuple(part for part in parts if part)
-
-
-def _with_port(host: str) -> str:
-    # An IPv6 address in brackets has colons of its own.
-    has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
-    return host if has_port else f"{host}:{ORCHESTRATOR_PORT}"

@@ -24,6 +24,7 @@ from mesh.errors import MeshError
 from mesh.metrics import metrics_server
 from mesh.server import Server, Servicer
 from mesh.settings import STARTUP_FAILURE, ServiceSettings
+from mesh.targets import at_port
 from mesh.tls import TlsError, TlsFiles
 
 logger = logging.getLogger("mesh.lifecycle")
@@ -106,7 +107,7 @@ async def _serve_grpc(
             service, holding = entered
             server = Server(service.servicers, TlsFiles.of(settings))
             port = await server.start(settings.listen, settings.health_listen)
-            logger.info("listening", extra={"address": _with_port(settings.listen, port)})
+            logger.info("listening", extra={"address": at_port(settings.listen, port)})
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
             try:
                 await _first(stop, watching, holding)
@@ -158,7 +159,3 @@ async def _first(stop: asyncio.Event, *others: asyncio.Future[Any]) -> None:
     for other in others:
         if other.done() and not other.cancelled():
             other.result()
-
-
-def _with_port(address: str, port: int) -> str:
-    return f"{address.rpartition(':')[0]}:{port}"

@@ -1,9 +1,20 @@
-"""gRPC targets of services that there may be several of."""
+"""Addresses, HOST:PORT, and the gRPC targets that are made of them."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+
+
+def with_default_port(host: str, port: int) -> str:
+    """HOST:PORT of `host`, which may already have a port; IPv6 addresses stand in brackets."""
+    has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
+    return host if has_port else f"{host}:{port}"
+
+
+def at_port(address: str, port: int) -> str:
+    """HOST:PORT with another port: where a server is that was told to listen at port 0."""
+    return f"{address.rpartition(':')[0]}:{port}"
 
 
 def balanced_target(hosts: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.settings import Address, ServiceSettings
-from mesh.targets import balanced_target
+from mesh.targets import balanced_target, with_default_port
 
 TOKENIZER_PORT = 50052
 INFERENCE_PORT = 50053
@@ -118,17 +118,11 @@ class OrchestratorSettings(ServiceSettings):
         for entry in self.tokenizer_host.split(","):
             model, _, host = entry.strip().rpartition("=")
             if host:
-                hosts.setdefault(model, []).append(with_port(host, TOKENIZER_PORT))
+                hosts.setdefault(model, []).append(with_default_port(host, TOKENIZER_PORT))
         return {model: balanced_target(each) for model, each in hosts.items()}
 
     @property
     def inference_targets(self) -> tuple[str, ...]:
         """The engines' names, each HOST:PORT."""
         names = (name.strip() for name in self.inference_host.split(","))
-        return tuple(with_port(name, INFERENCE_PORT) for name in names if name)
-
-
-def with_port(host: str, port: int) -> str:
-    """HOST:PORT of `host`, which may already have a port; IPv6 addresses stand in brackets."""
-    has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
-    return host if has_port else f"{host}:{port}"
+        return tuple(with_default_port(name, INFERENCE_PORT) for name in names if name)

@@ -9,6 +9,7 @@ import threading
 import time
 
 from mesh.settings import STARTUP_FAILURE
+from mesh.targets import at_port
 from mesh.traceview.otlp import grpc_receiver
 from mesh.traceview.store import Store
 from mesh.traceview.terminal import Printer
@@ -70,10 +71,9 @@ def _options() -> argparse.Namespace:
 
 
 def _announce(listen: str, port: int, grpc_listen: str, grpc_port: int) -> None:
-    host, grpc_host = listen.rpartition(":")[0], grpc_listen.rpartition(":")[0]
     print(
-        f"traces at http://{host}:{port}, sent there or, over gRPC, to "
-        f"http://{grpc_host}:{grpc_port}",
+        f"traces at http://{at_port(listen, port)}, sent there or, over gRPC, to "
+        f"http://{at_port(grpc_listen, grpc_port)}",
         flush=True,
     )
 

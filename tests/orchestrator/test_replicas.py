@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from mesh.errors import MeshError
+from mesh.targets import with_default_port
 from orchestrator.circuit import Circuit, Warmth
 from orchestrator.generation import ModelInfo
 from orchestrator.replicas import Member, Replicas
-from orchestrator.settings import OrchestratorSettings, with_port
+from orchestrator.settings import OrchestratorSettings
 
 
 class FakeReplica:
@@ -82,7 +83,7 @@ def test_a_lease_counts_tokens() -> None:
 )
 def test_a_host_may_name_its_port(host: str, target: str) -> None:
     """The default port is added where there is none."""
-    assert with_port(host, 9) == target
+    assert with_default_port(host, 9) == target
 
 
 def test_upstreams_are_read_from_plain_variables(monkeypatch: pytest.MonkeyPatch) -> None:
