@@ -16,6 +16,7 @@ from inference.spans import StepSpans
 from mesh.backlog import Backlog
 from mesh.context import annotate, current_request, new_request_id
 from mesh.errors import ErrorKind, MeshError
+from mesh.optional_fields import optional_values
 from mesh.server import Servicer
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
@@ -40,20 +41,6 @@ _REASONS = {
 }
 
 SERVICE = "mesh.v1.InferenceService"
-
-_OPTIONAL_PARAMS = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "num_logprobs",
-    "num_prompt_logprobs",
-)
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -155,10 +142,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     def _sampling_params(self, message: common_pb2.SamplingParams) -> SamplingParams:
         """The request's values over the model's own defaults over ours."""
-        values: dict[str, Any] = dict(self._engine.model_info.default_sampling)
-        for name in _OPTIONAL_PARAMS:
-            if message.HasField(name):  # type: ignore[arg-type]
-                values[name] = getattr(message, name)
+        values = {**self._engine.model_info.default_sampling, **optional_values(message)}
         return SamplingParams(
             **values,
             stop_token_ids=frozenset(message.stop_token_ids),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from mesh.errors import invalid
+from mesh.optional_fields import optional_values
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt
 from orchestrator.embedding import Input
@@ -18,20 +18,6 @@ from orchestrator.generation import (
     Usage,
 )
 from orchestrator.preparation import Prompt
-
-_OPTIONAL_SAMPLING = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "num_logprobs",
-    "num_prompt_logprobs",
-)
 
 
 def prompt_of(request: orchestrator_pb2.GenerateRequest) -> Prompt:
@@ -84,13 +70,8 @@ def _chat(chat: common_pb2.ChatPrompt) -> ChatPrompt:
 
 def sampling_of(message: common_pb2.SamplingParams) -> Sampling:
     """How to draw; unchecked but for the constraint's form."""
-    given: dict[str, Any] = {
-        name: getattr(message, name)
-        for name in _OPTIONAL_SAMPLING
-        if message.HasField(name)  # type: ignore[arg-type]
-    }
     return Sampling(
-        **given,
+        **optional_values(message),
         logit_bias=dict(message.logit_bias),
         stop_token_ids=list(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
