@@ -20,6 +20,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from mesh.errors import GRPC_STATUS, MeshError
 from mesh.exposition import expose
 from mesh.telemetry import weir_version
+from mesh.threaded_server import serve_in_thread
 
 _RPC_SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
@@ -121,14 +122,8 @@ def metrics_server(address: str, loop: asyncio.AbstractEventLoop) -> Iterator[in
     server: WSGIServer = make_server(
         host, int(port), _application(loop), server_class, _QuietHandler
     )
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_in_thread(server, "metrics") as bound_port:
+        yield bound_port
 
 
 def _application(

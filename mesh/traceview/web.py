@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from mesh.threaded_server import serve_in_thread
 from mesh.traceview.otlp import MAX_MESSAGE_BYTES, empty_response, parse_bytes
 from mesh.traceview.spans import Span, waterfall
 from mesh.traceview.store import Store
@@ -48,15 +48,9 @@ def web_server(address: str, store: Store) -> Iterator[int]:
     """Serves at `address`, HOST:PORT, inside the block; gives the port. Raises OSError."""
     host, _, port = address.rpartition(":")
     handler = type("_BoundHandler", (_Handler,), {"store": store})
-    server = _Server((host.strip("[]"), int(port)), handler)
-    thread = threading.Thread(target=server.serve_forever, name="web", daemon=True)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
+    with serve_in_thread(server, "web") as bound_port:
+        yield bound_port
 
 
 def trace_json(store: Store, trace_id: str) -> dict[str, Any] | None:
@@ -101,10 +95,6 @@ def _list_json(store: Store) -> list[dict[str, Any]]:
         }
         for summary in store.summaries()
     ]
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
 
 
 class _Handler(BaseHTTPRequestHandler):
