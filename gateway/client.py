@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,6 +27,10 @@ from mesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 SERVICE = "mesh.v1.OrchestratorService"
 
+Asked = TypeVar("Asked")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
 
 class Orchestrator:
     """Calls the orchestrator over a channel that the caller owns."""
@@ -34,33 +39,17 @@ class Orchestrator:
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
+    def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """Started, deltas, one Finish; raises MeshError. Close it to cancel the call."""
-        last: Event | None = None
-        request = messages.generate_request(generation)
-        spending = Spending()
-        async with open_stream(self._stub.Generate, request) as responses:
-            async for response in responses:
-                last = messages.generate_event(response)
-                _charge(spending, last)
-                if isinstance(last, Finish):
-                    responses.has_last()
-                yield last
-        _check_finished(last)
+        return _events(
+            self._stub.Generate, generation, messages.generate_request, messages.generate_event
+        )
 
-    async def search(self, search: Search) -> AsyncGenerator[Event]:
+    def search(self, search: Search) -> AsyncGenerator[Event]:
         """SearchResults, deltas, one Finish; raises MeshError. Close it to cancel the call."""
-        last: Event | None = None
-        request = messages.summarize_request(search)
-        spending = Spending()
-        async with open_stream(self._stub.SummarizeStream, request) as responses:
-            async for response in responses:
-                last = messages.summarize_event(response)
-                _charge(spending, last)
-                if isinstance(last, Finish):
-                    responses.has_last()
-                yield last
-        _check_finished(last)
+        return _events(
+            self._stub.SummarizeStream, search, messages.summarize_request, messages.summarize_event
+        )
 
     async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
         """The inputs' vectors, batch by batch; raises MeshError. Close it to cancel the call."""
@@ -93,6 +82,26 @@ class Orchestrator:
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+async def _events(
+    call: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+    asked: Asked,
+    request_of: Callable[[Asked], Request],
+    event_of: Callable[[Response], Event],
+) -> AsyncGenerator[Event]:
+    last: Event | None = None
+    request = request_of(asked)
+    spending = Spending()
+    async with open_stream(call, request) as responses:
+        async for response in responses:
+            last = event_of(response)
+            _charge(spending, last)
+            if isinstance(last, Finish):
+                responses.has_last()
+            yield last
+    if not isinstance(last, Finish):
+        raise messages.broken("the stream ended without a finish")
+
+
 def _charge(spending: Spending, event: Event) -> None:
     if isinstance(event, Delta):
         spending.add(event.num_tokens)
@@ -100,8 +109,3 @@ def _charge(spending: Spending, event: Event) -> None:
         spending.add(event.prompt_tokens)
     elif isinstance(event, Finish):
         spending.settle(event.usage.prompt_tokens + event.usage.completion_tokens)
-
-
-def _check_finished(last: Event | None) -> None:
-    if not isinstance(last, Finish):
-        raise messages.broken("the stream ended without a finish")
