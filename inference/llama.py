@@ -102,15 +102,9 @@ class Llama:
         self.config = config
         self.dtype = dtype
         self.device = device
-        shape = (config.vocab_size, config.hidden_size)
-        self._embeddings = reader.tensor("model.embed_tokens.weight", *shape)
+        self._embeddings, self._head = reader.embeddings_and_head(config)
         self._layers = [Layer(config, reader, number) for number in range(config.num_layers)]
         self._norm = reader.tensor("model.norm.weight", config.hidden_size)
-        self._head = (
-            self._embeddings
-            if config.tie_word_embeddings
-            else reader.tensor("lm_head.weight", *shape)
-        )
         self._rotary = RotaryEmbedding(config, max_context, device)
         self.num_parameters = reader.num_parameters
 
@@ -164,6 +158,14 @@ class Reader:
         tensor = self._weights.take(name, shape)
         self.num_parameters += tensor.numel()
         return tensor.to(device=self._device, dtype=self._dtype)
+
+    def embeddings_and_head(self, config: ModelConfig) -> tuple[Tensor, Tensor]:
+        """Input and output embeddings, each [vocab_size, hidden_size]; one tensor where tied."""
+        shape = (config.vocab_size, config.hidden_size)
+        embeddings = self.tensor("model.embed_tokens.weight", *shape)
+        if config.tie_word_embeddings:
+            return embeddings, embeddings
+        return embeddings, self.tensor("lm_head.weight", *shape)
 
     def merged(self, parts: list[tuple[str, int]], num_inputs: int, *, bias: bool) -> Linear:
         """Matrices with the same input as one; each part is a name and its number of outputs."""

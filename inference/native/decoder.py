@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from inference.weights import Weights
 _LANES = 16
 _MAX_HEAD_DIM = 256
 _MAX_HIDDEN = 16_384
+_Places = tuple["ctypes.Array[ctypes.c_void_p]", "ctypes.Array[ctypes.c_void_p]"]
 _TYPES: tuple[WeightType, ...] = ("float32", "bfloat16", "int8")
 
 
@@ -120,18 +122,12 @@ class NativeDecoder:
         reader = Reader(weights, read_as, torch.device("cpu"))
         self.config = config
         self._kind = kind
-        shape = (config.vocab_size, config.hidden_size)
-        self._embeddings = reader.tensor("model.embed_tokens.weight", *shape)
+        self._embeddings, head = reader.embeddings_and_head(config)
         self._kept: list[object] = []
         self._layers = [
             self._pack(Layer(config, reader, number)) for number in range(config.num_layers)
         ]
         self._norm = reader.tensor("model.norm.weight", config.hidden_size).float()
-        head = (
-            self._embeddings
-            if config.tie_word_embeddings
-            else reader.tensor("lm_head.weight", *shape)
-        )
         self._head = PackedMatrix(head, None, kind)
         self._cosines, self._sines = RotaryEmbedding(
             config, max_context, torch.device("cpu")
@@ -142,6 +138,7 @@ class NativeDecoder:
         self._library = library.load()
         self._library.weir_decoder_new.restype = ctypes.c_void_p
         self._handle: int | None = self._open(threads)
+        self._places: WeakKeyDictionary[KVCache, _Places] = WeakKeyDictionary()
         # The engine and the embedder have threads of their own.
         self._lock = threading.Lock()
 
@@ -173,11 +170,6 @@ class NativeDecoder:
             torch.tensor(values, dtype=torch.int32)
             for values in (step.positions, step.begins, tables, outputs)
         ]
-        caches = [cache.layer(number) for number in range(self.config.num_layers)]
-        pointers = [
-            (ctypes.c_void_p * len(caches))(*(tensor.data_ptr() for tensor in tensors))
-            for tensors in zip(*caches, strict=True)
-        ]
         arguments = _Step(
             len(step.token_ids),
             step.num_sequences,
@@ -188,7 +180,7 @@ class NativeDecoder:
             *(array.data_ptr() for array in arrays),
             logits.data_ptr() if logits is not None and outputs else None,
             normed.data_ptr() if normed is not None else None,
-            *(ctypes.addressof(array) for array in pointers),
+            *(ctypes.addressof(array) for array in self._places_of(cache)),
         )
         with self._lock:
             failed = self._library.weir_decoder_run(
@@ -196,6 +188,18 @@ class NativeDecoder:
             )
         if failed:
             raise MemoryError("the decoder has no memory for this step")
+
+    def _places_of(self, cache: KVCache) -> _Places:
+        """Where each layer's keys and values begin: for a cache always the same."""
+        places = self._places.get(cache)
+        if places is None:
+            layers = [cache.layer(number) for number in range(self.config.num_layers)]
+            keys, values = (
+                (ctypes.c_void_p * len(layers))(*(tensor.data_ptr() for tensor in tensors))
+                for tensors in zip(*layers, strict=True)
+            )
+            places = self._places[cache] = keys, values
+        return places
 
     def close(self) -> None:
         """Ends the decoder's threads; it cannot be used again."""
