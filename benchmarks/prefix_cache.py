@@ -10,6 +10,7 @@ import random
 import statistics
 from pathlib import Path
 
+from benchmarks.alone import run_alone
 from inference.engine import Engine
 from inference.loading import EngineOptions, load_engine
 from inference.sampling_params import SamplingParams
@@ -23,13 +24,9 @@ def first_token(engine: Engine, name: str, prompt: list[int]) -> float:
     """Seconds from arrival to the first token."""
     params = SamplingParams(max_tokens=1, temperature=0.0)
     sequence = Sequence(name, prompt, params)
-    engine.add(sequence)
-    while engine.has_work:
-        engine.step()
-    finish = sequence.finish
-    assert finish is not None
-    assert finish.timings.first_token is not None
-    return finish.timings.first_token - finish.timings.arrival
+    timings = run_alone(engine, sequence).timings
+    assert timings.first_token is not None
+    return timings.first_token - timings.arrival
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import transformers
 
+from benchmarks.alone import run_alone
 from inference.engine import Engine
 from inference.loading import EngineOptions, load_engine
 from inference.sampling_params import SamplingParams
@@ -52,11 +53,7 @@ def answer(engine: Engine, name: str, prompt: list[int], temperature: float) -> 
     params = SamplingParams(max_tokens=256, temperature=temperature, seed=7)
     eos = engine.model_info.eos_token_ids
     sequence = Sequence(name, prompt, params, eos_token_ids=eos)
-    engine.add(sequence)
-    while engine.has_work:
-        engine.step()
-    finish = sequence.finish
-    assert finish is not None
+    finish = run_alone(engine, sequence)
     assert finish.timings.first_token is not None
     return Answer(
         list(sequence.token_ids[sequence.num_prompt_tokens :]),

@@ -40,11 +40,6 @@ class Citation(NamedTuple):
     span: Span | None
     """In the passage; None where nothing in it supports the sentence."""
 
-    @property
-    def supported(self) -> bool:
-        """Whether the passage says it."""
-        return self.span is not None
-
 
 def ground(summary: str, passages: Mapping[int, str]) -> list[Citation]:
     """What each sentence of `summary` rests on, in its order; a sentence may cite several.

@@ -20,22 +20,13 @@ from gateway.keys import NO_LIMITS, Limits, entry
 from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings
 from mesh import log
+from tests.clock import Clock
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.fakes import FakeOrchestrator, Script
 from tests.helpers import eventually
 
 SEARCH = {"query": "AI", "streaming": "true"}
 TEXT = {"prompt": "Hello", "max_tokens": 5}
-
-
-class Clock:
-    """Time that passes when told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -8,15 +8,7 @@ import pytest
 
 from mesh import backlog as backlog_module
 from mesh.backlog import MAX_RETRY_SECONDS, Backlog
-
-
-class Clock:
-    """Time that passes when told to."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

@@ -6,20 +6,12 @@ import pytest
 
 from orchestrator import circuit as circuit_module
 from orchestrator.circuit import Circuit, Warmth
+from tests.clock import Clock
 from tests.orchestrator.fakes import SCRIPT, FakeInference, orchestrator
 from tests.orchestrator.test_replicas import FakeReplica, replicas
 from tests.orchestrator.test_service import generate, request, text_of
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class Clock:
-    """Time that passes when told to."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture
