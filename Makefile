@@ -82,6 +82,17 @@ fuzz: $(VENV)/.dev
 soak: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.soak
 
+## chaos: Breaks real processes under load (SEED=… DURATION=… seconds to replay a course)
+.PHONY: chaos
+chaos: $(VENV)/.dev
+	@SEED=$(SEED) DURATION=$(DURATION) $(BIN)/python -m pytest -q tests/chaos
+
+## chaos-short: The same for twenty seconds of one seed
+.PHONY: chaos-short
+chaos-short: $(VENV)/.dev
+	@echo "Breaking real processes for twenty seconds"
+	@SEED=1 DURATION=20 $(BIN)/python -m pytest -q tests/chaos/test_faults.py
+
 ## lint: Checks style, types, imports and spelling
 .PHONY: lint
 lint: $(VENV)/.dev
