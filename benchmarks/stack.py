@@ -1,0 +1,66 @@
+"""The four services of a benchmark, on loopback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from benchmarks.processes import Processes, free_port
+
+SERVICES = ("tokenizer", "inference", "orchestrator", "gateway")
+RELAY = ("orchestrator", "gateway")
+"""Those that a token passes through after the engine."""
+
+FAKE_MODEL = ("--fake-model", "--model-name", "demo", "--max-num-seqs", "2048")
+READY_SECONDS = 240.0
+
+
+class Services:
+    """Four processes with the demo model's tokenizer; ended with their `Processes`."""
+
+    def __init__(
+        self,
+        processes: Processes,
+        *,
+        prefix: str = "",
+        engine: Sequence[str] = FAKE_MODEL,
+        limits: Mapping[str, Sequence[str]] | None = None,
+        environment: Mapping[str, str] | None = None,
+        run: Sequence[str] = (),
+    ) -> None:
+        """`limits` are more arguments by service; `run` is a module that starts a service."""
+        self._processes = processes
+        self._names = {name: prefix + name for name in SERVICES}
+        self._ports = {name: free_port() for name in SERVICES}
+        self.addresses = {name: f"127.0.0.1:{port}" for name, port in self._ports.items()}
+        self.url = f"http://{self.addresses['gateway']}"
+        more = {"inference": engine, **(limits or {})}
+        hosts = {f"{name.upper()}_HOST": self.addresses[name] for name in SERVICES[:3]}
+        for name in SERVICES:
+            listen = ("--listen", self.addresses[name], "--metrics-listen", "127.0.0.1:0")
+            command = (*run, name, *listen, "--log-level", "WARNING", *more.get(name, ()))
+            processes.python(
+                self._names[name], *command, environment={**hosts, **(environment or {})}
+            )
+
+    def wait_ready(self) -> None:
+        """Returns once a token can be produced. RuntimeError if that takes too long."""
+        for name, port in self._ports.items():
+            self._processes.wait_port(self._names[name], port)
+        end = time.monotonic() + READY_SECONDS
+        while time.monotonic() < end:
+            if httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success:
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"{self.url} is not ready after {READY_SECONDS:.0f} seconds")
+
+    def cpu_seconds(self, names: Sequence[str] = RELAY) -> float:
+        """User and system time of these services so far."""
+        return self._processes.cpu_seconds(*(self._names[name] for name in names))
+
+    def memory_bytes(self, names: Sequence[str] = RELAY) -> int:
+        """Resident memory of these services now."""
+        return self._processes.memory_bytes(*(self._names[name] for name in names))
