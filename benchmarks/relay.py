@@ -143,9 +143,7 @@ def main() -> None:
             stacks = {}
             for pace in arguments.paces:
                 engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(PACES[pace]))
-                stacks[pace] = Services(
-                    processes, prefix=f"{pace} ", engine=engine, limits=LIMITS
-                )
+                stacks[pace] = Services(processes, prefix=f"{pace} ", engine=engine, limits=LIMITS)
             for services in stacks.values():
                 services.wait_ready()
                 asyncio.run(load(services.url, 32, 20))  # warms up

@@ -20,6 +20,7 @@ from inference.masks import MaskWorker
 from inference.model_config import ModelConfig, load_config
 from inference.model_factory import ModelOptions, activation_type, make_model, weight_type
 from inference.model_runner import ModelRunner
+from inference.native.decoder import NativeDecoder
 from inference.sampling_params import SamplingParams
 from inference.scheduler import Scheduler
 from inference.sequence import Sequence
@@ -80,6 +81,9 @@ def load_engine(options: EngineOptions) -> Engine:
             threads=threads,
         ),
     )
+    if isinstance(model, NativeDecoder):
+        # It has threads of its own; torch's would wait for work by spinning on their cores.
+        torch.set_num_threads(1)
     num_blocks = _num_kv_tokens(options, config, dtype, device, max_context) // options.block_size
     cache = KVCache(config, num_blocks, options.block_size, dtype, device)
     vocabulary = Vocabulary.load(

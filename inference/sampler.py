@@ -39,7 +39,7 @@ def sample(
     _penalize(logits, rows)
     if masks is not None:
         _constrain(logits, masks)
-    highest, chosen = logits.max(dim=-1)
+    highest, chosen = _highest(logits)
     drawing = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
     if drawing:
         index = torch.tensor(drawing, device=logits.device)
@@ -51,6 +51,15 @@ def sample(
         return [SampledToken(token_id) for token_id in token_ids]
     logprobs = token_logprobs(raw, token_ids, [row.sequence.params.num_logprobs for row in rows])
     return [SampledToken(*both) for both in zip(token_ids, logprobs, strict=True)]
+
+
+def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of each row, or NaN where there is one, and its place."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1)
+    # With vector instructions, where torch's search on the CPU has none.
+    places = torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.gather(1, places.unsqueeze(1)).squeeze(1), places
 
 
 def _bias(logits: Tensor, rows: Rows[Row]) -> None:
