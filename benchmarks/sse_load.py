@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         if not self._stream.ttft and b"data: " in data:
             self._stream.ttft = time.perf_counter() - self._sent
         self._tail = data if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
-        if data.endswith(END) or not self._stream.ttft and b"content-length" in data:
+        if data.endswith(END) or (not self._stream.ttft and b"content-length" in data):
             self._end("" if self._stream.ttft else repr(data[:300]))
 
     def connection_lost(self, error: Exception | None) -> None:

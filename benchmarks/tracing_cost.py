@@ -15,107 +15,41 @@ collector's own do not count. A ratio is of two stacks in the same round.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-import httpx
+import uvloop
 
-ROOT = Path(__file__).resolve().parents[1]
-SERVICES = ("tokenizer", "inference", "orchestrator", "gateway")
-RELAY = ("orchestrator", "gateway")
+from benchmarks.processes import Processes, free_port
+from benchmarks.sse_load import load
+from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
+
 MODES = ("none", "no exporter", "exporter")
-START_SECONDS = 240.0
 
 
-class Relay:
-    """Four processes in one of the modes."""
+class Relay(NamedTuple):
+    """Four services in one of the modes."""
 
-    def __init__(self, mode: str, folder: Path, pace: float, endpoint: str) -> None:
-        self.mode = mode
-        self._folder = folder
-        ports = iter(_free_ports(4))
-        addresses = {name: f"127.0.0.1:{next(ports)}" for name in SERVICES}
-        self.url = f"http://{addresses['gateway']}"
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        hosts = {f"{name.upper()}_HOST": addresses[name] for name in SERVICES if name != "gateway"}
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("OTEL_")},
-            **hosts,
-            "TOKENIZER_MODEL": str(ROOT / "models" / "demo"),
-            "INFERENCE_MODEL_NAME": "demo",
-            "INFERENCE_FAKE_MODEL": "true",
-            "INFERENCE_FAKE_TOKENS_PER_SECOND": str(pace),
-        }
-        if mode == "exporter":
-            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-        if mode == "none":
-            environment["OTEL_SDK_DISABLED"] = "true"
-        for name in SERVICES:
-            start = ["benchmarks.untraced", name] if mode == "none" else [name]
-            listen = ["--listen", addresses[name], "--metrics-listen", "127.0.0.1:0"]
-            with (folder / f"{mode}-{name}.log").open("wb") as log:
-                self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", *start, *listen],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=log,
-                    stderr=log,
-                )
-
-    def wait_ready(self) -> None:
-        """Returns once a token can be produced. RuntimeError with the logs otherwise."""
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and all(p.poll() is None for p in self.processes.values()):
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-        logs = [path.read_text() for path in sorted(self._folder.glob(f"{self.mode}-*"))]
-        raise RuntimeError(f"{self.mode} is not ready:\n" + "\n".join(logs))
-
-    def cpu_seconds(self, names: tuple[str, ...]) -> float:
-        """What these processes have used so far, all threads."""
-        return sum(_cpu_seconds(self.processes[name].pid) for name in names)
-
-    def stop(self) -> None:
-        """Ends the processes."""
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    mode: str
+    services: Services
 
 
-async def load(url: str, num_streams: int, num_tokens: int) -> int:
-    """Reads so many streams at once to their ends; gives the tokens that came."""
-    limits = httpx.Limits(max_connections=num_streams)
-    async with httpx.AsyncClient(
-        base_url=url, timeout=120, trust_env=False, limits=limits
-    ) as client:
-        body = {"prompt": "Once upon a time", "max_tokens": num_tokens, "stream": True}
-
-        async def one() -> int:
-            async with client.stream("POST", "/v1/completions", json=body) as response:
-                response.raise_for_status()
-                ended = [chunk async for chunk in response.aiter_bytes()][-1]
-                assert ended.endswith(b"[DONE]\n\n"), ended
-            return num_tokens
-
-        return sum(await asyncio.gather(*(one() for _ in range(num_streams))))
+def start(processes: Processes, mode: str, pace: float, endpoint: str) -> Relay:
+    """Starts the services; they may not be ready yet."""
+    environment = {}
+    if mode == "exporter":
+        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+    if mode == "none":
+        environment["OTEL_SDK_DISABLED"] = "true"
+    engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(pace))
+    run = ("benchmarks.untraced",) if mode == "none" else ()
+    services = Services(
+        processes, prefix=f"{mode} ", engine=engine, environment=environment, run=run
+    )
+    return Relay(mode, services)
 
 
 def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[float]]:
@@ -125,10 +59,12 @@ def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[
     for number in range(-1, options.rounds):  # the first one warms up
         turn = number % len(relays)
         for relay in relays[turn:] + relays[:turn]:
-            before = relay.cpu_seconds(names)
-            num_tokens = asyncio.run(load(relay.url, options.streams, options.tokens))
+            before = relay.services.cpu_seconds(names)
+            streams = uvloop.run(load(relay.services.url, options.streams, options.tokens))
+            assert not any(stream.error for stream in streams), streams
+            used = relay.services.cpu_seconds(names) - before
             if number >= 0:
-                found[relay.mode].append((relay.cpu_seconds(names) - before) / num_tokens * 1e6)
+                found[relay.mode].append(used / sum(s.num_tokens for s in streams) * 1e6)
     return found
 
 
@@ -149,16 +85,14 @@ def report(found: dict[str, list[float]]) -> str:
 def main() -> None:
     """Starts the three stacks, measures, prints."""
     options = _options()
-    with ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        endpoint = held.enter_context(_collector())
-        relays = []
-        for mode in MODES:
-            relay = Relay(mode, folder, options.pace, endpoint)
-            held.callback(relay.stop)
-            relays.append(relay)
+    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
+        port = free_port()
+        listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
+        processes.python("collector", "mesh.traceview", *listen)
+        endpoint = f"http://127.0.0.1:{port}"
+        relays = [start(processes, mode, options.pace, endpoint) for mode in MODES]
         for relay in relays:
-            relay.wait_ready()
+            relay.services.wait_ready()
         found = measure(relays, options)
     busy = os.getloadavg()[0] / (os.cpu_count() or 1)
     print(
@@ -166,33 +100,6 @@ def main() -> None:
         f"{options.rounds} rounds; {os.cpu_count()} cores, load per core {busy:.1f}"
         f"{': busy, read with care' if busy > 1.2 else ''}\n{report(found)}"
     )
-
-
-@contextmanager
-def _collector() -> Iterator[str]:
-    """Where spans go: the trace view."""
-    port = _free_ports(1)[0]
-    listen = ["--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}"]
-    command = [sys.executable, "-m", "mesh.traceview", *listen]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def _cpu_seconds(pid: int) -> float:
-    """From /proc: nanoseconds on a CPU, the first number of each thread's schedstat."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
-
-
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _options() -> argparse.Namespace:

@@ -44,10 +44,12 @@ class AsyncEngine:
         *,
         on_step: Callable[[Step], None] | None = None,
         told_steps: int = 0,
+        max_chunks_per_second: float = 0.0,
     ) -> None:
         """`load` makes the engine, in its thread; it may take long and raise EngineError.
 
-        One step in `told_steps` is told to `on_step`, on the event loop; 0: none.
+        One step in `told_steps` is told to `on_step`, on the event loop; 0: none. For
+        `max_chunks_per_second` see `Streams`.
         """
         self._load_engine = load
         self._on_step = on_step
@@ -66,7 +68,11 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
         self._embeddings = EmbeddingLine()
-        self._streams = Streams(submit=self._submit, abort=self._abort)
+        self._streams = Streams(
+            submit=self._submit,
+            abort=self._abort,
+            max_chunks_per_second=max_chunks_per_second,
+        )
 
     @property
     def model_info(self) -> ModelInfo:

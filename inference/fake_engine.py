@@ -43,6 +43,7 @@ class FakeEngine:
         max_num_waiting: int = 1024,
         max_context: int = 32_768,
         vocab_size: int = 6144,
+        max_chunks_per_second: float = 0.0,
     ) -> None:
         """`tokens_per_second` paces each stream; 0 steps whenever a consumer waits."""
         self.model_info = ModelInfo(
@@ -66,7 +67,12 @@ class FakeEngine:
         )
         self._wanted = asyncio.Event()
         self._sequences: dict[str, Sequence] = {}
-        self._streams = Streams(submit=self._submit, abort=self._abort, on_demand=self._wanted.set)
+        self._streams = Streams(
+            submit=self._submit,
+            abort=self._abort,
+            on_demand=self._wanted.set,
+            max_chunks_per_second=max_chunks_per_second,
+        )
         self._stepping: asyncio.Task[None] | None = None
         self._draining = False
 

@@ -50,6 +50,12 @@ class InferenceSettings(ServiceSettings):
     threads: int = Field(
         0, ge=0, description="Threads of the forward pass on a CPU; 0: what the quota gives."
     )
+    max_messages_per_second: float = Field(
+        2500.0,
+        ge=0,
+        description="Most messages with tokens that leave in a second; with many streams each "
+        "carries more tokens instead. 0: one for each step of each stream.",
+    )
     traced_steps: int = Field(
         64, ge=0, description="One engine step in so many has a span of its own; 0: none."
     )

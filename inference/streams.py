@@ -15,7 +15,16 @@ from inference.sequence import Sequence
 class TokenStream:
     """The one pending chunk of a sequence: it grows until its consumer takes it."""
 
-    __slots__ = ("_finish", "_intervals", "_last", "_logprobs", "_prompt", "_token_ids", "_waiter")
+    __slots__ = (
+        "_ending",
+        "_finish",
+        "_intervals",
+        "_last",
+        "_logprobs",
+        "_prompt",
+        "_token_ids",
+        "_waiter",
+    )
 
     def __init__(self) -> None:
         self._token_ids: list[int] = []
@@ -25,6 +34,7 @@ class TokenStream:
         self._last: float | None = None
         self._intervals: list[float] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._ending: asyncio.Future[None] | None = None
 
     def put(self, output: StepOutput) -> None:
         """Add what a step brought, and wake the consumer if it waits."""
@@ -39,12 +49,26 @@ class TokenStream:
         self._logprobs += output.logprobs
         self._prompt += output.prompt_logprobs
         self._finish = output.finish
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        _wake(self._waiter)
+        if output.finish is not None:
+            _wake(self._ending)
 
     @property
     def is_empty(self) -> bool:
         return not self._token_ids and self._finish is None
+
+    async def hold(self, until: float) -> None:
+        """Let the chunk grow until a time of the event loop, or until the sequence ends."""
+        if self._finish is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._ending = loop.create_future()
+        timer = loop.call_at(until, _wake, self._ending)
+        try:
+            await self._ending
+        finally:
+            timer.cancel()
+            self._ending = None
 
     async def take(self) -> Chunk:
         """Wait until something is ready and take all of it. One consumer at a time."""
@@ -65,6 +89,11 @@ class TokenStream:
         return chunk
 
 
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
 class Streams:
     """The streams of all live sequences, by request id.
 
@@ -78,8 +107,14 @@ class Streams:
         submit: Callable[[Sequence], None],
         abort: Callable[[str], None],
         on_demand: Callable[[], None] = lambda: None,
+        max_chunks_per_second: float = 0.0,
     ) -> None:
-        """`submit` and `abort` hand over to the engine; `on_demand` runs when a consumer waits."""
+        """`submit` and `abort` hand over to the engine; `on_demand` runs when a consumer waits.
+
+        At most `max_chunks_per_second` are given in all, shared evenly by the streams that live;
+        0: no limit. First chunks and last ones never wait.
+        """
+        self._seconds_per_chunk = 1 / max_chunks_per_second if max_chunks_per_second else 0.0
         self._submit = submit
         self._abort = abort
         self._on_demand = on_demand
@@ -104,13 +139,20 @@ class Streams:
         stream = self._streams[request_id] = TokenStream()
         self._empty.clear()
         delivered = False
+        time_of = asyncio.get_running_loop().time
+        taken: float | None = None
         self._submit(sequence)
         try:
             yield Chunk(token_ids=[], logprobs=[])
             while True:
                 if stream.is_empty:
                     self._on_demand()
+                if taken is not None and self._seconds_per_chunk:
+                    due = taken + self._seconds_per_chunk * len(self._streams)
+                    if due > time_of():
+                        await stream.hold(due)
                 chunk = await stream.take()
+                taken = time_of()
                 delivered = chunk.finish is not None
                 yield chunk
                 if chunk.finish is not None:

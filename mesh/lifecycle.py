@@ -10,6 +10,7 @@ servicers, and stops its own parts when left.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -49,6 +50,9 @@ class Service(Protocol):
         ...
 
 
+GC_THRESHOLDS = (10_000, 20, 100)
+"""New objects between two looks at the youngest, and how many such looks between older ones."""
+
 Application = Callable[[], AbstractAsyncContextManager[Service]]
 
 
@@ -75,6 +79,17 @@ def run_process(
     finally:
         provider.shutdown()
     logger.info("stopped")
+
+
+def keep_startup() -> None:
+    """Takes what exists now out of the garbage collector's sight, and lets it look less often.
+
+    Called once a service listens. Modules, models and stubs stay until the end; to look through
+    them again and again costs a tenth of the CPU time of a short request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -108,6 +123,7 @@ async def _serve_grpc(
             server = Server(service.servicers, TlsFiles.of(settings))
             port = await server.start(settings.listen, settings.health_listen)
             logger.info("listening", extra={"address": at_port(settings.listen, port)})
+            keep_startup()
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
             try:
                 await _first(stop, watching, holding)

@@ -16,6 +16,7 @@ from inference.fake_engine import FakeEngine
 from inference.interface import FinishReason
 from inference.sampling_params import SamplingParams
 
+LIMITED = SamplingParams(max_tokens=60)
 LONG = SamplingParams(max_tokens=1000)
 
 
@@ -121,3 +122,25 @@ async def test_an_expired_deadline_ends_the_stream() -> None:
         chunks = [chunk async for chunk in stream]
         assert chunks[-1].finish is not None
         assert chunks[-1].finish.reason is FinishReason.ABORT
+
+
+async def test_with_many_streams_each_chunk_has_more() -> None:
+    """Ten streams share a hundred chunks a second; the first token and the end do not wait."""
+    async with running(tokens_per_second=100, max_chunks_per_second=100) as engine:
+
+        async def watch(number: int) -> tuple[float, list[int]]:
+            began = time.monotonic()
+            first, sizes = 0.0, []
+            async for chunk in engine.generate(str(number), [number], LIMITED):
+                if chunk.token_ids:
+                    first = first or time.monotonic() - began
+                    sizes.append(len(chunk.token_ids))
+            return first, sizes
+
+        streams = await asyncio.gather(*map(watch, range(10)))
+    for first, sizes in streams:
+        assert sum(sizes) == 60
+        assert sizes[0] <= 2, "the first token waited for others"
+        assert first < 0.3
+        # A tenth of a second is ten tokens; without a limit there were sixty chunks.
+        assert len(sizes) <= 12
