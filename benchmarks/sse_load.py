@@ -72,7 +72,11 @@ class Connection(asyncio.Protocol):
             self._done.set_result(None)
 
 
-def completion_request(url: str, num_tokens: int, prompt: str = "Once upon a time") -> bytes:
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+
+
+def completion_request(url: str, num_tokens: int, prompt: Prompt = "Once upon a time") -> bytes:
     """A streamed completion of exactly so many tokens, with its usage at the end."""
     body = {
         "prompt": prompt,
@@ -90,14 +94,20 @@ def completion_request(url: str, num_tokens: int, prompt: str = "Once upon a tim
     return head.encode() + payload
 
 
-async def load(url: str, num_streams: int, num_tokens: int, turns: int = 1) -> list[Stream]:
-    """So many connections, each with so many streams one after another."""
+async def connect(url: str) -> Connection:
+    """A connection to be used for one stream after another; close its `transport`."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(Connection, parts.hostname, parts.port)
+    return connection
+
+
+async def load(url: str, num_streams: int, num_tokens: int, turns: int = 1) -> list[Stream]:
+    """So many connections, each with so many streams one after another."""
     with ExitStack() as held:
         connections: list[Connection] = []
         for _ in range(num_streams):
-            _, connection = await loop.create_connection(Connection, parts.hostname, parts.port)
+            connection = await connect(url)
             held.callback(connection.transport.close)
             connections.append(connection)
         request = completion_request(url, num_tokens)

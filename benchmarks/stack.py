@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -35,11 +36,12 @@ class Services:
         self._names = {name: prefix + name for name in SERVICES}
         self._ports = {name: free_port() for name in SERVICES}
         self.addresses = {name: f"127.0.0.1:{port}" for name, port in self._ports.items()}
+        self.metrics = {name: f"127.0.0.1:{free_port()}" for name in SERVICES}
         self.url = f"http://{self.addresses['gateway']}"
         more = {"inference": engine, **(limits or {})}
         hosts = {f"{name.upper()}_HOST": self.addresses[name] for name in SERVICES[:3]}
         for name in SERVICES:
-            listen = ("--listen", self.addresses[name], "--metrics-listen", "127.0.0.1:0")
+            listen = ("--listen", self.addresses[name], "--metrics-listen", self.metrics[name])
             command = (*run, name, *listen, "--log-level", "WARNING", *more.get(name, ()))
             processes.python(
                 self._names[name], *command, environment={**hosts, **(environment or {})}
@@ -55,6 +57,12 @@ class Services:
                 return
             time.sleep(0.1)
         raise RuntimeError(f"{self.url} is not ready after {READY_SECONDS:.0f} seconds")
+
+    def sample(self, service: str, name: str) -> float:
+        """The value of a metric of a service now, summed over its labels."""
+        text = httpx.get(f"http://{self.metrics[service]}/metrics", trust_env=False).text
+        lines = (line for line in text.splitlines() if re.match(rf"{re.escape(name)}[ {{]", line))
+        return sum(float(line.partition(" # ")[0].rpartition(" ")[2]) for line in lines)
 
     def cpu_seconds(self, names: Sequence[str] = RELAY) -> float:
         """User and system time of these services so far."""
