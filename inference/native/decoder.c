@@ -9,7 +9,7 @@
 
 typedef struct {
     int32_t type, num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim;
-    int32_t window, qk_norm, num_threads;
+    int32_t window, qk_norm;
     float eps;
 } Config;
 
@@ -41,7 +41,7 @@ typedef struct {
     const float *norm;
     const float *cosines, *sines;  // [max position][head_dim / 2]
     AttentionShape shape;
-    Pool pool;
+    Pool *pool;  // not the decoder's own
     Step step;
     int num_rows;  // that there is room for
     float *qkv, *mixed, *inner;
@@ -101,7 +101,6 @@ static int room_allocate(Decoder *d, int num_rows) {
 
 void weir_decoder_free(Decoder *d) {
     if (!d) return;
-    pool_stop(&d->pool);
     room_free(d);
     free(d->layers);
     free(d->rooms);
@@ -112,12 +111,14 @@ void weir_decoder_free(Decoder *d) {
     free(d);
 }
 
-// NULL if memory or threads are short.
-Decoder *weir_decoder_new(const Config *config, const Layer *layers, const Matrix *head,
-                          const float *norm, const float *cosines, const float *sines) {
-    Decoder *d = aligned(sizeof *d);  // the pool's counters have cache lines of their own
+// NULL if memory is short.
+Decoder *weir_decoder_new(Pool *pool, const Config *config, const Layer *layers,
+                          const Matrix *head, const float *norm, const float *cosines,
+                          const float *sines) {
+    Decoder *d = aligned(sizeof *d);
     if (!d) return NULL;
     memset(d, 0, sizeof *d);
+    d->pool = pool;
     d->config = *config;
     d->head = *head;
     d->norm = norm;
@@ -126,9 +127,9 @@ Decoder *weir_decoder_new(const Config *config, const Layer *layers, const Matri
     d->shape = (AttentionShape){config->num_heads, config->num_kv_heads, config->head_dim,
                                 config->window, config->type == FLOAT32 ? FLOAT32 : BFLOAT16};
     d->layers = aligned(config->num_layers * sizeof *layers);
-    d->rooms = aligned(config->num_threads * sizeof *d->rooms);
+    d->rooms = aligned(pool->num_threads * sizeof *d->rooms);
     d->next_unit = aligned(config->num_layers * sizeof *d->next_unit);
-    if (!d->layers || !d->rooms || !d->next_unit || pool_start(&d->pool, config->num_threads)) {
+    if (!d->layers || !d->rooms || !d->next_unit) {
         weir_decoder_free(d);
         return NULL;
     }
@@ -217,7 +218,7 @@ static void run_step(void *argument, int thread) {
     const Config *c = &d->config;
     const Step *step = &d->step;
     const Type type = c->type;
-    const int n = d->pool.num_threads, tokens = step->num_tokens, hidden = c->hidden_size;
+    const int n = d->pool->num_threads, tokens = step->num_tokens, hidden = c->hidden_size;
     const int heads = c->num_heads * c->head_dim, stride = step->table_stride * step->pages_per_block;
     const int first = share(tokens, thread, n), last = share(tokens, thread + 1, n);
     float normed[16384];
@@ -228,36 +229,36 @@ static void run_step(void *argument, int thread) {
             norm_into(step->hidden + (size_t)row * hidden, layer->input_norm, hidden, c->eps, normed);
             store_row(type, normed, hidden, &d->narrow, row);
         }
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         multiply(type, &layer->qkv, &d->narrow, tokens,
                  &(Output){STORE, d->qkv, layer->qkv.num_outputs}, thread, n);
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         for (int sequence = 0, row = first; row < last; row++) {
             while (step->begins[sequence + 1] <= row) sequence++;
             place_token(d, number, row, d->pages + (size_t)sequence * stride);
         }
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         attend_units(d, number, thread);
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         for (int row = first; row < last; row++)
             store_row(type, d->mixed + (size_t)row * heads, heads, &d->wide, row);
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         multiply(type, &layer->out, &d->wide, tokens, &to_hidden, thread, n);
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         for (int row = first; row < last; row++) {
             norm_into(step->hidden + (size_t)row * hidden, layer->post_norm, hidden, c->eps, normed);
             store_row(type, normed, hidden, &d->narrow, row);
         }
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         multiply(type, &layer->gate_up, &d->narrow, tokens,
                  &(Output){GATE, d->inner, c->intermediate_size}, thread, n);
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         for (int row = first; row < last; row++)
             store_row(type, d->inner + (size_t)row * c->intermediate_size, c->intermediate_size,
                       &d->wide, row);
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
         multiply(type, &layer->down, &d->wide, tokens, &to_hidden, thread, n);
-        pool_barrier(&d->pool);
+        pool_barrier(d->pool);
     }
     const int first_out = share(step->num_outputs, thread, n);
     const int last_out = share(step->num_outputs, thread + 1, n);
@@ -267,7 +268,7 @@ static void run_step(void *argument, int thread) {
         store_row(type, normed, hidden, &d->narrow, i);
     }
     if (!step->logits) return;
-    pool_barrier(&d->pool);
+    pool_barrier(d->pool);
     multiply(type, &d->head, &d->narrow, step->num_outputs,
              &(Output){STORE, step->logits, d->head.num_outputs}, thread, n);
 }
@@ -315,6 +316,6 @@ static int plan(Decoder *d) {
 int weir_decoder_run(Decoder *d, const Step *step) {
     d->step = *step;
     if (!room_allocate(d, step->num_tokens) || !plan(d)) return 1;
-    pool_run(&d->pool, run_step, d);
+    pool_run(d->pool, run_step, d);
     return 0;
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +15,7 @@ from inference.llama import Layer, Reader
 from inference.model_config import ModelConfig
 from inference.native import library
 from inference.native.packing import MatrixPointers, PackedMatrix, WeightType
+from inference.native.pool import ThreadPool
 from inference.step import Step
 from inference.weights import Weights
 
@@ -40,7 +40,6 @@ class _Config(ctypes.Structure):
                 "head_dim",
                 "window",
                 "qk_norm",
-                "num_threads",
             )
         ],
         ("eps", ctypes.c_float),
@@ -137,10 +136,9 @@ class NativeDecoder:
         self.device = torch.device("cpu")
         self._library = library.load()
         self._library.weir_decoder_new.restype = ctypes.c_void_p
-        self._handle: int | None = self._open(threads)
+        self.pool = ThreadPool(threads)
+        self._handle: int | None = self._open()
         self._places: WeakKeyDictionary[KVCache, _Places] = WeakKeyDictionary()
-        # The engine and the embedder have threads of their own.
-        self._lock = threading.Lock()
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
@@ -182,11 +180,8 @@ class NativeDecoder:
             normed.data_ptr() if normed is not None else None,
             *(ctypes.addressof(array) for array in self._places_of(cache)),
         )
-        with self._lock:
-            failed = self._library.weir_decoder_run(
-                ctypes.c_void_p(self._handle), ctypes.byref(arguments)
-            )
-        if failed:
+        run = self._library.weir_decoder_run
+        if self.pool.run(run, ctypes.c_void_p(self._handle), ctypes.byref(arguments)):
             raise MemoryError("the decoder has no memory for this step")
 
     def _places_of(self, cache: KVCache) -> _Places:
@@ -202,7 +197,7 @@ class NativeDecoder:
         return places
 
     def close(self) -> None:
-        """Ends the decoder's threads; it cannot be used again."""
+        """Frees what the decoder holds; it cannot be used again."""
         if self._handle is not None:
             self._library.weir_decoder_free(ctypes.c_void_p(self._handle))
             self._handle = None
@@ -211,7 +206,7 @@ class NativeDecoder:
         if getattr(self, "_handle", None) is not None:
             self.close()
 
-    def _open(self, threads: int) -> int:
+    def _open(self) -> int:
         config = self.config
         settings = _Config(
             _TYPES.index(self._kind),
@@ -223,11 +218,11 @@ class NativeDecoder:
             config.head_dim,
             config.sliding_window or 0,
             int(config.qk_norm),
-            threads,
             config.rms_norm_eps,
         )
         layers = (_Layer * config.num_layers)(*self._layers)
         handle = self._library.weir_decoder_new(
+            self.pool.handle,
             ctypes.byref(settings),
             layers,
             ctypes.byref(self._head.pointers),
@@ -237,7 +232,7 @@ class NativeDecoder:
             ),
         )
         if not handle:
-            raise MemoryError("the decoder has no memory or no threads")
+            raise MemoryError("the decoder has no memory")
         return int(handle)
 
     def _pack(self, layer: Layer) -> _Layer:

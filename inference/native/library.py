@@ -19,7 +19,8 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("decoder.c", "attention.h", "gemm.h", "pool.h", "simd.h")
+SOURCES = ("decoder.c", "pool.c")
+HEADERS = ("attention.h", "gemm.h", "pool.h", "simd.h")
 CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma")
 """As /proc/cpuinfo names them: Intel since Sapphire Rapids, AMD since Zen 4."""
 
@@ -74,7 +75,8 @@ def compile_to(target: Path) -> None:
         raise Unavailable(f"{target.parent} cannot be written: {error}") from error
     try:
         made = Path(folder) / target.name
-        command = [compiler, *COMPILER_FLAGS, "-o", str(made), str(FOLDER / "decoder.c"), "-lm"]
+        sources = [str(FOLDER / name) for name in SOURCES]
+        command = [compiler, *COMPILER_FLAGS, "-o", str(made), *sources, "-lm"]
         try:
             subprocess.run(
                 command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_SECONDS
@@ -98,7 +100,7 @@ def _open(path: Path) -> ctypes.CDLL:
 def _digest() -> str:
     """Of all that the library depends on: another source is another file."""
     digest = hashlib.sha256(" ".join(COMPILER_FLAGS).encode())
-    for name in SOURCES:
+    for name in (*SOURCES, *HEADERS):
         digest.update((FOLDER / name).read_bytes())
     return digest.hexdigest()[:16]
 
