@@ -21,10 +21,13 @@ from inference.model_config import ModelConfig, load_config
 from inference.model_factory import ModelOptions, activation_type, make_model, weight_type
 from inference.model_runner import ModelRunner
 from inference.native.decoder import NativeDecoder
+from inference.native.drawer import NativeDrawer
+from inference.sampler import Drawer
 from inference.sampling_params import SamplingParams
 from inference.scheduler import Scheduler
 from inference.sequence import Sequence
 from inference.threads import available_cpus
+from inference.torch_drawer import TorchDrawer
 from inference.vocabulary import Vocabulary
 from inference.weights import Weights
 
@@ -81,7 +84,9 @@ def load_engine(options: EngineOptions) -> Engine:
             threads=threads,
         ),
     )
+    drawer: Drawer = TorchDrawer()
     if isinstance(model, NativeDecoder):
+        drawer = NativeDrawer(model.pool)
         # It has threads of its own; torch's would wait for work by spinning on their cores.
         torch.set_num_threads(1)
     num_blocks = _num_kv_tokens(options, config, dtype, device, max_context) // options.block_size
@@ -116,7 +121,7 @@ def load_engine(options: EngineOptions) -> Engine:
             max_num_batched_tokens=max_tokens,
             num_speculative_tokens=options.num_speculative_tokens,
         ),
-        runner=ModelRunner(model, cache, MaskWorker(config.vocab_size)),
+        runner=ModelRunner(model, cache, MaskWorker(config.vocab_size), drawer),
         vocabulary=vocabulary,
         embedder=Embedder(model, options.max_num_batched_tokens),
     )

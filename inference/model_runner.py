@@ -13,17 +13,18 @@ from inference.kv_cache import KVCache
 from inference.logprobs import prompt_logprobs
 from inference.masks import MaskWorker
 from inference.model_factory import Model
-from inference.sampler import sample
+from inference.sampler import Drawer, sample
 from inference.step import Step
 
 
 class ModelRunner:
     """The only part of the engine that touches tensors."""
 
-    def __init__(self, model: Model, cache: KVCache, masks: MaskWorker) -> None:
+    def __init__(self, model: Model, cache: KVCache, masks: MaskWorker, drawer: Drawer) -> None:
         self._model = model
         self._cache = cache
         self._masks = masks
+        self._drawer = drawer
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepResult:
@@ -37,7 +38,7 @@ class ModelRunner:
         if logits is None:
             return StepResult([])
         logits, prompt = _take_prompt_rows(logits, batch)
-        return StepResult(sample(logits, sampling, wanted), prompt)
+        return StepResult(sample(logits, sampling, self._drawer, wanted), prompt)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Rows
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inference.sequence import Sequence
 
@@ -34,9 +35,12 @@ class Row(NamedTuple):
         return self.sequence.num_completion_tokens + self.num_drafts
 
     @property
-    def token_ids(self) -> list[int]:
+    def token_ids(self) -> NDArray[np.int64]:
         """All tokens before this position."""
-        return [*self.sequence.token_ids, *self.sequence.draft_token_ids[: self.num_drafts]]
+        ids = np.array(self.sequence.token_ids)  # a copy: a view would keep the array from growing
+        if not self.num_drafts:
+            return ids
+        return np.concatenate([ids, self.sequence.draft_token_ids[: self.num_drafts]])
 
 
 def rows_of(sequences: Rows[Sequence]) -> list[Row]:

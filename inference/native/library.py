@@ -19,8 +19,8 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("decoder.c", "pool.c")
-HEADERS = ("attention.h", "gemm.h", "pool.h", "simd.h")
+SOURCES = ("decoder.c", "drawer.c", "pool.c")
+HEADERS = ("attention.h", "draw.h", "gemm.h", "noise.h", "pool.h", "simd.h")
 CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma")
 """As /proc/cpuinfo names them: Intel since Sapphire Rapids, AMD since Zen 4."""
 

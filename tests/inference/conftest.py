@@ -13,6 +13,11 @@ import torch
 
 from inference.engine import Engine
 from inference.loading import EngineOptions, load_engine
+from inference.native import library
+from inference.native.drawer import NativeDrawer
+from inference.native.pool import ThreadPool
+from inference.sampler import Drawer
+from inference.torch_drawer import TorchDrawer
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import serving
 from tests.inference.families import FAMILIES, save
@@ -84,6 +89,17 @@ def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Cal
         return load_engine(EngineOptions(folder=folder, name="slow", **{**defaults, **options}))
 
     return make
+
+
+@pytest.fixture(params=["torch", "native"])
+def drawer(request: pytest.FixtureRequest) -> Drawer:
+    """What draws with torch, then what does so natively."""
+    if request.param == "torch":
+        return TorchDrawer()
+    try:
+        return NativeDrawer(ThreadPool(2))
+    except library.Unavailable as reason:
+        pytest.skip(f"NO NATIVE DRAWER: {reason}")
 
 
 @pytest.fixture(params=sorted(FAMILIES))

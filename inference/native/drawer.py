@@ -1,0 +1,75 @@
+"""Draws tokens in C beside the native decoder, as inference/torch_drawer.py does in torch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence as Rows
+
+import numpy as np
+from torch import Tensor
+
+from inference.masks import Masks
+from inference.native import library
+from inference.native.pool import ThreadPool
+from inference.speculation import Row
+
+_MASK_64 = 2**64 - 1
+
+_PARAMS = np.dtype(
+    [
+        ("seed", np.uint64),
+        ("position", np.uint64),
+        ("mask", np.uint64),
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("top_k", np.int32),
+    ]
+)
+"""`Params` of draw.h."""
+
+
+class NativeDrawer:
+    """Draws the rows of a step side by side, on the decoder's threads."""
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
+        self._draw = library.load().weir_draw
+        self._draw.restype = None
+
+    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> list[int]:
+        """As `inference.sampler.Drawer` has it; `logits` must be on the CPU, each row in one."""
+        assert logits.stride(1) == 1, "the values of a row must stand side by side"
+        num_rows, vocab_size = logits.shape
+        params = np.array([_params(row, vocab_size) for row in rows], dtype=_PARAMS)
+        if masks is not None:
+            words = masks.words
+            places = words.ctypes.data + np.arange(len(words)) * words.strides[0]
+            params["mask"][masks.rows] = places
+        token_ids = np.empty(num_rows, dtype=np.int32)
+        self._pool.run(
+            self._draw,
+            self._pool.handle,
+            ctypes.c_void_p(logits.data_ptr()),
+            ctypes.c_int64(logits.stride(0)),
+            ctypes.c_int32(vocab_size),
+            ctypes.c_int32(num_rows),
+            ctypes.c_void_p(params.ctypes.data),
+            ctypes.c_void_p(token_ids.ctypes.data),
+        )
+        drawn: list[int] = token_ids.tolist()
+        return drawn
+
+
+def _params(row: Row, vocab_size: int) -> tuple[float, ...]:
+    """In the order of `_PARAMS`."""
+    params = row.sequence.params
+    return (
+        row.sequence.seed & _MASK_64,
+        row.position,
+        0,
+        0.0 if params.is_greedy else params.temperature,
+        params.top_p,
+        params.min_p,
+        min(params.top_k, vocab_size),
+    )

@@ -1,0 +1,137 @@
+"""Draws tokens with torch's operations, on any device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from inference.masks import Masks
+from inference.sampling_params import SamplingParams
+from inference.speculation import Row
+
+_NEGATIVE_INFINITY = -math.inf
+
+
+class TorchDrawer:
+    """Draws all rows together where the logits are."""
+
+    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> list[int]:
+        """As `inference.sampler.Drawer` has it."""
+        if masks is not None:
+            _constrain(logits, masks)
+        highest, chosen = _highest(logits)
+        drawing = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
+        if drawing:
+            index = torch.tensor(drawing, device=logits.device)
+            drawn = _draw(logits[index], [rows[number] for number in drawing])
+            chosen = chosen.index_copy(0, index, drawn)
+        chosen = torch.where(torch.isfinite(highest), chosen, -1)
+        token_ids: list[int] = chosen.tolist()  # the one wait for the device in a step
+        return token_ids
+
+
+def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of each row, or NaN where there is one, and its place."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1)
+    # With vector instructions, where torch's search on the CPU has none.
+    places = torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.gather(1, places.unsqueeze(1)).squeeze(1), places
+
+
+def _constrain(logits: Tensor, masks: Masks) -> None:
+    rows = torch.tensor(masks.rows, device=logits.device)
+    words = torch.from_numpy(masks.words).to(logits.device)
+    bits = (words.unsqueeze(-1) >> torch.arange(32, device=logits.device)) & 1
+    allowed = bits.flatten(1)[:, : logits.shape[1]] != 0
+    logits[rows] = logits[rows].masked_fill(~allowed, _NEGATIVE_INFINITY)
+
+
+def _draw(logits: Tensor, rows: Rows[Row]) -> Tensor:
+    """[num_rows] ids: the maximum of logits and Gumbel noise is a draw from their softmax."""
+    params = [row.sequence.params for row in rows]
+    scaled = logits / _column(logits, [p.temperature for p in params])
+    if any(p.top_k or p.top_p < 1.0 for p in params):
+        scaled = _filter_top(scaled, params)
+    if any(p.min_p > 0.0 for p in params):
+        floors = _column(logits, [p.min_p for p in params]).log()
+        scaled = scaled.masked_fill(
+            scaled < scaled.max(dim=-1, keepdim=True).values + floors, _NEGATIVE_INFINITY
+        )
+    noise = gumbel_noise(
+        [row.sequence.seed for row in rows],
+        [row.position for row in rows],
+        logits.shape[1],
+        logits.device,
+    )
+    return (scaled + noise).argmax(dim=-1)
+
+
+def _filter_top(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
+    """Keeps the k likeliest, and of those the smallest set that holds top_p of the mass."""
+    vocab_size = logits.shape[1]
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    top_k = _column(logits, [p.top_k or vocab_size for p in params])
+    ranks = torch.arange(vocab_size, device=logits.device)
+    ordered = ordered.masked_fill(ranks >= top_k, _NEGATIVE_INFINITY)
+    top_p = _column(logits, [p.top_p for p in params])
+    probabilities = ordered.softmax(dim=-1)
+    # A token stays while those before it have not yet reached top_p: the first always does.
+    before = probabilities.cumsum(dim=-1) - probabilities
+    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1.0), _NEGATIVE_INFINITY)
+    return torch.full_like(logits, _NEGATIVE_INFINITY).scatter(-1, order, ordered)
+
+
+def _column(logits: Tensor, values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=logits.dtype, device=logits.device).unsqueeze(1)
+
+
+def gumbel_noise(
+    seeds: Rows[int], positions: Rows[int], vocab_size: int, device: torch.device
+) -> Tensor:
+    """[num_rows, vocab_size] standard Gumbel noise, a function of seed, position and id alone.
+
+    Counter-based: splitmix64's mixer (Steele et al., 2014) of the three, in wrapping int64.
+    """
+    keys = torch.tensor(
+        [
+            _signed(_mix_int(_mix_int(seed) ^ position))
+            for seed, position in zip(seeds, positions, strict=True)
+        ],
+        device=device,
+    ).unsqueeze(1)
+    ids = torch.arange(vocab_size, device=device).unsqueeze(0)
+    bits = _mix(keys + ids * _signed(_GOLDEN))
+    # 52 bits and a half are a double strictly in (0, 1): none is rounded to either end.
+    uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52
+    return -(-uniform.log()).log().float()
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_MASK = 2**64 - 1
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _mix_int(value: int) -> int:
+    value = (value + _GOLDEN) & _MASK
+    value = ((value ^ (value >> 30)) * _FACTORS[0]) & _MASK
+    value = ((value ^ (value >> 27)) * _FACTORS[1]) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _signed(_FACTORS[0])
+    value = (value ^ _shift(value, 27)) * _signed(_FACTORS[1])
+    return value ^ _shift(value, 31)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return torch.bitwise_and(value >> bits, 2 ** (64 - bits) - 1)
