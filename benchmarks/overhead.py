@@ -31,6 +31,7 @@ from benchmarks.stack import Services
 from mesh.channel import open_channel, open_stream
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
+MODEL = "random"
 VOCABULARY = range(3, 49_152)
 ENGINE_TTFT = "vllm:time_to_first_token_seconds"
 
@@ -74,7 +75,7 @@ async def through_mesh(services: Services, options: argparse.Namespace, seed: in
 
     def ask(number: int) -> Ask:
         async def one(prompt: list[int]) -> Stream:
-            request = completion_request(services.url, options.output, prompt)
+            request = completion_request(services.url, options.output, prompt, MODEL)
             return await connections[number].read(request, options.output)
 
         return one
@@ -150,7 +151,7 @@ def main() -> None:
         with Processes(log) as processes:
             services = Services(
                 processes,
-                engine=("--model", str(model), "--model-name", "random", *engine),
+                engine=("--model", str(model), "--model-name", MODEL, *engine),
                 limits={"tokenizer": ("--model", str(model))},
             )
             services.wait_ready()

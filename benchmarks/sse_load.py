@@ -76,9 +76,12 @@ Prompt = str | Sequence[int]
 """A text, or token ids."""
 
 
-def completion_request(url: str, num_tokens: int, prompt: Prompt = "Once upon a time") -> bytes:
+def completion_request(
+    url: str, num_tokens: int, prompt: Prompt = "Once upon a time", model: str = "demo"
+) -> bytes:
     """A streamed completion of exactly so many tokens, with its usage at the end."""
     body = {
+        "model": model,
         "prompt": prompt,
         "max_tokens": num_tokens,
         "temperature": 0,

@@ -27,22 +27,29 @@ class Services:
         *,
         prefix: str = "",
         engine: Sequence[str] = FAKE_MODEL,
+        more_engines: Mapping[str, Sequence[str]] | None = None,
         limits: Mapping[str, Sequence[str]] | None = None,
         environment: Mapping[str, str] | None = None,
         run: Sequence[str] = (),
     ) -> None:
-        """`limits` are more arguments by service; `run` is a module that starts a service."""
+        """`limits` are more arguments by service; `run` is a module that starts a service.
+
+        `more_engines` are the arguments of further inference services, by a name for each.
+        """
         self._processes = processes
-        self._names = {name: prefix + name for name in SERVICES}
-        self._ports = {name: free_port() for name in SERVICES}
+        engines = {"inference": engine, **(more_engines or {})}
+        modules = {name: "inference" if name in engines else name for name in (*SERVICES, *engines)}
+        self._names = {name: prefix + name for name in modules}
+        self._ports = {name: free_port() for name in modules}
         self.addresses = {name: f"127.0.0.1:{port}" for name, port in self._ports.items()}
-        self.metrics = {name: f"127.0.0.1:{free_port()}" for name in SERVICES}
+        self.metrics = {name: f"127.0.0.1:{free_port()}" for name in modules}
         self.url = f"http://{self.addresses['gateway']}"
-        more = {"inference": engine, **(limits or {})}
-        hosts = {f"{name.upper()}_HOST": self.addresses[name] for name in SERVICES[:3]}
-        for name in SERVICES:
+        more = {**engines, **(limits or {})}
+        hosts = {f"{name.upper()}_HOST": self.addresses[name] for name in SERVICES}
+        hosts["INFERENCE_HOST"] = ",".join(self.addresses[name] for name in engines)
+        for name, module in modules.items():
             listen = ("--listen", self.addresses[name], "--metrics-listen", self.metrics[name])
-            command = (*run, name, *listen, "--log-level", "WARNING", *more.get(name, ()))
+            command = (*run, module, *listen, "--log-level", "WARNING", *more.get(name, ()))
             processes.python(
                 self._names[name], *command, environment={**hosts, **(environment or {})}
             )

@@ -1,0 +1,169 @@
+"""A thousand idle streams and 256 active ones for ten minutes: memory, errors, a new client's wait.
+
+    python -m benchmarks.idle_clients --out docs/benchmarks/idle_clients.json
+
+Three engines that cost nothing stand behind one gateway and one orchestrator. One gives a stream
+a token every fifty seconds: its clients are idle, and hear keep-alive comments in between. The
+second gives a token every tenth of a second to the active ones, which ask again as soon as they
+are answered. Twice a second a new client connects and asks the third, which answers at once; its
+time to the first token is compared with what it was before the others came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.processes import Processes
+from benchmarks.sse_load import Connection, Stream, completion_request, connect
+from benchmarks.stack import Services
+
+IDLE_TOKENS_PER_SECOND = 0.02
+PROBE_TOKENS = 4
+LIMITS = ("--max-concurrent-requests", "4096", "--max-outstanding-tokens", "4000000")
+SAMPLE_SECONDS = 5.0
+
+KIB = 1024
+
+
+class Clients:
+    """All clients of one run; what they found."""
+
+    def __init__(self, services: Services, options: argparse.Namespace) -> None:
+        self._services = services
+        self._options = options
+        self._held = ExitStack()
+        self.probes: list[Stream] = []
+        self.active: list[Stream] = []
+        self.memory: list[int] = []
+        self.num_idle_lost = 0
+
+    async def probe(self, seconds: float) -> list[Stream]:
+        """New clients, two a second."""
+        found: list[Stream] = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await asyncio.sleep(random.uniform(0.25, 0.75))
+            began = time.perf_counter()
+            connection = await connect(self._services.url)
+            waited = time.perf_counter() - began
+            stream = await connection.read(self._request("quick", PROBE_TOKENS), PROBE_TOKENS)
+            stream.ttft += waited
+            connection.transport.close()
+            found.append(stream)
+        return found
+
+    async def run(self) -> None:
+        """Everybody, for the time that is asked for."""
+        idle = [await self._open_idle() for _ in range(self._options.idle)]
+        end = time.monotonic() + self._options.minutes * 60
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch(end))
+            probing = group.create_task(self.probe(self._options.minutes * 60))
+            for number in range(self._options.active):
+                group.create_task(self._ask_again(number, end))
+        assert watch.done()
+        self.probes = probing.result()
+        self.num_idle_lost = sum(connection.transport.is_closing() for connection in idle)
+        self._held.close()
+
+    async def _open_idle(self) -> Connection:
+        connection = await connect(self._services.url)
+        self._held.callback(connection.transport.close)
+        connection.transport.write(self._request("idle", 4096))
+        return connection
+
+    async def _ask_again(self, number: int, end: float) -> None:
+        connection = await connect(self._services.url)
+        self._held.callback(connection.transport.close)
+        num_tokens = self._options.tokens
+        await asyncio.sleep(number / self._options.active * num_tokens / self._options.pace)
+        while time.monotonic() < end:
+            request = self._request("active", num_tokens)
+            self.active.append(await connection.read(request, num_tokens))
+
+    async def _watch(self, end: float) -> None:
+        while time.monotonic() < end:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            self.memory.append(self._services.memory_bytes())
+
+    def _request(self, model: str, num_tokens: int) -> bytes:
+        return completion_request(self._services.url, num_tokens, model=model)
+
+
+def percentile(streams: Sequence[Stream], percent: int) -> float:
+    """Of the times to the first token, in milliseconds, by nearest rank."""
+    ordered = sorted(stream.ttft for stream in streams)
+    return 1e3 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def growth(memory: Sequence[int]) -> float:
+    """KiB a minute, by least squares over the second half of the run."""
+    late = memory[len(memory) // 2 :]
+    minutes = [number * SAMPLE_SECONDS / 60 for number in range(len(late))]
+    return statistics.linear_regression(minutes, late).slope / KIB
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--idle", type=int, default=1000)
+    parser.add_argument("--active", type=int, default=256)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--tokens", type=int, default=100, help="of an active stream")
+    parser.add_argument("--pace", type=float, default=10.0, help="tokens a second of one")
+    parser.add_argument("--alone", type=float, default=60.0, help="seconds of new clients only")
+    parser.add_argument("--out", type=Path, help="where every figure goes, as JSON")
+    parser.add_argument("--log", type=Path, help="where the processes' output goes")
+    options = parser.parse_args()
+    fake = ("--fake-model", "--max-num-seqs", "2048", "--fake-tokens-per-second")
+    with tempfile.TemporaryDirectory() as folder:
+        log = options.log or Path(folder) / "processes.log"
+        with Processes(log) as processes:
+            services = Services(
+                processes,
+                engine=(*fake, str(options.pace), "--model-name", "active"),
+                more_engines={
+                    "idle": (*fake, str(IDLE_TOKENS_PER_SECOND), "--model-name", "idle"),
+                    "quick": (*fake, "0", "--model-name", "quick"),
+                },
+                limits={"orchestrator": LIMITS},
+            )
+            services.wait_ready()
+            clients = Clients(services, options)
+            uvloop.run(clients.probe(5))  # warms up
+            alone = uvloop.run(clients.probe(options.alone))
+            uvloop.run(clients.run())
+    errors = [s.error for s in (*alone, *clients.probes, *clients.active) if s.error]
+    figures = {
+        "errors": len(errors),
+        "idle_streams_lost": clients.num_idle_lost,
+        "active_answers": len(clients.active),
+        "new_clients": len(clients.probes),
+        "ttft_alone_p50_ms": percentile(alone, 50),
+        "ttft_alone_p99_ms": percentile(alone, 99),
+        "ttft_p50_ms": percentile(clients.probes, 50),
+        "ttft_p99_ms": percentile(clients.probes, 99),
+        "memory_mib": clients.memory[-1] / KIB**2,
+        "memory_growth_kib_per_minute": growth(clients.memory),
+    }
+    for name, value in figures.items():
+        print(f"{name:<30}{value:12.1f}")
+    print("\n".join(errors[:3]))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({**figures, "memory": clients.memory}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
