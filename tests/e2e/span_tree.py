@@ -12,6 +12,10 @@ STAGES = frozenset(
 """Spans of work; the others are hops and what holds them together."""
 
 
+OWN_SECONDS = 0.02
+"""What the gateway may take for a request around its call, on a busy machine."""
+
+
 class SpanTree:
     """The spans of one trace, by parent."""
 
@@ -71,3 +75,14 @@ class SpanTree:
                 covered += max(0, end - start)
                 reached = max(reached, end)
         return covered / (root.end - root.start)
+
+    def assert_explained(self, names: frozenset[str] = STAGES) -> None:
+        """That spans of `names` are open for 95 % of the root's time, or all but `OWN_SECONDS`.
+
+        A request that is refused is over in a few milliseconds, of which the gateway's own
+        reading and answering are more than a twentieth.
+        """
+        [root] = self.roots
+        covered = self.coverage(names)
+        left = (1 - covered) * (root.end - root.start) / 1e9
+        assert covered >= 0.95 or left <= OWN_SECONDS, f"{left} s of {self} are not explained"

@@ -189,6 +189,7 @@ async def test_a_client_that_leaves_in_prefill(
     expected = completion("cancelled", "queue ok", "prefill cancelled")
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
+    found.assert_explained(STAGES | {ORCHESTRATOR})
     attributes(found.roots[0], http__response__status_code=499)
     assert "weir.client_disconnected" in [name for name, _, _ in found.roots[0].events]
     attributes(found.find(ENGINE, "server"), rpc__response__status_code="CANCELLED")
@@ -217,6 +218,7 @@ async def test_a_request_too_many(stack: TracedStack, client: httpx.AsyncClient)
     assert response.status_code == 429
     found = await tree(stack, response.headers["x-trace-id"], REFUSED)
     found.assert_nested()
+    found.assert_explained(STAGES | {ORCHESTRATOR})
     attributes(found.roots[0], http__response__status_code=429)
     for span in found.find_all(ORCHESTRATOR):
         attributes(span, rpc__response__status_code="RESOURCE_EXHAUSTED")
@@ -233,6 +235,7 @@ async def test_a_request_whose_time_is_up(stack: TracedStack) -> None:
     expected = completion("deadline!", *stages)
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
+    assert found.coverage() >= 0.95, found
     attributes(found.roots[0], http__response__status_code=504, error__type="deadline")
     for span in found.find_all(ENGINE):
         attributes(span, rpc__response__status_code="DEADLINE_EXCEEDED")
@@ -244,11 +247,13 @@ async def test_a_bad_request(stack: TracedStack, client: httpx.AsyncClient) -> N
     assert response.status_code == 400
     expected = "gateway: POST /v1/completions invalid"
     found = await tree(stack, response.headers["x-trace-id"], expected)
+    found.assert_explained()
     attributes(found.roots[0], http__response__status_code=400, error__type=None)
     response = await client.post(COMPLETIONS, json={"prompt": "Once", "model": "nobody"})
     assert response.status_code == 404
     found = await tree(stack, response.headers["x-trace-id"], UNKNOWN_MODEL)
     found.assert_nested()
+    found.assert_explained(STAGES | {ORCHESTRATOR})
 
 
 async def test_an_engine_is_killed(
