@@ -17,6 +17,7 @@ from inference.errors import ModelLoadError
 from inference.interface import ModelInfo
 from inference.kv_cache import KVCache
 from inference.masks import MaskWorker
+from inference.memory import free_memory
 from inference.model_config import ModelConfig, load_config
 from inference.model_factory import ModelOptions, activation_type, make_model, weight_type
 from inference.model_runner import ModelRunner
@@ -189,22 +190,8 @@ def _num_kv_tokens(
         free, _ = torch.cuda.mem_get_info()
         tokens = int(free * GPU_MEMORY_SHARE) // per_token
     else:
-        tokens = min(int(_free_memory() * FREE_MEMORY_SHARE) // per_token, MAX_CPU_KV_TOKENS)
+        tokens = min(int(free_memory() * FREE_MEMORY_SHARE) // per_token, MAX_CPU_KV_TOKENS)
     tokens = min(tokens, most)
     if tokens < size:
         raise ModelLoadError("no memory is left for the KV cache; choose a smaller model or dtype")
     return tokens // size * size
-
-
-def _free_memory() -> int:
-    """Bytes that this process may still take: the machine's, cut by the cgroup's limit."""
-    available = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return min(available, max(limit - used, 0))
