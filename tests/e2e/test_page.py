@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.browser import Browser, browser, needs_chromium
 from tests.e2e.stack import Stack
+from tests.gateway.proxy import proxy
 
 pytestmark = [needs_chromium, pytest.mark.timeout(600)]
 
@@ -64,3 +69,37 @@ async def test_a_search_from_query_to_stop(
         assert "First token" in figures
         assert "tokens/s" in figures
         assert await asyncio.to_thread(tab.errors) == []
+
+
+async def test_a_connection_lost_in_mid_stream(
+    stack: Stack, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """The page takes the stream up again: the text is what an unbroken one gives."""
+    query = "how does a queue differ from a stream"
+    answer = await client.get("/api/v1/search", params={"query": query})
+    whole = [stream async for stream in token_events(client, query)]
+    assert "".join(whole) == answer.json()["summary"]
+    port = int(stack.url.rpartition(":")[2])
+    async with proxy(port) as network:
+        with browser(tmp_path) as tab:
+            await asyncio.to_thread(tab.driver.get, f"http://127.0.0.1:{network.port}/")
+            network.cut_behind = (b"event: token", 5)
+            await asyncio.to_thread(type_query, tab, query)
+            await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
+            assert network.cut_behind is None, "the connection was never lost"
+            shown = await asyncio.to_thread(tab.text, "#summary")
+    assert letters(shown) == letters("".join(whole))
+
+
+async def token_events(client: httpx.AsyncClient, query: str) -> AsyncIterator[str]:
+    """The tokens of an unbroken stream."""
+    params = {"query": query, "streaming": "true"}
+    async with client.stream("GET", "/api/v1/search", params=params) as response:
+        async for line in response.aiter_lines():
+            if line.startswith('data: {"type":"token"'):
+                yield json.loads(line.removeprefix("data: "))["token"]
+
+
+def letters(text: str) -> str:
+    """What is left where the page may set citations and spaces its own way."""
+    return re.sub(r"[^\w]", "", text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
@@ -17,6 +17,8 @@ class Proxy:
         self.is_down = False
         """While set, new connections are refused."""
         self.num_refused = 0
+        self.cut_behind: tuple[bytes, int] | None = None
+        """Loses the connection once so many of these have passed on it to the client; then None."""
 
     def cut(self) -> int:
         """Resets every connection, as a network that fails does; gives their number."""
@@ -24,6 +26,22 @@ class Proxy:
         for writer in writers:
             writer.transport.abort()
         return len(writers)
+
+    def _is_over(self) -> Callable[[bytes], bool]:
+        """Whether a connection has passed on what it may; sees all that it passes on."""
+        passed = bytearray()
+
+        def is_over(data: bytes) -> bool:
+            if self.cut_behind is None:
+                return False
+            passed.extend(data)
+            mark, most = self.cut_behind
+            if passed.count(mark) < most:
+                return False
+            self.cut_behind = None
+            return True
+
+        return is_over
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, both ways, until either side ends."""
@@ -35,7 +53,7 @@ class Proxy:
         self._writers |= {writer, upstream}
         ways = [
             asyncio.create_task(_pass_on(reader, upstream)),
-            asyncio.create_task(_pass_on(upstream_reader, writer)),
+            asyncio.create_task(_pass_on(upstream_reader, writer, self._is_over())),
         ]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
@@ -45,11 +63,17 @@ class Proxy:
             each.close()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    is_over: Callable[[bytes], bool] = lambda data: False,
+) -> None:
     try:
-        while data := await reader.read(65536):
+        while data := await reader.read(256):
             writer.write(data)
             await writer.drain()
+            if is_over(data):
+                return
     except OSError:
         return  # one side is gone
 
