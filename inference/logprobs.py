@@ -11,21 +11,20 @@ from inference.interface import TokenLogprobs
 from inference.sequence import Sequence
 
 
-def token_logprobs(logits: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[TokenLogprobs]:
-    """Of one token a row of `logits` [num_rows, vocab_size], log probabilities.
+def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[TokenLogprobs]:
+    """Of one token a row of `raw` [num_rows, vocab_size], log probabilities.
 
     `asked` is how many of the likeliest each row wants as well.
     """
     if not token_ids:
         return []
-    totals = logits.logsumexp(dim=-1, keepdim=True)
-    ids = torch.tensor(token_ids, device=logits.device).clamp(min=0).unsqueeze(1)
-    chosen = (logits.gather(1, ids) - totals).squeeze(1).tolist()
+    ids = torch.tensor(token_ids, device=raw.device).clamp(min=0).unsqueeze(1)
+    chosen = raw.gather(1, ids).squeeze(1).tolist()
     most = max(asked)
     if not most:
         return [TokenLogprobs(*both, ()) for both in zip(token_ids, chosen, strict=True)]
-    values, likeliest = logits.topk(most, dim=-1)
-    pairs = zip(likeliest.tolist(), (values - totals).tolist(), strict=True)
+    values, likeliest = raw.topk(most, dim=-1)
+    pairs = zip(likeliest.tolist(), values.tolist(), strict=True)
     tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
     return [
         TokenLogprobs(token_id, logprob, top[:number])
@@ -38,4 +37,5 @@ def prompt_logprobs(logits: Tensor, sequence: Sequence) -> list[TokenLogprobs]:
     token_ids = [sequence.token_ids[position + 1] for position in sequence.prompt_rows]
     asked = sequence.params.num_prompt_logprobs
     assert asked is not None, "nobody asked for them"
-    return token_logprobs(logits, token_ids, [asked] * len(token_ids))
+    raw = torch.log_softmax(logits, dim=-1)
+    return token_logprobs(raw, token_ids, [asked] * len(token_ids))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from inference.adjustments import adjust
@@ -47,7 +48,7 @@ def sample(
         if row.sequence.params.num_logprobs is not None
     }
     # Log probabilities are of the model's own distribution, before anything is changed.
-    raw = logits[list(asked)] if asked else logits[:0]
+    raw = _logprobs(logits, list(asked))
     adjust(logits, rows)
     token_ids = drawer.draw(logits, rows, masks)
     tokens = [SampledToken(token_id) for token_id in token_ids]
@@ -56,3 +57,10 @@ def sample(
     for number, each in zip(asked, logprobs, strict=True):
         tokens[number] = SampledToken(token_ids[number], each)
     return tokens
+
+
+def _logprobs(logits: Tensor, rows: list[int]) -> Tensor:
+    """Of these rows only; a new tensor."""
+    if not rows:
+        return logits[:0]
+    return torch.log_softmax(logits if len(rows) == len(logits) else logits[rows], dim=-1)
