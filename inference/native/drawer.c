@@ -21,9 +21,10 @@ static void draw_rows(void *argument, int thread) {
             draw_row(rows->logits + row * rows->stride, rows->vocab_size, &rows->params[row]);
 }
 
+// Without a pool the caller draws alone.
 void weir_draw(Pool *pool, float *logits, int64_t stride, int32_t vocab_size, int32_t num_rows,
                const Params *params, int32_t *token_ids) {
     Rows rows = {logits, stride, vocab_size, num_rows, params, token_ids, 0};
-    if (num_rows > 1) pool_run(pool, draw_rows, &rows);
+    if (pool && num_rows > 1) pool_run(pool, draw_rows, &rows);
     else draw_rows(&rows, 0);
 }

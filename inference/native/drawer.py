@@ -30,7 +30,7 @@ _PARAMS = np.dtype(
 
 
 class NativeDrawer:
-    """Draws the rows of a step side by side, on the decoder's threads."""
+    """Draws the rows of a step side by side, on the decoder's threads where they are free."""
 
     def __init__(self, pool: ThreadPool) -> None:
         self._pool = pool
@@ -47,16 +47,17 @@ class NativeDrawer:
             places = words.ctypes.data + np.arange(len(words)) * words.strides[0]
             params["mask"][masks.rows] = places
         token_ids = np.empty(num_rows, dtype=np.int32)
-        self._pool.run(
-            self._draw,
-            self._pool.handle,
-            ctypes.c_void_p(logits.data_ptr()),
-            ctypes.c_int64(logits.stride(0)),
-            ctypes.c_int32(vocab_size),
-            ctypes.c_int32(num_rows),
-            ctypes.c_void_p(params.ctypes.data),
-            ctypes.c_void_p(token_ids.ctypes.data),
-        )
+        # While an embedding has the threads, which can take seconds, this one draws alone.
+        with self._pool.if_free() as pool:
+            self._draw(
+                pool,
+                ctypes.c_void_p(logits.data_ptr()),
+                ctypes.c_int64(logits.stride(0)),
+                ctypes.c_int32(vocab_size),
+                ctypes.c_int32(num_rows),
+                ctypes.c_void_p(params.ctypes.data),
+                ctypes.c_void_p(token_ids.ctypes.data),
+            )
         drawn: list[int] = token_ids.tolist()
         return drawn
 

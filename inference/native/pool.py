@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from inference.native import library
 
@@ -28,6 +29,16 @@ class ThreadPool:
         """Calls native code that uses the pool; waits while another does."""
         with self._lock:
             return function(*arguments)
+
+    @contextmanager
+    def if_free(self) -> Iterator[ctypes.c_void_p | None]:
+        """Holds the pool for native code that can do without it; None while another uses it."""
+        free = self._lock.acquire(blocking=False)
+        try:
+            yield self.handle if free else None
+        finally:
+            if free:
+                self._lock.release()
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,30 @@ def test_threads_change_nothing() -> None:
     assert NativeDrawer(ThreadPool(4)).draw(logits.clone(), rows, None) == together
     alone = [one.draw(logits[n : n + 1].clone(), rows[n : n + 1], None) for n in range(60)]
     assert [token_id for [token_id] in alone] == together
+
+
+def test_it_does_not_wait_for_threads_that_others_use() -> None:
+    """While an embedding is computed, tokens are drawn without its threads, and the same."""
+    pool, rng = ThreadPool(2), random.Random(6)
+    rows, logits = rows_of(random_rows(rng, 20)), random_logits(rng, 20, 100)
+    drawer = NativeDrawer(pool)
+    expected = drawer.draw(logits.clone(), rows, None)
+    busy, over = threading.Event(), threading.Event()
+
+    def embed() -> int:
+        busy.set()
+        return int(over.wait(30))
+
+    with ThreadPoolExecutor(1) as other:
+        embedding = other.submit(pool.run, embed)
+        assert busy.wait(30)
+        try:
+            assert drawer.draw(logits.clone(), rows, None) == expected
+            assert not embedding.done()
+        finally:
+            over.set()
+        assert embedding.result() == 1
+    assert drawer.draw(logits, rows, None) == expected
 
 
 def test_no_rows() -> None:
