@@ -43,6 +43,9 @@ SEND_BUFFER_BYTES = 128 * 1024
 CHECK_SECONDS = 1.0
 """How often the certificate's files are looked at."""
 
+CLOSED_CHECK_SECONDS = 0.01
+"""How often a server that shuts down looks whether its connections are closed."""
+
 CUT_OFF_SECONDS = 2.0
 """How long what was cut off may take to say so to its client."""
 
@@ -66,6 +69,18 @@ class _Uvicorn(uvicorn.Server):
         while not self._stop.is_set():
             await self.on_tick(0)
             await _within(1.0, self._stop.wait())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops listening and waits for the connections, without a pause where there are none."""
+        for server in self.servers:
+            server.close()
+        for each in sockets or []:
+            each.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        # uvicorn tells nobody when the last one is closed.
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(CLOSED_CHECK_SECONDS)
 
     def stop(self) -> None:
         """Ends `main_loop`, which makes `serve` shut down."""

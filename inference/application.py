@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -66,10 +67,14 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
             max_chunks_per_second=settings.max_messages_per_second,
         )
 
-    # Imported here: the fake model needs no torch, and torch takes seconds.
+    # Imported here: the fake model needs no torch, and torch takes seconds. What it makes stays,
+    # so looking for garbage meanwhile is a quarter of a second for nothing.
+    gc.disable()
     from inference.engine_thread import AsyncEngine
     from inference.loading import EngineOptions, load_engine
     from inference.weights import FILE_PATTERNS
+
+    gc.enable()
 
     try:
         folder = await asyncio.to_thread(model_folder, settings.model, FILE_PATTERNS)
