@@ -166,7 +166,9 @@ class Pipeline:
         if finish is None:
             usage = Usage(active.prompt_tokens, active.completion_tokens)
             finish = Finish(FinishReason.LENGTH, usage)
-        for last in summary.finish(finish):
+        with tracing.stage(semconv.GROUNDING):
+            rest = list(summary.finish(finish))
+        for last in rest:
             if isinstance(last, SummaryFinish):
                 annotate(num_citations=len(last.citations))
             yield last

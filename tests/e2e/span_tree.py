@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from tests.e2e.collector import Span
 
 STAGES = frozenset(
-    {"admission", "retrieval", "encode", "choose_replica", "queue", "prefill", "decode"}
+    "admission retrieval encode choose_replica queue prefill decode grounding".split()
 )
 """Spans of work; the others are hops and what holds them together."""
 

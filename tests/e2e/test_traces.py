@@ -98,7 +98,7 @@ def attributes(span: Span, **expected: Any) -> None:
 async def test_a_search(stack: TracedStack, client: httpx.AsyncClient) -> None:
     """Every hop and stage is there, ended well, nested, and together they explain the time."""
     coverage = []
-    for number in range(3):  # a neighbour's burst may lie between two stages, not three times
+    for number in range(12):  # a neighbour's burst may lie between two stages, not each time
         params = {"query": f"{QUERY} {'?' * number}", "streaming": "true"}
         response = await client.get("/api/v1/search", params=params)
         trace_id = response.headers["x-trace-id"]
@@ -200,12 +200,12 @@ async def test_a_client_that_leaves_in_decode(
 ) -> None:
     """The same, with the tokens that there were."""
     async with stream(client, "Once", max_tokens=1900) as response:
-        await read(response, 150)
+        await read(response, 400)
     expected = completion("cancelled", "queue ok", "prefill ok", "decode cancelled")
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
     assert found.coverage() >= 0.95, found
-    assert 100 <= found.find("decode").attributes["gen_ai.usage.output_tokens"] < 1900
+    assert 350 <= found.find("decode").attributes["gen_ai.usage.output_tokens"] < 1900
     attributes(found.find("text_completion demo"), gen_ai__request__max_tokens=1900)
 
 

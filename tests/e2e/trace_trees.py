@@ -29,7 +29,8 @@ gateway: GET /api/v1/search ok
           inference: mesh.v1.InferenceService/Generate ok
             inference: queue ok
             inference: prefill ok
-            inference: decode ok"""
+            inference: decode ok
+      orchestrator: grounding ok"""
 )
 
 
