@@ -1,4 +1,4 @@
-"""One stack for the tests that leave it as they found it."""
+"""Stacks for the tests that leave them as they found them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,22 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Iterator[Stack]:
     """The four processes with the demo model and the corpus."""
     with running_stack(tmp_path_factory.mktemp("stack"), index) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def instruct_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The four processes with a small random model, whose tokens cost next to nothing."""
+    # Imported here: it takes transformers, which takes seconds, and few tests want it.
+    from tests.e2e.instruct_model import make_instruct_model
+
+    folder = make_instruct_model(tmp_path_factory.mktemp("model") / "instruct")
+    settings = {
+        "TOKENIZER_MODEL": str(folder),
+        "INFERENCE_MODEL": str(folder),
+        "INFERENCE_KV_CACHE_TOKENS": "16384",
+    }
+    with running_stack(tmp_path_factory.mktemp("instruct"), None, settings) as stack:
         yield stack
 
 

@@ -58,19 +58,38 @@ class Stack:
     def start(self, *names: str) -> None:
         """Starts these services, or all."""
         for name in names or SERVICES:
-            command = [sys.executable, "-m", name, "--listen", self.addresses[name]]
-            if name != "gateway":
-                command += ["--metrics-listen", self.metrics[name]]
-            with self.log(name).open("ab") as log:
-                self.processes[name] = subprocess.Popen(
-                    command, cwd=ROOT, env=self._environment, stdout=log, stderr=log
-                )
+            self.start_as(name, name)
+
+    def start_as(self, name: str, module: str, *flags: str) -> None:
+        """Starts `module` at the address of `name`."""
+        command = [sys.executable, "-m", module, "--listen", self.addresses[name], *flags]
+        if module != "gateway":
+            command += ["--metrics-listen", self.metrics[name]]
+        with self.log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, cwd=ROOT, env=self._environment, stdout=log, stderr=log
+            )
+
+    @contextmanager
+    def another_gateway(self, *flags: str) -> Iterator[str]:
+        """A second gateway with further flags, inside the block; gives its URL."""
+        name = "another"
+        self.addresses[name] = f"127.0.0.1:{free_ports(1)[0]}"
+        self.start_as(name, "gateway", *flags)
+        url = f"http://{self.addresses[name]}"
+        try:
+            self.wait_ready(url=url)
+            yield url
+        finally:
+            process = self.processes.pop(name)
+            process.terminate()
+            process.wait(20)
 
     def log(self, name: str) -> Path:
         """Where a service's output goes."""
         return self.folder / f"{name}.log"
 
-    def wait_ready(self, timeout: float = 180.0) -> float:
+    def wait_ready(self, timeout: float = 180.0, url: str = "") -> float:
         """Returns the seconds until `/readyz` said 200; fails with the logs otherwise."""
         started = time.monotonic()
         while time.monotonic() - started < timeout:
@@ -78,7 +97,7 @@ class Stack:
             if dead:
                 break
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                if httpx.get(f"{url or self.url}/readyz", timeout=2).status_code == 200:
                     return time.monotonic() - started
             except httpx.TransportError:
                 pass

@@ -6,27 +6,20 @@ import http.server
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.conformance.__main__ import run, table
-from tests.e2e.stack import ROOT, Stack, running_stack
+from tests.e2e.stack import ROOT, Stack
 
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture
-def quick_stack(tmp_path: Path) -> Iterator[Stack]:
-    """Comment lines come after so short a silence that a prefill is one."""
-    with running_stack(tmp_path, None, {"GATEWAY_KEEP_ALIVE_SECONDS": "0.002"}) as stack:
-        yield stack
-
-
-async def test_it_passes_whole(quick_stack: Stack) -> None:
+async def test_it_passes_whole(stack: Stack) -> None:
     """No check fails, and none is skipped."""
-    results = await run(quick_stack.url, "")
+    # Comment lines come after so short a silence that a prefill is one.
+    with stack.another_gateway("--keep-alive-seconds", "0.002") as url:
+        results = await run(url, "")
     assert {result.outcome for result in results} == {"ok"}, table(results)
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.e2e.instruct_model import make_instruct_model
-from tests.e2e.stack import Stack, running_stack
+from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -35,25 +34,12 @@ TOOLS: Any = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The four processes with the random model."""
-    folder = make_instruct_model(tmp_path_factory.mktemp("model") / "instruct")
-    settings = {
-        "TOKENIZER_MODEL": str(folder),
-        "INFERENCE_MODEL": str(folder),
-        "INFERENCE_KV_CACHE_TOKENS": "8192",
-    }
-    with running_stack(tmp_path_factory.mktemp("stack"), None, settings) as stack:
-        yield stack
-
-
 @pytest.fixture
-async def official(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+async def official(instruct_stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
     """The client, told nothing but the address."""
     http = openai.DefaultAsyncHttpxClient(trust_env=False)
     async with openai.AsyncOpenAI(
-        base_url=f"{stack.url}/v1", api_key="none", max_retries=0, http_client=http
+        base_url=f"{instruct_stack.url}/v1", api_key="none", max_retries=0, http_client=http
     ) as client:
         yield client
 

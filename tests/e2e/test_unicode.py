@@ -24,6 +24,12 @@ BATCH = 8
 pytestmark = pytest.mark.timeout(400)
 
 
+@pytest.fixture
+def stack(instruct_stack: Stack) -> Stack:
+    """What the model makes of the texts does not matter, only that it is real."""
+    return instruct_stack
+
+
 async def echoed(client: httpx.AsyncClient, prompts: Sequence[Any]) -> list[bytes]:
     """What a stream tells of these prompts, each as the bytes that stand in its events."""
     body = {"prompt": prompts, "max_tokens": 0, "echo": True, "stream": True}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from tests.e2e.collector import Collector, running_collector
-from tests.e2e.stack import ROOT, Stack, free_ports
+from tests.e2e.stack import Stack, free_ports
 
 MAX_CONCURRENT = 2
 IMPATIENT_SECONDS = 2.0
@@ -43,22 +41,12 @@ class TracedStack(Stack):
         engines = ",".join(self.addresses[name] for name in ("inference", "inference-2"))
         self._environment["INFERENCE_HOST"] = engines
 
-    def start_extra(self, name: str, module: str, *flags: str) -> None:
-        """Starts `module` a second time, at the address of `name`."""
-        command = [sys.executable, "-m", module, "--listen", self.addresses[name], *flags]
-        if module != "gateway":
-            command += ["--metrics-listen", self.metrics[name]]
-        with self.log(name).open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command, cwd=ROOT, env=self._environment, stdout=log, stderr=log
-            )
-
     def start_all(self) -> None:
         """Everything, until both engines serve."""
         self.start()
-        self.start_extra("inference-2", "inference")
+        self.start_as("inference-2", "inference")
         seconds = str(IMPATIENT_SECONDS)
-        self.start_extra("impatient", "gateway", "--request-timeout-seconds", seconds)
+        self.start_as("impatient", "gateway", "--request-timeout-seconds", seconds)
         self.wait_ready(START_SECONDS)
         self.wait_engines(2)
 
