@@ -63,7 +63,7 @@ run-local: $(VENV)/.local
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --ignore=tests/chaos
+	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos
 
 ## test-images: Builds the images from a base made here and runs them as the chart does (minutes)
 .PHONY: test-images

@@ -13,6 +13,18 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from mesh import telemetry, tracing
+from tests.workers import WholeFiles, is_of_stack
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> WholeFiles:
+    """Two workers never start stacks at once."""
+    return WholeFiles(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among workers, what takes longest comes first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not is_of_stack(item.nodeid))
 
 
 @pytest.fixture(autouse=True)
