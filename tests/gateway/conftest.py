@@ -69,8 +69,8 @@ async def client(
     """An HTTP client; after the test nothing of its requests is left behind the gateway."""
     async with client_of(gateway) as client:
         yield client
-    await eventually(lambda: orchestrator.num_running == 0, "no call runs upstream", 1.0)
-    await eventually(lambda: gateway.services.drain.num_active == 0, "no request runs", 1.0)
+    await eventually(lambda: orchestrator.num_running == 0, "no call runs upstream")
+    await eventually(lambda: gateway.services.drain.num_active == 0, "no request runs")
 
 
 def client_of(server: GatewayServer) -> httpx.AsyncClient:

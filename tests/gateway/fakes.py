@@ -23,6 +23,8 @@ class Script:
     deltas: Sequence[str | orchestrator_pb2.Delta] = ("Hello", " wor", "ld")
     seconds_before_delta: float = 0.0
     seconds_before_first_event: float = 0.0
+    gate: asyncio.Semaphore | None = None
+    """Each delta waits until it is released."""
     refusal: MeshError | None = None
     """Instead of the first event."""
     failure: Exception | None = None
@@ -130,6 +132,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             number = 0
             while number < len(script.deltas) or script.endless:
                 await asyncio.sleep(script.seconds_before_delta)
+                if script.gate is not None:
+                    await script.gate.acquire()
                 text = script.deltas[min(number, len(script.deltas) - 1)]
                 yield response(delta=delta(text, script.logprobs))
                 number += 1

@@ -63,7 +63,7 @@ async def test_what_outlives_the_drain_ends_with_an_error(
         await eventually(lambda: orchestrator.num_running == 3, "the requests run")
         assert await server.drain() == 3
         search, completion, whole = await asyncio.gather(*requests)
-        await eventually(lambda: orchestrator.num_running == 0, "nothing runs upstream", 1.0)
+        await eventually(lambda: orchestrator.num_running == 0, "nothing runs upstream")
     assert search.text.endswith(
         'event: error\ndata: {"type":"error","error":{"message":"the server stopped",'
         '"type":"server_error","code":"unavailable"}}\nid: error\n\n'

@@ -89,13 +89,13 @@ async def test_the_grace_ends_the_source(no_tasks_left: None, ended: list[str]) 
 
 async def test_coming_back_stops_the_grace(no_tasks_left: None, ended: list[str]) -> None:
     """The time runs only while nobody reads."""
-    replay = Replay(Source(10**9).frames(), 0.1, lambda: ended.append("ended"))
+    replay = Replay(Source(10**9).frames(), 0.5, lambda: ended.append("ended"))
     stream = replay.read(0)
     await anext(stream)
     await stream.aclose()
     resumed = replay.read(1)
     assert await anext(resumed) == frame(1)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.7)
     assert await anext(resumed) == frame(2)
     assert ended == []
     await resumed.aclose()

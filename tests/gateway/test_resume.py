@@ -130,14 +130,14 @@ async def test_a_stream_without_its_client_is_ended_after_the_grace(
 ) -> None:
     """Not before, and then at once; who comes later is told so, and starts nothing."""
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
-    async with start_gateway(resume_seconds=0.5) as server, client_of(server) as client:
+    async with start_gateway(resume_seconds=1) as server, client_of(server) as client:
         async with reading(client) as stream:
             first = await take(stream, 5)
         left = time.monotonic()
         await asyncio.sleep(0.2)
         assert orchestrator.num_cancelled == 0
-        await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 3.0)
-        assert time.monotonic() - left > 0.4
+        await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
+        assert time.monotonic() - left > 0.9
         assert len(server.services.resumption) == 0
         headers = {**EVENT_SOURCE, "last-event-id": first[-1].id or ""}
         late = await client.get(SEARCH, headers=headers)
@@ -162,7 +162,7 @@ async def test_others_streams_end_with_their_connection(
     async with client.stream("GET", url, headers=headers) as response:
         await take(events(response), 3)
     # Far less than the grace of five seconds.
-    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 1.0)
+    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 3.0)
 
 
 async def test_any_client_may_ask_for_it(
@@ -193,7 +193,7 @@ async def test_a_stream_can_be_stopped(
     assert rest[-1].name == "error"
     assert rest[-1].data["error"]["code"] == "cancelled"
     assert rest[-1].id == f"{name}.error"
-    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 1.0)
+    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 3.0)
     again = await client.delete(f"/api/v1/search/{name}")
     assert again.status_code == 404
     assert len(gateway.services.resumption) == 0
@@ -260,7 +260,7 @@ async def test_leaving_before_the_first_event_ends_the_work(
     orchestrator.script = Script(seconds_before_first_event=30)
     with pytest.raises(httpx.ReadTimeout):
         await client.get(SEARCH, headers=EVENT_SOURCE, timeout=0.3)
-    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 1.0)
+    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 3.0)
     assert len(gateway.services.resumption) == 0
 
 
@@ -289,4 +289,4 @@ async def test_stopping_the_process_ends_what_nobody_reads(
             await take(stream, 3)
         await eventually(lambda: server.services.drain.num_active == 0, "the request ends")
         assert orchestrator.num_running == 1
-    await eventually(lambda: orchestrator.num_running == 0, "the call ends", 1.0)
+    await eventually(lambda: orchestrator.num_running == 0, "the call ends")

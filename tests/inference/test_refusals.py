@@ -91,4 +91,4 @@ async def test_a_deadline_ends_the_call_and_frees_the_engine(
         with pytest.raises(MeshError) as caught:
             await collect(stub, request, timeout=0.2)
         assert caught.value.kind is ErrorKind.DEADLINE
-        await wait_for_load(stub, running=0, waiting=0, limit=1)
+        await wait_for_load(stub, running=0, waiting=0)

@@ -43,9 +43,16 @@ class FiniteTokenizer(FakeTokenizer):
 
 
 @pytest.fixture
-async def stub(no_tasks_left: None, spans: InMemorySpanExporter) -> AsyncIterator[Stub]:
+async def tokenizer() -> FiniteTokenizer:
+    return FiniteTokenizer()
+
+
+@pytest.fixture
+async def stub(
+    no_tasks_left: None, spans: InMemorySpanExporter, tokenizer: FiniteTokenizer
+) -> AsyncIterator[Stub]:
     register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
-    async with serve(Servicer(SERVICE, register, FiniteTokenizer())) as served:
+    async with serve(Servicer(SERVICE, register, tokenizer)) as served:
         yield tokenizer_pb2_grpc.TokenizerServiceStub(served.channel)
 
 
@@ -93,10 +100,12 @@ async def test_a_unary_call(
     assert (client.attributes or {})["server.address"] == "127.0.0.1"
 
 
-async def test_a_unary_call_whose_caller_leaves(stub: Stub, spans: InMemorySpanExporter) -> None:
+async def test_a_unary_call_whose_caller_leaves(
+    stub: Stub, spans: InMemorySpanExporter, tokenizer: FiniteTokenizer
+) -> None:
     """Its client span ends, which the library's never does."""
     calling = asyncio.create_task(call_unary(stub.Decode, tokenizer_pb2.DecodeRequest()))
-    await asyncio.sleep(0.2)
+    await tokenizer.decoding.wait()
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
     client, server = await pair(spans)
@@ -107,7 +116,7 @@ async def test_a_unary_call_whose_caller_leaves(stub: Stub, spans: InMemorySpanE
 async def test_a_unary_call_whose_time_is_up(stub: Stub, spans: InMemorySpanExporter) -> None:
     """Both ends say so, and it is an error at both."""
     with pytest.raises(MeshError):
-        await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(), timeout=0.2)
+        await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(), timeout=0.5)
     client, server = await pair(spans)
     assert (code_of(client), code_of(server)) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
     assert client.status.status_code is server.status.status_code is StatusCode.ERROR
@@ -169,6 +178,7 @@ class Library:
     """The same service behind the library's own interceptors, at both ends."""
 
     def __init__(self) -> None:
+        self.tokenizer = FiniteTokenizer()
         self.exporter = InMemorySpanExporter()
         self.provider = TracerProvider()
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
@@ -182,7 +192,7 @@ async def library() -> AsyncIterator[tuple[Library, Stub]]:
     library = Library()
     interceptor = aio_server_interceptor(library.provider)  # type: ignore[no-untyped-call]
     server = grpc.aio.server(interceptors=[interceptor])
-    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(FiniteTokenizer(), server)
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(library.tokenizer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     interceptors = aio_client_interceptors(library.provider)  # type: ignore[no-untyped-call]
@@ -212,7 +222,7 @@ async def test_the_librarys_client_never_ends_a_cancelled_call(
     """A unary call that is cancelled leaves its span open, and goes on at the server."""
     spans, stub = library
     calling = asyncio.ensure_future(stub.Decode(tokenizer_pb2.DecodeRequest()))
-    await asyncio.sleep(0.2)
+    await spans.tokenizer.decoding.wait()
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
     await asyncio.sleep(0.3)

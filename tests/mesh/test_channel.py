@@ -96,11 +96,11 @@ async def test_cancelling_the_caller_cancels_the_call(tokenizer: FakeTokenizer, 
                 started.set()
 
     reading = asyncio.create_task(read())
-    await asyncio.wait_for(started.wait(), 2)
+    await asyncio.wait_for(started.wait(), 5)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    await asyncio.wait_for(tokenizer.closed.wait(), 2)
+    await asyncio.wait_for(tokenizer.closed.wait(), 5)
 
 
 async def test_calls_are_observed_by_method(stub: Stub) -> None:

@@ -122,7 +122,7 @@ async def test_a_stuck_probe_holds_up_no_other(port: int) -> None:
         started = time.monotonic()
         status, _ = await asyncio.to_thread(get, port, "/livez")
         assert status == 200
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
 
 
 async def test_ipv6_addresses_are_served() -> None:

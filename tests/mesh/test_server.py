@@ -27,6 +27,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.seen: list[RequestContext] = []
         self.trace_ids: list[int] = []
         self.closed = asyncio.Event()
+        self.decoding = asyncio.Event()
         self.num_sent = 0
 
     async def Encode(self, request, context):  # type: ignore[no-untyped-def]
@@ -43,6 +44,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return tokenizer_pb2.EncodeResponse(token_ids=[1, 2, 3])
 
     async def Decode(self, request, context):  # type: ignore[no-untyped-def]
+        self.decoding.set()
         await asyncio.sleep(60)
 
     async def GetTokenizer(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
@@ -116,7 +118,7 @@ async def test_leaving_a_stream_closes_the_handler_at_once(tokenizer, stub) -> N
         request = tokenizer_pb2.GetTokenizerRequest(known_sha256=mode)
         async with open_stream(stub.GetTokenizer, request) as responses:
             await anext(responses)
-        await asyncio.wait_for(tokenizer.closed.wait(), 2)
+        await asyncio.wait_for(tokenizer.closed.wait(), 5)
 
 
 async def test_a_reader_that_does_not_read_stops_the_writer(tokenizer, stub) -> None:  # type: ignore[no-untyped-def]
@@ -124,10 +126,10 @@ async def test_a_reader_that_does_not_read_stops_the_writer(tokenizer, stub) -> 
     request = tokenizer_pb2.GetTokenizerRequest()
     async with open_stream(stub.GetTokenizer, request) as responses:
         await anext(responses)
-        await asyncio.sleep(0.3)
-        stalled = tokenizer.num_sent
-        await asyncio.sleep(0.3)
-        assert tokenizer.num_sent == stalled
+        stalled = -1
+        while stalled != tokenizer.num_sent:
+            stalled = tokenizer.num_sent
+            await asyncio.sleep(0.3)
         assert stalled * 1000 <= 4 * STREAM_WINDOW_BYTES
 
 
@@ -186,4 +188,4 @@ async def test_drain_waits_for_running_calls(served, stub) -> None:  # type: ign
         await anext(responses)
         draining = asyncio.create_task(served.server.drain(timeout=5))
         await eventually(lambda: served.server.interceptor.draining, "draining")
-    assert await asyncio.wait_for(draining, 2) == 0
+    assert await asyncio.wait_for(draining, 4) == 0

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(20)
 async def test_as_many_as_the_limit_are_served_and_the_rest_refused_at_once() -> None:
     """Nothing waits, nothing is half done, and afterwards every place is free."""
     async with orchestrator(FakeInference(), max_concurrent_requests=3) as running:
-        running.engine.delay = 0.02
+        running.engine.delay = 0.05
 
         async def ask(number: int) -> str | MeshError:
             try:

@@ -186,9 +186,9 @@ def test_looking_for_control_tokens_stays_quick() -> None:
     tokens = [f"<|reserved_special_token_{number}|>" for number in range(1000)]
     control = ControlTokens(tokens, [])
     messages = [{"role": "user", "content": "<|reserved_special_token_" * 40_000}]
-    started = time.monotonic()
+    started = time.process_time()
     assert control.mark(conversation(messages)) is None
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert control.tokens == set(tokens)
 
 
