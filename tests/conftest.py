@@ -16,6 +16,7 @@ from mesh import telemetry, tracing
 from tests.workers import WholeFiles, is_of_stack
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> WholeFiles:
     """Two workers never start stacks at once."""
     return WholeFiles(config, log)
