@@ -30,7 +30,7 @@ from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
 
 PACES = {"full speed": 0.0, "paced": 40.0}
 MIN_TOKENS = 20_000
-"""A measurement repeats its streams until there are about so many: CPU time comes in 10 ms."""
+"""A measurement repeats its streams until there are about so many; paced ones at most twice."""
 
 LIMITS = {
     "orchestrator": ("--max-concurrent-requests", "2048", "--max-outstanding-tokens", "4000000"),
@@ -63,9 +63,9 @@ class Peak:
             self.bytes = max(self.bytes, self._services.memory_bytes())
 
 
-def measure(services: Services, num_streams: int, num_tokens: int) -> Row:
+def measure(services: Services, num_streams: int, num_tokens: int, most_turns: int) -> Row:
     """One round at one number of streams."""
-    turns = max(1, min(20, MIN_TOKENS // (num_streams * num_tokens)))
+    turns = max(1, min(most_turns, MIN_TOKENS // (num_streams * num_tokens)))
     cpu, memory, began = services.cpu_seconds(), services.memory_bytes(), time.perf_counter()
     by_name = {name: services.cpu_seconds((name,)) for name in SERVICES}
     peak = Peak(services)
@@ -151,7 +151,9 @@ def main() -> None:
                 rows = []
                 for pace, services in stacks.items():
                     for num_streams in arguments.streams:
-                        row = measure(services, num_streams, arguments.tokens)
+                        row = measure(
+                            services, num_streams, arguments.tokens, 2 if PACES[pace] else 20
+                        )
                         rows.append({"pace": pace, **row})
                         print(
                             f"round {number + 1}, {pace}, {num_streams} streams: "

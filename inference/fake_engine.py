@@ -45,7 +45,7 @@ class FakeEngine:
         vocab_size: int = 6144,
         max_chunks_per_second: float = 0.0,
     ) -> None:
-        """`tokens_per_second` paces each stream; 0 steps whenever a consumer waits."""
+        """`tokens_per_second` paces each stream; 0 steps whenever a consumer waits or is held up."""
         self.model_info = ModelInfo(
             name=name,
             architecture="Fake",
@@ -168,6 +168,10 @@ class FakeEngine:
                 due += self._interval
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
             self._streams.deliver(self._step())
+            if self._streams.num_holding and not self._interval:
+                # An engine at full speed does not wait for those whose turn is yet to come.
+                self._wanted.set()
+                await asyncio.sleep(0)
 
     def _step(self) -> list[StepOutput]:
         now = time.monotonic()
