@@ -45,7 +45,7 @@ class FakeEngine:
         vocab_size: int = 6144,
         max_chunks_per_second: float = 0.0,
     ) -> None:
-        """`tokens_per_second` paces each stream; 0 steps whenever a consumer waits or is held up."""
+        """`tokens_per_second` paces each stream; 0: whenever a consumer waits or is held up."""
         self.model_info = ModelInfo(
             name=name,
             architecture="Fake",

@@ -12,7 +12,6 @@ from inference.errors import DuplicateRequest
 from inference.interface import Chunk, Finish, FinishReason, TokenLogprobs
 from inference.sequence import Sequence
 
-
 BURST_SECONDS = 0.02
 """Streams that wait for their turn leave at multiples of this time."""
 
