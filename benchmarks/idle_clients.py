@@ -80,7 +80,7 @@ class Clients:
     async def _open_idle(self) -> Connection:
         connection = await connect(self._services.url)
         self._held.callback(connection.transport.close)
-        connection.transport.write(self._request("idle", 4096))
+        connection.transport.write(self._request("idle", 512))
         return connection
 
     async def _ask_again(self, number: int, end: float) -> None:

@@ -7,20 +7,17 @@ from contextlib import AbstractContextManager, contextmanager
 from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from gateway.errors import CLIENT_CLOSED_REQUEST
 from gateway.routes import UNMATCHED
-from mesh import semconv, tracing
+from mesh import semconv, telemetry, tracing
 from mesh.context import current_request
 from mesh.errors import HTTP_ERROR, ErrorKind
 from mesh.semconv import Outcome
-
-_IDS = RandomIdGenerator()
 
 
 @contextmanager
@@ -29,6 +26,10 @@ def http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
 
     The query string is left out: it holds what people search for.
     """
+    if telemetry.silent:
+        with telemetry.silent_span(headers) as span:
+            yield span
+        return
     attributes: dict[str, AttributeValue] = {
         semconv.OUTCOME: Outcome.OK,
         semconv.HTTP_REQUEST_METHOD: scope["method"],
@@ -87,5 +88,4 @@ def _server(host: str) -> dict[str, AttributeValue]:
 
 def unrecorded_span() -> AbstractContextManager[object]:
     """A trace id for the headers of a request that nobody wants to see in a trace."""
-    context = SpanContext(_IDS.generate_trace_id(), _IDS.generate_span_id(), is_remote=False)
-    return trace.use_span(NonRecordingSpan(context))
+    return telemetry.silent_span({})

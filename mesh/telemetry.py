@@ -9,19 +9,30 @@ headers and logs all the same.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from mesh import semconv
+
+silent = False
+"""Whether this process has started without an exporter: no span will ever be recorded, and all
+that a request needs of them is the trace id, which one for all its work can carry."""
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 CONTENT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+
+
+_IDS = RandomIdGenerator()
 
 
 def weir_version() -> str:
@@ -53,7 +64,9 @@ def start(service: str) -> TracerProvider:
 
     The caller shuts it down at the end, which sends what is still buffered.
     """
-    if not exporter_configured():
+    global silent
+    silent = not exporter_configured()
+    if silent:
         provider = TracerProvider(sampler=ALWAYS_OFF)
         trace.set_tracer_provider(provider)
         return provider
@@ -80,3 +93,12 @@ def trace_id() -> str:
     """The current trace id, 32 hexadecimal digits; empty outside of a span."""
     span = trace.get_current_span().get_span_context()
     return trace.format_trace_id(span.trace_id) if span.is_valid else ""
+
+
+def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
+    """The caller's trace as the current one, or a new one, where nothing is recorded."""
+    span = trace.get_current_span(propagate.extract(carrier))
+    if not span.get_span_context().is_valid:
+        ids = SpanContext(_IDS.generate_trace_id(), _IDS.generate_span_id(), is_remote=False)
+        span = NonRecordingSpan(ids)
+    return trace.use_span(span)

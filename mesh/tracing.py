@@ -66,6 +66,9 @@ _SERVER_FAULTS = frozenset(
 @contextmanager
 def stage(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
     """The current span of a piece of work. Nothing may be yielded from inside the block."""
+    if telemetry.silent:
+        yield trace.get_current_span()
+        return
     with (
         TRACER.start_as_current_span(
             name,
@@ -91,6 +94,9 @@ def detached_stage(
     A suspended generator would leak its context to whoever runs meanwhile. `parent` None: the
     current span.
     """
+    if telemetry.silent:
+        yield parent or trace.get_current_span()
+        return
     attributes = {semconv.OUTCOME: Outcome.OK, **(attributes or {})}
     context = None if parent is None else trace.set_span_in_context(parent)
     span = TRACER.start_span(name, context, kind, attributes)
@@ -106,7 +112,11 @@ def server_span(
     service: str, method: str, context: grpc.aio.ServicerContext[Any, Any]
 ) -> Iterator[Span]:
     """The current span of an RPC being served, child of the caller's `traceparent`."""
-    carrier = {key: value for key, value in context.invocation_metadata() or ()}
+    carrier = {key: str(value) for key, value in context.invocation_metadata() or ()}
+    if telemetry.silent:
+        with telemetry.silent_span(carrier) as span:
+            yield span
+        return
     attributes = {**rpc_attributes(f"{service}/{method}"), semconv.OUTCOME: Outcome.OK}
     request = current_request()
     if request is not None:
@@ -155,6 +165,13 @@ def rpc_attributes(method: str, target: str = "") -> dict[str, AttributeValue]:
     return attributes
 
 
+def inject(metadata: list[tuple[str, str]], span: Span) -> None:
+    """Adds the span's `traceparent`."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, trace.set_span_in_context(span))
+    metadata.extend(carrier.items())
+
+
 class ClientSpan:
     """The span of a streaming call, around the block that reads it.
 
@@ -174,15 +191,16 @@ class ClientSpan:
         """`method` is `package.Service/Method`; `parent` None: the current span."""
         self.complete = False
         self.error: MeshError | None = None
-        self.span = TRACER.start_span(
-            method,
-            context=None if parent is None else trace.set_span_in_context(parent),
-            kind=SpanKind.CLIENT,
-            attributes={**rpc_attributes(method, target), semconv.OUTCOME: Outcome.OK},
-        )
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier, trace.set_span_in_context(self.span))
-        metadata.extend(carrier.items())
+        if telemetry.silent:
+            self.span = parent or trace.get_current_span()
+        else:
+            self.span = TRACER.start_span(
+                method,
+                context=None if parent is None else trace.set_span_in_context(parent),
+                kind=SpanKind.CLIENT,
+                attributes={**rpc_attributes(method, target), semconv.OUTCOME: Outcome.OK},
+            )
+        inject(metadata, self.span)
 
     def __enter__(self) -> ClientSpan:
         return self
@@ -193,6 +211,8 @@ class ClientSpan:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if telemetry.silent:
+            return
         code, description = grpc.StatusCode.OK, ""
         error = self.error or error
         if isinstance(error, MeshError):

@@ -51,6 +51,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider = TracerProvider(sampler=ALWAYS_ON)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
+    monkeypatch.setattr(telemetry, "silent", False)
     yield exporter
     provider.shutdown()
 

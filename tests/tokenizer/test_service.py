@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client import REGISTRY
 
-from mesh import tracing
+from mesh import telemetry, tracing
 from mesh.channel import call_unary, open_stream
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
@@ -205,6 +205,7 @@ async def test_the_span_has_counts(stub: Stub, monkeypatch: pytest.MonkeyPatch) 
     provider = TracerProvider(sampler=ALWAYS_ON)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
+    monkeypatch.setattr(telemetry, "silent", False)
     encoded = await call_unary(stub.Encode, chat(USER))
     await eventually(lambda: bool(exporter.get_finished_spans()), "span")
     spans = [span.attributes or {} for span in exporter.get_finished_spans()]
