@@ -24,6 +24,7 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.percentile import percentile
 from benchmarks.processes import Processes
 from benchmarks.sse_load import Connection, Stream, completion_request, connect
 from benchmarks.stack import Services
@@ -101,12 +102,6 @@ class Clients:
         return completion_request(self._services.url, num_tokens, model=model)
 
 
-def percentile(streams: Sequence[Stream], percent: int) -> float:
-    """Of the times to the first token, in milliseconds, by nearest rank."""
-    ordered = sorted(stream.ttft for stream in streams)
-    return 1e3 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
-
-
 def growth(memory: Sequence[int]) -> float:
     """KiB a minute, by least squares over the second half of the run."""
     late = memory[len(memory) // 2 :]
@@ -150,10 +145,10 @@ def main() -> None:
         "idle_streams_lost": clients.num_idle_lost,
         "active_answers": len(clients.active),
         "new_clients": len(clients.probes),
-        "ttft_alone_p50_ms": percentile(alone, 50),
-        "ttft_alone_p99_ms": percentile(alone, 99),
-        "ttft_p50_ms": percentile(clients.probes, 50),
-        "ttft_p99_ms": percentile(clients.probes, 99),
+        "ttft_alone_p50_ms": 1e3 * percentile([s.ttft for s in alone], 50),
+        "ttft_alone_p99_ms": 1e3 * percentile([s.ttft for s in alone], 99),
+        "ttft_p50_ms": 1e3 * percentile([s.ttft for s in clients.probes], 50),
+        "ttft_p99_ms": 1e3 * percentile([s.ttft for s in clients.probes], 99),
         "memory_mib": clients.memory[-1] / KIB**2,
         "memory_growth_kib_per_minute": growth(clients.memory),
     }

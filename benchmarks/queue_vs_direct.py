@@ -31,6 +31,7 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.percentile import percentile
 from benchmarks.processes import Processes, free_port
 from mesh.channel import call_unary, open_channel, open_stream
 from mesh.errors import MeshError
@@ -63,12 +64,6 @@ class Phase:
     num_errors: int = 0
     cpu_seconds: float = 0.0
     memory_bytes: int = 0
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    """The nearest-rank percentile; 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0.0
 
 
 class Stack:

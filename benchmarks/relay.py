@@ -24,8 +24,9 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.percentile import percentile
 from benchmarks.processes import Processes
-from benchmarks.sse_load import Stream, load
+from benchmarks.sse_load import load
 from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
 
 PACES = {"full speed": 0.0, "paced": 40.0}
@@ -78,19 +79,13 @@ def measure(services: Services, num_streams: int, num_tokens: int, most_turns: i
     return {
         "streams": num_streams,
         "tokens_per_second": total / seconds,
-        "ttft_p50_ms": percentile(streams, 50),
-        "ttft_p99_ms": percentile(streams, 99),
+        "ttft_p50_ms": 1e3 * percentile([s.ttft for s in streams], 50),
+        "ttft_p99_ms": 1e3 * percentile([s.ttft for s in streams], 99),
         "cpu_us_per_token": used / total * 1e6,
         "memory_kib_per_stream": max(0, peak.bytes - memory) / num_streams / 1024,
         "errors": sum(bool(stream.error) for stream in streams),
         **{f"{name}_us_per_token": value for name, value in each.items()},
     }
-
-
-def percentile(streams: Sequence[Stream], percent: int) -> float:
-    """Of the times to the first token, in milliseconds, by nearest rank."""
-    ordered = sorted(stream.ttft for stream in streams)
-    return 1e3 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 
 def median_rows(rounds: Sequence[Sequence[Row]]) -> list[Row]:
