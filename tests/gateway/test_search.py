@@ -244,8 +244,7 @@ async def test_the_deadline_ends_a_stream(
     assert before.json()["error"]["message"] == "the request took longer than it may"
     assert after.status_code == 200
     assert '"code":"deadline_exceeded"' in after.text
-    remaining = [context.remaining() for context in orchestrator.contexts]
-    assert remaining == [0, 0]
+    assert max(context.remaining() for context in orchestrator.contexts) < 0.1
 
 
 async def test_eight_streams_side_by_side(
