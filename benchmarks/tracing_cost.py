@@ -2,14 +2,15 @@
 
     python -m benchmarks.tracing_cost --rounds 8
 
-Three stacks of the four services, with made-up tokens, stand side by side and take turns at the
+Four stacks of the four services, with made-up tokens, stand side by side and take turns at the
 same load, in an order that changes from round to round, so that whatever else the machine does
 hits all three. CPU time is that of the processes, from the kernel; the load's and the
 collector's own do not count. A ratio is of two stacks in the same round.
 
     none       spans taken out of the code (benchmarks.untraced)
     no exporter  as services run by default: spans have ids and are not recorded
-    exporter   every request recorded and sent, the SDK's default sampling
+    exporter   the default sampling: so many traces a second are recorded and sent
+    everything   an exporter, and every request recorded and sent
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.processes import Processes, free_port
 from benchmarks.sse_load import load
 from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
 
-MODES = ("none", "no exporter", "exporter")
+MODES = ("none", "no exporter", "exporter", "everything")
 
 
 class Relay(NamedTuple):
@@ -40,8 +41,10 @@ class Relay(NamedTuple):
 def start(processes: Processes, mode: str, pace: float, endpoint: str) -> Relay:
     """Starts the services; they may not be ready yet."""
     environment = {}
-    if mode == "exporter":
+    if mode in ("exporter", "everything"):
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+    if mode == "everything":
+        environment["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
     if mode == "none":
         environment["OTEL_SDK_DISABLED"] = "true"
     engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(pace))
@@ -83,7 +86,7 @@ def report(found: dict[str, list[float]]) -> str:
 
 
 def main() -> None:
-    """Starts the three stacks, measures, prints."""
+    """Starts the stacks, measures, prints."""
     options = _options()
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
         port = free_port()

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import grpc.aio
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from mesh import tracing, unary_spans
+from mesh import tracing
 
 
 @contextmanager
@@ -38,22 +37,11 @@ class _NoClientSpan:
         pass
 
 
-class _NoUnarySpans(grpc.aio.UnaryUnaryClientInterceptor):
-    """There is no channel without an interceptor; this one does nothing."""
-
-    def __init__(self, target: str) -> None:
-        pass
-
-    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        return await continuation(details, request)
-
-
 def main() -> None:
     """Takes the spans out, then runs the service named first with the flags after it."""
     tracing.stage = tracing.detached_stage = tracing.server_span = _no_span
     tracing.set_server_status = tracing.set_outcome = _nothing
     tracing.ClientSpan = _NoClientSpan  # type: ignore[assignment, misc]
-    unary_spans.UnarySpans = _NoUnarySpans  # type: ignore[assignment, misc]
     service = sys.argv[1]
     sys.argv[1:] = sys.argv[2:]
     if service == "gateway":

@@ -27,7 +27,7 @@ from mesh.secure_channel import ReloadingChannel
 from mesh.tls import NO_TLS, TlsFiles
 from mesh.tracing import ClientSpan, inject
 from mesh.transport import balanced_options, channel_options
-from mesh.unary_spans import UnarySpans
+from mesh.unary_spans import call_with_span
 
 STATUS_SECONDS = 1.0
 """How long a stream whose last message has been read may take to say that it ended."""
@@ -50,18 +50,14 @@ def open_channel(
     `balanced`: any replica that the target leads to will do, and a call that has had no answer
     yet may be made anew at another one. Raises TlsError.
     """
-    # An interceptor costs a unary call a task of its own, too much for what records nothing.
-    spans = [] if telemetry.silent else [UnarySpans(target)]
     options = balanced_options() if balanced else channel_options()
     if not tls.for_channel:
-        return grpc.aio.insecure_channel(target, options=options, interceptors=spans)
+        return grpc.aio.insecure_channel(target, options=options)
     name = server_name or target.rpartition(":")[0].strip("[]")
     options = [*options, ("grpc.ssl_target_name_override", name)]
     return ReloadingChannel(
         tls,
-        lambda credentials: grpc.aio.secure_channel(
-            target, credentials, options, interceptors=spans
-        ),
+        lambda credentials: grpc.aio.secure_channel(target, credentials, options),
     )
 
 
@@ -74,12 +70,17 @@ async def call_unary(
 
     `timeout` (seconds) shortens the deadline, never lengthens it.
     """
-    with metrics.client_call(_method_name(method)):
+    name, metadata, timeout = _method_name(method), _metadata(), _timeout(timeout)
+    with metrics.client_call(name):
+        current = trace.get_current_span()
         try:
-            metadata = _metadata()
-            if telemetry.silent:
-                inject(metadata, trace.get_current_span())
-            return await method(request, metadata=metadata, timeout=_timeout(timeout))
+            if telemetry.recorded(current):
+                details = grpc.aio.ClientCallDetails(
+                    f"/{name}", timeout, grpc.aio.Metadata(*metadata), None, None
+                )
+                return await call_with_span(method, request, details, _target(method))
+            inject(metadata, current)
+            return await method(request, metadata=metadata, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 

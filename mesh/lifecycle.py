@@ -69,7 +69,11 @@ def run_process(
     The event it gets is set by the first signal. The second one ends the process at once.
     """
     log.configure(name, settings.log_level, settings.log_format)
-    provider = telemetry.start(name)
+    try:
+        provider = telemetry.start(name)
+    except ValueError as error:
+        logger.error("cannot start", extra={"error": str(error)})
+        sys.exit(STARTUP_FAILURE)
     metrics.tell_build(name)
     try:
         uvloop.run(_until_signal(name, serve))

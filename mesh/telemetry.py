@@ -3,7 +3,7 @@
 The standard variables rule (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`,
 `OTEL_TRACES_SAMPLER`, …; OpenTelemetry specification, "SDK environment variables"). Without an
 endpoint nothing is recorded, but spans still have ids, so that a request has a trace id in
-headers and logs all the same.
+headers and logs all the same. What is recorded of many requests: `mesh.sampling`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import NonRecordingSpan, SpanContext
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
 
 from mesh import semconv
+from mesh.sampling import sampler
 
 silent = False
 """Whether this process has started without an exporter: no span will ever be recorded, and all
@@ -62,7 +63,8 @@ def captures_content() -> bool:
 def start(service: str) -> TracerProvider:
     """Installs the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
 
-    The caller shuts it down at the end, which sends what is still buffered.
+    The caller shuts it down at the end, which sends what is still buffered. Raises ValueError
+    naming a variable of ours that is no good.
     """
     global silent
     silent = not exporter_configured()
@@ -83,7 +85,7 @@ def start(service: str) -> TracerProvider:
         },
         schema_url=semconv.SCHEMA_URL,
     )
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, sampler=sampler(os.environ))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     return provider
@@ -93,6 +95,16 @@ def trace_id() -> str:
     """The current trace id, 32 hexadecimal digits; empty outside of a span."""
     span = trace.get_current_span().get_span_context()
     return trace.format_trace_id(span.trace_id) if span.is_valid else ""
+
+
+def recorded(span: Span) -> bool:
+    """Whether what is done under this span is to have spans of its own.
+
+    Under none at all, yes: a sampler will say. Making a span that nobody records costs nearly as
+    much as one that somebody does, so where this is False none is made.
+    """
+    context = span.get_span_context()
+    return not silent and (context.trace_flags.sampled or not context.is_valid)
 
 
 def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[trace.Span]:

@@ -66,8 +66,9 @@ _SERVER_FAULTS = frozenset(
 @contextmanager
 def stage(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
     """The current span of a piece of work. Nothing may be yielded from inside the block."""
-    if telemetry.silent:
-        yield trace.get_current_span()
+    current = trace.get_current_span()
+    if not telemetry.recorded(current):
+        yield current
         return
     with (
         TRACER.start_as_current_span(
@@ -94,8 +95,9 @@ def detached_stage(
     A suspended generator would leak its context to whoever runs meanwhile. `parent` None: the
     current span.
     """
-    if telemetry.silent:
-        yield parent or trace.get_current_span()
+    above = parent or trace.get_current_span()
+    if not telemetry.recorded(above):
+        yield above
         return
     attributes = {semconv.OUTCOME: Outcome.OK, **(attributes or {})}
     context = None if parent is None else trace.set_span_in_context(parent)
@@ -113,7 +115,7 @@ def server_span(
 ) -> Iterator[Span]:
     """The current span of an RPC being served, child of the caller's `traceparent`."""
     carrier = {key: str(value) for key, value in context.invocation_metadata() or ()}
-    if telemetry.silent:
+    if telemetry.silent:  # else the sampler has a word, whatever the caller does
         with telemetry.silent_span(carrier) as span:
             yield span
         return
@@ -191,8 +193,10 @@ class ClientSpan:
         """`method` is `package.Service/Method`; `parent` None: the current span."""
         self.complete = False
         self.error: MeshError | None = None
-        if telemetry.silent:
-            self.span = parent or trace.get_current_span()
+        above = parent or trace.get_current_span()
+        self._recorded = telemetry.recorded(above)
+        if not self._recorded:
+            self.span = above
         else:
             self.span = TRACER.start_span(
                 method,
@@ -211,7 +215,7 @@ class ClientSpan:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if telemetry.silent:
+        if not self._recorded:
             return
         code, description = grpc.StatusCode.OK, ""
         error = self.error or error

@@ -95,6 +95,7 @@ def trace_environment() -> dict[str, str]:
     return {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{trace_view_receiver()}",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
+        "OTEL_TRACES_SAMPLER": os.environ.get("OTEL_TRACES_SAMPLER", "parentbased_always_on"),
         "GATEWAY_TRACE_URL_TEMPLATE": f"http://{page}/trace/{{trace_id}}",
     }
 

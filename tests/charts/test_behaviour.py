@@ -149,6 +149,13 @@ def test_traces_are_sent_where_they_are_asked_for() -> None:
     )
     assert variables["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://tempo.observability:4317"
     assert variables["OTEL_TRACES_SAMPLER_ARG"] == "0.1"
+    by_default = environment(
+        render(values={"telemetry": {"endpoint": "http://tempo:4317"}}).deployment("gateway")[
+            "spec"
+        ]["template"]["spec"]["containers"][0]
+    )
+    assert by_default["OTEL_TRACES_SAMPLER"] == "parentbased_ratelimited"
+    assert by_default["OTEL_TRACES_SAMPLER_ARG"] == "10"
     assert "k8s.pod.name=$(POD_NAME)" in variables["OTEL_RESOURCE_ATTRIBUTES"]
     without = environment(
         render("minimal").deployment("gateway")["spec"]["template"]["spec"]["containers"][0]

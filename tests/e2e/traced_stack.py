@@ -26,6 +26,7 @@ class TracedStack(Stack):
         settings = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "200",
+            "OTEL_TRACES_SAMPLER": "parentbased_always_on",
             "ORCHESTRATOR_MAX_CONCURRENT_REQUESTS": str(MAX_CONCURRENT),
             # Two engines on one small machine: threads would wait for each other.
             "INFERENCE_THREADS": "1",

@@ -14,12 +14,14 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 import pytest
+from opentelemetry import trace
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
+from mesh import tracing
 from mesh.channel import call_unary, open_stream
 from mesh.errors import MeshError
 from mesh.server import Servicer
@@ -228,3 +230,23 @@ async def test_the_librarys_client_never_ends_a_cancelled_call(
     await asyncio.sleep(0.3)
     assert spans.ended(SpanKind.CLIENT) == []
     assert spans.ended(SpanKind.SERVER) == []
+
+
+async def test_below_what_is_not_recorded_no_span_is_made(
+    stub: Stub, spans: InMemorySpanExporter
+) -> None:
+    """The trace id goes on all the same, with the word that nobody records it."""
+    above = NonRecordingSpan(SpanContext(0xA, 0xB, is_remote=True, trace_flags=TraceFlags(0)))
+    with trace.use_span(above):
+        with tracing.stage("work"), tracing.detached_stage("more"):
+            await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="good"))
+        request = tokenizer_pb2.GetTokenizerRequest(known_sha256="short")
+        async with open_stream(stub.GetTokenizer, request) as responses:
+            assert [response async for response in responses]
+    # The servers' own are there because the tests' sampler takes everything.
+    await eventually(lambda: len(spans.get_finished_spans()) == 2, "both calls have ended")
+    for span in spans.get_finished_spans():
+        assert span.kind is SpanKind.SERVER
+        assert span.parent is not None
+        assert (span.parent.trace_id, span.parent.span_id) == (0xA, 0xB)
+        assert not span.parent.trace_flags.sampled

@@ -9,12 +9,12 @@ from typing import TypeAlias
 
 import grpc
 import pytest
-from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import REGISTRY
 
+from mesh import tracing
 from mesh.channel import call_unary, open_stream
 from mesh.context import RequestContext, annotate, use_request
 from mesh.errors import MeshError
@@ -101,7 +101,7 @@ async def test_an_outcome_shows_in_span_metrics_and_log(
 
 async def test_the_span_is_a_child_of_the_callers(stub: Stub, spans: InMemorySpanExporter) -> None:
     """traceparent carries the trace over the hop, for streams through their client span."""
-    with trace.get_tracer("t").start_as_current_span("root") as root:
+    with tracing.TRACER.start_as_current_span("root") as root:
         request = tokenizer_pb2.GetTokenizerRequest()
         async with open_stream(stub.GetTokenizer, request) as responses:
             await anext(responses)

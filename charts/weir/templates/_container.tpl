@@ -42,6 +42,9 @@
 {{- if contains "ratio" $telemetry.sampler }}
 - name: OTEL_TRACES_SAMPLER_ARG
   value: {{ $telemetry.samplerRatio | toString | quote }}
+{{- else if eq $telemetry.sampler "parentbased_ratelimited" }}
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ $telemetry.tracesPerSecond | toString | quote }}
 {{- end }}
 {{- $attributes := list "k8s.pod.name=$(POD_NAME)" "k8s.node.name=$(NODE_NAME)" (printf "k8s.namespace.name=%s" .root.Release.Namespace) "service.instance.id=$(POD_NAME)" }}
 {{- range $key, $value := $telemetry.resourceAttributes }}
