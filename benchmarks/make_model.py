@@ -1,6 +1,6 @@
 """Writes a model of random weights in a known shape, as a Hugging Face folder.
 
-python -m benchmarks.make_model --out FOLDER
+python -m benchmarks.make_model --out FOLDER [--device cuda]
 
 Speed does not depend on what the weights are, so no download is needed to measure it.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -16,6 +17,18 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
 SHAPES: dict[str, dict[str, object]] = {
+    # For the tests of benchmarks: its speed says nothing.
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 4096,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": False,
+    },
     "smollm2-135m": {
         "hidden_size": 576,
         "intermediate_size": 1536,
@@ -40,6 +53,11 @@ SHAPES: dict[str, dict[str, object]] = {
     },
 }
 
+SHARD_BYTES = 4 * 2**30
+"""A file of weights holds at most this, but for a single tensor that is larger."""
+
+Shape = tuple[int, ...]
+
 
 def config_of(shape: str) -> dict[str, object]:
     """config.json of a shape."""
@@ -57,27 +75,23 @@ def config_of(shape: str) -> dict[str, object]:
     }
 
 
-def tensors(config: dict[str, object]) -> dict[str, torch.Tensor]:
-    """Random weights in bfloat16, small enough that activations stay in range."""
+def tensor_shapes(config: dict[str, object]) -> dict[str, Shape]:
+    """Names and shapes of all weights, in the order in which they are drawn."""
     hidden, inner, vocab = (
         int(str(config[name])) for name in ("hidden_size", "intermediate_size", "vocab_size")
     )
     heads = int(str(config["num_attention_heads"]))
     kv_size = hidden // heads * int(str(config["num_key_value_heads"]))
-
-    def matrix(rows: int, columns: int) -> torch.Tensor:
-        return (torch.randn(rows, columns) * columns**-0.5).bfloat16()
-
-    found = {
-        "model.embed_tokens.weight": matrix(vocab, hidden),
-        "model.norm.weight": torch.ones(hidden, dtype=torch.bfloat16),
+    found: dict[str, Shape] = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
     }
     if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = matrix(vocab, hidden)
+        found["lm_head.weight"] = (vocab, hidden)
     for number in range(int(str(config["num_hidden_layers"]))):
         prefix = f"model.layers.{number}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            found[f"{prefix}.{norm}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
+            found[f"{prefix}.{norm}.weight"] = (hidden,)
         for name, rows, columns in (
             ("self_attn.q_proj", hidden, hidden),
             ("self_attn.k_proj", kv_size, hidden),
@@ -87,12 +101,58 @@ def tensors(config: dict[str, object]) -> dict[str, torch.Tensor]:
             ("mlp.up_proj", inner, hidden),
             ("mlp.down_proj", hidden, inner),
         ):
-            found[f"{prefix}.{name}.weight"] = matrix(rows, columns)
+            found[f"{prefix}.{name}.weight"] = (rows, columns)
     return found
 
 
-def make(folder: Path, shape: str, seed: int = 0) -> None:
-    """Writes config, weights and a tokenizer of as many made-up words as the model has ids."""
+def draw(shape: Shape, device: str) -> torch.Tensor:
+    """Bfloat16: ones for a norm, else random, small enough that activations stay in range."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    drawn: torch.Tensor = torch.randn(shape, device=device) * shape[1] ** -0.5
+    return drawn.bfloat16().cpu()
+
+
+def shards(shapes: dict[str, Shape], most_bytes: int) -> list[list[str]]:
+    """The names in order, in groups of at most `most_bytes` each."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        num_bytes = math.prod(shape) * torch.bfloat16.itemsize
+        if groups[-1] and size + num_bytes > most_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += num_bytes
+    return groups
+
+
+def write_weights(
+    folder: Path, config: dict[str, object], device: str, most_bytes: int = SHARD_BYTES
+) -> None:
+    """One model.safetensors, or several and the index; never more than one in memory."""
+    shapes = tensor_shapes(config)
+    groups = shards(shapes, most_bytes)
+    file_of: dict[str, str] = {}
+    for number, names in enumerate(groups, 1):
+        name = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        if len(groups) == 1:
+            name = "model.safetensors"
+        weights = {each: draw(shapes[each], device) for each in names}
+        save_file(weights, folder / name, metadata={"format": "pt"})
+        file_of.update(dict.fromkeys(names, name))
+    if len(groups) > 1:
+        total = sum(math.prod(shape) for shape in shapes.values()) * torch.bfloat16.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": file_of}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def make(folder: Path, shape: str, seed: int = 0, device: str = "cpu") -> None:
+    """Writes config, weights and a tokenizer of as many made-up words as the model has ids.
+
+    The weights are drawn on `device`, which a large model is made faster on; each device draws
+    others.
+    """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(shape)
@@ -100,7 +160,7 @@ def make(folder: Path, shape: str, seed: int = 0) -> None:
     (folder / "generation_config.json").write_text(
         json.dumps({"bos_token_id": 1, "eos_token_id": 2}) + "\n"
     )
-    save_file(tensors(config), folder / "model.safetensors", metadata={"format": "pt"})
+    write_weights(folder, config, device)
     words = {f"w{number}": number for number in range(int(str(config["vocab_size"])))}
     Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w1", "eos_token": "w2"}
@@ -113,8 +173,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="smollm2-135m")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that draws")
     arguments = parser.parse_args()
-    make(arguments.out, arguments.shape, arguments.seed)
+    make(arguments.out, arguments.shape, arguments.seed, arguments.device)
     print(f"{arguments.out}: random weights in the shape of {arguments.shape}")
 
 
