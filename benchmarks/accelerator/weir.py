@@ -1,0 +1,98 @@
+"""This engine, as it is served: scheduler, cache, prefix cache and sampler included."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.accelerator.workload import WARM_UP_TOKENS, Row, Workload, decode_rate
+from inference.engine import Engine
+from inference.interface import FinishReason
+from inference.loading import EngineOptions, load_engine
+from inference.sampling_params import SamplingParams
+from inference.sequence import Sequence
+
+BLOCK_SIZE = 16
+
+
+def token_times(
+    engine: Engine, name: str, prompts: list[list[int]], params: SamplingParams
+) -> tuple[float, list[list[float]]]:
+    """When all were added, and when each one's tokens came; all begin at once.
+
+    Raises RuntimeError where a sequence ended early or was preempted: it would not be the load
+    that was asked for.
+    """
+    sequences = [Sequence(f"{name} {n}", prompt, params) for n, prompt in enumerate(prompts)]
+    times: dict[str, list[float]] = {sequence.request_id: [] for sequence in sequences}
+    began = time.perf_counter()
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.has_work:
+        outputs = engine.step()
+        now = time.perf_counter()
+        for output in outputs:
+            times[output.request_id] += [now] * len(output.token_ids)
+    for sequence in sequences:
+        finish = sequence.finish
+        if finish is None or finish.reason is not FinishReason.LENGTH or finish.num_preemptions:
+            raise RuntimeError(f"a sequence of {name!r} did not run through: {finish}")
+    return began, list(times.values())
+
+
+def figure(engine: Engine, workload: Workload, row: Row) -> float:
+    """Tokens a second of one row, after the same load with other prompts to warm up."""
+    temperature = 1.0 if row.sampled else 0.0
+    vocab_size = engine.model_info.vocab_size
+    num_tokens = 1 if row.kind == "prefill" else workload.output_length
+
+    def params(most: int) -> SamplingParams:
+        return SamplingParams(max_tokens=most, temperature=temperature, ignore_eos=True)
+
+    warm_up = workload.prompts(row, vocab_size, warm_up=True)
+    token_times(engine, "warm-up", warm_up, params(min(num_tokens, WARM_UP_TOKENS)))
+    prompts = workload.prompts(row, vocab_size)
+    if row.kind == "decode":
+        _, times = token_times(engine, row.name, prompts, params(num_tokens))
+        return decode_rate(times)
+    found = []
+    for number, prompt in enumerate(prompts):
+        began, [[first]] = token_times(engine, f"{row.name} {number}", [prompt], params(1))
+        found.append(first - began)
+    return workload.prefill_length / statistics.median(found)
+
+
+def measure(workload: Workload, dtype: str) -> dict[str, object]:
+    """All rows of a round, with one engine that has room for the largest."""
+    # Whole blocks, or the last stream's last block would have no room and preempt another.
+    max_context = math.ceil(workload.max_context / BLOCK_SIZE) * BLOCK_SIZE
+    engine = load_engine(
+        EngineOptions(
+            folder=Path(workload.folder),
+            name="m",
+            device=workload.device,
+            dtype=dtype,
+            max_num_seqs=max(workload.streams),
+            max_context=max_context,
+            block_size=BLOCK_SIZE,
+        )
+    )
+    gc.collect()
+    gc.freeze()  # as the service does
+    figures = {row.name: figure(engine, workload, row) for row in workload.rows}
+    return {"figures": figures, "about": f"{engine.model_info.dtype} on {engine.model_info.device}"}
+
+
+def main() -> None:
+    """The command line."""
+    workload, dtype = sys.argv[1:]
+    print(json.dumps(measure(Workload.from_json(workload), dtype)))
+
+
+if __name__ == "__main__":
+    main()
