@@ -93,6 +93,30 @@ def queue_vs_direct(figures: dict[str, Any]) -> None:
     save(figure, "queue_vs_direct")
 
 
+def gpu(figures: dict[str, Any]) -> None:
+    """Greedy decode throughput against streams by contender, and what the device would allow."""
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    rows = [row for row in figures["rows"] if row["kind"] == "decode" and not row["sampled"]]
+    names = list(dict.fromkeys(row["contender"] for row in rows if row["rate"] is not None))
+    for name, (colour, style) in colours(names, lambda n: n.startswith("weir")).items():
+        streams = [row["size"] for row in mine_of(rows, name)]
+        rates = [row["rate"] for row in mine_of(rows, name)]
+        axes.plot(streams, rates, style, color=colour, marker="o", markersize=4, label=name)
+    # Of the first contender's type of weights.
+    limits = [row["roofline"] for row in mine_of(rows, names[0])]
+    axes.plot(streams, limits, ":", color="#444444", label=f"roofline of {names[0]}")
+    log2_streams(axes, streams)
+    axes.set_yscale("log")
+    axis(axes, f"Decode, {figures['shape']}, {figures['device']['name']}", "streams", "tokens/s")
+    axes.legend(frameon=False, fontsize=9)
+    save(figure, "gpu")
+
+
+def mine_of(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """A contender's rows, by streams."""
+    return sorted((row for row in rows if row["contender"] == name), key=lambda row: row["size"])
+
+
 def save(figure: Any, name: str) -> None:
     """As SVG, the same bytes for the same figures."""
     figure.tight_layout()
@@ -100,7 +124,7 @@ def save(figure: Any, name: str) -> None:
     pyplot.close(figure)
 
 
-PICTURES = {"engine": engine, "relay": relay, "queue_vs_direct": queue_vs_direct}
+PICTURES = {"engine": engine, "gpu": gpu, "relay": relay, "queue_vs_direct": queue_vs_direct}
 
 
 def main() -> None:

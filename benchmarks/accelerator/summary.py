@@ -35,7 +35,7 @@ class Line:
     """One row of one contender. Rates are tokens a second; None: was not measured."""
 
     contender: str
-    row: str
+    row: Row
     rate: float | None
     """The median over the rounds."""
     bandwidth_rate: float
@@ -65,6 +65,8 @@ class Line:
         """All of it, for a file."""
         return {
             **asdict(self),
+            **self.row._asdict(),
+            "row": self.row.name,
             "roofline": self.roofline,
             "share_of_roofline": self.share_of_roofline,
             "share_of_bandwidth": self.share_of_bandwidth,
@@ -110,7 +112,7 @@ def lines(
             found.append(
                 Line(
                     contender=contender,
-                    row=row.name,
+                    row=row,
                     rate=statistics.median(rates) if rates else None,
                     bandwidth_rate=tokens / bound.bandwidth_seconds,
                     matrix_rate=tokens / bound.matrix_seconds,
@@ -153,7 +155,8 @@ def table(found: Sequence[Line]) -> list[str]:
         if line.ratio_goal is not None:
             ratio += _goal(line.ratio, line.ratio_goal, f"{line.ratio_goal:g}x")
         texts.append(
-            f"  {line.row:<34}{rate:>10}{line.bandwidth_rate:>11,.0f}{line.matrix_rate:>11,.0f}"
+            f"  {line.row.name:<34}{rate:>10}"
+            f"{line.bandwidth_rate:>11,.0f}{line.matrix_rate:>11,.0f}"
             f"{_percent(line.share_of_roofline):>10}{share:>27}{ratio:>26}".rstrip()
         )
     return texts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import statistics
@@ -16,6 +15,7 @@ from inference.interface import FinishReason
 from inference.loading import EngineOptions, load_engine
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
+from mesh.lifecycle import keep_startup
 
 BLOCK_SIZE = 16
 
@@ -82,8 +82,7 @@ def measure(workload: Workload, dtype: str) -> dict[str, object]:
             block_size=BLOCK_SIZE,
         )
     )
-    gc.collect()
-    gc.freeze()  # as the service does
+    keep_startup()
     figures = {row.name: figure(engine, workload, row) for row in workload.rows}
     return {"figures": figures, "about": f"{engine.model_info.dtype} on {engine.model_info.device}"}
 

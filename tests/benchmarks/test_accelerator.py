@@ -151,7 +151,9 @@ def test_figures_stand_beside_limits_goals_and_ratios(tmp_path: Path) -> None:
     ]
     dtypes = {"weir": "bfloat16", "transformers": "bfloat16"}
     found = summary.lines(rounds, dtypes, config, PROBE, workload(), with_goals=True)
-    assert [(line.contender, line.row) for line in found] == [(c, n) for c in dtypes for n in names]
+    assert [(line.contender, line.row.name) for line in found] == [
+        (contender, name) for contender in dtypes for name in names
+    ]
     one, many, sampled, prefill = found[:4]
     # A step of one stream at 6 + 8 / 2 tokens moves 696 + 168 bytes at 100 a second.
     assert one.bandwidth_rate == pytest.approx(1 / 8.64)
