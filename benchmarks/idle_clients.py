@@ -31,7 +31,11 @@ from benchmarks.stack import Services
 
 IDLE_TOKENS_PER_SECOND = 0.02
 PROBE_TOKENS = 4
-LIMITS = ("--max-concurrent-requests", "4096", "--max-outstanding-tokens", "4000000")
+LIMITS = {
+    "orchestrator": ("--max-concurrent-requests", "4096", "--max-outstanding-tokens", "4000000"),
+    # Nobody is idle for longer than a request may take.
+    "gateway": ("--request-timeout-seconds", "3600"),
+}
 SAMPLE_SECONDS = 5.0
 
 KIB = 1024
@@ -132,7 +136,7 @@ def main() -> None:
                     "idle": (*fake, str(IDLE_TOKENS_PER_SECOND), "--model-name", "idle"),
                     "quick": (*fake, "0", "--model-name", "quick"),
                 },
-                limits={"orchestrator": LIMITS},
+                limits=LIMITS,
             )
             services.wait_ready()
             clients = Clients(services, options)

@@ -209,7 +209,13 @@ async def _write(context: ServicerContext, response: Any) -> None:
 
 async def _abort(context: ServicerContext, error: MeshError) -> NoReturn:
     status = status_of(error)
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    try:
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError as failure:
+        # The caller's time ran out with ours, and it has already gone: nobody is there to tell.
+        raise asyncio.CancelledError from failure
     raise AssertionError("abort always raises")
 
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import TypeAlias
 
 import grpc
+import grpc.aio
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,7 +18,8 @@ from prometheus_client import REGISTRY
 from mesh import tracing
 from mesh.channel import call_unary, open_stream
 from mesh.context import RequestContext, annotate, use_request
-from mesh.errors import MeshError
+from mesh.errors import ErrorKind, MeshError
+from mesh.interceptor import _abort
 from mesh.server import Servicer
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from tests.helpers import Served, eventually, serve
@@ -167,3 +169,16 @@ async def test_no_active_call_is_left(served: Served, stub: Stub) -> None:
     interceptor = served.server.interceptor
     await asyncio.wait_for(interceptor.wait_idle(), 5)
     assert interceptor.num_active == 0
+
+
+class Gone:
+    """The context of a call whose caller's time has run out: nothing can be sent."""
+
+    async def abort(self, *status: object) -> None:
+        raise grpc.aio.UsageError("the call has ended")
+
+
+async def test_an_error_that_nobody_waits_for_is_a_cancellation() -> None:
+    """Deadlines at both ends run out together; gRPC would log each such call as a bug."""
+    with pytest.raises(asyncio.CancelledError):
+        await _abort(Gone(), MeshError(ErrorKind.DEADLINE, "too late"))  # type: ignore[arg-type]
