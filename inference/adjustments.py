@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.speculation import Row
+from inference.staging import to_device
 
 
 class _Places:
@@ -37,8 +38,8 @@ class _Places:
     def tensors(self, device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Where they stand, as an index of logits, and the values."""
         places = np.stack([np.concatenate(self._rows), np.concatenate(self._ids)])
-        rows, ids = torch.from_numpy(places).to(device)
-        return (rows, ids), torch.from_numpy(np.concatenate(self._values)).to(device)
+        rows, ids = to_device(places, device)
+        return (rows, ids), to_device(np.concatenate(self._values), device)
 
 
 def adjust(logits: Tensor, rows: Rows[Row]) -> None:

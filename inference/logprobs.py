@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inference.interface import TokenLogprobs
 from inference.sequence import Sequence
+from inference.staging import to_device
 
 
 def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[TokenLogprobs]:
@@ -18,18 +20,24 @@ def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[
     """
     if not token_ids:
         return []
-    ids = torch.tensor(token_ids, device=raw.device).clamp(min=0).unsqueeze(1)
-    chosen = raw.gather(1, ids).squeeze(1).tolist()
+    ids = to_device(np.array(token_ids), raw.device).clamp(min=0).unsqueeze(1)
     most = max(asked)
-    if not most:
-        return [TokenLogprobs(*both, ()) for both in zip(token_ids, chosen, strict=True)]
     values, likeliest = raw.topk(most, dim=-1)
-    pairs = zip(likeliest.tolist(), values.tolist(), strict=True)
-    tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
+    # In one piece, so that the device is waited for once; a double holds ids and floats exactly.
+    told = torch.cat([part.double() for part in (raw.gather(1, ids), values, likeliest)], dim=1)
     return [
-        TokenLogprobs(token_id, logprob, top[:number])
-        for token_id, logprob, top, number in zip(token_ids, chosen, tops, asked, strict=True)
+        TokenLogprobs(
+            token_id,
+            logprob,
+            tuple((int(other), value) for other, value in _pairs(tops, most, number)),
+        )
+        for token_id, number, (logprob, *tops) in zip(token_ids, asked, told.tolist(), strict=True)
     ]
+
+
+def _pairs(tops: list[float], most: int, number: int) -> list[tuple[float, float]]:
+    """The `number` likeliest ids and their values, of `most` values followed by their ids."""
+    return list(zip(tops[most:], tops[:most], strict=True))[:number]
 
 
 def prompt_logprobs(logits: Tensor, sequence: Sequence) -> list[TokenLogprobs]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from inference.logprobs import token_logprobs
 from inference.masks import Masks
 from inference.sequence import Sequence
 from inference.speculation import Row, rows_of
+from inference.staging import to_device
 
 
 class Drawer(Protocol):
@@ -63,4 +65,6 @@ def _logprobs(logits: Tensor, rows: list[int]) -> Tensor:
     """Of these rows only; a new tensor."""
     if not rows:
         return logits[:0]
-    return torch.log_softmax(logits if len(rows) == len(logits) else logits[rows], dim=-1)
+    if len(rows) < len(logits):
+        logits = logits[to_device(np.array(rows), logits.device)]
+    return torch.log_softmax(logits, dim=-1)

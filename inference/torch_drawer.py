@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Rows
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inference.masks import Masks
 from inference.sampling_params import SamplingParams
 from inference.speculation import Row
+from inference.staging import to_device
 
 _NEGATIVE_INFINITY = -math.inf
 
@@ -24,8 +26,10 @@ class TorchDrawer:
             _constrain(logits, masks)
         highest, chosen = _highest(logits)
         drawing = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
-        if drawing:
-            index = torch.tensor(drawing, device=logits.device)
+        if len(drawing) == len(rows):
+            chosen = _draw(logits, rows)
+        elif drawing:
+            index = to_device(np.array(drawing), logits.device)
             drawn = _draw(logits[index], [rows[number] for number in drawing])
             chosen = chosen.index_copy(0, index, drawn)
         chosen = torch.where(torch.isfinite(highest), chosen, -1)
@@ -43,8 +47,8 @@ def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _constrain(logits: Tensor, masks: Masks) -> None:
-    rows = torch.tensor(masks.rows, device=logits.device)
-    words = torch.from_numpy(masks.words).to(logits.device)
+    rows = to_device(np.array(masks.rows), logits.device)
+    words = to_device(masks.words, logits.device)
     bits = (words.unsqueeze(-1) >> torch.arange(32, device=logits.device)) & 1
     allowed = bits.flatten(1)[:, : logits.shape[1]] != 0
     logits[rows] = logits[rows].masked_fill(~allowed, _NEGATIVE_INFINITY)
@@ -86,7 +90,7 @@ def _filter_top(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
 
 
 def _column(logits: Tensor, values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=logits.dtype, device=logits.device).unsqueeze(1)
+    return to_device(np.array(values, dtype=np.float32), logits.device).unsqueeze(1)
 
 
 def gumbel_noise(
@@ -96,13 +100,11 @@ def gumbel_noise(
 
     Counter-based: splitmix64's mixer (Steele et al., 2014) of the three, in wrapping int64.
     """
-    keys = torch.tensor(
-        [
-            _signed(_mix_int(_mix_int(seed) ^ position))
-            for seed, position in zip(seeds, positions, strict=True)
-        ],
-        device=device,
-    ).unsqueeze(1)
+    mixed = [
+        _signed(_mix_int(_mix_int(seed) ^ position))
+        for seed, position in zip(seeds, positions, strict=True)
+    ]
+    keys = to_device(np.array(mixed, dtype=np.int64), device).unsqueeze(1)
     ids = torch.arange(vocab_size, device=device).unsqueeze(0)
     bits = _mix(keys + ids * _signed(_GOLDEN))
     # 52 bits and a half are a double strictly in (0, 1): none is rounded to either end.
