@@ -1,24 +1,33 @@
 """The Llama family's decoder, for inference only: Llama, Mistral, Qwen2, Qwen3, SmolLM.
 
 A step's tokens, of whatever sequences, are one flat batch [num_tokens, hidden_size]; who belongs
-to whom is the attention plan's to know. Weights that are multiplied with the same input are
+to whom is the attention's to know. What is computed between the matrices is `Operations`: torch's
+own anywhere, Triton's kernels on CUDA. Weights that are multiplied with the same input are
 merged (q, k, v; gate, up).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from inference.kv_cache import KVCache
-from inference.layers.attention import AttentionPlan, attend
-from inference.layers.linear import Int8Linear, Linear
-from inference.layers.plan import make_plan
-from inference.layers.rotary import RotaryEmbedding, rotate
+from inference.layers.linear import Fp8Linear, Int8Linear, Linear
+from inference.layers.operations import Attention, Operations, Quantise
+from inference.layers.quantise import quantise_rows
+from inference.layers.rotary import RotaryEmbedding
+from inference.layers.torch_operations import TorchOperations
 from inference.model_config import ModelConfig
 from inference.step import Step
+from inference.step_inputs import StepInputs, make_inputs
 from inference.weights import Weights
+
+MakeOperations = Callable[[ModelConfig, RotaryEmbedding], Operations]
+Quantisation = Literal["int8", "fp8"]
 
 
 class Layer:
@@ -26,7 +35,6 @@ class Layer:
 
     def __init__(self, config: ModelConfig, reader: Reader, number: int) -> None:
         hidden, head_dim = config.hidden_size, config.head_dim
-        self._config = config
         self._number = number
         q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
         self._sizes = [q_size, kv_size, kv_size]
@@ -58,27 +66,27 @@ class Layer:
         self.down = reader.merged([(f"{mlp}.down_proj", hidden)], inner, bias=config.mlp_bias)
 
     def __call__(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, plan: AttentionPlan
-    ) -> Tensor:
-        x = x + self._attend(self._norm(x, self.input_norm), rotation, cache, plan)
-        gate, up = self.gate_up(self._norm(x, self.post_norm)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        self, x: Tensor, residual: Tensor | None, operations: Operations, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """What this layer adds, and to what; takes the last layer's two.
 
-    def _attend(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache, plan: AttentionPlan
-    ) -> Tensor:
-        q, k, v = (
-            part.view(len(x), -1, self._config.head_dim)
-            for part in torch.split(self.qkv(x), self._sizes, dim=-1)
-        )
-        if self.qk_norms is not None:
-            q, k = self._norm(q, self.qk_norms[0]), self._norm(k, self.qk_norms[1])
-        if self.rotates:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
-        return self.out(attend(q, k, v, cache.layer(self._number), plan))
+        The first one takes the embeddings, and no residual.
+        """
+        if residual is None:
+            normed, residual = operations.norm(x, self.input_norm), x
+        else:
+            normed, residual = operations.add_norm(x, residual, self.input_norm)
+        return self._feed_forward(self._attend(normed, attention), residual, operations)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight, self._config.rms_norm_eps)
+    def _attend(self, x: Tensor, attention: Attention) -> Tensor:
+        seen = attention(self.qkv(x), self._number, self.qk_norms, rotates=self.rotates)
+        return self.out(seen)
+
+    def _feed_forward(
+        self, x: Tensor, residual: Tensor, operations: Operations
+    ) -> tuple[Tensor, Tensor]:
+        normed, residual = operations.add_norm(x, residual, self.post_norm)
+        return self.down(operations.gate(self.gate_up(normed))), residual
 
 
 class Llama:
@@ -92,62 +100,70 @@ class Llama:
         max_context: int,
         dtype: torch.dtype,
         device: torch.device,
-        int8: bool = False,
+        quantisation: Quantisation | None = None,
+        make_operations: MakeOperations = TorchOperations,
     ) -> None:
         """Reads all weights. Raises ModelLoadError if any is missing or has another shape.
 
-        With `int8` the layers' matrices are stored so, and multiplied in `dtype`.
+        With a `quantisation` the layers' matrices are stored so; all else is in `dtype`.
         """
-        reader = Reader(weights, dtype, device, int8=int8)
         self.config = config
         self.dtype = dtype
         self.device = device
+        self.operations = make_operations(config, RotaryEmbedding(config, max_context, device))
+        quantise = self.operations.quantise
+        reader = Reader(weights, dtype, device, quantisation=quantisation, quantise=quantise)
         self._embeddings, self._head = reader.embeddings_and_head(config)
         self._layers = [Layer(config, reader, number) for number in range(config.num_layers)]
         self._norm = reader.tensor("model.norm.weight", config.hidden_size)
-        self._rotary = RotaryEmbedding(config, max_context, device)
         self.num_parameters = reader.num_parameters
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
-        x = self._forward(step, cache)
+        inputs = make_inputs(step, cache.block_size, self.device)
+        states = self.states(inputs, cache)
         if not step.outputs:
             return None
         if len(step.outputs) != len(step.token_ids):
-            x = x[torch.tensor(step.outputs, device=self.device)]
-        x = rms_norm(x, self._norm, self.config.rms_norm_eps)
-        return F.linear(x, self._head).float()
+            states = states[inputs.outputs]
+        return self.logits(states)
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
         """Last hidden states [num_tokens, hidden_size] of all rows."""
-        return rms_norm(self._forward(step, cache), self._norm, self.config.rms_norm_eps)
+        return self.states(make_inputs(step, cache.block_size, self.device), cache)
 
-    def _forward(self, step: Step, cache: KVCache) -> Tensor:
-        """What the last layer gives, not yet normed, [num_tokens, hidden_size]."""
-        token_ids = torch.tensor(step.token_ids, device=self.device)
-        positions = torch.tensor(step.positions, device=self.device)
-        plan = make_plan(step, cache, self.config.sliding_window, self.device)
-        x = F.embedding(token_ids, self._embeddings)
-        rotation = self._rotary.at(positions, self.dtype)
+    def logits(self, states: Tensor) -> Tensor:
+        """[num_rows, vocab_size] in float32, of last hidden states [num_rows, hidden_size]."""
+        return F.linear(states, self._head).float()
+
+    def states(self, inputs: StepInputs, cache: KVCache) -> Tensor:
+        """Last hidden states [num_tokens, hidden_size].
+
+        Without `inputs.pieces` it does the same whatever is in the tensors: it can be captured.
+        """
+        operations = self.operations
+        attention = operations.attention(inputs, cache)
+        x, residual = F.embedding(inputs.token_ids, self._embeddings), None
         for layer in self._layers:
-            x = layer(x, rotation, cache, plan)
-        return x
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root mean square norm over the last dimension, computed in float32 (arXiv:1910.07467)."""
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
+            x, residual = layer(x, residual, operations, attention)
+        assert residual is not None, "a model has layers"
+        return operations.add_norm(x, residual, self._norm)[0]
 
 
 class Reader:
     """Takes tensors out of a checkpoint in the wanted type, and counts them."""
 
     def __init__(
-        self, weights: Weights, dtype: torch.dtype, device: torch.device, *, int8: bool = False
+        self,
+        weights: Weights,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        quantisation: Quantisation | None = None,
+        quantise: Quantise = quantise_rows,
     ) -> None:
-        self._int8 = int8
+        self._quantisation = quantisation
+        self._quantise = quantise
         self._weights = weights
         self._dtype = dtype
         self._device = device
@@ -171,7 +187,9 @@ class Reader:
         """Matrices with the same input as one; each part is a name and its number of outputs."""
         matrices = [self.tensor(f"{name}.weight", size, num_inputs) for name, size in parts]
         biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
-        bias_vector = torch.cat(biases) if biases else None
-        if self._int8:
-            return Int8Linear(torch.cat(matrices), bias_vector)
-        return Linear(torch.cat(matrices), bias_vector)
+        matrix, bias_vector = torch.cat(matrices), torch.cat(biases) if biases else None
+        if self._quantisation == "fp8":
+            return Fp8Linear(matrix, bias_vector, self._quantise)
+        if self._quantisation == "int8":
+            return Int8Linear(matrix, bias_vector)
+        return Linear(matrix, bias_vector)

@@ -1,4 +1,4 @@
-"""Chooses how a checkpoint is computed: by torch anywhere, or natively on a CPU that can."""
+"""Chooses what computes a checkpoint: C on a CPU that can, Triton's kernels on a GPU, or torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from inference.errors import ModelLoadError
 from inference.kv_cache import KVCache
-from inference.llama import Llama
+from inference.layers.torch_operations import TorchOperations
+from inference.llama import Llama, MakeOperations, Quantisation
 from inference.model_config import ModelConfig
 from inference.native.decoder import NativeDecoder, unsupported
 from inference.native.packing import WeightType
@@ -28,6 +29,13 @@ _TORCH_TYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_QUANTISATIONS: dict[str, Quantisation] = {"int8": "int8", "fp8": "fp8"}
+
+FP8_CAPABILITY = (8, 9)
+"""Of the first GPUs that multiply eight-bit floats."""
+
+FP8_MULTIPLE = 16
+"""Of both sizes of a matrix, for them."""
 
 
 class Model(Protocol):
@@ -64,8 +72,11 @@ def weight_type(wanted: str, config: ModelConfig, device: torch.device) -> str:
     name = config.dtype if wanted == "auto" else wanted
     if wanted == "auto" and device.type == "cpu" and _is_small(config):
         name = "float32"
-    if name not in (*_TORCH_TYPES, "int8"):
+    if name not in (*_TORCH_TYPES, "int8", "fp8"):
         raise ModelLoadError(f"config.json: dtype {name!r} is not supported")
+    reason = _why_no_such_weights(name, config, device)
+    if reason is not None:
+        raise ModelLoadError(f"INFERENCE_DTYPE is {name}, but {reason}")
     return name
 
 
@@ -76,7 +87,7 @@ def activation_type(name: str) -> torch.dtype:
 
 def make_model(
     config: ModelConfig, weights: Weights, device: torch.device, options: ModelOptions
-) -> Model:
+) -> NativeDecoder | Llama:
     """Reads the weights. Raises ModelLoadError saying what is wrong with them or the options."""
     reason = _why_not_native(config, device, options)
     if reason is None:
@@ -98,17 +109,55 @@ def make_model(
         max_context=options.max_context,
         dtype=activation_type(options.dtype),
         device=device,
-        int8=options.dtype == "int8",
+        quantisation=_QUANTISATIONS.get(options.dtype),
+        make_operations=_operations(config, device, options),
     )
 
 
+def _operations(config: ModelConfig, device: torch.device, options: ModelOptions) -> MakeOperations:
+    """Triton's on a GPU, where they can compute the model; else torch's, and the log says why."""
+    if options.kernels == "torch" or (device.type == "cpu" and options.kernels != "triton"):
+        return TorchOperations
+    try:
+        # Imported here: torch for CPUs comes without Triton.
+        from inference.kernels.operations import TritonOperations, unsupported
+    except ImportError as error:
+        reason: str | None = f"triton cannot be imported: {error}"
+    else:
+        reason = unsupported(config, options.block_size, device)
+        if reason is None:
+            return TritonOperations
+    if options.kernels == "triton":
+        raise ModelLoadError(f"INFERENCE_KERNELS is triton, but {reason}")
+    logger.warning("torch computes the model, slower than triton", extra={"reason": reason})
+    return TorchOperations
+
+
+def _why_no_such_weights(name: str, config: ModelConfig, device: torch.device) -> str | None:
+    if name == "int8" and device.type == "cuda":
+        return "int8 weights are for CPUs; on a GPU INFERENCE_DTYPE=fp8 takes as little memory"
+    if name != "fp8":
+        return None
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        have = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"the GPU's compute capability is {have}; it takes 8.9 (Ada, Hopper) or more"
+    sizes = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads * head_dim": config.num_heads * config.head_dim,
+        "num_key_value_heads * head_dim": config.num_kv_heads * config.head_dim,
+    }
+    odd = [f"{name} {size}" for name, size in sizes.items() if size % FP8_MULTIPLE]
+    return f"{', '.join(odd)} is no multiple of {FP8_MULTIPLE}" if odd else None
+
+
 def _why_not_native(config: ModelConfig, device: torch.device, options: ModelOptions) -> str | None:
-    if options.kernels == "torch":
-        return "INFERENCE_KERNELS is torch"
+    if options.kernels in ("torch", "triton"):
+        return f"INFERENCE_KERNELS is {options.kernels}"
     if device.type != "cpu":
         return f"the device is {device.type}"
-    if options.dtype == "float16":
-        return "dtype float16 is torch's only"
+    if options.dtype in ("float16", "fp8"):
+        return f"dtype {options.dtype} is torch's only"
     return unsupported(config, options.block_size)
 
 

@@ -1,10 +1,13 @@
-"""Matrices of a decoder: in the activations' type, or in int8 to save memory."""
+"""Matrices of a decoder: in the activations' type, or in eight bits to save memory."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from inference.layers.operations import Quantise
+from inference.layers.quantise import quantise_rows
 
 
 class Linear:
@@ -28,4 +31,34 @@ class Int8Linear(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         product = F.linear(x, self.weight.to(x.dtype)) * self._scales
+        return product if self.bias is None else product + self.bias
+
+
+class Fp8Linear(Linear):
+    """A matrix in float8_e4m3fn with a scale an output, times rows rounded the same way."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, quantise: Quantise = quantise_rows
+    ) -> None:
+        """`quantise` rounds the activations; what it is made of is the device's affair."""
+        rows, scales = quantise_rows(weight)
+        super().__init__(rows, bias)
+        self._scales = scales.view(1, -1)
+        self._quantise = quantise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows, scales = self._quantise(x)
+        if x.device.type == "cpu":
+            # The same numbers, multiplied in float32: slow, and exact where the GPU is.
+            wide = F.linear(rows.float(), self.weight.float())
+            product = (wide * scales * self._scales).to(x.dtype)
+        else:
+            product = torch._scaled_mm(
+                rows,
+                self.weight.t(),
+                scale_a=scales,
+                scale_b=self._scales,
+                out_dtype=x.dtype,
+                use_fast_accum=True,
+            )
         return product if self.bias is None else product + self.bias

@@ -260,7 +260,7 @@ def test_not_a_number_does_not_outlive_its_sequence(
         return torch.full_like(q, float("nan"))
 
     with monkeypatch.context() as broken:
-        broken.setattr("inference.llama.rotate", no_numbers)
+        broken.setattr("inference.layers.torch_operations.rotate", no_numbers)
         engine.add(Sequence("bad", [1] * 20, greedy))
         assert finishes(drain(engine)) == {"bad": FinishReason.ERROR}
     assert completions(engine) == expected

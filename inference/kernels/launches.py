@@ -1,0 +1,69 @@
+"""Cuts a step's attention into launches of the kernel that fill the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inference.kernels.attention import Launch
+from inference.kernels.combine import MAX_SPLITS
+from inference.step_inputs import StepInputs
+
+SMALLEST_TILE = 16
+"""Rows that a matrix multiplication on the device has at the least."""
+
+LARGEST_TILE = 64
+KEYS_PER_SPLIT = 64
+"""Fewer are not worth a program of their own."""
+
+
+class Launches:
+    """Chooses tiles and splits for a model's heads on a device."""
+
+    def __init__(self, *, num_heads: int, num_kv_heads: int, num_programs: int) -> None:
+        """`num_programs` is how many keep the device busy."""
+        self._group = num_heads // num_kv_heads
+        self._num_kv_heads = num_kv_heads
+        self._num_programs = num_programs
+
+    def of(self, inputs: StepInputs, block_size: int) -> list[Launch]:
+        """One for the sequences with one row each, one for all others, where there are any.
+
+        Depends on nothing that differs between two steps which one captured graph serves.
+        """
+        launches: list[Launch] = []
+        if inputs.num_decodes:
+            longest = inputs.num_blocks * block_size
+            launches.append(self._launch(0, [1] * inputs.num_decodes, 0, longest))
+        if inputs.pieces:
+            first = inputs.pieces[0]
+            num_rows = [piece.end - piece.begin for piece in inputs.pieces]
+            longest = max(piece.context for piece in inputs.pieces)
+            launches.append(self._launch(first.sequence, num_rows, first.begin, longest))
+        return launches
+
+    def _launch(
+        self, sequence: int, num_rows: Sequence[int], first_row: int, longest: int
+    ) -> Launch:
+        most = max(num_rows)
+        smallest = max(SMALLEST_TILE, _power_of_two(self._group))
+        rows = min(_power_of_two(most * self._group), max(LARGEST_TILE, smallest))
+        tile_rows = max(rows, smallest)
+        num_tiles = -(-most // (tile_rows // self._group))
+        # Programs that have queries: the grid has more where sequences differ in length.
+        queries = tile_rows // self._group
+        num_programs = sum(-(-each // queries) for each in num_rows) * self._num_kv_heads
+        splits = min(self._num_programs // num_programs, -(-longest // KEYS_PER_SPLIT), MAX_SPLITS)
+        return Launch(
+            first_sequence=sequence,
+            num_sequences=len(num_rows),
+            first_row=first_row,
+            num_rows=sum(num_rows),
+            num_tiles=num_tiles,
+            tile_rows=tile_rows,
+            num_splits=max(splits, 1),
+        )
+
+
+def _power_of_two(value: int) -> int:
+    """The next one that is not smaller."""
+    return 1 << (value - 1).bit_length()

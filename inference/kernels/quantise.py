@@ -1,0 +1,53 @@
+"""Rounds rows to float8_e4m3fn, each with a scale of its own, one program a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from inference.layers.operations import Quantised
+from inference.layers.quantise import FP8, FP8_MAX, SMALLEST_AMAX
+
+
+@triton.jit
+def _quantise(
+    x: Any,
+    rows: Any,
+    scales: Any,
+    size: int,
+    LARGEST: tl.constexpr,
+    SMALLEST_AMAX: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    value = tl.load(x + row * size + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value), axis=0), SMALLEST_AMAX) / LARGEST
+    scaled = tl.minimum(tl.maximum(value / scale, -LARGEST), LARGEST)
+    tl.store(rows + row * size + columns, scaled.to(rows.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale)
+
+
+def quantise(x: Tensor) -> Quantised:
+    """As `inference.layers.operations.Operations.quantise` has it."""
+    x = x.contiguous()
+    num_rows, size = x.shape
+    rows = torch.empty(x.shape, dtype=FP8, device=x.device)
+    scales = torch.empty((num_rows, 1), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(size)
+    _quantise[(num_rows,)](
+        x,
+        rows,
+        scales,
+        size,
+        LARGEST=FP8_MAX,
+        SMALLEST_AMAX=SMALLEST_AMAX,
+        BLOCK=block,
+        num_warps=min(max(block // 512, 1), 16),
+    )
+    return Quantised(rows, scales)

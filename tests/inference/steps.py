@@ -1,0 +1,52 @@
+"""Random steps, with caches and weights for them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from inference.kv_cache import KVCache
+from inference.model_config import ModelConfig, load_config
+from inference.step import Step
+
+Span = tuple[int, int]
+"""Tokens that a sequence has already, and those of this step."""
+
+
+def make_step(spans: list[Span], block_size: int, num_blocks: int, seed: int = 0) -> Step:
+    """A step of such sequences with random tokens, in random blocks; every row is wanted."""
+    rng = random.Random(seed)
+    blocks = rng.sample(range(num_blocks), num_blocks)
+    token_ids: list[int] = []
+    positions: list[int] = []
+    begins = [0]
+    tables: list[list[int]] = []
+    for before, num_rows in spans:
+        positions += range(before, before + num_rows)
+        token_ids += (rng.randrange(100) for _ in range(num_rows))
+        begins.append(len(positions))
+        size = -(-(before + num_rows) // block_size)
+        tables.append([blocks.pop() for _ in range(size)])
+    return Step(
+        token_ids=token_ids,
+        positions=positions,
+        begins=begins,
+        block_tables=list(tables),
+        outputs=list(range(len(positions))),
+    )
+
+
+def fill_cache(cache: KVCache, num_layers: int, seed: int = 0) -> None:
+    """Random keys and values everywhere."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    for layer in range(num_layers):
+        for stored in cache.layer(layer):
+            stored.copy_(torch.randn(stored.shape, generator=generator))
+
+
+def change(folder: Path, **values: object) -> ModelConfig:
+    """The config of the model in a folder, with other values."""
+    return replace(load_config(folder), **values)  # type: ignore[arg-type]
