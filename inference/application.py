@@ -86,6 +86,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         device=settings.device,
         dtype=settings.dtype,
         kernels=settings.kernels,
+        cuda_graphs=settings.cuda_graphs,
         max_num_seqs=settings.max_num_seqs,
         max_num_waiting=settings.max_num_waiting,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,19 @@ import torch
 
 from inference.admission import Admission
 from inference.block_manager import BlockManager
+from inference.cuda_capture import CudaCapture
 from inference.embedding import Embedder
 from inference.engine import Engine
 from inference.errors import ModelLoadError
+from inference.graphed_model import GraphedModel
 from inference.interface import ModelInfo
 from inference.kv_cache import KVCache
+from inference.kv_size import num_kv_blocks
+from inference.layers.torch_operations import TorchOperations
+from inference.llama import Llama
 from inference.masks import MaskWorker
-from inference.memory import free_memory
 from inference.model_config import ModelConfig, load_config
-from inference.model_factory import ModelOptions, activation_type, make_model, weight_type
+from inference.model_factory import Model, ModelOptions, activation_type, make_model, weight_type
 from inference.model_runner import ModelRunner
 from inference.native.decoder import NativeDecoder
 from inference.native.drawer import NativeDrawer
@@ -33,12 +38,6 @@ from inference.vocabulary import Vocabulary
 from inference.weights import Weights
 
 logger = logging.getLogger(__name__)
-
-FREE_MEMORY_SHARE = 0.5
-"""Of the memory that is free after loading, the KV cache takes at most this; on a GPU more."""
-
-GPU_MEMORY_SHARE = 0.9
-MAX_CPU_KV_TOKENS = 131_072
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +57,7 @@ class EngineOptions:
     threads: int = 0
     num_speculative_tokens: int = 0
     kernels: str = "auto"
+    cuda_graphs: bool = True
 
 
 def load_engine(options: EngineOptions) -> Engine:
@@ -73,7 +73,7 @@ def load_engine(options: EngineOptions) -> Engine:
     weights_as = weight_type(options.dtype, config, device)
     dtype = activation_type(weights_as)
     max_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
-    model = make_model(
+    decoder = make_model(
         config,
         weights,
         device,
@@ -86,12 +86,22 @@ def load_engine(options: EngineOptions) -> Engine:
         ),
     )
     drawer: Drawer = TorchDrawer()
-    if isinstance(model, NativeDecoder):
-        drawer = NativeDrawer(model.pool)
+    if isinstance(decoder, NativeDecoder):
+        drawer = NativeDrawer(decoder.pool)
         # It has threads of its own; torch's would wait for work by spinning on their cores.
         torch.set_num_threads(1)
-    num_blocks = _num_kv_tokens(options, config, dtype, device, max_context) // options.block_size
+    capture = _capture(options, decoder, max_context)
+    num_blocks = num_kv_blocks(
+        decoder,
+        block_size=options.block_size,
+        num_tokens=options.kv_cache_tokens,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=max_tokens,
+        max_context=max_context,
+        capture=capture,
+    )
     cache = KVCache(config, num_blocks, options.block_size, dtype, device)
+    model: Model = decoder if capture is None else capture(cache)
     vocabulary = Vocabulary.load(
         options.folder, vocab_size=config.vocab_size, eos_token_ids=config.eos_token_ids
     )
@@ -135,7 +145,8 @@ def load_engine(options: EngineOptions) -> Engine:
             "dtype": weights_as,
             "device": str(device),
             "kv_cache_tokens": num_blocks * options.block_size,
-            "kernels": type(model).__name__,
+            "kernels": _kernels(decoder),
+            "graphs": capture is not None,
             "threads": threads,
             "duration_seconds": time.monotonic() - started,
         },
@@ -149,6 +160,27 @@ def _warm_up(engine: Engine) -> None:
     engine.add(Sequence("warm-up", [0, 0], params))
     while engine.has_work:
         engine.step()
+
+
+def _capture(
+    options: EngineOptions, model: Model, max_context: int
+) -> Callable[[KVCache], GraphedModel] | None:
+    """What captures the decode steps on a cache; None where they are not to be captured."""
+    if not options.cuda_graphs or model.device.type != "cuda" or not isinstance(model, Llama):
+        return None
+    if isinstance(model.operations, TorchOperations):
+        return None  # a captured step of theirs would gather `max_context` tokens a sequence
+    return lambda cache: GraphedModel(
+        model,
+        cache,
+        max_num_seqs=options.max_num_seqs,
+        max_context=max_context,
+        capture=CudaCapture(),
+    )
+
+
+def _kernels(model: Llama | NativeDecoder) -> str:
+    return type(model.operations if isinstance(model, Llama) else model).__name__
 
 
 def _device(wanted: str) -> torch.device:
@@ -171,27 +203,3 @@ def _max_context(wanted: int, config: ModelConfig) -> int:
             f"Given: {wanted}"
         )
     return wanted or config.max_position
-
-
-def _num_kv_tokens(
-    options: EngineOptions,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_context: int,
-) -> int:
-    """Tokens in the KV cache, a whole number of blocks."""
-    size = options.block_size
-    if options.kv_cache_tokens:
-        return max(options.kv_cache_tokens // size, 1) * size
-    most = options.max_num_seqs * max_context
-    per_token = KVCache.bytes_per_token(config, dtype)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        tokens = int(free * GPU_MEMORY_SHARE) // per_token
-    else:
-        tokens = min(int(free_memory() * FREE_MEMORY_SHARE) // per_token, MAX_CPU_KV_TOKENS)
-    tokens = min(tokens, most)
-    if tokens < size:
-        raise ModelLoadError("no memory is left for the KV cache; choose a smaller model or dtype")
-    return tokens // size * size

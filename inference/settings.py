@@ -26,12 +26,18 @@ class InferenceSettings(ServiceSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to run; auto takes a GPU if there is one."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = Field(
         "auto",
-        description="Type of the weights; auto takes the model's own, int8 quantises at load.",
+        description="Type of the weights; auto takes the model's own. int8 (on CPUs) and fp8 (on "
+        "GPUs since Ada and Hopper) quantise at load.",
     )
-    kernels: Literal["auto", "native", "torch"] = Field(
-        "auto", description="What computes on a CPU; auto takes native where the CPU has AVX-512."
+    kernels: Literal["auto", "native", "triton", "torch"] = Field(
+        "auto",
+        description="What computes. auto takes native on a CPU that has AVX-512, triton on a GPU, "
+        "and torch where these cannot.",
+    )
+    cuda_graphs: bool = Field(
+        True, description="Capture decode steps on a GPU: longer to load, faster steps."
     )
     max_num_seqs: int = Field(64, ge=1, le=4096, description="Most sequences in a batch.")
     max_num_waiting: int = Field(

@@ -1,0 +1,69 @@
+"""A model whose decode steps are captured: the host starts one graph instead of many kernels."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from inference.decode_buffers import DecodeBuffers, batch_sizes
+from inference.kv_cache import KVCache
+from inference.llama import Llama
+from inference.step import Step
+
+Replay = Callable[[], Tensor]
+Capture = Callable[[Callable[[], Tensor]], Replay]
+"""Records what a function does on the device; what it gives back does the same again.
+
+The function's tensors stay where they are, and its result is the same tensor each time.
+"""
+
+
+class GraphedModel:
+    """Implements `Model`. A step of more than one token a sequence runs as it always does."""
+
+    def __init__(
+        self, model: Llama, cache: KVCache, *, max_num_seqs: int, max_context: int, capture: Capture
+    ) -> None:
+        """Captures a graph for each of `batch_sizes`; only steps on this `cache` can use them."""
+        self.model = model
+        self.config = model.config
+        self.num_parameters = model.num_parameters
+        self.dtype = model.dtype
+        self.device = model.device
+        self.num_replayed_steps = 0
+        self._cache = cache
+        self._buffers = DecodeBuffers(
+            cache, max_num_seqs=max_num_seqs, max_context=max_context, device=model.device
+        )
+        self._sizes = batch_sizes(max_num_seqs)
+        self._replays: dict[int, Replay] = {}
+        with torch.inference_mode():
+            # The largest first: what it frees of the memory that they share, the others take.
+            for size in reversed(self._sizes):
+                inputs = self._buffers.inputs(size)
+                self._replays[size] = capture(partial(model.states, inputs, cache))
+
+    def compute(self, step: Step, cache: KVCache) -> Tensor | None:
+        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        if cache is not self._cache or not self._serves(step):
+            return self.model.compute(step, cache)
+        self.num_replayed_steps += 1
+        size = self._sizes[bisect_left(self._sizes, step.num_sequences)]
+        self._buffers.fill(step, size)
+        states = self._replays[size]()
+        # Not captured: the logits of every batch size would need memory of their own.
+        return self.model.logits(states[: step.num_sequences])
+
+    def hidden(self, step: Step, cache: KVCache) -> Tensor:
+        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        return self.model.hidden(step, cache)
+
+    def _serves(self, step: Step) -> bool:
+        """Whether each sequence has one token, and wants its logits."""
+        num_tokens = len(step.token_ids)
+        one_each = num_tokens == step.num_sequences == len(step.outputs)
+        return one_each and num_tokens <= self._sizes[-1]

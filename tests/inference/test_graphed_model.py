@@ -1,0 +1,169 @@
+"""Captured decode steps, with a capture that computes anew on the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from inference.decode_buffers import DecodeBuffers, batch_sizes
+from inference.engine import Engine
+from inference.graphed_model import GraphedModel
+from inference.kv_cache import KVCache
+from inference.llama import Llama
+from inference.model_config import load_config
+from inference.weights import Weights
+from tests.inference.steps import Span, fill_cache, make_step
+from tests.inference.test_parity import prompts, run
+
+CPU = torch.device("cpu")
+NUM_BLOCKS = 40
+MAX_NUM_SEQS = 11
+
+
+class Recorded:
+    """A capture that keeps to the rules of one: once recorded, only tensors may change."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        result = compute()
+        self.sizes.append(len(result))
+
+        def replay() -> Tensor:
+            result.copy_(compute())
+            return result
+
+        return replay
+
+
+@pytest.fixture
+def model(family: str, model_folder: Callable[[str], Path]) -> Llama:
+    """A family's model under torch."""
+    folder = model_folder(family)
+    return Llama(
+        load_config(folder),
+        Weights(folder),
+        max_context=512,
+        dtype=torch.float32,
+        device=CPU,
+    )
+
+
+def graphed(model: Llama, cache: KVCache, capture: Recorded | None = None) -> GraphedModel:
+    """The model with its decode steps captured."""
+    return GraphedModel(
+        model, cache, max_num_seqs=MAX_NUM_SEQS, max_context=512, capture=capture or Recorded()
+    )
+
+
+def make_cache(model: Llama) -> KVCache:
+    """With the same random content each time."""
+    cache = KVCache(model.config, NUM_BLOCKS, 16, torch.float32, CPU)
+    fill_cache(cache, model.config.num_layers)
+    return cache
+
+
+def stored(cache: KVCache) -> Tensor:
+    """All that sequences can have in it."""
+    keys, values = cache.layer(0)
+    end = cache.scrap_block * cache.block_size
+    return torch.stack([keys[:end], values[:end]])
+
+
+@torch.inference_mode()
+def test_a_captured_step_equals_an_eager_one(model: Llama) -> None:
+    """For each number of sequences: the logits, and what is left in the cache."""
+    eager_cache, cache = make_cache(model), make_cache(model)
+    captured = graphed(model, cache)
+    # Long contexts first: their tables are left in the buffers, and must not be read.
+    for number, size in enumerate((11, 1, 2, 3, 5, 8, 9)):
+        spans = [(40 // size + place, 1) for place in range(size)]
+        step = make_step(spans, 16, NUM_BLOCKS, seed=size)
+        expected, got = model.compute(step, eager_cache), captured.compute(step, cache)
+        assert expected is not None
+        assert got is not None
+        assert captured.num_replayed_steps == number + 1
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(stored(cache), stored(eager_cache), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama-tied-gqa"])
+@torch.inference_mode()
+def test_other_steps_run_as_ever(model: Llama) -> None:
+    """Chunks, drafts, too many sequences, another cache."""
+    cache = make_cache(model)
+    captured = graphed(model, cache)
+    cases: list[tuple[list[Span], KVCache]] = [
+        ([(0, 5)], cache),
+        ([(3, 1), (5, 3)], cache),
+        ([(3, 1)] * (MAX_NUM_SEQS + 1), cache),
+        ([(3, 1)], make_cache(model)),
+    ]
+    for spans, each in cases:
+        step = make_step(spans, 16, NUM_BLOCKS)
+        got = captured.compute(step, each)
+        assert got is not None
+        assert len(got) == len(step.token_ids)
+    assert captured.num_replayed_steps == 0
+
+
+@pytest.mark.parametrize("family", ["llama-tied-gqa"])
+def test_graphs_are_captured_largest_first(model: Llama) -> None:
+    """They share their memory: what comes later must find room in what the first one took."""
+    capture = Recorded()
+    graphed(model, make_cache(model), capture)
+    assert capture.sizes == [11, 8, 4, 2, 1]
+
+
+def test_batch_sizes() -> None:
+    """Every size up to the most has one that holds it, with less than eight to spare."""
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(8) == [1, 2, 4, 8]
+    assert batch_sizes(30) == [1, 2, 4, 8, 16, 24, 30]
+    for most in range(1, 70):
+        sizes = batch_sizes(most)
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] == most
+        for wanted in range(1, most + 1):
+            assert min(size for size in sizes if size >= wanted) - wanted < 8
+
+
+def test_what_fills_up_a_batch_touches_the_scrap_block_only(
+    model_folder: Callable[[str], Path],
+) -> None:
+    """It is no block of the block manager's, and reading from it gives finite numbers."""
+    config = load_config(model_folder("llama-tied-gqa"))
+    cache = KVCache(config, 4, 16, torch.float32, CPU)
+    buffers = DecodeBuffers(cache, max_num_seqs=4, max_context=64, device=CPU)
+    buffers.fill(make_step([(20, 1)], 16, 4), 4)
+    inputs = buffers.inputs(4)
+    assert inputs.contexts.tolist() == [21, 1, 1, 1]
+    assert inputs.slots[1:].tolist() == [64] * 3
+    assert inputs.tables[1:, 0].tolist() == [4] * 3
+    assert cache.layer(0)[0].shape[0] == 5 * 16
+    buffers.fill(make_step([(3, 1)] * 3, 16, 4), 4)
+    assert inputs.contexts.tolist() == [4, 4, 4, 1]
+
+
+def test_an_engine_gives_the_same_tokens_with_graphs(make_engine: Callable[..., Engine]) -> None:
+    """Greedy, with preemption and all; the books match at the end."""
+    batch = prompts(30, 3, 17, 30)
+    expected = run(make_engine(), batch, num_tokens=40)
+    engine = make_engine(kv_cache_tokens=192)
+    runner = engine._runner
+    captured = GraphedModel(
+        runner._model,  # type: ignore[attr-defined]
+        runner._cache,  # type: ignore[attr-defined]
+        max_num_seqs=64,
+        max_context=512,
+        capture=Recorded(),
+    )
+    runner._model = captured  # type: ignore[attr-defined]
+    assert run(engine, batch, num_tokens=40) == expected
+    assert captured.num_replayed_steps > 20
+    assert engine.load().kv_usage == 0
