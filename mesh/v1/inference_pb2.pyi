@@ -223,7 +223,7 @@ class GetModelResponse(message.Message):
     context_length: builtins.int
     """Most tokens of prompt and completion together."""
     dtype: builtins.str
-    """Of the weights: float32, bfloat16, float16, int8."""
+    """Of the weights: float32, bfloat16, float16, int8, fp8."""
     device: builtins.str
     """cpu, or cuda with its index and name."""
     vocab_size: builtins.int
