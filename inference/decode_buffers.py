@@ -1,4 +1,8 @@
-"""A decode step's tensors at addresses that stay, for graphs that were captured with them."""
+"""A step's tensors at addresses that stay, for graphs that were captured with them.
+
+Each row of a step is a sequence of its own here: a token, how many tokens it sees, and the blocks
+that they are in. So drafts, which are several rows of a sequence, have the shape of decoding too.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +20,27 @@ _TOKEN_IDS, _POSITIONS, _SLOTS, _CONTEXTS = range(4)
 
 
 class DecodeBuffers:
-    """Room for the inputs of up to `max_num_seqs` sequences, one token each.
+    """Room for the inputs of up to `max_num_rows` rows.
 
-    What a step leaves free is filled up with sequences of one token, which is written to the
+    What a step leaves free is filled up with rows that see one token, which is written to the
     cache's scrap block and read from there: finite numbers that nobody asks for.
     """
 
     def __init__(
-        self, cache: KVCache, *, max_num_seqs: int, max_context: int, device: torch.device
+        self, cache: KVCache, *, max_num_rows: int, max_context: int, device: torch.device
     ) -> None:
-        self.cache = cache
+        self._block_size, self._scrap = cache.block_size, cache.scrap_block
         self._device = device
         num_blocks = -(-max_context // cache.block_size)
-        self._fields = torch.zeros((4, max_num_seqs), dtype=torch.int32, device=device)
-        self._tables = torch.zeros((max_num_seqs, num_blocks), dtype=torch.int32, device=device)
-        self._begins = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._fields[_SLOTS] = cache.scrap_block * cache.block_size
+        self._fields = torch.zeros((4, max_num_rows), dtype=torch.int32, device=device)
+        self._tables = torch.zeros((max_num_rows, num_blocks), dtype=torch.int32, device=device)
+        self._begins = torch.arange(max_num_rows + 1, dtype=torch.int32, device=device)
+        self._fields[_SLOTS] = self._scrap * self._block_size
         self._fields[_CONTEXTS] = 1
-        self._tables[:, 0] = cache.scrap_block
+        self._tables[:, 0] = self._scrap
 
     def inputs(self, size: int) -> StepInputs:
-        """The tensors of a batch of `size` sequences: views, which `fill` writes to."""
+        """The tensors of a step of `size` rows: views, which `fill` writes to."""
         return StepInputs(
             token_ids=self._fields[_TOKEN_IDS, :size],
             positions=self._fields[_POSITIONS, :size],
@@ -51,30 +55,30 @@ class DecodeBuffers:
         )
 
     def fill(self, step: Step, size: int) -> None:
-        """Puts a step of at most `size` tokens, one a sequence, where `inputs(size)` looks.
+        """Puts a step of at most `size` rows where `inputs(size)` looks.
 
         One copy from the host, which nobody waits for, and two on the device.
         """
-        block_size, scrap = self.cache.block_size, self.cache.scrap_block
-        num_sequences = step.num_sequences
+        num_rows = len(step.token_ids)
         positions = np.array(step.positions, dtype=np.int32)
-        width = int(positions.max(initial=0)) // block_size + 1
-        tables = np.full((size, width), scrap, dtype=np.int32)
-        tables[:num_sequences] = padded_tables(step, width)
-        blocks = tables[np.arange(num_sequences), positions // block_size]
+        width = int(positions.max()) // self._block_size + 1
+        sequences = np.repeat(np.arange(step.num_sequences), np.diff(step.begins))
+        tables = np.full((size, width), self._scrap, dtype=np.int32)
+        tables[:num_rows] = padded_tables(step, width)[sequences]
+        blocks = tables[np.arange(num_rows), positions // self._block_size]
         fields = np.zeros((4, size), dtype=np.int32)
-        fields[_SLOTS] = scrap * block_size
+        fields[_SLOTS] = self._scrap * self._block_size
         fields[_CONTEXTS] = 1
-        fields[_TOKEN_IDS, :num_sequences] = step.token_ids
-        fields[_POSITIONS, :num_sequences] = positions
-        fields[_SLOTS, :num_sequences] = slots_of(blocks, positions, block_size)
-        fields[_CONTEXTS, :num_sequences] = positions + 1
+        fields[_TOKEN_IDS, :num_rows] = step.token_ids
+        fields[_POSITIONS, :num_rows] = positions
+        fields[_SLOTS, :num_rows] = slots_of(blocks, positions, self._block_size)
+        fields[_CONTEXTS, :num_rows] = positions + 1
         packed = to_device(np.concatenate([fields.ravel(), tables.ravel()]), self._device)
         self._fields[:, :size].copy_(packed[: fields.size].view(fields.shape))
         self._tables[:size, :width].copy_(packed[fields.size :].view(tables.shape))
 
 
-def batch_sizes(max_num_seqs: int) -> list[int]:
-    """The sizes that are captured, ascending: powers of two, then every eighth, then the most."""
-    small_and_eighths = chain((1, 2, 4), range(8, max_num_seqs, 8))
-    return [*(size for size in small_and_eighths if size < max_num_seqs), max_num_seqs]
+def batch_sizes(most: int) -> list[int]:
+    """Numbers of rows that are captured, ascending: ever further apart, and at last the most."""
+    steps = (range(8, 64, 8), range(64, 256, 16), range(256, most, 32))
+    return [*(size for size in chain((1, 2, 4), *steps) if size < most), most]

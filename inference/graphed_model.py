@@ -1,17 +1,20 @@
-"""A model whose decode steps are captured: the host starts one graph instead of many kernels."""
+"""A model whose small steps are captured: the host starts one graph instead of many kernels."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inference.decode_buffers import DecodeBuffers, batch_sizes
 from inference.kv_cache import KVCache
 from inference.llama import Llama
+from inference.staging import to_device
 from inference.step import Step
 
 Replay = Callable[[], Tensor]
@@ -22,11 +25,15 @@ The function's tensors stay where they are, and its result is the same tensor ea
 """
 
 
+MAX_ROWS_EACH = 16
+"""Of a sequence in a captured step: drafts. Each of them reads its keys and values anew."""
+
+
 class GraphedModel:
-    """Implements `Model`. A step of more than one token a sequence runs as it always does."""
+    """Implements `Model`. A step with a longer piece of a prompt runs as it always does."""
 
     def __init__(
-        self, model: Llama, cache: KVCache, *, max_num_seqs: int, max_context: int, capture: Capture
+        self, model: Llama, cache: KVCache, *, max_num_rows: int, max_context: int, capture: Capture
     ) -> None:
         """Captures a graph for each of `batch_sizes`; only steps on this `cache` can use them."""
         self.model = model
@@ -37,9 +44,9 @@ class GraphedModel:
         self.num_replayed_steps = 0
         self._cache = cache
         self._buffers = DecodeBuffers(
-            cache, max_num_seqs=max_num_seqs, max_context=max_context, device=model.device
+            cache, max_num_rows=max_num_rows, max_context=max_context, device=model.device
         )
-        self._sizes = batch_sizes(max_num_seqs)
+        self._sizes = batch_sizes(max_num_rows)
         self._replays: dict[int, Replay] = {}
         with torch.inference_mode():
             # The largest first: what it frees of the memory that they share, the others take.
@@ -52,18 +59,21 @@ class GraphedModel:
         if cache is not self._cache or not self._serves(step):
             return self.model.compute(step, cache)
         self.num_replayed_steps += 1
-        size = self._sizes[bisect_left(self._sizes, step.num_sequences)]
+        num_rows = len(step.token_ids)
+        size = self._sizes[bisect_left(self._sizes, num_rows)]
         self._buffers.fill(step, size)
-        states = self._replays[size]()
+        states = self._replays[size]()[:num_rows]
+        if len(step.outputs) < num_rows:
+            states = states[to_device(np.array(step.outputs), self.device)]
         # Not captured: the logits of every batch size would need memory of their own.
-        return self.model.logits(states[: step.num_sequences])
+        return self.model.logits(states)
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
         """Last hidden states [num_tokens, hidden_size] of all rows."""
         return self.model.hidden(step, cache)
 
     def _serves(self, step: Step) -> bool:
-        """Whether each sequence has one token, and wants its logits."""
-        num_tokens = len(step.token_ids)
-        one_each = num_tokens == step.num_sequences == len(step.outputs)
-        return one_each and num_tokens <= self._sizes[-1]
+        """Whether it is small enough, and something is wanted of it."""
+        if not step.outputs or len(step.token_ids) > self._sizes[-1]:
+            return False
+        return max(end - begin for begin, end in pairwise(step.begins)) <= MAX_ROWS_EACH

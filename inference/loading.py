@@ -40,6 +40,10 @@ from inference.weights import Weights
 logger = logging.getLogger(__name__)
 
 
+MAX_CAPTURED_ROWS = 512
+"""Of a step with drafts; a larger one takes the GPU longer than the host."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """What an engine is made of. Zeros mean: find out."""
@@ -170,10 +174,11 @@ def _capture(
         return None
     if isinstance(model.operations, TorchOperations):
         return None  # a captured step of theirs would gather `max_context` tokens a sequence
+    with_drafts = options.max_num_seqs * (1 + options.num_speculative_tokens)
     return lambda cache: GraphedModel(
         model,
         cache,
-        max_num_seqs=options.max_num_seqs,
+        max_num_rows=max(options.max_num_seqs, min(with_drafts, MAX_CAPTURED_ROWS)),
         max_context=max_context,
         capture=CudaCapture(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from inference.decode_buffers import DecodeBuffers, batch_sizes
 from inference.engine import Engine
-from inference.graphed_model import GraphedModel
+from inference.graphed_model import MAX_ROWS_EACH, GraphedModel
 from inference.kv_cache import KVCache
 from inference.llama import Llama
 from inference.model_config import load_config
@@ -21,7 +22,7 @@ from tests.inference.test_parity import prompts, run
 
 CPU = torch.device("cpu")
 NUM_BLOCKS = 40
-MAX_NUM_SEQS = 11
+MAX_NUM_ROWS = 11
 
 
 class Recorded:
@@ -57,7 +58,7 @@ def model(family: str, model_folder: Callable[[str], Path]) -> Llama:
 def graphed(model: Llama, cache: KVCache, capture: Recorded | None = None) -> GraphedModel:
     """The model with its decode steps captured."""
     return GraphedModel(
-        model, cache, max_num_seqs=MAX_NUM_SEQS, max_context=512, capture=capture or Recorded()
+        model, cache, max_num_rows=MAX_NUM_ROWS, max_context=512, capture=capture or Recorded()
     )
 
 
@@ -95,13 +96,12 @@ def test_a_captured_step_equals_an_eager_one(model: Llama) -> None:
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
 @torch.inference_mode()
 def test_other_steps_run_as_ever(model: Llama) -> None:
-    """Chunks, drafts, too many sequences, another cache."""
+    """Too many rows, of one sequence or of many; another cache."""
     cache = make_cache(model)
     captured = graphed(model, cache)
     cases: list[tuple[list[Span], KVCache]] = [
-        ([(0, 5)], cache),
-        ([(3, 1), (5, 3)], cache),
-        ([(3, 1)] * (MAX_NUM_SEQS + 1), cache),
+        ([(0, MAX_NUM_ROWS + 1)], cache),
+        ([(3, 1)] * (MAX_NUM_ROWS + 1), cache),
         ([(3, 1)], make_cache(model)),
     ]
     for spans, each in cases:
@@ -110,6 +110,36 @@ def test_other_steps_run_as_ever(model: Llama) -> None:
         assert got is not None
         assert len(got) == len(step.token_ids)
     assert captured.num_replayed_steps == 0
+
+
+@torch.inference_mode()
+def test_drafts_are_captured_as_rows_of_their_own(model: Llama) -> None:
+    """Several rows of a sequence see one another's keys as in an eager step; some are wanted."""
+    eager_cache, cache = make_cache(model), make_cache(model)
+    captured = graphed(model, cache)
+    for number, outputs in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [0, 3, 7])):
+        step = make_step([(18, 1), (30, 3), (0, 4)], 16, NUM_BLOCKS, seed=number)
+        step = replace(step, outputs=outputs)
+        expected, got = model.compute(step, eager_cache), captured.compute(step, cache)
+        assert expected is not None
+        assert got is not None
+        assert captured.num_replayed_steps == number + 1
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(stored(cache), stored(eager_cache), rtol=1e-5, atol=1e-5)
+
+
+def test_long_pieces_are_not_captured(model_folder: Callable[[str], Path]) -> None:
+    """Each of their rows would read all keys and values anew."""
+    folder = model_folder("llama-tied-gqa")
+    model = Llama(
+        load_config(folder), Weights(folder), max_context=512, dtype=torch.float32, device=CPU
+    )
+    cache = make_cache(model)
+    captured = GraphedModel(model, cache, max_num_rows=40, max_context=512, capture=Recorded())
+    with torch.inference_mode():
+        for num_rows in (MAX_ROWS_EACH, MAX_ROWS_EACH + 1):
+            captured.compute(make_step([(3, num_rows), (5, 1)], 16, NUM_BLOCKS), cache)
+    assert captured.num_replayed_steps == 1
 
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
@@ -121,16 +151,17 @@ def test_graphs_are_captured_largest_first(model: Llama) -> None:
 
 
 def test_batch_sizes() -> None:
-    """Every size up to the most has one that holds it, with less than eight to spare."""
+    """Each number of rows has a size that holds it, with less than eight or a quarter to spare."""
     assert batch_sizes(1) == [1]
     assert batch_sizes(8) == [1, 2, 4, 8]
     assert batch_sizes(30) == [1, 2, 4, 8, 16, 24, 30]
-    for most in range(1, 70):
+    for most in (*range(1, 70), 256, 300, 512, 1000):
         sizes = batch_sizes(most)
         assert sizes == sorted(set(sizes))
         assert sizes[-1] == most
         for wanted in range(1, most + 1):
-            assert min(size for size in sizes if size >= wanted) - wanted < 8
+            spare = min(size for size in sizes if size >= wanted) - wanted
+            assert spare < max(8, wanted / 4)
 
 
 def test_what_fills_up_a_batch_touches_the_scrap_block_only(
@@ -139,7 +170,7 @@ def test_what_fills_up_a_batch_touches_the_scrap_block_only(
     """It is no block of the block manager's, and reading from it gives finite numbers."""
     config = load_config(model_folder("llama-tied-gqa"))
     cache = KVCache(config, 4, 16, torch.float32, CPU)
-    buffers = DecodeBuffers(cache, max_num_seqs=4, max_context=64, device=CPU)
+    buffers = DecodeBuffers(cache, max_num_rows=4, max_context=64, device=CPU)
     buffers.fill(make_step([(20, 1)], 16, 4), 4)
     inputs = buffers.inputs(4)
     assert inputs.contexts.tolist() == [21, 1, 1, 1]
@@ -159,7 +190,7 @@ def test_an_engine_gives_the_same_tokens_with_graphs(make_engine: Callable[..., 
     captured = GraphedModel(
         runner._model,  # type: ignore[attr-defined]
         runner._cache,  # type: ignore[attr-defined]
-        max_num_seqs=64,
+        max_num_rows=64,
         max_context=512,
         capture=Recorded(),
     )

@@ -1,0 +1,60 @@
+"""How attention is cut up; run by tests/inference/test_kernels.py, as it imports Triton."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inference.kernels.combine import MAX_SPLITS
+from inference.kernels.launches import Launches
+from inference.step_inputs import make_inputs
+from tests.inference.steps import Span, make_step
+
+CPU = torch.device("cpu")
+H200 = 2 * 132
+
+
+def launches(
+    spans: list[Span], num_heads: int = 32, num_kv_heads: int = 8
+) -> list[tuple[int, ...]]:
+    """Tiles, rows of a tile and splits of each launch for a step of these."""
+    step = make_step(spans, 16, num_blocks=sum(-(-sum(span) // 16) for span in spans))
+    made = Launches(num_heads=num_heads, num_kv_heads=num_kv_heads, num_programs=H200)
+    return [
+        (each.num_tiles, each.tile_rows, each.num_splits)
+        for each in made.of(make_inputs(step, 16, CPU), 16)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        # One stream: 8 KV heads would be 8 programs.
+        ([(4000, 1)], [(1, 16, MAX_SPLITS)]),
+        # No part has fewer than 64 keys.
+        ([(100, 1)], [(1, 16, 2)]),
+        ([(4000, 1)] * 8, [(1, 16, 4)]),
+        ([(100, 1)] * 64, [(1, 16, 1)]),
+        # A prompt: 16 queries times 4 heads of a group in a tile.
+        ([(0, 2048)], [(128, 64, 1)]),
+        # Drafts: nine queries, whose keys are split as well.
+        ([(4000, 9)], [(1, 64, MAX_SPLITS)]),
+        ([(4000, 2)], [(1, 16, MAX_SPLITS)]),
+        # Both kinds in one step.
+        ([(4000, 1)] * 40 + [(0, 640)], [(1, 16, 1), (40, 64, 1)]),
+    ],
+)
+def test_few_programs_are_split(spans: list[Span], expected: list[tuple[int, ...]]) -> None:
+    """Until they fill the device."""
+    assert launches(spans) == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows"), [((8, 8), 16), ((28, 4), 16), ((64, 2), 32), ((71, 1), 128)]
+)
+def test_a_tile_holds_a_whole_group(heads: tuple[int, int], rows: int) -> None:
+    """Of query heads, also where it is large or no power of two."""
+    [(_, tile_rows, _)] = launches([(100, 1)], *heads)
+    assert tile_rows == rows
+    [(num_tiles, tile_rows, _)] = launches([(0, 100)], *heads)
+    assert num_tiles * (tile_rows // (heads[0] // heads[1])) >= 100
