@@ -57,7 +57,7 @@ class InferenceSettings(ServiceSettings):
         0, ge=0, description="Threads of the forward pass on a CPU; 0: what the quota gives."
     )
     max_messages_per_second: float = Field(
-        2500.0,
+        1250.0,
         ge=0,
         description="Most messages with tokens that leave in a second; with many streams each "
         "carries more tokens instead. 0: one for each step of each stream.",
