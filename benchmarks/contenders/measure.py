@@ -36,9 +36,14 @@ def load_from_arguments() -> Load:
     return Load(Path(folder), *map(int, numbers))
 
 
-def report(load: Load, prefill_seconds: float, decode_seconds: float) -> None:
-    """`decode_seconds` are from the first tokens to the last ones."""
-    decoded = load.num_streams * (load.output_length - 1)
+def report(
+    load: Load, prefill_seconds: float, decode_seconds: float, num_decoded: int | None = None
+) -> None:
+    """`decode_seconds` are from when every stream has its first token to the last ones.
+
+    `num_decoded` came in them; None: all tokens but those first ones.
+    """
+    decoded = load.num_streams * (load.output_length - 1) if num_decoded is None else num_decoded
     print(
         json.dumps(
             {
