@@ -52,10 +52,11 @@ def num_kv_blocks(
         most = min(int(free_memory() * FREE_MEMORY_SHARE) // per_token, MAX_CPU_KV_TOKENS)
     if num_tokens:
         return max(num_tokens // block_size, 1)
-    most = min(most, max_num_seqs * max_context)
-    if most < block_size:
+    blocks_each = -(-max_context // block_size)  # a sequence's last block is its own
+    num_blocks = min(most // block_size, max_num_seqs * blocks_each)
+    if not num_blocks:
         raise ModelLoadError("no memory is left for the KV cache; choose a smaller model or dtype")
-    return most // block_size
+    return num_blocks
 
 
 @torch.inference_mode()
