@@ -124,7 +124,8 @@ def _operations(config: ModelConfig, device: torch.device, options: ModelOptions
     except ImportError as error:
         reason: str | None = f"triton cannot be imported: {error}"
     else:
-        reason = unsupported(config, options.block_size, device)
+        dtype = activation_type(options.dtype)
+        reason = unsupported(config, dtype, options.block_size, device)
         if reason is None:
             return TritonOperations
     if options.kernels == "triton":

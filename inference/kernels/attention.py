@@ -9,7 +9,6 @@ a partial result for `combine`. All lengths are read on the device, so a launch 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -41,15 +40,15 @@ class Launch:
     do_not_specialize=["first_sequence", "first_row", "num_tiles", "num_splits", "table_stride"]
 )
 def _attend(
-    queries: Any,
-    keys: Any,
-    values: Any,
-    seen: Any,
-    partial: Any,
-    logarithms: Any,
-    tables: Any,
-    contexts: Any,
-    begins: Any,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    seen: tl.tensor,
+    partial: tl.tensor,
+    logarithms: tl.tensor,
+    tables: tl.tensor,
+    contexts: tl.tensor,
+    begins: tl.tensor,
     scale: float,
     first_sequence: int,
     first_row: int,
@@ -199,7 +198,7 @@ def attend(
         ROWS=launch.tile_rows,
         KEYS=32 if wide else 64,
         SPLITS=splits,
-        num_warps=8 if launch.tile_rows >= 128 else 4,
+        num_warps=8 if launch.tile_rows * dim > 64 * 128 else 4,
         num_stages=2,
     )
     if splits:

@@ -5,8 +5,6 @@ Each part is the softmax over its own keys, and the logarithm of its weight amon
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,9 +14,9 @@ MAX_SPLITS = 32
 
 @triton.jit(do_not_specialize=["num_splits"])
 def _combine(
-    partial: Any,
-    logarithms: Any,
-    seen: Any,
+    partial: tl.tensor,
+    logarithms: tl.tensor,
+    seen: tl.tensor,
     num_splits: int,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,7 +10,7 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _gate(gate_up: Any, gated: Any, size: int, BLOCK: tl.constexpr) -> None:
+def _gate(gate_up: tl.tensor, gated: tl.tensor, size: int, BLOCK: tl.constexpr) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < size

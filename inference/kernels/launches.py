@@ -11,7 +11,10 @@ from inference.step_inputs import StepInputs
 SMALLEST_TILE = 16
 """Rows that a matrix multiplication on the device has at the least."""
 
-LARGEST_TILE = 64
+LARGEST_TILE = 128
+LARGEST_TILE_BYTES = 32_768
+"""Of a tile's queries: keys and values have to fit in the shared memory beside them."""
+
 KEYS_PER_SPLIT = 64
 """Fewer are not worth a program of their own."""
 
@@ -25,29 +28,37 @@ class Launches:
         self._num_kv_heads = num_kv_heads
         self._num_programs = num_programs
 
-    def of(self, inputs: StepInputs, block_size: int) -> list[Launch]:
+    def of(self, inputs: StepInputs, block_size: int, head_bytes: int) -> list[Launch]:
         """One for the sequences with one row each, one for all others, where there are any.
 
+        A head of a query takes `head_bytes`.
         Depends on nothing that differs between two steps which one captured graph serves.
         """
         launches: list[Launch] = []
         if inputs.num_decodes:
             longest = inputs.num_blocks * block_size
-            launches.append(self._launch(0, [1] * inputs.num_decodes, 0, longest))
+            launches.append(self._launch(0, [1] * inputs.num_decodes, 0, longest, head_bytes))
         if inputs.pieces:
             first = inputs.pieces[0]
             num_rows = [piece.end - piece.begin for piece in inputs.pieces]
             longest = max(piece.context for piece in inputs.pieces)
-            launches.append(self._launch(first.sequence, num_rows, first.begin, longest))
+            launches.append(
+                self._launch(first.sequence, num_rows, first.begin, longest, head_bytes)
+            )
         return launches
 
     def _launch(
-        self, sequence: int, num_rows: Sequence[int], first_row: int, longest: int
+        self,
+        sequence: int,
+        num_rows: Sequence[int],
+        first_row: int,
+        longest: int,
+        head_bytes: int,
     ) -> Launch:
         most = max(num_rows)
         smallest = max(SMALLEST_TILE, _power_of_two(self._group))
-        rows = min(_power_of_two(most * self._group), max(LARGEST_TILE, smallest))
-        tile_rows = max(rows, smallest)
+        largest = min(LARGEST_TILE, LARGEST_TILE_BYTES // _power_of_two(head_bytes))
+        tile_rows = max(min(_power_of_two(most * self._group), largest), smallest)
         num_tiles = -(-most // (tile_rows // self._group))
         # Programs that have queries: the grid has more where sequences differ in length.
         queries = tile_rows // self._group

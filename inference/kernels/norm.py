@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,10 +9,10 @@ from torch import Tensor
 
 @triton.jit
 def _add_norm(
-    x: Any,
-    residual: Any,
-    weight: Any,
-    normed: Any,
+    x: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    normed: tl.tensor,
     eps: float,
     size: int,
     ADDS: tl.constexpr,

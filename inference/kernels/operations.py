@@ -21,6 +21,15 @@ from inference.step_inputs import StepInputs
 PROGRAMS_PER_PROCESSOR = 2
 """Of the attention, that run side by side on a multiprocessor."""
 
+NUM_INTERPRETED = 4
+"""Multiprocessors of no GPU."""
+
+CAPABILITY = (8, 0)
+"""Of the first GPUs that multiply bfloat16."""
+
+MAX_HIDDEN = 16_384
+"""A row that is normed stays in registers."""
+
 
 class TritonOperations:
     """Implements `Operations`."""
@@ -28,14 +37,10 @@ class TritonOperations:
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         self.config = config
         self.rotary = rotary
-        num_processors = 4
-        device = rotary.tables[0].device
-        if device.type == "cuda":
-            num_processors = torch.cuda.get_device_properties(device).multi_processor_count
         self.launches = Launches(
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
-            num_programs=num_processors * PROGRAMS_PER_PROCESSOR,
+            num_programs=PROGRAMS_PER_PROCESSOR * _num_processors(rotary.tables[0].device),
         )
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -62,7 +67,9 @@ class TritonAttention:
         self._tables = operations.rotary.tables
         self._inputs = inputs
         self._cache = cache
-        self._launches = operations.launches.of(inputs, cache.block_size)
+        self._launches = operations.launches.of(
+            inputs, cache.block_size, self._config.head_dim * cache.dtype.itemsize
+        )
 
     def __call__(
         self, qkv: Tensor, layer: int, norms: tuple[Tensor, Tensor] | None, *, rotates: bool
@@ -92,14 +99,28 @@ class TritonAttention:
         return seen.flatten(1)
 
 
-def unsupported(config: ModelConfig, block_size: int, device: torch.device) -> str | None:
+def _num_processors(device: torch.device) -> int:
+    """That run programs side by side."""
+    if device.type != "cuda":
+        return NUM_INTERPRETED
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def unsupported(
+    config: ModelConfig, dtype: torch.dtype, block_size: int, device: torch.device
+) -> str | None:
     """Why these kernels cannot compute this model there; None if they can."""
-    if device.type != "cuda" and not triton.knobs.runtime.interpret:
-        return f"the device is {device.type}"
+    if not triton.knobs.runtime.interpret:
+        if device.type != "cuda":
+            return f"the device is {device.type}"
+        if torch.cuda.get_device_capability(device) < CAPABILITY:
+            return "the GPU is older than Ampere (compute capability 8.0)"
+        if dtype == torch.float32:
+            return "dtype float32 is torch's only"  # it would not fit in the registers
     if block_size < 16 or block_size & (block_size - 1):
         return f"block_size {block_size} is no power of two from 16 on"
     if config.head_dim % 2 or config.head_dim > 256:
         return f"head_dim {config.head_dim} is odd or over 256"
-    if config.hidden_size > 65_536 or config.intermediate_size > 65_536:
-        return "hidden_size or intermediate_size is over 65536"
+    if config.hidden_size > MAX_HIDDEN:
+        return f"hidden_size {config.hidden_size} is over {MAX_HIDDEN}"
     return None

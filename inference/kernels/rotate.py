@@ -6,8 +6,6 @@ A program does a tile of a token's heads, of one of the three kinds.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -18,17 +16,17 @@ _MOST_HEADS = 8
 
 @triton.jit
 def _turned(
-    source: Any,
-    inside: Any,
-    weight: Any,
-    cosine: Any,
-    sine: Any,
-    low: Any,
+    source: tl.tensor,
+    inside: tl.tensor,
+    weight: tl.tensor,
+    cosine: tl.tensor,
+    sine: tl.tensor,
+    low: tl.tensor,
     eps: float,
     HEAD_DIM: tl.constexpr,
     NORMS: tl.constexpr,
     ROTATES: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """The lower and the upper halves of some heads, [heads, half], normed and rotated."""
     SIDE: tl.constexpr = HEAD_DIM // 2
     first = tl.load(source, mask=inside, other=0.0)
@@ -53,16 +51,16 @@ def _turned(
 
 @triton.jit
 def _rotate_and_store(
-    qkv: Any,
-    queries: Any,
-    keys: Any,
-    values: Any,
-    positions: Any,
-    slots: Any,
-    cosines: Any,
-    sines: Any,
-    q_weight: Any,
-    k_weight: Any,
+    qkv: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    positions: tl.tensor,
+    slots: tl.tensor,
+    cosines: tl.tensor,
+    sines: tl.tensor,
+    q_weight: tl.tensor,
+    k_weight: tl.tensor,
     eps: float,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,

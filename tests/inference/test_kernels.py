@@ -1,6 +1,7 @@
-"""Triton's kernels, in its interpreter: no GPU, but the code that runs on one.
+"""Triton's kernels without a GPU: interpreted, and compiled for some that are not there.
 
-In a process of its own: what Triton decorates is interpreted from the first import on, for ever.
+In processes of their own: what Triton decorates is interpreted or compiled from the first import
+on, for ever.
 """
 
 from __future__ import annotations
@@ -13,18 +14,35 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent / "interpreter"
-ROOT = FOLDER.parents[2]
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+INTERPRETED = sorted((FOLDER / "interpreter").glob("check_*.py"))
+COMPILED = sorted((FOLDER / "compiled").glob("check_*.py"))
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        find_spec("triton") is None, reason="NO KERNELS ARE TESTED: triton is not installed"
+    ),
+]
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("check_*.py")))
-def test_in_the_interpreter(file: str) -> None:
-    """All checks of a file pass."""
-    if find_spec("triton") is None:
-        pytest.skip("NO KERNELS ARE TESTED: triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / file)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+@pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem)
+def test_in_the_interpreter(path: Path) -> None:
+    """They compute what torch's operations do."""
+    check(path, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.stem)
+def test_for_gpus_that_are_not_there(path: Path, tmp_path: Path) -> None:
+    """They become machine code within the limits of several generations."""
+    check(path, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+
+
+def check(path: Path, **variables: str) -> None:
+    """All checks of a file pass, in a process with these variables."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+    environment = {**os.environ, **variables}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=230
     )

@@ -1,9 +1,11 @@
-"""How attention is cut up; run by tests/inference/test_kernels.py, as it imports Triton."""
+"""How attention is cut up, so that a GPU is full."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+pytest.importorskip("triton", reason="NO KERNELS ARE TESTED: triton is not installed")
 
 from inference.kernels.combine import MAX_SPLITS
 from inference.kernels.launches import Launches
@@ -15,14 +17,14 @@ H200 = 2 * 132
 
 
 def launches(
-    spans: list[Span], num_heads: int = 32, num_kv_heads: int = 8
+    spans: list[Span], num_heads: int = 32, num_kv_heads: int = 8, head_bytes: int = 256
 ) -> list[tuple[int, ...]]:
     """Tiles, rows of a tile and splits of each launch for a step of these."""
     step = make_step(spans, 16, num_blocks=sum(-(-sum(span) // 16) for span in spans))
     made = Launches(num_heads=num_heads, num_kv_heads=num_kv_heads, num_programs=H200)
     return [
         (each.num_tiles, each.tile_rows, each.num_splits)
-        for each in made.of(make_inputs(step, 16, CPU), 16)
+        for each in made.of(make_inputs(step, 16, CPU), 16, head_bytes)
     ]
 
 
@@ -35,13 +37,13 @@ def launches(
         ([(100, 1)], [(1, 16, 2)]),
         ([(4000, 1)] * 8, [(1, 16, 4)]),
         ([(100, 1)] * 64, [(1, 16, 1)]),
-        # A prompt: 16 queries times 4 heads of a group in a tile.
-        ([(0, 2048)], [(128, 64, 1)]),
+        # A prompt: 32 queries times 4 heads of a group in a tile.
+        ([(0, 2048)], [(64, 128, 1)]),
         # Drafts: nine queries, whose keys are split as well.
         ([(4000, 9)], [(1, 64, MAX_SPLITS)]),
         ([(4000, 2)], [(1, 16, MAX_SPLITS)]),
         # Both kinds in one step.
-        ([(4000, 1)] * 40 + [(0, 640)], [(1, 16, 1), (40, 64, 1)]),
+        ([(4000, 1)] * 40 + [(0, 640)], [(1, 16, 1), (20, 128, 1)]),
     ],
 )
 def test_few_programs_are_split(spans: list[Span], expected: list[tuple[int, ...]]) -> None:
@@ -58,3 +60,13 @@ def test_a_tile_holds_a_whole_group(heads: tuple[int, int], rows: int) -> None:
     assert tile_rows == rows
     [(num_tiles, tile_rows, _)] = launches([(0, 100)], *heads)
     assert num_tiles * (tile_rows // (heads[0] // heads[1])) >= 100
+
+
+def test_large_heads_have_smaller_tiles() -> None:
+    """As keys and values need room beside the queries."""
+    assert [launches([(0, 300)], head_bytes=size)[0][1] for size in (128, 160, 512, 1024)] == [
+        128,
+        128,
+        64,
+        32,
+    ]

@@ -1,0 +1,144 @@
+"""Triton's kernels compiled for GPUs that are not there; run by tests/inference/test_kernels.py.
+
+The same calls as in use, with tensors on the CPU: what they would start is compiled to machine
+code with their own types, constants and options, and is not started.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaDriver
+from triton.runtime.jit import JITFunction
+
+from inference.kernels.launches import Launches
+from inference.kernels.operations import TritonOperations
+from inference.kv_cache import KVCache
+from inference.layers.rotary import RotaryEmbedding
+from inference.step_inputs import make_inputs
+from tests.inference.interpreter.check_kernels import make_config
+from tests.inference.steps import Span, make_step
+
+CPU = torch.device("cpu")
+SHARED_MEMORY = {80: 163, 89: 99, 90: 227, 100: 227}
+"""KiB that a program can have, by compute capability: A100, L4 and RTX 40, H100 and H200, B200."""
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class AbsentDriver(CudaDriver):  # type: ignore[misc]  # Triton has no types
+    """Of a GPU of this capability that nothing runs on."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+        # Triton keeps what it compiles by device: each capability is one of its own.
+        self.get_current_device = lambda: capability
+        self.get_current_stream = lambda _: 0
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", self._capability, 32)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of a kernel."""
+
+    name: str
+    shared_bytes: int
+    registers: int
+    spilled_bytes: int
+
+
+@pytest.fixture
+def compiled(
+    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[list[Compiled]]:
+    """What has been compiled in a test."""
+    found: list[Compiled] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+        said = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", tmp_path / "kernel.cubin"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", said)[0]
+        found.append(Compiled(self.__name__, kernel.metadata.shared, int(registers), int(stack)))
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(triton.runtime.driver, "_active", AbsentDriver(capability))
+    yield found
+    for each in found:
+        print(capability, each)
+
+
+def operations(**values: Any) -> TritonOperations:
+    """Of a model with heads as large as Llama 3.1's, unless told otherwise."""
+    config = make_config(
+        **{"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "max_position": 8192, **values}
+    )
+    made = TritonOperations(config, RotaryEmbedding(config, config.max_position, CPU))
+    made.launches = Launches(
+        num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, num_programs=264
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("capability", "values"),
+    [
+        *((capability, {}) for capability in SHARED_MEMORY),
+        (90, {"head_dim": 64, "num_heads": 14, "num_kv_heads": 2, "sliding_window": 4096}),
+        (90, {"head_dim": 80, "num_heads": 32, "num_kv_heads": 32, "qk_norm": True}),
+        (90, {"head_dim": 256, "num_heads": 8, "num_kv_heads": 1}),
+    ],
+)
+def test_attention_fits(capability: int, compiled: list[Compiled], values: dict[str, Any]) -> None:
+    """One stream, many and a prompt: within the shared memory, and nothing is spilled."""
+    made = operations(**values)
+    config = made.config
+    size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    norms = (torch.ones(config.head_dim).bfloat16(),) * 2 if config.qk_norm else None
+    cache = KVCache(config, 1000, 16, torch.bfloat16, CPU)
+    steps: list[list[Span]] = [[(4000, 1)], [(100, 1)] * 70, [(0, 500)]]
+    for spans in steps:
+        inputs = make_inputs(make_step(spans, 16, num_blocks=1000), 16, CPU)
+        attention = made.attention(inputs, cache)
+        attention(torch.zeros(inputs.num_tokens, size).bfloat16(), 0, norms, rotates=True)
+    assert {each.name for each in compiled} == {"_attend", "_combine", "_rotate_and_store"}
+    check(compiled, capability)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
+    """At the sizes of Llama 3.1, the small and the large one."""
+    made = operations()
+    for size, inner in ((4096, 14_336), (16_384, 53_248)):
+        x, weight = torch.zeros(3, size).bfloat16(), torch.ones(size).bfloat16()
+        made.norm(x, weight)
+        made.add_norm(x, x.clone(), weight)
+        made.gate(torch.zeros(3, 2 * inner).bfloat16())
+        if capability >= 89:
+            made.quantise(x)
+            made.quantise(torch.zeros(3, inner).bfloat16())
+    check(compiled, capability)
+
+
+def check(compiled: list[Compiled], capability: int) -> None:
+    """Limits that a launch on this GPU would fail at, or be slow beyond."""
+    for each in compiled:
+        assert each.shared_bytes <= SHARED_MEMORY[capability] * 1024, each
+        assert not each.spilled_bytes, each
