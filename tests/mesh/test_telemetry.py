@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -46,6 +47,31 @@ def test_the_standard_variables_name_the_service(monkeypatch: pytest.MonkeyPatch
     provider = telemetry.start("bakery")
     assert provider.resource.attributes["service.name"] == "other"
     provider.shutdown()
+
+
+def test_a_flood_is_not_recorded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten new traces a second by default; all, where the standard variable says so."""
+    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+
+    def recorded() -> int:
+        provider = telemetry.start("bakery")
+        tracer = provider.get_tracer("t")
+        spans = [tracer.start_span("s", context=Context()) for _ in range(30)]
+        provider.shutdown()
+        return sum(span.get_span_context().trace_flags.sampled for span in spans)
+
+    assert 10 <= recorded() <= 12
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_on")
+    assert recorded() == 30
+
+
+def test_a_rate_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the variable's name, before anything listens."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "often")
+    with pytest.raises(ValueError, match="OTEL_TRACES_SAMPLER_ARG"):
+        telemetry.start("bakery")
 
 
 @pytest.mark.parametrize(
