@@ -59,6 +59,7 @@ def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., Engine]:
     def make(family: str = "llama-tied-gqa", **options: Any) -> Engine:
         threads = torch.get_num_threads()
         defaults = {
+            "device": "cpu",
             "dtype": "float32",
             "kernels": "torch",
             "kv_cache_tokens": 4096,
@@ -81,6 +82,7 @@ def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Cal
         config["max_position_embeddings"] = LONG_CONTEXT
         (folder / "config.json").write_text(json.dumps(config))
         defaults = {
+            "device": "cpu",
             "dtype": "float32",
             "kv_cache_tokens": LONG_CONTEXT,
             "max_num_batched_tokens": LONG_CONTEXT,

@@ -26,7 +26,7 @@ def folder(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def load(folder: Path, **options: Any) -> Any:
     """An engine of the folder."""
-    defaults = {"kv_cache_tokens": 256, "threads": torch.get_num_threads()}
+    defaults = {"device": "cpu", "kv_cache_tokens": 256, "threads": torch.get_num_threads()}
     return load_engine(EngineOptions(folder=folder, name="m", **{**defaults, **options}))
 
 

@@ -25,7 +25,7 @@ from inference.kernels.operations import TritonOperations
 from inference.kv_cache import KVCache
 from inference.layers.rotary import RotaryEmbedding
 from inference.step_inputs import make_inputs
-from tests.inference.interpreter.check_kernels import make_config
+from tests.inference.kernel_checks import make_config
 from tests.inference.steps import Span, make_step
 
 CPU = torch.device("cpu")

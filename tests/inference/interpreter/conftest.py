@@ -41,6 +41,13 @@ def corrected() -> None:
     interpreter._convert_float = convert
 
 
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels compute."""
+    torch.manual_seed(0)
+    return torch.device("cpu")
+
+
 def _wide(handle: Any) -> Any:
     if handle.dtype.scalar is not tl.bfloat16:
         return handle

@@ -1,0 +1,171 @@
+"""The engine on a GPU: right, captured, and waiting once a step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from inference.batch import Batch
+from inference.engine import Engine
+from inference.errors import ModelLoadError
+from inference.graphed_model import GraphedModel
+from inference.kv_cache import KVCache
+from inference.model_factory import FP8_CAPABILITY
+from inference.sampling_params import SamplingParams
+from inference.sequence import Sequence
+from tests.inference.families import bfloat16_logits, reference_logits
+from tests.inference.steps import make_step
+from tests.inference.test_embedding import reference_embedding
+from tests.inference.test_parity import GREEDY, prompts, run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+
+MakeEngine = Callable[..., Engine]
+
+
+def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
+    """[vocab_size] behind a prompt, on the CPU."""
+    sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
+    assert engine._scheduler.block_manager.allocate(sequence)
+    sequence.num_scheduled_tokens = len(prompt)
+    logits: torch.Tensor = engine._runner.logits(Batch([sequence]))  # type: ignore[attr-defined]
+    engine._scheduler.block_manager.free(sequence, forget=True)
+    return logits[0].cpu()
+
+
+def test_logits_are_close_to_transformers(make_gpu_engine: MakeEngine, family: str) -> None:
+    """As close to float32 as its own bfloat16 is, or nearly."""
+    engine = make_gpu_engine(family)
+    for prompt in prompts(1, 17, 50):
+        expected = reference_logits(family, prompt)[-1]
+        its_own = torch.cosine_similarity(bfloat16_logits(family, prompt)[-1], expected, dim=0)
+        ours = torch.cosine_similarity(logits_of(engine, prompt), expected, dim=0)
+        assert ours >= min(float(its_own), 0.9995) - 0.001
+
+
+def test_greedy_tokens_are_mostly_transformers(make_gpu_engine: MakeEngine, family: str) -> None:
+    """Each token is the likeliest in float32, but where two are within a rounding."""
+    engine = make_gpu_engine(family)
+    batch = prompts(5, 31, 47)
+    for prompt, completion in zip(batch, run(engine, batch, 24), strict=True):
+        logits = reference_logits(family, prompt + completion)[len(prompt) - 1 : -1]
+        behind = logits.max(dim=-1).values - logits.gather(
+            1, torch.tensor(completion).unsqueeze(1)
+        ).squeeze(1)
+        # Two steps of bfloat16 at the size that the logits have.
+        assert (behind <= logits.abs().amax(dim=-1) / 64).all()
+
+
+def test_captured_steps_equal_eager_ones(make_gpu_engine: MakeEngine, family: str) -> None:
+    """For each number of sequences, and with drafts."""
+    engine = make_gpu_engine(family, num_speculative_tokens=3)
+    model = engine._runner._model  # type: ignore[attr-defined]
+    cache: KVCache = engine._runner._cache  # type: ignore[attr-defined]
+    assert isinstance(model, GraphedModel)
+    with torch.inference_mode():
+        for size in (1, 2, 3, 7, 16):
+            for spans in ([(40 + n, 1) for n in range(size)], [(30, 1)] * (size - 1) + [(9, 4)]):
+                step = make_step(spans, 16, 100, seed=size)
+                before = model.num_replayed_steps
+                got, expected = model.compute(step, cache), model.model.compute(step, cache)
+                assert model.num_replayed_steps == before + 1
+                assert got is not None
+                assert expected is not None
+                # The keys are split differently, so sums are rounded differently.
+                torch.testing.assert_close(got, expected, rtol=2e-2, atol=5e-2)
+
+
+def test_preempted_and_cached_sequences_end(make_gpu_engine: MakeEngine) -> None:
+    """In a cache that is too small for all; every block is free at the end."""
+    engine = make_gpu_engine(kv_cache_tokens=192)
+    batch = prompts(30, 30, 30, 30)
+    assert [len(tokens) for tokens in run(engine, batch, num_tokens=60)] == [60] * 4
+    assert engine.load().num_preemptions > 0
+    assert engine.load().kv_usage == 0
+
+
+def test_a_seed_decides_whatever_else_runs(make_gpu_engine: MakeEngine) -> None:
+    """The first token, whose logits are computed the same way alone and in a batch."""
+    first, *others = prompts(12, 30, 3, 18)
+    alone = run(make_gpu_engine(), [first], num_tokens=1, seed=1, temperature=1.0)[0]
+    together = run(make_gpu_engine(), [first, *others], num_tokens=1, seed=1, temperature=1.0)
+    assert together[0] == alone
+
+
+@contextmanager
+def counted_waits() -> Iterator[list[str]]:
+    """Where the host waits for the device, as torch sees it."""
+    waits: list[str] = []
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield waits
+        waits += [
+            f"{each.filename}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)
+        ]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(
+    "params", [{}, {"temperature": 1.0, "seed": 1, "top_p": 0.9}, {"frequency_penalty": 1.0}]
+)
+def test_a_step_waits_once(
+    make_gpu_engine: MakeEngine, graphs: bool, params: dict[str, float]
+) -> None:
+    """For the tokens."""
+    engine = make_gpu_engine(cuda_graphs=graphs)
+    for number, prompt in enumerate(prompts(20, 40, 5)):
+        engine.add(
+            Sequence(str(number), prompt, SamplingParams(max_tokens=40, **{**GREEDY, **params}))  # type: ignore[arg-type]
+        )
+    for _ in range(4):
+        engine.step()
+    for _ in range(5):
+        with counted_waits() as waits:
+            engine.step()
+        assert len(waits) == 1, waits
+
+
+def test_embeddings_are_close_to_transformers(make_gpu_engine: MakeEngine, family: str) -> None:
+    """They go through the kernels as well, on a cache of their own."""
+    inputs = prompts(1, 17, 50)
+    engine = make_gpu_engine(family)
+    assert engine.embedder is not None
+    for vector, token_ids in zip(engine.embedder.embed(inputs), inputs, strict=True):
+        expected = reference_embedding(family, token_ids)
+        assert torch.cosine_similarity(torch.tensor(vector), expected, dim=0) > 0.999
+
+
+def test_the_cache_is_sized_beside_what_steps_take(make_gpu_engine: MakeEngine) -> None:
+    """The largest step still runs when the cache has taken its share."""
+    engine = make_gpu_engine(kv_cache_tokens=0, max_num_seqs=64)
+    free, total = torch.cuda.mem_get_info()
+    assert engine.load().kv_capacity_tokens == 64 * 512  # all that so many can ever have
+    assert free < total
+    run(engine, prompts(*[500] * 8), num_tokens=4, num_prompt_logprobs=5)
+
+
+def test_fp8_is_close(make_gpu_engine: MakeEngine, family: str) -> None:
+    """On GPUs that multiply it; on others it is refused."""
+    if torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        with pytest.raises(ModelLoadError, match=r"8\.9"):
+            make_gpu_engine(family, dtype="fp8")
+        return
+    engine = make_gpu_engine(family, dtype="fp8")
+    [prompt] = prompts(40)
+    expected = reference_logits(family, prompt)[-1]
+    assert torch.cosine_similarity(logits_of(engine, prompt), expected, dim=0) > 0.98
+    run(engine, [prompt], 8)
+
+
+def test_int8_is_refused(make_gpu_engine: MakeEngine) -> None:
+    """The message says what to take."""
+    with pytest.raises(ModelLoadError, match="INFERENCE_DTYPE=fp8"):
+        make_gpu_engine(dtype="int8")
