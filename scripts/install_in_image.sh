@@ -140,6 +140,10 @@ data_of() {
       if [ -x /opt/pip/bin/cc ]; then
         PATH=/opt/pip/bin:$PATH PYTHONPATH=/app /opt/weir/bin/python -m inference.native.library \
           /app/inference/native
+        if [ "${VARIANT:-}" = cuda ]; then
+          PATH=/opt/pip/bin:$PATH PYTHONPATH=/app /opt/weir/bin/python \
+            -m inference.kernels.launcher /app/inference/kernels
+        fi
       fi
       demo_model model.safetensors config.json generation_config.json
       ;;

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from inference.kernels import launcher
 from inference.kernels.attention import attend
 from inference.kernels.gate import gate
 from inference.kernels.launches import Launches
@@ -117,6 +118,11 @@ def unsupported(
             return "the GPU is older than Ampere (compute capability 8.0)"
         if dtype == torch.float32:
             return "dtype float32 is torch's only"  # it would not fit in the registers
+        launcher.install()
+        try:
+            assert triton.runtime.driver.active.utils  # compiled now, if it was not beforehand
+        except Exception as error:
+            return f"Triton cannot start kernels: {error}"
     if block_size < 16 or block_size & (block_size - 1):
         return f"block_size {block_size} is no power of two from 16 on"
     if config.head_dim % 2 or config.head_dim > 256:
