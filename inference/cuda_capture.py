@@ -7,9 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from inference.errors import ModelLoadError
+
 
 class CudaCapture:
-    """Implements `Capture`; all graphs of one object share their memory, so one runs at a time."""
+    """Implements `Capture`; all graphs of one object share their memory, so one runs at a time.
+
+    Raises ModelLoadError where something cannot be captured.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -22,8 +27,13 @@ class CudaCapture:
             compute()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            result = compute()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                result = compute()
+        except RuntimeError as error:
+            raise ModelLoadError(
+                f"steps cannot be captured: {error}; INFERENCE_CUDA_GRAPHS=false does without"
+            ) from error
 
         def replay() -> Tensor:
             graph.replay()

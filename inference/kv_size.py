@@ -63,8 +63,13 @@ def num_kv_blocks(
 def _free_on_gpu(model: Model, steps: list[Step], block_size: int, capture: Captures | None) -> int:
     """Bytes that the KV cache may take beside any of these steps, the last of them the largest."""
     num_blocks = 1 + max(max(table) for step in steps for table in step.block_tables)
-    cache = KVCache(model.config, num_blocks, block_size, model.dtype, model.device)
-    activations, graphs = _measure(model, steps, cache, capture)
+    try:
+        cache = KVCache(model.config, num_blocks, block_size, model.dtype, model.device)
+        activations, graphs = _measure(model, steps, cache, capture)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"INFERENCE_MAX_NUM_BATCHED_TOKENS is too much for this GPU's memory: {error}"
+        ) from error
     del cache
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()

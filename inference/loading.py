@@ -89,9 +89,8 @@ def load_engine(options: EngineOptions) -> Engine:
             threads=threads,
         ),
     )
-    drawer: Drawer = TorchDrawer()
+    drawer = _drawer(decoder)
     if isinstance(decoder, NativeDecoder):
-        drawer = NativeDrawer(decoder.pool)
         # It has threads of its own; torch's would wait for work by spinning on their cores.
         torch.set_num_threads(1)
     capture = _capture(options, decoder, max_context)
@@ -182,6 +181,17 @@ def _capture(
         max_context=max_context,
         capture=CudaCapture(),
     )
+
+
+def _drawer(model: Llama | NativeDecoder) -> Drawer:
+    """What draws beside it, with kernels of the same kind."""
+    if isinstance(model, NativeDecoder):
+        return NativeDrawer(model.pool)
+    if isinstance(model.operations, TorchOperations):
+        return TorchDrawer()
+    from inference.kernels.draw import draw  # only there is Triton sure to be
+
+    return TorchDrawer(draw)
 
 
 def _kernels(model: Llama | NativeDecoder) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
 import numpy as np
@@ -17,8 +18,19 @@ from inference.staging import to_device
 _NEGATIVE_INFINITY = -math.inf
 
 
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""The id of the largest sum of logit and noise in each row.
+
+Takes logits [num_rows, vocab_size] in float32 and `noise_keys` [num_rows]; gives int64 ids.
+"""
+
+
 class TorchDrawer:
     """Draws all rows together where the logits are."""
+
+    def __init__(self, draw: Draw | None = None) -> None:
+        """`draw` adds the noise; None: torch's operations do."""
+        self._draw = draw or draw_with_noise
 
     def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> list[int]:
         """As `inference.sampler.Drawer` has it."""
@@ -27,10 +39,11 @@ class TorchDrawer:
         highest, chosen = _highest(logits)
         drawing = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
         if len(drawing) == len(rows):
-            chosen = _draw(logits, rows)
+            chosen = self._draw(*_filtered(logits, rows))
         elif drawing:
             index = to_device(np.array(drawing), logits.device)
-            drawn = _draw(logits[index], [rows[number] for number in drawing])
+            kept = _filtered(logits[index], [rows[number] for number in drawing])
+            drawn = self._draw(*kept)
             chosen = chosen.index_copy(0, index, drawn)
         chosen = torch.where(torch.isfinite(highest), chosen, -1)
         token_ids: list[int] = chosen.tolist()  # the one wait for the device in a step
@@ -54,8 +67,13 @@ def _constrain(logits: Tensor, masks: Masks) -> None:
     logits[rows] = logits[rows].masked_fill(~allowed, _NEGATIVE_INFINITY)
 
 
-def _draw(logits: Tensor, rows: Rows[Row]) -> Tensor:
-    """[num_rows] ids: the maximum of logits and Gumbel noise is a draw from their softmax."""
+def draw_with_noise(logits: Tensor, keys: Tensor) -> Tensor:
+    """Implements `Draw`: the maximum of logits and Gumbel noise is a draw from their softmax."""
+    return (logits + gumbel_noise(keys, logits.shape[1])).argmax(dim=-1)
+
+
+def _filtered(logits: Tensor, rows: Rows[Row]) -> tuple[Tensor, Tensor]:
+    """What is left of the logits, and the keys of the noise, to draw from."""
     params = [row.sequence.params for row in rows]
     scaled = logits / _column(logits, [p.temperature for p in params])
     if any(p.top_k or p.top_p < 1.0 for p in params):
@@ -65,13 +83,8 @@ def _draw(logits: Tensor, rows: Rows[Row]) -> Tensor:
         scaled = scaled.masked_fill(
             scaled < scaled.max(dim=-1, keepdim=True).values + floors, _NEGATIVE_INFINITY
         )
-    noise = gumbel_noise(
-        [row.sequence.seed for row in rows],
-        [row.position for row in rows],
-        logits.shape[1],
-        logits.device,
-    )
-    return (scaled + noise).argmax(dim=-1)
+    seeds, positions = zip(*((row.sequence.seed, row.position) for row in rows), strict=True)
+    return scaled, noise_keys(seeds, positions, logits.device)
 
 
 def _filter_top(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
@@ -93,20 +106,22 @@ def _column(logits: Tensor, values: list[float]) -> Tensor:
     return to_device(np.array(values, dtype=np.float32), logits.device).unsqueeze(1)
 
 
-def gumbel_noise(
-    seeds: Rows[int], positions: Rows[int], vocab_size: int, device: torch.device
-) -> Tensor:
-    """[num_rows, vocab_size] standard Gumbel noise, a function of seed, position and id alone.
-
-    Counter-based: splitmix64's mixer (Steele et al., 2014) of the three, in wrapping int64.
-    """
+def noise_keys(seeds: Rows[int], positions: Rows[int], device: torch.device) -> Tensor:
+    """[num_rows] in int64: what a row's noise is a function of, beside the token's id."""
     mixed = [
         _signed(_mix_int(_mix_int(seed) ^ position))
         for seed, position in zip(seeds, positions, strict=True)
     ]
-    keys = to_device(np.array(mixed, dtype=np.int64), device).unsqueeze(1)
-    ids = torch.arange(vocab_size, device=device).unsqueeze(0)
-    bits = _mix(keys + ids * _signed(_GOLDEN))
+    return to_device(np.array(mixed, dtype=np.int64), device)
+
+
+def gumbel_noise(keys: Tensor, vocab_size: int) -> Tensor:
+    """[num_rows, vocab_size] standard Gumbel noise, a function of key and id alone.
+
+    Counter-based: splitmix64's mixer (Steele et al., 2014) of the two, in wrapping int64.
+    """
+    ids = torch.arange(vocab_size, device=keys.device).unsqueeze(0)
+    bits = _mix(keys.unsqueeze(1) + ids * _signed(_GOLDEN))
     # 52 bits and a half are a double strictly in (0, 1): none is rounded to either end.
     uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52
     return -(-uniform.log()).log().float()

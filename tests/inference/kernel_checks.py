@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from inference.kernels.combine import combine
+from inference.kernels.draw import draw
 from inference.kernels.operations import TritonOperations
 from inference.kv_cache import KVCache
 from inference.layers.rotary import RotaryEmbedding
@@ -18,6 +19,7 @@ from inference.layers.torch_operations import TorchOperations
 from inference.model_config import ModelConfig
 from inference.model_factory import FP8_CAPABILITY
 from inference.step_inputs import make_inputs
+from inference.torch_drawer import draw_with_noise, noise_keys
 from tests.inference.steps import Span, fill_cache, make_step
 
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -163,6 +165,19 @@ def test_parts_without_keys_are_left_out(device: torch.device) -> None:
     combine(partial, logarithms, seen)
     close(seen[0, 0], (partial[0, 0, 0] + 4 * partial[0, 0, 2]) / 5)
     assert (seen[1] == 0).all()
+
+
+def test_tokens_are_drawn_as_torch_draws_them(device: torch.device) -> None:
+    """For many seeds; what is filtered away is never drawn, and one that is left always."""
+    keys = noise_keys(list(range(40)), [7] * 40, device)
+    logits = (torch.randn(40, 5000) * 2).to(device)
+    logits[::2, 1000:] = -torch.inf
+    logits[3] = -torch.inf
+    logits[3, 4321] = -5.0
+    drawn = draw(logits, keys)
+    assert torch.equal(drawn, draw_with_noise(logits, keys))
+    assert drawn[3] == 4321
+    assert len(set(drawn.tolist())) > 20
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime.jit import JITFunction
 
+from inference.kernels.draw import draw
 from inference.kernels.launches import Launches
 from inference.kernels.operations import TritonOperations
 from inference.kv_cache import KVCache
@@ -126,6 +127,7 @@ def test_attention_fits(capability: int, compiled: list[Compiled], values: dict[
 def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
     """At the sizes of Llama 3.1, the small and the large one."""
     made = operations()
+    draw(torch.zeros(3, 128_256), torch.zeros(3, dtype=torch.int64))
     for size, inner in ((4096, 14_336), (16_384, 53_248)):
         x, weight = torch.zeros(3, size).bfloat16(), torch.ones(size).bfloat16()
         made.norm(x, weight)

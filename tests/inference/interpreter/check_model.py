@@ -20,3 +20,12 @@ def test_greedy_equals_transformers(make_engine: Callable[..., Engine], family: 
     assert isinstance(model.operations, TritonOperations)
     batch = prompts(1, 26)
     assert run(engine, batch, 3) == [reference_greedy(family, prompt, 3) for prompt in batch]
+
+
+def test_sampled_tokens_are_those_of_torch(make_engine: Callable[..., Engine]) -> None:
+    """The same seed gives the same tokens, with filters and without."""
+    batch = prompts(6, 4)
+    for params in ({"top_p": 0.9}, {}):
+        sampled = {"temperature": 1.0, "seed": 3, **params}
+        expected = run(make_engine(), batch, 2, **sampled)
+        assert run(make_engine(kernels="triton"), batch, 2, **sampled) == expected
