@@ -37,7 +37,10 @@ class Launch:
 
 
 @triton.jit(
-    do_not_specialize=["first_sequence", "first_row", "num_tiles", "num_splits", "table_stride"]
+    # No kernel of its own for a step whose numbers happen to be multiples of 16, or whose inputs
+    # happen to begin at one.
+    do_not_specialize=["first_sequence", "first_row", "num_tiles", "num_splits", "table_stride"],
+    do_not_specialize_on_alignment=["tables", "contexts", "begins"],
 )
 def _attend(
     queries: tl.tensor,

@@ -49,7 +49,7 @@ def _turned(
     return a.to(kind), b.to(kind)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rotate_and_store(
     qkv: tl.tensor,
     queries: tl.tensor,

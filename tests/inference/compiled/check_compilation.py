@@ -33,6 +33,7 @@ CPU = torch.device("cpu")
 SHARED_MEMORY = {80: 163, 89: 99, 90: 227, 100: 227}
 """KiB that a program can have, by compute capability: A100, L4 and RTX 40, H100 and H200, B200."""
 
+NAMES = ("_attend", "_combine", "_rotate_and_store")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -54,6 +55,7 @@ class Compiled:
     """What became of a kernel."""
 
     name: str
+    variant: str
     shared_bytes: int
     registers: int
     spilled_bytes: int
@@ -77,7 +79,9 @@ def compiled(
             text=True,
         ).stdout
         registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", said)[0]
-        found.append(Compiled(self.__name__, kernel.metadata.shared, int(registers), int(stack)))
+        found.append(
+            Compiled(self.__name__, kernel.hash, kernel.metadata.shared, int(registers), int(stack))
+        )
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(triton.runtime.driver, "_active", AbsentDriver(capability))
@@ -119,8 +123,27 @@ def test_attention_fits(capability: int, compiled: list[Compiled], values: dict[
         inputs = make_inputs(make_step(spans, 16, num_blocks=1000), 16, CPU)
         attention = made.attention(inputs, cache)
         attention(torch.zeros(inputs.num_tokens, size).bfloat16(), 0, norms, rotates=True)
-    assert {each.name for each in compiled} == {"_attend", "_combine", "_rotate_and_store"}
+    assert {each.name for each in compiled} == set(NAMES)
     check(compiled, capability)
+
+
+@pytest.mark.parametrize("capability", [90])
+def test_steps_of_other_sizes_take_the_same_kernels(compiled: list[Compiled]) -> None:
+    """Nobody waits for a compiler because a step's lengths are odd."""
+    made = operations()
+    config = made.config
+    cache = KVCache(config, 100, 16, torch.bfloat16, CPU)
+    for spans in ([(100, 1)], [(130, 1)] * 2, [(300, 1)] * 3, [(17, 1)] * 5, [(900, 1)] * 16):
+        inputs = make_inputs(make_step(spans, 16, num_blocks=1000), 16, CPU)
+        qkv = torch.zeros(inputs.num_tokens, 48 * 128).bfloat16()
+        made.attention(inputs, cache)(qkv, 0, None, rotates=True)
+    variants = {name: {e.variant for e in compiled if e.name == name} for name in NAMES}
+    # With the keys split and without.
+    assert {name: len(found) for name, found in variants.items()} == {
+        "_attend": 2,
+        "_combine": 1,
+        "_rotate_and_store": 1,
+    }
 
 
 @pytest.mark.parametrize("capability", [80, 90])
