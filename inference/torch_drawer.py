@@ -38,7 +38,7 @@ class TorchDrawer:
             _constrain(logits, masks)
         highest, chosen = _highest(logits)
         drawing = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
-        if len(drawing) == len(rows):
+        if drawing and len(drawing) == len(rows):
             chosen = self._draw(*_filtered(logits, rows))
         elif drawing:
             index = to_device(np.array(drawing), logits.device)

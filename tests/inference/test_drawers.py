@@ -102,6 +102,11 @@ def test_many_tokens_follow_it_as_well(drawer: Drawer, params: dict[str, Any]) -
     assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
 
 
+def test_no_rows_are_no_tokens(drawer: Drawer) -> None:
+    """As in a step that only computes pieces of prompts."""
+    assert drawer.draw(torch.empty((0, VOCAB_SIZE)), [], None) == []
+
+
 def test_positions_draw_anew(drawer: Drawer) -> None:
     """One seed at many positions follows the distribution like many seeds at one."""
     logits = make_logits()
