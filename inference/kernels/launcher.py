@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton import knobs
 
 FOLDER = Path(__file__).parent
 NAME = "cuda_utils"
@@ -42,7 +43,7 @@ def install() -> bool:
         assert name == NAME, f"{name} was not compiled beforehand"
         return str(path)
 
-    triton.knobs.build.impl = prebuilt
+    knobs.build.impl = prebuilt
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
 
 from inference.kernels import launcher
 from inference.kernels.attention import attend
@@ -111,7 +112,7 @@ def unsupported(
     config: ModelConfig, dtype: torch.dtype, block_size: int, device: torch.device
 ) -> str | None:
     """Why these kernels cannot compute this model there; None if they can."""
-    if not triton.knobs.runtime.interpret:
+    if not knobs.runtime.interpret:
         if device.type != "cuda":
             return f"the device is {device.type}"
         if torch.cuda.get_device_capability(device) < CAPABILITY:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
 from inference.engine import Engine
+from inference.graphed_model import GraphedModel
 from inference.kernels.operations import TritonOperations
+from inference.kv_cache import KVCache
+from inference.llama import Llama
+from inference.model_config import load_config
+from inference.weights import Weights
 from tests.inference.families import reference_greedy
+from tests.inference.steps import fill_cache, make_step
 from tests.inference.test_parity import prompts, run
 
 
@@ -29,3 +37,30 @@ def test_sampled_tokens_are_those_of_torch(make_engine: Callable[..., Engine]) -
         sampled = {"temperature": 1.0, "seed": 3, **params}
         expected = run(make_engine(), batch, 2, **sampled)
         assert run(make_engine(kernels="triton"), batch, 2, **sampled) == expected
+
+
+@torch.inference_mode()
+def test_a_captured_launch_fits_every_step(model_folder: Callable[[str], Path]) -> None:
+    """It is cut up for the longest context, and filled with short ones, drafts and nothing."""
+    folder = model_folder("llama-tied-gqa")
+    cpu = torch.device("cpu")
+    model = Llama(
+        load_config(folder),
+        Weights(folder),
+        max_context=512,
+        dtype=torch.float32,
+        device=cpu,
+        make_operations=TritonOperations,
+    )
+    cache = KVCache(model.config, 40, 16, torch.float32, cpu)
+    captured = GraphedModel(
+        model, cache, max_num_rows=5, max_context=512, capture=lambda compute: compute
+    )
+    for spans in ([(300, 1)], [(3, 1), (70, 2)], [(0, 1)]):
+        fill_cache(cache, model.config.num_layers)
+        step = make_step(spans, 16, 40)
+        expected, got = model.compute(step, cache), captured.compute(step, cache)
+        assert expected is not None
+        assert got is not None
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert captured.num_replayed_steps == 3
