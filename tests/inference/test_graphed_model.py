@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from inference import loading
 from inference.decode_buffers import DecodeBuffers, batch_sizes
 from inference.engine import Engine
 from inference.graphed_model import MAX_ROWS_EACH, GraphedModel
 from inference.kv_cache import KVCache
 from inference.llama import Llama
+from inference.loading import EngineOptions
 from inference.model_config import load_config
 from inference.weights import Weights
 from tests.inference.steps import Span, fill_cache, make_step
@@ -148,6 +150,28 @@ def test_graphs_are_captured_largest_first(model: Llama) -> None:
     capture = Recorded()
     graphed(model, make_cache(model), capture)
     assert capture.sizes == [11, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("family", ["llama-tied-gqa"])
+def test_steps_are_captured_on_a_gpu_by_kernels_that_can_be(
+    model: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for every sequence, and for drafts as far as that pays."""
+    asked: list[int] = []
+    monkeypatch.setattr(loading, "CudaCapture", Recorded)
+    monkeypatch.setattr(loading, "GraphedModel", lambda *_, **o: asked.append(o["max_num_rows"]))
+    options = EngineOptions(folder=Path(), name="m", max_num_seqs=64)
+    assert loading._capture(options, model, 512) is None
+    model.device = torch.device("cuda")
+    assert loading._capture(options, model, 512) is None  # torch's operations
+    monkeypatch.setattr(loading, "TorchOperations", type(None))  # as if they were others
+    assert loading._capture(replace(options, cuda_graphs=False), model, 512) is None
+    for num_seqs, num_drafts in ((64, 0), (64, 2), (64, 8), (1000, 8)):
+        each = replace(options, max_num_seqs=num_seqs, num_speculative_tokens=num_drafts)
+        capture = loading._capture(each, model, 512)
+        assert capture is not None
+        capture(KVCache(model.config, 1, 16, torch.float32, CPU))
+    assert asked == [64, 192, 512, 1000]
 
 
 def test_batch_sizes() -> None:

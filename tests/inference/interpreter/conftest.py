@@ -1,55 +1,22 @@
-"""Corrects Triton's interpreter where it does not do what a GPU does.
-
-It keeps numbers that numpy has not as their bits. A product multiplies bfloat16's bits, which its
-makers say is not supported, and rounding loses the carry from the mantissa to the exponent.
-"""
+"""Where the kernels compute, and the interpreter they compute in."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
-
-_TYPES = {
-    tl.float32: torch.float32,
-    tl.bfloat16: torch.bfloat16,
-    tl.float8e4nv: torch.float8_e4m3fn,
-}
-_BITS = {tl.float32: np.uint32, tl.bfloat16: np.uint16, tl.float8e4nv: np.uint8}
-
-
-def convert(values: Any, kind: Any, to: Any, rounding: Any) -> Any:
-    """The bits of `values`, which are bits of `kind`, in the type `to`; rounded to even."""
-    bits = np.ascontiguousarray(values).view(_BITS[kind])
-    there = torch.from_numpy(bits.copy()).view(_TYPES[kind]).to(_TYPES[to])
-    return there.view(getattr(torch, np.dtype(_BITS[to]).name)).numpy()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def corrected() -> None:
-    """For this process, which does nothing else."""
-    plain = interpreter.InterpreterBuilder.create_dot
+    """The interpreter does what a GPU does."""
+    # Imported here: this file is read wherever tests are collected, and Triton may be missing.
+    from tests.inference.interpreter import corrections
 
-    def create_dot(self: Any, a: Any, b: Any, *arguments: Any) -> Any:
-        return plain(self, _wide(a), _wide(b), *arguments)
-
-    interpreter.InterpreterBuilder.create_dot = create_dot
-    interpreter._convert_float = convert
+    corrections.apply()
 
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the kernels compute."""
+    """The CPU."""
     torch.manual_seed(0)
     return torch.device("cpu")
-
-
-def _wide(handle: Any) -> Any:
-    if handle.dtype.scalar is not tl.bfloat16:
-        return handle
-    data = convert(handle.data, tl.bfloat16, tl.float32, None).view(np.float32)
-    return interpreter.TensorHandle(data, tl.float32)
