@@ -106,19 +106,18 @@ def operations(**values: Any) -> TritonOperations:
     ("capability", "values"),
     [
         *((capability, {}) for capability in SHARED_MEMORY),
-        (90, {"head_dim": 64, "num_heads": 14, "num_kv_heads": 2, "sliding_window": 4096}),
-        (90, {"head_dim": 80, "num_heads": 32, "num_kv_heads": 32, "qk_norm": True}),
-        (90, {"head_dim": 256, "num_heads": 8, "num_kv_heads": 1}),
+        (90, {"head_dim": 80, "num_heads": 14, "num_kv_heads": 2, "qk_norm": True}),
+        (89, {"head_dim": 256, "num_heads": 8, "num_kv_heads": 1, "sliding_window": 4096}),
     ],
 )
 def test_attention_fits(capability: int, compiled: list[Compiled], values: dict[str, Any]) -> None:
-    """One stream, many and a prompt: within the shared memory, and nothing is spilled."""
+    """One stream and a prompt: within the shared memory, and nothing is spilled."""
     made = operations(**values)
     config = made.config
     size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     norms = (torch.ones(config.head_dim).bfloat16(),) * 2 if config.qk_norm else None
     cache = KVCache(config, 1000, 16, torch.bfloat16, CPU)
-    steps: list[list[Span]] = [[(4000, 1)], [(100, 1)] * 70, [(0, 500)]]
+    steps: list[list[Span]] = [[(4000, 1)], [(0, 500)]]
     for spans in steps:
         inputs = make_inputs(make_step(spans, 16, num_blocks=1000), 16, CPU)
         attention = made.attention(inputs, cache)
@@ -146,7 +145,7 @@ def test_steps_of_other_sizes_take_the_same_kernels(compiled: list[Compiled]) ->
     }
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [90])
 def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
     """At the sizes of Llama 3.1, the small and the large one."""
     made = operations()
@@ -156,9 +155,8 @@ def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
         made.norm(x, weight)
         made.add_norm(x, x.clone(), weight)
         made.gate(torch.zeros(3, 2 * inner).bfloat16())
-        if capability >= 89:
-            made.quantise(x)
-            made.quantise(torch.zeros(3, inner).bfloat16())
+        made.quantise(x)
+        made.quantise(torch.zeros(3, inner).bfloat16())
     check(compiled, capability)
 
 
