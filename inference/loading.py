@@ -158,11 +158,12 @@ def load_engine(options: EngineOptions) -> Engine:
 
 
 def _warm_up(engine: Engine) -> None:
-    """A prefill and a decode, so that the first request does not pay for lazy set-up."""
-    params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
-    engine.add(Sequence("warm-up", [0, 0], params))
-    while engine.has_work:
-        engine.step()
+    """Prefill and decode, greedy and sampled: the first request does not pay for lazy set-up."""
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(max_tokens=2, temperature=temperature, ignore_eos=True)
+        engine.add(Sequence("warm-up", [0, 0], params))
+        while engine.has_work:
+            engine.step()
 
 
 def _capture(
