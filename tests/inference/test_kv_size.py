@@ -1,90 +1,53 @@
-"""How much of the memory the KV cache gets."""
+"""How many blocks the KV cache gets, of the memory that is left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from inference import kv_size
 from inference.errors import ModelLoadError
-from inference.kv_cache import KVCache
-from inference.kv_size import num_kv_blocks
-from inference.llama import Llama
-from inference.model_config import load_config
-from inference.rehearsal import full_step, short_steps
-from inference.weights import Weights
+from inference.kv_size import FREE_MEMORY_SHARE, num_kv_blocks
+from inference.model_factory import Model
 
-MIB = 2**20
+BYTES_PER_TOKEN = 2 * 2 * 2 * 8 * 4
+CONFIG = SimpleNamespace(num_layers=2, num_kv_heads=2, head_dim=8)
 
 
 @pytest.fixture
-def model(model_folder: Callable[[str], Path]) -> Llama:
-    """A small one on the CPU."""
-    folder = model_folder("llama-tied-gqa")
-    return Llama(
-        load_config(folder),
-        Weights(folder),
-        max_context=512,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
+def model() -> Model:
+    """What of a model counts here."""
+    device = torch.device("cpu")
+    return cast("Model", SimpleNamespace(config=CONFIG, dtype=torch.float32, device=device))
+
+
+def blocks(model: Model, **options: Any) -> int:
+    """Of 16 tokens; three sequences of 40 tokens, as many as there is memory for."""
+    defaults = {"num_tokens": 0, "max_num_seqs": 3, "max_context": 40}
+    return num_kv_blocks(
+        model, block_size=16, max_num_batched_tokens=64, capture=None, **{**defaults, **options}
     )
 
 
-def blocks(model: Llama, **options: int) -> int:
-    """Of an engine with room for two sequences."""
-    defaults = {
-        "block_size": 16,
-        "num_tokens": 0,
-        "max_num_seqs": 2,
-        "max_num_batched_tokens": 64,
-        "max_context": 512,
-    }
-    return num_kv_blocks(model, **{**defaults, **options}, capture=None)
+def test_every_sequence_has_whole_blocks(model: Model) -> None:
+    """40 tokens are three blocks, half a one of them empty: a full engine needs no preemption."""
+    assert blocks(model) == 9
 
 
-def test_no_more_than_all_sequences_can_fill(model: Llama) -> None:
-    """However much memory there is; a number that is asked for goes before."""
-    assert blocks(model) == 2 * 512 // 16
-    assert blocks(model, num_tokens=100) == 6
+def test_what_is_asked_for_counts(model: Model) -> None:
+    """In whole blocks, and at least one."""
+    assert blocks(model, num_tokens=50) == 3
     assert blocks(model, num_tokens=1) == 1
 
 
-def test_half_of_what_is_free(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU; where that is less than a block, the model does not fit."""
-    per_token = KVCache.bytes_per_token(model.config, model.dtype)
-    monkeypatch.setattr(kv_size, "free_memory", lambda: 2 * 160 * per_token)
-    assert blocks(model) == 10
-    monkeypatch.setattr(kv_size, "free_memory", lambda: 2 * 15 * per_token)
-    with pytest.raises(ModelLoadError, match="no memory is left"):
+def test_memory_is_the_limit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of what is free, and a clear word where that is nothing."""
+    enough = int(5 * 16 * BYTES_PER_TOKEN / FREE_MEMORY_SHARE)
+    monkeypatch.setattr(kv_size, "free_memory", lambda: enough)
+    assert blocks(model) == 5
+    monkeypatch.setattr(kv_size, "free_memory", lambda: enough // 6)
+    with pytest.raises(ModelLoadError, match="no memory is left for the KV cache"):
         blocks(model)
-
-
-def test_what_steps_and_graphs_take_goes_off_a_gpus_share(
-    model: Llama, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The steps run on the CPU here; only the answers to how much is taken are made up."""
-    free = iter([800, 730, 1000])
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free) * MIB, 2000 * MIB))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100 * MIB)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 150 * MIB)
-    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    caches: list[KVCache] = []
-    steps = [*short_steps(512, 16), full_step(64, 512, 16)]
-    left = kv_size._free_on_gpu(model, steps, 16, caches.append)
-    assert left == 900 * MIB - 50 * MIB - 70 * MIB
-    assert len(caches) == 1
-
-
-def test_steps_that_do_not_fit_are_named(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the setting that makes them smaller."""
-
-    def too_large(*_: object) -> None:
-        raise torch.cuda.OutOfMemoryError("80 GiB")
-
-    monkeypatch.setattr(kv_size, "_measure", too_large)
-    with pytest.raises(ModelLoadError, match=r"INFERENCE_MAX_NUM_BATCHED_TOKENS is too much.*80"):
-        kv_size._free_on_gpu(model, [full_step(64, 512, 16)], 16, None)
