@@ -63,7 +63,8 @@ class EventStream:
             writer.close()
 
     async def _send(self, writer: EventWriter, receive: Receive) -> None:
-        async with Interruption(receive, self._drain), aclosing(self._frames) as frames:
+        interruption = Interruption(receive, self._drain, lambda: writer.complete)
+        async with interruption, aclosing(self._frames) as frames:
             first = await anext(frames)
             with metrics.STREAMS_ACTIVE.track_inprogress():
                 await writer.start(HEADERS)

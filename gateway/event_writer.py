@@ -86,8 +86,10 @@ class EventWriter:
         """Stops whatever still runs."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None and not self._task.cancel() and not self._task.cancelled():
-            self._task.exception()  # told by `write` or `finish`, if by anyone
+        # Not kept: a cancelled task holds its last error, that its frames, and they this object.
+        task, self._task = self._task, None
+        if task is not None and not task.cancel() and not task.cancelled():
+            task.exception()  # told by `write` or `finish`, if by anyone
 
     def _put(self, frame: bytes) -> None:
         self._pending.append(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import Receive
@@ -23,8 +24,12 @@ class Interruption:
     request's body must have been read before. Whatever the block waits for is cancelled at once.
     """
 
-    def __init__(self, receive: Receive, drain: Drain) -> None:
+    def __init__(
+        self, receive: Receive, drain: Drain, is_answered: Callable[[], bool] = bool
+    ) -> None:
+        """`is_answered`: the client has all it asked for, and may leave; by default never."""
         self._receive = receive
+        self._is_answered = is_answered
         self._drain = drain
         self._open = False
         self._reason: Exception | None = None
@@ -50,10 +55,17 @@ class Interruption:
         if self._timer is not None:
             self._timer.cancel()
         self._watcher.cancel()
-        if self._reason is not None:
+        # Neither is kept: an error, a task's last one as well, holds the frames that it went
+        # through, and they this object, until the garbage collector finds them.
+        del self._watcher
+        reason, self._reason = self._reason, None
+        if reason is not None:
             others = self._task.uncancel() > self._num_cancelling
             if isinstance(error, asyncio.CancelledError) and not others:
-                raise self._reason from None
+                try:
+                    raise reason from None
+                finally:
+                    del reason
 
     def _interrupt(self, reason: Exception) -> None:
         if self._open and self._reason is None:
@@ -63,7 +75,9 @@ class Interruption:
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._interrupt(ClientDisconnected())
+        # The server says the same once it has sent everything.
+        if not self._is_answered():
+            self._interrupt(ClientDisconnected())
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         request = current_request()

@@ -120,6 +120,7 @@ def _tell(scope: Scope, observation: Observation, request: RequestContext) -> No
     duration = time.monotonic() - observation.arrived
     if observation.summary is not None:
         annotate(**observation.summary())
+        observation.summary = None  # it holds this observation: neither would go before a search
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
     route, status = route_of(scope), observation.status
     end_span(trace.get_current_span(), method, route, status, observation.error)

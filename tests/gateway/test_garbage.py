@@ -1,0 +1,92 @@
+"""What a request leaves behind is freed at once, not when the garbage collector finds it.
+
+It looks at what has lived for long so seldom (`mesh.lifecycle.GC_THRESHOLDS`) that a few
+kilobytes in a cycle, times the requests until then, would be all of the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gateway.server import GatewayServer
+from tests.gateway.fakes import FakeOrchestrator, Script
+from tests.gateway.test_cancellation import REQUESTS, connection
+from tests.helpers import eventually
+
+NUM_REQUESTS = 5
+
+
+@contextmanager
+def garbage(found: list[object]) -> Iterator[None]:
+    """Appends what only the collector could free of what the block made."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        found += gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def ours(found: list[object]) -> list[str]:
+    """The gateway's own among them, and tasks and errors, which hold much."""
+    kinds = [type(each) for each in found]
+    return [
+        kind.__qualname__
+        for kind in kinds
+        if kind.__module__.startswith("gateway") or issubclass(kind, asyncio.Task | BaseException)
+    ]
+
+
+async def request(gateway: GatewayServer, name: str, *, whole: bool) -> None:
+    """Asks, and reads the answer to its end or leaves after its first line."""
+    async with connection(gateway, name) as (reader, _):
+        if whole:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"chunked" in head:
+                body = b""
+                while not body.endswith(b"\r\n0\r\n\r\n"):
+                    body += await reader.read(1024)
+            else:
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+        else:
+            await reader.readline()
+    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+    await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_an_answer_leaves_nothing(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
+) -> None:
+    """Streamed or not."""
+    orchestrator.script = Script(deltas=tuple("abc"))
+    await request(gateway, name, whole=True)  # makes what is made once
+    found: list[object] = []
+    with garbage(found):
+        for _ in range(NUM_REQUESTS):
+            await request(gateway, name, whole=True)
+    assert ours(found) == []
+
+
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name.endswith("stream")])
+async def test_a_client_that_leaves_takes_everything_along(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
+) -> None:
+    """The error that ends its request holds no frames, and they not the error."""
+    orchestrator.script = Script(seconds_before_delta=0.01, endless=True)
+    await request(gateway, name, whole=False)
+    found: list[object] = []
+    with garbage(found):
+        for _ in range(NUM_REQUESTS):
+            await request(gateway, name, whole=False)
+    assert ours(found) == []
