@@ -56,6 +56,11 @@ class Connection(asyncio.Protocol):
         stream.num_tokens = 0 if stream.error else num_tokens
         return stream
 
+    @property
+    def answered(self) -> bool:
+        """Whether the first event of the request has come."""
+        return bool(self._stream.ttft)
+
     def data_received(self, data: bytes) -> None:
         if not self._stream.ttft and b"data: " in data:
             self._stream.ttft = time.perf_counter() - self._sent
