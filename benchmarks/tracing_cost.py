@@ -3,9 +3,10 @@
     python -m benchmarks.tracing_cost --rounds 8
 
 Four stacks of the four services, with made-up tokens, stand side by side and take turns at the
-same load, in an order that changes from round to round, so that whatever else the machine does
-hits all three. CPU time is that of the processes, from the kernel; the load's and the
-collector's own do not count. A ratio is of two stacks in the same round.
+same load, in an order drawn anew for each round, so that whatever else the machine does hits
+all of them, and none always comes after the same other one. CPU time is that of the processes,
+from the kernel; the load's and the collector's own do not count. A ratio is of two stacks in the
+same round.
 
     none       spans taken out of the code (benchmarks.untraced)
     no exporter  as services run by default: spans have ids and are not recorded
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import tempfile
 from pathlib import Path
@@ -60,10 +62,11 @@ def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[
     found: dict[str, list[float]] = {relay.mode: [] for relay in relays}
     names = SERVICES if options.all else RELAY
     for number in range(-1, options.rounds):  # the first one warms up
-        turn = number % len(relays)
-        for relay in relays[turn:] + relays[:turn]:
+        for relay in random.sample(relays, len(relays)):
             before = relay.services.cpu_seconds(names)
-            streams = uvloop.run(load(relay.services.url, options.streams, options.tokens))
+            streams = uvloop.run(
+                load(relay.services.url, options.streams, options.tokens, options.turns)
+            )
             assert not any(stream.error for stream in streams), streams
             used = relay.services.cpu_seconds(names) - before
             if number >= 0:
@@ -99,8 +102,9 @@ def main() -> None:
         found = measure(relays, options)
     busy = os.getloadavg()[0] / (os.cpu_count() or 1)
     print(
-        f"{options.streams} streams of {options.tokens} tokens at {options.pace:g} a second, "
-        f"{options.rounds} rounds; {os.cpu_count()} cores, load per core {busy:.1f}"
+        f"{options.turns} x {options.streams} streams of {options.tokens} tokens "
+        f"at {options.pace:g} a second, {options.rounds} rounds; "
+        f"{os.cpu_count()} cores, load per core {busy:.1f}"
         f"{': busy, read with care' if busy > 1.2 else ''}\n{report(found)}"
     )
 
@@ -110,6 +114,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument(
+        "--turns", type=int, default=1, help="streams of a connection, one after another"
+    )
     parser.add_argument("--pace", type=float, default=100.0, help="tokens per second and stream")
     parser.add_argument("--all", action="store_true", help="count tokenizer and inference too")
     options = parser.parse_args()
