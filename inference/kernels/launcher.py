@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -19,15 +17,13 @@ from typing import Any
 import triton
 from triton import knobs
 
+from inference.c_compiler import CompileError, find_compiler, run_compiler
+
 FOLDER = Path(__file__).parent
 NAME = "cuda_utils"
 """What Triton calls the module."""
 
 _NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia"
-
-
-class CompileError(Exception):
-    """Why the launcher could not be compiled."""
 
 
 def install() -> bool:
@@ -49,21 +45,20 @@ def install() -> bool:
 
 def compile_to(folder: Path) -> Path:
     """The launcher for this Triton and this Python, whole or not at all. Raises CompileError."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        raise CompileError("there is no C compiler")
+    compiler = find_compiler()
     headers = Path(sysconfig.get_config_var("INCLUDEPY"))
     if not (headers / "Python.h").is_file():
         raise CompileError(f"{headers} has no Python.h; on Debian it comes with python3-dev")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         driver = _compile_driver(compiler, Path(temporary))
         made = Path(temporary) / "launcher.so"
-        _run(
+        run_compiler(
+            compiler,
             [
-                *(compiler, "-O3", "-shared", "-fPIC", "-o", str(made)),
+                *("-O3", "-shared", "-fPIC", "-o", str(made)),
                 *(str(_NVIDIA / "driver.c"), str(driver)),
                 *(f"-I{_NVIDIA / 'include'}", f"-I{headers}", "-ldl"),
-            ]
+            ],
         )
         return made.replace(folder / _file_name())
 
@@ -75,17 +70,9 @@ def _compile_driver(compiler: str, folder: Path) -> Path:
     empty = folder / "empty.c"
     empty.write_text("".join(f"int {name}(void) {{ return 1; }}\n" for name in names))
     library = folder / "libcuda.so"
-    _run([compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(empty)])
+    soname = "-Wl,-soname,libcuda.so.1"
+    run_compiler(compiler, ["-shared", "-fPIC", soname, "-o", str(library), str(empty)])
     return library
-
-
-def _run(command: list[str]) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        raise CompileError(f"{command[0]} failed: {error.stderr.strip()[-500:]}") from error
-    except OSError as error:
-        raise CompileError(f"{command[0]} cannot be run: {error}") from error
 
 
 def _file_name() -> str:

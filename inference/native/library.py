@@ -10,11 +10,12 @@ import ctypes
 import hashlib
 import logging
 import shutil
-import subprocess
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from inference.c_compiler import CompileError, find_compiler, run_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ COMPILER_FLAGS = (
     "-mfma",
     "-mprefer-vector-width=512",
 )
-COMPILE_TIMEOUT_SECONDS = 600
 
 
 class Unavailable(Exception):
@@ -65,9 +65,10 @@ def load() -> ctypes.CDLL:
 
 def compile_to(target: Path) -> None:
     """Compiles the library; whole or not at all, whoever else does the same."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        raise Unavailable("there is no C compiler and no compiled decoder")
+    try:
+        compiler = find_compiler()
+    except CompileError as error:
+        raise Unavailable(f"{error} and no compiled decoder") from error
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(dir=target.parent)
@@ -76,15 +77,10 @@ def compile_to(target: Path) -> None:
     try:
         made = Path(folder) / target.name
         sources = [str(FOLDER / name) for name in SOURCES]
-        command = [compiler, *COMPILER_FLAGS, "-o", str(made), *sources, "-lm"]
         try:
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_SECONDS
-            )
-        except subprocess.CalledProcessError as error:
-            raise Unavailable(f"{compiler} failed: {error.stderr.strip()[-500:]}") from error
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"{compiler} cannot be run: {error}") from error
+            run_compiler(compiler, [*COMPILER_FLAGS, "-o", str(made), *sources, "-lm"])
+        except CompileError as error:
+            raise Unavailable(str(error)) from error
         made.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
