@@ -16,7 +16,7 @@ from torch import Tensor
 from inference.kv_cache import KVCache
 from inference.model_config import ModelConfig
 from inference.model_factory import Model
-from inference.step import Step
+from inference.step import pack
 
 BLOCK_SIZE = 16
 
@@ -61,7 +61,7 @@ class Embedder:
 
     def _embed(self, batch: Sequence[Sequence[int]]) -> list[list[float]]:
         model = self._model
-        step = _step(batch)
+        step = pack([(0, each) for each in batch], BLOCK_SIZE, outputs=False)
         num_blocks = step.block_tables[-1][-1] + 1
         scratch = Scratch(model.config, num_blocks, model.dtype, model.device)
         # Means in float32: thousands of bfloat16 values do not add up.
@@ -69,25 +69,3 @@ class Embedder:
         means = [rows.mean(0) for rows in torch.split(hidden, [len(each) for each in batch])]
         vectors: list[list[float]] = F.normalize(torch.stack(means), dim=-1).tolist()
         return vectors
-
-
-def _step(batch: Sequence[Sequence[int]]) -> Step:
-    token_ids: list[int] = []
-    positions: list[int] = []
-    begins = [0]
-    block_tables: list[Sequence[int]] = []
-    num_blocks = 0
-    for each in batch:
-        token_ids += each
-        positions += range(len(each))
-        begins.append(len(token_ids))
-        end = num_blocks + -(-len(each) // BLOCK_SIZE)
-        block_tables.append(range(num_blocks, end))
-        num_blocks = end
-    return Step(
-        token_ids=token_ids,
-        positions=positions,
-        begins=begins,
-        block_tables=block_tables,
-        outputs=[],
-    )

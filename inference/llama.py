@@ -37,7 +37,6 @@ class Layer:
         hidden, head_dim = config.hidden_size, config.head_dim
         self._number = number
         q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
-        self._sizes = [q_size, kv_size, kv_size]
         self.rotates = number not in config.no_rope_layers
         prefix = f"model.layers.{number}"
         self.input_norm = reader.tensor(f"{prefix}.input_layernorm.weight", hidden)
@@ -46,7 +45,7 @@ class Layer:
         self.qkv = reader.merged(
             [
                 (f"{attention}.{name}_proj", size)
-                for name, size in zip("qkv", self._sizes, strict=True)
+                for name, size in zip("qkv", (q_size, kv_size, kv_size), strict=True)
             ],
             hidden,
             bias=config.attention_bias,

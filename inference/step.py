@@ -27,3 +27,30 @@ class Step:
     def context(self, sequence: int) -> int:
         """Tokens of a sequence up to the end of its rows here."""
         return self.positions[self.begins[sequence + 1] - 1] + 1
+
+
+def pack(sequences: Rows[tuple[int, Rows[int]]], block_size: int, *, outputs: bool) -> Step:
+    """A step of sequences whose blocks lie one behind the other, in a cache of their own.
+
+    Of each: how many tokens it has already, and its rows' tokens. `outputs`: all are wanted, or
+    none.
+    """
+    token_ids: list[int] = []
+    positions: list[int] = []
+    begins = [0]
+    tables: list[Rows[int]] = []
+    num_blocks = 0
+    for before, rows in sequences:
+        end = before + len(rows)
+        token_ids += rows
+        positions += range(before, end)
+        begins.append(len(positions))
+        first, num_blocks = num_blocks, num_blocks - (-end // block_size)
+        tables.append(range(first, num_blocks))
+    return Step(
+        token_ids=token_ids,
+        positions=positions,
+        begins=begins,
+        block_tables=tables,
+        outputs=list(range(len(positions))) if outputs else [],
+    )
