@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import uvloop
 
@@ -76,19 +76,22 @@ def run_process(
     try:
         provider = telemetry.start(name)
     except ValueError as error:
-        logger.error("cannot start", extra={"error": str(error)})
-        sys.exit(STARTUP_FAILURE)
+        _cannot_start(error)
     metrics.tell_build(name)
     try:
         uvloop.run(_until_signal(name, serve))
     except (StartupError, OSError, MeshError, TlsError) as error:
-        logger.error("cannot start", extra={"error": str(error)})
-        sys.exit(STARTUP_FAILURE)
+        _cannot_start(error)
     finally:
         provider.shutdown()
         # Python goes through every object once more when it ends: with torch, for half a second.
         gc.freeze()
     logger.info("stopped")
+
+
+def _cannot_start(error: Exception) -> NoReturn:
+    logger.error("cannot start", extra={"error": str(error)})
+    sys.exit(STARTUP_FAILURE)
 
 
 def keep_startup() -> None:
