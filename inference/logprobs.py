@@ -29,15 +29,11 @@ def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[
         TokenLogprobs(
             token_id,
             logprob,
-            tuple((int(other), value) for other, value in _pairs(tops, most, number)),
+            # The likeliest values lie before their ids.
+            tuple(zip(map(int, tops[most : most + number]), tops[:number], strict=True)),
         )
         for token_id, number, (logprob, *tops) in zip(token_ids, asked, told.tolist(), strict=True)
     ]
-
-
-def _pairs(tops: list[float], most: int, number: int) -> list[tuple[float, float]]:
-    """The `number` likeliest ids and their values, of `most` values followed by their ids."""
-    return list(zip(tops[most:], tops[:most], strict=True))[:number]
 
 
 def prompt_logprobs(logits: Tensor, sequence: Sequence) -> list[TokenLogprobs]:
