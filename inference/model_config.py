@@ -65,6 +65,13 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     default_sampling: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def num_layer_weights(self) -> int:
+        """In the matrices of all layers: q, k, v, o and the three of the feed-forward."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        return self.num_layers * (attention + mlp)
+
 
 def load_config(folder: Path) -> ModelConfig:
     """The config of the model in `folder`. Raises ModelLoadError naming the file and field."""

@@ -164,8 +164,6 @@ def _why_not_native(config: ModelConfig, device: torch.device, options: ModelOpt
 
 def _is_small(config: ModelConfig) -> bool:
     """About how many weights the config implies, against the limit."""
-    attention = config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads) * 2
-    mlp = 3 * config.hidden_size * config.intermediate_size
     tables = 1 if config.tie_word_embeddings else 2
     embeddings = tables * config.vocab_size * config.hidden_size
-    return config.num_layers * (attention + mlp) + embeddings <= SMALL_MODEL_PARAMETERS
+    return config.num_layer_weights + embeddings <= SMALL_MODEL_PARAMETERS

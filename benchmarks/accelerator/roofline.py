@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from inference.kv_cache import KVCache
 from inference.model_config import ModelConfig
+from inference.model_factory import activation_type
 
 BYTES_OF_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
 """Of a weight in a matrix, by the engine's dtype; norms and embeddings are as the activations."""
@@ -17,7 +19,7 @@ BYTES_OF_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 
 
 def activation_bytes(dtype: str) -> int:
     """Of a number in the KV cache, in a norm's weights and in the table of embeddings."""
-    return 4 if dtype == "float32" else 2
+    return activation_type(dtype).itemsize
 
 
 class Rates(NamedTuple):
@@ -39,13 +41,6 @@ class Bound(NamedTuple):
         return max(self)
 
 
-def layer_weights(config: ModelConfig) -> int:
-    """Weights in the matrices of all layers: q, k, v, o and the three of the MLP."""
-    attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    return config.num_layers * (attention + mlp)
-
-
 def head_weights(config: ModelConfig) -> int:
     """Weights of the output matrix, tied to the embeddings or not."""
     return config.vocab_size * config.hidden_size
@@ -56,15 +51,14 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 
     The table of embeddings is not among them: only the rows of the step's tokens are read.
     """
-    matrices = (layer_weights(config) + head_weights(config)) * BYTES_OF_WEIGHT[dtype]
+    matrices = (config.num_layer_weights + head_weights(config)) * BYTES_OF_WEIGHT[dtype]
     norms = (2 * config.num_layers + 1) * config.hidden_size * activation_bytes(dtype)
     return matrices + norms
 
 
 def kv_bytes(config: ModelConfig, dtype: str) -> int:
     """Bytes of one token's keys and values, over all layers."""
-    heads = 2 * config.num_layers * config.num_kv_heads
-    return heads * config.head_dim * activation_bytes(dtype)
+    return KVCache.bytes_per_token(config, activation_type(dtype))
 
 
 def embedding_bytes(config: ModelConfig, dtype: str) -> int:
@@ -84,7 +78,7 @@ def decode_bound(
     moved = weight_bytes(config, dtype) + streams * (
         context * kv_bytes(config, dtype) + embedding_bytes(config, dtype)
     )
-    flops = 2 * (layer_weights(config) + head_weights(config)) * streams
+    flops = 2 * (config.num_layer_weights + head_weights(config)) * streams
     return Bound(moved / rates.bytes_per_second, flops / rates.flops_per_second)
 
 
@@ -101,7 +95,7 @@ def prefill_bound(config: ModelConfig, dtype: str, rates: Rates, tokens: int) ->
     )
     pairs = tokens * (tokens + 1) // 2
     attention = config.num_layers * 4 * config.num_heads * config.head_dim * pairs
-    flops = 2 * layer_weights(config) * tokens + 2 * head_weights(config) + attention
+    flops = 2 * config.num_layer_weights * tokens + 2 * head_weights(config) + attention
     return Bound(moved / rates.bytes_per_second, flops / rates.flops_per_second)
 
 

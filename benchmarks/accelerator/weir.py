@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
@@ -16,8 +15,6 @@ from inference.loading import EngineOptions, load_engine
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from mesh.lifecycle import keep_startup
-
-BLOCK_SIZE = 16
 
 
 def token_times(
@@ -69,8 +66,6 @@ def figure(engine: Engine, workload: Workload, row: Row) -> float:
 
 def measure(workload: Workload, dtype: str) -> dict[str, object]:
     """All rows of a round, with one engine that has room for the largest."""
-    # Whole blocks, or the last stream's last block would have no room and preempt another.
-    max_context = math.ceil(workload.max_context / BLOCK_SIZE) * BLOCK_SIZE
     engine = load_engine(
         EngineOptions(
             folder=Path(workload.folder),
@@ -78,8 +73,7 @@ def measure(workload: Workload, dtype: str) -> dict[str, object]:
             device=workload.device,
             dtype=dtype,
             max_num_seqs=max(workload.streams),
-            max_context=max_context,
-            block_size=BLOCK_SIZE,
+            max_context=workload.max_context,
         )
     )
     keep_startup()

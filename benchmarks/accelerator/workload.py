@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-FIRST_ID = 3
-"""Below are special tokens."""
+from benchmarks.contenders.measure import FIRST_ID
 
 NUM_PREFILLS = 5
 """Prompts of a round, one after another, for the figure of prefill; the median counts."""

@@ -59,7 +59,7 @@ def test_the_bytes_of_a_step_are_counted(tmp_path: Path) -> None:
     """Matrices, norms, keys and values, rows of embeddings."""
     config = config_of(tmp_path)
     # q 4x4, k and v 2x4, o 4x4, three of 8x4; two layers.
-    assert roofline.layer_weights(config) == 2 * (16 + 8 + 8 + 16 + 96) == 288
+    assert config.num_layer_weights == 2 * (16 + 8 + 8 + 16 + 96) == 288
     assert roofline.head_weights(config) == 40
     # 328 weights, and five norms of 4 in bfloat16.
     assert roofline.weight_bytes(config, "bfloat16") == 656 + 40
@@ -95,7 +95,7 @@ def test_the_mean_context_is_that_of_the_steps_after_the_first_token() -> None:
 def test_llama_8b_has_the_parameters_that_its_name_promises(tmp_path: Path) -> None:
     """8,030,261,248 with embeddings and norms, as published; its roofline on round numbers."""
     config = config_of(tmp_path, **make_model.config_of("llama-3.1-8b"))
-    matrices = roofline.layer_weights(config) + roofline.head_weights(config)
+    matrices = config.num_layer_weights + roofline.head_weights(config)
     assert matrices + roofline.head_weights(config) + 65 * 4096 == 8_030_261_248
     assert roofline.kv_bytes(config, "bfloat16") == 131_072
     rates = roofline.Rates(4.8e12, 800e12)
