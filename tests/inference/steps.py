@@ -9,8 +9,13 @@ from pathlib import Path
 import torch
 
 from inference.kv_cache import KVCache
+from inference.layers.torch_operations import TorchOperations
+from inference.llama import Llama, MakeOperations
 from inference.model_config import ModelConfig, load_config
 from inference.step import Step
+from inference.weights import Weights
+
+CPU = torch.device("cpu")
 
 Span = tuple[int, int]
 """Tokens that a sequence has already, and those of this step."""
@@ -45,6 +50,20 @@ def fill_cache(cache: KVCache, num_layers: int, seed: int = 0) -> None:
     for layer in range(num_layers):
         for stored in cache.layer(layer):
             stored.copy_(torch.randn(stored.shape, generator=generator))
+
+
+def load_llama(
+    folder: Path, device: torch.device = CPU, make_operations: MakeOperations = TorchOperations
+) -> Llama:
+    """The model in a folder, in float32."""
+    return Llama(
+        load_config(folder),
+        Weights(folder),
+        max_context=512,
+        dtype=torch.float32,
+        device=device,
+        make_operations=make_operations,
+    )
 
 
 def change(folder: Path, **values: object) -> ModelConfig:

@@ -12,9 +12,8 @@ from inference import kv_size
 from inference.errors import ModelLoadError
 from inference.kv_cache import KVCache
 from inference.llama import Llama
-from inference.model_config import load_config
 from inference.rehearsal import full_step, short_steps
-from inference.weights import Weights
+from tests.inference.steps import load_llama
 
 MIB = 2**20
 
@@ -22,14 +21,7 @@ MIB = 2**20
 @pytest.fixture
 def model(model_folder: Callable[[str], Path]) -> Llama:
     """A small one on the CPU."""
-    folder = model_folder("llama-tied-gqa")
-    return Llama(
-        load_config(folder),
-        Weights(folder),
-        max_context=512,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    return load_llama(model_folder("llama-tied-gqa"))
 
 
 def test_what_steps_and_graphs_take_goes_off_a_gpus_share(

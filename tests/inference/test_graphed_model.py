@@ -18,11 +18,10 @@ from inference.kv_cache import KVCache
 from inference.llama import Llama
 from inference.loading import EngineOptions
 from inference.model_config import load_config
-from inference.weights import Weights
-from tests.inference.steps import Span, fill_cache, make_step
+from inference.step import Step
+from tests.inference.steps import CPU, Span, fill_cache, load_llama, make_step
 from tests.inference.test_parity import prompts, run
 
-CPU = torch.device("cpu")
 NUM_BLOCKS = 40
 MAX_NUM_ROWS = 11
 
@@ -47,14 +46,7 @@ class Recorded:
 @pytest.fixture
 def model(family: str, model_folder: Callable[[str], Path]) -> Llama:
     """A family's model under torch."""
-    folder = model_folder(family)
-    return Llama(
-        load_config(folder),
-        Weights(folder),
-        max_context=512,
-        dtype=torch.float32,
-        device=CPU,
-    )
+    return load_llama(model_folder(family))
 
 
 def graphed(model: Llama, cache: KVCache, capture: Recorded | None = None) -> GraphedModel:
@@ -78,21 +70,33 @@ def stored(cache: KVCache) -> Tensor:
     return torch.stack([keys[:end], values[:end]])
 
 
+def check(
+    model: Llama, captured: GraphedModel, step: Step, caches: tuple[KVCache, KVCache]
+) -> None:
+    """The step is replayed; its logits, and what it leaves in the cache, are an eager one's.
+
+    `caches` are the eager step's and the captured one's.
+    """
+    num_before = captured.num_replayed_steps
+    expected, got = model.compute(step, caches[0]), captured.compute(step, caches[1])
+    assert expected is not None
+    assert got is not None
+    assert captured.num_replayed_steps == num_before + 1
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stored(caches[1]), stored(caches[0]), rtol=1e-5, atol=1e-5)
+
+
 @torch.inference_mode()
 def test_a_captured_step_equals_an_eager_one(model: Llama) -> None:
     """For each number of sequences: the logits, and what is left in the cache."""
     eager_cache, cache = make_cache(model), make_cache(model)
     captured = graphed(model, cache)
     # Long contexts first: their tables are left in the buffers, and must not be read.
-    for number, size in enumerate((11, 1, 2, 3, 5, 8, 9)):
+    for size in (11, 1, 2, 3, 5, 8, 9):
         spans = [(40 // size + place, 1) for place in range(size)]
         step = make_step(spans, 16, NUM_BLOCKS, seed=size)
-        expected, got = model.compute(step, eager_cache), captured.compute(step, cache)
-        assert expected is not None
-        assert got is not None
-        assert captured.num_replayed_steps == number + 1
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(stored(cache), stored(eager_cache), rtol=1e-5, atol=1e-5)
+        check(model, captured, step, (eager_cache, cache))
+    assert captured.num_replayed_steps == 7
 
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
@@ -121,21 +125,13 @@ def test_drafts_are_captured_as_rows_of_their_own(model: Llama) -> None:
     captured = graphed(model, cache)
     for number, outputs in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [0, 3, 7])):
         step = make_step([(18, 1), (30, 3), (0, 4)], 16, NUM_BLOCKS, seed=number)
-        step = replace(step, outputs=outputs)
-        expected, got = model.compute(step, eager_cache), captured.compute(step, cache)
-        assert expected is not None
-        assert got is not None
-        assert captured.num_replayed_steps == number + 1
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(stored(cache), stored(eager_cache), rtol=1e-5, atol=1e-5)
+        check(model, captured, replace(step, outputs=outputs), (eager_cache, cache))
+    assert captured.num_replayed_steps == 2
 
 
 def test_long_pieces_are_not_captured(model_folder: Callable[[str], Path]) -> None:
     """Each of their rows would read all keys and values anew."""
-    folder = model_folder("llama-tied-gqa")
-    model = Llama(
-        load_config(folder), Weights(folder), max_context=512, dtype=torch.float32, device=CPU
-    )
+    model = load_llama(model_folder("llama-tied-gqa"))
     cache = make_cache(model)
     captured = GraphedModel(model, cache, max_num_rows=40, max_context=512, capture=Recorded())
     with torch.inference_mode():

@@ -23,17 +23,15 @@ from inference.graphed_model import GraphedModel
 from inference.kv_cache import KVCache
 from inference.llama import Llama
 from inference.masks import Masks, MaskWorker
-from inference.model_config import load_config
 from inference.model_runner import ModelRunner
 from inference.sequence import Sequence
 from inference.speculation import rows_of
 from inference.staging import to_device
 from inference.torch_drawer import TorchDrawer
-from inference.weights import Weights
 from tests.inference.sampling import make_sequence
+from tests.inference.steps import CPU, load_llama
 
 DEVICE = torch.device("meta")
-CPU = torch.device("cpu")
 aten = torch.ops.aten
 
 
@@ -98,10 +96,7 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 @pytest.fixture
 def model(model_folder: Callable[[str], Path], family: str) -> Llama:
     """Without any weights, as it has no values."""
-    folder = model_folder(family)
-    return Llama(
-        load_config(folder), Weights(folder), max_context=512, dtype=torch.float32, device=DEVICE
-    )
+    return load_llama(model_folder(family), device=DEVICE)
 
 
 def make_cache(model: Llama) -> KVCache:

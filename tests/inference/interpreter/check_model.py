@@ -12,11 +12,8 @@ from inference.engine import Engine
 from inference.graphed_model import GraphedModel
 from inference.kernels.operations import TritonOperations
 from inference.kv_cache import KVCache
-from inference.llama import Llama
-from inference.model_config import load_config
-from inference.weights import Weights
 from tests.inference.families import reference_greedy
-from tests.inference.steps import fill_cache, make_step
+from tests.inference.steps import CPU, fill_cache, load_llama, make_step
 from tests.inference.test_parity import prompts, run
 
 
@@ -42,17 +39,8 @@ def test_sampled_tokens_are_those_of_torch(make_engine: Callable[..., Engine]) -
 @torch.inference_mode()
 def test_a_captured_launch_fits_every_step(model_folder: Callable[[str], Path]) -> None:
     """It is cut up for the longest context, and filled with short ones, drafts and nothing."""
-    folder = model_folder("llama-tied-gqa")
-    cpu = torch.device("cpu")
-    model = Llama(
-        load_config(folder),
-        Weights(folder),
-        max_context=512,
-        dtype=torch.float32,
-        device=cpu,
-        make_operations=TritonOperations,
-    )
-    cache = KVCache(model.config, 40, 16, torch.float32, cpu)
+    model = load_llama(model_folder("llama-tied-gqa"), make_operations=TritonOperations)
+    cache = KVCache(model.config, 40, 16, torch.float32, CPU)
     captured = GraphedModel(
         model, cache, max_num_rows=5, max_context=512, capture=lambda compute: compute
     )
