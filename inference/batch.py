@@ -46,6 +46,14 @@ class Batch:
 
     sequences: list[Sequence]
     start: float = 0.0
+    rows_before: Rows[int] | None = None
+    """Set where the step before is still being computed, whose tokens nobody knows yet: for each
+    sequence the row of `sampling` there whose token it goes on with. Each has one row here."""
+
+    @property
+    def live(self) -> list[Sequence]:
+        """Those that have not ended since the step was launched."""
+        return [sequence for sequence in self.sequences if sequence.finish is None]
 
     @property
     def sampling(self) -> list[Sequence]:

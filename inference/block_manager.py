@@ -103,9 +103,12 @@ class BlockManager:
         num_missing = self.num_blocks_for(sequence.num_tokens) - num_hits
         return 2 * sum(1 for _ in coming) >= num_missing
 
-    def extend(self, sequence: Sequence) -> bool:
-        """Make room for the sequence's last token; False if a block is needed and none is left."""
-        if len(sequence.block_table) * self.block_size >= sequence.num_tokens:
+    def extend(self, sequence: Sequence, num_ahead: int = 0) -> bool:
+        """Make room for the sequence's last token and so many more, at most a block's worth.
+
+        False if a block is needed and none is left.
+        """
+        if len(sequence.block_table) * self.block_size >= sequence.num_tokens + num_ahead:
             return True
         if not self.num_free_blocks:
             return False

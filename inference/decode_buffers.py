@@ -76,6 +76,8 @@ class DecodeBuffers:
         packed = to_device(np.concatenate([fields.ravel(), tables.ravel()]), self._device)
         self._fields[:, :size].copy_(packed[: fields.size].view(fields.shape))
         self._tables[:size, :width].copy_(packed[fields.size :].view(tables.shape))
+        if step.drawn is not None:
+            self._fields[_TOKEN_IDS, :num_rows].copy_(step.drawn)
 
 
 def batch_sizes(most: int) -> list[int]:

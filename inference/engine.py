@@ -1,10 +1,14 @@
-"""The engine's loop, one step at a time: schedule, run, finish."""
+"""The engine's loop, one step at a time: schedule, launch, finish.
+
+Where the device computes by itself, a step is launched before the tokens of the one before it are
+known, as long as nothing in it depends on them: so the device does not wait for the host.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from inference import metrics
 from inference.admission import Admission
@@ -23,12 +27,24 @@ logger = logging.getLogger(__name__)
 _MAX_CONSECUTIVE_FAILURES = 3
 
 
+class Launched(Protocol):
+    """A step that has been begun."""
+
+    def result(self) -> StepResult:
+        """What came of it; waits for that. May raise anything."""
+        ...
+
+
 class Runner(Protocol):
     """Computes a batch. The only part of the engine that touches tensors."""
 
-    def run(self, batch: Batch) -> StepResult:
+    runs_ahead: bool
+    """Whether a step can be launched behind one that is still being computed."""
+
+    def launch(self, batch: Batch, behind: Any = None) -> Launched:
         """Compute the scheduled tokens and drafts, and sample behind those that are the last.
 
+        `behind` is what was launched before a batch with `rows_before`, which goes on from there.
         Reads the sequences, changes none. May raise anything.
         """
         ...
@@ -36,6 +52,14 @@ class Runner(Protocol):
     def recover(self, blocks: list[int]) -> None:
         """Clear the blocks of broken sequences; raises if no further step can work."""
         ...
+
+
+class Flight(NamedTuple):
+    """A batch that is being computed."""
+
+    batch: Batch
+    launched: Launched
+    start: float
 
 
 class Engine:
@@ -61,6 +85,8 @@ class Engine:
         self._runner = runner
         self._vocabulary = vocabulary
         self._num_consecutive_failures = 0
+        self._flight: Flight | None = None
+        """What was launched ahead; those of it that live are scheduled for it."""
 
     @property
     def has_work(self) -> bool:
@@ -101,13 +127,13 @@ class Engine:
         where no further step can be expected to work.
         """
         outputs = self._scheduler.drop_expired(time.monotonic())
-        if self.step_watch is not None:
-            self.step_watch.begins(self._scheduler)
-        batch = self._scheduler.schedule(time.monotonic())
-        if batch.sequences:
-            outputs += self._watched(batch)
-        elif self._scheduler.has_work:
-            raise IntegrityError("sequences are waiting and none can be scheduled")
+        flight, self._flight = self._flight, None
+        if flight is None or not flight.batch.live:
+            flight = self._launch_next(outputs)
+        if flight is not None:
+            behind = self._launch_behind(flight)
+            outputs += self._land(flight)
+            self._flight = self._take_over(behind)
         self._check_when_idle()
         return outputs
 
@@ -124,26 +150,75 @@ class Engine:
             block_size=blocks.block_size,
         )
 
-    def _watched(self, batch: Batch) -> list[StepOutput]:
-        if self.step_watch is None:
-            return self._run(batch)
-        self.step_watch.runs(batch, self._scheduler)
-        outputs = self._run(batch)
-        self.step_watch.ended(failed=self._num_consecutive_failures > 0)
+    def _launch_next(self, outputs: list[StepOutput]) -> Flight | None:
+        """Schedule and launch a step; adds to the outputs what ends where that breaks."""
+        if self.step_watch is not None:
+            self.step_watch.begins(self._scheduler)
+        batch = self._scheduler.schedule(time.monotonic())
+        if not batch.sequences:
+            if self._scheduler.has_work:
+                raise IntegrityError("sequences are waiting and none can be scheduled")
+            return None
+        if self.step_watch is not None:
+            self.step_watch.runs(batch, self._scheduler)
+        start = time.monotonic()
+        try:
+            return Flight(batch, self._runner.launch(batch), start)
+        except Exception as error:
+            outputs += self._fail(batch, error)
+            self._tell_ended()
+            return None
+
+    def _launch_behind(self, flight: Flight) -> Flight | None:
+        """Launch the step behind a flight, where its tokens do not matter for that."""
+        if not self._runner.runs_ahead:
+            return None
+        batch = self._scheduler.schedule_behind(flight.batch)
+        if batch is None:
+            return None
+        start = time.monotonic()
+        try:
+            return Flight(batch, self._runner.launch(batch, flight.launched), start)
+        except Exception:
+            # No sequence has been changed: the next step is scheduled as if this had not been.
+            logger.exception("no step could be launched ahead")
+            return None
+
+    def _take_over(self, flight: Flight | None) -> Flight | None:
+        """Schedule what was launched behind the step that has just ended; None if none is left."""
+        if flight is None or not flight.batch.live:
+            return None
+        if self.step_watch is not None:
+            self.step_watch.begins(self._scheduler)
+        batch = self._scheduler.take_over(flight.batch, time.monotonic())
+        if self.step_watch is not None:
+            self.step_watch.runs(Batch(batch.live, batch.start), self._scheduler)
+        # Until now the device was busy with the step before.
+        return Flight(batch, flight.launched, batch.start)
+
+    def _land(self, flight: Flight) -> list[StepOutput]:
+        """Wait for a step, and finish it."""
+        batch = Batch(flight.batch.live, flight.batch.start)
+        try:
+            result = flight.launched.result()
+        except Exception as error:
+            outputs = self._fail(batch, error)
+        else:
+            tokens = result.tokens
+            if flight.batch.rows_before is not None:  # some may have ended since it was launched
+                rows = zip(flight.batch.sequences, tokens, strict=True)
+                tokens = [token for sequence, token in rows if sequence.finish is None]
+            outputs = self._finish(batch, StepResult(tokens, result.prompt_logprobs), flight.start)
+        self._tell_ended()
         return outputs
 
-    def _run(self, batch: Batch) -> list[StepOutput]:
-        started = time.monotonic()
-        try:
-            result = self._runner.run(batch)
-        except Exception as error:
-            logger.exception("step failed", extra={"num_sequences": len(batch.sequences)})
-            return self._fail(batch, error)
+    def _finish(self, batch: Batch, result: StepResult, start: float) -> list[StepOutput]:
         self._num_consecutive_failures = 0
         num_tokens = sum(sequence.num_scheduled_tokens for sequence in batch.sequences)
-        metrics.observe_step(num_tokens, time.monotonic() - started)
-        accepted = accept(batch.sampling, result.tokens)
-        broken = [s for s, stands in zip(batch.sampling, accepted, strict=True) if not stands]
+        metrics.observe_step(num_tokens, time.monotonic() - start)
+        sampling = batch.sampling
+        accepted = accept(sampling, result.tokens)
+        broken = [s for s, stands in zip(sampling, accepted, strict=True) if not stands]
         if broken:  # before `finish`, which takes their blocks away
             self._recover(broken)
         for sequence in batch.sequences:
@@ -151,7 +226,12 @@ class Engine:
                 sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
         return self._scheduler.finish(batch, accepted, time.monotonic())
 
+    def _tell_ended(self) -> None:
+        if self.step_watch is not None:
+            self.step_watch.ended(failed=self._num_consecutive_failures > 0)
+
     def _fail(self, batch: Batch, error: Exception) -> list[StepOutput]:
+        logger.error("step failed", exc_info=error, extra={"num_sequences": len(batch.sequences)})
         self._num_consecutive_failures += 1
         if self._num_consecutive_failures >= _MAX_CONSECUTIVE_FAILURES:
             self.healthy = False

@@ -135,7 +135,13 @@ def load_engine(options: EngineOptions) -> Engine:
             max_num_batched_tokens=max_tokens,
             num_speculative_tokens=options.num_speculative_tokens,
         ),
-        runner=ModelRunner(model, cache, MaskWorker(config.vocab_size), drawer),
+        runner=ModelRunner(
+            model,
+            cache,
+            MaskWorker(config.vocab_size),
+            drawer,
+            runs_ahead=device.type == "cuda",
+        ),
         vocabulary=vocabulary,
         embedder=Embedder(model, options.max_num_batched_tokens),
     )

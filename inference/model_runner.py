@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,22 +17,40 @@ from inference.kv_cache import KVCache
 from inference.logprobs import prompt_logprobs
 from inference.masks import MaskWorker
 from inference.model_factory import Model
-from inference.sampler import Drawer, sample
+from inference.sampler import Drawer, Sampling, sample
+from inference.speculation import Row, rows_of
+from inference.staging import Fetch, to_device
 from inference.step import Step
 
 
 class ModelRunner:
     """The only part of the engine that touches tensors."""
 
-    def __init__(self, model: Model, cache: KVCache, masks: MaskWorker, drawer: Drawer) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache,
+        masks: MaskWorker,
+        drawer: Drawer,
+        *,
+        runs_ahead: bool = False,
+    ) -> None:
+        """`runs_ahead`: the device computes by itself, and the drawer's tokens stay there."""
+        self.runs_ahead = runs_ahead
         self._model = model
         self._cache = cache
         self._masks = masks
         self._drawer = drawer
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> StepResult:
-        """Computes the scheduled tokens; a token for each row of `batch.sampling`."""
+    def launch(self, batch: Batch, behind: Any = None) -> LaunchedStep:
+        """Starts with the scheduled tokens; a token for each row of `batch.sampling`.
+
+        `behind` is the step that a batch with `rows_before` follows.
+        """
+        if behind is not None:
+            assert isinstance(behind, LaunchedStep)
+            return self._launch_behind(batch, behind)
         sampling = batch.sampling
         masks = self._masks.start(sampling)  # computed while the model runs
         try:
@@ -36,9 +58,15 @@ class ModelRunner:
         finally:
             wanted = None if masks is None else masks.result()
         if logits is None:
-            return StepResult([])
+            return LaunchedStep(None)
         logits, prompt = _take_prompt_rows(logits, batch)
-        return StepResult(sample(logits, sampling, self._drawer, wanted), prompt)
+        return LaunchedStep(sample(logits, rows_of(sampling), self._drawer, wanted), prompt)
+
+    def _launch_behind(self, batch: Batch, behind: LaunchedStep) -> LaunchedStep:
+        logits = self._model.compute(_step_behind(batch, behind.token_ids), self._cache)
+        assert logits is not None, "each sequence wants a token"
+        rows = [Row(sequence, num_ahead=1) for sequence in batch.sequences]
+        return LaunchedStep(sample(logits, rows, self._drawer))
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor | None:
@@ -52,6 +80,50 @@ class ModelRunner:
         No live sequence may still read them.
         """
         self._cache.zero(blocks)
+
+
+class LaunchedStep:
+    """A step that the device has been given. Implements `inference.engine.Launched`."""
+
+    def __init__(
+        self,
+        sampling: Sampling | None,
+        prompt_logprobs: Mapping[str, list[TokenLogprobs]] = MappingProxyType({}),
+    ) -> None:
+        """Without `sampling` it samples nothing."""
+        self._sampling = sampling
+        self._prompt_logprobs = prompt_logprobs
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[num_rows] in int64, where they are drawn; -1 where nothing could be."""
+        assert self._sampling is not None, "it samples nothing"
+        assert isinstance(self._sampling.drawn, Fetch), "only what stays on the device can be used"
+        return self._sampling.drawn.values
+
+    @torch.inference_mode()
+    def result(self) -> StepResult:
+        """Waits for the step, not for one that was launched behind it."""
+        tokens = [] if self._sampling is None else self._sampling.result()
+        return StepResult(tokens, self._prompt_logprobs)
+
+
+def _step_behind(batch: Batch, token_ids: Tensor) -> Step:
+    """A token of each sequence, out of what the step before is drawing."""
+    assert batch.rows_before is not None, "it follows no step"
+    # Where nothing could be drawn the sequence is about to end, and any id will do.
+    drawn = token_ids.clamp(min=0)
+    num_rows = len(batch.sequences)
+    if len(batch.rows_before) != len(token_ids):
+        drawn = drawn[to_device(np.array(batch.rows_before), drawn.device)]
+    return Step(
+        token_ids=[0] * num_rows,
+        positions=[sequence.num_tokens for sequence in batch.sequences],
+        begins=list(range(num_rows + 1)),
+        block_tables=[sequence.block_table for sequence in batch.sequences],
+        outputs=list(range(num_rows)),
+        drawn=drawn,
+    )
 
 
 def _step(batch: Batch) -> Step:

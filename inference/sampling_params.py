@@ -83,6 +83,11 @@ class SamplingParams:
             or self.frequency_penalty != 0.0
         )
 
+    @property
+    def is_foreseen(self) -> bool:
+        """Whether how a token is sampled does not depend on the one before it."""
+        return self.constraint is None and self.num_logprobs is None and not self.has_penalties
+
     def _check_floats(self) -> None:
         _check_between("temperature", self.temperature, 0.0, 100.0)
         top_p_in_range = 0.0 < self.top_p <= 1.0  # false for NaN as well

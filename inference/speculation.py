@@ -24,31 +24,34 @@ MAX_PAUSE = 64
 
 
 class Row(NamedTuple):
-    """A position to sample: behind so many drafts of its sequence."""
+    """A position to sample: behind a sequence's tokens and so many more.
+
+    Those are drafts, or the one that the step before is still drawing.
+    """
 
     sequence: Sequence
-    num_drafts: int
+    num_ahead: int
 
     @property
     def position(self) -> int:
         """In the completion, counted from 0."""
-        return self.sequence.num_completion_tokens + self.num_drafts
+        return self.sequence.num_completion_tokens + self.num_ahead
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
-        """All tokens before this position."""
+        """All tokens before this position, where all are known."""
         ids = np.array(self.sequence.token_ids)  # a copy: a view would keep the array from growing
-        if not self.num_drafts:
+        if not self.num_ahead:
             return ids
-        return np.concatenate([ids, self.sequence.draft_token_ids[: self.num_drafts]])
+        return np.concatenate([ids, self.sequence.draft_token_ids[: self.num_ahead]])
 
 
 def rows_of(sequences: Rows[Sequence]) -> list[Row]:
     """The positions that a step samples for these: one, and one more for each draft."""
     return [
-        Row(sequence, num_drafts)
+        Row(sequence, num_ahead)
         for sequence in sequences
-        for num_drafts in range(1 + len(sequence.draft_token_ids))
+        for num_ahead in range(1 + len(sequence.draft_token_ids))
     ]
 
 
@@ -70,6 +73,14 @@ class Drafter:
         room = sequence.max_tokens - sequence.num_completion_tokens - 1
         num_tokens = min(length, self.num_tokens, room, most)
         return lookup(sequence.token_ids, num_tokens) if num_tokens > 0 else []
+
+    def wants(self, sequence: Sequence) -> bool:
+        """Whether it would look for drafts in the sequence's next step."""
+        return self.num_tokens > 0 and not sequence.speculation.pause
+
+    def skip(self, sequence: Sequence) -> None:
+        """Takes note of a step without drafts."""
+        sequence.speculation.pause = max(sequence.speculation.pause - 1, 0)
 
     def learn(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Takes note of how many drafts stood."""

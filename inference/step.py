@@ -1,9 +1,13 @@
-"""What the model is asked to compute in one step, without any tensors."""
+"""What the model is asked to compute in one step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +23,8 @@ class Step:
     """Of each sequence: blocks for at least its tokens up to the end of its rows here."""
     outputs: list[int]
     """Rows whose logits are wanted, ascending."""
+    drawn: Tensor | None = None
+    """[num_tokens] ids in int64 on the device, instead of `token_ids`, which nobody knows yet."""
 
     @property
     def num_sequences(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from inference.masks import Masks
 from inference.sampling_params import SamplingParams
 from inference.speculation import Row
-from inference.staging import to_device
+from inference.staging import Fetch, to_device
 
 _NEGATIVE_INFINITY = -math.inf
 
@@ -32,7 +32,7 @@ class TorchDrawer:
         """`draw` adds the noise; None: torch's operations do."""
         self._draw = draw or draw_with_noise
 
-    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> list[int]:
+    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> Fetch:
         """As `inference.sampler.Drawer` has it."""
         if masks is not None:
             _constrain(logits, masks)
@@ -45,9 +45,7 @@ class TorchDrawer:
             kept = _filtered(logits[index], [rows[number] for number in drawing])
             drawn = self._draw(*kept)
             chosen = chosen.index_copy(0, index, drawn)
-        chosen = torch.where(torch.isfinite(highest), chosen, -1)
-        token_ids: list[int] = chosen.tolist()  # the one wait for the device in a step
-        return token_ids
+        return Fetch(torch.where(torch.isfinite(highest), chosen, -1))
 
 
 def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:

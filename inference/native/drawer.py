@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence as Rows
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.masks import Masks
@@ -37,7 +38,7 @@ class NativeDrawer:
         self._draw = library.load().weir_draw
         self._draw.restype = None
 
-    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> list[int]:
+    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> NDArray[np.int32]:
         """As `inference.sampler.Drawer` has it; `logits` must be on the CPU, each row in one."""
         assert logits.stride(1) == 1, "the values of a row must stand side by side"
         num_rows, vocab_size = logits.shape
@@ -58,8 +59,7 @@ class NativeDrawer:
                 ctypes.c_void_p(params.ctypes.data),
                 ctypes.c_void_p(token_ids.ctypes.data),
             )
-        drawn: list[int] = token_ids.tolist()
-        return drawn
+        return token_ids
 
 
 def _params(row: Row, vocab_size: int) -> tuple[float, ...]:

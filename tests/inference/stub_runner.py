@@ -18,10 +18,22 @@ VOCAB_SIZE = 100
 BLOCK_SIZE = 4
 
 
+class LaunchedStub:
+    """Has its tokens at once."""
+
+    def __init__(self, token_ids: list[int]) -> None:
+        self.token_ids = token_ids
+
+    def result(self) -> StepResult:
+        return StepResult([SampledToken(token_id) for token_id in self.token_ids])
+
+
 class StubRunner:
     """Counts its steps; breaks, says NaN or waits where a test tells it to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, runs_ahead: bool = False) -> None:
+        self.runs_ahead = runs_ahead
+        self.num_steps_ahead = 0
         self.num_steps = 0
         self.batches: list[list[str]] = []
         self.error: Exception | None = None
@@ -31,24 +43,35 @@ class StubRunner:
         self.gate: threading.Semaphore | None = None
         """Where set, each step waits for one release."""
 
-    def run(self, batch: Batch) -> StepResult:
+    def launch(self, batch: Batch, behind: LaunchedStub | None = None) -> LaunchedStub:
         if self.gate is not None:
             assert self.gate.acquire(timeout=10), "no step was let through"
         self.num_steps += 1
         self.batches.append([sequence.request_id for sequence in batch.sequences])
         if self.error is not None:
             raise self.error
-        return StepResult([SampledToken(self._token(s)) for s in batch.sampling])
+        if behind is None:
+            assert batch.rows_before is None
+            return LaunchedStub([self._token(s, list(s.token_ids)) for s in batch.sampling])
+        assert batch.rows_before is not None
+        self.num_steps_ahead += 1
+        before = [behind.token_ids[row] for row in batch.rows_before]
+        return LaunchedStub(
+            [
+                self._token(s, [*s.token_ids, token])
+                for s, token in zip(batch.sequences, before, strict=True)
+            ]
+        )
 
     def recover(self, blocks: list[int]) -> None:
         self.recovered += blocks
         if self.recover_error is not None:
             raise self.recover_error
 
-    def _token(self, sequence: Sequence) -> int:
+    def _token(self, sequence: Sequence, token_ids: list[int]) -> int:
         if sequence.request_id in self.not_finite:
             return -1
-        return next_token(list(sequence.token_ids))
+        return next_token(token_ids)
 
 
 def next_token(token_ids: list[int]) -> int:

@@ -24,7 +24,9 @@ def draw(
 ) -> Counter[int]:
     """How often each id is drawn, over as many seeds, in one batch."""
     sequences = [make_sequence(seed=seed, **params) for seed in range(num_draws)]
-    return Counter(drawer.draw(torch.tensor([logits] * num_draws), rows_of(sequences), None))
+    return Counter(
+        drawer.draw(torch.tensor([logits] * num_draws), rows_of(sequences), None).tolist()
+    )
 
 
 def draw_one(drawer: Drawer, logits: list[float], mask: list[int] | None = None, **p: Any) -> int:
@@ -35,7 +37,7 @@ def draw_one(drawer: Drawer, logits: list[float], mask: list[int] | None = None,
         for token_id in mask:
             words[0, token_id // 32] |= np.uint32(1 << token_id % 32)
         masks = Masks([0], words.view(np.int32))
-    [drawn] = drawer.draw(torch.tensor([logits]), rows_of([make_sequence(**p)]), masks)
+    [drawn] = drawer.draw(torch.tensor([logits]), rows_of([make_sequence(**p)]), masks).tolist()
     return drawn
 
 
@@ -91,7 +93,7 @@ def test_many_tokens_follow_it_as_well(drawer: Drawer, params: dict[str, Any]) -
     counts: Counter[int] = Counter()
     for begin in range(0, num_draws, 1000):
         sequences = [make_sequence(seed=begin + number, **params) for number in range(1000)]
-        counts.update(drawer.draw(torch.tensor([logits] * 1000), rows_of(sequences), None))
+        counts.update(drawer.draw(torch.tensor([logits] * 1000), rows_of(sequences), None).tolist())
     assert set(counts) <= set(expected)
     often = [i for i, p in expected.items() if p * num_draws >= 5]
     statistic = sum(
@@ -104,14 +106,14 @@ def test_many_tokens_follow_it_as_well(drawer: Drawer, params: dict[str, Any]) -
 
 def test_no_rows_are_no_tokens(drawer: Drawer) -> None:
     """As in a step that only computes pieces of prompts."""
-    assert drawer.draw(torch.empty((0, VOCAB_SIZE)), [], None) == []
+    assert drawer.draw(torch.empty((0, VOCAB_SIZE)), [], None).tolist() == []
 
 
 def test_positions_draw_anew(drawer: Drawer) -> None:
     """One seed at many positions follows the distribution like many seeds at one."""
     logits = make_logits()
     sequences = [make_sequence([0], [1] * count, seed=-3) for count in range(1500)]
-    drawn = drawer.draw(torch.tensor([logits] * 1500), rows_of(sequences), None)
+    drawn = drawer.draw(torch.tensor([logits] * 1500), rows_of(sequences), None).tolist()
     for token_id, probability in reference(logits, SamplingParams()).items():
         tolerance = 5 * math.sqrt(probability * (1 - probability) / 1500)
         assert abs(drawn.count(token_id) / 1500 - probability) <= tolerance + 1e-9
@@ -173,8 +175,8 @@ def test_masks_say_what_may_be_drawn(drawer: Drawer) -> None:
     for params in ({}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.0}):
         sequences = [make_sequence(seed=seed, **params) for seed in range(4)]
         rows = torch.tensor([logits] * 4)
-        free = drawer.draw(rows.clone(), rows_of(sequences), None)
-        drawn = drawer.draw(rows, rows_of(sequences), Masks([1, 3], words.view(np.int32)))
+        free = drawer.draw(rows.clone(), rows_of(sequences), None).tolist()
+        drawn = drawer.draw(rows, rows_of(sequences), Masks([1, 3], words.view(np.int32))).tolist()
         assert drawn[1] in worst
         assert [drawn[i] for i in (0, 2, 3)] == [free[i] for i in (0, 2, 3)]
     assert draw_one(drawer, logits, mask=[76], top_k=2, top_p=0.1) == 76

@@ -136,7 +136,7 @@ def test_a_step_waits_once(model: Llama, captured: bool, monkeypatch: pytest.Mon
     for mixture in (*([each] for each in SAMPLINGS), SAMPLINGS):
         batch = schedule([make_sequence([1, 2, 3], [4, 5], **each) for each in mixture])
         with watching(monkeypatch) as watch:
-            assert len(runner.run(batch).tokens) == len(mixture)
+            assert len(runner.launch(batch).result().tokens) == len(mixture)
         assert watch.waits == []
         assert watch.num_fetches == 1
     if captured:
@@ -150,7 +150,7 @@ def test_log_probabilities_cost_one_more(model: Llama, monkeypatch: pytest.Monke
     params = ({"num_logprobs": 3}, {"num_logprobs": 0}, {"temperature": 0.0})
     batch = schedule([make_sequence([1, 2, 3], [4, 5], **each) for each in params])
     with watching(monkeypatch) as watch:
-        runner.run(batch)
+        runner.launch(batch).result()
     assert watch.waits == []
     assert watch.num_fetches == 2
 
@@ -163,7 +163,7 @@ def test_pieces_of_prompts_wait_for_nothing(model: Llama, monkeypatch: pytest.Mo
     batch.sequences[1].num_computed_tokens = 20
     batch.sequences[1].num_scheduled_tokens = 30
     with watching(monkeypatch) as watch:
-        assert len(runner.run(batch).tokens) == 1
+        assert len(runner.launch(batch).result().tokens) == 1
     assert watch.waits == []
     assert watch.num_fetches == 1
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from inference.sampler import Drawer, sample
+from inference.speculation import rows_of
 from tests.inference.sampling import VOCAB_SIZE, make_logits, make_sequence
 
 
@@ -23,10 +24,12 @@ def test_a_seeded_row_is_the_same_alone_and_in_any_batch(drawer: Drawer) -> None
         {"min_p": 0.3, "frequency_penalty": 1.0},
     ]
     for params in mixed[1:4]:
-        [alone] = sample(torch.tensor([logits]), [make_sequence(**params)], drawer)
+        [alone] = sample(
+            torch.tensor([logits]), rows_of([make_sequence(**params)]), drawer
+        ).result()
         for order in (mixed, mixed[::-1]):
             rows = torch.tensor([make_logits(9) if p is not params else logits for p in order])
-            batch = sample(rows, [make_sequence(**p) for p in order], drawer)
+            batch = sample(rows, rows_of([make_sequence(**p) for p in order]), drawer).result()
             assert batch[order.index(params)] == alone
 
 
@@ -40,7 +43,7 @@ def test_logprobs_are_of_the_raw_distribution(drawer: Drawer) -> None:
         make_sequence(seed=1, temperature=2.0, num_logprobs=0),
         make_sequence(temperature=0.0),
     ]
-    biased, chosen, none = sample(torch.tensor([logits] * 3), sequences, drawer)
+    biased, chosen, none = sample(torch.tensor([logits] * 3), rows_of(sequences), drawer).result()
     assert biased.logprobs is not None
     assert (biased.token_id, biased.logprobs.token_id) == (3, 3)
     assert biased.logprobs.logprob == pytest.approx(raw[3], abs=1e-5)
@@ -57,6 +60,6 @@ def test_a_row_without_finite_logits_says_so_alone(drawer: Drawer, temperature: 
     """Its id is negative; its neighbours are served."""
     rows = torch.tensor([make_logits(), [math.nan] * VOCAB_SIZE, make_logits()])
     sequences = [make_sequence(temperature=temperature, seed=s) for s in range(3)]
-    first, broken, third = sample(rows, sequences, drawer)
+    first, broken, third = sample(rows, rows_of(sequences), drawer).result()
     assert broken.token_id == -1
     assert min(first.token_id, third.token_id) >= 0

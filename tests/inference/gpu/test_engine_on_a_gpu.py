@@ -97,9 +97,16 @@ def test_a_seed_decides_whatever_else_runs(make_gpu_engine: MakeEngine) -> None:
 
 
 @contextmanager
-def counted_waits() -> Iterator[list[str]]:
-    """Where the host waits for the device, as torch sees it."""
+def counted_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Where the host waits for the device, as torch sees it, or for an event of it."""
     waits: list[str] = []
+    synchronize = torch.cuda.Event.synchronize
+
+    def counted(event: torch.cuda.Event) -> None:
+        waits.append("for an event")
+        synchronize(event)
+
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", counted)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -110,6 +117,7 @@ def counted_waits() -> Iterator[list[str]]:
         ]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -117,9 +125,12 @@ def counted_waits() -> Iterator[list[str]]:
     "params", [{}, {"temperature": 1.0, "seed": 1, "top_p": 0.9}, {"frequency_penalty": 1.0}]
 )
 def test_a_step_waits_once(
-    make_gpu_engine: MakeEngine, graphs: bool, params: dict[str, float]
+    make_gpu_engine: MakeEngine,
+    graphs: bool,
+    params: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For the tokens."""
+    """For the tokens, and not for what was launched behind them."""
     engine = make_gpu_engine(cuda_graphs=graphs)
     for number, prompt in enumerate(prompts(20, 40, 5)):
         engine.add(
@@ -128,9 +139,34 @@ def test_a_step_waits_once(
     for _ in range(4):
         engine.step()
     for _ in range(5):
-        with counted_waits() as waits:
+        with counted_waits(monkeypatch) as waits:
             engine.step()
-        assert len(waits) == 1, waits
+        assert waits == ["for an event"]
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 1, "top_p": 0.9}])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_running_ahead_changes_nothing(
+    make_gpu_engine: MakeEngine, params: dict[str, float], graphs: bool
+) -> None:
+    """The same tokens, with sequences that end at different times."""
+    batch = prompts(20, 40, 5)
+    found = []
+    for runs_ahead in (True, False):
+        engine = make_gpu_engine(cuda_graphs=graphs)
+        runner = engine._runner
+        assert runner.runs_ahead
+        runner.runs_ahead = runs_ahead
+        sequences = [
+            Sequence(str(n), prompt, SamplingParams(max_tokens=20 + 7 * n, **{**GREEDY, **params}))  # type: ignore[arg-type]
+            for n, prompt in enumerate(batch)
+        ]
+        for sequence in sequences:
+            engine.add(sequence)
+        while engine.has_work:
+            engine.step()
+        found.append([list(sequence.token_ids) for sequence in sequences])
+    assert found[0] == found[1]
 
 
 def test_embeddings_are_close_to_transformers(make_gpu_engine: MakeEngine, family: str) -> None:
