@@ -11,10 +11,10 @@ import torch
 
 from inference.batch import Batch
 from inference.engine import Engine
-from inference.native import library
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from tests.inference.families import VOCAB_SIZE, reference_greedy, reference_logits
+from tests.inference.native import needs_native_decoder
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
@@ -25,10 +25,7 @@ def make_engine_of_both(
 ) -> Callable[..., Engine]:
     """Makes engines that compute with torch, then such that compute natively."""
     if request.param == "native":
-        try:
-            library.load()
-        except library.Unavailable as reason:
-            pytest.skip(f"NO NATIVE DECODER: {reason}")
+        needs_native_decoder()
 
     def make(*arguments: Any, **options: Any) -> Engine:
         return make_engine(*arguments, kernels=request.param, **options)

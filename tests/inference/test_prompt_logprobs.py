@@ -17,6 +17,7 @@ from inference.sequence import Sequence
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import collect, make_request
 from tests.inference.families import VOCAB_SIZE, bfloat16_logits, reference_logits
+from tests.inference.native import needs_native_decoder
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
@@ -129,6 +130,8 @@ def test_bfloat16_says_the_same_tokens(
     In small random models many tokens are about as likely as each other: transformers' bfloat16
     has the token of its own float32 at 97 to 99 % of all positions, and so far are we from both.
     """
+    if kernels == "native":
+        needs_native_decoder()
     engine = make_engine(family, dtype="bfloat16", kernels=kernels)
     batch = prompts(120, 120, 120, 120, seed=3)
     sequences = [
