@@ -74,7 +74,9 @@ def _attend(
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     end = tl.load(begins + sequence + 1)
-    begin = tl.load(begins + sequence) + (tl.program_id(0) % num_tiles) * QUERIES
+    # The last tile first: it sees the most keys, and nobody waits for it at the end.
+    tile = num_tiles - 1 - tl.program_id(0) % num_tiles
+    begin = tl.load(begins + sequence) + tile * QUERIES
     if begin >= end:
         return
     context = tl.load(contexts + sequence)

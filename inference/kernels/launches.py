@@ -11,7 +11,7 @@ from inference.step_inputs import StepInputs
 SMALLEST_TILE = 16
 """Rows that a matrix multiplication on the device has at the least."""
 
-LARGEST_TILE = 128
+LARGEST_TILE = 64
 LARGEST_TILE_BYTES = 32_768
 """Of a tile's queries: keys and values have to fit in the shared memory beside them."""
 

@@ -37,13 +37,13 @@ def launches(
         ([(100, 1)], [(1, 16, 2)]),
         ([(4000, 1)] * 8, [(1, 16, 4)]),
         ([(100, 1)] * 64, [(1, 16, 1)]),
-        # A prompt: 32 queries times 4 heads of a group in a tile.
-        ([(0, 2048)], [(64, 128, 1)]),
+        # A prompt: 16 queries times 4 heads of a group in a tile.
+        ([(0, 2048)], [(128, 64, 1)]),
         # Drafts: nine queries, whose keys are split as well.
         ([(4000, 9)], [(1, 64, MAX_SPLITS)]),
         ([(4000, 2)], [(1, 16, MAX_SPLITS)]),
         # Both kinds in one step.
-        ([(4000, 1)] * 40 + [(0, 640)], [(1, 16, 1), (20, 128, 1)]),
+        ([(4000, 1)] * 40 + [(0, 640)], [(1, 16, 1), (40, 64, 1)]),
     ],
 )
 def test_few_programs_are_split(spans: list[Span], expected: list[tuple[int, ...]]) -> None:
@@ -65,8 +65,8 @@ def test_a_tile_holds_a_whole_group(heads: tuple[int, int], rows: int) -> None:
 def test_large_heads_have_smaller_tiles() -> None:
     """As keys and values need room beside the queries."""
     assert [launches([(0, 300)], head_bytes=size)[0][1] for size in (128, 160, 512, 1024)] == [
-        128,
-        128,
+        64,
+        64,
         64,
         32,
     ]
