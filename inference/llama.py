@@ -71,21 +71,11 @@ class Layer:
 
         The first one takes the embeddings, and no residual.
         """
-        if residual is None:
-            normed, residual = operations.norm(x, self.input_norm), x
-        else:
-            normed, residual = operations.add_norm(x, residual, self.input_norm)
-        return self._feed_forward(self._attend(normed, attention), residual, operations)
-
-    def _attend(self, x: Tensor, attention: Attention) -> Tensor:
-        seen = attention(self.qkv(x), self._number, self.qk_norms, rotates=self.rotates)
-        return self.out(seen)
-
-    def _feed_forward(
-        self, x: Tensor, residual: Tensor, operations: Operations
-    ) -> tuple[Tensor, Tensor]:
-        normed, residual = operations.add_norm(x, residual, self.post_norm)
-        return self.down(operations.gate(self.gate_up(normed))), residual
+        qkv, residual = operations.norm_multiply(x, residual, self.input_norm, self.qkv)
+        seen = attention(qkv, self._number, self.qk_norms, rotates=self.rotates)
+        x = operations.multiply(seen, self.out)
+        gated, residual = operations.norm_gate(x, residual, self.post_norm, self.gate_up)
+        return operations.multiply(gated, self.down), residual
 
 
 class Llama:
@@ -112,7 +102,8 @@ class Llama:
         self.operations = make_operations(config, RotaryEmbedding(config, max_context, device))
         quantise = self.operations.quantise
         reader = Reader(weights, dtype, device, quantisation=quantisation, quantise=quantise)
-        self._embeddings, self._head = reader.embeddings_and_head(config)
+        self._embeddings, head = reader.embeddings_and_head(config)
+        self._head = Linear(head)
         self._layers = [Layer(config, reader, number) for number in range(config.num_layers)]
         self._norm = reader.tensor("model.norm.weight", config.hidden_size)
         self.num_parameters = reader.num_parameters
@@ -133,7 +124,7 @@ class Llama:
 
     def logits(self, states: Tensor) -> Tensor:
         """[num_rows, vocab_size] in float32, of last hidden states [num_rows, hidden_size]."""
-        return F.linear(states, self._head).float()
+        return self.operations.multiply(states, self._head).float()
 
     def states(self, inputs: StepInputs, cache: KVCache) -> Tensor:
         """Last hidden states [num_tokens, hidden_size].

@@ -11,11 +11,13 @@ from inference.kernels import launcher
 from inference.kernels.attention import attend
 from inference.kernels.gate import gate
 from inference.kernels.launches import Launches
+from inference.kernels.matvec import matvec
 from inference.kernels.norm import add_norm, norm
 from inference.kernels.quantise import quantise
 from inference.kernels.rotate import rotate_and_store
 from inference.kv_cache import KVCache
-from inference.layers.operations import Attention, Quantised
+from inference.layers.linear import Linear
+from inference.layers.operations import Attention, Matrix, Operations, Quantised
 from inference.layers.rotary import RotaryEmbedding
 from inference.model_config import ModelConfig
 from inference.step_inputs import StepInputs
@@ -33,8 +35,8 @@ MAX_HIDDEN = 16_384
 """A row that is normed stays in registers."""
 
 
-class TritonOperations:
-    """Implements `Operations`."""
+class TritonOperations(Operations):
+    """In few kernels, and with one row in fewer."""
 
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         self.config = config
@@ -56,6 +58,45 @@ class TritonOperations:
 
     def quantise(self, x: Tensor) -> Quantised:
         return quantise(x)
+
+    def multiply(self, x: Tensor, matrix: Matrix) -> Tensor:
+        if len(x) > 1 or not isinstance(matrix, Linear):
+            return matrix(x)
+        return matvec(x, matrix.weight, bias=matrix.bias, scales=matrix.scales)[0]
+
+    def norm_multiply(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, matrix: Matrix
+    ) -> tuple[Tensor, Tensor]:
+        if len(x) > 1 or not isinstance(matrix, Linear):
+            return super().norm_multiply(x, residual, weight, matrix)
+        return self._matvec(x, residual, weight, matrix)
+
+    def norm_gate(
+        self, x: Tensor, residual: Tensor, weight: Tensor, matrix: Matrix
+    ) -> tuple[Tensor, Tensor]:
+        if len(x) > 1 or not isinstance(matrix, Linear):
+            return super().norm_gate(x, residual, weight, matrix)
+        return self._matvec(x, residual, weight, matrix, gates=True)
+
+    def _matvec(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        matrix: Linear,
+        *,
+        gates: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        return matvec(
+            x,
+            matrix.weight,
+            bias=matrix.bias,
+            scales=matrix.scales,
+            residual=residual,
+            norm=weight,
+            eps=self.config.rms_norm_eps,
+            gates=gates,
+        )
 
     def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
         return TritonAttention(self, inputs, cache)

@@ -16,6 +16,8 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
+        self.scales: Tensor | None = None
+        """Of the outputs, where the weights are in eight bits."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -27,10 +29,10 @@ class Int8Linear(Linear):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127.0
         super().__init__((weight.float() / scales[:, None]).round().to(torch.int8), bias)
-        self._scales = scales.to(weight.dtype)
+        self.scales: Tensor = scales.to(weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        product = F.linear(x, self.weight.to(x.dtype)) * self._scales
+        product = F.linear(x, self.weight.to(x.dtype)) * self.scales
         return product if self.bias is None else product + self.bias
 
 
@@ -43,7 +45,7 @@ class Fp8Linear(Linear):
         """`quantise` rounds the activations; what it is made of is the device's affair."""
         rows, scales = quantise_rows(weight)
         super().__init__(rows, bias)
-        self._scales = scales.view(1, -1)
+        self.scales: Tensor = scales.view(1, -1)
         self._quantise = quantise
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -51,13 +53,13 @@ class Fp8Linear(Linear):
         if x.device.type == "cpu":
             # The same numbers, multiplied in float32: slow, and exact where the GPU is.
             wide = F.linear(rows.float(), self.weight.float())
-            product = (wide * scales * self._scales).to(x.dtype)
+            product = (wide * scales * self.scales).to(x.dtype)
         else:
             product = torch._scaled_mm(
                 rows,
                 self.weight.t(),
                 scale_a=scales,
-                scale_b=self._scales,
+                scale_b=self.scales,
                 out_dtype=x.dtype,
                 use_fast_accum=True,
             )

@@ -37,8 +37,17 @@ class Attention(Protocol):
         ...
 
 
+class Matrix(Protocol):
+    """Multiplies rows, [num_rows, num_inputs], and gives [num_rows, num_outputs]."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class Operations(Protocol):
-    """The operations of one model on its device. None of them waits for the device."""
+    """The operations of one model on its device. None of them waits for the device.
+
+    Those that have a body may be done in fewer steps, with other roundings.
+    """
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Root mean square norm over the last dimension, in float32 (arXiv:1910.07467)."""
@@ -58,6 +67,26 @@ class Operations(Protocol):
     def quantise(self, x: Tensor) -> Quantised:
         """Rounds [num_rows, size] to eight bits, each row with a scale of its own."""
         ...
+
+    def multiply(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """The product."""
+        return matrix(x)
+
+    def norm_multiply(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, matrix: Matrix
+    ) -> tuple[Tensor, Tensor]:
+        """The product of the norm of the sum, and the sum; without a residual it is `x`."""
+        if residual is None:
+            return matrix(self.norm(x, weight)), x
+        normed, total = self.add_norm(x, residual, weight)
+        return matrix(normed), total
+
+    def norm_gate(
+        self, x: Tensor, residual: Tensor, weight: Tensor, matrix: Matrix
+    ) -> tuple[Tensor, Tensor]:
+        """The same with the gate over it: the result is half as wide as the product."""
+        product, total = self.norm_multiply(x, residual, weight, matrix)
+        return self.gate(product), total
 
     def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
         """Prepares the attention of a step."""

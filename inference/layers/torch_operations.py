@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inference.kv_cache import KVCache
 from inference.layers.attention import attend
-from inference.layers.operations import Attention, Quantised
+from inference.layers.operations import Attention, Operations, Quantised
 from inference.layers.plan import make_plan
 from inference.layers.quantise import quantise_rows
 from inference.layers.rotary import RotaryEmbedding, rotate
@@ -16,8 +16,8 @@ from inference.model_config import ModelConfig
 from inference.step_inputs import StepInputs
 
 
-class TorchOperations:
-    """Implements `Operations`."""
+class TorchOperations(Operations):
+    """One after another."""
 
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         self.config = config

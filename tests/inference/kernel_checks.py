@@ -14,6 +14,7 @@ from inference.kernels.combine import combine
 from inference.kernels.draw import draw
 from inference.kernels.operations import TritonOperations
 from inference.kv_cache import KVCache
+from inference.layers.linear import Fp8Linear, Linear
 from inference.layers.rotary import RotaryEmbedding
 from inference.layers.torch_operations import TorchOperations
 from inference.model_config import ModelConfig
@@ -59,6 +60,12 @@ def both(config: ModelConfig, device: torch.device) -> tuple[TritonOperations, T
     return TritonOperations(config, rotary), TorchOperations(config, rotary)
 
 
+def needs_fp8(device: torch.device) -> None:
+    """Skips the test on a GPU that has no such numbers."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        pytest.skip("this GPU has no eight-bit floats")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_gate_and_sum(dtype: torch.dtype, device: torch.device) -> None:
     """Sizes that are no power of two; the sum takes the residual's place."""
@@ -76,8 +83,7 @@ def test_norms_gate_and_sum(dtype: torch.dtype, device: torch.device) -> None:
 
 def test_rows_are_rounded_to_eight_bits(device: torch.device) -> None:
     """The same scales, and all but the same numbers, the nearest; rows of zeros stay zeros."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        pytest.skip("this GPU has no eight-bit floats")
+    needs_fp8(device)
     triton, plain = both(make_config(), device)
     x = (torch.randn(4, 80) * torch.tensor([[1e-3], [1.0], [300.0], [0.0]])).to(device)
     rows, scales = triton.quantise(x)
@@ -88,6 +94,35 @@ def test_rows_are_rounded_to_eight_bits(device: torch.device) -> None:
     assert same.float().mean() > 0.99
     error = (rows.float() * scales - x).abs()
     assert (error <= x.abs() / 16 + scales * 2**-9).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["plain", "biased", "fp8"])
+def test_one_row_is_multiplied_as_any(kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Alone, behind a norm, and before a gate; of sizes that do not fill a program."""
+    if kind == "fp8":
+        needs_fp8(device)
+    num_inputs, num_outputs = 4100, 2 * 11
+    triton, plain = both(make_config(hidden_size=num_inputs), device)
+    x, residual, weight = torch.randn(3, 1, num_inputs).to(device, dtype).unbind()
+    values = (torch.randn(num_outputs, num_inputs) * num_inputs**-0.5).to(device, dtype)
+    bias = torch.randn(num_outputs).to(device, dtype) if kind == "biased" else None
+    matrix = wide = Linear(values, bias)
+    if kind == "fp8":
+        matrix = Fp8Linear(values)
+        # With the numbers that are stored, and a row that is not rounded.
+        wide = Linear((matrix.weight.float() * matrix.scales.T).to(dtype))
+    norm = weight[0]
+    close(triton.multiply(x, matrix), plain.multiply(x, wide))
+    for before in (None, residual):
+        product, total = triton.norm_multiply(x, before, norm, matrix)
+        expected = plain.norm_multiply(x, before, norm, wide)
+        close(product, expected[0])
+        close(total, expected[1])
+    gated, total = triton.norm_gate(x, residual, norm, matrix)
+    expected = plain.norm_gate(x, residual, norm, wide)
+    close(gated, expected[0])
+    close(total, expected[1])
 
 
 MIXED: list[Span] = [(0, 1), (70, 1), (15, 1), (0, 20), (130, 9), (30, 3)]

@@ -24,6 +24,7 @@ from inference.kernels.draw import draw
 from inference.kernels.launches import Launches
 from inference.kernels.operations import TritonOperations
 from inference.kv_cache import KVCache
+from inference.layers.linear import Linear
 from inference.layers.rotary import RotaryEmbedding
 from inference.step_inputs import make_inputs
 from tests.inference.kernel_checks import make_config
@@ -157,6 +158,30 @@ def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
         made.gate(torch.zeros(3, 2 * inner).bfloat16())
         made.quantise(x)
         made.quantise(torch.zeros(3, inner).bfloat16())
+    check(compiled, capability)
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_one_row_fits(capability: int, compiled: list[Compiled], fp8: bool) -> None:
+    """The products of a layer of Llama 3.1, with what is done before and behind them."""
+    made = operations(hidden_size=4096)
+    x, inner = torch.zeros(1, 4096).bfloat16(), torch.zeros(1, 14_336).bfloat16()
+    norm = x[0]
+
+    def matrix(num_outputs: int, num_inputs: int) -> Linear:
+        made = Linear(torch.empty(num_outputs, num_inputs, dtype=torch.bfloat16))
+        if fp8:
+            made.weight = torch.empty(num_outputs, num_inputs, dtype=torch.float8_e4m3fn)
+            made.scales = torch.ones(num_outputs)
+        return made
+
+    made.norm_multiply(x, None, norm, matrix(6144, 4096))
+    made.norm_multiply(x, x, norm, matrix(6144, 4096))
+    made.multiply(x, matrix(4096, 4096))
+    made.norm_gate(x, x, norm, matrix(2 * 14_336, 4096))
+    made.multiply(inner, matrix(4096, 14_336))
+    assert {each.name for each in compiled} == {"_matvec"}
     check(compiled, capability)
 
 
