@@ -18,6 +18,8 @@ _OUTPUTS = 4
 _BYTES = 2048
 """Of a row of the matrix at a time."""
 
+_NUM_WARPS = 4
+
 
 @triton.jit
 def _matvec(
@@ -133,6 +135,6 @@ def matvec(
         BIASED=bias is not None,
         OUTPUTS=outputs,
         INPUTS=_BYTES // weight.element_size(),
-        num_warps=4,
+        num_warps=_NUM_WARPS,
     )
     return product, total
