@@ -173,32 +173,35 @@ class BlockManager:
         ]
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Raise `IntegrityError` unless the books match the block tables of all live sequences."""
+        """Raise `IntegrityError` unless the books match the block tables of all live sequences.
+
+        A GPU's cache has tens of thousands of blocks: what is done for each is done in C.
+        """
         sequences = list(sequences)
-        expected = [0] * self.num_blocks
-        for sequence in sequences:
-            for block in sequence.block_table:
-                expected[block] += 1
-        if expected != self._ref_counts:
-            wrong = [b for b in range(self.num_blocks) if expected[b] != self._ref_counts[b]]
-            raise IntegrityError(f"reference counts of blocks {wrong[:8]} are wrong")
-        unused = set(self._free) | self._cached.keys()
-        num_in_use = sum(1 for count in expected if count)
-        if len(unused) != self.num_free_blocks or len(unused) + num_in_use != self.num_blocks:
+        used = Counter(block for sequence in sequences for block in sequence.block_table)
+        wrong = [block for block, count in used.items() if self._ref_counts[block] != count]
+        if wrong or self.num_blocks - self._ref_counts.count(0) != len(used):
+            lost = (b for b, count in enumerate(self._ref_counts) if count and b not in used)
+            raise IntegrityError(f"reference counts of blocks {[*wrong, *lost][:8]} are wrong")
+        free = set(self._free)
+        num_free, num_cached = len(self._free), len(self._cached)
+        if len(free) != num_free or not free.isdisjoint(self._cached):
+            raise IntegrityError("a block is free twice")
+        if num_free + num_cached + len(used) != self.num_blocks:
             raise IntegrityError(
-                f"{len(self._free)} free + {len(self._cached)} cached + {num_in_use} used "
-                f"blocks are not {self.num_blocks}"
+                f"{num_free} free + {num_cached} cached + {len(used)} used blocks are not "
+                f"{self.num_blocks}"
             )
-        if any(expected[block] for block in unused):
+        if not free.isdisjoint(used) or not self._cached.keys().isdisjoint(used):
             raise IntegrityError("a block is both used and free")
-        if any(self._hashes[block] is not None for block in self._free):
+        if not free.isdisjoint(self._block_by_hash.values()):
             raise IntegrityError("a free block has a hash")
         if any(self._hashes[block] != key for key, block in self._block_by_hash.items()):
             raise IntegrityError("the prefix cache names a block that holds something else")
         announced = Counter(key for sequence in sequences for key in _announced_by(sequence))
         if announced != self._announced:
             raise IntegrityError("blocks are announced that nobody computes")
-        if sum(1 for key in self._hashes if key is not None) != len(self._block_by_hash):
+        if self.num_blocks - self._hashes.count(None) != len(self._block_by_hash):
             raise IntegrityError("a hashed block is missing from the prefix cache")
 
     def _find_cached(self, sequence: Sequence) -> list[int]:

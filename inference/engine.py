@@ -110,9 +110,7 @@ class Engine:
 
     def abort(self, request_id: str, error: EngineError | None = None) -> StepOutput | None:
         """End a sequence and free its blocks now; None if it has already ended."""
-        output = self._scheduler.abort(request_id, time.monotonic(), error)
-        self._check_when_idle()
-        return output
+        return self._scheduler.abort(request_id, time.monotonic(), error)
 
     def abort_all(self, error: EngineError) -> list[StepOutput]:
         """End every sequence, for the cause given."""
@@ -134,8 +132,15 @@ class Engine:
             behind = self._launch_behind(flight)
             outputs += self._land(flight)
             self._flight = self._take_over(behind)
-        self._check_when_idle()
         return outputs
+
+    def check_when_idle(self) -> None:
+        """Raise `IntegrityError` where nothing runs and the books of the blocks do not match.
+
+        Takes milliseconds with a large cache: call it once everybody has been told.
+        """
+        if not self._scheduler.has_work:
+            self._scheduler.check_integrity()
 
     def load(self) -> Load:
         blocks = self._scheduler.block_manager
@@ -250,6 +255,3 @@ class Engine:
             logger.exception("engine cannot recover")
             self.healthy = False
 
-    def _check_when_idle(self) -> None:
-        if not self._scheduler.has_work:
-            self._scheduler.check_integrity()

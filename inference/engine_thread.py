@@ -250,6 +250,7 @@ class AsyncEngine:
             outputs += engine.step()
         self._load = engine.load()
         self._deliver(loop, outputs)
+        engine.check_when_idle()
         return engine.healthy
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[StepOutput]) -> None:
