@@ -71,10 +71,15 @@ class Layer:
 
         The first one takes the embeddings, and no residual.
         """
-        qkv, residual = operations.norm_multiply(x, residual, self.input_norm, self.qkv)
+        if residual is None:
+            normed, residual = operations.norm(x, self.input_norm), x
+        else:
+            normed, residual = operations.add_norm(x, residual, self.input_norm)
+        qkv = operations.multiply(normed, self.qkv)
         seen = attention(qkv, self._number, self.qk_norms, rotates=self.rotates)
-        x = operations.multiply(seen, self.out)
-        gated, residual = operations.norm_gate(x, residual, self.post_norm, self.gate_up)
+        attended = operations.multiply(seen, self.out)
+        normed, residual = operations.add_norm(attended, residual, self.post_norm)
+        gated = operations.multiply_gate(normed, self.gate_up)
         return operations.multiply(gated, self.down), residual
 
 

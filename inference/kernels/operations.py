@@ -36,7 +36,7 @@ MAX_HIDDEN = 16_384
 
 
 class TritonOperations(Operations):
-    """In few kernels, and with one row in fewer."""
+    """In few kernels, some of them for one row."""
 
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         self.config = config
@@ -62,41 +62,12 @@ class TritonOperations(Operations):
     def multiply(self, x: Tensor, matrix: Matrix) -> Tensor:
         if len(x) > 1 or not isinstance(matrix, Linear):
             return matrix(x)
-        return matvec(x, matrix.weight, bias=matrix.bias, scales=matrix.scales)[0]
+        return matvec(x, matrix.weight, bias=matrix.bias, scales=matrix.scales)
 
-    def norm_multiply(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, matrix: Matrix
-    ) -> tuple[Tensor, Tensor]:
+    def multiply_gate(self, x: Tensor, matrix: Matrix) -> Tensor:
         if len(x) > 1 or not isinstance(matrix, Linear):
-            return super().norm_multiply(x, residual, weight, matrix)
-        return self._matvec(x, residual, weight, matrix)
-
-    def norm_gate(
-        self, x: Tensor, residual: Tensor, weight: Tensor, matrix: Matrix
-    ) -> tuple[Tensor, Tensor]:
-        if len(x) > 1 or not isinstance(matrix, Linear):
-            return super().norm_gate(x, residual, weight, matrix)
-        return self._matvec(x, residual, weight, matrix, gates=True)
-
-    def _matvec(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        matrix: Linear,
-        *,
-        gates: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        return matvec(
-            x,
-            matrix.weight,
-            bias=matrix.bias,
-            scales=matrix.scales,
-            residual=residual,
-            norm=weight,
-            eps=self.config.rms_norm_eps,
-            gates=gates,
-        )
+            return super().multiply_gate(x, matrix)
+        return matvec(x, matrix.weight, bias=matrix.bias, scales=matrix.scales, gates=True)
 
     def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
         return TritonAttention(self, inputs, cache)

@@ -46,7 +46,7 @@ class Matrix(Protocol):
 class Operations(Protocol):
     """The operations of one model on its device. None of them waits for the device.
 
-    Those that have a body may be done in fewer steps, with other roundings.
+    Those that have a body may be done in other steps, with other roundings.
     """
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -72,21 +72,9 @@ class Operations(Protocol):
         """The product."""
         return matrix(x)
 
-    def norm_multiply(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, matrix: Matrix
-    ) -> tuple[Tensor, Tensor]:
-        """The product of the norm of the sum, and the sum; without a residual it is `x`."""
-        if residual is None:
-            return matrix(self.norm(x, weight)), x
-        normed, total = self.add_norm(x, residual, weight)
-        return matrix(normed), total
-
-    def norm_gate(
-        self, x: Tensor, residual: Tensor, weight: Tensor, matrix: Matrix
-    ) -> tuple[Tensor, Tensor]:
-        """The same with the gate over it: the result is half as wide as the product."""
-        product, total = self.norm_multiply(x, residual, weight, matrix)
-        return self.gate(product), total
+    def multiply_gate(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """The gate over the product, half as wide."""
+        return self.gate(self.multiply(x, matrix))
 
     def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
         """Prepares the attention of a step."""

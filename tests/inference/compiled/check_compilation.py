@@ -164,10 +164,9 @@ def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
 @pytest.mark.parametrize("capability", [89, 90])
 @pytest.mark.parametrize("fp8", [False, True])
 def test_one_row_fits(capability: int, compiled: list[Compiled], fp8: bool) -> None:
-    """The products of a layer of Llama 3.1, with what is done before and behind them."""
+    """The products of a layer of Llama 3.1, with the gate."""
     made = operations(hidden_size=4096)
     x, inner = torch.zeros(1, 4096).bfloat16(), torch.zeros(1, 14_336).bfloat16()
-    norm = x[0]
 
     def matrix(num_outputs: int, num_inputs: int) -> Linear:
         made = Linear(torch.empty(num_outputs, num_inputs, dtype=torch.bfloat16))
@@ -176,10 +175,9 @@ def test_one_row_fits(capability: int, compiled: list[Compiled], fp8: bool) -> N
             made.scales = torch.ones(num_outputs)
         return made
 
-    made.norm_multiply(x, None, norm, matrix(6144, 4096))
-    made.norm_multiply(x, x, norm, matrix(6144, 4096))
+    made.multiply(x, matrix(6144, 4096))
     made.multiply(x, matrix(4096, 4096))
-    made.norm_gate(x, x, norm, matrix(2 * 14_336, 4096))
+    made.multiply_gate(x, matrix(2 * 14_336, 4096))
     made.multiply(inner, matrix(4096, 14_336))
     assert {each.name for each in compiled} == {"_matvec"}
     check(compiled, capability)
