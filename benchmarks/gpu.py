@@ -23,7 +23,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=int, default=128, help="tokens of a decoding stream")
     parser.add_argument("--prefill", type=int, default=2048, help="tokens of a prompt to prefill")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--baseline-rounds", type=int, help="with transformers; all, if not given")
     parser.add_argument("--dtype", nargs="+", choices=sorted(BYTES_OF_WEIGHT), help="the engine's")
     parser.add_argument("--attention", default="auto", help="transformers', such as sdpa")
     parser.add_argument("--without-transformers", action="store_true")
@@ -102,6 +103,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         except ModelLoadError as error:
             parser.error(f"--model: {error}")
     options.dtype = options.dtype or list(DTYPES[options.device])
+    if options.baseline_rounds is None:
+        options.baseline_rounds = options.rounds
     options.buffer_mib = options.buffer_mib or BUFFER_MIB[options.device]
     options.matrix = options.matrix or MATRIX_SIZE[options.device]
     return options
@@ -133,14 +136,18 @@ class Measured(NamedTuple):
 
 def measure(
     options: argparse.Namespace, folder: Path, contenders: Mapping[str, tuple[str, str]]
-) -> Measured:
-    """Every contender in turn, round after round; one that fails is left out from then on."""
+) -> Iterator[Measured]:
+    """Every contender in turn, round after round; one that fails is left out from then on.
+
+    Gives all that is known after each round.
+    """
     found = Measured([], {}, {})
     for number in range(options.rounds):
         asked = workload(options, folder, number).to_json()
         found.rounds.append({})
         for name, (module, argument) in contenders.items():
-            if name in found.failures:
+            left_out = name == summary.BASELINE and number >= options.baseline_rounds
+            if left_out or name in found.failures:
                 continue
             try:
                 said = call_json(module, asked, argument, verbose=options.verbose)
@@ -151,7 +158,7 @@ def measure(
             found.rounds[-1][name], found.about[name] = said["figures"], said["about"]
             figures = "; ".join(f"{row} {rate:,.0f}" for row, rate in said["figures"].items())
             print(f"round {number + 1}, {name}: {figures}", flush=True)
-    return found
+        yield found
 
 
 def run(options: argparse.Namespace, folder: Path, probe: Probe) -> int:
@@ -163,24 +170,30 @@ def run(options: argparse.Namespace, folder: Path, probe: Probe) -> int:
         contenders[summary.BASELINE] = arguments
         dtypes[summary.BASELINE] = summary.BASELINE_DTYPE
     config = load_config(folder)
-    measured = measure(options, folder, contenders)
     asked = workload(options, folder, 0)
     goals = options.device == "cuda" and options.model is None and options.shape == GOALS_SHAPE
-    rows = summary.lines(measured.rounds, dtypes, config, probe, asked, with_goals=goals)
+    for measured in measure(options, folder, contenders):
+        rows = summary.lines(measured.rounds, dtypes, config, probe, asked, with_goals=goals)
+        if options.out:  # after each round: a rented GPU may be gone before the last one
+            _write(options, probe, measured, rows)
     print("\n".join(["", *summary.describe(probe), *summary.table(rows), ""]))
     for name, words in measured.about.items():
         print(f"{name}: {words}")
-    if options.out:
-        report = {
-            "device": probe._asdict(),
-            "shape": str(options.model or options.shape),
-            "prompt": options.prompt,
-            "output": options.output,
-            **measured._asdict(),
-            "rows": [row.to_dict() for row in rows],
-        }
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
     return 1 if measured.failures else 0
+
+
+def _write(
+    options: argparse.Namespace, probe: Probe, measured: Measured, rows: Sequence[summary.Line]
+) -> None:
+    report = {
+        "device": probe._asdict(),
+        "shape": str(options.model or options.shape),
+        "prompt": options.prompt,
+        "output": options.output,
+        **measured._asdict(),
+        "rows": [row.to_dict() for row in rows],
+    }
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
