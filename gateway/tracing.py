@@ -26,10 +26,25 @@ def http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
 
     The query string is left out: it holds what people search for.
     """
-    if telemetry.silent:
-        with telemetry.silent_span(headers) as span:
+    unrecorded = telemetry.unrecorded_span(headers)
+    if unrecorded is not None:
+        with unrecorded as span:
             yield span
         return
+    with tracing.TRACER.start_as_current_span(
+        scope["method"],
+        context=propagate.extract(headers),
+        kind=SpanKind.SERVER,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        if span.is_recording():  # of many it is not, and what it says costs more than it does
+            span.set_attributes(_attributes(scope, headers))
+        yield span
+
+
+def _attributes(scope: Scope, headers: Headers) -> dict[str, AttributeValue]:
+    """What is known of a request at its beginning."""
     attributes: dict[str, AttributeValue] = {
         semconv.OUTCOME: Outcome.OK,
         semconv.HTTP_REQUEST_METHOD: scope["method"],
@@ -45,21 +60,15 @@ def http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
         attributes[semconv.CLIENT_ADDRESS] = scope["client"][0]
     if "user-agent" in headers:
         attributes[semconv.USER_AGENT_ORIGINAL] = headers["user-agent"]
-    with tracing.TRACER.start_as_current_span(
-        scope["method"],
-        context=propagate.extract(dict(headers)),
-        kind=SpanKind.SERVER,
-        attributes=attributes,
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        yield span
+    return attributes
 
 
 def end_span(
     span: trace.Span, method: str, route: str, status: int, error: ErrorKind | None
 ) -> None:
     """Says at the end what the request turned out to be. `error` may come after a status 200."""
+    if not span.is_recording():
+        return
     if route != UNMATCHED:
         span.update_name(f"{method} {route}")
         span.set_attribute(semconv.HTTP_ROUTE, route)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -127,9 +127,10 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         async def told(request: Any, context: ServicerContext) -> Any:
             """The answer, or the error that is to be sent, once everybody knows of it."""
             started = time.monotonic()
+            metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
             with (
-                use_request(_request_context(context)) as current,
-                server_span(service, method, context) as span,
+                use_request(_request_context(context, metadata)) as current,
+                server_span(service, method, metadata) as span,
                 metrics.RPC_ACTIVE.labels(service, method).track_inprogress(),
             ):
                 code, description = grpc.StatusCode.OK, ""
@@ -219,8 +220,7 @@ async def _abort(context: ServicerContext, error: MeshError) -> NoReturn:
     raise AssertionError("abort always raises")
 
 
-def _request_context(context: ServicerContext) -> RequestContext:
-    given = {key: str(value) for key, value in context.invocation_metadata() or ()}
+def _request_context(context: ServicerContext, given: Mapping[str, str]) -> RequestContext:
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
     key_name = given.get(KEY_NAME_METADATA, "")

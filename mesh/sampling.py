@@ -1,4 +1,4 @@
-"""Which requests are traced where nobody says otherwise: all, up to so many a second.
+"""Which requests are traced where nobody says otherwise: all, up to some a second.
 
 A request that is recorded costs some 2 ms of CPU more (docs/decisions/0053). Somebody who tries
 a query finds it in Grafana; a thousand clients do not pay for that a thousand times.
@@ -20,22 +20,31 @@ ARGUMENT_VARIABLE = "OTEL_TRACES_SAMPLER_ARG"
 RATE_LIMITED = "parentbased_ratelimited"
 """Our value of the variable; its argument is traces a second."""
 
-TRACES_PER_SECOND = 10.0
+TRACES_PER_SECOND = 1.0
+
+BURST = 10
+"""Traces at once after a quiet time: somebody who tries some queries finds them all."""
 
 
 class RateLimited(Sampler):
-    """Samples so many a second, evenly, and as many at once after a quiet second.
+    """Samples so many a second, evenly, and `burst` at once, or a second's, after a quiet time.
 
     A token bucket, for any thread.
     """
 
-    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_second: float,
+        *,
+        burst: int = BURST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`per_second` above 0; less than 1 is one in some seconds."""
         if not 0 < per_second < float("inf"):
             raise ValueError(f"traces per second must be a number above 0. Given: {per_second}")
         self._per_second = per_second
         self._clock = clock
-        self._capacity = max(1.0, per_second)
+        self._capacity = max(float(burst), per_second)
         self._left = self._capacity
         self._seen = clock()
         self._lock = threading.Lock()
@@ -68,13 +77,17 @@ class RateLimited(Sampler):
             return True
 
 
+def chosen_sampler(environment: Mapping[str, str]) -> str:
+    """The value of the standard variable; ours where it is unset."""
+    return environment.get(SAMPLER_VARIABLE, "").strip().lower() or RATE_LIMITED
+
+
 def sampler(environment: Mapping[str, str]) -> Sampler | None:
     """Ours where the standard variable is unset or names it; None: the SDK makes its own.
 
     Raises ValueError naming the variable.
     """
-    chosen = environment.get(SAMPLER_VARIABLE, "").strip().lower() or RATE_LIMITED
-    if chosen != RATE_LIMITED:
+    if chosen_sampler(environment) != RATE_LIMITED:
         return None
     given = environment.get(ARGUMENT_VARIABLE, "").strip()
     try:

@@ -22,7 +22,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
 
 from mesh import semconv
-from mesh.sampling import sampler
+from mesh.sampling import chosen_sampler, sampler
+
+follows_callers = False
+"""Whether the sampler records what a caller records, and nothing of what it does not."""
 
 silent = False
 """Whether this process has started without an exporter: no span will ever be recorded, and all
@@ -66,7 +69,8 @@ def start(service: str) -> TracerProvider:
     The caller shuts it down at the end, which sends what is still buffered. Raises ValueError
     naming a variable of ours that is no good.
     """
-    global silent
+    global follows_callers, silent
+    follows_callers = chosen_sampler(os.environ).startswith("parentbased_")
     silent = not exporter_configured()
     if silent:
         provider = TracerProvider(sampler=ALWAYS_OFF)
@@ -105,6 +109,21 @@ def recorded(span: Span) -> bool:
     """
     context = span.get_span_context()
     return not silent and (context.trace_flags.sampled or not context.is_valid)
+
+
+def unrecorded_span(carrier: Mapping[str, str]) -> AbstractContextManager[trace.Span] | None:
+    """What to do a caller's work in, where none of it will be recorded; None where it may be.
+
+    Making an empty span takes a good part of what a full one does, and a busy service makes
+    thousands: a caller's word is enough to make none.
+    """
+    if silent:
+        return silent_span(carrier)
+    if not follows_callers or "traceparent" not in carrier:
+        return None
+    span = trace.get_current_span(propagate.extract(carrier))
+    context = span.get_span_context()
+    return None if context.trace_flags.sampled or not context.is_valid else trace.use_span(span)
 
 
 def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[trace.Span]:

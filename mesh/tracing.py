@@ -15,7 +15,6 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -110,13 +109,11 @@ def detached_stage(
 
 
 @contextmanager
-def server_span(
-    service: str, method: str, context: grpc.aio.ServicerContext[Any, Any]
-) -> Iterator[Span]:
-    """The current span of an RPC being served, child of the caller's `traceparent`."""
-    carrier = {key: str(value) for key, value in context.invocation_metadata() or ()}
-    if telemetry.silent:  # else the sampler has a word, whatever the caller does
-        with telemetry.silent_span(carrier) as span:
+def server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
+    """The current span of an RPC being served, child of the `traceparent` in its metadata."""
+    unrecorded = telemetry.unrecorded_span(metadata)
+    if unrecorded is not None:
+        with unrecorded as span:
             yield span
         return
     attributes = {**rpc_attributes(f"{service}/{method}"), semconv.OUTCOME: Outcome.OK}
@@ -125,7 +122,7 @@ def server_span(
         attributes[semconv.REQUEST_ID] = request.request_id
     with TRACER.start_as_current_span(
         f"{service}/{method}",
-        context=propagate.extract(carrier),
+        context=propagate.extract(metadata),
         kind=SpanKind.SERVER,
         attributes=attributes,
         record_exception=False,
@@ -253,6 +250,8 @@ def _telling(span: Span) -> Iterator[None]:
 
 
 def _set_rpc_status(span: Span, code: grpc.StatusCode, description: str, failed: bool) -> None:
+    if not span.is_recording():
+        return
     span.set_attribute(semconv.RPC_RESPONSE_STATUS_CODE, code.name)
     if code is grpc.StatusCode.OK:
         return

@@ -52,6 +52,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
     monkeypatch.setattr(telemetry, "silent", False)
+    monkeypatch.setattr(telemetry, "follows_callers", False)
     yield exporter
     provider.shutdown()
 

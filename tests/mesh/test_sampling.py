@@ -36,7 +36,7 @@ def sampled(limit: RateLimited, number: int) -> int:
 def test_so_many_a_second_and_no_more() -> None:
     """A quiet second is made up for, a quiet hour is not."""
     clock = Clock()
-    limit = RateLimited(10, clock)
+    limit = RateLimited(10, burst=1, clock=clock)
     assert sampled(limit, 25) == 10
     clock.now += 0.55
     assert sampled(limit, 25) == 5
@@ -47,7 +47,7 @@ def test_so_many_a_second_and_no_more() -> None:
 def test_one_in_some_seconds() -> None:
     """Less than one a second is no trace too many, and not none at all."""
     clock = Clock()
-    limit = RateLimited(0.25, clock)
+    limit = RateLimited(0.25, burst=1, clock=clock)
     assert sampled(limit, 5) == 1
     clock.now += 3.9
     assert sampled(limit, 5) == 0
@@ -55,10 +55,19 @@ def test_one_in_some_seconds() -> None:
     assert sampled(limit, 5) == 1
 
 
+def test_some_queries_after_a_quiet_time_are_all_traced() -> None:
+    """Whoever tries a few finds them, however few a second there are to be."""
+    clock = Clock()
+    limit = RateLimited(0.5, clock=clock)
+    assert sampled(limit, 25) == 10
+    clock.now += 8
+    assert sampled(limit, 25) == 4
+
+
 @pytest.mark.parametrize("flags", [TraceFlags.SAMPLED, TraceFlags.DEFAULT])
 def test_what_the_caller_decided_stands(flags: int) -> None:
     """A trace is whole or not there at all, and costs the limit nothing."""
-    limit = RateLimited(1)
+    limit = RateLimited(1, burst=1)
     assert sampled(limit, 1) == 1  # nothing is left
     tracer = TracerProvider(sampler=ParentBased(limit)).get_tracer("t")
     above = SpanContext(0xA, 0xB, is_remote=True, trace_flags=TraceFlags(flags))
@@ -79,7 +88,7 @@ def test_the_standard_variable_chooses() -> None:
     """Unset it is ours; the SDK knows all others."""
     unset = sampler({})
     assert unset is not None
-    assert "RateLimited{10}" in unset.get_description()
+    assert "RateLimited{1}" in unset.get_description()
     chosen = sampler({SAMPLER_VARIABLE: RATE_LIMITED.upper(), ARGUMENT_VARIABLE: "2.5"})
     assert chosen is not None
     assert "RateLimited{2.5}" in chosen.get_description()

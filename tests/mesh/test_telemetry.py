@@ -50,7 +50,7 @@ def test_the_standard_variables_name_the_service(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_flood_is_not_recorded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten new traces a second by default; all, where the standard variable says so."""
+    """Ten at once by default; all, where the standard variable says so."""
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 
@@ -64,6 +64,36 @@ def test_a_flood_is_not_recorded_in_full(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 10 <= recorded() <= 12
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_on")
     assert recorded() == 30
+
+
+@pytest.mark.parametrize(
+    ("sampler", "flags", "makes_none"),
+    [
+        ("", "00", True),
+        ("", "01", False),
+        ("parentbased_always_on", "00", True),
+        ("always_on", "00", False),
+        ("traceidratio", "00", False),
+    ],
+)
+def test_a_caller_that_records_nothing_is_followed_at_once(
+    monkeypatch: pytest.MonkeyPatch, sampler: str, flags: str, makes_none: bool
+) -> None:
+    """But not where the sampler decides whatever callers do."""
+    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
+    monkeypatch.setattr(telemetry, "follows_callers", False)
+    monkeypatch.setattr(telemetry, "silent", True)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    telemetry.start("bakery").shutdown()
+    carrier = {"traceparent": f"00-{10:032x}-{11:016x}-{flags}"}
+    unrecorded = telemetry.unrecorded_span(carrier)
+    assert (unrecorded is not None) is makes_none
+    if unrecorded is not None:
+        with unrecorded:
+            assert telemetry.trace_id() == f"{10:032x}"
+    for nothing in ({}, {"traceparent": "no trace"}):
+        assert telemetry.unrecorded_span(nothing) is None
 
 
 def test_a_rate_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
