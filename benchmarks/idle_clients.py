@@ -3,7 +3,8 @@
     python -m benchmarks.idle_clients --out docs/benchmarks/idle_clients.json
 
 Three engines that cost nothing stand behind one gateway and one orchestrator. One gives a stream
-a token every fifty seconds: its clients are idle, and hear keep-alive comments in between. The
+a token every fifty seconds: its clients are idle, and hear keep-alive comments in between. They
+come one after another over fifty seconds, as strangers would, so that their tokens do too. The
 second gives a token every tenth of a second to the active ones, which ask again as soon as they
 are answered. Twice a second a new client connects and asks the third, which answers at once; its
 time to the first token is compared with what it was before the others came.
@@ -73,7 +74,11 @@ class Clients:
 
     async def run(self) -> None:
         """Everybody, for the time that is asked for."""
-        idle = [await self._open_idle() for _ in range(self._options.idle)]
+        idle = []
+        for _ in range(self._options.idle):
+            idle.append(await self._open_idle())
+            # Or all of them would get their next tokens at once, again and again.
+            await asyncio.sleep(1 / IDLE_TOKENS_PER_SECOND / self._options.idle)
         async with asyncio.timeout(SETTLE_TIMEOUT_SECONDS):
             while not all(connection.answered for connection in idle):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)

@@ -1,14 +1,16 @@
 """What tracing costs the relay: CPU time per token, with none, without and with an exporter.
 
-    python -m benchmarks.tracing_cost --rounds 8
+    python -m benchmarks.tracing_cost --starts 4 --rounds 6
 
-Four stacks of the four services, with made-up tokens, stand side by side and take turns at the
+Five stacks of the four services, with made-up tokens, stand side by side and take turns at the
 same load, in an order drawn anew for each round, so that whatever else the machine does hits
 all of them, and none always comes after the same other one. CPU time is that of the processes,
 from the kernel; the load's and the collector's own do not count. A ratio is of two stacks in the
-same round.
+same round. Two processes of the same code can differ by some percent for as long as they live, so
+all are started anew several times, and one mode is there twice.
 
     none       spans taken out of the code (benchmarks.untraced)
+    again      the same once more: what it adds is what the method cannot tell from nothing
     no exporter  as services run by default: spans have ids and are not recorded
     exporter   the default sampling: so many traces a second are recorded and sent
     everything   an exporter, and every request recorded and sent
@@ -30,7 +32,8 @@ from benchmarks.processes import Processes, free_port
 from benchmarks.sse_load import load
 from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
 
-MODES = ("none", "no exporter", "exporter", "everything")
+MODES = ("none", "again", "no exporter", "exporter", "everything")
+UNTRACED = ("none", "again")
 
 
 class Relay(NamedTuple):
@@ -47,10 +50,10 @@ def start(processes: Processes, mode: str, pace: float, endpoint: str) -> Relay:
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
     if mode == "everything":
         environment["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
-    if mode == "none":
+    if mode in UNTRACED:
         environment["OTEL_SDK_DISABLED"] = "true"
     engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(pace))
-    run = ("benchmarks.untraced",) if mode == "none" else ()
+    run = ("benchmarks.untraced",) if mode in UNTRACED else ()
     services = Services(
         processes, prefix=f"{mode} ", engine=engine, environment=environment, run=run
     )
@@ -74,6 +77,20 @@ def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[
     return found
 
 
+def measure_once_started(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Starts the stacks, measures all rounds, ends them."""
+    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
+        port = free_port()
+        listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
+        processes.python("collector", "mesh.traceview", *listen)
+        endpoint = f"http://127.0.0.1:{port}"
+        modes = random.sample(MODES, len(MODES))
+        relays = [start(processes, mode, options.pace, endpoint) for mode in modes]
+        for relay in relays:
+            relay.services.wait_ready()
+        return measure(relays, options)
+
+
 def report(found: dict[str, list[float]]) -> str:
     """A line a mode: CPU per token, and its ratio to none, round by round."""
     lines = [f"{'':<13}{'µs/token, median':>18}{'added, median':>16}{'quartiles':>20}"]
@@ -89,21 +106,16 @@ def report(found: dict[str, list[float]]) -> str:
 
 
 def main() -> None:
-    """Starts the stacks, measures, prints."""
+    """The command line."""
     options = _options()
-    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
-        port = free_port()
-        listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
-        processes.python("collector", "mesh.traceview", *listen)
-        endpoint = f"http://127.0.0.1:{port}"
-        relays = [start(processes, mode, options.pace, endpoint) for mode in MODES]
-        for relay in relays:
-            relay.services.wait_ready()
-        found = measure(relays, options)
+    found: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for _ in range(options.starts):
+        for mode, values in measure_once_started(options).items():
+            found[mode] += values
     busy = os.getloadavg()[0] / (os.cpu_count() or 1)
     print(
         f"{options.turns} x {options.streams} streams of {options.tokens} tokens "
-        f"at {options.pace:g} a second, {options.rounds} rounds; "
+        f"at {options.pace:g} a second, {options.starts} x {options.rounds} rounds; "
         f"{os.cpu_count()} cores, load per core {busy:.1f}"
         f"{': busy, read with care' if busy > 1.2 else ''}\n{report(found)}"
     )
@@ -111,7 +123,8 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.tracing_cost")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--starts", type=int, default=4, help="of all stacks, each anew")
+    parser.add_argument("--rounds", type=int, default=6, help="of each start")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument(
