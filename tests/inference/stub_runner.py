@@ -21,10 +21,13 @@ BLOCK_SIZE = 4
 class LaunchedStub:
     """Has its tokens at once."""
 
-    def __init__(self, token_ids: list[int]) -> None:
+    def __init__(self, runner: StubRunner, token_ids: list[int]) -> None:
         self.token_ids = token_ids
+        self._runner = runner
 
     def result(self) -> StepResult:
+        if self._runner.late_error is not None:
+            raise self._runner.late_error
         return StepResult([SampledToken(token_id) for token_id in self.token_ids])
 
 
@@ -37,6 +40,8 @@ class StubRunner:
         self.num_steps = 0
         self.batches: list[list[str]] = []
         self.error: Exception | None = None
+        self.late_error: Exception | None = None
+        """Raised where a step's tokens are waited for."""
         self.recover_error: Exception | None = None
         self.not_finite: set[str] = set()
         self.recovered: list[int] = []
@@ -52,15 +57,16 @@ class StubRunner:
             raise self.error
         if behind is None:
             assert batch.rows_before is None
-            return LaunchedStub([self._token(s, list(s.token_ids)) for s in batch.sampling])
+            return LaunchedStub(self, [self._token(s, list(s.token_ids)) for s in batch.sampling])
         assert batch.rows_before is not None
         self.num_steps_ahead += 1
         before = [behind.token_ids[row] for row in batch.rows_before]
         return LaunchedStub(
+            self,
             [
                 self._token(s, [*s.token_ids, token])
                 for s, token in zip(batch.sequences, before, strict=True)
-            ]
+            ],
         )
 
     def recover(self, blocks: list[int]) -> None:

@@ -16,9 +16,10 @@ from tests.inference.stub_engine import LONG, collect, expected_tokens, num_live
 from tests.inference.stub_runner import StubRunner
 
 
-async def test_many_streams_each_get_their_own_tokens() -> None:
+@pytest.mark.parametrize("runs_ahead", [False, True])
+async def test_many_streams_each_get_their_own_tokens(runs_ahead: bool) -> None:
     """Concurrent sequences: every token in order, an empty chunk first, one finish last."""
-    async with running(StubRunner(), max_num_waiting=40) as engine:
+    async with running(StubRunner(runs_ahead=runs_ahead), max_num_waiting=40) as engine:
         params = SamplingParams(max_tokens=30)
         results = await asyncio.gather(
             *(collect(engine, str(n), [n, n + 1], params) for n in range(30))

@@ -136,6 +136,27 @@ def test_a_broken_step_ends_what_was_launched_behind_it() -> None:
     assert engine.load().kv_usage == 0
 
 
+def test_a_step_that_breaks_late_takes_the_one_behind_it_along() -> None:
+    """As a GPU's errors come: where the tokens are fetched. What comes later is served."""
+    runner = StubRunner(runs_ahead=True)
+    engine = make_stub_engine(runner)
+    for number in range(2):
+        engine.add(make_sequence(str(number), [number, 2], max_tokens=9))
+    engine.step()
+    runner.late_error = RuntimeError("lost")
+    ended = engine.step()
+    assert [output.finish.reason for output in ended if output.finish] == [FinishReason.ERROR] * 2
+    assert not engine.has_work
+    engine.check_when_idle()
+    runner.late_error = None
+    late = make_sequence("late", [5, 2], max_tokens=3)
+    engine.add(late)
+    while engine.has_work:
+        engine.step()
+    assert completion(late) == expected([5, 2], 3)
+    assert engine.healthy
+
+
 def test_a_token_that_is_none_ends_its_sequence() -> None:
     """Its row of the step behind is thrown away."""
     runner = StubRunner(runs_ahead=True)
