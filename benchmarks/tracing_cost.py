@@ -1,19 +1,16 @@
-"""What tracing costs the relay: CPU time per token, with none, without and with an exporter.
+"""What tracing costs the relay: CPU time per token with it, against the same services without.
 
-    python -m benchmarks.tracing_cost --starts 4 --rounds 20
+    python -m benchmarks.tracing_cost --starts 3 --rounds 20
 
-Five stacks of the four services, with made-up tokens, stand side by side and take turns at the
-same load, in an order drawn anew for each round, so that whatever else the machine does hits
-all of them, and none always comes after the same other one. CPU time is that of the processes,
-from the kernel; the load's and the collector's own do not count. A ratio is of two stacks in the
-same round. Two processes of the same code can differ by some percent for as long as they live, so
-all are started anew several times, and one mode is there twice: what it adds to itself is what the
-method cannot tell from nothing, and the others are compared with the mean of both.
+Three stacks of the four services, with made-up tokens, stand side by side and take turns at the
+same load. Each can leave its spans out (benchmarks.untraced), and has three turns a round: with
+them, without, and without once more, in an order drawn anew. CPU time is that of gateway and
+orchestrator, from the kernel; the load's and the collector's own do not count. What tracing adds
+is a ratio of turns in the same process and round; what the third turn adds to the second is what
+the method cannot tell from nothing.
 
-    none       spans taken out of the code (benchmarks.untraced)
-    again      the same once more
     no exporter  as services run by default: spans have ids and are not recorded
-    exporter   the default sampling: so many traces a second of work are recorded and sent
+    exporter     the default sampling: so many traces a second of work are recorded and sent
     everything   an exporter, and every request recorded and sent
 """
 
@@ -32,10 +29,11 @@ import uvloop
 from benchmarks.processes import Processes, free_port
 from benchmarks.sse_load import load
 from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
+from benchmarks.untraced import Switch
 from mesh.sampling import TRACES_PER_SECOND
 
-MODES = ("none", "again", "no exporter", "exporter", "everything")
-UNTRACED = ("none", "again")
+MODES = ("no exporter", "exporter", "everything")
+TURNS = ("with", "without", "again")
 
 
 class Relay(NamedTuple):
@@ -43,83 +41,96 @@ class Relay(NamedTuple):
 
     mode: str
     services: Services
+    switch: Switch
 
 
-def start(processes: Processes, mode: str, pace: float, endpoint: str) -> Relay:
+Round = dict[str, float]
+"""Microseconds of CPU per token, by turn."""
+
+
+def start(processes: Processes, mode: str, options: argparse.Namespace, folder: Path) -> Relay:
     """Starts the services; they may not be ready yet."""
     environment = {}
-    if mode in ("exporter", "everything"):
-        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+    if mode != "no exporter":
+        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.endpoint
     if mode == "exporter":
-        # A stack works for one turn in so many: else it would save up traces while it rests.
-        environment["OTEL_TRACES_SAMPLER_ARG"] = str(TRACES_PER_SECOND / len(MODES))
+        # A stack is traced for one turn in so many: else it would save up traces meanwhile.
+        share = 1 / len(MODES) / len(TURNS)
+        environment["OTEL_TRACES_SAMPLER_ARG"] = str(TRACES_PER_SECOND * share)
     if mode == "everything":
         environment["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
-    if mode in UNTRACED:
-        environment["OTEL_SDK_DISABLED"] = "true"
-    engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(pace))
-    run = ("benchmarks.untraced",) if mode in UNTRACED else ()
+    path = folder / mode
+    switch = Switch(path)
     services = Services(
-        processes, prefix=f"{mode} ", engine=engine, environment=environment, run=run
+        processes,
+        prefix=f"{mode} ",
+        engine=(*FAKE_MODEL, "--fake-tokens-per-second", str(options.pace)),
+        environment=environment,
+        run=("benchmarks.untraced", str(path)),
     )
-    return Relay(mode, services)
+    return Relay(mode, services, switch)
 
 
-def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Microseconds of CPU per token, by mode, a value a round."""
-    found: dict[str, list[float]] = {relay.mode: [] for relay in relays}
+def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[Round]]:
+    """The rounds of each mode."""
+    found: dict[str, list[Round]] = {relay.mode: [] for relay in relays}
     names = SERVICES if options.all else RELAY
     for number in range(-1, options.rounds):  # the first one warms up
         for relay in random.sample(relays, len(relays)):
-            before = relay.services.cpu_seconds(names)
-            streams = uvloop.run(
-                load(relay.services.url, options.streams, options.tokens, options.turns)
-            )
-            assert not any(stream.error for stream in streams), streams
-            used = relay.services.cpu_seconds(names) - before
+            used: Round = {}
+            for turn in random.sample(TURNS, len(TURNS)):
+                relay.switch.traced = turn == "with"
+                before = relay.services.cpu_seconds(names)
+                streams = uvloop.run(
+                    load(relay.services.url, options.streams, options.tokens, options.turns)
+                )
+                assert not any(stream.error for stream in streams), streams
+                cpu = relay.services.cpu_seconds(names) - before
+                used[turn] = cpu / sum(stream.num_tokens for stream in streams) * 1e6
             if number >= 0:
-                found[relay.mode].append(used / sum(s.num_tokens for s in streams) * 1e6)
+                found[relay.mode].append(used)
     return found
 
 
-def measure_once_started(options: argparse.Namespace) -> dict[str, list[float]]:
+def measure_once_started(options: argparse.Namespace) -> dict[str, list[Round]]:
     """Starts the stacks, measures all rounds, ends them."""
-    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
+    with tempfile.TemporaryDirectory() as made, Processes(Path(made) / "log") as processes:
         port = free_port()
         listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
         processes.python("collector", "mesh.traceview", *listen)
-        endpoint = f"http://127.0.0.1:{port}"
-        modes = random.sample(MODES, len(MODES))
-        relays = [start(processes, mode, options.pace, endpoint) for mode in modes]
+        options.endpoint = f"http://127.0.0.1:{port}"
+        relays = [start(processes, mode, options, Path(made)) for mode in MODES]
         for relay in relays:
             relay.services.wait_ready()
         return measure(relays, options)
 
 
-def report(found: dict[str, list[float]]) -> str:
-    """A line a mode: CPU per token, and its ratio to those without, round by round."""
-    without = [
-        statistics.fmean(pair) for pair in zip(*(found[mode] for mode in UNTRACED), strict=True)
-    ]
+def report(found: dict[str, list[Round]]) -> str:
+    """A line a mode, and one of all turns without."""
     lines = [f"{'':<13}{'µs/token, median':>18}{'added, median':>16}{'quartiles':>20}"]
-    for mode, values in found.items():
-        pairs = zip(values, found["none"] if mode in UNTRACED else without, strict=True)
-        added = sorted((value / base - 1) * 100 for value, base in pairs)
-        low, middle, high = statistics.quantiles(added, n=4)
-        line = f"{mode:<13}{statistics.median(values):>18.1f}"
-        if mode != "none":
-            line += f"{middle:>15.1f}%{f'{low:.1f}% to {high:.1f}%':>20}"
-        lines.append(line)
+    for mode, rounds in found.items():
+        # The mean of both turns without: less noise than either.
+        added = [r["with"] / statistics.fmean((r["without"], r["again"])) for r in rounds]
+        lines.append(_line(mode, [r["with"] for r in rounds], added))
+    every = [each for rounds in found.values() for each in rounds]
+    control = [each["again"] / each["without"] for each in every]
+    lines.append(_line("without", [each["without"] for each in every], control))
     return "\n".join(lines)
+
+
+def _line(name: str, values: list[float], ratios: list[float]) -> str:
+    low, middle, high = ((ratio - 1) * 100 for ratio in statistics.quantiles(ratios, n=4))
+    quartiles = f"{low:.1f}% to {high:.1f}%"
+    return f"{name:<13}{statistics.median(values):>18.1f}{middle:>15.1f}%{quartiles:>20}"
 
 
 def main() -> None:
     """The command line."""
     options = _options()
-    found: dict[str, list[float]] = {mode: [] for mode in MODES}
+    found: dict[str, list[Round]] = {mode: [] for mode in MODES}
     for _ in range(options.starts):
-        for mode, values in measure_once_started(options).items():
-            found[mode] += values
+        for mode, rounds in measure_once_started(options).items():
+            found[mode] += rounds
     busy = os.getloadavg()[0] / (os.cpu_count() or 1)
     print(
         f"{options.turns} x {options.streams} streams of {options.tokens} tokens "
@@ -131,7 +142,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.tracing_cost")
-    parser.add_argument("--starts", type=int, default=4, help="of all stacks, each anew")
+    parser.add_argument("--starts", type=int, default=3, help="of all stacks, each anew")
     parser.add_argument("--rounds", type=int, default=20, help="of each start")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=200)
