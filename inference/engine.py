@@ -254,4 +254,3 @@ class Engine:
         except Exception:
             logger.exception("engine cannot recover")
             self.healthy = False
-
