@@ -195,7 +195,7 @@ class Engine:
             return None
         if self.step_watch is not None:
             self.step_watch.begins(self._scheduler)
-        batch = self._scheduler.take_over(flight.batch, time.monotonic())
+        batch = self._scheduler.foresight.take_over(flight.batch, time.monotonic())
         if self.step_watch is not None:
             self.step_watch.runs(Batch(batch.live, batch.start), self._scheduler)
         # Until now the device was busy with the step before.

@@ -13,6 +13,7 @@ from itertools import chain
 from inference.batch import Batch, SampledToken, StepOutput
 from inference.block_manager import BlockManager
 from inference.errors import DeadlineExceeded, DuplicateRequest, EngineError, StepFailed
+from inference.foresight import Foresight
 from inference.interface import Finish, FinishReason, PrefillChunk, TokenLogprobs
 from inference.sequence import Sequence, SequenceStatus
 from inference.speculation import Drafter
@@ -45,6 +46,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
         self._drafter = Drafter(num_speculative_tokens)
+        self.foresight = Foresight(block_manager, self._drafter, max_num_seqs)
         # Ordered dicts serve as deques with removal from the middle in O(1), for aborts.
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: OrderedDict[str, Sequence] = OrderedDict()
@@ -97,39 +99,9 @@ class Scheduler:
     def schedule_behind(self, batch: Batch) -> Batch | None:
         """The step behind one that is still being computed; None where that must end first.
 
-        Each sequence goes on with the token that it is about to get. So nothing may depend on
-        what that is: no drafts, no constraint, no penalty; a sequence that ends with it for
-        another reason than its length is in the step in vain. Changes no sequence, but that it
-        may have a block more: `take_over` schedules them once their tokens are known.
+        Changes no sequence, but that it may have a block more: `foresight.take_over` schedules them.
         """
-        sequences: list[Sequence] = []
-        rows: list[int] = []
-        num_live = 0
-        for row, sequence in enumerate(batch.sequences):
-            if sequence.finish is not None:
-                continue
-            if not sequence.samples_this_step or not self._is_foreseen(sequence):
-                return None
-            num_live += 1
-            if sequence.num_completion_tokens + 1 < sequence.max_tokens:
-                sequences.append(sequence)
-                rows.append(row)
-        if num_live < len(self._running):
-            return None  # others want to be in it
-        if self._waiting and len(sequences) < self.max_num_seqs:
-            return None  # one of them may come in
-        if not sequences or not all(self.block_manager.extend(s, 1) for s in sequences):
-            return None
-        return Batch(sequences, rows_before=rows)
-
-    def take_over(self, batch: Batch, now: float) -> Batch:
-        """Schedule what is left of a batch of `schedule_behind`, as the step before it is over."""
-        for sequence in batch.live:
-            sequence.num_scheduled_tokens = 1
-            sequence.num_steps += 1
-            sequence.num_batched_sequences += len(batch.sequences)
-            self._drafter.skip(sequence)
-        return Batch(batch.sequences, now, batch.rows_before)
+        return self.foresight.behind(batch, self.num_running, self.num_waiting)
 
     def finish(
         self, batch: Batch, sampled: list[list[SampledToken]], now: float
@@ -272,12 +244,6 @@ class Scheduler:
                 sequence.draft_token_ids = drafts[:room]
                 sequence.num_scheduled_tokens += len(sequence.draft_token_ids)
                 budget -= len(sequence.draft_token_ids)
-
-    def _is_foreseen(self, sequence: Sequence) -> bool:
-        """Whether its next step is the same whatever token it gets in this one."""
-        if sequence.draft_token_ids or self._drafter.wants(sequence):
-            return False
-        return sequence.params.is_foreseen and sequence.prompt_logprobs is None
 
     def _schedule_chunk(
         self, sequence: Sequence, batch: OrderedDict[str, Sequence], budget: int

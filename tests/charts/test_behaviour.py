@@ -155,7 +155,7 @@ def test_traces_are_sent_where_they_are_asked_for() -> None:
         ]["template"]["spec"]["containers"][0]
     )
     assert by_default["OTEL_TRACES_SAMPLER"] == "parentbased_ratelimited"
-    assert by_default["OTEL_TRACES_SAMPLER_ARG"] == "10"
+    assert by_default["OTEL_TRACES_SAMPLER_ARG"] == "1"
     assert "k8s.pod.name=$(POD_NAME)" in variables["OTEL_RESOURCE_ATTRIBUTES"]
     without = environment(
         render("minimal").deployment("gateway")["spec"]["template"]["spec"]["containers"][0]

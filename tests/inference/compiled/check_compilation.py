@@ -161,8 +161,7 @@ def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
     check(compiled, capability)
 
 
-@pytest.mark.parametrize("capability", [89, 90])
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("capability", "fp8"), [(90, False), (89, True)])
 def test_one_row_fits(capability: int, compiled: list[Compiled], fp8: bool) -> None:
     """The products of a layer of Llama 3.1, with the gate."""
     made = operations(hidden_size=4096)

@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,15 @@ needs_postgres = pytest.mark.skipif(BIN is None, reason="needs postgresql (apt-g
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of an empty database, which is gone afterwards."""
+    # Not in a folder of pytest's: each start of it, also of one inside a test, closes them anew
+    # to all other users, such as the one that the server runs as.
+    with tempfile.TemporaryDirectory(prefix="weir-postgres-") as folder:
+        yield from _run(Path(folder))
+
+
+def _run(folder: Path) -> Iterator[str]:
     assert BIN is not None
     user = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
     data = folder / "data"
@@ -29,9 +37,7 @@ def postgres(folder: Path) -> Iterator[str]:
     if os.getuid() == 0:
         # The server refuses to run as root, and must be able to reach its folder.
         shutil.chown(data, user.pw_uid, user.pw_gid)
-        for parent in data.parents:
-            if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
+        folder.chmod(0o711)
     become = {"user": user.pw_uid, "group": user.pw_gid} if os.getuid() == 0 else {}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

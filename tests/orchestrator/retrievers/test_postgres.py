@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -23,10 +22,9 @@ pytestmark = [needs_postgres, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database() -> Iterator[str]:
     """The URL of a database with the documents."""
-    folder: Path = tmp_path_factory.mktemp("postgres")
-    with postgres(folder) as url:
+    with postgres() as url:
         asyncio.run(fill(url))
         yield url
 
