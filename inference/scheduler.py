@@ -99,7 +99,7 @@ class Scheduler:
     def schedule_behind(self, batch: Batch) -> Batch | None:
         """The step behind one that is still being computed; None where that must end first.
 
-        Changes no sequence, but that it may have a block more: `foresight.take_over` schedules them.
+        Changes no sequence, but for a block more: `foresight.take_over` schedules them.
         """
         return self.foresight.behind(batch, self.num_running, self.num_waiting)
 
