@@ -220,12 +220,12 @@ async def test_a_client_that_leaves_in_decode(
 ) -> None:
     """The same, with the tokens that there were."""
     async with stream(client, "Once", max_tokens=1900) as response:
-        await read(response, 400)
+        await read(response, 150)  # an event has several tokens where the client is slow
     expected = completion("cancelled", "queue ok", "prefill ok", "decode cancelled")
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
     assert found.coverage() >= 0.95, found
-    assert 350 <= found.find("decode").attributes["gen_ai.usage.output_tokens"] < 1900
+    assert 150 <= found.find("decode").attributes["gen_ai.usage.output_tokens"] < 1900
     attributes(found.find("text_completion demo"), gen_ai__request__max_tokens=1900)
 
 
