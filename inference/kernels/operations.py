@@ -17,7 +17,7 @@ from inference.kernels.quantise import quantise
 from inference.kernels.rotate import rotate_and_store
 from inference.kv_cache import KVCache
 from inference.layers.linear import Linear
-from inference.layers.operations import Attention, Matrix, Operations, Quantised
+from inference.layers.operations import Attention, Operations, Quantised
 from inference.layers.rotary import RotaryEmbedding
 from inference.model_config import ModelConfig
 from inference.step_inputs import StepInputs
@@ -59,13 +59,13 @@ class TritonOperations(Operations):
     def quantise(self, x: Tensor) -> Quantised:
         return quantise(x)
 
-    def multiply(self, x: Tensor, matrix: Matrix) -> Tensor:
-        if len(x) > 1 or not isinstance(matrix, Linear):
+    def multiply(self, x: Tensor, matrix: Linear) -> Tensor:
+        if len(x) > 1:
             return matrix(x)
         return matvec(x, matrix.weight, bias=matrix.bias, scales=matrix.scales)
 
-    def multiply_gate(self, x: Tensor, matrix: Matrix) -> Tensor:
-        if len(x) > 1 or not isinstance(matrix, Linear):
+    def multiply_gate(self, x: Tensor, matrix: Linear) -> Tensor:
+        if len(x) > 1:
             return super().multiply_gate(x, matrix)
         return matvec(x, matrix.weight, bias=matrix.bias, scales=matrix.scales, gates=True)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
 from inference.kv_cache import KVCache
 from inference.step_inputs import StepInputs
+
+if TYPE_CHECKING:  # it rounds with what is defined here
+    from inference.layers.linear import Linear
 
 
 class Quantised(NamedTuple):
@@ -37,12 +40,6 @@ class Attention(Protocol):
         ...
 
 
-class Matrix(Protocol):
-    """Multiplies rows, [num_rows, num_inputs], and gives [num_rows, num_outputs]."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-
 class Operations(Protocol):
     """The operations of one model on its device. None of them waits for the device.
 
@@ -68,11 +65,11 @@ class Operations(Protocol):
         """Rounds [num_rows, size] to eight bits, each row with a scale of its own."""
         ...
 
-    def multiply(self, x: Tensor, matrix: Matrix) -> Tensor:
+    def multiply(self, x: Tensor, matrix: Linear) -> Tensor:
         """The product."""
         return matrix(x)
 
-    def multiply_gate(self, x: Tensor, matrix: Matrix) -> Tensor:
+    def multiply_gate(self, x: Tensor, matrix: Linear) -> Tensor:
         """The gate over the product, half as wide."""
         return self.gate(self.multiply(x, matrix))
 

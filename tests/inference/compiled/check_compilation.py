@@ -168,11 +168,10 @@ def test_one_row_fits(capability: int, compiled: list[Compiled], fp8: bool) -> N
     x, inner = torch.zeros(1, 4096).bfloat16(), torch.zeros(1, 14_336).bfloat16()
 
     def matrix(num_outputs: int, num_inputs: int) -> Linear:
-        made = Linear(torch.empty(num_outputs, num_inputs, dtype=torch.bfloat16))
-        if fp8:
-            made.weight = torch.empty(num_outputs, num_inputs, dtype=torch.float8_e4m3fn)
-            made.scales = torch.ones(num_outputs)
-        return made
+        dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
+        found = Linear(torch.empty(num_outputs, num_inputs, dtype=dtype))
+        found.scales = torch.ones(num_outputs) if fp8 else None
+        return found
 
     made.multiply(x, matrix(6144, 4096))
     made.multiply(x, matrix(4096, 4096))
