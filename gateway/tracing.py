@@ -26,7 +26,7 @@ def http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
 
     The query string is left out: it holds what people search for.
     """
-    unrecorded = telemetry.unrecorded_span(headers)
+    unrecorded = telemetry.span_if_unrecorded(headers)
     if unrecorded is not None:
         with unrecorded as span:
             yield span

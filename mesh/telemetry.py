@@ -111,7 +111,7 @@ def recorded(span: Span) -> bool:
     return not silent and (context.trace_flags.sampled or not context.is_valid)
 
 
-def unrecorded_span(carrier: Mapping[str, str]) -> AbstractContextManager[trace.Span] | None:
+def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[trace.Span] | None:
     """What to do a caller's work in, where none of it will be recorded; None where it may be.
 
     Making an empty span takes a good part of what a full one does, and a busy service makes

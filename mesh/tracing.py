@@ -111,7 +111,7 @@ def detached_stage(
 @contextmanager
 def server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
     """The current span of an RPC being served, child of the `traceparent` in its metadata."""
-    unrecorded = telemetry.unrecorded_span(metadata)
+    unrecorded = telemetry.span_if_unrecorded(metadata)
     if unrecorded is not None:
         with unrecorded as span:
             yield span

@@ -87,13 +87,13 @@ def test_a_caller_that_records_nothing_is_followed_at_once(
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     telemetry.start("bakery").shutdown()
     carrier = {"traceparent": f"00-{10:032x}-{11:016x}-{flags}"}
-    unrecorded = telemetry.unrecorded_span(carrier)
+    unrecorded = telemetry.span_if_unrecorded(carrier)
     assert (unrecorded is not None) is makes_none
     if unrecorded is not None:
         with unrecorded:
             assert telemetry.trace_id() == f"{10:032x}"
     for nothing in ({}, {"traceparent": "no trace"}):
-        assert telemetry.unrecorded_span(nothing) is None
+        assert telemetry.span_if_unrecorded(nothing) is None
 
 
 def test_a_rate_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
