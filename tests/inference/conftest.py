@@ -13,7 +13,6 @@ import torch
 
 from inference.engine import Engine
 from inference.loading import EngineOptions, load_engine
-from inference.native import library
 from inference.native.drawer import NativeDrawer
 from inference.native.pool import ThreadPool
 from inference.sampler import Drawer
@@ -21,6 +20,7 @@ from inference.torch_drawer import TorchDrawer
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import serving
 from tests.inference.families import FAMILIES, save
+from tests.inference.native import needs_native_library
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
@@ -98,10 +98,8 @@ def drawer(request: pytest.FixtureRequest) -> Drawer:
     """What draws with torch, then what does so natively."""
     if request.param == "torch":
         return TorchDrawer()
-    try:
-        return NativeDrawer(ThreadPool(2))
-    except library.Unavailable as reason:
-        pytest.skip(f"NO NATIVE DRAWER: {reason}")
+    needs_native_library()
+    return NativeDrawer(ThreadPool(2))
 
 
 @pytest.fixture(params=sorted(FAMILIES))

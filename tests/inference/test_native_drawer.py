@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from inference.masks import Masks
-from inference.native import library
 from inference.native.drawer import NativeDrawer
 from inference.native.pool import ThreadPool
 from inference.sequence import Sequence
 from inference.speculation import Row, rows_of
 from inference.torch_drawer import TorchDrawer, gumbel_noise
+from tests.inference.native import needs_native_library
 from tests.inference.sampling import make_sequence
 
 TOLERANCE = 1e-5
@@ -29,10 +29,7 @@ TOLERANCE = 1e-5
 @pytest.fixture(autouse=True)
 def needs_library() -> None:
     """Leaves these out where nothing is computed natively."""
-    try:
-        library.load()
-    except library.Unavailable as reason:
-        pytest.skip(f"NO NATIVE DRAWER: {reason}")
+    needs_native_library()
 
 
 def random_rows(rng: random.Random, num_rows: int) -> list[Sequence]:

@@ -14,7 +14,7 @@ from inference.engine import Engine
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from tests.inference.families import VOCAB_SIZE, reference_greedy, reference_logits
-from tests.inference.native import needs_native_decoder
+from tests.inference.native import needs_native_library
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
@@ -25,7 +25,7 @@ def make_engine_of_both(
 ) -> Callable[..., Engine]:
     """Makes engines that compute with torch, then such that compute natively."""
     if request.param == "native":
-        needs_native_decoder()
+        needs_native_library()
 
     def make(*arguments: Any, **options: Any) -> Engine:
         return make_engine(*arguments, kernels=request.param, **options)
@@ -51,6 +51,7 @@ def run(
         engine.add(sequence)
     while engine.has_work:
         engine.step()
+    engine.check_when_idle()
     return [list(sequence.token_ids[sequence.num_prompt_tokens :]) for sequence in sequences]
 
 

@@ -17,7 +17,7 @@ from inference.sequence import Sequence
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import collect, make_request
 from tests.inference.families import VOCAB_SIZE, bfloat16_logits, reference_logits
-from tests.inference.native import needs_native_decoder
+from tests.inference.native import needs_native_library
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
@@ -131,7 +131,7 @@ def test_bfloat16_says_the_same_tokens(
     has the token of its own float32 at 97 to 99 % of all positions, and so far are we from both.
     """
     if kernels == "native":
-        needs_native_decoder()
+        needs_native_library()
     engine = make_engine(family, dtype="bfloat16", kernels=kernels)
     batch = prompts(120, 120, 120, 120, seed=3)
     sequences = [

@@ -14,16 +14,16 @@ from inference.errors import EngineError
 from inference.interface import FinishReason
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
-from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine, next_token
-from tests.inference.test_parity import GREEDY, prompts, run
+from tests.inference.stub_engine import expected_tokens
+from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine
+from tests.inference.test_parity import prompts, run
 
 
-def expected(prompt: list[int], num_tokens: int) -> list[int]:
-    """What the stub says behind a prompt."""
-    token_ids = list(prompt)
-    for _ in range(num_tokens):
-        token_ids.append(next_token(token_ids))
-    return token_ids[len(prompt) :]
+def run_out(engine: Engine) -> None:
+    """Steps until nothing is left; the books match then."""
+    while engine.has_work:
+        engine.step()
+    engine.check_when_idle()
 
 
 def completion(sequence: Sequence) -> list[int]:
@@ -38,10 +38,11 @@ def test_decodes_run_ahead_and_end_on_time() -> None:
     sequences = [make_sequence(str(n), [n, 1, 2], max_tokens=n + 3) for n in range(3)]
     for sequence in sequences:
         engine.add(sequence)
-    while engine.has_work:
-        engine.step()
+    run_out(engine)
     for sequence in sequences:
-        assert completion(sequence) == expected(list(sequence.token_ids[:3]), sequence.max_tokens)
+        assert completion(sequence) == expected_tokens(
+            list(sequence.token_ids[:3]), sequence.max_tokens
+        )
         assert sequence.finish is not None
         assert sequence.finish.num_steps == sequence.max_tokens
     assert runner.num_steps == 5
@@ -53,21 +54,20 @@ def test_a_stop_costs_one_row_in_vain() -> None:
     """What was launched for the sequence that stopped is thrown away; the others go on."""
     runner = StubRunner(runs_ahead=True)
     engine = make_stub_engine(runner)
-    tokens = expected([5, 1, 2], 9)
+    tokens = expected_tokens([5, 1, 2], 9)
     stops = Sequence(
         "stops", [5, 1, 2], SamplingParams(max_tokens=9, stop_token_ids=frozenset([tokens[3]]))
     )
     goes_on = make_sequence("goes on", [7, 1, 2], max_tokens=9)
     engine.add(stops)
     engine.add(goes_on)
-    while engine.has_work:
-        engine.step()
+    run_out(engine)
     assert completion(stops) == tokens[:4]
     assert stops.finish is not None
     assert (stops.finish.reason, stops.finish.num_steps) == (FinishReason.STOP, 4)
     assert runner.batches[4] == ["stops", "goes on"]
     assert runner.batches[5] == ["goes on"]
-    assert completion(goes_on) == expected([7, 1, 2], 9)
+    assert completion(goes_on) == expected_tokens([7, 1, 2], 9)
 
 
 def test_an_abort_between_steps_takes_its_row_along() -> None:
@@ -82,15 +82,14 @@ def test_an_abort_between_steps_takes_its_row_along() -> None:
     assert engine.abort("a") is not None
     for _ in range(3):
         engine.step()
-    assert completion(first) == expected([97, 1], 5)
-    assert completion(second) == expected([98, 1], 8)
+    assert completion(first) == expected_tokens([97, 1], 5)
+    assert completion(second) == expected_tokens([98, 1], 8)
     assert engine.abort("b") is not None
     assert not engine.has_work
     third = make_sequence("c", [99, 1], max_tokens=3)
     engine.add(third)
-    while engine.has_work:
-        engine.step()
-    assert completion(third) == expected([99, 1], 3)
+    run_out(engine)
+    assert completion(third) == expected_tokens([99, 1], 3)
     assert engine.load().kv_usage == 0
 
 
@@ -113,8 +112,7 @@ def test_a_full_batch_runs_ahead_of_a_line() -> None:
     engine = make_stub_engine(runner, max_num_seqs=2)
     for number in range(4):
         engine.add(make_sequence(str(number), [number, 2], max_tokens=6))
-    while engine.has_work:
-        engine.step()
+    run_out(engine)
     assert runner.num_steps == 12
     assert runner.num_steps_ahead == 10
 
@@ -151,9 +149,8 @@ def test_a_step_that_breaks_late_takes_the_one_behind_it_along() -> None:
     runner.late_error = None
     late = make_sequence("late", [5, 2], max_tokens=3)
     engine.add(late)
-    while engine.has_work:
-        engine.step()
-    assert completion(late) == expected([5, 2], 3)
+    run_out(engine)
+    assert completion(late) == expected_tokens([5, 2], 3)
     assert engine.healthy
 
 
@@ -167,12 +164,11 @@ def test_a_token_that_is_none_ends_its_sequence() -> None:
     for _ in range(3):
         engine.step()
     runner.not_finite.add("a")
-    while engine.has_work:
-        engine.step()
+    run_out(engine)
     broken = sequences["a"].finish
     assert broken is not None
     assert broken.reason is FinishReason.ERROR
-    assert completion(sequences["b"]) == expected([98, 2], 9)
+    assert completion(sequences["b"]) == expected_tokens([98, 2], 9)
     assert engine.load().kv_usage == 0
 
 
@@ -221,7 +217,7 @@ def test_whatever_comes_and_goes(seed: int) -> None:
     assert runner.num_steps_ahead > 20
     for sequence in ended:
         prompt = list(sequence.token_ids[: sequence.num_prompt_tokens])
-        assert completion(sequence) == expected(prompt, sequence.num_completion_tokens)
+        assert completion(sequence) == expected_tokens(prompt, sequence.num_completion_tokens)
         assert num_told[sequence.request_id] == sequence.num_completion_tokens
 
 
@@ -268,9 +264,8 @@ def test_prompt_log_probabilities_are_told_once(make_engine: Callable[..., Engin
     engine = make_engine()
     runner: Any = engine._runner
     runner.runs_ahead = True
-    sequence = Sequence(
-        "s", prompts(20)[0], SamplingParams(max_tokens=4, num_prompt_logprobs=1, **GREEDY)
-    )  # type: ignore[arg-type]
+    params = SamplingParams(max_tokens=4, temperature=0.0, num_prompt_logprobs=1)
+    sequence = Sequence("s", prompts(20)[0], params)
     engine.add(sequence)
     told = []
     while engine.has_work:
