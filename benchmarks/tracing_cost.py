@@ -79,7 +79,7 @@ def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[
         for relay in random.sample(relays, len(relays)):
             used: Round = {}
             for turn in random.sample(TURNS, len(TURNS)):
-                relay.switch.traced = turn == "with"
+                relay.switch.set(turn == "with")
                 before = relay.services.cpu_seconds(names)
                 streams = uvloop.run(
                     load(relay.services.url, options.streams, options.tokens, options.turns)

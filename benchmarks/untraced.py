@@ -52,13 +52,9 @@ class Switch:
         with path.open("r+b") as file:
             self._byte = mmap.mmap(file.fileno(), 1)
 
-    @property
-    def traced(self) -> bool:
-        return self._byte[0] != 0
-
-    @traced.setter
-    def traced(self, value: bool) -> None:
-        self._byte[0] = int(value)
+    def set(self, traced: bool) -> None:
+        """From the next call on."""
+        self._byte[0] = int(traced)
 
     def either(self, traced: Callable[..., Any], untraced: Callable[..., Any]) -> Any:
         """Does the one or the other, whatever the switch says at the call."""
