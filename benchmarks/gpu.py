@@ -4,10 +4,12 @@
 
 Measures the device's bandwidth and matrix rate, makes a random model of Llama-3.1-8B's shape on
 it, then has this engine and transformers decode with 1, 32 and 256 streams and prefill prompts of
-2,048 tokens: the same weights, prompts and numbers of tokens. Each contender runs in a process of
-its own, one after another, round after round, so that each has the device alone. Figures are
-medians over the rounds, ratios medians of each round's ratio. benchmarks/accelerator/roofline.py
-has the formulas of the limits, workload.py says which of a stream's tokens count.
+2,048 tokens: the same weights, prompts and numbers of tokens. The engine does so twice, the second
+time with kernels whose results no other sequence has a say in, as for requests with a seed. Each
+contender runs in a process of its own, one after another, round after round, so that each has the
+device alone. Figures are medians over the rounds, ratios medians of each round's ratio.
+benchmarks/accelerator/roofline.py has the formulas of the limits, workload.py says which of a
+stream's tokens count.
 
 transformers decodes by far faster with flash attention, and takes it where `flash-attn` is
 installed; the run says what it took.
@@ -35,6 +37,7 @@ from benchmarks.accelerator.probe import Probe
 from benchmarks.accelerator.roofline import BYTES_OF_WEIGHT
 from benchmarks.accelerator.workload import Workload
 from inference.errors import ModelLoadError
+from inference.invariance import Invariance
 from inference.model_config import load_config
 
 NO_DEVICE = (
@@ -44,6 +47,9 @@ NO_DEVICE = (
 GOALS_SHAPE = "llama-3.1-8b"
 BUFFER_MIB = {"cuda": 4096, "cpu": 256}
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
+INVARIANCES = {"": Invariance.NONE, ", invariant": Invariance.ALL}
+"""Of steps without seeded requests, and of those with them."""
+
 DTYPES = {"cuda": ("bfloat16", "fp8"), "cpu": ("bfloat16",)}
 
 
@@ -163,8 +169,12 @@ def measure(
 
 def run(options: argparse.Namespace, folder: Path, probe: Probe) -> int:
     """All rounds and the table; returns the exit status."""
-    contenders = {f"weir {dtype}": ("accelerator.weir", dtype) for dtype in options.dtype}
-    dtypes = dict(zip(contenders, options.dtype, strict=True))
+    contenders = {
+        f"weir {dtype}{suffix}": ("accelerator.weir", f"{dtype} {invariance.value}")
+        for dtype in options.dtype
+        for suffix, invariance in INVARIANCES.items()
+    }
+    dtypes = {name: argument.split()[0] for name, (_, argument) in contenders.items()}
     if not options.without_transformers:
         arguments = ("accelerator.transformers_batching", options.attention)
         contenders[summary.BASELINE] = arguments

@@ -87,6 +87,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         dtype=settings.dtype,
         kernels=settings.kernels,
         cuda_graphs=settings.cuda_graphs,
+        batch_invariance=settings.batch_invariance,
         max_num_seqs=settings.max_num_seqs,
         max_num_waiting=settings.max_num_waiting,
         max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -21,6 +21,7 @@ from inference.sequence import Sequence
 
 _HASH_BYTES = 16
 _ROOT_HASH = b""
+_SEEDED_ROOT_HASH = b"seeded"
 
 
 class IntegrityError(RuntimeError):
@@ -36,11 +37,18 @@ class BlockManager:
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, enable_prefix_cache: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        enable_prefix_cache: bool = True,
+        separates_seeded: bool = False,
     ) -> None:
+        """`separates_seeded`: no seeded sequence takes blocks that another one computed."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._enable_prefix_cache = enable_prefix_cache
+        self._separates_seeded = separates_seeded
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._block_by_hash: dict[bytes, int] = {}
@@ -240,9 +248,13 @@ class BlockManager:
         for index in range(len(hashes), num_full_blocks):
             start = index * self.block_size
             ids = sequence.token_ids[start : start + self.block_size].tobytes()
-            parent = hashes[-1] if hashes else _ROOT_HASH
+            parent = hashes[-1] if hashes else self._root(sequence)
             # Cryptographic: a collision would show one client's context to another.
             hashes.append(blake2b(parent + ids, digest_size=_HASH_BYTES).digest())
+
+    def _root(self, sequence: Sequence) -> bytes:
+        separate = self._separates_seeded and sequence.is_seeded
+        return _SEEDED_ROOT_HASH if separate else _ROOT_HASH
 
     def _take_cached(self, block: int) -> None:
         if self._ref_counts[block] == 0:

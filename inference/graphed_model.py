@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -33,9 +33,19 @@ class GraphedModel:
     """Implements `Model`. A step with a longer piece of a prompt runs as it always does."""
 
     def __init__(
-        self, model: Llama, cache: KVCache, *, max_num_rows: int, max_context: int, capture: Capture
+        self,
+        model: Llama,
+        cache: KVCache,
+        *,
+        max_num_rows: int,
+        max_context: int,
+        capture: Capture,
+        kinds: Collection[bool] = (False,),
     ) -> None:
-        """Captures a graph for each of `batch_sizes`; only steps on this `cache` can use them."""
+        """Captures a graph for each of `batch_sizes`; only steps on this `cache` can use them.
+
+        `kinds` says which steps there will be: invariant ones, others, or both.
+        """
         self.model = model
         self.config = model.config
         self.num_parameters = model.num_parameters
@@ -47,12 +57,12 @@ class GraphedModel:
             cache, max_num_rows=max_num_rows, max_context=max_context, device=model.device
         )
         self._sizes = batch_sizes(max_num_rows)
-        self._replays: dict[int, Replay] = {}
+        self._replays: dict[tuple[bool, int], Replay] = {}
         with torch.inference_mode():
             # The largest first: what it frees of the memory that they share, the others take.
-            for size in reversed(self._sizes):
-                inputs = self._buffers.inputs(size)
-                self._replays[size] = capture(partial(model.states, inputs, cache))
+            for size, kind in product(reversed(self._sizes), kinds):
+                states = partial(model.states, self._buffers.inputs(size), cache, is_invariant=kind)
+                self._replays[kind, size] = capture(states)
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
@@ -62,11 +72,11 @@ class GraphedModel:
         num_rows = len(step.token_ids)
         size = self._sizes[bisect_left(self._sizes, num_rows)]
         self._buffers.fill(step, size)
-        states = self._replays[size]()[:num_rows]
+        states = self._replays[step.is_invariant, size]()[:num_rows]
         if len(step.outputs) < num_rows:
             states = states[to_device(np.array(step.outputs), self.device)]
         # Not captured: the logits of every batch size would need memory of their own.
-        return self.model.logits(states)
+        return self.model.logits(states, is_invariant=step.is_invariant)
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
         """Last hidden states [num_tokens, hidden_size] of all rows."""

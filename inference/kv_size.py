@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -36,17 +38,20 @@ def num_kv_blocks(
     max_num_batched_tokens: int,
     max_context: int,
     capture: Captures | None,
+    kinds: Collection[bool] = (False,),
 ) -> int:
     """At least one. `num_tokens` 0: as many as there is memory for.
 
-    On a GPU the largest step runs first, and decode steps are captured by `capture`, with a cache
-    that is then given up: so it is known what they take, and no request waits for a compiler.
+    On a GPU the largest step of each of the `kinds` (invariant or not) runs first, and decode steps
+    are captured by `capture`, with a cache that is then given up: so it is known what they take,
+    and no request waits for a compiler.
     Raises ModelLoadError where no memory is left.
     """
     per_token = KVCache.bytes_per_token(model.config, model.dtype)
     if model.device.type == "cuda":
-        steps = [*short_steps(max_context, block_size)]
-        steps.append(full_step(max_num_batched_tokens, max_context, block_size))
+        short = short_steps(max_context, block_size)
+        full = full_step(max_num_batched_tokens, max_context, block_size)
+        steps = [replace(step, is_invariant=kind) for step in (*short, full) for kind in kinds]
         most = max(_free_on_gpu(model, steps, block_size, capture), 0) // per_token
     else:
         most = min(int(free_memory() * FREE_MEMORY_SHARE) // per_token, MAX_CPU_KV_TOKENS)
@@ -61,7 +66,7 @@ def num_kv_blocks(
 
 @torch.inference_mode()
 def _free_on_gpu(model: Model, steps: list[Step], block_size: int, capture: Captures | None) -> int:
-    """Bytes that the KV cache may take beside any of these steps, the last of them the largest."""
+    """Bytes that the KV cache may take beside any of these steps."""
     num_blocks = 1 + max(max(table) for step in steps for table in step.block_tables)
     try:
         cache = KVCache(model.config, num_blocks, block_size, model.dtype, model.device)
@@ -83,10 +88,10 @@ def _free_on_gpu(model: Model, steps: list[Step], block_size: int, capture: Capt
 def _measure(
     model: Model, steps: list[Step], cache: KVCache, capture: Captures | None
 ) -> tuple[int, int]:
-    """Bytes of the last step's activations, and of all graphs."""
+    """Bytes of activations that a step takes at most, and of all graphs."""
     for step in steps:
         _compute(model, step, cache)
-    activations = _peak_of(lambda: _compute(model, steps[-1], cache))
+    activations = max(_peak_of(partial(_compute, model, step, cache)) for step in steps)
     return activations, 0 if capture is None else _taken_by(lambda: capture(cache))
 
 

@@ -105,6 +105,8 @@ class Llama:
         self.dtype = dtype
         self.device = device
         self.operations = make_operations(config, RotaryEmbedding(config, max_context, device))
+        self.invariant = self.operations.invariant()
+        """What computes the steps that are to be; may be the same."""
         quantise = self.operations.quantise
         reader = Reader(weights, dtype, device, quantisation=quantisation, quantise=quantise)
         self._embeddings, head = reader.embeddings_and_head(config)
@@ -116,33 +118,36 @@ class Llama:
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
         inputs = make_inputs(step, cache.block_size, self.device)
-        states = self.states(inputs, cache)
+        states = self.states(inputs, cache, is_invariant=step.is_invariant)
         if not step.outputs:
             return None
         if len(step.outputs) != len(step.token_ids):
             states = states[inputs.outputs]
-        return self.logits(states)
+        return self.logits(states, is_invariant=step.is_invariant)
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
         """Last hidden states [num_tokens, hidden_size] of all rows."""
         return self.states(make_inputs(step, cache.block_size, self.device), cache)
 
-    def logits(self, states: Tensor) -> Tensor:
+    def logits(self, states: Tensor, *, is_invariant: bool = False) -> Tensor:
         """[num_rows, vocab_size] in float32, of last hidden states [num_rows, hidden_size]."""
-        return self.operations.multiply(states, self._head).float()
+        return self._operations(is_invariant).multiply(states, self._head).float()
 
-    def states(self, inputs: StepInputs, cache: KVCache) -> Tensor:
+    def states(self, inputs: StepInputs, cache: KVCache, *, is_invariant: bool = False) -> Tensor:
         """Last hidden states [num_tokens, hidden_size].
 
         Without `inputs.pieces` it does the same whatever is in the tensors: it can be captured.
         """
-        operations = self.operations
+        operations = self._operations(is_invariant)
         attention = operations.attention(inputs, cache)
         x, residual = F.embedding(inputs.token_ids, self._embeddings), None
         for layer in self._layers:
             x, residual = layer(x, residual, operations, attention)
         assert residual is not None, "a model has layers"
         return operations.add_norm(x, residual, self._norm)[0]
+
+    def _operations(self, is_invariant: bool) -> Operations:
+        return self.invariant if is_invariant else self.operations
 
 
 class Reader:

@@ -18,6 +18,7 @@ from inference.engine import Engine
 from inference.errors import ModelLoadError
 from inference.graphed_model import GraphedModel
 from inference.interface import ModelInfo
+from inference.invariance import Invariance
 from inference.kv_cache import KVCache
 from inference.kv_size import num_kv_blocks
 from inference.layers.torch_operations import TorchOperations
@@ -62,6 +63,7 @@ class EngineOptions:
     num_speculative_tokens: int = 0
     kernels: str = "auto"
     cuda_graphs: bool = True
+    batch_invariance: Invariance = Invariance.SEEDED
 
 
 def load_engine(options: EngineOptions) -> Engine:
@@ -93,7 +95,8 @@ def load_engine(options: EngineOptions) -> Engine:
     if isinstance(decoder, NativeDecoder):
         # It has threads of its own; torch's would wait for work by spinning on their cores.
         torch.set_num_threads(1)
-    capture = _capture(options, decoder, max_context)
+    invariance = _invariance(options.batch_invariance, decoder)
+    capture = _capture(options, decoder, max_context, invariance)
     num_blocks = num_kv_blocks(
         decoder,
         block_size=options.block_size,
@@ -102,6 +105,7 @@ def load_engine(options: EngineOptions) -> Engine:
         max_num_batched_tokens=max_tokens,
         max_context=max_context,
         capture=capture,
+        kinds=invariance.kinds,
     )
     cache = KVCache(config, num_blocks, options.block_size, dtype, device)
     model: Model = decoder if capture is None else capture(cache)
@@ -130,7 +134,11 @@ def load_engine(options: EngineOptions) -> Engine:
             max_num_waiting=options.max_num_waiting,
         ),
         scheduler=Scheduler(
-            BlockManager(num_blocks, options.block_size),
+            BlockManager(
+                num_blocks,
+                options.block_size,
+                separates_seeded=invariance is Invariance.SEEDED,
+            ),
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=max_tokens,
             num_speculative_tokens=options.num_speculative_tokens,
@@ -141,6 +149,7 @@ def load_engine(options: EngineOptions) -> Engine:
             MaskWorker(config.vocab_size),
             drawer,
             runs_ahead=device.type == "cuda",
+            invariance=invariance,
         ),
         vocabulary=vocabulary,
         embedder=Embedder(model, options.max_num_batched_tokens),
@@ -156,6 +165,7 @@ def load_engine(options: EngineOptions) -> Engine:
             "kv_cache_tokens": num_blocks * options.block_size,
             "kernels": _kernels(decoder),
             "graphs": capture is not None,
+            "batch_invariance": invariance.value,
             "threads": threads,
             "duration_seconds": time.monotonic() - started,
         },
@@ -172,8 +182,17 @@ def _warm_up(engine: Engine) -> None:
             engine.step()
 
 
+def _invariance(wanted: Invariance, model: Model) -> Invariance:
+    """What is to be done for it: nothing where nothing else can be, or need be."""
+    if isinstance(model, Llama) and model.invariant is not model.operations:
+        return wanted
+    if model.device.type == "cuda" and wanted is not Invariance.NONE:
+        logger.warning("tokens may depend on what else runs: torch computes the model")
+    return Invariance.NONE
+
+
 def _capture(
-    options: EngineOptions, model: Model, max_context: int
+    options: EngineOptions, model: Model, max_context: int, invariance: Invariance
 ) -> Callable[[KVCache], GraphedModel] | None:
     """What captures the decode steps on a cache; None where they are not to be captured."""
     if not options.cuda_graphs or model.device.type != "cuda" or not isinstance(model, Llama):
@@ -187,6 +206,7 @@ def _capture(
         max_num_rows=max(options.max_num_seqs, min(with_drafts, MAX_CAPTURED_ROWS)),
         max_context=max_context,
         capture=CudaCapture(),
+        kinds=invariance.kinds,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.batch import Batch, StepResult
 from inference.interface import TokenLogprobs
+from inference.invariance import Invariance
 from inference.kv_cache import KVCache
 from inference.logprobs import prompt_logprobs
 from inference.masks import MaskWorker
@@ -34,13 +35,18 @@ class ModelRunner:
         drawer: Drawer,
         *,
         runs_ahead: bool = False,
+        invariance: Invariance = Invariance.NONE,
     ) -> None:
-        """`runs_ahead`: the device computes by itself, and the drawer's tokens stay there."""
+        """`runs_ahead`: the device computes by itself, and the drawer's tokens stay there.
+
+        `invariance` says which steps the model is to compute so.
+        """
         self.runs_ahead = runs_ahead
         self._model = model
         self._cache = cache
         self._masks = masks
         self._drawer = drawer
+        self._invariance = invariance
 
     @torch.inference_mode()
     def launch(self, batch: Batch, behind: Any = None) -> LaunchedStep:
@@ -63,7 +69,8 @@ class ModelRunner:
         return LaunchedStep(sample(logits, rows_of(sampling), self._drawer, wanted), prompt)
 
     def _launch_behind(self, batch: Batch, behind: LaunchedStep) -> LaunchedStep:
-        logits = self._model.compute(_step_behind(batch, behind.token_ids), self._cache)
+        step = _step_behind(batch, behind.token_ids, self._invariance.holds_for(batch.sequences))
+        logits = self._model.compute(step, self._cache)
         assert logits is not None, "each sequence wants a token"
         rows = [Row(sequence, num_ahead=1) for sequence in batch.sequences]
         return LaunchedStep(sample(logits, rows, self._drawer))
@@ -71,7 +78,8 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor | None:
         """Computes the scheduled tokens; logits of the rows that `_step` wants, None for none."""
-        return self._model.compute(_step(batch), self._cache)
+        step = _step(batch, self._invariance.holds_for(batch.sequences))
+        return self._model.compute(step, self._cache)
 
     @torch.inference_mode()
     def recover(self, blocks: Rows[int]) -> None:
@@ -108,7 +116,7 @@ class LaunchedStep:
         return StepResult(tokens, self._prompt_logprobs)
 
 
-def _step_behind(batch: Batch, token_ids: Tensor) -> Step:
+def _step_behind(batch: Batch, token_ids: Tensor, is_invariant: bool) -> Step:
     """A token of each sequence, out of what the step before is drawing."""
     assert batch.rows_before is not None, "it follows no step"
     # Where nothing could be drawn the sequence is about to end, and any id will do.
@@ -123,10 +131,11 @@ def _step_behind(batch: Batch, token_ids: Tensor) -> Step:
         block_tables=[sequence.block_table for sequence in batch.sequences],
         outputs=list(range(num_rows)),
         drawn=drawn,
+        is_invariant=is_invariant,
     )
 
 
-def _step(batch: Batch) -> Step:
+def _step(batch: Batch, is_invariant: bool) -> Step:
     token_ids: list[int] = []
     positions: list[int] = []
     begins = [0]
@@ -148,6 +157,7 @@ def _step(batch: Batch) -> Step:
         begins=begins,
         block_tables=[sequence.block_table for sequence in batch.sequences],
         outputs=outputs,
+        is_invariant=is_invariant,
     )
 
 

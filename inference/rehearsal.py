@@ -19,8 +19,8 @@ def full_step(num_tokens: int, max_context: int, block_size: int) -> Step:
 
 
 def short_steps(max_context: int, block_size: int) -> Iterator[Step]:
-    """One sequence with 1, 2, 4 … 64 rows, at its beginning and behind other tokens."""
-    for num_rows in (1, 2, 4, 8, 16, 32, 64):
+    """One sequence with 1, 2, 4 … 256 rows, at its beginning and behind other tokens."""
+    for num_rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         for before in (0, _NUM_BEFORE):
             if before + num_rows <= max_context:
                 yield pack([(before, [0] * num_rows)], block_size, outputs=True)

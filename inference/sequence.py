@@ -133,6 +133,11 @@ class Sequence:
         self.prefill: list[PrefillChunk] = []
         self.finish: Finish | None = None
 
+    @property
+    def is_seeded(self) -> bool:
+        """Whether the client chose the seed."""
+        return self.params.seed is not None
+
     def __repr__(self) -> str:
         return (
             f"Sequence({self.request_id!r}, {self.status}, {self.num_prompt_tokens}+"

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from inference.invariance import Invariance
 from mesh.settings import Address, ServiceSettings
 
 
@@ -38,6 +39,11 @@ class InferenceSettings(ServiceSettings):
     )
     cuda_graphs: bool = Field(
         True, description="Capture decode steps on a GPU: longer to load, faster steps."
+    )
+    batch_invariance: Invariance = Field(
+        Invariance.SEEDED,
+        description="Whose tokens do not depend on what else runs on a GPU: of requests with a "
+        "seed, of all, or of none. Large steps with them are slower. On CPUs it changes nothing.",
     )
     max_num_seqs: int = Field(64, ge=1, le=4096, description="Most sequences in a batch.")
     max_num_waiting: int = Field(

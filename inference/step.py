@@ -25,6 +25,8 @@ class Step:
     """Rows whose logits are wanted, ascending."""
     drawn: Tensor | None = None
     """[num_tokens] ids in int64 on the device, instead of `token_ids`, which nobody knows yet."""
+    is_invariant: bool = False
+    """Each token is to get the same numbers whatever else is in its step."""
 
     @property
     def num_sequences(self) -> int:

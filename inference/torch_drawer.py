@@ -16,6 +16,8 @@ from inference.speculation import Row
 from inference.staging import Fetch, to_device
 
 _NEGATIVE_INFINITY = -math.inf
+_WHOLE = 2.0**40
+"""What a probability of 1 is counted as, where probabilities are summed."""
 
 
 Draw = Callable[[Tensor, Tensor], Tensor]
@@ -95,8 +97,11 @@ def _filter_top(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
     top_p = _column(logits, [p.top_p for p in params])
     probabilities = ordered.softmax(dim=-1)
     # A token stays while those before it have not yet reached top_p: the first always does.
-    before = probabilities.cumsum(dim=-1) - probabilities
-    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1.0), _NEGATIVE_INFINITY)
+    # As integers: a GPU sums in another order for another number of rows.
+    shares = (probabilities.double() * _WHOLE).long()
+    before = shares.cumsum(dim=-1) - shares
+    is_behind = before >= (top_p.double() * _WHOLE).long()
+    ordered = ordered.masked_fill(is_behind & (top_p < 1.0), _NEGATIVE_INFINITY)
     return torch.full_like(logits, _NEGATIVE_INFINITY).scatter(-1, order, ordered)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.accelerator.workload import WARM_UP_TOKENS, Row, Workload, decode_rate
 from inference.engine import Engine
 from inference.interface import FinishReason
+from inference.invariance import Invariance
 from inference.loading import EngineOptions, load_engine
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
@@ -64,7 +65,7 @@ def figure(engine: Engine, workload: Workload, row: Row) -> float:
     return workload.prefill_length / statistics.median(found)
 
 
-def measure(workload: Workload, dtype: str) -> dict[str, object]:
+def measure(workload: Workload, dtype: str, invariance: Invariance) -> dict[str, object]:
     """All rows of a round, with one engine that has room for the largest."""
     engine = load_engine(
         EngineOptions(
@@ -72,19 +73,23 @@ def measure(workload: Workload, dtype: str) -> dict[str, object]:
             name="m",
             device=workload.device,
             dtype=dtype,
+            batch_invariance=invariance,
             max_num_seqs=max(workload.streams),
             max_context=workload.max_context,
         )
     )
     keep_startup()
     figures = {row.name: figure(engine, workload, row) for row in workload.rows}
-    return {"figures": figures, "about": f"{engine.model_info.dtype} on {engine.model_info.device}"}
+    info = engine.model_info
+    about = f"{info.dtype} on {info.device}, batch invariance for {invariance.value}"
+    return {"figures": figures, "about": about}
 
 
 def main() -> None:
-    """The command line."""
-    workload, dtype = sys.argv[1:]
-    print(json.dumps(measure(Workload.from_json(workload), dtype)))
+    """The command line: what to do, the type of the weights, and whose requests are invariant."""
+    workload, argument = sys.argv[1:]
+    dtype, invariance = argument.split()
+    print(json.dumps(measure(Workload.from_json(workload), dtype, Invariance(invariance))))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference.kernels.combine import combine
+from inference.kernels.combine import all_seen, combine, nothing_seen, seen_too
 from inference.step_inputs import StepInputs
 
 LOG2_E = 1.4426950408889634
@@ -34,6 +34,68 @@ class Launch:
     tile_rows: int
     """Queries times query heads of a group, a power of two, at least 16."""
     num_splits: int
+    part: int = 0
+    """Keys of a part, from the first key on; 0: what is seen is cut into equal ones. With parts of
+    a length a query sees the same numbers however it is computed."""
+
+
+@triton.jit
+def _see(
+    q: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    table: tl.tensor,
+    position: tl.tensor,
+    low: int,
+    high: int,
+    kv_head: int,
+    scale: float,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> tl.tensor:
+    """What rows see of keys [low, high): values [ROWS, DIM], and the logarithm of their weight."""
+    dims = tl.arange(0, DIM)
+    is_dim = dims < HEAD_DIM
+    peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    sums = tl.zeros([ROWS, DIM], dtype=tl.float32)
+    for start in range(low, high, KEYS):
+        key = start + tl.arange(0, KEYS)
+        is_key = key < high
+        block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0)
+        slot = block.to(tl.int64) * BLOCK_SIZE + key % BLOCK_SIZE
+        stored = (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
+        k = tl.load(
+            keys + stored[None, :] + dims[:, None],
+            mask=is_key[None, :] & is_dim[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        sees = is_key[None, :] & (key[None, :] <= position[:, None])
+        if WINDOW > 0:
+            sees = sees & (key[None, :] > position[:, None] - WINDOW)
+        scores = tl.where(sees, scores, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        # A row that has seen nothing yet would subtract infinity from infinity.
+        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        weights = tl.exp2(scores - base[:, None])
+        fade = tl.exp2(peak - base)
+        v = tl.load(
+            values + stored[:, None] + dims[None, :],
+            mask=is_key[:, None] & is_dim[None, :],
+            other=0.0,
+        )
+        sums = sums * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        total = total * fade + tl.sum(weights, axis=1)
+        peak = new_peak
+    # Rows that are no query, and parts without keys, have seen nothing.
+    total = tl.where(total > 0.0, total, 1.0)
+    return sums / total[:, None], peak + tl.log2(total)
 
 
 @triton.jit(
@@ -66,6 +128,7 @@ def _attend(
     WINDOW: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    PART: tl.constexpr,
     SPLITS: tl.constexpr,
 ) -> None:
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -81,6 +144,7 @@ def _attend(
         return
     context = tl.load(contexts + sequence)
     offset = context - end  # of a row's position against its number
+    table = tables + sequence.to(tl.int64) * table_stride
 
     rows = tl.arange(0, ROWS)
     query = begin + rows // GROUP
@@ -88,9 +152,8 @@ def _attend(
     head = kv_head * GROUP + rows % GROUP
     is_query = (rows < QUERIES * GROUP) & (query < end)
     dims = tl.arange(0, DIM)
-    is_dim = dims < HEAD_DIM
     place = (query.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
-    inside = is_query[:, None] & is_dim[None, :]
+    inside = is_query[:, None] & (dims < HEAD_DIM)[None, :]
     q = tl.load(queries + place[:, None] + dims[None, :], mask=inside, other=0.0)
 
     # Keys [lowest, highest) are what some query of the tile sees; this program's are [low, high).
@@ -98,53 +161,33 @@ def _attend(
     lowest = 0
     if WINDOW > 0:
         lowest = tl.maximum(begin + offset - WINDOW + 1, 0) // KEYS * KEYS
-    share = tl.cdiv(tl.cdiv(highest - lowest, num_splits), KEYS) * KEYS
-    low = lowest + split * share
-    high = tl.minimum(low + share, highest)
+    if PART > 0:
+        low = tl.maximum(split * PART, lowest)
+        high = tl.minimum(split * PART + PART, highest)
+    else:
+        share = tl.cdiv(tl.cdiv(highest - lowest, num_splits), KEYS) * KEYS
+        low = lowest + split * share
+        high = tl.minimum(low + share, highest)
 
-    peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    sums = tl.zeros([ROWS, DIM], dtype=tl.float32)
-    for start in range(low, high, KEYS):
-        key = start + tl.arange(0, KEYS)
-        is_key = key < high
-        block = tl.load(
-            tables + sequence.to(tl.int64) * table_stride + key // BLOCK_SIZE,
-            mask=is_key,
-            other=0,
-        )
-        slot = block.to(tl.int64) * BLOCK_SIZE + key % BLOCK_SIZE
-        stored = (slot * NUM_KV_HEADS + kv_head) * HEAD_DIM
-        k = tl.load(
-            keys + stored[None, :] + dims[:, None],
-            mask=is_key[None, :] & is_dim[:, None],
-            other=0.0,
-        )
-        scores = tl.dot(q, k, input_precision="ieee") * scale
-        sees = is_key[None, :] & (key[None, :] <= position[:, None])
-        if WINDOW > 0:
-            sees = sees & (key[None, :] > position[:, None] - WINDOW)
-        scores = tl.where(sees, scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-        # A row that has seen nothing yet would subtract infinity from infinity.
-        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-        weights = tl.exp2(scores - base[:, None])
-        fade = tl.exp2(peak - base)
-        v = tl.load(
-            values + stored[:, None] + dims[None, :],
-            mask=is_key[:, None] & is_dim[None, :],
-            other=0.0,
-        )
-        sums = sums * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        total = total * fade + tl.sum(weights, axis=1)
-        peak = new_peak
-
-    # Rows that are no query, and parts without keys, have seen nothing.
-    total = tl.where(total > 0.0, total, 1.0)
-    result = sums / total[:, None]
+    if PART > 0 and not SPLITS:
+        # One program for all parts: what `combine` does, as it does it.
+        peak, total, sums = nothing_seen(ROWS, DIM)
+        for first in range(lowest // PART * PART, highest, PART):
+            result, logarithm = _see(
+                q, keys, values, table, position, tl.maximum(first, lowest),
+                tl.minimum(first + PART, highest), kv_head, scale,
+                NUM_KV_HEADS, HEAD_DIM, DIM, BLOCK_SIZE, WINDOW, ROWS, KEYS,
+            )  # fmt: skip
+            peak, total, sums = seen_too(peak, total, sums, logarithm, result)
+        result = all_seen(total, sums)
+    else:
+        result, logarithm = _see(
+            q, keys, values, table, position, low, high, kv_head, scale,
+            NUM_KV_HEADS, HEAD_DIM, DIM, BLOCK_SIZE, WINDOW, ROWS, KEYS,
+        )  # fmt: skip
     if SPLITS:
         part = ((query - first_row).to(tl.int64) * NUM_HEADS + head) * num_splits + split
-        tl.store(logarithms + part, peak + tl.log2(total), mask=is_query)
+        tl.store(logarithms + part, logarithm, mask=is_query)
         if low < high:  # `combine` reads nothing of a part whose logarithm is minus infinity
             tl.store(partial + part[:, None] * HEAD_DIM + dims[None, :], result, mask=inside)
     else:
@@ -202,10 +245,11 @@ def attend(
         WINDOW=window or 0,
         ROWS=launch.tile_rows,
         KEYS=32 if wide else 64,
+        PART=launch.part,
         SPLITS=splits,
         num_warps=8 if launch.tile_rows * dim > 64 * 128 else 4,
         num_stages=2,
     )
     if splits:
         rows = seen[launch.first_row : launch.first_row + launch.num_rows]
-        combine(partial, logarithms, rows)
+        combine(partial, logarithms, rows, in_order=launch.part > 0)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 MAX_SPLITS = 32
 
+_AT_ONCE = 4
+"""Parts that are read before the first of them is added."""
+
 
 @triton.jit(do_not_specialize=["num_splits"])
 def _combine(
@@ -38,21 +41,92 @@ def _combine(
     tl.store(seen + row * HEAD_DIM + dims, result.to(seen.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-def combine(partial: Tensor, logarithms: Tensor, seen: Tensor) -> None:
+@triton.jit
+def nothing_seen(ROWS: tl.constexpr, DIM: tl.constexpr) -> tl.tensor:
+    """Before the first part: the largest logarithm, the weight of all, and their weighted sum."""
+    peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    return peak, tl.zeros([ROWS], dtype=tl.float32), tl.zeros([ROWS, DIM], dtype=tl.float32)
+
+
+@triton.jit
+def seen_too(
+    peak: tl.tensor, total: tl.tensor, sums: tl.tensor, logarithm: tl.tensor, result: tl.tensor
+) -> tl.tensor:
+    """The same with one more part; one with nothing in it changes no bit."""
+    new_peak = tl.maximum(peak, logarithm)
+    base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+    fade = tl.exp2(peak - base)
+    weight = tl.exp2(logarithm - base)
+    # Rounded once, by name: two kernels must not differ in what the compiler fuses.
+    total = tl.fma(total, fade, weight)
+    wide = tl.broadcast_to(fade[:, None], sums.shape)
+    return new_peak, total, tl.fma(sums, wide, result * weight[:, None])
+
+
+@triton.jit
+def all_seen(total: tl.tensor, sums: tl.tensor) -> tl.tensor:
+    """What the rows see of all parts."""
+    return sums / tl.where(total > 0.0, total, 1.0)[:, None]
+
+
+@triton.jit(do_not_specialize=["num_splits"])
+def _combine_in_order(
+    partial: tl.tensor,
+    logarithms: tl.tensor,
+    seen: tl.tensor,
+    num_splits: int,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    first = row * num_splits
+    dims = tl.arange(0, DIM)
+    splits = tl.arange(0, SPLITS)
+    every = tl.load(logarithms + first + splits, mask=splits < num_splits, other=float("-inf"))
+    has_keys = every > float("-inf")
+    low = tl.min(tl.where(has_keys, splits, SPLITS), axis=0)
+    high = tl.max(tl.where(has_keys, splits + 1, 0), axis=0)
+    peak, total, sums = nothing_seen(1, DIM)
+    for start in range(low, high, AT_ONCE):
+        for number in tl.static_range(AT_ONCE):
+            split = start + number + tl.arange(0, 1)
+            is_part = split < high
+            logarithm = tl.load(logarithms + first + split, mask=is_part, other=float("-inf"))
+            part = tl.load(
+                partial + (first + split)[:, None] * HEAD_DIM + dims[None, :],
+                mask=is_part[:, None] & (dims < HEAD_DIM)[None, :],
+                other=0.0,
+            )
+            # Nothing was stored of a part without keys.
+            part = tl.where((logarithm > float("-inf"))[:, None], part, 0.0)
+            peak, total, sums = seen_too(peak, total, sums, logarithm, part)
+    tl.store(
+        seen + row * HEAD_DIM + dims[None, :],
+        all_seen(total, sums).to(seen.dtype.element_ty),
+        mask=(dims < HEAD_DIM)[None, :],
+    )
+
+
+def combine(partial: Tensor, logarithms: Tensor, seen: Tensor, *, in_order: bool = False) -> None:
     """Writes `seen` [num_rows, num_heads, head_dim].
 
     `partial` is [num_rows, num_heads, num_splits, head_dim], `logarithms` to base 2 of the same
-    but the last. A part with logarithm minus infinity is not read.
+    but the last. A part with logarithm minus infinity is not read. `in_order` adds one part after
+    the other, as the attention does where one program has them all.
     """
     num_rows, num_heads, num_splits, head_dim = partial.shape
     assert num_splits <= MAX_SPLITS, f"at most {MAX_SPLITS} splits, not {num_splits}"
-    _combine[(num_rows, num_heads)](
-        partial,
-        logarithms,
-        seen,
-        num_splits,
-        HEAD_DIM=head_dim,
-        DIM=triton.next_power_of_2(head_dim),
-        SPLITS=MAX_SPLITS,
-        num_warps=4,
-    )
+    sizes = {
+        "HEAD_DIM": head_dim,
+        "DIM": triton.next_power_of_2(head_dim),
+        "SPLITS": MAX_SPLITS,
+    }
+    grid = (num_rows, num_heads)
+    if in_order:
+        _combine_in_order[grid](
+            partial, logarithms, seen, num_splits, AT_ONCE=_AT_ONCE, num_warps=1, **sizes
+        )
+    else:
+        _combine[grid](partial, logarithms, seen, num_splits, num_warps=4, **sizes)

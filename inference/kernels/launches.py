@@ -18,15 +18,21 @@ LARGEST_TILE_BYTES = 32_768
 KEYS_PER_SPLIT = 64
 """Fewer are not worth a program of their own."""
 
+SMALLEST_PART = 256
+"""Keys of a part where parts have a length."""
+
 
 class Launches:
     """Chooses tiles and splits for a model's heads on a device."""
 
-    def __init__(self, *, num_heads: int, num_kv_heads: int, num_programs: int) -> None:
-        """`num_programs` is how many keep the device busy."""
+    def __init__(
+        self, *, num_heads: int, num_kv_heads: int, num_programs: int, part: int = 0
+    ) -> None:
+        """`num_programs` is how many keep the device busy, `part` that of each launch."""
         self._group = num_heads // num_kv_heads
         self._num_kv_heads = num_kv_heads
         self._num_programs = num_programs
+        self._part = part
 
     def of(self, inputs: StepInputs, block_size: int, head_bytes: int) -> list[Launch]:
         """One for the sequences with one row each, one for all others, where there are any.
@@ -58,12 +64,16 @@ class Launches:
         most = max(num_rows)
         smallest = max(SMALLEST_TILE, _power_of_two(self._group))
         largest = min(LARGEST_TILE, LARGEST_TILE_BYTES // _power_of_two(head_bytes))
-        tile_rows = max(min(_power_of_two(most * self._group), largest), smallest)
+        # The units of the device round otherwise where a tile has fewer rows.
+        wanted = largest if self._part else min(_power_of_two(most * self._group), largest)
+        tile_rows = max(wanted, smallest)
         num_tiles = -(-most // (tile_rows // self._group))
         # Programs that have queries: the grid has more where sequences differ in length.
         queries = tile_rows // self._group
         num_programs = sum(-(-each // queries) for each in num_rows) * self._num_kv_heads
         splits = min(self._num_programs // num_programs, -(-longest // KEYS_PER_SPLIT), MAX_SPLITS)
+        if self._part:
+            splits = -(-longest // self._part) if splits > 1 else 1
         return Launch(
             first_sequence=sequence,
             num_sequences=len(num_rows),
@@ -72,7 +82,13 @@ class Launches:
             num_tiles=num_tiles,
             tile_rows=tile_rows,
             num_splits=max(splits, 1),
+            part=self._part,
         )
+
+
+def part_length(max_context: int) -> int:
+    """Keys of each part where no context has more than so many: as few as there can be parts of."""
+    return max(_power_of_two(-(-max_context // MAX_SPLITS)), SMALLEST_PART)
 
 
 def _power_of_two(value: int) -> int:

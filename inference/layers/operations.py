@@ -76,3 +76,10 @@ class Operations(Protocol):
     def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
         """Prepares the attention of a step."""
         ...
+
+    def invariant(self) -> Operations:
+        """Those that give a token the same numbers whatever else is in its step.
+
+        These, where they do so already or nothing does.
+        """
+        return self

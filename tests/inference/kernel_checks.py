@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from inference.kernels import product
 from inference.kernels.combine import combine
 from inference.kernels.draw import draw
 from inference.kernels.operations import TritonOperations
@@ -98,22 +99,40 @@ def test_rows_are_rounded_to_eight_bits(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["plain", "biased", "fp8"])
-def test_one_row_is_multiplied_as_any(kind: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Alone and before a gate, of sizes that do not fill a program."""
+def test_products(kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Of one row and of a few, alone and before a gate, of sizes that do not fill a program."""
     if kind == "fp8":
         needs_fp8(device)
-    num_inputs, num_outputs = 4100, 2 * 11
+    num_inputs, num_outputs = 2100, 2 * 11
     triton, plain = both(make_config(), device)
-    x = torch.randn(1, num_inputs).to(device, dtype)
     values = (torch.randn(num_outputs, num_inputs) * num_inputs**-0.5).to(device, dtype)
     bias = torch.randn(num_outputs).to(device, dtype) if kind == "biased" else None
     matrix = wide = Linear(values, bias)
     if kind == "fp8":
         matrix = Fp8Linear(values)
-        # With the numbers that are stored, and a row that is not rounded.
         wide = Linear((matrix.weight.float() * matrix.scales.T).to(dtype))
-    close(triton.multiply(x, matrix), plain.multiply(x, wide))
-    close(triton.multiply_gate(x, matrix), plain.multiply_gate(x, wide))
+    for num_rows in (1, 3):
+        x = rounded = torch.randn(num_rows, num_inputs).to(device, dtype)
+        if kind == "fp8":
+            rows, scales = triton.quantise(x)
+            rounded = (rows.float() * scales).to(dtype)
+        for operations in (triton, triton.invariant()):
+            close(operations.multiply(x, matrix), plain.multiply(rounded, wide))
+            close(operations.multiply_gate(x, matrix), plain.multiply_gate(rounded, wide))
+
+
+@pytest.mark.parametrize("num_rows", [1, 40, 200])
+def test_products_in_parts(
+    num_rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are added up, each of them once, and so they are the next time."""
+    monkeypatch.setattr(product, "MAX_PART", 256)
+    triton, plain = both(make_config(), device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    matrix = Linear((torch.randn(150, 700) / 26).to(device, dtype))
+    for _ in range(2):
+        x = torch.randn(num_rows, 700).to(device, dtype)
+        close(triton.product(x, matrix), plain.multiply(x, matrix))
 
 
 MIXED: list[Span] = [(0, 1), (70, 1), (15, 1), (0, 20), (130, 9), (30, 3)]
@@ -133,6 +152,10 @@ MIXED: list[Span] = [(0, 1), (70, 1), (15, 1), (0, 20), (130, 9), (30, 3)]
         ([(5, 1), (0, 7)], 16, torch.float32, {"num_heads": 9, "num_kv_heads": 3}),
         # More heads in a group than rows in the smallest tile.
         ([(40, 1), (3, 2)], 16, torch.float32, {"num_heads": 20, "num_kv_heads": 1}),
+        # Parts of 256 keys: split over programs, and one program for all.
+        ([(300, 1)], 16, torch.float32, {"invariant": True}),
+        ([(270, 1)] * 2 + [(280, 9)], 16, torch.float32, {"invariant": True, "num_heads": 8}),
+        ([(300, 2)], 16, torch.bfloat16, {"invariant": True, "sliding_window": 30}),
     ],
 )
 def test_attention(
@@ -147,8 +170,9 @@ def test_attention(
         dtype = torch.bfloat16
     values = dict(values)
     rotates = values.pop("rotates", True)
+    invariant = values.pop("invariant", False)
     config = make_config(**values)
-    step = make_step(spans, block_size, num_blocks=40)
+    step = make_step(spans, block_size, num_blocks=60)
     inputs = make_inputs(step, block_size, device)
     size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     qkv = torch.randn(len(step.token_ids), size).to(device, dtype)
@@ -158,9 +182,10 @@ def test_attention(
         norms = (first, second)
     results = []
     for operations in both(config, device):
-        cache = KVCache(config, 40, block_size, dtype, device)
+        cache = KVCache(config, 60, block_size, dtype, device)
         fill_cache(cache, 1)
-        attention = operations.attention(inputs, cache)
+        chosen = operations.invariant() if invariant else operations
+        attention = chosen.attention(inputs, cache)
         results.append((attention(qkv, 0, norms, rotates=rotates), *cache.layer(0)))
     for got, wanted in zip(*results, strict=True):
         close(got, wanted)
@@ -182,13 +207,14 @@ def test_what_lies_behind_a_context_is_never_read(device: torch.device) -> None:
     assert attention(qkv, 0, None, rotates=True).isfinite().all()
 
 
-def test_parts_without_keys_are_left_out(device: torch.device) -> None:
+@pytest.mark.parametrize("in_order", [False, True])
+def test_parts_without_keys_are_left_out(in_order: bool, device: torch.device) -> None:
     """Whatever is in them; a row all of whose parts are empty is zero."""
     partial = torch.randn(2, 1, 3, 16).to(device)
     logarithms = torch.tensor([[[1.0, -torch.inf, 3.0]], [[-torch.inf] * 3]]).to(device)
     partial[:, :, 1] = torch.nan
     seen = torch.full((2, 1, 16), 7.0, device=device)
-    combine(partial, logarithms, seen)
+    combine(partial, logarithms, seen, in_order=in_order)
     close(seen[0, 0], (partial[0, 0, 0] + 4 * partial[0, 0, 2]) / 5)
     assert (seen[1] == 0).all()
 

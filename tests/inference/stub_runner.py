@@ -132,7 +132,8 @@ def make_sequence(
     max_tokens: int = 4,
     *,
     deadline: float | None = None,
+    seed: int | None = None,
 ) -> Sequence:
     """A sequence with nothing special about it."""
-    params = SamplingParams(max_tokens=max_tokens)
+    params = SamplingParams(max_tokens=max_tokens, seed=seed)
     return Sequence(request_id, prompt, params, deadline=deadline)

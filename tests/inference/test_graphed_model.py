@@ -14,6 +14,7 @@ from inference import loading
 from inference.decode_buffers import DecodeBuffers, batch_sizes
 from inference.engine import Engine
 from inference.graphed_model import MAX_ROWS_EACH, GraphedModel
+from inference.invariance import Invariance
 from inference.kv_cache import KVCache
 from inference.llama import Llama
 from inference.loading import EngineOptions
@@ -24,6 +25,7 @@ from tests.inference.test_parity import prompts, run
 
 NUM_BLOCKS = 40
 MAX_NUM_ROWS = 11
+NONE = Invariance.NONE
 
 
 class Recorded:
@@ -157,14 +159,14 @@ def test_steps_are_captured_on_a_gpu_by_kernels_that_can_be(
     monkeypatch.setattr(loading, "CudaCapture", Recorded)
     monkeypatch.setattr(loading, "GraphedModel", lambda *_, **o: asked.append(o["max_num_rows"]))
     options = EngineOptions(folder=Path(), name="m", max_num_seqs=64)
-    assert loading._capture(options, model, 512) is None
+    assert loading._capture(options, model, 512, NONE) is None
     model.device = torch.device("cuda")
-    assert loading._capture(options, model, 512) is None  # torch's operations
+    assert loading._capture(options, model, 512, NONE) is None  # torch's operations
     monkeypatch.setattr(loading, "TorchOperations", type(None))  # as if they were others
-    assert loading._capture(replace(options, cuda_graphs=False), model, 512) is None
+    assert loading._capture(replace(options, cuda_graphs=False), model, 512, NONE) is None
     for num_seqs, num_drafts in ((64, 0), (64, 2), (64, 8), (1000, 8)):
         each = replace(options, max_num_seqs=num_seqs, num_speculative_tokens=num_drafts)
-        capture = loading._capture(each, model, 512)
+        capture = loading._capture(each, model, 512, NONE)
         assert capture is not None
         capture(KVCache(model.config, 1, 16, torch.float32, CPU))
     assert asked == [64, 192, 512, 1000]

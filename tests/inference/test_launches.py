@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("triton", reason="NO KERNELS ARE TESTED: triton is not installed")
 
 from inference.kernels.combine import MAX_SPLITS
-from inference.kernels.launches import Launches
+from inference.kernels.launches import Launches, part_length
+from inference.kernels.product import LARGE_TILES, Device, tile_for
 from inference.step_inputs import make_inputs
 from tests.inference.steps import Span, make_step
 
@@ -17,11 +18,15 @@ H200 = 2 * 132
 
 
 def launches(
-    spans: list[Span], num_heads: int = 32, num_kv_heads: int = 8, head_bytes: int = 256
+    spans: list[Span],
+    num_heads: int = 32,
+    num_kv_heads: int = 8,
+    head_bytes: int = 256,
+    part: int = 0,
 ) -> list[tuple[int, ...]]:
     """Tiles, rows of a tile and splits of each launch for a step of these."""
     step = make_step(spans, 16, num_blocks=sum(-(-sum(span) // 16) for span in spans))
-    made = Launches(num_heads=num_heads, num_kv_heads=num_kv_heads, num_programs=H200)
+    made = Launches(num_heads=num_heads, num_kv_heads=num_kv_heads, num_programs=H200, part=part)
     return [
         (each.num_tiles, each.tile_rows, each.num_splits)
         for each in made.of(make_inputs(step, 16, CPU), 16, head_bytes)
@@ -70,3 +75,49 @@ def test_large_heads_have_smaller_tiles() -> None:
         64,
         32,
     ]
+
+
+@pytest.mark.parametrize(
+    ("spans", "num_splits"),
+    [([(1000, 1)], 4), ([(250, 1)], 1), ([(1000, 1)] * 40, 1), ([(0, 2048)], 1), ([(300, 1)], 2)],
+)
+def test_parts_of_a_length_are_in_tiles_of_one_size(spans: list[Span], num_splits: int) -> None:
+    """They are split where that fills the device, and in as many as there are."""
+    [(_, tile_rows, found)] = launches(spans, part=256)
+    assert tile_rows == 64
+    assert found == num_splits
+
+
+def test_no_context_has_more_parts_than_are_combined() -> None:
+    """Short ones have few."""
+    assert [part_length(size) for size in (100, 8192, 8193, 131_072)] == [256, 256, 512, 4096]
+    for size in (1000, 40_000, 1_000_000):
+        assert -(-size // part_length(size)) <= MAX_SPLITS
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_outputs", "expected"),
+    [
+        (1, 4096, (16, 64)),
+        (17, 28_672, (32, 64)),
+        (64, 4096, (64, 64)),
+        # Twice as many programs as there are processors would take two turns.
+        (128, 6144, (64, 128)),
+        (256, 28_672, (256, 128)),
+        (2048, 4096, (256, 128)),
+    ],
+)
+def test_tiles_take_few_turns(num_rows: int, num_outputs: int, expected: tuple[int, int]) -> None:
+    """On an H200."""
+    tile = tile_for(num_rows, num_outputs, 1, Device())
+    assert (tile.rows, tile.outputs) == expected
+
+
+def test_tiles_fit_in_the_shared_memory() -> None:
+    """Less is read ahead where there is less of it."""
+    small = Device(num_processors=58, shared_memory=99 * 1024)
+    for num_rows in (1, 32, 64, 128, 256, 4096):
+        for num_outputs in (64, 4096, 128_256):
+            tile = tile_for(num_rows, num_outputs, 1, small)
+            assert (tile.rows + tile.outputs) * tile.input_bytes * tile.num_stages <= 99 * 1024
+            assert tile.num_stages >= 2 or tile.rows == max(each.rows for each in LARGE_TILES)

@@ -71,5 +71,5 @@ def test_short_steps_have_each_number_of_rows_at_the_beginning_and_later() -> No
     spans = [(step.positions[0], len(step.positions)) for step in short_steps(140, 16)]
     assert spans == [
         (0, 1), (128, 1), (0, 2), (128, 2), (0, 4), (128, 4), (0, 8), (128, 8), (0, 16), (0, 32),
-        (0, 64),
+        (0, 64), (0, 128),
     ]  # fmt: skip

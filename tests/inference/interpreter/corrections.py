@@ -1,7 +1,8 @@
 """Corrects Triton's interpreter where it does not do what a GPU does.
 
 It keeps numbers that numpy has not as their bits. A product multiplies bfloat16's bits, which its
-makers say is not supported, and rounding loses the carry from the mantissa to the exponent.
+makers say is not supported, and takes eight-bit floats for others; rounding loses the carry from
+the mantissa to the exponent.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def apply() -> None:
 
 
 def _wide(handle: Any) -> Any:
-    if handle.dtype.scalar is not tl.bfloat16:
+    kind = handle.dtype.scalar
+    if kind not in (tl.bfloat16, tl.float8e4nv):
         return handle
-    data = convert(handle.data, tl.bfloat16, tl.float32, None).view(np.float32)
+    data = convert(handle.data, kind, tl.float32, None).view(np.float32)
     return interpreter.TensorHandle(data, tl.float32)
