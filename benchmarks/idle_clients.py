@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import statistics
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where every figure goes, as JSON")
     parser.add_argument("--log", type=Path, help="where the processes' output goes")
     options = parser.parse_args()
+    gc.disable()  # its pauses would be the clients'
     fake = ("--fake-model", "--max-num-seqs", "2048", "--fake-tokens-per-second")
     with tempfile.TemporaryDirectory() as folder:
         log = options.log or Path(folder) / "processes.log"
