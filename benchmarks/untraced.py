@@ -11,8 +11,8 @@ from __future__ import annotations
 import mmap
 import runpy
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from mesh import telemetry, tracing
 
+_NO_SPAN = nullcontext(INVALID_SPAN)
 
-@contextmanager
-def _no_span(*args: Any, **options: Any) -> Iterator[Span]:
-    yield INVALID_SPAN
+
+def _no_span(*args: Any, **options: Any) -> AbstractContextManager[Span]:
+    return _NO_SPAN
 
 
 def _nothing(*args: Any, **options: Any) -> bool:

@@ -20,17 +20,17 @@ from mesh.errors import HTTP_ERROR, ErrorKind
 from mesh.semconv import Outcome
 
 
-@contextmanager
-def http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
+def http_span(scope: Scope, headers: Headers) -> AbstractContextManager[trace.Span]:
     """The current span of a request, child of the caller's `traceparent`.
 
     The query string is left out: it holds what people search for.
     """
     unrecorded = telemetry.span_if_unrecorded(headers)
-    if unrecorded is not None:
-        with unrecorded as span:
-            yield span
-        return
+    return _http_span(scope, headers) if unrecorded is None else unrecorded
+
+
+@contextmanager
+def _http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
     with tracing.TRACER.start_as_current_span(
         scope["method"],
         context=propagate.extract(headers),

@@ -17,9 +17,9 @@ import grpc
 from opentelemetry import trace
 from prometheus_client import Counter, Gauge, Histogram
 
+from mesh import telemetry
 from mesh.errors import GRPC_STATUS, MeshError
 from mesh.exposition import expose
-from mesh.telemetry import weir_version
 from mesh.threaded_server import serve_in_thread
 
 _RPC_SECONDS = (
@@ -73,11 +73,13 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 def tell_build(component: str) -> None:
     """Shows what this process is; `component` is the service's name."""
-    BUILD_INFO.labels(component, weir_version(), platform.python_version()).set(1)
+    BUILD_INFO.labels(component, telemetry.weir_version(), platform.python_version()).set(1)
 
 
 def exemplar() -> dict[str, str] | None:
     """For `observe`: the trace id, so that a bucket leads to its trace; None if not recorded."""
+    if telemetry.silent:
+        return None
     span = trace.get_current_span().get_span_context()
     if not span.trace_flags.sampled:
         return None

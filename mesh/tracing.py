@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType, TracebackType
 
 import grpc
@@ -62,13 +62,16 @@ _SERVER_FAULTS = frozenset(
 )
 
 
-@contextmanager
-def stage(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
+def stage(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
     """The current span of a piece of work. Nothing may be yielded from inside the block."""
     current = trace.get_current_span()
-    if not telemetry.recorded(current):
-        yield current
-        return
+    if isinstance(current, telemetry.UnrecordedSpan):
+        return current
+    return _stage(name, attributes) if telemetry.recorded(current) else nullcontext(current)
+
+
+@contextmanager
+def _stage(name: str, attributes: Attributes | None) -> Iterator[Span]:
     with (
         TRACER.start_as_current_span(
             name,
@@ -81,23 +84,30 @@ def stage(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
         yield span
 
 
-@contextmanager
 def detached_stage(
     name: str,
     attributes: Attributes | None = None,
     *,
     kind: SpanKind = SpanKind.INTERNAL,
     parent: Span | None = None,
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """A span that is not made the current one, for blocks that a generator yields from.
 
     A suspended generator would leak its context to whoever runs meanwhile. `parent` None: the
     current span.
     """
     above = parent or trace.get_current_span()
+    if isinstance(above, telemetry.UnrecordedSpan):
+        return above
     if not telemetry.recorded(above):
-        yield above
-        return
+        return nullcontext(above)
+    return _detached_stage(name, attributes, kind, parent)
+
+
+@contextmanager
+def _detached_stage(
+    name: str, attributes: Attributes | None, kind: SpanKind, parent: Span | None
+) -> Iterator[Span]:
     attributes = {semconv.OUTCOME: Outcome.OK, **(attributes or {})}
     context = None if parent is None else trace.set_span_in_context(parent)
     span = TRACER.start_span(name, context, kind, attributes)
@@ -108,14 +118,16 @@ def detached_stage(
         span.end()
 
 
-@contextmanager
-def server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
+def server_span(
+    service: str, method: str, metadata: Mapping[str, str]
+) -> AbstractContextManager[Span]:
     """The current span of an RPC being served, child of the `traceparent` in its metadata."""
     unrecorded = telemetry.span_if_unrecorded(metadata)
-    if unrecorded is not None:
-        with unrecorded as span:
-            yield span
-        return
+    return _server_span(service, method, metadata) if unrecorded is None else unrecorded
+
+
+@contextmanager
+def _server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
     attributes = {**rpc_attributes(f"{service}/{method}"), semconv.OUTCOME: Outcome.OK}
     request = current_request()
     if request is not None:
@@ -166,6 +178,9 @@ def rpc_attributes(method: str, target: str = "") -> dict[str, AttributeValue]:
 
 def inject(metadata: list[tuple[str, str]], span: Span) -> None:
     """Adds the span's `traceparent`."""
+    if isinstance(span, telemetry.UnrecordedSpan):
+        metadata.extend(span.headers.items())
+        return
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))
     metadata.extend(carrier.items())
@@ -191,7 +206,8 @@ class ClientSpan:
         self.complete = False
         self.error: MeshError | None = None
         above = parent or trace.get_current_span()
-        self._recorded = telemetry.recorded(above)
+        unrecorded = isinstance(above, telemetry.UnrecordedSpan)
+        self._recorded = not unrecorded and telemetry.recorded(above)
         if not self._recorded:
             self.span = above
         else:

@@ -15,10 +15,9 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from mesh import metrics
+from mesh import metrics, telemetry
 from mesh.errors import ErrorKind, MeshError
 from mesh.metrics import metrics_server
-from mesh.telemetry import weir_version
 from tests.samples import Change
 
 
@@ -53,7 +52,7 @@ async def test_the_build_is_told(port: int) -> None:
     python_version = platform.python_version()
     assert (
         f'mesh_build_info{{component="bakery",python_version="{python_version}",'
-        f'version="{weir_version()}"}} 1.0'
+        f'version="{telemetry.weir_version()}"}} 1.0'
     ) in text
 
 
@@ -136,14 +135,18 @@ async def test_ipv6_addresses_are_served() -> None:
         pytest.skip("no IPv6 here")
 
 
-async def test_histograms_carry_trace_ids(port: int) -> None:
+async def test_histograms_carry_trace_ids(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bucket in OpenMetrics leads to a trace, if that trace is recorded."""
+    monkeypatch.setattr(telemetry, "silent", False)
     tracer = TracerProvider().get_tracer("t")
     histogram = metrics.RPC_DURATION.labels("exemplar", "M", "OK")
     assert metrics.exemplar() is None
     with tracer.start_as_current_span("s") as span:
         histogram.observe(0.2, metrics.exemplar())
     with trace.get_tracer("t").start_as_current_span("unrecorded"):
+        assert metrics.exemplar() is None
+    monkeypatch.setattr(telemetry, "silent", True)
+    with tracer.start_as_current_span("nothing is exported"):
         assert metrics.exemplar() is None
     _, text = await asyncio.to_thread(
         get, port, "/metrics", "127.0.0.1", "application/openmetrics-text; version=1.0.0"

@@ -8,7 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from mesh import telemetry
+from mesh import telemetry, tracing
 
 
 def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
@@ -94,6 +94,39 @@ def test_a_caller_that_records_nothing_is_followed_at_once(
             assert telemetry.trace_id() == f"{10:032x}"
     for nothing in ({}, {"traceparent": "no trace"}):
         assert telemetry.span_if_unrecorded(nothing) is None
+
+
+@pytest.mark.parametrize("w3c_only", [True, False])
+@pytest.mark.parametrize("called", ["by a trace", "by nobody"])
+def test_what_is_not_recorded_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, called: str, w3c_only: bool
+) -> None:
+    """The caller's headers as they came, or those of a new trace; the span before is back after."""
+    monkeypatch.setattr(telemetry, "silent", True)
+    monkeypatch.setattr(telemetry, "_w3c_only", w3c_only)
+    given = {}
+    if called == "by a trace":
+        given = {
+            "traceparent": f"00-{10:032x}-{11:016x}-01",
+            "tracestate": "other=1",
+            "baggage": "shop=3",
+        }
+    passed_on: list[tuple[str, str]] = []
+    before = trace.get_current_span()
+    with tracing.server_span("bakery", "Bake", {**given, "x-request-id": "r"}) as span:
+        with tracing.stage("kneading") as same, tracing.detached_stage("baking") as as_well:
+            assert same is as_well is span is trace.get_current_span()
+        tracing.ClientSpan("oven/Heat", passed_on)
+        trace_id = telemetry.trace_id()
+    assert trace.get_current_span() is before
+    assert not span.is_recording()
+    if given:
+        assert dict(passed_on) == given
+        assert trace_id == f"{10:032x}"
+    else:
+        assert [name for name, _ in passed_on] == ["traceparent"]
+        assert passed_on[0][1].startswith(f"00-{trace_id}-")
+        assert passed_on[0][1].endswith("-00")
 
 
 def test_a_rate_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
