@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType, TracebackType
 
 import grpc
@@ -65,9 +65,8 @@ _SERVER_FAULTS = frozenset(
 def stage(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
     """The current span of a piece of work. Nothing may be yielded from inside the block."""
     current = trace.get_current_span()
-    if isinstance(current, telemetry.UnrecordedSpan):
-        return current
-    return _stage(name, attributes) if telemetry.recorded(current) else nullcontext(current)
+    # A span that is not recorded is a context manager that does nothing.
+    return _stage(name, attributes) if telemetry.recorded(current) else current
 
 
 @contextmanager
@@ -97,10 +96,8 @@ def detached_stage(
     current span.
     """
     above = parent or trace.get_current_span()
-    if isinstance(above, telemetry.UnrecordedSpan):
-        return above
     if not telemetry.recorded(above):
-        return nullcontext(above)
+        return above
     return _detached_stage(name, attributes, kind, parent)
 
 
@@ -206,8 +203,7 @@ class ClientSpan:
         self.complete = False
         self.error: MeshError | None = None
         above = parent or trace.get_current_span()
-        unrecorded = isinstance(above, telemetry.UnrecordedSpan)
-        self._recorded = not unrecorded and telemetry.recorded(above)
+        self._recorded = telemetry.recorded(above)
         if not self._recorded:
             self.span = above
         else:
