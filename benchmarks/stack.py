@@ -18,6 +18,14 @@ FAKE_MODEL = ("--fake-model", "--model-name", "demo", "--max-num-seqs", "2048")
 READY_SECONDS = 240.0
 
 
+def start_collector(processes: Processes) -> str:
+    """Something that takes spans and keeps few; where it will listen, for an exporter."""
+    port = free_port()
+    listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
+    processes.python("collector", "mesh.traceview", *listen)
+    return f"http://127.0.0.1:{port}"
+
+
 class Services:
     """Four processes with the demo model's tokenizer; ended with their `Processes`."""
 

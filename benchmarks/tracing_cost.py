@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.processes import Processes, free_port
+from benchmarks.processes import Processes
 from benchmarks.sse_load import load
-from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
+from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services, start_collector
 from benchmarks.untraced import Switch
 from mesh.sampling import TRACES_PER_SECOND
 
@@ -95,10 +95,7 @@ def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[
 def measure_once_started(options: argparse.Namespace) -> dict[str, list[Round]]:
     """Starts the stacks, measures all rounds, ends them."""
     with tempfile.TemporaryDirectory() as made, Processes(Path(made) / "log") as processes:
-        port = free_port()
-        listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
-        processes.python("collector", "mesh.traceview", *listen)
-        options.endpoint = f"http://127.0.0.1:{port}"
+        options.endpoint = start_collector(processes)
         relays = [start(processes, mode, options, Path(made)) for mode in MODES]
         for relay in relays:
             relay.services.wait_ready()

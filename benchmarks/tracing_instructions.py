@@ -21,18 +21,17 @@ import random
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.processes import Processes, free_port
+from benchmarks.processes import Processes
 from benchmarks.sse_load import load
-from benchmarks.stack import RELAY, Services
+from benchmarks.stack import RELAY, Services, start_collector
 from benchmarks.untraced import Switch
 
 MODES = ("no exporter", "everything")
@@ -56,15 +55,14 @@ class CountedProcesses(Processes):
         super().__init__(folder / "log")
         self._folder = folder
 
-    def python(
-        self, name: str, *arguments: str, environment: Mapping[str, str] | None = None
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> None:
-        """Starts `python -m …`."""
-        command = [sys.executable, "-m", *arguments]
+        """Starts a command in the repository's root."""
         if name in RELAY:
             out = f"--callgrind-out-file={self._folder / name}.counts"
             command = ["valgrind", "--tool=callgrind", "--quiet", out, *command]
-        self.start(name, command, environment)
+        super().start(name, command, environment)
 
     def instructions(self, name: str) -> int:
         """What the process has executed since it was asked last."""
@@ -89,10 +87,7 @@ def measure(mode: str, options: argparse.Namespace) -> list[Round]:
         folder = Path(made)
         environment = {}
         if mode == "everything":
-            port = free_port()
-            listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
-            processes.python("collector", "mesh.traceview", *listen)
-            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{port}"
+            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = start_collector(processes)
             environment["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
         switch = Switch(folder / "switch")
         services = Services(
