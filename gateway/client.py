@@ -42,13 +42,16 @@ class Orchestrator:
     def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """Started, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         return _events(
-            self._stub.Generate, generation, messages.generate_request, messages.generate_event
+            self._stub.Generate, generation, messages.generate_request, messages.generate_events
         )
 
     def search(self, search: Search) -> AsyncGenerator[Event]:
         """SearchResults, deltas, one Finish; raises MeshError. Close it to cancel the call."""
         return _events(
-            self._stub.SummarizeStream, search, messages.summarize_request, messages.summarize_event
+            self._stub.SummarizeStream,
+            search,
+            messages.summarize_request,
+            messages.summarize_events,
         )
 
     async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
@@ -86,18 +89,18 @@ async def _events(
     call: grpc.aio.UnaryStreamMultiCallable[Request, Response],
     asked: Asked,
     request_of: Callable[[Asked], Request],
-    event_of: Callable[[Response], Event],
+    events_of: Callable[[Response], list[Event]],
 ) -> AsyncGenerator[Event]:
     last: Event | None = None
     request = request_of(asked)
     spending = Spending()
     async with open_stream(call, request) as responses:
         async for response in responses:
-            last = event_of(response)
-            _charge(spending, last)
-            if isinstance(last, Finish):
-                responses.has_last()
-            yield last
+            for last in events_of(response):
+                _charge(spending, last)
+                if isinstance(last, Finish):
+                    responses.has_last()
+                yield last
     if not isinstance(last, Finish):
         raise messages.broken("the stream ended without a finish")
 

@@ -67,7 +67,7 @@ class EventStream:
         async with interruption, aclosing(self._frames) as frames:
             first = await anext(frames)
             with metrics.STREAMS_ACTIVE.track_inprogress():
-                await writer.start(HEADERS)
+                writer.start(HEADERS)
                 await writer.write(first)
                 async for frame in frames:
                     await writer.write(frame)

@@ -49,13 +49,12 @@ class EventWriter:
         """Whether the status is spent."""
         return self._task is not None
 
-    async def start(self, headers: Headers) -> None:
-        """Sends status 200 and the headers."""
+    def start(self, headers: Headers) -> None:
+        """Sends status 200 and the headers, with what is written before anybody waits."""
         self._loop = asyncio.get_running_loop()
         self._last_sent = self._loop.time()
-        self._task = asyncio.create_task(self._run(), name="event writer")
+        self._task = asyncio.create_task(self._run(headers), name="event writer")
         self._timer = self._loop.call_later(self._keep_alive_seconds, self._fill_silence)
-        await self._send({"type": "http.response.start", "status": 200, "headers": list(headers)})
 
     async def write(self, frame: bytes) -> None:
         """Takes a frame; waits while too much is pending. Raises what sending raised."""
@@ -96,8 +95,10 @@ class EventWriter:
         self._num_pending_bytes += len(frame)
         self._data.set()
 
-    async def _run(self) -> None:
+    async def _run(self, headers: Headers) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": list(headers)}
         try:
+            await self._send(start)
             while not self.complete:
                 await self._data.wait()
                 await self._flush()

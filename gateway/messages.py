@@ -122,30 +122,33 @@ def _constraint(constraint: Constraint | None) -> common_pb2.OutputConstraint | 
     return common_pb2.OutputConstraint(json_schema=constraint.text)
 
 
-def generate_event(response: orchestrator_pb2.GenerateResponse) -> Event:
+def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
+    """The events in a message, at least one, in order. Raises MeshError."""
+    events: list[Event] = []
+    if response.HasField("started"):
+        events.append(Started(response.started.model, response.started.prompt_tokens))
+    if response.HasField("delta"):
+        events.append(_delta(response.delta))
+    if response.HasField("finish"):
+        finish = response.finish
+        events.append(Finish(_reason(finish.reason), _usage(finish.usage)))
+    if not events:
+        raise broken("a message without an event")
+    return events
+
+
+def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list[Event]:
     """The event in a message. Raises MeshError."""
     kind = response.WhichOneof("event")
     if kind == "delta":
-        return _delta(response.delta)
-    if kind == "started":
-        return Started(response.started.model, response.started.prompt_tokens)
-    if kind == "finish":
-        return Finish(_reason(response.finish.reason), _usage(response.finish.usage))
-    raise broken("a message without an event")
-
-
-def summarize_event(response: orchestrator_pb2.SummarizeStreamResponse) -> Event:
-    """The event in a message. Raises MeshError."""
-    kind = response.WhichOneof("event")
-    if kind == "delta":
-        return _delta(response.delta)
+        return [_delta(response.delta)]
     if kind == "results":
-        return _results(response.results)
+        return [_results(response.results)]
     if kind == "finish":
         finish = response.finish
         details = tuple(map(_citation, finish.citation_details))
         citations = tuple(finish.citations)
-        return Finish(_reason(finish.reason), _usage(finish.usage), citations, details)
+        return [Finish(_reason(finish.reason), _usage(finish.usage), citations, details)]
     raise broken("a message without an event")
 
 

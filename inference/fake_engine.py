@@ -147,7 +147,11 @@ class FakeEngine:
 
     def _submit(self, sequence: Sequence) -> None:
         self._sequences[sequence.request_id] = sequence
-        self._wanted.set()
+        if self._interval or len(self._sequences) > self._max_num_seqs:
+            self._wanted.set()
+        else:
+            # At full speed a token is there as soon as somebody waits for one.
+            self._streams.deliver(self._step([sequence]))
 
     def _abort(self, request_id: str) -> None:
         sequence = self._sequences.pop(request_id, None)
@@ -167,20 +171,21 @@ class FakeEngine:
             if self._interval:
                 due += self._interval
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-            self._streams.deliver(self._step())
+            self._streams.deliver(self._step(self._live()))
             if self._streams.num_holding and not self._interval:
                 # An engine at full speed does not wait for those whose turn is yet to come.
                 self._wanted.set()
                 await asyncio.sleep(0)
 
-    def _step(self) -> list[StepOutput]:
+    def _step(self, sequences: list[Sequence]) -> list[StepOutput]:
         now = time.monotonic()
+        expired = [s for s in sequences if s.deadline is not None and s.deadline <= now]
         outputs = [
             self._end(sequence, FinishReason.ABORT, DeadlineExceeded("the deadline passed"))
-            for sequence in self._live()
-            if sequence.deadline is not None and sequence.deadline <= now
+            for sequence in expired
         ]
-        for sequence in self._live()[: self._max_num_seqs]:
+        running = [sequence for sequence in sequences if sequence not in expired]
+        for sequence in running[: self._max_num_seqs]:
             if sequence.scheduled_time is None:
                 sequence.scheduled_time = now
                 sequence.status = SequenceStatus.RUNNING

@@ -99,8 +99,9 @@ class Step:
 class Chunk:
     """Every token that became ready since the consumer took the last chunk.
 
-    The first chunk of a stream is empty: the sequence is accepted. The last one, and only that,
-    carries `finish`; it may carry tokens as well. `logprobs` is empty or as long as `token_ids`.
+    The first chunk of a stream says that the sequence is accepted, and is empty unless a token is
+    there at once. The last one, and only that, carries `finish`; it may carry tokens as well.
+    `logprobs` is empty or as long as `token_ids`.
     """
 
     token_ids: list[int]
@@ -183,7 +184,7 @@ class EngineClient(Protocol):
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
-        """Stream the completion: an empty chunk on acceptance, the finish on the last one.
+        """Stream the completion: a chunk on acceptance, mostly empty, the finish on the last one.
 
         A refusal (`ContextTooLong`, `Overloaded`, …) is raised by the first `anext`. Closing or
         cancelling the generator aborts the sequence and frees its KV blocks within one step:

@@ -80,21 +80,28 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 on_abandoned=_tell,
             )
             async with aclosing(chunks):
+                accepted = False
                 async for chunk in chunks:
-                    if not chunk.token_ids and chunk.finish is None:  # accepted
+                    if not accepted:
+                        accepted = True
                         work.expect(self._num_expected(len(request.token_ids), params))
                     work.done(len(chunk.token_ids))
                     metrics.observe_chunk(chunk)
-                    if chunk.finish is not None:
+                    finish = chunk.finish
+                    if finish is not None:
                         # Before anything is sent: who sends may find that its caller has gone.
-                        metrics.observe(chunk.finish)
-                        _tell(chunk.finish)
+                        metrics.observe(finish)
+                        _tell(finish)
                     if chunk.prompt_logprobs:
                         yield _prompt_message(chunk)
-                    if chunk.token_ids or chunk.finish is None:
+                    if finish is None:
                         yield _message(chunk)
-                    if chunk.finish is not None:
-                        yield _end(chunk.finish)
+                    elif finish.error is None:
+                        yield _message(chunk, finish)
+                    else:
+                        if chunk.token_ids:
+                            yield _message(chunk)
+                        raise finish.error
 
     async def Embed(
         self, request: inference_pb2.InferenceServiceEmbedRequest, context: Context
@@ -175,11 +182,18 @@ def _prompt_message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateRespo
     )
 
 
-def _message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateResponse:
-    logprobs = [_logprob(logprobs) for logprobs in chunk.logprobs]
-    return inference_pb2.InferenceServiceGenerateResponse(
-        chunk=inference_pb2.TokenChunk(token_ids=chunk.token_ids, logprobs=logprobs)
-    )
+def _message(
+    chunk: Chunk, finish: Finish | None = None
+) -> inference_pb2.InferenceServiceGenerateResponse:
+    """The tokens of a chunk, and the end behind them; the first chunk may hold none."""
+    message = inference_pb2.InferenceServiceGenerateResponse()
+    if chunk.token_ids or finish is None:
+        logprobs = [_logprob(logprobs) for logprobs in chunk.logprobs]
+        tokens = inference_pb2.TokenChunk(token_ids=chunk.token_ids, logprobs=logprobs)
+        message.chunk.CopyFrom(tokens)
+    if finish is not None:
+        message.finish.CopyFrom(_finish(finish))
+    return message
 
 
 def _logprob(logprobs: TokenLogprobs) -> common_pb2.TokenLogprob:
@@ -187,25 +201,20 @@ def _logprob(logprobs: TokenLogprobs) -> common_pb2.TokenLogprob:
     return common_pb2.TokenLogprob(token_id=logprobs.token_id, logprob=logprobs.logprob, top=top)
 
 
-def _end(finish: Finish) -> inference_pb2.InferenceServiceGenerateResponse:
-    """The last message of a sequence that ended well; raises for one that did not."""
-    if finish.error is not None:
-        raise finish.error
+def _finish(finish: Finish) -> inference_pb2.GenerationFinish:
     timings = finish.timings
     scheduled = timings.finish if timings.scheduled is None else timings.scheduled
     first_token = timings.finish if timings.first_token is None else timings.first_token
-    return inference_pb2.InferenceServiceGenerateResponse(
-        finish=inference_pb2.GenerationFinish(
-            reason=_REASONS[finish.reason],
-            usage=common_pb2.Usage(
-                prompt_tokens=finish.num_prompt_tokens,
-                completion_tokens=finish.num_completion_tokens,
-                cached_tokens=finish.num_cached_tokens,
-            ),
-            queue_seconds=scheduled - timings.arrival,
-            prefill_seconds=first_token - scheduled,
-            decode_seconds=timings.finish - first_token,
-        )
+    return inference_pb2.GenerationFinish(
+        reason=_REASONS[finish.reason],
+        usage=common_pb2.Usage(
+            prompt_tokens=finish.num_prompt_tokens,
+            completion_tokens=finish.num_completion_tokens,
+            cached_tokens=finish.num_cached_tokens,
+        ),
+        queue_seconds=scheduled - timings.arrival,
+        prefill_seconds=first_token - scheduled,
+        decode_seconds=timings.finish - first_token,
     )
 
 

@@ -149,7 +149,8 @@ class Streams:
         taken: float | None = None
         self._submit(sequence)
         try:
-            yield Chunk(token_ids=[], logprobs=[])
+            if stream.is_empty:
+                yield Chunk(token_ids=[], logprobs=[])
             while True:
                 if stream.is_empty:
                     self._on_demand()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from mesh.context import current_request
@@ -16,10 +16,10 @@ from orchestrator.generation import (
     Finish,
     FinishReason,
     ModelInfo,
+    Progress,
     Sampling,
     Started,
     TokenChunk,
-    TokenFinish,
     TokenLogprob,
     Usage,
 )
@@ -30,6 +30,8 @@ from orchestrator.replicas import Replicas
 from orchestrator.requests import ActiveRequest, RequestState
 from orchestrator.stop_strings import StopStrings
 from orchestrator.validation import room_for_completion
+
+NOTHING = Piece()
 
 
 class Completion:
@@ -54,42 +56,46 @@ class Completion:
         self._detokenizer = self._prompt.decoder.stream(prepared.kept)
         self._ends = sampling.ends(model)
         self._stop = StopStrings(stop)
-        self._started = False
         # Tokens, and their log probabilities, of text that is still held back.
         self._num_held = 0
         self._logprobs_held: list[DeltaLogprob] = []
         self.usage = Usage(prompt_tokens=len(self._prompt.token_ids))
 
-    async def stream(self, replicas: Replicas) -> AsyncGenerator[Started | Delta | Finish, None]:
-        """First `Started`, then deltas, last one `Finish`. Raises MeshError."""
+    async def stream(self, replicas: Replicas) -> AsyncGenerator[Progress, None]:
+        """`Started` in the first, one `Finish` in the last. Raises MeshError."""
         active = self._active
         active.state = RequestState.WAITING
-        tokens = patiently(
+        chunks = patiently(
             failover.generate(
                 replicas, self._model, self._prompt.token_ids, self._sampling, active
             ),
             current_request(),
         )
-        async with aclosing(tokens):
-            async for item in tokens:
-                if isinstance(item, TokenFinish):
-                    for event in self._end(item):
-                        yield event
-                    return
-                if not self._started:
-                    self._started = True
-                    yield Started(self._model.name, self.usage.prompt_tokens)
-                if self._echo is not None and (item.token_ids or self._echo_ready(item)):
-                    yield self._tell_echo(item)
-                if not item.token_ids:
-                    continue  # an acceptance, and the later ones are of replicas that took over
-                active.state = RequestState.STREAMING
-                delta = self._push(item)
-                if delta is not None:
-                    yield delta
+        started: Started | None = Started(self._model.name, self.usage.prompt_tokens)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if self._echo is not None and (chunk.token_ids or self._echo_ready(chunk)):
+                    yield Progress(started, self._tell_echo(chunk))
+                    started = None
+                piece = NOTHING
+                if chunk.token_ids:
+                    active.state = RequestState.STREAMING
+                    piece = self._read(chunk)
+                finish = chunk.finish
+                if finish is not None:
+                    self.usage = finish.usage
+                    if not self._stop.matched:
+                        piece += self._flush()
                 if self._stop.matched:
+                    finish = Finish(FinishReason.STOP, self.usage)
+                progress = Progress(started, self._take(piece), finish)
+                if any(progress):
+                    # Not so for tokens that are held back, and for the acceptance of a replica
+                    # that took over.
+                    yield progress
+                    started = None
+                if finish is not None:
                     # Leaving the block cancels what the engine still does for this request.
-                    yield Finish(FinishReason.STOP, self.usage)
                     return
 
     def _echo_ready(self, chunk: TokenChunk) -> bool:
@@ -110,7 +116,8 @@ class Completion:
         first = _one(decoder, token_ids[0], None)
         return Delta(text, 0, [first, *(_logprob(decoder, each) for each in chunk.prompt_logprobs)])
 
-    def _push(self, chunk: TokenChunk) -> Delta | None:
+    def _read(self, chunk: TokenChunk) -> Piece:
+        """What is certain of the text now; all of it if it ends here at a stop string."""
         num_tokens = len(chunk.token_ids)
         self.usage = self.usage._replace(
             completion_tokens=self.usage.completion_tokens + num_tokens
@@ -127,18 +134,12 @@ class Completion:
         piece = self._answer.push(text)
         if self._stop.matched:
             piece += self._answer.flush()
-        return self._take(piece)
+        return piece
 
-    def _end(self, finish: TokenFinish) -> Iterator[Delta | Finish]:
-        """What was held back, then the finish."""
-        self.usage = finish.usage
+    def _flush(self) -> Piece:
+        """What was held back."""
         text = self._stop.push(self._detokenizer.flush())
-        reason = FinishReason.STOP if self._stop.matched else finish.reason
-        piece = self._answer.push(text + self._stop.flush()) + self._answer.flush()
-        delta = self._take(piece)
-        if delta is not None:
-            yield delta
-        yield Finish(reason, self.usage)
+        return self._answer.push(text + self._stop.flush()) + self._answer.flush()
 
     def _take(self, piece: Piece) -> Delta | None:
         """A delta of `piece` and all tokens so far; None if there is nothing to show."""

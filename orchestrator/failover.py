@@ -12,11 +12,11 @@ from mesh.errors import ErrorKind, MeshError
 from orchestrator import metrics
 from orchestrator.clients.replica import Replica
 from orchestrator.generation import (
+    Finish,
     FinishReason,
     ModelInfo,
     Sampling,
     TokenChunk,
-    TokenFinish,
     Usage,
 )
 from orchestrator.read_ahead import read_ahead
@@ -102,8 +102,8 @@ async def generate(
     prompt: Sequence[int],
     sampling: Sampling,
     active: ActiveRequest,
-) -> AsyncGenerator[TokenChunk | TokenFinish, None]:
-    """Tokens, then one finish. Each replica that accepts gives a chunk, which may be empty.
+) -> AsyncGenerator[TokenChunk, None]:
+    """Chunks of tokens, the finish in the last one. The first of each replica may be empty.
 
     If a replica is lost, another one gets the prompt and the tokens so far and goes on; it counts
     those as output, so penalties, seeds and limits hold as if nothing had happened, and greedy
@@ -125,14 +125,14 @@ async def generate(
                     read_ahead(tokens) as ahead,
                 ):
                     with active.cancels(tokens.cancel):
-                        async for item in ahead:
+                        async for chunk in ahead:
                             accepted = True
-                            if isinstance(item, TokenFinish):
+                            delivered += chunk.token_ids
+                            if chunk.finish is not None:
                                 replica.circuit.success()
-                                yield item
+                                yield chunk
                                 return
-                            delivered += item.token_ids
-                            yield item
+                            yield chunk
             raise MeshError(ErrorKind.UNAVAILABLE, "the engine ended a stream without a finish")
         except MeshError as error:
             if active.cancelled:
@@ -143,7 +143,7 @@ async def generate(
             reason = _ended(delivered, sampling, model)
             if reason is not None:
                 # Only the finish was lost with the replica: nothing is left to generate.
-                yield TokenFinish(reason, Usage(len(prompt), len(delivered)))
+                yield TokenChunk((), finish=Finish(reason, Usage(len(prompt), len(delivered))))
                 return
 
 

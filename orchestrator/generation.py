@@ -86,20 +86,25 @@ class TokenLogprob(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Finish(NamedTuple):
+    """The end of a generation."""
+
+    reason: FinishReason
+    usage: Usage
+
+
 class TokenChunk(NamedTuple):
-    """Tokens that were ready; `logprobs` is empty or as long as `token_ids`."""
+    """Tokens that were ready; `logprobs` is empty or as long as `token_ids`.
+
+    Of a stream the first chunk may hold none: it says that the request is accepted.
+    """
 
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob] = ()
     prompt_logprobs: Sequence[TokenLogprob] = ()
     """Of all the prompt's ids but the first, once, where they were asked for."""
-
-
-class TokenFinish(NamedTuple):
-    """The end of a stream of tokens."""
-
-    reason: FinishReason
-    usage: Usage
+    finish: Finish | None = None
+    """In the last chunk of a stream, and only there."""
 
 
 class Started(NamedTuple):
@@ -139,8 +144,9 @@ class Delta(NamedTuple):
     tool_calls: Sequence[ToolCallDelta] = ()
 
 
-class Finish(NamedTuple):
-    """The end of a generation."""
+class Progress(NamedTuple):
+    """All of a generation that became known at once; at least one, and in this order."""
 
-    reason: FinishReason
-    usage: Usage
+    started: Started | None = None
+    delta: Delta | None = None
+    finish: Finish | None = None

@@ -13,11 +13,21 @@ from orchestrator.generation import (
     Constraint,
     Delta,
     DeltaLogprob,
+    Finish,
+    FinishReason,
+    Progress,
     Sampling,
+    Started,
     ToolChoice,
     Usage,
 )
 from orchestrator.preparation import Prompt
+
+REASONS = {
+    FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: common_pb2.FINISH_REASON_ABORT,
+}
 
 
 def prompt_of(request: orchestrator_pb2.GenerateRequest) -> Prompt:
@@ -85,6 +95,26 @@ def _constraint(message: common_pb2.OutputConstraint) -> Constraint:
     if form is None or (form == "json_object" and not message.json_object):
         raise invalid("constraint", "constraint must have one form, given none")
     return Constraint(form, "" if form == "json_object" else getattr(message, form))
+
+
+def progress(progress: Progress) -> orchestrator_pb2.GenerateResponse:
+    """All that became known of a generation at once."""
+    started, told, finish = progress
+    return orchestrator_pb2.GenerateResponse(
+        started=None if started is None else _started(started),
+        delta=None if told is None else delta(told),
+        finish=None if finish is None else _finish(finish),
+    )
+
+
+def _started(started: Started) -> orchestrator_pb2.GenerateStarted:
+    return orchestrator_pb2.GenerateStarted(
+        model=started.model, prompt_tokens=started.prompt_tokens
+    )
+
+
+def _finish(finish: Finish) -> orchestrator_pb2.GenerateFinish:
+    return orchestrator_pb2.GenerateFinish(reason=REASONS[finish.reason], usage=usage(finish.usage))
 
 
 def delta(delta: Delta) -> orchestrator_pb2.Delta:

@@ -13,14 +13,12 @@ from contextlib import aclosing
 
 from mesh.context import RequestContext
 from mesh.errors import ErrorKind, MeshError
-from orchestrator.generation import TokenChunk, TokenFinish
-
-Item = TokenChunk | TokenFinish
+from orchestrator.generation import TokenChunk
 
 
 def patiently(
-    tokens: AsyncGenerator[Item, None], request: RequestContext | None
-) -> AsyncGenerator[Item, None]:
+    tokens: AsyncGenerator[TokenChunk, None], request: RequestContext | None
+) -> AsyncGenerator[TokenChunk, None]:
     """`tokens`, within the request's first-token deadline and idle time-out, if it has any.
 
     Raises MeshError (DEADLINE). Close what is returned; that closes `tokens`.
@@ -31,8 +29,8 @@ def patiently(
 
 
 async def _within(
-    tokens: AsyncGenerator[Item, None], request: RequestContext
-) -> AsyncGenerator[Item, None]:
+    tokens: AsyncGenerator[TokenChunk, None], request: RequestContext
+) -> AsyncGenerator[TokenChunk, None]:
     has_token = False
     async with aclosing(tokens):
         while True:
@@ -41,14 +39,16 @@ async def _within(
             else:
                 limit = max(0.0, request.first_token_deadline - time.monotonic())
                 what = "the first token did not come in time"
-            item = await _next(tokens, limit, what)
-            if item is None:
+            chunk = await _next(tokens, limit, what)
+            if chunk is None:
                 return
-            has_token = has_token or (isinstance(item, TokenChunk) and bool(item.token_ids))
-            yield item
+            has_token = has_token or bool(chunk.token_ids)
+            yield chunk
 
 
-async def _next(tokens: AsyncIterator[Item], limit: float | None, what: str) -> Item | None:
+async def _next(
+    tokens: AsyncIterator[TokenChunk], limit: float | None, what: str
+) -> TokenChunk | None:
     try:
         async with asyncio.timeout(limit) as scope:
             return await anext(tokens, None)

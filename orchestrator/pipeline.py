@@ -28,6 +28,7 @@ from orchestrator.generation import (
     Finish,
     FinishReason,
     ModelInfo,
+    Progress,
     Sampling,
     Started,
     ToolChoice,
@@ -88,18 +89,18 @@ class Pipeline:
         stop: Sequence[str],
         echo: bool = False,
         tool_choice: ToolChoice = ANY_TOOL,
-    ) -> AsyncGenerator[Started | Delta | Finish, None]:
-        """`Started`, deltas, one `Finish`. Raises MeshError before `Started` if refused."""
+    ) -> AsyncGenerator[Progress, None]:
+        """`Started` first, one `Finish` last. Raises MeshError before `Started` if refused."""
         check_sampling(sampling)
         check_stop(stop)
         with self._admitted("Generate") as active:
             served = self._choose(model, active)
             wanted = (prompt, sampling.constraint, echo, tool_choice)
             encode = partial(prepare, self._tokenizers.of(served.name), *wanted)
-            events = self._complete(encode, served, sampling, stop, active)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
+            stream = self._complete(encode, served, sampling, stop, active)
+            async with aclosing(stream):
+                async for progress in stream:
+                    yield progress
 
     async def embed(self, inputs: Sequence[Input], *, model: str) -> AsyncGenerator[Embedded, None]:
         """The inputs' vectors, batch by batch. Raises MeshError."""
@@ -142,25 +143,24 @@ class Pipeline:
 
             # Greedy: the same question on the same documents has the same answer.
             sampling = Sampling(temperature=0.0, max_tokens=question.max_tokens)
-            events = self._complete(encode, served, sampling, (), active)
-            async with aclosing(events):
-                async for event in self._summary(events, summary, active):
+            stream = self._complete(encode, served, sampling, (), active)
+            async with aclosing(stream):
+                async for event in self._summary(stream, summary, active):
                     yield event
 
     async def _summary(
         self,
-        events: AsyncGenerator[Started | Delta | Finish, None],
+        stream: AsyncGenerator[Progress, None],
         summary: Summary,
         active: ActiveRequest,
     ) -> AsyncGenerator[Delta | SummaryFinish, None]:
-        """The checked text of `events`, which are left when it is as long as it may be."""
+        """The checked text of `stream`, which is left when it is as long as it may be."""
         finish = None
-        async for event in events:
-            if isinstance(event, Delta):
-                for delta in summary.push(event):
+        async for progress in stream:
+            if progress.delta is not None:
+                for delta in summary.push(progress.delta):
                     yield delta
-            elif isinstance(event, Finish):
-                finish = event
+            finish = progress.finish
             if summary.full:
                 break
         if finish is None:
@@ -192,7 +192,7 @@ class Pipeline:
         sampling: Sampling,
         stop: Sequence[str],
         active: ActiveRequest,
-    ) -> AsyncGenerator[Started | Delta | Finish, None]:
+    ) -> AsyncGenerator[Progress, None]:
         started = False
         completion: Completion | None = None
         try:
@@ -202,26 +202,27 @@ class Pipeline:
                     prepared = as_prepared(await encode())
                 span.set_attribute(semconv.NUM_TOKENS, len(prepared.encoded.token_ids))
             completion = begin(prepared, model, sampling, stop, active)
-            events = completion.stream(self._replicas)
+            stream = completion.stream(self._replicas)
             with spans.generation(prepared.encoded, model, sampling, stop) as active.generation:
-                async with aclosing(events):
-                    async for event in events:
-                        if isinstance(event, Delta):
-                            _observe_progress(active, event)
-                            active.generation.delta(event)
-                        elif isinstance(event, Finish):
-                            annotate(finish_reason=event.reason.value)
-                            active.generation.finish(event)
+                async with aclosing(stream):
+                    async for progress in stream:
+                        if progress.delta is not None:
+                            _observe_delta(active, progress.delta)
+                            active.generation.delta(progress.delta)
+                        if progress.finish is not None:
+                            annotate(finish_reason=progress.finish.reason.value)
+                            active.generation.finish(progress.finish)
                         active.generation.usage = completion.usage
                         started = True
-                        yield event
+                        yield progress
         except MeshError as error:
             if error.kind is not ErrorKind.CANCELLED or not active.cancelled:
                 raise
             annotate(finish_reason=FinishReason.ABORT.value)
-            if not started:
-                yield Started(model.name, active.prompt_tokens)
-            yield Finish(FinishReason.ABORT, completion.usage if completion else Usage())
+            yield Progress(
+                started=None if started else Started(model.name, active.prompt_tokens),
+                finish=Finish(FinishReason.ABORT, completion.usage if completion else Usage()),
+            )
         finally:
             annotate(
                 model=model.name,
@@ -273,7 +274,7 @@ class Pipeline:
             return held.enter_context(self._admission.permit(key))
 
 
-def _observe_progress(active: ActiveRequest, delta: Delta) -> None:
+def _observe_delta(active: ActiveRequest, delta: Delta) -> None:
     first = not active.first_token_seen
     if active.permit is not None:
         active.permit.progress(delta.num_tokens + first * active.prompt_tokens)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from orchestrator.generation import TokenChunk, TokenFinish, TokenLogprob
+from orchestrator.generation import Finish, TokenChunk, TokenLogprob
 
 MAX_PENDING_TOKENS = 1024
 """Beyond it nothing more is read, and the engine's side holds the stream up."""
@@ -23,8 +23,8 @@ class ReadAhead:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: Sequence[TokenLogprob] = ()
-        self._accepted = False
-        self._finish: TokenFinish | None = None
+        self._has_chunk = False
+        self._finish: Finish | None = None
         self._error: Exception | None = None
         self._ended = False
         self._ready = asyncio.Event()
@@ -33,34 +33,31 @@ class ReadAhead:
     def __aiter__(self) -> ReadAhead:
         return self
 
-    async def __anext__(self) -> TokenChunk | TokenFinish:
+    async def __anext__(self) -> TokenChunk:
         """Whatever is pending; raises what the stream raised once all before it is taken."""
         await self._ready.wait()
-        if self._token_ids or self._accepted:
-            chunk = TokenChunk(self._token_ids, self._logprobs, self._prompt_logprobs)
-            self._token_ids, self._logprobs, self._prompt_logprobs = [], [], ()
-            self._accepted = False
-            self._taken.set()
-            if not self._ended:
-                self._ready.clear()
-            return chunk
-        if self._finish is not None:
-            finish, self._finish = self._finish, None
-            return finish
-        raise self._error or StopAsyncIteration
+        if not self._has_chunk:
+            raise self._error or StopAsyncIteration
+        chunk = TokenChunk(self._token_ids, self._logprobs, self._prompt_logprobs, self._finish)
+        self._token_ids, self._logprobs, self._prompt_logprobs = [], [], ()
+        self._has_chunk = False
+        self._taken.set()
+        if not self._ended:
+            self._ready.clear()
+        return chunk
 
-    async def read(self, tokens: AsyncIterator[TokenChunk | TokenFinish]) -> None:
+    async def read(self, tokens: AsyncIterator[TokenChunk]) -> None:
         """Reads `tokens` to the end, a finish, or a failure."""
         try:
-            async for item in tokens:
-                if isinstance(item, TokenFinish):
-                    self._finish = item
-                    return
-                self._token_ids += item.token_ids
-                self._logprobs += item.logprobs
-                self._prompt_logprobs = item.prompt_logprobs or self._prompt_logprobs
+            async for chunk in tokens:
+                self._token_ids += chunk.token_ids
+                self._logprobs += chunk.logprobs
+                self._prompt_logprobs = chunk.prompt_logprobs or self._prompt_logprobs
+                self._finish = chunk.finish
                 # An acceptance has no tokens, and is news all the same.
-                self._accepted = True
+                self._has_chunk = True
+                if chunk.finish is not None:
+                    return
                 self._ready.set()
                 while len(self._token_ids) >= MAX_PENDING_TOKENS:
                     self._taken.clear()
@@ -74,7 +71,7 @@ class ReadAhead:
 
 @asynccontextmanager
 async def read_ahead(
-    tokens: AsyncIterator[TokenChunk | TokenFinish],
+    tokens: AsyncIterator[TokenChunk],
 ) -> AsyncIterator[ReadAhead]:
     """Reads `tokens` in a task of its own, which ends with the block."""
     ahead = ReadAhead()

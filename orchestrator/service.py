@@ -14,7 +14,7 @@ from mesh.lifecycle import SetReady
 from mesh.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator import messages
-from orchestrator.generation import Delta, FinishReason, Started
+from orchestrator.generation import Delta
 from orchestrator.grounding import Citation
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 SERVICE = "mesh.v1.OrchestratorService"
 
-_REASONS = {
-    FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
-    FinishReason.ABORT: common_pb2.FINISH_REASON_ABORT,
-}
 _STATES = {
     RequestState.RETRIEVING: orchestrator_pb2.REQUEST_STATE_RETRIEVING,
     RequestState.ENCODING: orchestrator_pb2.REQUEST_STATE_ENCODING,
@@ -68,7 +63,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        events = self._pipeline.generate(
+        stream = self._pipeline.generate(
             messages.prompt_of(request),
             model=request.model,
             sampling=messages.sampling_of(request.sampling),
@@ -76,20 +71,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             echo=request.echo,
             tool_choice=messages.tool_choice_of(request.tool_choice),
         )
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Delta):
-                    yield orchestrator_pb2.GenerateResponse(delta=messages.delta(event))
-                elif isinstance(event, Started):
-                    started = orchestrator_pb2.GenerateStarted(
-                        model=event.model, prompt_tokens=event.prompt_tokens
-                    )
-                    yield orchestrator_pb2.GenerateResponse(started=started)
-                else:
-                    finish = orchestrator_pb2.GenerateFinish(
-                        reason=_REASONS[event.reason], usage=messages.usage(event.usage)
-                    )
-                    yield orchestrator_pb2.GenerateResponse(finish=finish)
+        async with aclosing(stream):
+            async for progress in stream:
+                yield messages.progress(progress)
 
     async def SummarizeStream(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
@@ -198,7 +182,7 @@ def _results(found: Found) -> orchestrator_pb2.SearchResults:
 
 def _summary_finish(finish: SummaryFinish) -> orchestrator_pb2.SummarizeFinish:
     return orchestrator_pb2.SummarizeFinish(
-        reason=_REASONS[finish.reason],
+        reason=messages.REASONS[finish.reason],
         usage=messages.usage(finish.usage),
         citations=finish.citations,
         citation_details=map(_citation_detail, finish.details),

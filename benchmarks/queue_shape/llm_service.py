@@ -69,27 +69,22 @@ class QueueService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 event = await queue.get()
                 if "error" in event:
                     raise MeshError(ErrorKind.UNAVAILABLE, event["error"])
+                message = orchestrator_pb2.GenerateResponse()
                 if not started:
                     started = True
-                    began = orchestrator_pb2.GenerateStarted(
-                        model="demo", prompt_tokens=len(encoded.token_ids)
-                    )
-                    yield orchestrator_pb2.GenerateResponse(started=began)
-                if event.get("ids"):
-                    text = detokenizer.push(event["ids"])
-                    if text:
-                        delta = orchestrator_pb2.Delta(text=text, num_tokens=len(event["ids"]))
-                        yield orchestrator_pb2.GenerateResponse(delta=delta)
-                if "finish" in event:
-                    text = detokenizer.flush()
-                    if text:
-                        delta = orchestrator_pb2.Delta(text=text)
-                        yield orchestrator_pb2.GenerateResponse(delta=delta)
-                    usage = common_pb2.Usage(**event["finish"])
-                    finish = orchestrator_pb2.GenerateFinish(
-                        reason=common_pb2.FINISH_REASON_LENGTH, usage=usage
-                    )
-                    yield orchestrator_pb2.GenerateResponse(finish=finish)
+                    message.started.model = "demo"
+                    message.started.prompt_tokens = len(encoded.token_ids)
+                finished = "finish" in event
+                text = detokenizer.push(event["ids"])
+                if finished:
+                    text += detokenizer.flush()
+                    message.finish.reason = common_pb2.FINISH_REASON_LENGTH
+                    message.finish.usage.CopyFrom(common_pb2.Usage(**event["finish"]))
+                if text:
+                    message.delta.text, message.delta.num_tokens = text, len(event["ids"])
+                if message.ListFields():
+                    yield message
+                if finished:
                     return
         finally:
             del self._waiting[job_id]

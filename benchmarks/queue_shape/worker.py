@@ -47,15 +47,13 @@ async def generate(job: dict[str, Any], stub: Any, connection: redis.Redis) -> N
     )
     async with open_stream(stub.Generate, request, timeout=300) as responses:
         async for response in responses:
-            event: dict[str, Any] = {"id": job["id"]}
+            event: dict[str, Any] = {"id": job["id"], "ids": list(response.chunk.token_ids)}
             if response.HasField("finish"):
                 usage = response.finish.usage
                 event["finish"] = {
                     "prompt_tokens": usage.prompt_tokens,
                     "completion_tokens": usage.completion_tokens,
                 }
-            else:
-                event["ids"] = list(response.chunk.token_ids)
             await connection.publish(job["reply"], json.dumps(event))
 
 

@@ -53,6 +53,8 @@ class InferenceServiceGenerateRequest(message.Message):
 
 @typing.final
 class InferenceServiceGenerateResponse(message.Message):
+    """At least one of these."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     CHUNK_FIELD_NUMBER: builtins.int
@@ -63,7 +65,7 @@ class InferenceServiceGenerateResponse(message.Message):
 
     @builtins.property
     def finish(self) -> GenerationFinish:
-        """The end; nothing follows."""
+        """The end, behind them; nothing follows."""
 
     def __init__(
         self,
@@ -71,13 +73,11 @@ class InferenceServiceGenerateResponse(message.Message):
         chunk: TokenChunk | None = ...,
         finish: GenerationFinish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "event", b"event", "finish", b"finish"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "finish", b"finish"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "event", b"event", "finish", b"finish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "finish", b"finish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["chunk", "finish"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class TokenChunk(message.Message):

@@ -143,6 +143,10 @@ class ToolChoice(message.Message):
 
 @typing.final
 class GenerateResponse(message.Message):
+    """All that was ready when the message was sent, at least one of these, and they happened in this
+    order.
+    """
+
     DESCRIPTOR: descriptor.Descriptor
 
     STARTED_FIELD_NUMBER: builtins.int
@@ -167,13 +171,11 @@ class GenerateResponse(message.Message):
         delta: Delta | None = ...,
         finish: GenerateFinish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "finish", b"finish", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "finish", b"finish", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["started", "delta", "finish"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class GenerateStarted(message.Message):

@@ -76,7 +76,8 @@ class OrchestratorServiceServicer:
 
     def Generate(self, request, context):
         """Generates from a conversation or a prompt. First `started`, once the request has been
-        admitted, encoded and accepted by a replica; then deltas; last exactly one finish.
+        admitted, encoded and accepted by a replica; then deltas; last exactly one finish. What is
+        ready at once comes in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

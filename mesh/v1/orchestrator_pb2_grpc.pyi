@@ -33,7 +33,8 @@ class OrchestratorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OrchestratorServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]
     """Generates from a conversation or a prompt. First `started`, once the request has been
-    admitted, encoded and accepted by a replica; then deltas; last exactly one finish.
+    admitted, encoded and accepted by a replica; then deltas; last exactly one finish. What is
+    ready at once comes in one message.
     """
     SummarizeStream: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeStreamResponse]
     """Finds documents, then summarises them: first `results`, then deltas, last one finish."""
@@ -53,7 +54,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.GenerateRequest, _orchestrator_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates from a conversation or a prompt. First `started`, once the request has been
-    admitted, encoded and accepted by a replica; then deltas; last exactly one finish.
+    admitted, encoded and accepted by a replica; then deltas; last exactly one finish. What is
+    ready at once comes in one message.
     """
     SummarizeStream: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeStreamResponse]  # type: ignore[assignment]
     """Finds documents, then summarises them: first `results`, then deltas, last one finish."""
@@ -76,7 +78,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.GenerateResponse], _abc.AsyncIterator[_orchestrator_pb2.GenerateResponse]]:
         """Generates from a conversation or a prompt. First `started`, once the request has been
-        admitted, encoded and accepted by a replica; then deltas; last exactly one finish.
+        admitted, encoded and accepted by a replica; then deltas; last exactly one finish. What is
+        ready at once comes in one message.
         """
 
     @_abc_1.abstractmethod

@@ -18,11 +18,11 @@ from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from orchestrator.circuit import Circuit, Warmth
 from orchestrator.generation import (
     Constraint,
+    Finish,
     FinishReason,
     ModelInfo,
     Sampling,
     TokenChunk,
-    TokenFinish,
     TokenLogprob,
     Usage,
 )
@@ -44,7 +44,7 @@ _REASONS = {
 
 
 class TokenStream:
-    """The tokens of one generation, as an asynchronous iterator; the last item is the finish."""
+    """The tokens of one generation, as an asynchronous iterator; the last chunk has the finish."""
 
     def __init__(
         self, responses: ResponseStream[inference_pb2.InferenceServiceGenerateResponse]
@@ -54,22 +54,24 @@ class TokenStream:
     def __aiter__(self) -> TokenStream:
         return self
 
-    async def __anext__(self) -> TokenChunk | TokenFinish:
+    async def __anext__(self) -> TokenChunk:
         response = await anext(self._responses)
+        finish = None
         if response.HasField("finish"):
             self._responses.has_last()
             usage = response.finish.usage
-            return TokenFinish(
+            finish = Finish(
                 _REASONS[response.finish.reason],
                 Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
             )
         chunk = response.chunk
         if not (chunk.logprobs or chunk.prompt_logprobs):
-            return TokenChunk(chunk.token_ids)
+            return TokenChunk(chunk.token_ids, finish=finish)
         return TokenChunk(
             chunk.token_ids,
             [_logprob(each) for each in chunk.logprobs],
             [_logprob(each) for each in chunk.prompt_logprobs],
+            finish,
         )
 
     def cancel(self) -> None:

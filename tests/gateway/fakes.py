@@ -29,6 +29,8 @@ class Script:
     """Instead of the first event."""
     failure: Exception | None = None
     """After the deltas, instead of the finish."""
+    at_once: bool = False
+    """A generation is one message, with all deltas in one."""
     endless: bool = False
     """Repeats the last delta for ever."""
     without_finish: bool = False
@@ -63,6 +65,14 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """As the contract has it."""
         script = self.script
         started = orchestrator_pb2.GenerateStarted(model="fake", prompt_tokens=7)
+        if script.at_once:
+            self._note(request)
+            yield orchestrator_pb2.GenerateResponse(
+                started=started,
+                delta=delta("".join(map(str, script.deltas)), script.logprobs),
+                finish=orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script)),
+            )
+            return
         first = orchestrator_pb2.GenerateResponse(started=started)
         async for event in self._stream(request, script, first, orchestrator_pb2.GenerateResponse):
             yield event

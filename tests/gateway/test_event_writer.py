@@ -39,7 +39,7 @@ async def transport() -> Transport:
 async def test_what_is_ready_goes_out_together(transport: Transport) -> None:
     """Alone while the transport takes everything, in one send after it did not."""
     writer = EventWriter(transport.send, 60)
-    await writer.start(())
+    writer.start(())
     for frame in (b"1", b"2"):
         await writer.write(frame)
         await asyncio.sleep(0)
@@ -60,7 +60,7 @@ async def test_what_is_ready_goes_out_together(transport: Transport) -> None:
 async def test_a_closed_transport_stops_the_producer(transport: Transport) -> None:
     """At most one chunk on its way and one being built, whatever the producer has."""
     writer = EventWriter(transport.send, 60)
-    await writer.start(())
+    writer.start(())
     transport.open.clear()
     num_written = 0
 
@@ -83,7 +83,7 @@ async def test_an_error_that_nobody_takes_is_given_up(
     """The end of a stream waits only so long for its client."""
     monkeypatch.setattr("gateway.event_writer.FAILURE_SECONDS", 0.05)
     writer = EventWriter(transport.send, 60)
-    await writer.start(())
+    writer.start(())
     transport.open.clear()
     await writer.fail(b"error")
     writer.close()
@@ -99,7 +99,7 @@ async def test_a_transport_that_breaks_is_a_client_that_left() -> None:
             raise OSError("broken pipe")
 
     writer = EventWriter(send, 60)
-    await writer.start(())
+    writer.start(())
     await writer.write(b"1")
     await asyncio.sleep(0.01)
     with pytest.raises(ClientDisconnected):
@@ -110,7 +110,7 @@ async def test_a_transport_that_breaks_is_a_client_that_left() -> None:
 async def test_nothing_fills_the_silence_of_a_finished_stream(transport: Transport) -> None:
     """A comment never follows the last event, nor overtakes one that waits."""
     writer = EventWriter(transport.send, 0.02)
-    await writer.start(())
+    writer.start(())
     transport.open.clear()
     await writer.write(b"1")
     await asyncio.sleep(0.1)

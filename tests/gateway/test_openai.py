@@ -71,6 +71,17 @@ async def test_chat_streamed(official: openai.AsyncOpenAI, orchestrator: FakeOrc
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+async def test_one_message_is_as_many_chunks(
+    official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
+) -> None:
+    """The client sees the same order, however much became ready at once."""
+    orchestrator.script = Script(at_once=True)
+    stream = await official.chat.completions.create(model="fake", messages=MESSAGES, stream=True)
+    parts = [chunk.choices[0] async for chunk in stream]
+    assert [part.delta.content for part in parts] == ["", "Hello world", None]
+    assert [part.finish_reason for part in parts] == [None, None, "stop"]
+
+
 async def test_the_bytes_of_a_stream(client: httpx.AsyncClient) -> None:
     """Each event is one data line; the last one is [DONE]; no usage unless asked for."""
     body = {"messages": MESSAGES, "stream": True}

@@ -89,6 +89,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         """How many streams fail so."""
         self.no_finish = False
         """Ends streams with UNAVAILABLE behind their last token."""
+        self.at_once = False
+        """Says everything in one message, the acceptance and the finish included."""
         self.refusal: MeshError | None = None
         self.prompt_logprobs = True
         self.embedded: list[list[list[int]]] = []
@@ -104,6 +106,12 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.num_open += 1
         try:
             await asyncio.sleep(self.accept_delay)
+            if self.at_once:
+                everything = chunk(self.ids)
+                everything.finish.reason = common_pb2.FINISH_REASON_STOP
+                everything.finish.usage.completion_tokens = len(self.ids)
+                yield everything
+                return
             yield chunk([])
             if request.sampling.HasField("num_prompt_logprobs") and self.prompt_logprobs:
                 yield prompt_chunk(request)
@@ -111,6 +119,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             limit = min(request.sampling.max_tokens, len(self.ids))
             for number in range(request.num_resumed_tokens, limit):
                 if number == self.fail_after and len(self.requests) <= self.num_failing:
+                    # gRPC may drop what was sent just before an error.
+                    await asyncio.sleep(0.01)
                     raise MeshError(ErrorKind.UNAVAILABLE, "killed")
                 await asyncio.sleep(self.delay)
                 yield chunk([self.ids[number]], request.sampling)

@@ -139,7 +139,8 @@ async def test_echo_tells_the_prompt_first() -> None:
         text = await generate(running, request("Hé", echo=True))
         spelled = await generate(running, asked)
     for events, prompt in ((text, "Hé"), (spelled, "Hello 😀")):
-        assert events[1].delta == orchestrator_pb2.Delta(text=prompt)
+        assert events[0].started.model == "fake"
+        assert events[0].delta == orchestrator_pb2.Delta(text=prompt)
         assert text_of(events) == prompt + SCRIPT
         assert events[-1].finish.usage.completion_tokens == len(running.engine.ids)
 

@@ -16,7 +16,7 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, orchestrator_pb2
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, Orchestrator, orchestrator
-from tests.orchestrator.test_service import generate, request
+from tests.orchestrator.test_service import generate, kinds_of, request
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -96,7 +96,7 @@ async def test_an_operator_ends_a_request_wherever_it_is(
                 events = await asyncio.wait_for(reading, 1)
         await eventually(lambda: running.engine.num_open == 0, "the engine is free", 1)
     assert events[0].HasField("results")
-    assert [event.WhichOneof("event") for event in events].count("finish") == 1
+    assert kinds_of(events).count("finish") == 1
     assert events[-1].finish.reason == common_pb2.FINISH_REASON_ABORT
 
 
@@ -113,7 +113,7 @@ async def test_an_ended_generation_has_started_too(
                 await until_state(running, state)
                 assert await cancel(running, "mine")
                 events = await asyncio.wait_for(reading, 1)
-    kinds = [event.WhichOneof("event") for event in events]
+    kinds = kinds_of(events)
     assert kinds[0] == "started"
     assert kinds.count("started") == kinds.count("finish") == 1
     assert events[-1].finish.reason == common_pb2.FINISH_REASON_ABORT

@@ -11,7 +11,7 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import common_pb2, orchestrator_pb2
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
-from tests.orchestrator.test_service import generate, request, text_of
+from tests.orchestrator.test_service import generate, kinds_of, request, text_of
 from tests.orchestrator.tokenizers_made import byte_level
 
 
@@ -33,7 +33,7 @@ async def test_a_lost_engine_costs_the_client_nothing(fail_after: int) -> None:
         # Whichever is chosen first fails; the one that takes over does not.
         async def lose_one() -> str:
             events = await generate(running, request())
-            kinds = [event.WhichOneof("event") for event in events]
+            kinds = kinds_of(events)
             assert kinds.count("finish") == kinds.count("started") == 1
             assert events[-1].finish.usage.completion_tokens == len(engines[0].ids)
             return text_of(events)

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 from mesh.channel import open_stream
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import orchestrator_pb2
-from orchestrator.generation import FinishReason, TokenChunk, TokenFinish, TokenLogprob, Usage
+from orchestrator.generation import Finish, FinishReason, TokenChunk, TokenLogprob, Usage
 from orchestrator.read_ahead import MAX_PENDING_TOKENS, read_ahead
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, orchestrator
 
-FINISH = TokenFinish(FinishReason.STOP, Usage(1, 2, 0))
+FINISH = Finish(FinishReason.STOP, Usage(1, 2, 0))
+END = TokenChunk([], finish=FINISH)
 
-Item = TokenChunk | TokenFinish
 
-
-async def tokens(items: Iterable[Item | Exception]) -> AsyncIterator[Item]:
+async def tokens(items: Iterable[TokenChunk | Exception]) -> AsyncIterator[TokenChunk]:
     """Gives the items as fast as they are taken, and raises the exceptions."""
     for item in items:
         await asyncio.sleep(0)
@@ -33,30 +32,31 @@ async def tokens(items: Iterable[Item | Exception]) -> AsyncIterator[Item]:
 
 @pytest.mark.timeout(20)
 async def test_what_comes_while_the_reader_is_busy_is_one_chunk(no_tasks_left: None) -> None:
-    """Ids and log probabilities are joined in order, and the finish comes after them."""
+    """Ids and log probabilities are joined in order, and the finish comes with them."""
     items = [TokenChunk([n], [TokenLogprob(n, -1.0)]) for n in range(5)]
-    async with read_ahead(tokens([TokenChunk([]), *items, FINISH])) as ahead:
+    async with read_ahead(tokens([TokenChunk([]), *items, END])) as ahead:
         assert await anext(ahead) == TokenChunk([], [])
         for _ in range(30):
             await asyncio.sleep(0)
         chunk = await anext(ahead)
-        assert isinstance(chunk, TokenChunk)
         assert chunk.token_ids == [0, 1, 2, 3, 4]
         assert [logprob.token_id for logprob in chunk.logprobs] == [0, 1, 2, 3, 4]
-        assert await anext(ahead) == FINISH
+        assert chunk.finish == FINISH
+        with pytest.raises(StopAsyncIteration):
+            await anext(ahead)
 
 
 async def test_a_quick_reader_gets_each_chunk_as_it_comes(no_tasks_left: None) -> None:
     """Nothing waits to be joined."""
 
-    async def slow() -> AsyncIterator[Item]:
+    async def slow() -> AsyncIterator[TokenChunk]:
         for n in range(4):
             await asyncio.sleep(0.01)
             yield TokenChunk([n])
-        yield FINISH
+        yield END
 
     async with read_ahead(slow()) as ahead:
-        chunks = [item.token_ids async for item in ahead if isinstance(item, TokenChunk)]
+        chunks = [chunk.token_ids async for chunk in ahead]
     assert chunks == [[0], [1], [2], [3]]
 
 
@@ -67,7 +67,6 @@ async def test_a_failure_comes_after_what_came_before_it(no_tasks_left: None) ->
         for _ in range(20):
             await asyncio.sleep(0)
         chunk = await anext(ahead)
-        assert isinstance(chunk, TokenChunk)
         assert chunk.token_ids == [1, 2]
         with pytest.raises(MeshError, match="gone"):
             await anext(ahead)
@@ -77,7 +76,7 @@ async def test_reading_ahead_has_a_limit(no_tasks_left: None) -> None:
     """Beyond it the source is held up, until the reader takes what there is."""
     given_out = 0
 
-    async def endless() -> AsyncIterator[Item]:
+    async def endless() -> AsyncIterator[TokenChunk]:
         nonlocal given_out
         while True:
             given_out += 100
@@ -91,7 +90,6 @@ async def test_reading_ahead_has_a_limit(no_tasks_left: None) -> None:
         await asyncio.sleep(0.01)
         assert given_out == before
         chunk = await anext(ahead)
-        assert isinstance(chunk, TokenChunk)
         assert len(chunk.token_ids) == before
         await eventually(lambda: given_out > before, "the source goes on")
 
@@ -111,15 +109,13 @@ def test_nothing_is_lost_or_doubled(
     async def read() -> None:
         read_ids: list[int] = []
         ends = 0
-        source = tokens([*map(TokenChunk, chunks), error if fails else FINISH])
+        source = tokens([*map(TokenChunk, chunks), error if fails else END])
         async with read_ahead(source) as ahead:
             try:
                 turn = 0
-                async for item in ahead:
-                    if isinstance(item, TokenFinish):
-                        ends += 1
-                    else:
-                        read_ids += item.token_ids
+                async for chunk in ahead:
+                    read_ids += chunk.token_ids
+                    ends += chunk.finish is not None
                     for _ in range(pauses[turn % len(pauses)]):
                         await asyncio.sleep(0)
                     turn += 1

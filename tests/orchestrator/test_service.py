@@ -33,11 +33,16 @@ def text_of(events: list[Any]) -> str:
     return "".join(event.delta.text for event in events)
 
 
+def kinds_of(events: list[Any]) -> list[str]:
+    """What the messages tell, in order; what was ready at once is in one message."""
+    return [field.name for event in events for field, _ in event.ListFields()]
+
+
 async def test_started_then_deltas_then_one_finish() -> None:
     """The events come in the order of the contract, and the usage counts every token."""
     async with orchestrator(FakeInference()) as running:
         events = await generate(running, request(sampling={"max_tokens": 500}))
-    kinds = [event.WhichOneof("event") for event in events]
+    kinds = kinds_of(events)
     assert kinds[0] == "started"
     assert set(kinds[1:-1]) == {"delta"}
     assert kinds[-1] == "finish"
@@ -47,6 +52,20 @@ async def test_started_then_deltas_then_one_finish() -> None:
     assert finish.reason == common_pb2.FINISH_REASON_STOP
     assert finish.usage.completion_tokens == len(running.engine.ids)
     assert sum(event.delta.num_tokens for event in events) == len(running.engine.ids)
+
+
+async def test_what_is_ready_at_once_is_one_message() -> None:
+    """A message costs more than what is in it."""
+    engine = FakeInference()
+    engine.at_once = True
+    async with orchestrator(engine) as running:
+        [message] = await generate(running, request())
+        [stopped] = await generate(running, request(stop=["fox"]))
+    assert message.started.model == "fake"
+    assert message.delta == orchestrator_pb2.Delta(text=SCRIPT, num_tokens=len(engine.ids))
+    assert message.finish.usage.completion_tokens == len(engine.ids)
+    assert stopped.delta.text == SCRIPT[: SCRIPT.index("fox")]
+    assert stopped.finish.reason == common_pb2.FINISH_REASON_STOP
 
 
 async def test_max_tokens_default_to_what_the_context_has_room_for() -> None:
