@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import NoReturn
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
 
 from gateway.api.chat import ROUTE as CHAT
 from gateway.api.chat import ChatCompletions
@@ -32,7 +32,7 @@ from gateway.json_text import json_response
 from gateway.observe import ObserveMiddleware
 from gateway.openapi import openapi
 from gateway.origin import OriginMiddleware
-from gateway.routes import ApiRoute, Operation, route_of
+from gateway.routes import ApiRoute, Operation
 from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
@@ -43,7 +43,7 @@ from gateway.services import Services
 READ = ("GET", "HEAD")
 
 
-def build_app(services: Services) -> Starlette:
+def build_app(services: Services) -> Router:
     """The application of one gateway."""
     settings = services.settings
     routes = [*_api_routes(services), *_page_routes(settings.trace_url_template)]
@@ -55,8 +55,13 @@ def build_app(services: Services) -> Starlette:
 
     routes.append(ApiRoute("/openapi.json", describe))
     open_paths = [r.path for r in routes if r.operation is None or not r.operation.secured]
-    app = Starlette(
-        routes=routes,
+    # Not an application of Starlette's, which brings two more layers for exceptions, and each event
+    # of a stream goes through all: `ObserveMiddleware` answers every one of them.
+    return Router(
+        routes,
+        # A path is right or wrong: a redirect would turn a POST into a GET.
+        redirect_slashes=False,
+        default=_no_route,
         middleware=[
             Middleware(
                 ObserveMiddleware,
@@ -70,11 +75,7 @@ def build_app(services: Services) -> Starlette:
             Middleware(DrainMiddleware, drain=services.drain),
             Middleware(AuthMiddleware, keys=services.keys, open_paths=open_paths),
         ],
-        exception_handlers={HTTPException: _raise_our_own},  # type: ignore[dict-item]
     )
-    # A path is right or wrong: a redirect would turn a POST into a GET.
-    app.router.redirect_slashes = False
-    return app
 
 
 def _api_routes(services: Services) -> list[ApiRoute]:
@@ -185,15 +186,6 @@ def _page_routes(trace_url_template: str) -> list[ApiRoute]:
     ]
 
 
-async def _raise_our_own(request: Request, error: HTTPException) -> NoReturn:
-    """Routes that are not there, in the words of every other error."""
-    # Not request.url: it is made of the Host header, which may be anything.
-    path: str = request.scope["path"]
-    if error.status_code == 405:
-        same_path = [r for r in request.app.routes if r.path_format == route_of(request.scope)]
-        allowed = ", ".join(sorted({method for r in same_path for method in r.methods}))
-        message = f"{path} takes {allowed}, given {request.method}"
-        raise HttpError(405, message, code="method_not_allowed", headers={"allow": allowed})
-    raise HttpError(
-        error.status_code, f"there is no route {request.method} {path}", code="not_found"
-    )
+async def _no_route(scope: Scope, receive: Receive, send: Send) -> NoReturn:
+    """A path that is not there, in the words of every other error."""
+    raise HttpError(404, f"there is no route {scope['method']} {scope['path']}", code="not_found")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.errors import HttpError
 
 UNMATCHED = "unmatched"
 """What metrics call a path that is no route: clients choose paths, so they are no label."""
@@ -37,12 +39,15 @@ class Operation:
 
 
 class ApiRoute(Route):
-    """A route for exactly the methods it names."""
+    """A route for exactly the methods it names.
+
+    What its endpoint raises is left to `ObserveMiddleware`, errors of Starlette's own included.
+    """
 
     def __init__(
         self,
         path: str,
-        endpoint: Callable[..., Any],
+        endpoint: Callable[[Request], Awaitable[ASGIApp]],
         operation: Operation | None = None,
         *,
         methods: Collection[str] = ("GET",),
@@ -58,6 +63,20 @@ class ApiRoute(Route):
         if match is not Match.NONE:
             child_scope[_KEY] = self.path_format
         return match, child_scope
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers. Raises HttpError (405) where only the path is right."""
+        if scope["method"] not in (self.methods or ()):
+            raise _method_not_allowed(scope)
+        answer = await self.endpoint(Request(scope, receive, send))
+        await answer(scope, receive, send)
+
+
+def _method_not_allowed(scope: Scope) -> HttpError:
+    same_path = [r for r in scope["router"].routes if r.path_format == route_of(scope)]
+    allowed = ", ".join(sorted({method for r in same_path for method in r.methods}))
+    message = f"{scope['path']} takes {allowed}, given {scope['method']}"
+    return HttpError(405, message, code="method_not_allowed", headers={"allow": allowed})
 
 
 def route_of(scope: Scope) -> str:
