@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 
 from pydantic import BaseModel
@@ -25,7 +26,7 @@ def ignored_header(names: Sequence[str]) -> str:
 
 
 def _ignored(given: Mapping[str, object], model: BaseModel, prefix: str) -> Iterator[str]:
-    known = {info.alias or name: name for name, info in type(model).model_fields.items()}
+    known = _known(type(model))
     for key, value in given.items():
         path = f"{prefix}{key}"
         if key not in known:
@@ -38,6 +39,12 @@ def _ignored(given: Mapping[str, object], model: BaseModel, prefix: str) -> Iter
             for number, (item, part) in enumerate(zip(value, made, strict=False)):
                 if isinstance(item, dict) and isinstance(part, BaseModel):
                     yield from _ignored(item, part, f"{path}[{number}].")
+
+
+@cache
+def _known(model: type[BaseModel]) -> Mapping[str, str]:
+    """The names of a model's fields by what clients call them."""
+    return {info.alias or name: name for name, info in model.model_fields.items()}
 
 
 def _spelled(name: str) -> str:

@@ -8,6 +8,7 @@ address (DNS rebinding), the `Host` tells.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -67,7 +68,7 @@ class OriginMiddleware:
         await self._app(scope, receive, send)
 
     def _is_our_host(self, host: str) -> bool:
-        name = (urlsplit(f"//{host}").hostname or "") if _is_netloc(host) else ""
+        name = _name_of(host)
         return self._any_host or name in self._hosts or name.endswith(self._suffixes)
 
 
@@ -77,12 +78,17 @@ def cors_headers(scope: Scope) -> Mapping[str, str]:
     return headers
 
 
-def _is_netloc(host: str) -> bool:
+@lru_cache(256)  # nearly all requests have the same one
+def _name_of(host: str) -> str:
+    """The name in a Host header, without its port; empty if the header is none."""
+    if set(host) & set("/?#@\\"):
+        return ""
     try:
-        urlsplit(f"//{host}").port  # noqa: B018 - it is this that raises
+        parts = urlsplit(f"//{host}")
+        parts.port  # noqa: B018 - raises ValueError if it is none
     except ValueError:
-        return False
-    return not set(host) & set("/?#@\\")
+        return ""
+    return parts.hostname or ""
 
 
 def _same_origin(origin: str, host: str) -> bool:

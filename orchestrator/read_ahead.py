@@ -79,5 +79,5 @@ async def read_ahead(
     try:
         yield ahead
     finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        if reading.cancel():  # mostly it has ended, and to wait for it costs more than it did
+            await asyncio.gather(reading, return_exceptions=True)

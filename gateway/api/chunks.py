@@ -10,6 +10,7 @@ from gateway.sse import DONE
 
 # Stands where the text of a delta will; a control character is in no model's name.
 _MARK = "\0text\0"
+_ENCODED_MARK = encode_line(_MARK)
 
 
 class Chunks:
@@ -32,7 +33,7 @@ class Chunks:
         self._around: list[tuple[str, str]] = []
         for index in range(num_choices):
             chunk = encode_line(self._chunk(text_choice(index, _MARK)))
-            before, _, after = chunk.partition(encode_line(_MARK))
+            before, _, after = chunk.partition(_ENCODED_MARK)
             self._around.append((before, after))
 
     def text(self, index: int, text: str) -> bytes:
