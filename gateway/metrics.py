@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 from mesh import semconv
-from mesh.metrics import exemplar
+from mesh.metrics import exemplar, labelled
 
 REQUESTS = Counter(
     "gateway_http_requests_total",
@@ -81,21 +81,21 @@ _OPERATIONS = {
 def observe_first_token(route: str, model: str, seconds: float) -> None:
     """A stream's first text comes after `seconds`."""
     labels = (_OPERATIONS.get(route, "_OTHER"), semconv.PROVIDER, model)
-    GEN_AI_TIME_TO_FIRST_TOKEN.labels(*labels).observe(seconds, exemplar())
+    labelled(GEN_AI_TIME_TO_FIRST_TOKEN, *labels).observe(seconds, exemplar())
 
 
 def observe_time_per_output_token(route: str, model: str, seconds: float) -> None:
     """A stream ended well and took so long for each token after the first text."""
     labels = (_OPERATIONS.get(route, "_OTHER"), semconv.PROVIDER, model)
-    GEN_AI_TIME_PER_OUTPUT_TOKEN.labels(*labels).observe(seconds, exemplar())
+    labelled(GEN_AI_TIME_PER_OUTPUT_TOKEN, *labels).observe(seconds, exemplar())
 
 
 def observe_request(
     route: str, method: str, status: int, seconds: float, *, model: str, error: str
 ) -> None:
     """A request ended; `error` is a bounded word, empty if it went well."""
-    REQUESTS.labels(route, method, str(status)).inc(1, exemplar())
-    REQUEST_DURATION.labels(route, method).observe(seconds, exemplar())
+    labelled(REQUESTS, route, method, str(status)).inc(1, exemplar())
+    labelled(REQUEST_DURATION, route, method).observe(seconds, exemplar())
     if route in _OPERATIONS:
         labels = (_OPERATIONS[route], semconv.PROVIDER, model, error)
-        GEN_AI_REQUEST_DURATION.labels(*labels).observe(seconds, exemplar())
+        labelled(GEN_AI_REQUEST_DURATION, *labels).observe(seconds, exemplar())

@@ -8,13 +8,12 @@ is in vLLM's documentation and in docs/metrics.md. What vLLM has no name for beg
 from __future__ import annotations
 
 import time
-from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from inference.interface import Chunk, EngineClient, Finish
-from mesh.metrics import exemplar
+from mesh.metrics import exemplar, labelled
 
 _LABELS = ("model_name", "engine")
 _ENGINE = "0"
@@ -158,9 +157,6 @@ CANCEL_TO_SLOT_FREE = Histogram(
 )
 
 
-_Metric = TypeVar("_Metric", Counter, Histogram)
-
-
 class Cancellation(NamedTuple):
     """The arrival of a cancellation."""
 
@@ -192,24 +188,18 @@ def watch(engine: EngineClient) -> None:
         counter.labels(*labels)
 
 
-@cache
-def _labelled(metric: _Metric, labels: tuple[str, str]) -> _Metric:
-    """The metric under these labels; looked up once, as this is asked at every token."""
-    return metric.labels(*labels)
-
-
 def observe_step(num_tokens: int, seconds: float) -> None:
     """Counts a step that computed `num_tokens`."""
-    _labelled(ITERATION_TOKENS, _Engine.labels).observe(num_tokens)
-    _labelled(STEP_SECONDS, _Engine.labels).observe(seconds)
+    labelled(ITERATION_TOKENS, *_Engine.labels).observe(num_tokens)
+    labelled(STEP_SECONDS, *_Engine.labels).observe(seconds)
 
 
 def observe_chunk(chunk: Chunk) -> None:
     """Counts the tokens of a chunk and the times between them."""
     if chunk.token_ids:
-        _labelled(GENERATION_TOKENS, _Engine.labels).inc(len(chunk.token_ids))
+        labelled(GENERATION_TOKENS, *_Engine.labels).inc(len(chunk.token_ids))
     if chunk.intervals:
-        latency, trace_id = _labelled(INTER_TOKEN_LATENCY, _Engine.labels), exemplar()
+        latency, trace_id = labelled(INTER_TOKEN_LATENCY, *_Engine.labels), exemplar()
         for interval in chunk.intervals:
             latency.observe(interval, trace_id)
 
@@ -218,28 +208,28 @@ def observe(finish: Finish, trace_id: dict[str, str] | None = None) -> None:
     """Counts a sequence that ended; `trace_id` stands in for the current span's."""
     labels, timings = _Engine.labels, finish.timings
     trace_id = trace_id or exemplar()
-    REQUESTS.labels(*labels, finish.reason.value).inc()
-    PREEMPTIONS.labels(*labels).inc(finish.num_preemptions)
-    PROMPT_TOKENS.labels(*labels).inc(finish.num_prompt_tokens)
-    DRAFT_TOKENS.labels(*labels).inc(finish.num_drafted_tokens)
-    ACCEPTED_TOKENS.labels(*labels).inc(finish.num_accepted_tokens)
-    REQUEST_PROMPT_TOKENS.labels(*labels).observe(finish.num_prompt_tokens, trace_id)
-    REQUEST_GENERATION_TOKENS.labels(*labels).observe(finish.num_completion_tokens, trace_id)
-    E2E_LATENCY.labels(*labels).observe(timings.finish - timings.arrival, trace_id)
+    labelled(REQUESTS, *labels, finish.reason.value).inc()
+    labelled(PREEMPTIONS, *labels).inc(finish.num_preemptions)
+    labelled(PROMPT_TOKENS, *labels).inc(finish.num_prompt_tokens)
+    labelled(DRAFT_TOKENS, *labels).inc(finish.num_drafted_tokens)
+    labelled(ACCEPTED_TOKENS, *labels).inc(finish.num_accepted_tokens)
+    labelled(REQUEST_PROMPT_TOKENS, *labels).observe(finish.num_prompt_tokens, trace_id)
+    labelled(REQUEST_GENERATION_TOKENS, *labels).observe(finish.num_completion_tokens, trace_id)
+    labelled(E2E_LATENCY, *labels).observe(timings.finish - timings.arrival, trace_id)
     if timings.scheduled is None:
         return
-    PREFIX_CACHE_QUERIES.labels(*labels).inc(finish.num_prompt_tokens)
-    PREFIX_CACHE_HITS.labels(*labels).inc(finish.num_cached_tokens)
-    QUEUE_TIME.labels(*labels).observe(timings.scheduled - timings.arrival, trace_id)
+    labelled(PREFIX_CACHE_QUERIES, *labels).inc(finish.num_prompt_tokens)
+    labelled(PREFIX_CACHE_HITS, *labels).inc(finish.num_cached_tokens)
+    labelled(QUEUE_TIME, *labels).observe(timings.scheduled - timings.arrival, trace_id)
     if timings.first_token is None:
         return
     decode = timings.finish - timings.first_token
-    TIME_TO_FIRST_TOKEN.labels(*labels).observe(timings.first_token - timings.arrival, trace_id)
-    PREFILL_TIME.labels(*labels).observe(timings.first_token - timings.scheduled, trace_id)
-    DECODE_TIME.labels(*labels).observe(decode, trace_id)
+    labelled(TIME_TO_FIRST_TOKEN, *labels).observe(timings.first_token - timings.arrival, trace_id)
+    labelled(PREFILL_TIME, *labels).observe(timings.first_token - timings.scheduled, trace_id)
+    labelled(DECODE_TIME, *labels).observe(decode, trace_id)
     if finish.num_completion_tokens > 1:
         per_token = decode / (finish.num_completion_tokens - 1)
-        TIME_PER_OUTPUT_TOKEN.labels(*labels).observe(per_token, trace_id)
+        labelled(TIME_PER_OUTPUT_TOKEN, *labels).observe(per_token, trace_id)
 
 
 def cancellation() -> Cancellation:
@@ -250,5 +240,5 @@ def cancellation() -> Cancellation:
 def observe_cancelled(finish: Finish, cancelled: Cancellation) -> None:
     """Counts a sequence whose consumer left; its blocks are free now. For any thread."""
     seconds = time.monotonic() - cancelled.time
-    CANCEL_TO_SLOT_FREE.labels(*_Engine.labels).observe(seconds, cancelled.trace_id)
+    labelled(CANCEL_TO_SLOT_FREE, *_Engine.labels).observe(seconds, cancelled.trace_id)
     observe(finish, cancelled.trace_id)

@@ -46,6 +46,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         self._tasks: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._handlers: dict[str, Handler] = {}
 
     @property
     def num_active(self) -> int:
@@ -73,9 +74,18 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service in metrics.UNWATCHED_SERVICES or handler.request_streaming:
+        path = handler_call_details.method
+        watched = self._handlers.get(path)
+        if watched is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None  # and not remembered: callers choose such paths
+            watched = self._handlers[path] = self._watched(handler, path)
+        return watched
+
+    def _watched(self, handler: Handler, path: str) -> Handler:
+        service, _, method = path.lstrip("/").partition("/")
+        if service in metrics.UNWATCHED_SERVICES or handler.request_streaming:
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
@@ -131,7 +141,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
             with (
                 use_request(_request_context(context, metadata)) as current,
                 server_span(service, method, metadata) as span,
-                metrics.RPC_ACTIVE.labels(service, method).track_inprogress(),
+                metrics.labelled(metrics.RPC_ACTIVE, service, method).track_inprogress(),
             ):
                 code, description = grpc.StatusCode.OK, ""
                 try:
@@ -153,9 +163,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                 finally:
                     set_server_status(span, code, description)
                     duration = time.monotonic() - started
-                    metrics.RPC_DURATION.labels(service, method, code.name).observe(
-                        duration, metrics.exemplar()
-                    )
+                    took = metrics.labelled(metrics.RPC_DURATION, service, method, code.name)
+                    took.observe(duration, metrics.exemplar())
                     _log_access(method, code, duration, description, current)
 
         return watched

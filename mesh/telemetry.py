@@ -9,6 +9,7 @@ headers and logs all the same. What is recorded of many requests: `mesh.sampling
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mesh import semconv
@@ -40,6 +41,8 @@ CONTENT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _IDS = RandomIdGenerator()
 
 _W3C = TraceContextTextMapPropagator()
+_TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+"""W3C Trace Context, section 3.2, in the only version that there is."""
 _w3c_only = os.environ.get("OTEL_PROPAGATORS", "tracecontext,baggage") == "tracecontext,baggage"
 
 _propagated = tuple(propagate.get_global_textmap().fields)
@@ -187,6 +190,12 @@ def _caller_of(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
     if _w3c_only and "traceparent" not in carrier:
         return None
     given = {name: carrier[name] for name in _propagated if name in carrier}
-    extract = _W3C.extract if _w3c_only else propagate.extract
-    found = trace.get_current_span(extract(given)).get_span_context()
+    plain = _TRACEPARENT.fullmatch(carrier["traceparent"]) if _w3c_only else None
+    if plain is not None and "tracestate" not in given:
+        # What nearly all callers send; the library takes three times as long for it.
+        ids, flags = (int(plain[1], 16), int(plain[2], 16)), TraceFlags(int(plain[3], 16))
+        found = SpanContext(*ids, is_remote=True, trace_flags=flags)
+    else:
+        extract = _W3C.extract if _w3c_only else propagate.extract
+        found = trace.get_current_span(extract(given)).get_span_context()
     return UnrecordedSpan(found, given) if found.is_valid else None

@@ -6,7 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from mesh import semconv
 from mesh.errors import ErrorKind
-from mesh.metrics import exemplar
+from mesh.metrics import exemplar, labelled
 from orchestrator.requests import ActiveRequest
 
 REFUSED_AT_ADMISSION = "refused"
@@ -73,13 +73,13 @@ _REASONS = {
 
 def observe(method: str, outcome: str, seconds: float, active: ActiveRequest | None) -> None:
     """Counts a request that ended; `active` is None if it was not admitted."""
-    REQUESTS.labels(method, outcome).inc()
+    labelled(REQUESTS, method, outcome).inc()
     if outcome in _REASONS and not (active and active.first_token_seen):
-        REFUSED.labels(method, _REASONS[outcome]).inc()
+        labelled(REFUSED, method, _REASONS[outcome]).inc()
     if active is None:
         return
-    E2E_LATENCY.labels(method).observe(seconds, exemplar())
+    labelled(E2E_LATENCY, method).observe(seconds, exemplar())
     if active.prompt_tokens:
         labels = (active.operation, semconv.PROVIDER, active.model)
-        TOKEN_USAGE.labels(*labels, "input").observe(active.prompt_tokens, exemplar())
-        TOKEN_USAGE.labels(*labels, "output").observe(active.completion_tokens, exemplar())
+        labelled(TOKEN_USAGE, *labels, "input").observe(active.prompt_tokens, exemplar())
+        labelled(TOKEN_USAGE, *labels, "output").observe(active.completion_tokens, exemplar())

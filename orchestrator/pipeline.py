@@ -16,7 +16,7 @@ from opentelemetry import trace
 from mesh import semconv, tracing
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
-from mesh.metrics import exemplar
+from mesh.metrics import exemplar, labelled
 from orchestrator import metrics, spans
 from orchestrator.admission import Admission, Permit
 from orchestrator.clients.tokenizer import Encoded
@@ -282,6 +282,6 @@ def _observe_delta(active: ActiveRequest, delta: Delta) -> None:
         return
     active.first_token_seen = True
     ttft = active.age_seconds
-    metrics.TIME_TO_FIRST_TOKEN.labels(active.method).observe(ttft, exemplar())
+    labelled(metrics.TIME_TO_FIRST_TOKEN, active.method).observe(ttft, exemplar())
     annotate(ttft_seconds=ttft)
     trace.get_current_span().add_event(semconv.FIRST_TOKEN)

@@ -14,7 +14,7 @@ from mesh import semconv
 from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.lifecycle import SetReady
-from mesh.metrics import exemplar
+from mesh.metrics import exemplar, labelled
 from mesh.server import Servicer
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenizer.budget import Budget
@@ -106,8 +106,8 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         response = await self._run(encode, budget)
         num_tokens = len(response.token_ids)
         _note(num_tokens=num_tokens)
-        TOKENS.labels("encode").inc(num_tokens)
-        ENCODE_SECONDS.labels(kind).observe(time.monotonic() - started, exemplar())
+        labelled(TOKENS, "encode").inc(num_tokens)
+        labelled(ENCODE_SECONDS, kind).observe(time.monotonic() - started, exemplar())
         return response
 
     async def Decode(
@@ -130,7 +130,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
             )
 
         text = await self._executor.run(decode)
-        TOKENS.labels("decode").inc(num_tokens)
+        labelled(TOKENS, "decode").inc(num_tokens)
         return tokenizer_pb2.DecodeResponse(text=text, tokenizer_sha256=self._tokenizer.sha256)
 
     async def GetTokenizer(
