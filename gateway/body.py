@@ -94,7 +94,7 @@ def _too_large(max_bytes: int, given: str) -> NoReturn:
 
 def _parse(body: bytes) -> object:
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant)
+        return _DECODER.decode(body.decode())
     except UnicodeDecodeError as error:
         raise _invalid(f"the body must be UTF-8, byte {error.start} is not") from None
     except json.JSONDecodeError as error:
@@ -109,6 +109,9 @@ def _parse(body: bytes) -> object:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _invalid(f"the body must be valid JSON, given {name}, which JSON does not have")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _invalid(message: str) -> MeshError:
