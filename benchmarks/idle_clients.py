@@ -2,12 +2,12 @@
 
     python -m benchmarks.idle_clients --out docs/benchmarks/idle_clients.json
 
-Three engines that cost nothing stand behind one gateway and one orchestrator. One gives a stream
-a token every fifty seconds: its clients are idle, and hear keep-alive comments in between. They
-come one after another over fifty seconds, as strangers would, so that their tokens do too. The
-second gives a token every tenth of a second to the active ones, which ask again as soon as they
-are answered. Twice a second a new client connects and asks the third, which answers at once; its
-time to the first token is compared with what it was before the others came.
+Three engines that cost nothing stand behind one gateway and one orchestrator. One has accepted
+its clients and gives them nothing: they are idle, and hear keep-alive comments, each at times of
+its own, as they come one after another. The second gives a token every tenth of a second to the
+active ones, which ask again as soon as they are answered. Twice a second a new client connects and
+asks the third, which answers at once; its time to the first token is compared with what it was
+before the others came.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from benchmarks.processes import Processes
 from benchmarks.sse_load import Connection, Stream, completion_request, connect
 from benchmarks.stack import Services
 
-IDLE_TOKENS_PER_SECOND = 0.02
+IDLE_TOKENS_PER_SECOND = 1 / 7200
+OPENING_SECONDS = 50.0
+"""In which the idle clients come."""
 PROBE_TOKENS = 4
 LIMITS = {
     "orchestrator": ("--max-concurrent-requests", "4096", "--max-outstanding-tokens", "4000000"),
@@ -78,10 +80,9 @@ class Clients:
         idle = []
         for _ in range(self._options.idle):
             idle.append(await self._open_idle())
-            # Or all of them would get their next tokens at once, again and again.
-            await asyncio.sleep(1 / IDLE_TOKENS_PER_SECOND / self._options.idle)
+            await asyncio.sleep(OPENING_SECONDS / self._options.idle)
         async with asyncio.timeout(SETTLE_TIMEOUT_SECONDS):
-            while not all(connection.answered for connection in idle):  # noqa: ASYNC110
+            while not all(connection.accepted for connection in idle):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         end = time.monotonic() + SETTLE_SECONDS + self._options.minutes * 60
         async with asyncio.TaskGroup() as group:

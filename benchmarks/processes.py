@@ -65,19 +65,27 @@ class Processes:
         self._log.close()
 
     def python(
-        self, name: str, *arguments: str, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        root: Path = ROOT,
     ) -> None:
         """Starts `python -m …`."""
-        self.start(name, [sys.executable, "-m", *arguments], environment)
+        self.start(name, [sys.executable, "-m", *arguments], environment, root)
 
     def start(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        root: Path = ROOT,
     ) -> None:
-        """Starts a command in the repository's root."""
+        """Starts a command in a repository's root, whose packages it then imports."""
         variables = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
         self._processes[name] = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=root,
             env={**variables, "GRPC_VERBOSITY": "NONE", **(environment or {})},
             stdout=self._log,
             stderr=self._log,

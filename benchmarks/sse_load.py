@@ -57,9 +57,9 @@ class Connection(asyncio.Protocol):
         return stream
 
     @property
-    def answered(self) -> bool:
-        """Whether the first event of the request has come."""
-        return bool(self._stream.ttft)
+    def accepted(self) -> bool:
+        """Whether the answer has begun, be it with headers only."""
+        return bool(self._tail)
 
     def data_received(self, data: bytes) -> None:
         if not self._stream.ttft and b"data: " in data:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import httpx
 
-from benchmarks.processes import Processes, free_port
+from benchmarks.processes import ROOT, Processes, free_port
 
 SERVICES = ("tokenizer", "inference", "orchestrator", "gateway")
 RELAY = ("orchestrator", "gateway")
@@ -39,10 +40,12 @@ class Services:
         limits: Mapping[str, Sequence[str]] | None = None,
         environment: Mapping[str, str] | None = None,
         run: Sequence[str] = (),
+        root: Path = ROOT,
     ) -> None:
         """`limits` are more arguments by service; `run` is a module that starts a service.
 
-        `more_engines` are the arguments of further inference services, by a name for each.
+        `more_engines` are the arguments of further inference services, by a name for each; `root`
+        is the checkout whose services they are.
         """
         self._processes = processes
         engines = {"inference": engine, **(more_engines or {})}
@@ -58,9 +61,8 @@ class Services:
         for name, module in modules.items():
             listen = ("--listen", self.addresses[name], "--metrics-listen", self.metrics[name])
             command = (*run, module, *listen, "--log-level", "WARNING", *more.get(name, ()))
-            processes.python(
-                self._names[name], *command, environment={**hosts, **(environment or {})}
-            )
+            variables = {**hosts, **(environment or {})}
+            processes.python(self._names[name], *command, environment=variables, root=root)
 
     def wait_ready(self) -> None:
         """Returns once a token can be produced. RuntimeError if that takes too long."""

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.processes import Processes
+from benchmarks.processes import ROOT, Processes
 from benchmarks.sse_load import load
 from benchmarks.stack import RELAY, Services, start_collector
 from benchmarks.untraced import Switch
@@ -56,13 +56,17 @@ class CountedProcesses(Processes):
         self._folder = folder
 
     def start(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        root: Path = ROOT,
     ) -> None:
-        """Starts a command in the repository's root."""
+        """Starts a command in a repository's root."""
         if name in RELAY:
             out = f"--callgrind-out-file={self._folder / name}.counts"
             command = ["valgrind", "--tool=callgrind", "--quiet", out, *command]
-        super().start(name, command, environment)
+        super().start(name, command, environment, root)
 
     def instructions(self, name: str) -> int:
         """What the process has executed since it was asked last."""
