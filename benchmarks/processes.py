@@ -70,9 +70,10 @@ class Processes:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         root: Path = ROOT,
+        executable: str = sys.executable,
     ) -> None:
         """Starts `python -m …`."""
-        self.start(name, [sys.executable, "-m", *arguments], environment, root)
+        self.start(name, [executable, "-m", *arguments], environment, root)
 
     def start(
         self,

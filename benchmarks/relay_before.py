@@ -1,7 +1,8 @@
-"""This relay against that of another checkout, in one run.
+"""This relay against that of another checkout, or of another Python, in one run.
 
     git worktree add ../before COMMIT
     python -m benchmarks.relay_before ../before
+    python -m benchmarks.relay_before . --python ../other-environment/bin/python
 
 Both stand ready at the same time, and turns of the same streams go to one and then to the other,
 in an order drawn anew. A machine that others use as well can be twice as fast a minute later, but
@@ -14,6 +15,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +61,7 @@ def main() -> None:
         prog="benchmarks.relay_before", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("before", type=Path, help="the other checkout's folder")
+    parser.add_argument("--python", default=sys.executable, help="the other one's interpreter")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--tokens", type=int, default=200, help="of each stream")
     parser.add_argument("--rounds", type=int, default=20, help="of two turns, one each")
@@ -68,10 +71,17 @@ def main() -> None:
     engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(PACES[options.pace]))
     rows = []
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
-        roots = {"before": options.before.resolve(), "now": ROOT}
+        other = (options.before.resolve(), options.python)
         relays = {
-            name: Services(processes, prefix=f"{name} ", engine=engine, limits=LIMITS, root=root)
-            for name, root in roots.items()
+            name: Services(
+                processes,
+                prefix=f"{name} ",
+                engine=engine,
+                limits=LIMITS,
+                root=root,
+                executable=executable,
+            )
+            for name, (root, executable) in {"before": other, "now": (ROOT, sys.executable)}.items()
         }
         for services in relays.values():
             services.wait_ready()

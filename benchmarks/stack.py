@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,11 +42,12 @@ class Services:
         environment: Mapping[str, str] | None = None,
         run: Sequence[str] = (),
         root: Path = ROOT,
+        executable: str = sys.executable,
     ) -> None:
         """`limits` are more arguments by service; `run` is a module that starts a service.
 
         `more_engines` are the arguments of further inference services, by a name for each; `root`
-        is the checkout whose services they are.
+        is the checkout whose services they are, and `executable` the Python that runs them.
         """
         self._processes = processes
         engines = {"inference": engine, **(more_engines or {})}
@@ -62,7 +64,13 @@ class Services:
             listen = ("--listen", self.addresses[name], "--metrics-listen", self.metrics[name])
             command = (*run, module, *listen, "--log-level", "WARNING", *more.get(name, ()))
             variables = {**hosts, **(environment or {})}
-            processes.python(self._names[name], *command, environment=variables, root=root)
+            processes.python(
+                self._names[name],
+                *command,
+                environment=variables,
+                root=root,
+                executable=executable,
+            )
 
     def wait_ready(self) -> None:
         """Returns once a token can be produced. RuntimeError if that takes too long."""
