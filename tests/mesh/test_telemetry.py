@@ -7,6 +7,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mesh import telemetry, tracing
 
@@ -127,6 +128,44 @@ def test_what_is_not_recorded_is_passed_on(
         assert [name for name, _ in passed_on] == ["traceparent"]
         assert passed_on[0][1].startswith(f"00-{trace_id}-")
         assert passed_on[0][1].endswith("-00")
+
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        f"00-{TRACE}-{SPAN}-00",
+        f"00-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-ff",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"01-{TRACE}-{SPAN}-01-more",
+        f"ff-{TRACE}-{SPAN}-01",
+        f" 00-{TRACE}-{SPAN}-01 ",
+        f"00-{TRACE}-{SPAN}-01\n",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE[1:]}-{SPAN}-01",
+        "",
+    ],
+)
+def test_a_caller_is_read_as_the_library_reads_it(
+    traceparent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W3C Trace Context: what nearly all callers send is read by our own expression."""
+    monkeypatch.setattr(telemetry, "silent", True)
+    carrier = {"traceparent": traceparent}
+    expected = trace.get_current_span(TraceContextTextMapPropagator().extract(carrier))
+    with telemetry.silent_span(carrier) as span:
+        found, context = span.get_span_context(), expected.get_span_context()
+        if context.is_valid:
+            assert found == context
+            assert found.is_remote
+        else:
+            assert found.is_valid
+            assert found.trace_id != int(TRACE, 16)
 
 
 def test_a_rate_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
