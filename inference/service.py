@@ -94,14 +94,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                         _tell(finish)
                     if chunk.prompt_logprobs:
                         yield _prompt_message(chunk)
-                    if finish is None:
-                        yield _message(chunk)
-                    elif finish.error is None:
+                    failure = None if finish is None else finish.error
+                    if failure is None:
                         yield _message(chunk, finish)
-                    else:
-                        if chunk.token_ids:
-                            yield _message(chunk)
-                        raise finish.error
+                        continue
+                    if chunk.token_ids:
+                        yield _message(chunk, None)
+                    raise failure
 
     async def Embed(
         self, request: inference_pb2.InferenceServiceEmbedRequest, context: Context
@@ -182,18 +181,15 @@ def _prompt_message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateRespo
     )
 
 
-def _message(
-    chunk: Chunk, finish: Finish | None = None
-) -> inference_pb2.InferenceServiceGenerateResponse:
+def _message(chunk: Chunk, finish: Finish | None) -> inference_pb2.InferenceServiceGenerateResponse:
     """The tokens of a chunk, and the end behind them; the first chunk may hold none."""
-    message = inference_pb2.InferenceServiceGenerateResponse()
+    tokens = None
     if chunk.token_ids or finish is None:
         logprobs = [_logprob(logprobs) for logprobs in chunk.logprobs]
         tokens = inference_pb2.TokenChunk(token_ids=chunk.token_ids, logprobs=logprobs)
-        message.chunk.CopyFrom(tokens)
-    if finish is not None:
-        message.finish.CopyFrom(_finish(finish))
-    return message
+    return inference_pb2.InferenceServiceGenerateResponse(
+        chunk=tokens, finish=None if finish is None else _finish(finish)
+    )
 
 
 def _logprob(logprobs: TokenLogprobs) -> common_pb2.TokenLogprob:

@@ -65,13 +65,11 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """As the contract has it."""
         script = self.script
         started = orchestrator_pb2.GenerateStarted(model="fake", prompt_tokens=7)
+        finish = orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script))
         if script.at_once:
             self._note(request)
-            yield orchestrator_pb2.GenerateResponse(
-                started=started,
-                delta=delta("".join(map(str, script.deltas)), script.logprobs),
-                finish=orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script)),
-            )
+            text = delta("".join(map(str, script.deltas)), script.logprobs)
+            yield orchestrator_pb2.GenerateResponse(started=started, delta=text, finish=finish)
             return
         first = orchestrator_pb2.GenerateResponse(started=started)
         async for event in self._stream(request, script, first, orchestrator_pb2.GenerateResponse):
@@ -79,7 +77,6 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             if event is first and request.echo:
                 yield orchestrator_pb2.GenerateResponse(delta=echo(request))
         if not script.without_finish:
-            finish = orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script))
             yield orchestrator_pb2.GenerateResponse(finish=finish)
 
     async def SummarizeStream(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
