@@ -85,12 +85,16 @@ class Processes:
         """Starts a command in a repository's root, whose packages it then imports."""
         variables = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
         self._processes[name] = subprocess.Popen(
-            command,
+            self._as_started(name, command),
             cwd=root,
             env={**variables, "GRPC_VERBOSITY": "NONE", **(environment or {})},
             stdout=self._log,
             stderr=self._log,
         )
+
+    def _as_started(self, name: str, command: Sequence[str]) -> Sequence[str]:
+        """For subclasses: the command to start in its place."""
+        return command
 
     def wait_port(self, name: str, port: int, timeout: float = 300.0) -> None:
         """Returns once the process listens there. RuntimeError if it does not."""

@@ -88,9 +88,9 @@ def main() -> None:
             uvloop.run(load(services.url, 32, 20))  # warms up
         for num_streams in options.streams:
             turns: dict[str, list[Turn]] = {name: [] for name in relays}
+            repeats = max(1, 8 // num_streams)
             for _ in range(options.rounds):
                 for name in random.sample(list(relays), len(relays)):
-                    repeats = max(1, 8 // num_streams)
                     made = turn(relays[name], num_streams, options.tokens, repeats)
                     turns[name].append(made)
             for field in Turn._fields:

@@ -23,13 +23,13 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.processes import ROOT, Processes
+from benchmarks.processes import Processes
 from benchmarks.sse_load import load
 from benchmarks.stack import RELAY, Services, start_collector
 from benchmarks.untraced import Switch
@@ -55,18 +55,11 @@ class CountedProcesses(Processes):
         super().__init__(folder / "log")
         self._folder = folder
 
-    def start(
-        self,
-        name: str,
-        command: Sequence[str],
-        environment: Mapping[str, str] | None = None,
-        root: Path = ROOT,
-    ) -> None:
-        """Starts a command in a repository's root."""
-        if name in RELAY:
-            out = f"--callgrind-out-file={self._folder / name}.counts"
-            command = ["valgrind", "--tool=callgrind", "--quiet", out, *command]
-        super().start(name, command, environment, root)
+    def _as_started(self, name: str, command: Sequence[str]) -> Sequence[str]:
+        if name not in RELAY:
+            return command
+        out = f"--callgrind-out-file={self._folder / name}.counts"
+        return ["valgrind", "--tool=callgrind", "--quiet", out, *command]
 
     def instructions(self, name: str) -> int:
         """What the process has executed since it was asked last."""
