@@ -34,8 +34,8 @@ class InferenceSettings(ServiceSettings):
     )
     kernels: Literal["auto", "native", "triton", "torch"] = Field(
         "auto",
-        description="What computes. auto takes native on a CPU that has AVX-512, triton on a GPU, "
-        "and torch where these cannot.",
+        description="What computes. auto takes native on a CPU that has AVX-512 or AVX2, triton on "
+        "a GPU, and torch where these cannot.",
     )
     cuda_graphs: bool = Field(
         True, description="Capture decode steps on a GPU: longer to load, faster steps."

@@ -47,28 +47,31 @@ typedef struct {
     float *qkv, *mixed, *inner;
     Rows narrow, wide;  // of hidden_size, and of intermediate_size or num_heads * head_dim
     AttentionRoom *rooms;
-    int32_t *pages;      // [num_sequences][table_stride * pages_per_block]
+    int32_t *pages;      // [num_sequences][table_stride * pages_per_block], of KV head 0
     int32_t *unit_sequence, *unit_row;
     int32_t num_units, unit_capacity, page_capacity;
     atomic_int *next_unit;  // one a layer
 } Decoder;
+
+// How wide vectors are: inference/native/packing.py lays weights out by it.
+int weir_lanes(void) { return LANES; }
 
 static void *aligned(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64 + 64); }
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
 static void rows_free(Rows *rows) {
-    free(rows->groups);
+    free(rows->parts);
     free(rows->scales);
     free(rows->sums);
     *rows = (Rows){NULL, NULL, NULL};
 }
 
 static int rows_allocate(Rows *rows, int num_rows, int num_values) {
-    rows->groups = aligned((size_t)num_rows * num_values * 4);
+    rows->parts = aligned((size_t)num_rows * num_values * 4);
     rows->scales = aligned((size_t)num_rows * 4);
     rows->sums = aligned((size_t)num_rows * 4);
-    return rows->groups && rows->scales && rows->sums;
+    return rows->parts && rows->scales && rows->sums;
 }
 
 static void room_free(Decoder *d) {
@@ -138,16 +141,10 @@ Decoder *weir_decoder_new(Pool *pool, const Config *config, const Layer *layers,
 }
 
 static void norm_into(const float *x, const float *weight, int count, float eps, float *out) {
-    __m512 squares = _mm512_setzero_ps();
-    for (int i = 0; i < count; i += LANES) {
-        const __m512 lanes = _mm512_loadu_ps(x + i);
-        squares = _mm512_fmadd_ps(lanes, lanes, squares);
-    }
-    const float factor = 1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)count + eps);
-    for (int i = 0; i < count; i += LANES)
-        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i),
-                                                              _mm512_set1_ps(factor)),
-                                                _mm512_loadu_ps(weight + i)));
+    Floats squares = all_lanes(0.0f);
+    for (int i = 0; i < count; i += LANES) squares = fused(load(x + i), load(x + i), squares);
+    const Floats factor = all_lanes(1.0f / sqrtf(sum_of(squares) / (float)count + eps));
+    for (int i = 0; i < count; i += LANES) store(out + i, load(x + i) * factor * load(weight + i));
 }
 
 // Turns the pairs (i, i + half) of one head.
@@ -179,9 +176,10 @@ static void place_token(Decoder *d, int number, int row, const int32_t *pages) {
     for (int h = 0; h < c->num_kv_heads; h++) {
         if (c->qk_norm) norm_into(k + h * dim, layer->k_norm, dim, c->eps, k + h * dim);
         if (layer->rotates) rotate(k + h * dim, cosines, sines, half);
-        store_key_value(&d->shape, d->step.keys[number], d->step.values[number],
-                        pages[position / LANES],
-                        position % LANES, h, k + h * dim, v + h * dim);
+        const size_t place =
+            (size_t)(pages[position / LANES] + h * d->step.pages_per_block) * page_bytes(&d->shape);
+        store_key_value(&d->shape, d->step.keys[number] + place, d->step.values[number] + place,
+                        position % LANES, k + h * dim, v + h * dim);
     }
 }
 
@@ -208,7 +206,8 @@ static void attend_units(Decoder *d, int number, int thread) {
             tile.end[tile.count] = end;
             tile.begin[tile.count] = c->window && end > c->window ? end - c->window : 0;
         }
-        attend(&d->shape, &tile, d->step.keys[number], d->step.values[number], kv_head,
+        const size_t place = (size_t)(kv_head * d->step.pages_per_block) * page_bytes(&d->shape);
+        attend(&d->shape, &tile, d->step.keys[number] + place, d->step.values[number] + place,
                d->pages + (size_t)sequence * stride, &d->rooms[thread]);
     }
 }
@@ -292,7 +291,8 @@ static int plan(Decoder *d) {
         return 0;
     for (int i = 0; i < step->num_sequences * step->table_stride; i++)
         for (int page = 0; page < per_block; page++)
-            d->pages[i * per_block + page] = step->tables[i] * per_block + page;
+            d->pages[i * per_block + page] =
+                step->tables[i] * d->config.num_kv_heads * per_block + page;
     int num_units = 0;
     for (int s = 0; s < step->num_sequences; s++)
         num_units +=

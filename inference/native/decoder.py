@@ -19,7 +19,6 @@ from inference.native.pool import ThreadPool
 from inference.step import Step
 from inference.weights import Weights
 
-_LANES = 16
 _MAX_HEAD_DIM = 256
 _MAX_HIDDEN = 16_384
 _Places = tuple["ctypes.Array[ctypes.c_void_p]", "ctypes.Array[ctypes.c_void_p]"]
@@ -85,11 +84,15 @@ class _Step(ctypes.Structure):
 
 def unsupported(config: ModelConfig, block_size: int) -> str | None:
     """Why this model cannot be computed natively; None if it can."""
+    try:
+        lanes = library.lanes()
+    except library.Unavailable as error:
+        return str(error)
     for name, value, multiple in (
-        ("hidden_size", config.hidden_size, 2 * _LANES),
-        ("intermediate_size", config.intermediate_size, _LANES),
-        ("head_dim", config.head_dim, _LANES),
-        ("block_size", block_size, _LANES),
+        ("hidden_size", config.hidden_size, 2 * lanes),
+        ("intermediate_size", config.intermediate_size, lanes),
+        ("head_dim", config.head_dim, lanes),
+        ("block_size", block_size, lanes),
     ):
         if value % multiple:
             return f"{name} {value} is no multiple of {multiple}"
@@ -97,10 +100,6 @@ def unsupported(config: ModelConfig, block_size: int) -> str | None:
         return f"head_dim {config.head_dim} is over {_MAX_HEAD_DIM}"
     if config.hidden_size > _MAX_HIDDEN:
         return f"hidden_size {config.hidden_size} is over {_MAX_HIDDEN}"
-    try:
-        library.load()
-    except library.Unavailable as error:
-        return str(error)
     return None
 
 
@@ -121,20 +120,21 @@ class NativeDecoder:
         reader = Reader(weights, read_as, torch.device("cpu"))
         self.config = config
         self._kind = kind
+        self._library = library.load()
+        self._lanes = library.lanes()
         self._embeddings, head = reader.embeddings_and_head(config)
         self._kept: list[object] = []
         self._layers = [
             self._pack(Layer(config, reader, number)) for number in range(config.num_layers)
         ]
         self._norm = reader.tensor("model.norm.weight", config.hidden_size).float()
-        self._head = PackedMatrix(head, None, kind)
+        self._head = PackedMatrix(head, None, kind, self._lanes)
         self._cosines, self._sines = RotaryEmbedding(
             config, max_context, torch.device("cpu")
         ).tables
         self.num_parameters = reader.num_parameters
         self.dtype = torch.float32 if kind == "float32" else torch.bfloat16
         self.device = torch.device("cpu")
-        self._library = library.load()
         self._library.weir_decoder_new.restype = ctypes.c_void_p
         self.pool = ThreadPool(threads)
         self._handle: int | None = self._open()
@@ -173,7 +173,7 @@ class NativeDecoder:
             step.num_sequences,
             stride,
             len(outputs),
-            cache.block_size // _LANES,
+            cache.block_size // self._lanes,
             hidden.data_ptr(),
             *(array.data_ptr() for array in arrays),
             logits.data_ptr() if logits is not None and outputs else None,
@@ -237,7 +237,13 @@ class NativeDecoder:
 
     def _pack(self, layer: Layer) -> _Layer:
         matrices = [
-            PackedMatrix(linear.weight, linear.bias, self._kind, gated=linear is layer.gate_up)
+            PackedMatrix(
+                linear.weight,
+                linear.bias,
+                self._kind,
+                self._lanes,
+                gated=linear is layer.gate_up,
+            )
             for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
         ]
         norms = [layer.input_norm, layer.post_norm, *(layer.qk_norms or ())]

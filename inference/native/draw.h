@@ -19,7 +19,7 @@
 
 typedef struct {
     uint64_t seed, position;
-    const uint16_t *mask;  // a bit a token, set where allowed; NULL: all are
+    const uint8_t *mask;  // a bit a token, set where allowed; NULL: all are
     float temperature;     // 0: the likeliest
     float top_p;           // 1: all
     float min_p;           // 0: all
@@ -39,52 +39,57 @@ INLINE int is_ahead(Place a, Place b) {
     return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
 
-// Sixteen values from `first` on; beyond the last, minus infinity.
-INLINE __m512 values_at(const float *values, int count, int first) {
-    if (first + LANES <= count) return _mm512_loadu_ps(values + first);
-    const __mmask16 there = (__mmask16)((1u << (count - first)) - 1);
-    return _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), there, values + first);
+// Those of the lanes from `first` on that are of the first `count`.
+INLINE Mask there(int count, int first) { return mask_of((1u << (count - first)) - 1); }
+
+// LANES values from `first` on; beyond the last, minus infinity.
+INLINE Floats values_at(const float *values, int count, int first) {
+    if (first + LANES <= count) return load(values + first);
+    return load_some(values + first, there(count, first), all_lanes(-INFINITY));
 }
 
-INLINE __m512i ids_from(int first) {
-    return _mm512_add_epi32(
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-        _mm512_set1_epi32(first));
+INLINE Mask allowed_at(const uint8_t *mask, int first) {
+    unsigned bits = 0;
+    memcpy(&bits, mask + first / 8, LANES / 8);
+    return mask_of(bits);
 }
 
-INLINE __mmask16 ahead_lanes(__m512 lanes, int first, Place place) {
-    const __m512 value = _mm512_set1_ps(place.value);
-    const __mmask16 equal = _mm512_cmp_ps_mask(lanes, value, _CMP_EQ_OQ);
-    const __mmask16 larger = _mm512_cmp_ps_mask(lanes, value, _CMP_GT_OQ);
-    if (!equal) return larger;
-    return larger | (equal & _mm512_cmplt_epi32_mask(ids_from(first), _mm512_set1_epi32(place.id)));
+INLINE Mask ahead_lanes(Floats lanes, int first, Place place) {
+    const Mask same = equal(lanes, all_lanes(place.value));
+    const Mask larger = greater(lanes, all_lanes(place.value));
+    if (!bits_of(same)) return larger;
+    return larger | (same & greater_ints(all_ints(place.id), ints_from(first)));
 }
 
 // Applies mask and temperature in place; gives the first of the largest, NaN if there is one.
 static Place prepare(float *values, int count, const Params *params) {
     const float temperature = params->temperature > 0.0f ? params->temperature : 1.0f;
     const int changes = params->mask || temperature != 1.0f;
-    __m512 highest = _mm512_set1_ps(-INFINITY);
-    __m512i places = _mm512_setzero_si512();
-    __mmask16 broken = 0;
+    Floats highest = all_lanes(-INFINITY);
+    Ints places = all_ints(0);
+    Mask broken = mask_of(0);
     for (int i = 0; i < count; i += LANES) {
-        __m512 lanes = values_at(values, count, i);
+        Floats lanes = values_at(values, count, i);
         if (changes) {
-            const __mmask16 allowed = params->mask ? params->mask[i / LANES] : (__mmask16)-1;
-            lanes = _mm512_mask_div_ps(_mm512_set1_ps(-INFINITY), allowed, lanes,
-                                       _mm512_set1_ps(temperature));
-            const int left = count - i < LANES ? count - i : LANES;
-            _mm512_mask_storeu_ps(values + i, (__mmask16)((1u << left) - 1), lanes);
+            lanes /= all_lanes(temperature);
+            if (params->mask)
+                lanes = choose(allowed_at(params->mask, i), lanes, all_lanes(-INFINITY));
+            if (i + LANES <= count) store(values + i, lanes);
+            else store_some(values + i, there(count, i), lanes);
         }
-        broken |= _mm512_cmp_ps_mask(lanes, lanes, _CMP_UNORD_Q);
-        const __mmask16 larger = _mm512_cmp_ps_mask(lanes, highest, _CMP_GT_OQ);
-        highest = _mm512_mask_mov_ps(highest, larger, lanes);
-        places = _mm512_mask_mov_epi32(places, larger, ids_from(i));
+        broken |= no_numbers(lanes);
+        const Mask larger = greater(lanes, highest);
+        highest = choose(larger, lanes, highest);
+        places = choose_ints(larger, ints_from(i), places);
     }
-    if (broken) return (Place){NAN, 0};
-    const float value = _mm512_reduce_max_ps(highest);
-    const __mmask16 best = _mm512_cmp_ps_mask(highest, _mm512_set1_ps(value), _CMP_EQ_OQ);
-    return (Place){value, _mm512_mask_reduce_min_epi32(best, places)};
+    if (bits_of(broken)) return (Place){NAN, 0};
+    Place first = {max_of(highest), INT_MAX};
+    int32_t ids[LANES];
+    store_ints(ids, places);
+    unsigned best = bits_of(equal(highest, all_lanes(first.value)));
+    for (; best; best &= best - 1)
+        if (ids[__builtin_ctz(best)] < first.id) first.id = ids[__builtin_ctz(best)];
+    return first;
 }
 
 // The token with the largest sum of value and noise, of those ahead of `end`; `first` is the first
@@ -92,14 +97,13 @@ static Place prepare(float *values, int count, const Params *params) {
 static int32_t noisiest(const float *values, int count, uint64_t key, Place first, Place end) {
     Place best = {first.value + gumbel(key, first.id), first.id};
     for (int i = 0; i < count; i += LANES) {
-        const __m512 lanes = values_at(values, count, i);
-        __mmask16 open = ahead_lanes(lanes, i, end);
+        const Floats lanes = values_at(values, count, i);
+        unsigned open = bits_of(ahead_lanes(lanes, i, end));
         if (!open) continue;
         // Its shortfall has to be below exp(value - best); the rest is room for rounding.
         const float least = best.value - 1e-4f - 1e-6f * fabsf(best.value);
-        const __m512 reach = exp2_lanes(_mm512_mul_ps(_mm512_sub_ps(lanes, _mm512_set1_ps(least)),
-                                                      _mm512_set1_ps(LOG2_E)));
-        open &= _mm512_cmp_ps_mask(shortfall_lanes(key, i), reach, _CMP_LE_OQ);
+        const Floats reach = exp2_lanes((lanes - all_lanes(least)) * all_lanes(LOG2_E));
+        open &= bits_of(not_less(reach, shortfall_lanes(key, i)));
         for (; open; open &= open - 1) {
             const int id = i + __builtin_ctz(open);
             const Place place = {values[id] + gumbel(key, id), id};
@@ -111,18 +115,15 @@ static int32_t noisiest(const float *values, int count, uint64_t key, Place firs
 
 // The sum of exp(value - highest) over what is ahead of `end`.
 static double mass(const float *values, int count, float highest, Place end) {
-    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+    Doubles sums = {0};
     for (int i = 0; i < count; i += LANES) {
-        const __m512 lanes = values_at(values, count, i);
-        const __mmask16 ahead = ahead_lanes(lanes, i, end);
-        if (!ahead) continue;
-        const __m512 power = _mm512_maskz_mov_ps(
-            ahead, exp2_lanes(_mm512_mul_ps(_mm512_sub_ps(lanes, _mm512_set1_ps(highest)),
-                                            _mm512_set1_ps(LOG2_E))));
-        low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(power)));
-        high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(power, 1)));
+        const Floats lanes = values_at(values, count, i);
+        const Mask ahead = ahead_lanes(lanes, i, end);
+        if (!bits_of(ahead)) continue;
+        const Floats power = exp2_lanes((lanes - all_lanes(highest)) * all_lanes(LOG2_E));
+        sums = add_doubles(sums, choose(ahead, power, all_lanes(0.0f)));
     }
-    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+    return sum_of_doubles(sums);
 }
 
 // Floats in order as whole numbers, and back.
@@ -142,8 +143,8 @@ INLINE float value_of(int32_t order) {
 static int count_from(const float *values, int count, float least) {
     int found = 0;
     for (int i = 0; i < count; i += LANES)
-        found += __builtin_popcount(_mm512_cmp_ps_mask(values_at(values, count, i),
-                                                       _mm512_set1_ps(least), _CMP_GE_OQ));
+        found += __builtin_popcount(
+            bits_of(not_less(values_at(values, count, i), all_lanes(least))));
     return found;
 }
 

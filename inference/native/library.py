@@ -1,7 +1,7 @@
 """Finds the compiled decoder, or compiles it: python -m inference.native.library OUT
 
 An image carries it ready; elsewhere the machine's C compiler makes it once, in a few seconds, and
-it is kept. Without a compiler or without AVX-512 there is none, and torch computes the model.
+it is kept. Without a compiler or without AVX2 there is none, and torch computes the model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Set
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,49 +23,87 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 SOURCES = ("decoder.c", "drawer.c", "pool.c")
-HEADERS = ("attention.h", "draw.h", "gemm.h", "noise.h", "pool.h", "simd.h")
-CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma")
-"""As /proc/cpuinfo names them: Intel since Sapphire Rapids, AMD since Zen 4."""
-
-# By feature instead of -march=native: a library that was built elsewhere must run here.
-COMPILER_FLAGS = (
-    "-O3",
-    "-std=gnu11",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mavx512vnni",
-    "-mavx512bf16",
-    "-mfma",
-    "-mprefer-vector-width=512",
+HEADERS = (
+    "attention.h",
+    "avx2.h",
+    "avx512.h",
+    "draw.h",
+    "gemm.h",
+    "noise.h",
+    "pool.h",
+    "simd.h",
 )
+COMPILER_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the library is compiled for: a kind of vectors, with a header of its name."""
+
+    name: str
+    cpu_flags: tuple[str, ...]
+    """As /proc/cpuinfo names them."""
+    compiler_flags: tuple[str, ...]
+    """By feature instead of -march=native: a library that was built elsewhere must run here."""
+
+
+VARIANTS = (
+    Variant(
+        "avx512",
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma"),
+        (
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mavx512vnni",
+            "-mavx512bf16",
+            "-mfma",
+            "-mprefer-vector-width=512",
+        ),
+    ),
+    Variant("avx2", ("avx2", "fma"), ("-mavx2", "-mfma")),
+)
+"""The fastest first."""
 
 
 class Unavailable(Exception):
     """Why the native decoder cannot be used here."""
 
 
-@cache
 def load() -> ctypes.CDLL:
-    """The library. Raises Unavailable, always with the same reason."""
-    missing = [flag for flag in CPU_FLAGS if flag not in _cpu_flags()]
-    if missing:
-        raise Unavailable(f"the CPU lacks {', '.join(missing)}")
-    name = f"decoder-{_digest()}.so"
+    """The fastest library for this CPU. Raises Unavailable, always with the same reason."""
+    return load_variant(best_variant(cpu_flags()))
+
+
+@cache
+def load_variant(variant: Variant) -> ctypes.CDLL:
+    """The library for such vectors, which the CPU must have. Raises Unavailable."""
+    name = _file_name(variant)
     for folder in (FOLDER, _cache_folder()):
         if (folder / name).is_file():
             return _open(folder / name)
     target = _cache_folder() / name
-    compile_to(target)
+    compile_to(target, variant)
     logger.info("native decoder compiled", extra={"path": str(target)})
     return _open(target)
 
 
-def compile_to(target: Path) -> None:
+def lanes() -> int:
+    """How many floats a vector of the library holds. Raises Unavailable."""
+    return int(load().weir_lanes())
+
+
+def best_variant(flags: Set[str]) -> Variant:
+    """The first that such a CPU can run. Raises Unavailable, which names what is lacking."""
+    for variant in VARIANTS:
+        missing = [flag for flag in variant.cpu_flags if flag not in flags]
+        if not missing:
+            return variant
+    raise Unavailable(f"the CPU lacks {', '.join(missing)}")
+
+
+def compile_to(target: Path, variant: Variant) -> None:
     """Compiles the library; whole or not at all, whoever else does the same."""
     try:
         compiler = find_compiler()
@@ -77,8 +117,9 @@ def compile_to(target: Path) -> None:
     try:
         made = Path(folder) / target.name
         sources = [str(FOLDER / name) for name in SOURCES]
+        flags = [*COMPILER_FLAGS, *variant.compiler_flags]
         try:
-            run_compiler(compiler, [*COMPILER_FLAGS, "-o", str(made), *sources, "-lm"])
+            run_compiler(compiler, [*flags, "-o", str(made), *sources, "-lm"])
         except CompileError as error:
             raise Unavailable(str(error)) from error
         made.replace(target)
@@ -93,15 +134,17 @@ def _open(path: Path) -> ctypes.CDLL:
         raise Unavailable(f"{path} cannot be loaded: {error}") from error
 
 
-def _digest() -> str:
-    """Of all that the library depends on: another source is another file."""
-    digest = hashlib.sha256(" ".join(COMPILER_FLAGS).encode())
+def _file_name(variant: Variant) -> str:
+    """By all that the library depends on: another source is another file."""
+    digest = hashlib.sha256(" ".join((*COMPILER_FLAGS, *variant.compiler_flags)).encode())
     for name in (*SOURCES, *HEADERS):
         digest.update((FOLDER / name).read_bytes())
-    return digest.hexdigest()[:16]
+    return f"decoder-{variant.name}-{digest.hexdigest()[:16]}.so"
 
 
-def _cpu_flags() -> set[str]:
+@cache
+def cpu_flags() -> Set[str]:
+    """What this CPU can do; empty where nothing says so."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -114,4 +157,5 @@ def _cache_folder() -> Path:
 
 
 if __name__ == "__main__":
-    compile_to(Path(sys.argv[1]) / f"decoder-{_digest()}.so")
+    for made_for in VARIANTS:
+        compile_to(Path(sys.argv[1]) / _file_name(made_for), made_for)

@@ -18,12 +18,10 @@ INLINE uint64_t mix(uint64_t value) {
     return value ^ (value >> 31);
 }
 
-INLINE __m512i mix_lanes(__m512i value) {
-    value = _mm512_mullo_epi64(_mm512_xor_si512(value, _mm512_srli_epi64(value, 30)),
-                               _mm512_set1_epi64((int64_t)FIRST_FACTOR));
-    value = _mm512_mullo_epi64(_mm512_xor_si512(value, _mm512_srli_epi64(value, 27)),
-                               _mm512_set1_epi64((int64_t)SECOND_FACTOR));
-    return _mm512_xor_si512(value, _mm512_srli_epi64(value, 31));
+INLINE Longs mix_longs(Longs value) {
+    value = multiply_longs(fold_longs(value, 30), all_longs(FIRST_FACTOR));
+    value = multiply_longs(fold_longs(value, 27), all_longs(SECOND_FACTOR));
+    return fold_longs(value, 31);
 }
 
 INLINE uint64_t noise_key(uint64_t seed, uint64_t position) {
@@ -36,17 +34,12 @@ static float gumbel(uint64_t key, int id) {
     return (float)-log(-log(uniform));
 }
 
-// For each of sixteen ids from `first` on, what its number lacks to 1, rounded down to a multiple
-// of 2^-32 (then to a float). Minus the logarithm of that is no less than the noise.
-INLINE __m512 shortfall_lanes(uint64_t key, int first) {
-    const __m512i count = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m512i steps = _mm512_mullo_epi64(count, _mm512_set1_epi64((int64_t)GOLDEN));
+// For each of LANES ids from `first` on, what its number lacks to 1, rounded down to a multiple of
+// 2^-32 (then to a float). Minus the logarithm of that is no less than the noise.
+INLINE Floats shortfall_lanes(uint64_t key, int first) {
+    const Longs steps = multiply_longs(count_longs(), all_longs(GOLDEN));
     const uint64_t begin = key + (uint64_t)first * GOLDEN;
-    const __m512i low = mix_lanes(_mm512_add_epi64(steps, _mm512_set1_epi64((int64_t)begin)));
-    const __m512i high =
-        mix_lanes(_mm512_add_epi64(steps, _mm512_set1_epi64((int64_t)(begin + 8 * GOLDEN))));
-    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    const __m512i upper = _mm512_permutex2var_epi32(low, odd, high);  // of each, the first 32 bits
-    const __m512i lacking = _mm512_xor_si512(upper, _mm512_set1_epi32(-1));
-    return _mm512_mul_ps(_mm512_cvtepu32_ps(lacking), _mm512_set1_ps(0x1p-32f));
+    const Longs low = mix_longs(add_longs(steps, all_longs(begin)));
+    const Longs high = mix_longs(add_longs(steps, all_longs(begin + LANES / 2 * GOLDEN)));
+    return lacking_lanes(low, high) * all_lanes(0x1p-32f);
 }

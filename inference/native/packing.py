@@ -11,7 +11,6 @@ from torch import Tensor
 
 WeightType = Literal["float32", "bfloat16", "int8"]
 GROUP_SIZES: dict[WeightType, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
-_LANES = 16
 
 
 class MatrixPointers(ctypes.Structure):
@@ -27,21 +26,28 @@ class MatrixPointers(ctypes.Structure):
 
 
 class PackedMatrix:
-    """A matrix in tiles of sixteen outputs, and what points to it."""
+    """A matrix in tiles of 2 * lanes outputs, and what points to it."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, kind: WeightType, *, gated: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        kind: WeightType,
+        lanes: int,
+        *,
+        gated: bool = False,
     ) -> None:
-        """`weight` [num_outputs, num_inputs]; `num_inputs` must be a multiple of 16.
+        """`weight` [num_outputs, num_inputs]; `num_inputs` must be a multiple of `lanes`.
 
-        Outputs are padded with zeros to a multiple of 32. With `gated`, the first half of the
-        outputs are gates and the second half what they let through: tiles of the two alternate.
+        Outputs are padded with zeros to whole tiles. With `gated`, the first half of the outputs
+        are gates and the second half what they let through: each tile has as many of both.
         """
         weight = weight.float()
         bias = None if bias is None else bias.float()
         if gated:
-            weight, bias = _alternate(weight), None if bias is None else _alternate(bias)
-        padding = -len(weight) % (2 * _LANES)
+            weight = _alternate(weight, lanes)
+            bias = None if bias is None else _alternate(bias, lanes)
+        padding = -len(weight) % (2 * lanes)
         weight = F.pad(weight, (0, 0, 0, padding))
         self._bias = None if bias is None else F.pad(bias, (0, padding)).contiguous()
         self.num_outputs = len(weight)
@@ -53,9 +59,8 @@ class PackedMatrix:
             # The product of unsigned and signed bytes needs one unsigned side.
             stored = ((weight / scales[:, None]).round() + 128).to(torch.uint8)
             self._scales = scales.contiguous()
-        self._weights = (
-            stored.view(-1, _LANES, weight.shape[1] // group, group).transpose(1, 2).contiguous()
-        )
+        tiles = stored.view(-1, 2 * lanes, weight.shape[1] // group, group)
+        self._weights = tiles.transpose(1, 2).contiguous()
         self.pointers = MatrixPointers(
             self._weights.data_ptr(),
             None if self._scales is None else self._scales.data_ptr(),
@@ -65,7 +70,7 @@ class PackedMatrix:
         )
 
 
-def _alternate(rows: Tensor) -> Tensor:
-    """[2 * n, ...] to the same rows, sixteen of either half in turn."""
-    halves = rows.view(2, -1, _LANES, *rows.shape[1:])
+def _alternate(rows: Tensor, lanes: int) -> Tensor:
+    """[2 * n, ...] to the same rows, `lanes` of either half in turn."""
+    halves = rows.view(2, -1, lanes, *rows.shape[1:])
     return halves.transpose(0, 1).reshape(rows.shape)

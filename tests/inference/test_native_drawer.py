@@ -20,16 +20,16 @@ from inference.native.pool import ThreadPool
 from inference.sequence import Sequence
 from inference.speculation import Row, rows_of
 from inference.torch_drawer import TorchDrawer, gumbel_noise
-from tests.inference.native import needs_native_library
+from tests.inference.native import VARIANTS, use_variant
 from tests.inference.sampling import make_sequence
 
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def needs_library() -> None:
-    """Leaves these out where nothing is computed natively."""
-    needs_native_library()
+@pytest.fixture(autouse=True, params=VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each kind of vectors."""
+    use_variant(request.param, monkeypatch)
 
 
 def random_rows(rng: random.Random, num_rows: int) -> list[Sequence]:
@@ -113,9 +113,9 @@ def test_it_draws_what_torch_draws(vocab_size: int) -> None:
         logits = random_logits(rng, len(rows), vocab_size)
         masks = random_masks(rng, len(rows), vocab_size)
         wide = logits.as_strided((len(rows), vocab_size + 13), (vocab_size + 13, 1)).clone()
-        drawn = native.draw(wide[:, :vocab_size], rows, masks)
+        drawn = native.draw(wide[:, :vocab_size], rows, masks).tolist()
         assert bool((wide[:, vocab_size:] == 1e9).all()), "written beyond the vocabulary"
-        expected = reference.draw(logits, rows, masks)  # masks `logits`
+        expected = reference.draw(logits, rows, masks).tolist()  # masks `logits`
         for number, (ours, theirs) in enumerate(zip(drawn, expected, strict=True)):
             num_rows += 1
             if ours == theirs:
@@ -133,8 +133,8 @@ def test_huge_logits_are_rounded_as_torch_rounds_them(scale: float) -> None:
         torch.randn(100, 300, generator=torch.Generator().manual_seed(1)).mul(4).round() * scale
     )
     rows = rows_of([make_sequence(seed=seed, temperature=1.5) for seed in range(100)])
-    expected = TorchDrawer().draw(logits.clone(), rows, None)
-    assert NativeDrawer(ThreadPool(1)).draw(logits, rows, None) == expected
+    expected = TorchDrawer().draw(logits.clone(), rows, None).tolist()
+    assert NativeDrawer(ThreadPool(1)).draw(logits, rows, None).tolist() == expected
 
 
 @pytest.mark.parametrize("slope", [3.0, 0.01, -3.0])
@@ -142,8 +142,8 @@ def test_rows_in_order_are_no_worse(slope: float) -> None:
     """Each token likelier than the last, by much or by little: the bound holds all the same."""
     logits = torch.arange(1000).mul(slope).repeat(50, 1)
     rows = rows_of([make_sequence(seed=seed) for seed in range(50)])
-    expected = TorchDrawer().draw(logits.clone(), rows, None)
-    assert NativeDrawer(ThreadPool(1)).draw(logits, rows, None) == expected
+    expected = TorchDrawer().draw(logits.clone(), rows, None).tolist()
+    assert NativeDrawer(ThreadPool(1)).draw(logits, rows, None).tolist() == expected
 
 
 def test_threads_change_nothing() -> None:
@@ -152,9 +152,9 @@ def test_threads_change_nothing() -> None:
     rows = rows_of(random_rows(rng, 60))
     logits = random_logits(rng, 60, 777)
     one = NativeDrawer(ThreadPool(1))
-    together = one.draw(logits.clone(), rows, None)
-    assert NativeDrawer(ThreadPool(4)).draw(logits.clone(), rows, None) == together
-    alone = [one.draw(logits[n : n + 1].clone(), rows[n : n + 1], None) for n in range(60)]
+    together = one.draw(logits.clone(), rows, None).tolist()
+    assert NativeDrawer(ThreadPool(4)).draw(logits.clone(), rows, None).tolist() == together
+    alone = [one.draw(logits[n : n + 1].clone(), rows[n : n + 1], None).tolist() for n in range(60)]
     assert [token_id for [token_id] in alone] == together
 
 
@@ -163,7 +163,7 @@ def test_it_does_not_wait_for_threads_that_others_use() -> None:
     pool, rng = ThreadPool(2), random.Random(6)
     rows, logits = rows_of(random_rows(rng, 20)), random_logits(rng, 20, 100)
     drawer = NativeDrawer(pool)
-    expected = drawer.draw(logits.clone(), rows, None)
+    expected = drawer.draw(logits.clone(), rows, None).tolist()
     busy, over = threading.Event(), threading.Event()
 
     def embed() -> int:
@@ -174,17 +174,17 @@ def test_it_does_not_wait_for_threads_that_others_use() -> None:
         embedding = other.submit(pool.run, embed)
         assert busy.wait(30)
         try:
-            assert drawer.draw(logits.clone(), rows, None) == expected
+            assert drawer.draw(logits.clone(), rows, None).tolist() == expected
             assert not embedding.done()
         finally:
             over.set()
         assert embedding.result() == 1
-    assert drawer.draw(logits, rows, None) == expected
+    assert drawer.draw(logits, rows, None).tolist() == expected
 
 
 def test_no_rows() -> None:
     """A step that only prefills draws nothing."""
-    assert NativeDrawer(ThreadPool(2)).draw(torch.empty(0, 50), [], None) == []
+    assert NativeDrawer(ThreadPool(2)).draw(torch.empty(0, 50), [], None).tolist() == []
 
 
 def test_threads_end_with_the_pool() -> None:

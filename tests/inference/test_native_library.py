@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.timeout(300)  # some seconds of compiling, on busy core
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test looks anew, in a home of its own, on a CPU that has what is needed."""
-    monkeypatch.setattr(library, "load", library.load.__wrapped__)
-    monkeypatch.setattr(library, "_cpu_flags", lambda: set(library.CPU_FLAGS))
+    """Each test looks anew, in a home of its own, on a CPU that has AVX2 and no more."""
+    monkeypatch.setattr(library, "load_variant", library.load_variant.__wrapped__)
+    monkeypatch.setattr(library, "cpu_flags", lambda: {"avx2", "fma"})
     monkeypatch.setattr(library, "_cache_folder", lambda: tmp_path / "cache")
 
 
@@ -33,10 +34,27 @@ def test_the_compiler_makes_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_missing_cpu_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason says what the CPU lacks."""
-    monkeypatch.setattr(library, "_cpu_flags", lambda: {"avx2", "fma"})
-    with pytest.raises(library.Unavailable, match=r"the CPU lacks avx512f, .*avx512_bf16"):
+    """The reason says what the CPU lacks for the slowest."""
+    monkeypatch.setattr(library, "cpu_flags", lambda: {"avx", "avx512f", "fma"})
+    with pytest.raises(library.Unavailable, match=r"^the CPU lacks avx2$"):
         library.load()
+
+
+def test_the_widest_vectors_are_taken() -> None:
+    """Whatever else a CPU has; one that lacks a part of AVX-512 takes AVX2."""
+    wide, narrow = library.VARIANTS
+    flags = {*wide.cpu_flags, *narrow.cpu_flags, "sse4_2"}
+    assert library.best_variant(flags) is wide
+    for flag in set(wide.cpu_flags) - {"fma"}:
+        assert library.best_variant(flags - {flag}) is narrow
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the code is for x86")
+@pytest.mark.parametrize("variant", library.VARIANTS, ids=lambda variant: variant.name)
+def test_each_compiles(variant: library.Variant, tmp_path: Path) -> None:
+    """On any CPU, as when an image is built."""
+    library.compile_to(tmp_path / "made.so", variant)
+    assert (tmp_path / "made.so").stat().st_size > 0
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
