@@ -58,6 +58,11 @@ class TokenStream:
             _wake(self._ending)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it has had a token."""
+        return self._last is not None
+
+    @property
     def is_empty(self) -> bool:
         return not self._token_ids and self._finish is None
 
@@ -188,14 +193,22 @@ class Streams:
                 self.num_holding -= 1
 
     def deliver(self, outputs: Iterable[StepOutput]) -> None:
-        """Hand a step's outputs to the consumers that are still there."""
-        for output in outputs:
+        """Hand a step's outputs to the consumers that are still there, first tokens first.
+
+        What leaves together is handled one after another at every hop, and a first token's
+        client has nothing to read while it waits.
+        """
+        for output in sorted(outputs, key=self._has_begun):
             stream = self._streams.get(output.request_id)
             if stream is None:
                 continue  # its consumer went away during the step
             stream.put(output)
             if output.finish is not None:
                 self._remove(output.request_id)
+
+    def _has_begun(self, output: StepOutput) -> bool:
+        stream = self._streams.get(output.request_id)
+        return stream is not None and stream.has_begun
 
     async def wait_empty(self, timeout: float) -> bool:
         """Wait until no sequence lives; False if some still do after `timeout` seconds."""
