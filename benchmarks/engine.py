@@ -21,13 +21,16 @@ from pathlib import Path
 from benchmarks import make_model
 
 CONTENDERS = {
-    "weir int8": ("weir", "int8"),
-    "weir bfloat16": ("weir", "bfloat16"),
+    "weir int8": ("weir", "int8", "auto"),
+    "weir bfloat16": ("weir", "bfloat16", "auto"),
+    "weir int8 by torch": ("weir", "int8", "torch"),
     "llama.cpp Q8_0": ("llama_cpp_q8",),
     "CTranslate2 int8": ("ctranslate2_int8",),
     "transformers bfloat16": ("transformers_bf16",),
 }
 BASELINE = "llama.cpp Q8_0"
+USUAL = [name for name in CONTENDERS if name != "weir int8 by torch"]
+"""Who runs unless others are named."""
 MEASURES = ("prefill_tokens_per_second", "decode_tokens_per_second")
 
 
@@ -65,7 +68,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=128, help="tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=USUAL)
     parser.add_argument("--out", type=Path, help="where to write all measurements as JSON")
     parser.add_argument("--verbose", action="store_true", help="let contenders write their logs")
     arguments = parser.parse_args()

@@ -34,14 +34,15 @@ def run(
 
 
 def main() -> None:
-    """The type of the weights is the last argument."""
-    dtype = sys.argv.pop()
+    """The last arguments are the type of the weights and what computes."""
+    kernels, dtype = sys.argv.pop(), sys.argv.pop()
     load = load_from_arguments()
     engine = load_engine(
         EngineOptions(
             folder=load.folder,
             name="m",
             dtype=dtype,
+            kernels=kernels,
             threads=load.num_threads,
             max_context=load.prompt_length + load.output_length,
             kv_cache_tokens=2 * load.num_streams * (load.prompt_length + load.output_length),
