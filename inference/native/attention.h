@@ -42,13 +42,20 @@ INLINE size_t page_bytes(const AttentionShape *shape) {
     return (size_t)LANES * shape->head_dim * (4 / group_size(shape->type));
 }
 
-// Scores of some neighbouring pages: out[query][LANES slots of each].
+// Scores of some neighbouring pages: out[query][LANES slots of each]. As many pages of keys that
+// come next, and these pages' values, are asked for little by little, so that the memory works
+// while this computes.
 INLINE void score_pages(Type type, const int count, const int width, const uint8_t *const *pages,
-                        int num_groups, AttentionRoom *room, int column) {
+                        const uint8_t *const *next, const uint8_t *const *values, int num_groups,
+                        AttentionRoom *room, int column) {
     Floats sums[MAX_QUERIES][2];
 #pragma GCC unroll 8
     for (int q = 0; q < count; q++) sums[q][0] = sums[q][1] = all_lanes(0.0f);
     for (int g = 0; g < num_groups; g++) {
+        for (int w = 0; w < width; w++) {
+            _mm_prefetch((const char *)next[w] + (size_t)g * VECTOR_BYTES, _MM_HINT_T0);
+            _mm_prefetch((const char *)values[w] + (size_t)g * VECTOR_BYTES, _MM_HINT_T0);
+        }
 #pragma GCC unroll 2
         for (int part = 0; part < num_parts(type); part++) {
             Ints keys[2];
@@ -104,11 +111,6 @@ INLINE void add_values(Type type, const int count, const int width, const uint8_
     for (int q = 0; q < count; q++)
 #pragma GCC unroll 2
         for (int w = 0; w < width; w++) store(&room->sums[q][d + w * LANES], sums[q][w]);
-}
-
-// Asks the memory for what is soon needed.
-INLINE void ask_for(const uint8_t *place, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)place + i, _MM_HINT_T0);
 }
 
 // Turns a piece's scores into weights of the values; gives what the sums so far shrink by.
@@ -174,16 +176,14 @@ INLINE void attend_typed(Type type, const int count, const AttentionShape *shape
             key_pages[page] = keys + offset;
             value_pages[page] = values + offset;
         }
-        ask_for(key_pages[0], page_size);
         for (int page = 0, next; page < num_pages; page = next) {
             next = page + width <= num_pages ? page + width : page + 1;
-            for (int i = next; i < next + width && i < num_pages; i++)
-                ask_for(key_pages[i], page_size);
-            for (int i = page; i < next; i++) ask_for(value_pages[i], page_size);
+            const uint8_t *const *these = key_pages + page, *const *those = value_pages + page;
+            const uint8_t *const *soon = next + width <= num_pages ? key_pages + next : these;
             if (next == page + 1)
-                score_pages(type, count, 1, key_pages + page, num_groups, room, page * LANES);
+                score_pages(type, count, 1, these, soon, those, num_groups, room, page * LANES);
             else
-                score_pages(type, count, 2, key_pages + page, num_groups, room, page * LANES);
+                score_pages(type, count, 2, these, soon, those, num_groups, room, page * LANES);
         }
         for (int q = 0; q < count; q++) {
             const float shrink =
