@@ -2,7 +2,7 @@
 #pragma once
 
 #define LANES 8
-#define MAX_ROWS 6    // of a product, times two vectors of sums; 16 registers
+#define MAX_ROWS 6  // of a product, times two vectors of sums; 16 registers
 
 typedef __m256 Floats;
 typedef __m256i Ints;

@@ -2,7 +2,7 @@
 #pragma once
 
 #define LANES 16
-#define MAX_ROWS 12   // of a product, times two vectors of sums; 32 registers
+#define MAX_ROWS 12  // of a product, times two vectors of sums; 32 registers
 
 typedef __m512 Floats;
 typedef __m512i Ints;

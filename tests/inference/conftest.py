@@ -20,7 +20,7 @@ from inference.torch_drawer import TorchDrawer
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import serving
 from tests.inference.families import FAMILIES, save
-from tests.inference.native import VARIANTS, use_variant
+from tests.inference.native import KERNELS, use_kernels
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
@@ -93,12 +93,11 @@ def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Cal
     return make
 
 
-@pytest.fixture(params=["torch", *VARIANTS])
+@pytest.fixture(params=KERNELS)
 def drawer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Drawer:
     """What draws with torch, then what does so natively."""
-    if request.param == "torch":
+    if use_kernels(request.param, monkeypatch) == "torch":
         return TorchDrawer()
-    use_variant(request.param, monkeypatch)
     return NativeDrawer(ThreadPool(2))
 
 

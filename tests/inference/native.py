@@ -13,10 +13,19 @@ from inference.native import library
 
 EMULATION = Path(__file__).parent / "emulated" / "immintrin.h"
 VARIANTS = [variant.name for variant in library.VARIANTS]
+KERNELS = ["torch", *VARIANTS]
+
+
+def use_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The `kernels` option of an engine that computes with one of `KERNELS`; may skip the test."""
+    if name == "torch":
+        return name
+    use_variant(name, monkeypatch)
+    return "native"
 
 
 def use_variant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the engine compute with these vectors, emulated where the CPU lacks them.
+    """Makes native code compute with these vectors, emulated where the CPU lacks them.
 
     Skips the test, and says so, where that cannot be.
     """
@@ -24,7 +33,7 @@ def use_variant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if platform.machine() != "x86_64":
         pytest.skip(f"NOTHING NATIVE IS TESTED: this is {platform.machine()}")
     try:
-        library.best_variant(library.cpu_flags())
+        library.best_variant(library.cpu_flags())  # there is one: what is emulated needs AVX2 too
         if not library.cpu_flags().issuperset(variant.cpu_flags):
             variant = emulated(variant)
         loaded = library.load_variant(variant)
@@ -38,7 +47,6 @@ def emulated(variant: library.Variant) -> library.Variant:
     digest = hashlib.sha256(EMULATION.read_bytes()).hexdigest()[:16]
     return replace(
         variant,
-        cpu_flags=("avx2", "fma"),
         # Unoptimised: what is unrolled for registers would take a minute to compile.
         compiler_flags=("-O0", "-w", "-mavx2", "-mfma", f"-DE={digest}", f"-I{EMULATION.parent}"),
     )

@@ -14,23 +14,21 @@ from inference.engine import Engine
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from tests.inference.families import VOCAB_SIZE, reference_greedy, reference_logits
-from tests.inference.native import VARIANTS, use_variant
+from tests.inference.native import KERNELS, use_kernels
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
 
-@pytest.fixture(params=["torch", *VARIANTS], name="make_engine")
+@pytest.fixture(params=KERNELS, name="make_engine")
 def make_engine_of_each(
     request: pytest.FixtureRequest,
     make_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Engine]:
     """Makes engines that compute with torch, then such that compute natively."""
-    if request.param != "torch":
-        use_variant(request.param, monkeypatch)
+    kernels = use_kernels(request.param, monkeypatch)
 
     def make(*arguments: Any, **options: Any) -> Engine:
-        kernels = "torch" if request.param == "torch" else "native"
         return make_engine(*arguments, kernels=kernels, **options)
 
     return make

@@ -17,7 +17,7 @@ from inference.sequence import Sequence
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import collect, make_request
 from tests.inference.families import VOCAB_SIZE, bfloat16_logits, reference_logits
-from tests.inference.native import VARIANTS, use_variant
+from tests.inference.native import KERNELS, use_kernels
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
@@ -121,7 +121,7 @@ async def test_they_come_in_one_message_before_the_first_token(stub: Stub) -> No
     assert not any(m.chunk.prompt_logprobs for m in await collect(stub, resumed))
 
 
-@pytest.mark.parametrize("kernels", ["torch", *VARIANTS])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_bfloat16_says_the_same_tokens(
     make_engine: Callable[..., Engine],
     family: str,
@@ -133,10 +133,7 @@ def test_bfloat16_says_the_same_tokens(
     In small random models many tokens are about as likely as each other: transformers' bfloat16
     has the token of its own float32 at 97 to 99 % of all positions, and so far are we from both.
     """
-    if kernels != "torch":
-        use_variant(kernels, monkeypatch)
-        kernels = "native"
-    engine = make_engine(family, dtype="bfloat16", kernels=kernels)
+    engine = make_engine(family, dtype="bfloat16", kernels=use_kernels(kernels, monkeypatch))
     batch = prompts(120, 120, 120, 120, seed=3)
     sequences = [
         sequence_of(str(n), prompt, num_prompt_logprobs=1) for n, prompt in enumerate(batch)
