@@ -23,6 +23,7 @@ from mesh.context import (
     current_request,
 )
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
+from mesh.first_message import read_first
 from mesh.secure_channel import ReloadingChannel
 from mesh.tls import NO_TLS, TlsFiles
 from mesh.tracing import ClientSpan, inject
@@ -90,6 +91,7 @@ class ResponseStream(Generic[Response]):
 
     def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Response]) -> None:
         self._call = call
+        self._has_first = False
         self._has_last = False
         self._ended = False
         self.error: MeshError | None = None
@@ -100,7 +102,8 @@ class ResponseStream(Generic[Response]):
 
     async def __anext__(self) -> Response:
         try:
-            response = await self._call.read()
+            response = await (self._call.read() if self._has_first else read_first(self._call))
+            self._has_first = True
         except grpc.aio.AioRpcError as error:
             self.error = from_rpc_error(error)
             raise self.error from error

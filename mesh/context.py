@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -81,7 +81,7 @@ def use_request(request: RequestContext) -> Iterator[RequestContext]:
 
 def new_request_id() -> str:
     """A fresh id; 32 hexadecimal digits."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def accept_request_id(given: str | None) -> str:

@@ -101,6 +101,8 @@ class Replicas:
                 f"no engine is ready for model {model!r}",
                 retry_after=NOT_READY_RETRY_SECONDS,
             )
+        if len(candidates) == 1:
+            return candidates[0]
         trusted = [replica for replica in candidates if not replica.circuit.is_open]
         if len(trusted) >= len(candidates) * MIN_TRUSTED:
             candidates = trusted

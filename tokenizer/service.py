@@ -28,7 +28,7 @@ from tokenizer.executor import BoundedExecutor
 from tokenizer.files import TokenizerFiles
 from tokenizer.metrics import ENCODE_SECONDS, TOKENS
 from tokenizer.settings import TokenizerSettings
-from tokenizer.tokenizer import Tokenizer
+from tokenizer.tokenizer import SHORT_CHARACTERS, Tokenizer
 
 if TYPE_CHECKING:  # generic in the stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,7 +43,7 @@ RENDERED_FACTOR = 4
 
 
 class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """Serves one tokenizer; all work is done in `executor`."""
+    """Serves one tokenizer; all work but that on short texts is done in `executor`."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def Encode(
         self, request: tokenizer_pb2.EncodeRequest, context: Context
     ) -> tokenizer_pb2.EncodeResponse:
-        """Renders and encodes; the answer is built in the thread too, as it may be long."""
+        """Renders and encodes; a long answer is built in the thread too."""
         started = time.monotonic()
         kind = request.WhichOneof("input")
         if kind is None:
@@ -103,7 +103,10 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 f"{field} must be at most {limit} characters, given {num_characters}",
                 param=field,
             )
-        response = await self._run(encode, budget)
+        # On the event loop, as it takes less than to wake a thread and return. A conversation never
+        # is: what its template does with it may take any time.
+        is_short = kind == "text" and num_characters <= SHORT_CHARACTERS
+        response = encode() if is_short else await self._run(encode, budget)
         num_tokens = len(response.token_ids)
         _note(num_tokens=num_tokens)
         labelled(TOKENS, "encode").inc(num_tokens)

@@ -1,7 +1,7 @@
 """One model's tokenizer: text and conversations to ids, ids to text. Blocking and thread-safe.
 
-All calls go through the library's batch forms, also for one text: only those release the
-interpreter's lock, and the event loop goes on meanwhile.
+All calls but those of short texts go through the library's batch forms, also for one text: only
+those release the interpreter's lock, and the event loop goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from tokenizer.conversation import Conversation
 from tokenizer.files import TOKENIZER_FILE, TokenizerFiles
 from tokenizer.structural_tokens import structural_tokens
 from tokenizer.template import ChatTemplate
+
+SHORT_CHARACTERS = 512
+"""A text up to here is encoded where it is asked for, holding the interpreter's lock meanwhile.
+
+Of a longer one the library's own threads encode, which takes some time to begin.
+"""
 
 
 class Tokenizer:
@@ -66,6 +72,8 @@ class Tokenizer:
         return text
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+        if len(texts) == 1 and len(texts[0]) <= SHORT_CHARACTERS:
+            return [self._library.encode(texts[0], add_special_tokens=add_special_tokens).ids]
         encodings = self._library.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 

@@ -130,3 +130,15 @@ def bfloat16_logits(family: str, token_ids: list[int]) -> torch.Tensor:
     """[num_tokens, vocab_size], computed in bfloat16."""
     logits: torch.Tensor = _bfloat16(family)(torch.tensor([token_ids])).logits[0]
     return logits.float()
+
+
+@cache
+def _bfloat16_weights(family: str) -> Any:
+    return copy.deepcopy(_bfloat16(family)).float()
+
+
+@torch.inference_mode()
+def bfloat16_weights_logits(family: str, token_ids: list[int]) -> torch.Tensor:
+    """[num_tokens, vocab_size]: weights rounded to bfloat16, all else in float32."""
+    logits: torch.Tensor = _bfloat16_weights(family)(torch.tensor([token_ids])).logits[0]
+    return logits

@@ -16,8 +16,14 @@ from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import collect, make_request
-from tests.inference.families import VOCAB_SIZE, bfloat16_logits, reference_logits
-from tests.inference.native import KERNELS, use_kernels
+from tests.inference.families import (
+    FAMILIES,
+    VOCAB_SIZE,
+    bfloat16_logits,
+    bfloat16_weights_logits,
+    reference_logits,
+)
+from tests.inference.native import KERNELS, VARIANTS, use_kernels, use_variant
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
@@ -135,11 +141,7 @@ def test_bfloat16_says_the_same_tokens(
     """
     engine = make_engine(family, dtype="bfloat16", kernels=use_kernels(kernels, monkeypatch))
     batch = prompts(120, 120, 120, 120, seed=3)
-    sequences = [
-        sequence_of(str(n), prompt, num_prompt_logprobs=1) for n, prompt in enumerate(batch)
-    ]
-    found = run(engine, sequences)
-    chosen = torch.tensor([each.top[0][0] for logprobs in found for each in logprobs])
+    chosen = likeliest(engine, batch)
     expected = torch.cat([bfloat16_logits(family, prompt)[:-1] for prompt in batch])
     values, ids = expected.topk(2)
     decided = values[:, 0] - values[:, 1] > values[:, 0].abs() * 2**-6  # two steps of rounding
@@ -147,3 +149,30 @@ def test_bfloat16_says_the_same_tokens(
     same = chosen == ids[:, 0]
     assert float(same[decided].float().mean()) >= 0.99
     assert float(same.float().mean()) >= 0.96
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_weights_say_the_tokens_of_float32(
+    make_engine: Callable[..., Engine], variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Natively, at 99 % of all positions of all families, near ties included.
+
+    Native code rounds less than bfloat16 does, so it is held to transformers with the same weights
+    and everything else in float32, of which transformers' own bfloat16 has 97.9 to 99.8 %.
+    """
+    use_variant(variant, monkeypatch)
+    batch = prompts(160, 160, 160, seed=5)
+    same = []
+    for family in FAMILIES:
+        engine = make_engine(family, dtype="bfloat16", kernels="native")
+        expected = [bfloat16_weights_logits(family, prompt)[:-1] for prompt in batch]
+        same.append(likeliest(engine, batch) == torch.cat(expected).argmax(-1))
+    assert float(torch.cat(same).float().mean()) >= 0.99
+
+
+def likeliest(engine: Engine, batch: list[list[int]]) -> torch.Tensor:
+    """The token that the engine finds likeliest at each position but the last of each prompt."""
+    sequences = [
+        sequence_of(str(n), prompt, num_prompt_logprobs=1) for n, prompt in enumerate(batch)
+    ]
+    return torch.tensor([each.top[0][0] for found in run(engine, sequences) for each in found])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
+import grpc.aio
 import pytest
 
 from mesh.channel import call_unary, open_channel, open_stream
 from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
+from mesh.first_message import read_first
 from mesh.server import Servicer
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from tests.helpers import eventually, serve
@@ -101,6 +103,34 @@ async def test_cancelling_the_caller_cancels_the_call(tokenizer: FakeTokenizer, 
     with pytest.raises(asyncio.CancelledError):
         await reading
     await asyncio.wait_for(tokenizer.closed.wait(), 5)
+
+
+async def test_the_first_message_needs_no_second_look(stub: Stub) -> None:
+    """It is asked for with the metadata, not after: gRPC's own method is not even called."""
+    request = tokenizer_pb2.GetTokenizerRequest()
+    call = stub.GetTokenizer(request)
+    call.read = lambda: pytest.fail("read as grpc.aio reads")  # type: ignore[method-assign]
+    first = await read_first(call)
+    assert isinstance(first, tokenizer_pb2.GetTokenizerResponse)
+    call.cancel()
+
+
+async def test_a_call_that_is_not_grpcs_own_is_read_its_way(stub: Stub) -> None:
+    """An interceptor's call, for one, has nothing private that is known here."""
+
+    class Wrapped:
+        def __init__(self) -> None:
+            self.read = stub.GetTokenizer(tokenizer_pb2.GetTokenizerRequest()).read
+
+    call = cast("grpc.aio.UnaryStreamCall[Any, tokenizer_pb2.GetTokenizerResponse]", Wrapped())
+    assert isinstance(await read_first(call), tokenizer_pb2.GetTokenizerResponse)
+
+
+async def test_a_stream_without_a_message_ends(tokenizer: FakeTokenizer, stub: Stub) -> None:
+    """It has an end or an error, as one with messages."""
+    request = tokenizer_pb2.GetTokenizerRequest(known_sha256="nothing")
+    async with open_stream(stub.GetTokenizer, request) as responses:
+        assert [response async for response in responses] == []
 
 
 async def test_calls_are_observed_by_method(stub: Stub) -> None:

@@ -49,7 +49,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def GetTokenizer(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         try:
-            while True:
+            while request.known_sha256 != "nothing":
                 yield tokenizer_pb2.GetTokenizerResponse(data=b"x" * 1000)
                 self.num_sent += 1
                 if request.known_sha256 == "slow":

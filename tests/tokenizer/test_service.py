@@ -29,6 +29,7 @@ from tokenizer import metrics
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import files_sha256
 from tokenizer.service import PIECE_BYTES, TokenizerService
+from tokenizer.tokenizer import SHORT_CHARACTERS
 
 Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
 Encode = tokenizer_pb2.EncodeRequest
@@ -247,6 +248,22 @@ async def test_the_line_before_the_threads_is_bounded() -> None:
     assert caught.value.kind is ErrorKind.OVERLOADED
     assert caught.value.retry_after == 1
     executor.close()
+
+
+async def test_a_short_text_waits_for_no_thread(stub: Stub, service: TokenizerService) -> None:
+    """It is encoded at once while all threads are busy, where a longer one waits."""
+    release = threading.Event()
+    busy = [
+        asyncio.create_task(service._executor.run(release.wait))
+        for _ in range(service._settings.num_workers)
+    ]
+    short = await call_unary(stub.Encode, Encode(text="Hi " * (SHORT_CHARACTERS // 3)))
+    longer = asyncio.create_task(call_unary(stub.Encode, Encode(text="x" * (SHORT_CHARACTERS + 1))))
+    await eventually(lambda: service._executor.num_pending > len(busy), "waiting")
+    assert len(short.token_ids) > 0
+    assert not longer.done()
+    release.set()
+    await asyncio.gather(longer, *busy)
 
 
 async def test_a_cancelled_encode_stops_its_template(

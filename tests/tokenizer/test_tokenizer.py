@@ -24,7 +24,7 @@ from tests.tokenizer.conftest import (
 from tests.tokenizer.test_template import TOOLS, budget, conversation, transformers_tokenizer
 from tokenizer.control_tokens import MARK_END, MARK_START, ControlTokens
 from tokenizer.files import TokenizerFiles, files_sha256, read_files
-from tokenizer.tokenizer import Tokenizer
+from tokenizer.tokenizer import SHORT_CHARACTERS, Tokenizer
 
 LoadTokenizer = Callable[..., Tokenizer]
 
@@ -54,6 +54,15 @@ def test_a_thousand_random_texts_come_back(tokenizer: Tokenizer) -> None:
         text = "".join(chr(source.randint(low, high)) for low, high in low_highs)
         ids = tokenizer.encode_text(text, add_special_tokens=False)
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_a_short_text_has_the_ids_that_it_has_among_others(tokenizer: Tokenizer) -> None:
+    """Alone and short it takes another way through the library."""
+    text = "Cafés of Zürich: 東京 and 🙂 " * (SHORT_CHARACTERS // 26)
+    assert len(text) <= SHORT_CHARACTERS < len(text) + 26
+    for special in (False, True):
+        alone = tokenizer.encode_text(text, add_special_tokens=special)
+        assert [alone] * 2 == tokenizer._encode([text] * 2, add_special_tokens=special)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
