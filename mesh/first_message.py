@@ -9,15 +9,15 @@ not wait either; its core keeps the message until it has told the metadata.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import grpc.aio
 
 Response = TypeVar("Response")
 
 
-async def read_first(call: grpc.aio.UnaryStreamCall[Any, Response]) -> Response | grpc.aio.EOFType:
-    """What `call.read()` gives and raises, if nothing has been read before."""
+async def read_first(call: grpc.aio.UnaryStreamCall[Any, Response]) -> Response | object:
+    """What `call.read()` gives and raises, if nothing has been read before: a message, or EOF."""
     # Private, and there is no public way: without it the message comes a little later.
     core = getattr(call, "_cython_call", None)
     receive = getattr(core, "receive_serialized_message", None)
@@ -31,4 +31,4 @@ async def read_first(call: grpc.aio.UnaryStreamCall[Any, Response]) -> Response 
         call.cancel()
         raise
     # Without a message: gRPC's own method knows how the call ended.
-    return await call.read() if message is grpc.aio.EOF else cast("Response", deserialise(message))
+    return await call.read() if message is grpc.aio.EOF else deserialise(message)
