@@ -86,7 +86,7 @@ async def test_request_id_deadline_and_trace_reach_the_server(tokenizer, stub) -
     remaining = seen.remaining()
     assert seen.request_id == "r-1"
     assert remaining is not None
-    assert 3 < remaining <= 5
+    assert 3 < remaining <= 5.1  # gRPC rounds up what it sends
     assert tokenizer.trace_ids == [root.get_span_context().trace_id]
 
 
