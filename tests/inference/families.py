@@ -105,10 +105,14 @@ def save(family: str, folder: Path) -> None:
 
 
 @torch.inference_mode()
+def _logits(model: Any, token_ids: list[int]) -> torch.Tensor:
+    logits: torch.Tensor = model(torch.tensor([token_ids])).logits[0]
+    return logits.float()
+
+
 def reference_logits(family: str, token_ids: list[int]) -> torch.Tensor:
     """[num_tokens, vocab_size] in float32."""
-    logits: torch.Tensor = reference(family)(torch.tensor([token_ids])).logits[0]
-    return logits.float()
+    return _logits(reference(family), token_ids)
 
 
 @torch.inference_mode()
@@ -125,11 +129,9 @@ def _bfloat16(family: str) -> Any:
     return copy.deepcopy(reference(family)).bfloat16()
 
 
-@torch.inference_mode()
 def bfloat16_logits(family: str, token_ids: list[int]) -> torch.Tensor:
     """[num_tokens, vocab_size], computed in bfloat16."""
-    logits: torch.Tensor = _bfloat16(family)(torch.tensor([token_ids])).logits[0]
-    return logits.float()
+    return _logits(_bfloat16(family), token_ids)
 
 
 @cache
@@ -137,8 +139,6 @@ def _bfloat16_weights(family: str) -> Any:
     return copy.deepcopy(_bfloat16(family)).float()
 
 
-@torch.inference_mode()
 def bfloat16_weights_logits(family: str, token_ids: list[int]) -> torch.Tensor:
     """[num_tokens, vocab_size]: weights rounded to bfloat16, all else in float32."""
-    logits: torch.Tensor = _bfloat16_weights(family)(torch.tensor([token_ids])).logits[0]
-    return logits
+    return _logits(_bfloat16_weights(family), token_ids)
