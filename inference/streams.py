@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Outputs
 
 from inference.batch import StepOutput
 from inference.errors import DuplicateRequest
@@ -14,6 +15,10 @@ from inference.sequence import Sequence
 
 BURST_SECONDS = 0.02
 """Streams that wait for their turn leave at multiples of this time."""
+
+MIN_INTERVAL_SECONDS = 0.004
+"""Between two chunks of a stream, however few there are: sooner is no use to any reader, and what
+follows a first token would be in its way at every hop."""
 
 
 class TokenStream:
@@ -180,7 +185,7 @@ class Streams:
 
     async def _hold(self, stream: TokenStream, taken: float) -> None:
         """Lets the stream's chunk grow until it is its turn again."""
-        interval = self._seconds_per_chunk * len(self._streams)
+        interval = max(self._seconds_per_chunk * len(self._streams), MIN_INTERVAL_SECONDS)
         due = taken + interval
         if interval >= BURST_SECONDS:
             # Together: what many streams send at once costs a fraction of as many single wakes.
@@ -192,13 +197,13 @@ class Streams:
             finally:
                 self.num_holding -= 1
 
-    def deliver(self, outputs: Iterable[StepOutput]) -> None:
+    def deliver(self, outputs: Outputs[StepOutput]) -> None:
         """Hand a step's outputs to the consumers that are still there, first tokens first.
 
         What leaves together is handled one after another at every hop, and a first token's
         client has nothing to read while it waits.
         """
-        for output in sorted(outputs, key=self._has_begun):
+        for output in sorted(outputs, key=self._has_begun) if len(outputs) > 1 else outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:
                 continue  # its consumer went away during the step

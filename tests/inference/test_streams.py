@@ -8,19 +8,20 @@ from inference.batch import StepOutput
 from inference.errors import StepFailed
 from inference.interface import Finish, FinishReason
 from inference.sequence import Sequence
-from inference.streams import Streams
+from inference.streams import MIN_INTERVAL_SECONDS, Streams
 from tests.inference.stub_runner import make_sequence
 
 
 class Engine:
     """Streams of sequences that a test steps itself; `seen` are the requests that were told."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, max_chunks_per_second: float = 0.0) -> None:
         self.seen: list[str] = []
         self.sequences: dict[str, Sequence] = {}
         self.streams = Streams(
             submit=lambda sequence: self.sequences.update({sequence.request_id: sequence}),
             abort=lambda _: None,
+            max_chunks_per_second=max_chunks_per_second,
         )
         self._tasks = [asyncio.create_task(self._consume(name)) for name in names]
 
@@ -74,4 +75,24 @@ async def test_an_end_without_a_token_is_a_first_one() -> None:
     outputs = [ended(engine.sequences["a"]), StepOutput("b", [], [], failed)]
     assert await engine.deliver(*outputs) == ["b", "a"]
     assert await engine.deliver(*outputs) == []
+    await engine.close()
+
+
+async def test_a_stream_that_could_send_at_once_waits_a_little() -> None:
+    """However many chunks are allowed: what comes close behind another one goes together."""
+    engine = Engine("a", max_chunks_per_second=1e6)
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    engine.streams.deliver([token("a")])
+    await asyncio.sleep(0)
+    began = loop.time()
+    for _ in range(3):
+        engine.streams.deliver([token("a")])
+        await asyncio.sleep(0)
+    assert engine.seen == ["a"]
+    while len(engine.seen) == 1:
+        await asyncio.sleep(0.0005)
+    assert loop.time() - began >= MIN_INTERVAL_SECONDS / 2, "it has waited for its turn"
+    assert engine.seen == ["a", "a"], "and then all went together"
+    await engine.deliver(ended(engine.sequences["a"]))
     await engine.close()
