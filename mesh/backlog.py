@@ -9,8 +9,6 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 MIN_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 30.0
@@ -26,12 +24,19 @@ GUESS_SECONDS = 1.0
 
 
 class Work:
-    """One request's tokens; `Backlog.work` makes one."""
+    """One request's tokens; `Backlog.work` makes one. It runs inside the block."""
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self.num_ahead = 0
         """Tokens of this request that are still to be worked on."""
+
+    def __enter__(self) -> Work:
+        self._backlog.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._backlog.end(self)
 
     def expect(self, num_tokens: int) -> None:
         """So many more are to come."""
@@ -57,18 +62,20 @@ class Backlog:
         self._window_tokens = 0
         self._promised: deque[float] = deque()
 
-    @contextmanager
-    def work(self) -> Iterator[Work]:
-        """A request runs inside the block; what it left undone is forgotten."""
+    def work(self) -> Work:
+        """For a request, which runs inside the block; what it left undone is forgotten."""
+        return Work(self)
+
+    def begin(self) -> None:
+        """For `Work`: one more request runs."""
         if self.num_running == 0:
             self._window_began, self._window_tokens = time.monotonic(), 0
-        work = Work(self)
         self.num_running += 1
-        try:
-            yield work
-        finally:
-            self.num_running -= 1
-            self.num_ahead -= work.num_ahead
+
+    def end(self, work: Work) -> None:
+        """For `Work`: its request has ended."""
+        self.num_running -= 1
+        self.num_ahead -= work.num_ahead
 
     def count(self, num_tokens: int) -> None:
         """Measures: so many tokens have just been worked on."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
 import grpc
@@ -72,7 +71,7 @@ async def call_unary(
     `timeout` (seconds) shortens the deadline, never lengthens it.
     """
     name, metadata, timeout = _method_name(method), _metadata(), _timeout(timeout)
-    with metrics.client_call(name):
+    with metrics.ClientCall(name):
         current = trace.get_current_span()
         try:
             if telemetry.recorded(current):
@@ -81,7 +80,7 @@ async def call_unary(
                 )
                 return await call_with_span(method, request, details, _target(method))
             inject(metadata, current)
-            return await method(request, metadata=metadata, timeout=timeout)
+            return await method(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
@@ -136,13 +135,7 @@ class ResponseStream(Generic[Response]):
         self._call.cancel()
 
 
-@asynccontextmanager
-async def open_stream(
-    method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
-    request: Request,
-    timeout: float | None = None,
-    parent: Span | None = None,
-) -> AsyncIterator[ResponseStream[Response]]:
+class open_stream(Generic[Request, Response]):
     """Opens a response stream; leaving the block in any way cancels what is left of the call.
 
     Reading raises MeshError. `timeout` (seconds) shortens the request's deadline. `parent` is
@@ -152,25 +145,51 @@ async def open_stream(
             async for response in responses:
                 ...
     """
-    metadata, name, target = _metadata(), _method_name(method), _target(method)
-    with (
-        metrics.client_call(name),
-        ClientSpan(name, metadata, target=target, parent=parent) as span,
-    ):
-        call = method(request, metadata=metadata, timeout=_timeout(timeout))
-        responses = ResponseStream(call)
+
+    def __init__(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None = None,
+        parent: Span | None = None,
+    ) -> None:
+        self._method = method
+        self._request = request
+        self._timeout = timeout
+        self._parent = parent
+
+    async def __aenter__(self) -> ResponseStream[Response]:
+        method, metadata, name = self._method, _metadata(), _method_name(self._method)
+        self._span = ClientSpan(name, metadata, target=_target(method), parent=self._parent)
+        self._observed = metrics.ClientCall(name)
         try:
-            yield responses
-        except asyncio.CancelledError:
+            timeout = _timeout(self._timeout)
+            self._call = method(
+                self._request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout
+            )
+        except BaseException as error:  # a channel that is closed
+            self._end(error)
             raise
-        except BaseException:
-            span.complete = await responses.complete()
+        self._responses = ResponseStream(self._call)
+        return self._responses
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        responses = self._responses
+        try:
+            if not isinstance(error, asyncio.CancelledError):
+                self._span.complete = await responses.complete()
+        except BaseException as meanwhile:
+            error = meanwhile
             raise
-        else:
-            span.complete = await responses.complete()
         finally:
-            span.error = responses.error
-            call.cancel()
+            self._call.cancel()
+            self._span.error = responses.error
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._span.end(error)
+        # Of a call that has told all it had, a reader that leaves is no news.
+        self._observed.end(self._span.error or (None if self._span.complete else error))
 
 
 def _metadata() -> list[tuple[str, str]]:
@@ -198,8 +217,12 @@ def _timeout(limit: float | None) -> float | None:
 
 def _method_name(method: object) -> str:
     # grpc.aio keeps the name in a private field, as bytes, and has no public way to it.
-    name = getattr(method, "_method", b"unknown/unknown")
-    return (name.decode() if isinstance(name, bytes) else str(name)).lstrip("/")
+    return _spelled(getattr(method, "_method", b"unknown/unknown"))
+
+
+@cache
+def _spelled(name: bytes | str) -> str:
+    return (name.decode() if isinstance(name, bytes) else name).lstrip("/")
 
 
 def _target(method: object) -> str:

@@ -6,8 +6,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -69,14 +67,20 @@ def annotate(**fields: object) -> None:
         request.fields.update(fields)
 
 
-@contextmanager
-def use_request(request: RequestContext) -> Iterator[RequestContext]:
+class use_request:
     """Makes `request` the current one inside the block."""
-    token = _current.set(request)
-    try:
-        yield request
-    finally:
-        _current.reset(token)
+
+    __slots__ = ("_request", "_token")
+
+    def __init__(self, request: RequestContext) -> None:
+        self._request = request
+
+    def __enter__(self) -> RequestContext:
+        self._token = _current.set(self._request)
+        return self._request
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
 
 
 def new_request_id() -> str:
@@ -98,8 +102,10 @@ def is_key_name(name: str) -> bool:
 
 def seconds_of(given: str | None) -> float | None:
     """A duration in metadata; None if there is none or it is not one."""
+    if not given:
+        return None
     try:
-        seconds = float(given or "")
+        seconds = float(given)
     except ValueError:
         return None
     return seconds if 0 <= seconds < math.inf else None

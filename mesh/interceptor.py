@@ -201,6 +201,8 @@ def _log_access(
     description: str,
     request: RequestContext,
 ) -> None:
+    if not logger.isEnabledFor(logging.INFO):
+        return
     fields = {"method": method, "code": code.name, "duration_seconds": duration, **request.fields}
     if description:
         fields["error"] = description

@@ -94,29 +94,40 @@ def exemplar() -> dict[str, str] | None:
     return {"trace_id": trace.format_trace_id(span.trace_id)}
 
 
-@contextmanager
-def client_call(method: str) -> Iterator[None]:
-    """Observes the duration of a call to `method` (`/package.Service/Method`) and how it ends."""
-    service, _, name = method.lstrip("/").partition("/")
-    if service in UNWATCHED_SERVICES:
-        yield
-        return
-    started, trace_id = time.monotonic(), exemplar()
-    code = grpc.StatusCode.OK
-    try:
-        yield
-    except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED
-        raise
-    except MeshError as error:
-        code = GRPC_STATUS[error.kind]
-        raise
-    except Exception:
-        code = grpc.StatusCode.UNKNOWN
-        raise
-    finally:
-        seconds = time.monotonic() - started
-        labelled(RPC_CLIENT_DURATION, service, name, code.name).observe(seconds, trace_id)
+class ClientCall:
+    """Observes the duration of a call from when this is made, and how it ends.
+
+    A context manager that ends with its block, or whoever makes one calls `end`.
+    """
+
+    __slots__ = ("_method", "_started", "_trace_id")
+
+    def __init__(self, method: str) -> None:
+        """`method` is `package.Service/Method`."""
+        self._method = method
+        self._started, self._trace_id = time.monotonic(), exemplar()
+
+    def __enter__(self) -> ClientCall:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """The call has ended, well or with `error`."""
+        seconds = time.monotonic() - self._started
+        service, _, name = self._method.partition("/")
+        if service not in UNWATCHED_SERVICES:
+            took = labelled(RPC_CLIENT_DURATION, service, name, _code_of(error).name)
+            took.observe(seconds, self._trace_id)
+
+
+def _code_of(error: BaseException | None) -> grpc.StatusCode:
+    if error is None:
+        return grpc.StatusCode.OK
+    if isinstance(error, MeshError):
+        return GRPC_STATUS[error.kind]
+    return grpc.StatusCode.UNKNOWN if isinstance(error, Exception) else grpc.StatusCode.CANCELLED
 
 
 @contextmanager

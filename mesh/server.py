@@ -30,8 +30,25 @@ class Servicer(NamedTuple):
     """A service to serve: its full name, the generated registration, the implementation."""
 
     name: str
-    register: Callable[[Any, grpc.aio.Server], None]
+    register: Callable[[Any, Any], None]
     implementation: object
+
+
+class _ByPath:
+    """Takes what generated code registers, and has its methods found by their paths alone.
+
+    Those that are registered one by one grpc.aio also waits for one by one: a call would cost a
+    look at each of them.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Nothing: the generic handlers are the same."""
 
 
 class Server:
@@ -51,14 +68,15 @@ class Server:
             interceptors=[self.interceptor],
             options=server_options(MAX_CONNECTION_AGE_SECONDS, MAX_CONNECTION_AGE_GRACE_SECONDS),
         )
+        by_path = _ByPath(self._server)
         for servicer in servicers:
-            servicer.register(servicer.implementation, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+            servicer.register(servicer.implementation, by_path)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, by_path)
         self._plain_health: grpc.aio.Server | None = None
         self.health_port = 0
         """Where health alone is told, once started; 0: nowhere."""
         reflected = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        reflection.enable_server_reflection([*reflected, reflection.SERVICE_NAME], self._server)
+        reflection.enable_server_reflection([*reflected, reflection.SERVICE_NAME], by_path)
 
     async def start(self, address: str, health_address: str = "") -> int:
         """Binds to HOST:PORT and serves; gives the port. OSError if it is taken, or TlsError.

@@ -224,6 +224,10 @@ class ClientSpan:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """The block is left, by `error` if there is one."""
         if not self._recorded:
             return
         code, description = grpc.StatusCode.OK, ""

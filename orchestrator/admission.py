@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from mesh.backlog import Backlog, Work
 from mesh.errors import ErrorKind, MeshError
 from orchestrator.fair_share import FairShare
 
 
 class Permit:
-    """A request's place, and its tokens once they are known. `Admission.permit` makes one."""
+    """A request's place, and its tokens once they are known, held to the end of the block."""
 
     def __init__(self, admission: Admission, key: str, work: Work) -> None:
+        """Only for `Admission.permit`, which has taken the place."""
         self._admission = admission
         self._key = key
         self._work = work
         self._num_tokens = 0
+
+    def __enter__(self) -> Permit:
+        self._work.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._num_tokens:
+            self._admission.tokens.give(self._key, self._num_tokens)
+        self._work.__exit__()
+        self._admission.requests.give(self._key)
 
     def reserve(self, num_tokens: int) -> None:
         """Takes tokens, of prompt and completion. Raises MeshError (OVERLOADED) if there are none.
@@ -31,12 +39,6 @@ class Permit:
     def progress(self, num_tokens: int) -> None:
         """So many of them have been worked on."""
         self._work.done(num_tokens)
-
-    def release(self) -> None:
-        """Gives the tokens back."""
-        if self._num_tokens:
-            self._admission.tokens.give(self._key, self._num_tokens)
-            self._num_tokens = 0
 
 
 class Admission:
@@ -58,20 +60,14 @@ class Admission:
         """Requests that hold a permit now."""
         return self.requests.num_held
 
-    @contextmanager
-    def permit(self, key: str = "") -> Iterator[Permit]:
-        """Holds a place for `key` inside the block. Raises MeshError (OVERLOADED) at once."""
+    def permit(self, key: str = "") -> Permit:
+        """Takes a place for `key`; enter what is given, to give it back in the end.
+
+        Raises MeshError (OVERLOADED).
+        """
         if not self.requests.take(key):
             raise self._refusal(key, self.requests, "requests")
-        try:
-            with self.backlog.work() as work:
-                permit = Permit(self, key, work)
-                try:
-                    yield permit
-                finally:
-                    permit.release()
-        finally:
-            self.requests.give(key)
+        return Permit(self, key, self.backlog.work())
 
     def take_tokens(self, key: str, num_tokens: int) -> None:
         """For `Permit.reserve`. Raises MeshError (OVERLOADED)."""

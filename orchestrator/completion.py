@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -94,7 +93,7 @@ class Completion:
                     # that took over.
                     yield progress
                     started = None
-                if finish is not None:
+                if self._stop.matched:
                     # Leaving the block cancels what the engine still does for this request.
                     return
 
@@ -169,9 +168,7 @@ def begin(
         prepared=prepared,
         model=model,
         # Made explicit: a replica that takes over in the middle needs the same limit.
-        sampling=dataclasses.replace(
-            sampling, max_tokens=max_tokens, constraint=prepared.constraint
-        ),
+        sampling=sampling._replace(max_tokens=max_tokens, constraint=prepared.constraint),
         stop=stop,
         active=active,
     )

@@ -11,7 +11,7 @@ from orchestrator import metrics
 from orchestrator.clients.replica import Replica
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
-from orchestrator.replicas import Replicas
+from orchestrator.replicas import Lease, Replicas
 from orchestrator.requests import ActiveRequest, RequestState
 
 MAX_INPUTS = 2048
@@ -93,7 +93,7 @@ async def _embed(
     while True:
         replica = replicas.pick(model.name, encoded[0], tried)
         try:
-            with replicas.lease(replica, num_tokens):
+            with Lease(replica, num_tokens):
                 return await replica.embed(encoded)
         except MeshError as error:
             tried.append(replica)

@@ -19,8 +19,8 @@ from orchestrator.generation import (
     TokenChunk,
     Usage,
 )
-from orchestrator.read_ahead import read_ahead
-from orchestrator.replicas import Replicas
+from orchestrator.read_ahead import ReadAhead
+from orchestrator.replicas import Lease, Replicas
 from orchestrator.requests import ActiveRequest
 
 logger = logging.getLogger("orchestrator.failover")
@@ -48,10 +48,11 @@ class _Attempts:
     async def next_replica(self, parent: Span) -> Replica:
         """Who is tried next. Raises MeshError if nobody is left."""
         with tracing.detached_stage(semconv.CHOOSE_REPLICA, parent=parent) as span:
-            span.set_attribute(semconv.NUM_CANDIDATES, len(self._replicas.ready))
             replica = await self._next_replica()
-            span.set_attribute(semconv.SERVER_ADDRESS, replica.address)
-            span.set_attribute(semconv.OUTSTANDING_TOKENS, replica.outstanding_tokens)
+            if span.is_recording():
+                span.set_attribute(semconv.NUM_CANDIDATES, len(self._replicas.ready))
+                span.set_attribute(semconv.SERVER_ADDRESS, replica.address)
+                span.set_attribute(semconv.OUTSTANDING_TOKENS, replica.outstanding_tokens)
             return replica
 
     async def _next_replica(self) -> Replica:
@@ -117,12 +118,12 @@ async def generate(
         token_ids = [*prompt, *delivered]
         num_tokens = len(prompt) + (sampling.max_tokens or 0)
         try:
-            with replicas.lease(replica, num_tokens):
+            with Lease(replica, num_tokens):
                 async with (
                     replica.generate(
                         token_ids, sampling, len(delivered), active.generation.span
                     ) as tokens,
-                    read_ahead(tokens) as ahead,
+                    ReadAhead(tokens) as ahead,
                 ):
                     with active.cancels(tokens.cancel):
                         async for chunk in ahead:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -41,8 +40,10 @@ class ToolChoice(NamedTuple):
     single: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+NO_BIAS: Mapping[int, float] = {}
+
+
+class Sampling(NamedTuple):
     """How to draw; a field that is None is left to the served model. Bounds: `validation`."""
 
     max_tokens: int | None = None
@@ -56,7 +57,7 @@ class Sampling:
     frequency_penalty: float | None = None
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = NO_BIAS
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
 
 from opentelemetry import trace
@@ -207,7 +207,7 @@ class Pipeline:
                 async with aclosing(stream):
                     async for progress in stream:
                         if progress.delta is not None:
-                            _observe_delta(active, progress.delta)
+                            _count(active, progress.delta)
                             active.generation.delta(progress.delta)
                         if progress.finish is not None:
                             annotate(finish_reason=progress.finish.reason.value)
@@ -215,6 +215,7 @@ class Pipeline:
                         active.generation.usage = completion.usage
                         started = True
                         yield progress
+                        _tell_first_text(active)  # it need not wait for that
         except MeshError as error:
             if error.kind is not ErrorKind.CANCELLED or not active.cancelled:
                 raise
@@ -224,6 +225,7 @@ class Pipeline:
                 finish=Finish(FinishReason.ABORT, completion.usage if completion else Usage()),
             )
         finally:
+            _tell_first_text(active)
             annotate(
                 model=model.name,
                 prompt_tokens=active.prompt_tokens,
@@ -247,10 +249,10 @@ class Pipeline:
             request.deadline = started + self._request_timeout_seconds
         outcome, active = metrics.REFUSED_AT_ADMISSION, None
         try:
-            with ExitStack() as held:
-                permit = self._admit(held, request.key_name if request else "")
-                request_id = request.request_id if request else ""
-                active = held.enter_context(self._requests.track(request_id, method))
+            with (
+                self._admit(request.key_name if request else "") as permit,
+                self._requests.track(request.request_id if request else "", method) as active,
+            ):
                 active.permit = permit
                 metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
                 outcome = "cancelled"
@@ -267,21 +269,26 @@ class Pipeline:
             metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
             metrics.observe(method, outcome, time.monotonic() - started, active)
 
-    def _admit(self, held: ExitStack, key: str) -> Permit:
+    def _admit(self, key: str) -> Permit:
         limit = {semconv.ADMISSION_LIMIT: self._admission.limit}
         with tracing.stage(semconv.ADMISSION, limit) as span:
             span.set_attribute(semconv.NUM_ADMITTED, self._admission.num_admitted)
-            return held.enter_context(self._admission.permit(key))
+            return self._admission.permit(key)
 
 
-def _observe_delta(active: ActiveRequest, delta: Delta) -> None:
+def _count(active: ActiveRequest, delta: Delta) -> None:
     first = not active.first_token_seen
     if active.permit is not None:
         active.permit.progress(delta.num_tokens + first * active.prompt_tokens)
-    if not first:
-        return
-    active.first_token_seen = True
-    ttft = active.age_seconds
-    labelled(metrics.TIME_TO_FIRST_TOKEN, active.method).observe(ttft, exemplar())
-    annotate(ttft_seconds=ttft)
-    trace.get_current_span().add_event(semconv.FIRST_TOKEN)
+    if first:
+        active.first_token_seen = True
+        active.untold_ttft = active.age_seconds
+
+
+def _tell_first_text(active: ActiveRequest) -> None:
+    ttft, active.untold_ttft = active.untold_ttft, None
+    if ttft is not None:
+        labelled(metrics.TIME_TO_FIRST_TOKEN, active.method).observe(ttft, exemplar())
+        annotate(ttft_seconds=ttft)
+        was = time.time_ns() - int(1e9 * (active.age_seconds - ttft))
+        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=was)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 
 from orchestrator.generation import Finish, TokenChunk, TokenLogprob
 
@@ -17,9 +16,13 @@ MAX_PENDING_TOKENS = 1024
 
 
 class ReadAhead:
-    """All that a stream of tokens has brought since it was last asked, as one chunk a time."""
+    """All that a stream of tokens has brought since it was last asked, as one chunk a time.
 
-    def __init__(self) -> None:
+    It reads in a task of its own, which ends with the block.
+    """
+
+    def __init__(self, tokens: AsyncIterator[TokenChunk]) -> None:
+        self._tokens = tokens
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: Sequence[TokenLogprob] = ()
@@ -29,6 +32,14 @@ class ReadAhead:
         self._ended = False
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
+
+    async def __aenter__(self) -> ReadAhead:
+        self._reading = asyncio.create_task(self._read(), name="read ahead")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._reading.cancel():  # mostly it has ended, and to wait for it costs more than it did
+            await asyncio.gather(self._reading, return_exceptions=True)
 
     def __aiter__(self) -> ReadAhead:
         return self
@@ -46,10 +57,10 @@ class ReadAhead:
             self._ready.clear()
         return chunk
 
-    async def read(self, tokens: AsyncIterator[TokenChunk]) -> None:
-        """Reads `tokens` to the end, a finish, or a failure."""
+    async def _read(self) -> None:
+        """Reads to the end, a finish, or a failure."""
         try:
-            async for chunk in tokens:
+            async for chunk in self._tokens:
                 self._token_ids += chunk.token_ids
                 self._logprobs += chunk.logprobs
                 self._prompt_logprobs = chunk.prompt_logprobs or self._prompt_logprobs
@@ -67,17 +78,3 @@ class ReadAhead:
         finally:
             self._ended = True
             self._ready.set()
-
-
-@asynccontextmanager
-async def read_ahead(
-    tokens: AsyncIterator[TokenChunk],
-) -> AsyncIterator[ReadAhead]:
-    """Reads `tokens` in a task of its own, which ends with the block."""
-    ahead = ReadAhead()
-    reading = asyncio.create_task(ahead.read(tokens), name="read ahead")
-    try:
-        yield ahead
-    finally:
-        if reading.cancel():  # mostly it has ended, and to wait for it costs more than it did
-            await asyncio.gather(reading, return_exceptions=True)

@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError
@@ -33,6 +33,22 @@ class Member(NamedTuple):
 
     replica: Replica
     watching: asyncio.Task[None]
+
+
+class Lease:
+    """Counts a request's tokens as outstanding at a replica inside the block."""
+
+    __slots__ = ("_num_tokens", "_replica")
+
+    def __init__(self, replica: Replica, num_tokens: int) -> None:
+        self._replica = replica
+        self._num_tokens = num_tokens
+
+    def __enter__(self) -> None:
+        self._replica.outstanding_tokens += self._num_tokens
+
+    def __exit__(self, *_: object) -> None:
+        self._replica.outstanding_tokens -= self._num_tokens
 
 
 class Replicas:
@@ -117,15 +133,6 @@ class Replicas:
         near = [replica for replica in candidates if load[replica] <= least + num_tokens]
         prefix = ",".join(map(str, token_ids[:AFFINITY_TOKENS]))
         return max(near, key=lambda replica: _preference(prefix, replica.address))
-
-    @contextmanager
-    def lease(self, replica: Replica, num_tokens: int) -> Iterator[None]:
-        """Counts a request's tokens as outstanding at `replica` inside the block."""
-        replica.outstanding_tokens += num_tokens
-        try:
-            yield
-        finally:
-            replica.outstanding_tokens -= num_tokens
 
     async def _keep_refreshing(self) -> None:
         while True:

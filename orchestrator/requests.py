@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
 from enum import StrEnum
+from typing import Any
 
 from mesh.errors import ErrorKind, MeshError
 from orchestrator.admission import Permit
@@ -36,6 +36,8 @@ class ActiveRequest:
         self.completion_tokens = 0
         self.cancelled = False
         self.first_token_seen = False
+        self.untold_ttft: float | None = None
+        """Seconds to the first text, until metrics and access line know of it."""
         self.generation = NO_SPAN
         self.permit: Permit | None = None
         self._started = time.monotonic()
@@ -52,27 +54,51 @@ class ActiveRequest:
         if self._on_cancel is not None:
             self._on_cancel()
 
-    @contextmanager
-    def cancels(self, call_off: Callable[[], object]) -> Iterator[None]:
+    def cancels(self, call_off: Callable[[], object]) -> _Cancels:
         """Inside the block, `cancel` also runs `call_off`; at once if it has been called."""
-        self._on_cancel = call_off
-        if self.cancelled:
-            call_off()
-        try:
-            yield
-        finally:
-            self._on_cancel = None
+        return _Cancels(self, call_off)
 
-    @asynccontextmanager
-    async def cancellable(self) -> AsyncIterator[None]:
+    def cancellable(self) -> _Cancellable:
         """Inside the block, `cancel` ends whatever is awaited; raises MeshError (CANCELLED)."""
+        return _Cancellable(self)
+
+    def on_cancel(self, call_off: Callable[[], object] | None) -> None:
+        """For the two above."""
+        self._on_cancel = call_off
+        if self.cancelled and call_off is not None:
+            call_off()
+
+
+class _Cancels:
+    __slots__ = ("_call_off", "_request")
+
+    def __init__(self, request: ActiveRequest, call_off: Callable[[], object]) -> None:
+        self._request = request
+        self._call_off = call_off
+
+    def __enter__(self) -> None:
+        self._request.on_cancel(self._call_off)
+
+    def __exit__(self, *_: object) -> None:
+        self._request.on_cancel(None)
+
+
+class _Cancellable:
+    __slots__ = ("_request", "_scope")
+
+    def __init__(self, request: ActiveRequest) -> None:
+        self._request = request
+        self._scope = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._request.on_cancel(lambda: self._scope.reschedule(0))
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._request.on_cancel(None)
         try:
-            async with asyncio.timeout(None) as scope:
-                with self.cancels(lambda: scope.reschedule(0)):
-                    yield
-        except TimeoutError:
-            if not scope.expired():
-                raise
+            await self._scope.__aexit__(*error)
+        except TimeoutError:  # the scope's own; another one passes it by
             raise MeshError(ErrorKind.CANCELLED, "an operator ended the request") from None
 
 
@@ -89,15 +115,9 @@ class RequestTable:
     def __iter__(self) -> Iterator[ActiveRequest]:
         return iter(list(self._requests))
 
-    @contextmanager
-    def track(self, request_id: str, method: str) -> Iterator[ActiveRequest]:
-        """Holds an entry inside the block."""
-        request = ActiveRequest(request_id, method)
-        self._requests[request] = None
-        try:
-            yield request
-        finally:
-            del self._requests[request]
+    def track(self, request_id: str, method: str) -> _Tracked:
+        """Holds an entry, an `ActiveRequest`, inside the block."""
+        return _Tracked(self._requests, ActiveRequest(request_id, method))
 
     def cancel(self, request_id: str) -> bool:
         """Cancels what has this id; False if nothing has."""
@@ -105,3 +125,18 @@ class RequestTable:
         for request in found:
             request.cancel()
         return bool(found)
+
+
+class _Tracked:
+    __slots__ = ("_request", "_requests")
+
+    def __init__(self, requests: dict[ActiveRequest, None], request: ActiveRequest) -> None:
+        self._requests = requests
+        self._request = request
+
+    def __enter__(self) -> ActiveRequest:
+        self._requests[self._request] = None
+        return self._request
+
+    def __exit__(self, *_: object) -> None:
+        del self._requests[self._request]

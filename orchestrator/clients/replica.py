@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -44,12 +44,26 @@ _REASONS = {
 
 
 class TokenStream:
-    """The tokens of one generation, as an asynchronous iterator; the last chunk has the finish."""
+    """The tokens of one generation, as an asynchronous iterator; the last chunk has the finish.
+
+    The call runs inside the block; leaving it cancels what is left. Reading raises MeshError.
+    """
 
     def __init__(
-        self, responses: ResponseStream[inference_pb2.InferenceServiceGenerateResponse]
+        self,
+        call: open_stream[
+            inference_pb2.InferenceServiceGenerateRequest,
+            inference_pb2.InferenceServiceGenerateResponse,
+        ],
     ) -> None:
-        self._responses = responses
+        self._call = call
+
+    async def __aenter__(self) -> TokenStream:
+        self._responses = await self._call.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._call.__aexit__(*error)
 
     def __aiter__(self) -> TokenStream:
         return self
@@ -150,25 +164,20 @@ class Replica:
             logger.debug("health check failed", extra={"error": str(error)})
         return self.ready
 
-    @asynccontextmanager
-    async def generate(
+    def generate(
         self,
         token_ids: Sequence[int],
         sampling: Sampling,
         num_resumed_tokens: int,
         parent: Span | None = None,
-    ) -> AsyncIterator[TokenStream]:
-        """Opens a stream of tokens; leaving the block cancels it. Reading raises MeshError.
-
-        `parent` is the call's span's; None: the current one.
-        """
+    ) -> TokenStream:
+        """A stream of tokens, to be entered. `parent` is the call's span's; None: the current."""
         request = inference_pb2.InferenceServiceGenerateRequest(
             token_ids=token_ids,
             sampling=_sampling(sampling),
             num_resumed_tokens=num_resumed_tokens,
         )
-        async with open_stream(self._stub.Generate, request, parent=parent) as responses:
-            yield TokenStream(responses)
+        return TokenStream(open_stream(self._stub.Generate, request, parent=parent))
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Sequence[float]]:
         """A vector for each input, at most 64 of them. Raises MeshError."""

@@ -61,6 +61,19 @@ async def test_a_failover_is_counted() -> None:
     assert change.of("orchestrator_replayed_tokens_total") == 3
 
 
+@pytest.mark.parametrize(("stop", "code"), [([], "OK"), (["o"], "CANCELLED")])
+async def test_a_call_to_an_engine_is_counted_by_how_it_ended(stop: list[str], code: str) -> None:
+    """Read to its end it is well; one that was left at a stop string was called off."""
+    change = Change()
+    engine = FakeInference()
+    async with orchestrator(engine) as running:
+        await generate(running, request(stop=stop))
+    name = "mesh_rpc_client_duration_seconds_count"
+    of = {"rpc_service": "mesh.v1.InferenceService", "rpc_method": "Generate"}
+    assert change.of(name, code=code, **of) == 1
+    assert change.of(name, **of) == 1
+
+
 async def test_the_access_line_says_how_it_went(caplog: pytest.LogCaptureFixture) -> None:
     """Model, tokens, time to first token and finish reason, and no text."""
     caplog.set_level(logging.INFO, "mesh.rpc")

@@ -13,7 +13,7 @@ from mesh.channel import open_stream
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import orchestrator_pb2
 from orchestrator.generation import Finish, FinishReason, TokenChunk, TokenLogprob, Usage
-from orchestrator.read_ahead import MAX_PENDING_TOKENS, read_ahead
+from orchestrator.read_ahead import MAX_PENDING_TOKENS, ReadAhead
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, orchestrator
 
@@ -34,7 +34,7 @@ async def tokens(items: Iterable[TokenChunk | Exception]) -> AsyncIterator[Token
 async def test_what_comes_while_the_reader_is_busy_is_one_chunk(no_tasks_left: None) -> None:
     """Ids and log probabilities are joined in order, and the finish comes with them."""
     items = [TokenChunk([n], [TokenLogprob(n, -1.0)]) for n in range(5)]
-    async with read_ahead(tokens([TokenChunk([]), *items, END])) as ahead:
+    async with ReadAhead(tokens([TokenChunk([]), *items, END])) as ahead:
         assert await anext(ahead) == TokenChunk([], [])
         for _ in range(30):
             await asyncio.sleep(0)
@@ -55,7 +55,7 @@ async def test_a_quick_reader_gets_each_chunk_as_it_comes(no_tasks_left: None) -
             yield TokenChunk([n])
         yield END
 
-    async with read_ahead(slow()) as ahead:
+    async with ReadAhead(slow()) as ahead:
         chunks = [chunk.token_ids async for chunk in ahead]
     assert chunks == [[0], [1], [2], [3]]
 
@@ -63,7 +63,7 @@ async def test_a_quick_reader_gets_each_chunk_as_it_comes(no_tasks_left: None) -
 async def test_a_failure_comes_after_what_came_before_it(no_tasks_left: None) -> None:
     """No token that was received is lost with the replica."""
     error = MeshError(ErrorKind.UNAVAILABLE, "gone")
-    async with read_ahead(tokens([TokenChunk([1]), TokenChunk([2]), error])) as ahead:
+    async with ReadAhead(tokens([TokenChunk([1]), TokenChunk([2]), error])) as ahead:
         for _ in range(20):
             await asyncio.sleep(0)
         chunk = await anext(ahead)
@@ -82,7 +82,7 @@ async def test_reading_ahead_has_a_limit(no_tasks_left: None) -> None:
             given_out += 100
             yield TokenChunk(list(range(100)))
 
-    async with read_ahead(endless()) as ahead:
+    async with ReadAhead(endless()) as ahead:
         await eventually(lambda: given_out >= MAX_PENDING_TOKENS, "the source is read")
         await asyncio.sleep(0.01)
         assert given_out <= MAX_PENDING_TOKENS + 100
@@ -110,7 +110,7 @@ def test_nothing_is_lost_or_doubled(
         read_ids: list[int] = []
         ends = 0
         source = tokens([*map(TokenChunk, chunks), error if fails else END])
-        async with read_ahead(source) as ahead:
+        async with ReadAhead(source) as ahead:
             try:
                 turn = 0
                 async for chunk in ahead:

@@ -10,7 +10,7 @@ from mesh.errors import MeshError
 from mesh.targets import with_default_port
 from orchestrator.circuit import Circuit, Warmth
 from orchestrator.generation import ModelInfo
-from orchestrator.replicas import Member, Replicas
+from orchestrator.replicas import Lease, Member, Replicas
 from orchestrator.settings import OrchestratorSettings
 
 
@@ -66,7 +66,7 @@ def test_only_what_is_ready_and_serves_the_model() -> None:
 def test_a_lease_counts_tokens() -> None:
     """They are outstanding inside the block only."""
     one = FakeReplica("a:1")
-    with replicas(one).lease(one, 30):  # type: ignore[arg-type]
+    with Lease(one, 30):  # type: ignore[arg-type]
         assert one.outstanding_tokens == 30
     assert one.outstanding_tokens == 0
 
