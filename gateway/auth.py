@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.headers import headers_of
 from gateway.key_ring import KeyRing
 from gateway.keys import Key
 from mesh.context import annotate, current_request
@@ -31,7 +31,7 @@ class AuthMiddleware:
         if scope["type"] != "http" or not self._keys.required or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
-        key = self._check(Headers(scope=scope).get("authorization"))
+        key = self._check(headers_of(scope).get("authorization"))
         request = current_request()
         if request is not None:
             request.key_name = key.name

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.errors import ClientDisconnected, HttpError
+from gateway.headers import headers_of
 from gateway.ignored import ignored_fields
 from gateway.observation import Observation
 from gateway.validation import json_kind, path_of_surrogate, problem_of
@@ -69,7 +70,7 @@ def read_query(request: Request, model: type[Model]) -> Model:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
+    declared = headers_of(request.scope).get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         _too_large(max_bytes, declared)
     body = bytearray()

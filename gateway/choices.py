@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 from gateway.generation import Delta, Event, Finish, Started
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
@@ -41,11 +41,9 @@ async def first_of(events: Events) -> Accepted:
     return event
 
 
-async def rest_of(events: Events) -> AsyncGenerator[ChoiceEvent]:
-    """What follows it. Leaves `events` to be closed by its owner."""
-    async for event in events:
-        assert isinstance(event, ChoiceEvent), "only the first event accepts"
-        yield event
+def rest_of(events: Events) -> AsyncGenerator[ChoiceEvent]:
+    """What follows it, as only the first event accepts. `events` stay their owner's to close."""
+    return cast("AsyncGenerator[ChoiceEvent]", events)
 
 
 async def choices(streams: Sequence[Stream]) -> Events:
@@ -130,6 +128,6 @@ def _started(event: Event) -> Started:
 
 
 def _later(event: Event) -> Delta | Finish:
-    if not isinstance(event, Delta | Finish):
+    if not isinstance(event, (Delta, Finish)):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
     return event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from pydantic_core import to_json
 from starlette.responses import Response
 
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -15,8 +16,8 @@ _LINE_ENDS = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"}
 
 
 def encode_line(value: object) -> str:
-    """Compact JSON on one line, whatever a client takes for a line end."""
-    text = encode(value)
+    """Compact JSON on one line, whatever a client takes for a line end; no number is null."""
+    text = to_json(value, inf_nan_mode="null").decode()
     if not text.isascii():
         # These characters occur inside of strings only, where an escape may stand for them.
         for character, escape in _LINE_ENDS.items():

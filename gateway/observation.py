@@ -38,6 +38,9 @@ class Observation:
     """Fields of the body that nothing here knows."""
     _route: str = ""
     _first_token: float | None = None
+    _first_token_at: int = 0
+    """Nanoseconds since 1970, as spans have it."""
+    _first_token_told: bool = False
 
     @staticmethod
     def of(scope: Scope) -> Observation:
@@ -55,15 +58,26 @@ class Observation:
         """Makes this the observation of the request with this scope."""
         scope[_KEY] = self
 
-    def first_token(self, route: str) -> None:
-        """Text is about to be sent; only the first call counts."""
-        if self._first_token is not None:
+    def text(self, route: str) -> None:
+        """Text is about to be sent."""
+        if self._first_token is None:
+            self._route, self._first_token = route, time.monotonic()
+            self._first_token_at = time.time_ns()
+        else:
+            self.tell_first_token()
+
+    def tell_first_token(self) -> None:
+        """Tells when the first text was sent, if it was and nobody knows.
+
+        Called with what follows it, so that the first text need not wait for that.
+        """
+        if self._first_token is None or self._first_token_told:
             return
-        self._route, self._first_token = route, time.monotonic()
+        self._first_token_told = True
         seconds = self._first_token - self.arrived
-        metrics.observe_first_token(route, self.model, seconds)
+        metrics.observe_first_token(self._route, self.model, seconds)
         annotate(ttft_seconds=seconds)
-        trace.get_current_span().add_event(semconv.FIRST_TOKEN)
+        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=self._first_token_at)
 
     def finished(self, finish: Finish) -> None:
         """The generation ended."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
 
 from opentelemetry import trace
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import metrics
 from gateway.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
+from gateway.headers import headers_of
 from gateway.ignored import IGNORED_HEADER, ignored_header
 from gateway.observation import Observation
 from gateway.origin import cors_headers
@@ -51,7 +52,7 @@ class ObserveMiddleware:
             return
         observation = Observation()
         observation.attach(scope)
-        headers = Headers(scope=scope)
+        headers = headers_of(scope)
         request = RequestContext(
             request_id=accept_request_id(headers.get("x-request-id")),
             deadline=observation.arrived + self._timeout_seconds,
@@ -101,12 +102,20 @@ class _Responder:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers.update({**self._ids, **cors_headers(self._scope)})
-            ignored = Observation.of(self._scope).ignored
-            if ignored:
-                headers[IGNORED_HEADER] = ignored_header(ignored)
+            message["headers"] = [*message["headers"], *_encoded(self._headers())]
         await self._send(message)
+
+    def _headers(self) -> dict[str, str]:
+        """What an answer has beside its own; no answer has any of these."""
+        headers = {**self._ids, **cors_headers(self._scope)}
+        ignored = Observation.of(self._scope).ignored
+        if ignored:
+            headers[IGNORED_HEADER] = ignored_header(ignored)
+        return headers
+
+
+def _encoded(headers: Mapping[str, str]) -> Iterator[tuple[bytes, bytes]]:
+    return ((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
 
 
 def _as_failure(error: Exception) -> MeshError | HttpError:
@@ -118,6 +127,7 @@ def _as_failure(error: Exception) -> MeshError | HttpError:
 
 def _tell(scope: Scope, observation: Observation, request: RequestContext) -> None:
     duration = time.monotonic() - observation.arrived
+    observation.tell_first_token()
     if observation.summary is not None:
         annotate(**observation.summary())
         observation.summary = None  # it holds this observation: neither would go before a search

@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.errors import HttpError
+from gateway.headers import headers_of
 from gateway.routes import UNWATCHED_PATHS
 
 ANY = "*"
@@ -45,7 +45,7 @@ class OriginMiddleware:
         if scope["type"] != "http" or scope["path"] in UNWATCHED_PATHS:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers = headers_of(scope)
         host = headers.get("host", "")
         if not self._is_our_host(host):
             message = f"this server is not {host[:80]!r}; GATEWAY_ALLOWED_HOSTS says what it is"

@@ -54,11 +54,14 @@ class ApiRoute(Route):
     ) -> None:
         super().__init__(path, endpoint, methods=methods)
         self.operation = operation
+        self._is_plain = not self.param_convertors
         # Starlette adds HEAD wherever there is GET; a HEAD of a search would search.
         self.methods = {*methods}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As any route, and leaves the template in the scope."""
+        if self._is_plain and scope["path"] != self.path:
+            return Match.NONE, {}  # what most routes say: without a look at the whole of it
         match, child_scope = super().matches(scope)
         if match is not Match.NONE:
             child_scope[_KEY] = self.path_format

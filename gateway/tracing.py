@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from gateway.errors import CLIENT_CLOSED_REQUEST
@@ -20,7 +19,7 @@ from mesh.errors import HTTP_ERROR, ErrorKind
 from mesh.semconv import Outcome
 
 
-def http_span(scope: Scope, headers: Headers) -> AbstractContextManager[trace.Span]:
+def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
     """The current span of a request, child of the caller's `traceparent`.
 
     The query string is left out: it holds what people search for.
@@ -30,7 +29,7 @@ def http_span(scope: Scope, headers: Headers) -> AbstractContextManager[trace.Sp
 
 
 @contextmanager
-def _http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
+def _http_span(scope: Scope, headers: Mapping[str, str]) -> Iterator[trace.Span]:
     with tracing.TRACER.start_as_current_span(
         scope["method"],
         context=propagate.extract(headers),
@@ -43,7 +42,7 @@ def _http_span(scope: Scope, headers: Headers) -> Iterator[trace.Span]:
         yield span
 
 
-def _attributes(scope: Scope, headers: Headers) -> dict[str, AttributeValue]:
+def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, AttributeValue]:
     """What is known of a request at its beginning."""
     attributes: dict[str, AttributeValue] = {
         semconv.OUTCOME: Outcome.OK,

@@ -112,7 +112,7 @@ async def _frames(
         yield b"".join(chunks.chunk(_choice(index, role)) for index in range(n))
         async for index, event in rest_of(events):
             if isinstance(event, Delta):
-                observation.first_token(ROUTE)
+                observation.text(ROUTE)
                 tally.add(index, event)
                 called[index] = called[index] or bool(event.tool_calls)
                 if event.logprobs or event.reasoning or event.tool_calls:

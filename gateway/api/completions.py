@@ -80,7 +80,7 @@ async def _frames(
         yield b""
         async for index, event in rest_of(events):
             if isinstance(event, Delta):
-                observation.first_token(ROUTE)
+                observation.text(ROUTE)
                 tally.add(index, event)
                 if event.logprobs:
                     told = logprobs[index].of(event.logprobs)

@@ -111,7 +111,7 @@ async def _frames(
         position = 0
         async for event in events:
             if isinstance(event, Delta):
-                observation.first_token(ROUTE)
+                observation.text(ROUTE)
                 yield token_frame(event.text, position, id_prefix)
                 position += 1
             elif isinstance(event, Finish):

@@ -69,11 +69,15 @@ class SamplingFields(Body):
         le=MAX_UINT64,
         description="Same seed, same text. Choice number i of a prompt is drawn with seed + i.",
     )
-    stop: Stop = Field([], description="A string or up to 4; none is part of the text.")
+    stop: Stop = Field(
+        default_factory=list, description="A string or up to 4; none is part of the text."
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: LogitBias = Field({}, description="Token id to bias, -100 to 100.")
+    logit_bias: LogitBias = Field(
+        default_factory=dict, description="Token id to bias, -100 to 100."
+    )
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=MAX_UINT32)
     n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate, for each prompt.")
