@@ -184,8 +184,10 @@ def watch(engine: EngineClient) -> None:
     num_blocks = load.kv_capacity_tokens // load.block_size
     CACHE_CONFIG.labels(*labels, str(load.block_size), str(num_blocks), "true").set(1)
     # So that a rate is 0, and not nothing, before the first of its kind.
-    for counter in (PREEMPTIONS, PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES, CANCEL_TO_SLOT_FREE):
-        counter.labels(*labels)
+    for metric in (PREEMPTIONS, PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES, CANCEL_TO_SLOT_FREE):
+        metric.labels(*labels)
+    for metric in (DRAFT_TOKENS, ACCEPTED_TOKENS):
+        metric.labels(*labels)
 
 
 def observe_step(num_tokens: int, seconds: float) -> None:
@@ -209,10 +211,14 @@ def observe(finish: Finish, trace_id: dict[str, str] | None = None) -> None:
     labels, timings = _Engine.labels, finish.timings
     trace_id = trace_id or exemplar()
     labelled(REQUESTS, *labels, finish.reason.value).inc()
-    labelled(PREEMPTIONS, *labels).inc(finish.num_preemptions)
     labelled(PROMPT_TOKENS, *labels).inc(finish.num_prompt_tokens)
-    labelled(DRAFT_TOKENS, *labels).inc(finish.num_drafted_tokens)
-    labelled(ACCEPTED_TOKENS, *labels).inc(finish.num_accepted_tokens)
+    for counter, number in (
+        (PREEMPTIONS, finish.num_preemptions),
+        (DRAFT_TOKENS, finish.num_drafted_tokens),
+        (ACCEPTED_TOKENS, finish.num_accepted_tokens),
+    ):
+        if number:  # of most sequences none is
+            labelled(counter, *labels).inc(number)
     labelled(REQUEST_PROMPT_TOKENS, *labels).observe(finish.num_prompt_tokens, trace_id)
     labelled(REQUEST_GENERATION_TOKENS, *labels).observe(finish.num_completion_tokens, trace_id)
     labelled(E2E_LATENCY, *labels).observe(timings.finish - timings.arrival, trace_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -59,9 +58,8 @@ class SamplingParams:
             _check("max_tokens", self.max_tokens, "at least 1", self.max_tokens >= 1)
         _check("top_k", self.top_k, "at least 0", self.top_k >= 0)
         _check("min_tokens", self.min_tokens, "at least 0", self.min_tokens >= 0)
-        if self.max_tokens is not None:
-            limit = f"at most max_tokens ({self.max_tokens})"
-            _check("min_tokens", self.min_tokens, limit, self.min_tokens <= self.max_tokens)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _invalid("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
         if self.seed is not None:
             in_range = -(2**63) <= self.seed < 2**64
             _check("seed", self.seed, "a 64-bit integer", in_range)
@@ -110,9 +108,13 @@ class SamplingParams:
 
 def _check(name: str, value: object, limit: str, holds: bool) -> None:
     if not holds:
-        raise InvalidSamplingParams(f"{name} must be {limit}. Given: {value}")
+        raise _invalid(name, value, limit)
+
+
+def _invalid(name: str, value: object, limit: str) -> InvalidSamplingParams:
+    return InvalidSamplingParams(f"{name} must be {limit}. Given: {value}")
 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:
-    holds = math.isfinite(value) and low <= value <= high
-    _check(name, value, f"between {low:g} and {high:g}", holds)
+    if not low <= value <= high:  # so for NaN as well
+        raise _invalid(name, value, f"between {low:g} and {high:g}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 from opentelemetry import trace
@@ -71,14 +71,16 @@ class StepSpans:
     def __init__(self) -> None:
         self._live: dict[str, SpanContext] = {}
 
-    @contextmanager
-    def request(self, request_id: str) -> Iterator[None]:
+    def request(self, request_id: str) -> AbstractContextManager[None]:
         """Inside the block, steps that carry this sequence link to the current span."""
         span = trace.get_current_span()
         if not span.is_recording():
-            yield
-            return
-        self._live[request_id] = span.get_span_context()
+            return nullcontext()
+        return self._linked(request_id, span.get_span_context())
+
+    @contextmanager
+    def _linked(self, request_id: str, context: SpanContext) -> Iterator[None]:
+        self._live[request_id] = context
         try:
             yield
         finally:

@@ -166,8 +166,9 @@ def _note(**fields: str | int) -> None:
     """Tells the access line and the span."""
     annotate(**fields)
     span = trace.get_current_span()
-    for name, value in fields.items():
-        span.set_attribute(f"{semconv.TOKENIZER_PREFIX}{name}", value)
+    if span.is_recording():
+        for name, value in fields.items():
+            span.set_attribute(f"{semconv.TOKENIZER_PREFIX}{name}", value)
 
 
 def _num_characters(chat: common_pb2.ChatPrompt) -> int:
