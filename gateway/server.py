@@ -26,7 +26,8 @@ from gateway.resumption import Resumption
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 from mesh.channel import open_channel
-from mesh.lifecycle import StartupError, keep_startup
+from mesh.garbage import collected_by_the_clock
+from mesh.lifecycle import StartupError
 from mesh.metrics import metrics_server
 from mesh.targets import at_port
 from mesh.tls import TlsError, TlsFiles
@@ -214,9 +215,9 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Serves until `stop`, then drains. OSError if the address is taken."""
     async with _metrics(settings.metrics_listen), running(settings) as (server, serving):
         logger.info("listening", extra={"address": at_port(settings.listen, server.port)})
-        keep_startup()
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        async with collected_by_the_clock():
+            await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
 
 

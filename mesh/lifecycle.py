@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import uvloop
 
-from mesh import log, loop_lag, metrics, telemetry
+from mesh import garbage, log, loop_lag, metrics, telemetry
 from mesh.errors import MeshError
 from mesh.metrics import metrics_server
 from mesh.server import Server, Servicer
@@ -49,14 +49,6 @@ class Service(Protocol):
         """Tells `set_ready` whenever it changes, for as long as the service runs."""
         ...
 
-
-GC_THRESHOLDS = (30_000, 3, 3)
-"""New objects between two looks at the youngest, and how many such looks between older ones.
-
-A look stops every stream for as long as it takes to go through all objects that are alive, a
-tenth of a second where a thousand streams are, and finds next to nothing: seven objects of each
-call that gRPC served. 30,000 of those are some 4 MiB.
-"""
 
 Application = Callable[[], AbstractAsyncContextManager[Service]]
 
@@ -95,17 +87,6 @@ def _cannot_start(error: Exception) -> NoReturn:
     sys.exit(STARTUP_FAILURE)
 
 
-def keep_startup() -> None:
-    """Takes what exists now out of the garbage collector's sight, and lets it look less often.
-
-    Called once a service listens. Modules, models and stubs stay until the end; to look through
-    them again and again costs a tenth of the CPU time of a short request.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-
-
 async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -137,10 +118,10 @@ async def _serve_grpc(
             server = Server(service.servicers, TlsFiles.of(settings))
             port = await server.start(settings.listen, settings.health_listen)
             logger.info("listening", extra={"address": at_port(settings.listen, port)})
-            keep_startup()
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
             try:
-                await _first(stop, watching, holding)
+                async with garbage.collected_by_the_clock():
+                    await _first(stop, watching, holding)
             finally:
                 cut_off = await server.drain(settings.drain_seconds)
                 watching.cancel()

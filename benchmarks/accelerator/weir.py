@@ -15,7 +15,7 @@ from inference.invariance import Invariance
 from inference.loading import EngineOptions, load_engine
 from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
-from mesh.lifecycle import keep_startup
+from mesh.garbage import keep_startup
 
 
 def token_times(

@@ -1,6 +1,6 @@
 """What a request leaves behind is freed at once, not when the garbage collector finds it.
 
-It looks at what has lived for long so seldom (`mesh.lifecycle.GC_THRESHOLDS`) that a few
+It looks at what has lived for long so seldom (`mesh.garbage.SURVIVORS_SECONDS`) that a few
 kilobytes in a cycle, times the requests until then, would be all of the memory.
 """
 
