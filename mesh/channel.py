@@ -168,25 +168,24 @@ class open_stream(Generic[Request, Response]):
                 self._request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout
             )
         except BaseException as error:  # a channel that is closed
-            self._end(error)
+            self._span.end(error)
+            self._observed.end(error)
             raise
         self._responses = ResponseStream(self._call)
         return self._responses
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        responses = self._responses
         try:
             if not isinstance(error, asyncio.CancelledError):
-                self._span.complete = await responses.complete()
+                self._span.complete = await self._responses.complete()
         except BaseException as meanwhile:
-            error = meanwhile
+            self._end(meanwhile)
             raise
-        finally:
-            self._call.cancel()
-            self._span.error = responses.error
-            self._end(error)
+        self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
+        self._call.cancel()
+        self._span.error = self._responses.error
         self._span.end(error)
         # Of a call that has told all it had, a reader that leaves is no news.
         self._observed.end(self._span.error or (None if self._span.complete else error))
