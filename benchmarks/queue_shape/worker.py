@@ -23,7 +23,8 @@ from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 async def work(settings: QueueSettings, stub: Any) -> None:
     """One worker, until cancelled."""
-    connection = redis.Redis(port=settings.redis_port)
+    # A worker waits for as long as there is nothing to do; the library would give up after seconds.
+    connection = redis.Redis(port=settings.redis_port, socket_timeout=None)
     try:
         while True:
             popped = await connection.brpop([JOBS], timeout=0)
