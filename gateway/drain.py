@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from mesh.errors import ErrorKind, MeshError
 
@@ -12,7 +11,7 @@ CutOff = Callable[[Exception], None]
 
 
 class Drain:
-    """Knows which requests run, and how to end them."""
+    """Knows which requests run, each in a block of it, and how to end them."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -27,8 +26,7 @@ class Drain:
         """Requests that run now."""
         return self._num_active
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """A request runs inside the block. Raises MeshError (UNAVAILABLE) while draining."""
         if self.draining:
             raise MeshError(
@@ -36,12 +34,11 @@ class Drain:
             )
         self._num_active += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._num_active -= 1
-            if not self._num_active:
-                self._idle.set()
+
+    def __exit__(self, *_: object) -> None:
+        self._num_active -= 1
+        if not self._num_active:
+            self._idle.set()
 
     def register(self, cut_off: CutOff) -> None:
         """From now on `cut_off` ends a request; it is called at once if that time has come."""

@@ -20,5 +20,5 @@ class DrainMiddleware:
         if scope["type"] != "http" or scope["path"] in UNWATCHED_PATHS:
             await self._app(scope, receive, send)
             return
-        with self._drain.request():
+        with self._drain:
             await self._app(scope, receive, send)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -17,8 +17,7 @@ class Constraint(NamedTuple):
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(NamedTuple):
     """How to draw; None takes the default of the served model."""
 
     max_tokens: int | None = None
@@ -30,7 +29,7 @@ class SamplingParams:
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
+    logit_bias: Mapping[int, float] = _NO_BIAS
     ignore_eos: bool = False
     min_tokens: int = 0
     num_logprobs: int | None = None
@@ -76,8 +75,7 @@ class ToolChoice(NamedTuple):
 Prompt: TypeAlias = ChatPrompt | TokenIds | str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class Generation(NamedTuple):
     """A generation to be asked for; `model` "" takes the only one."""
 
     model: str

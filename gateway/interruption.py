@@ -84,6 +84,8 @@ class Interruption:
         remaining = None if request is None else request.remaining()
         if remaining is None:
             return None
-        reason = MeshError(ErrorKind.DEADLINE, "the request took longer than it may")
         loop = asyncio.get_running_loop()
-        return loop.call_later(remaining + DEADLINE_MARGIN_SECONDS, self._interrupt, reason)
+        return loop.call_later(remaining + DEADLINE_MARGIN_SECONDS, self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        self._interrupt(MeshError(ErrorKind.DEADLINE, "the request took longer than it may"))

@@ -137,8 +137,9 @@ def _tell(scope: Scope, observation: Observation, request: RequestContext) -> No
     metrics.observe_request(
         route, method, status, duration, model=observation.model, error=_error_type(observation)
     )
-    fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}
-    logger.info("request finished", extra={**fields, **request.fields})
+    if logger.isEnabledFor(logging.INFO):
+        fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}
+        logger.info("request finished", extra={**fields, **request.fields})
 
 
 def _error_type(observation: Observation) -> str:

@@ -142,13 +142,15 @@ def _server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iter
 
 def set_server_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
     """Records how the RPC ended; call it once, before the span ends."""
-    _set_rpc_status(span, code, description, code in _SERVER_FAULTS)
+    if span.is_recording():
+        _set_rpc_status(span, code, description, code in _SERVER_FAULTS)
 
 
 def set_client_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
     """Records how the call ended. A call that was called off is no error: we wanted it so."""
-    failed = code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
-    _set_rpc_status(span, code, description, failed)
+    if span.is_recording():
+        failed = code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
+        _set_rpc_status(span, code, description, failed)
 
 
 def set_outcome(span: Span, outcome: Outcome, error_type: str = "", description: str = "") -> None:
@@ -266,8 +268,6 @@ def _telling(span: Span) -> Iterator[None]:
 
 
 def _set_rpc_status(span: Span, code: grpc.StatusCode, description: str, failed: bool) -> None:
-    if not span.is_recording():
-        return
     span.set_attribute(semconv.RPC_RESPONSE_STATUS_CODE, code.name)
     if code is grpc.StatusCode.OK:
         return

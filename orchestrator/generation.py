@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -40,7 +41,7 @@ class ToolChoice(NamedTuple):
     single: bool = False
 
 
-NO_BIAS: Mapping[int, float] = {}
+_NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 class Sampling(NamedTuple):
@@ -57,7 +58,7 @@ class Sampling(NamedTuple):
     frequency_penalty: float | None = None
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
-    logit_bias: Mapping[int, float] = NO_BIAS
+    logit_bias: Mapping[int, float] = _NO_BIAS
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0

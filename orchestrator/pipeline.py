@@ -79,6 +79,7 @@ class Pipeline:
         self._search = search
         self._request_timeout_seconds = request_timeout_seconds
         self._max_summary_characters = max_summary_characters
+        metrics.NUM_REQUESTS_RUNNING.set_function(lambda: len(requests))
 
     async def generate(
         self,
@@ -254,7 +255,6 @@ class Pipeline:
                 self._requests.track(request.request_id if request else "", method) as active,
             ):
                 active.permit = permit
-                metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
                 outcome = "cancelled"
                 try:
                     yield active
@@ -266,7 +266,6 @@ class Pipeline:
                     outcome = ErrorKind.INTERNAL.value
                     raise
         finally:
-            metrics.NUM_REQUESTS_RUNNING.set(len(self._requests))
             metrics.observe(method, outcome, time.monotonic() - started, active)
 
     def _admit(self, key: str) -> Permit:

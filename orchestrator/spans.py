@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
@@ -88,22 +89,30 @@ def operation_of(encoded: Encoded) -> Operation:
     return Operation.CHAT if is_chat else Operation.TEXT_COMPLETION
 
 
-@contextmanager
 def generation(
     encoded: Encoded, model: ModelInfo, sampling: Sampling, stop: Sequence[str]
-) -> Iterator[GenerationSpan]:
+) -> AbstractContextManager[GenerationSpan]:
     """A span from the encoded prompt to the last text; the block may yield."""
+    above = trace.get_current_span()
+    if not telemetry.recorded(above):
+        return nullcontext(GenerationSpan(above, captures_content=False))
+    return _generation(encoded, model, sampling, stop)
+
+
+@contextmanager
+def _generation(
+    encoded: Encoded, model: ModelInfo, sampling: Sampling, stop: Sequence[str]
+) -> Iterator[GenerationSpan]:
     operation = operation_of(encoded)
     asked = {
         semconv.GEN_AI_OPERATION_NAME: operation,
         semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
         semconv.GEN_AI_REQUEST_MODEL: model.name,
+        **_request(model, sampling, stop),
     }
     name = f"{operation} {model.name}"
     with tracing.detached_stage(name, asked, kind=SpanKind.CLIENT) as span:
         captures_content = span.is_recording() and telemetry.captures_content()
-        if span.is_recording():
-            span.set_attributes(_request(model, sampling, stop))
         if captures_content and encoded.source is not None:
             messages = json.dumps(_input_messages(encoded.source), ensure_ascii=False)
             span.set_attribute(semconv.GEN_AI_INPUT_MESSAGES, messages)
