@@ -69,14 +69,20 @@ class SamplingFields(Body):
         le=MAX_UINT64,
         description="Same seed, same text. Choice number i of a prompt is drawn with seed + i.",
     )
+    # Lists and objects are made anew, which takes less than the copy that pydantic makes of a
+    # default, and OpenAPI is told of them by hand.
     stop: Stop = Field(
-        default_factory=list, description="A string or up to 4; none is part of the text."
+        default_factory=list,
+        description="A string or up to 4; none is part of the text.",
+        json_schema_extra={"default": []},
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     logit_bias: LogitBias = Field(
-        default_factory=dict, description="Token id to bias, -100 to 100."
+        default_factory=dict,
+        description="Token id to bias, -100 to 100.",
+        json_schema_extra={"default": {}},
     )
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=MAX_UINT32)
