@@ -25,7 +25,9 @@ def _content(value: object) -> object:
         return value
     texts = []
     for number, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else part
+        if not isinstance(part, dict):
+            raise ValueError(f"FIELD[{number}] must be an object, given {given_value(part)}")
+        kind = part.get("type")
         if kind != "text":
             raise ValueError(f"FIELD[{number}].type must be 'text', given {given_value(kind)}")
         text = part.get("text")

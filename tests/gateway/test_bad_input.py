@@ -151,7 +151,12 @@ BAD_CHAT_FIELDS: list[tuple[str, Any, str]] = [
         [{"role": "user", "content": [{"type": "text", "text": 5}]}],
         "messages[0].content[0].text must be a string, given 5",
     ),
-    ("messages", [{"role": "user", "content": [5]}], "messages[0].content[0].type must be 'text'"),
+    ("messages", [{"role": "user", "content": [5]}], "messages[0].content[0] must be an object"),
+    (
+        "messages",
+        [{"role": "user", "content": ["text"]}],
+        'messages[0].content[0] must be an object, given "text"',
+    ),
     ("top_logprobs", 21, "top_logprobs must be at most 20, given 21"),
     ("top_logprobs", 2, "top_logprobs must come with logprobs true, given false"),
     ("response_format", {"type": "xml"}, "response_format.type must be 'text', 'json_object' or"),
