@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-
-from starlette.datastructures import Headers
 
 from gateway import metrics
 from gateway.errors import HttpError
@@ -69,7 +67,7 @@ def gone() -> HttpError:
     return HttpError(410, message, code="stream_gone")
 
 
-def comes_back(headers: Headers) -> bool:
+def comes_back(headers: Mapping[str, str]) -> bool:
     """Whether a client is one that reconnects with `Last-Event-ID`: an EventSource."""
     asks_for_stream = headers.get("accept", "").strip() == "text/event-stream"
     return asks_for_stream and "no-cache" in headers.get("cache-control", "")

@@ -177,7 +177,7 @@ class FakeEngine:
             self._streams.deliver(self._step(self._live()))
             if self._streams.num_holding and not self._interval:
                 # An engine at full speed does not wait for those whose turn is yet to come.
-                for _ in range(TOKENS_AT_ONCE // (len(self._sequences) or TOKENS_AT_ONCE)):
+                for _ in range(TOKENS_AT_ONCE // max(1, len(self._sequences))):
                     self._streams.deliver(self._step(self._live()))
                 self._wanted.set()
                 await asyncio.sleep(0)

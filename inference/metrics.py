@@ -184,9 +184,10 @@ def watch(engine: EngineClient) -> None:
     num_blocks = load.kv_capacity_tokens // load.block_size
     CACHE_CONFIG.labels(*labels, str(load.block_size), str(num_blocks), "true").set(1)
     # So that a rate is 0, and not nothing, before the first of its kind.
-    for metric in (PREEMPTIONS, PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES, CANCEL_TO_SLOT_FREE):
-        metric.labels(*labels)
-    for metric in (DRAFT_TOKENS, ACCEPTED_TOKENS):
+    for metric in (
+        *(PREEMPTIONS, PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES),
+        *(DRAFT_TOKENS, ACCEPTED_TOKENS, CANCEL_TO_SLOT_FREE),
+    ):
         metric.labels(*labels)
 
 

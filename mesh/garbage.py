@@ -1,4 +1,4 @@
-"""When a service looks for garbage: by the clock, at little at a time.
+"""When a service looks for garbage: by the clock, a little at a time.
 
 A look goes through all objects that were made since the last one and are still alive, and stops
 every stream meanwhile. Python looks once so many more objects were made than freed, old ones

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from gateway.headers import headers_of
 from gateway.services import Services
 from mesh.exposition import expose
 
@@ -28,5 +29,5 @@ class Operations:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus; in the OpenMetrics format, which has exemplars, if that is asked for."""
-        body, content_type = expose(request.headers.get("accept", ""))
+        body, content_type = expose(headers_of(request.scope).get("accept", ""))
         return Response(body, headers={"content-type": content_type})

@@ -13,6 +13,7 @@ from gateway.body import read_json, read_query
 from gateway.errors import HttpError, error_body
 from gateway.event_stream import EventStream
 from gateway.generation import Delta, Event, Finish, SearchResults
+from gateway.headers import headers_of
 from gateway.json_text import json_response
 from gateway.observation import Observation
 from gateway.resumption import (
@@ -58,7 +59,7 @@ class SearchEndpoint:
         return Response(status_code=204)
 
     async def _answer(self, request: Request, asked: SearchRequest) -> Response | EventStream:
-        if asked.streaming or EVENT_STREAM in request.headers.get("accept", ""):
+        if asked.streaming or EVENT_STREAM in headers_of(request.scope).get("accept", ""):
             return self._stream(request, asked)
         events = self._services.orchestrator.search(asked.search())
         async with self._services.interruption(request):
@@ -75,7 +76,8 @@ class SearchEndpoint:
 
     def _stream(self, request: Request, asked: SearchRequest) -> Response | EventStream:
         resumption = self._services.resumption
-        last_event_id = request.headers.get("last-event-id", "")
+        headers = headers_of(request.scope)
+        last_event_id = headers.get("last-event-id", "")
         if last_event_id:
             place = parse_event_id(last_event_id)
             if place.is_last:
@@ -90,7 +92,7 @@ class SearchEndpoint:
             events = self._services.orchestrator.search(asked.search())
             return _frames(events, observation, id_prefix)
 
-        resumable = comes_back(request.headers) if asked.resumable is None else asked.resumable
+        resumable = comes_back(headers) if asked.resumable is None else asked.resumable
         if resumable and resumption.accepts:
             frames, id_prefix = resumption.start(make)
         else:
