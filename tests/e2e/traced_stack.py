@@ -13,7 +13,7 @@ from tests.e2e.collector import Collector, running_collector
 from tests.e2e.stack import Stack, free_ports
 
 MAX_CONCURRENT = 2
-IMPATIENT_SECONDS = 2.0
+IMPATIENT_SECONDS = 1.0
 START_SECONDS = 240.0
 """Torch is loaded twice, on a machine that may be busy."""
 
