@@ -7,7 +7,8 @@ its clients and gives them nothing: they are idle, and hear keep-alive comments,
 its own, as they come one after another. The second gives a token every tenth of a second to the
 active ones, which ask again as soon as they are answered. Twice a second a new client connects and
 asks the third, which answers at once; its time to the first token is compared with what it was
-before the others came.
+before the others came. New clients are a process of their own: what they wait for is the services,
+not the event loop that reads all others' answers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 
 import uvloop
@@ -51,29 +54,17 @@ KIB = 1024
 class Clients:
     """All clients of one run; what they found."""
 
-    def __init__(self, services: Services, options: argparse.Namespace) -> None:
+    def __init__(
+        self, services: Services, new_clients: Executor, options: argparse.Namespace
+    ) -> None:
         self._services = services
+        self._new_clients = new_clients
         self._options = options
         self._held = ExitStack()
         self.probes: list[Stream] = []
         self.active: list[Stream] = []
         self.memory: list[int] = []
         self.num_idle_lost = 0
-
-    async def probe(self, seconds: float) -> list[Stream]:
-        """New clients, two a second."""
-        found: list[Stream] = []
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            await asyncio.sleep(random.uniform(0.25, 0.75))
-            began = time.perf_counter()
-            connection = await connect(self._services.url)
-            waited = time.perf_counter() - began
-            stream = await connection.read(self._request("quick", PROBE_TOKENS), PROBE_TOKENS)
-            stream.ttft += waited
-            connection.transport.close()
-            found.append(stream)
-        return found
 
     async def run(self) -> None:
         """Everybody, for the time that is asked for."""
@@ -89,10 +80,10 @@ class Clients:
             for number in range(self._options.active):
                 group.create_task(self._ask_again(number, end))
             await asyncio.sleep(SETTLE_SECONDS)
-            watch = group.create_task(self._watch(end))
-            probing = group.create_task(self.probe(self._options.minutes * 60))
-        assert watch.done()
-        self.probes = probing.result()
+            group.create_task(self._watch(end))
+            self.probes = await asyncio.get_running_loop().run_in_executor(
+                self._new_clients, probe, self._services.url, self._options.minutes * 60
+            )
         self.num_idle_lost = sum(connection.transport.is_closing() for connection in idle)
         self._held.close()
 
@@ -120,6 +111,28 @@ class Clients:
         return completion_request(self._services.url, num_tokens, model=model)
 
 
+def probe(url: str, seconds: float) -> list[Stream]:
+    """New clients, two a second, in a process that does nothing else."""
+    gc.disable()  # its pauses would be the clients'
+    return uvloop.run(_probe(url, seconds))
+
+
+async def _probe(url: str, seconds: float) -> list[Stream]:
+    request = completion_request(url, PROBE_TOKENS, model="quick")
+    found: list[Stream] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await asyncio.sleep(random.uniform(0.25, 0.75))
+        began = time.perf_counter()
+        connection = await connect(url)
+        waited = time.perf_counter() - began
+        stream = await connection.read(request, PROBE_TOKENS)
+        stream.ttft += waited
+        connection.transport.close()
+        found.append(stream)
+    return found
+
+
 def growth(memory: Sequence[int]) -> float:
     """KiB a minute, by least squares over the second half of the run."""
     late = memory[len(memory) // 2 :]
@@ -139,7 +152,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where every figure goes, as JSON")
     parser.add_argument("--log", type=Path, help="where the processes' output goes")
     options = parser.parse_args()
-    gc.disable()  # its pauses would be the clients'
+    gc.disable()
     fake = ("--fake-model", "--max-num-seqs", "2048", "--fake-tokens-per-second")
     with tempfile.TemporaryDirectory() as folder:
         log = options.log or Path(folder) / "processes.log"
@@ -154,10 +167,11 @@ def main() -> None:
                 limits=LIMITS,
             )
             services.wait_ready()
-            clients = Clients(services, options)
-            uvloop.run(clients.probe(5))  # warms up
-            alone = uvloop.run(clients.probe(options.alone))
-            uvloop.run(clients.run())
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as new_clients:
+                new_clients.submit(probe, services.url, 5).result()  # warms up
+                alone = new_clients.submit(probe, services.url, options.alone).result()
+                clients = Clients(services, new_clients, options)
+                uvloop.run(clients.run())
     errors = [s.error for s in (*alone, *clients.probes, *clients.active) if s.error]
     figures = {
         "errors": len(errors),
