@@ -29,6 +29,7 @@ from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from inference.step_watch import StepWatch
 from inference.streams import Streams
+from mesh import time_slice
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,8 @@ class AsyncEngine:
             metrics.observe_cancelled(output.finish, cancelled)
 
     def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
+        # Whoever computes can wait for those that answer; the decoder's threads inherit it.
+        time_slice.ask_for(time_slice.USUAL_SECONDS)
         try:
             engine = self._load_engine()
             self._load = engine.load()

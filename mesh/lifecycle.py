@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import uvloop
 
-from mesh import garbage, log, loop_lag, metrics, telemetry
+from mesh import garbage, log, loop_lag, metrics, telemetry, time_slice
 from mesh.errors import MeshError
 from mesh.metrics import metrics_server
 from mesh.server import Server, Servicer
@@ -66,6 +66,7 @@ def run_process(
     The event it gets is set by the first signal. The second one ends the process at once.
     """
     log.configure(name, settings.log_level, settings.log_format)
+    time_slice.ask_for(time_slice.SHORT_SECONDS)  # before any thread is started
     try:
         provider = telemetry.start(name)
     except ValueError as error:
