@@ -198,12 +198,8 @@ class Streams:
                 self.num_holding -= 1
 
     def deliver(self, outputs: Outputs[StepOutput]) -> None:
-        """Hand a step's outputs to the consumers that are still there, first tokens first.
-
-        What leaves together is handled one after another at every hop, and a first token's
-        client has nothing to read while it waits.
-        """
-        for output in sorted(outputs, key=self._has_begun) if len(outputs) > 1 else outputs:
+        """Hand a step's outputs to the consumers that are still there, in the order of `_rank`."""
+        for output in sorted(outputs, key=self._rank) if len(outputs) > 1 else outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:
                 continue  # its consumer went away during the step
@@ -211,9 +207,17 @@ class Streams:
             if output.finish is not None:
                 self._remove(output.request_id)
 
-    def _has_begun(self, output: StepOutput) -> bool:
+    def _rank(self, output: StepOutput) -> int:
+        """First tokens before others, ends behind them.
+
+        What leaves together is handled one after another at every hop. A first token's client has
+        nothing to read while it waits; an end takes the longest at each hop, and brings the
+        client's next request.
+        """
         stream = self._streams.get(output.request_id)
-        return stream is not None and stream.has_begun
+        if stream is None or not stream.has_begun:
+            return 0
+        return 1 if output.finish is None else 2
 
     async def wait_empty(self, timeout: float) -> bool:
         """Wait until no sequence lives; False if some still do after `timeout` seconds."""

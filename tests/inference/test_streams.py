@@ -66,6 +66,17 @@ async def test_first_tokens_go_first() -> None:
     await engine.close()
 
 
+async def test_ends_go_last() -> None:
+    """The end of an answer waits behind others' tokens, unless it is all that the answer has."""
+    engine = Engine("a", "b", "c", "d")
+    await asyncio.sleep(0)
+    await engine.deliver(token("a"), token("b"), token("c"))
+    outputs = [ended(engine.sequences["a"]), token("b"), ended(engine.sequences["d"]), token("c")]
+    assert await engine.deliver(*outputs) == ["d", "b", "c", "a"]
+    await engine.deliver(*(ended(engine.sequences[name]) for name in "bc"))
+    await engine.close()
+
+
 async def test_an_end_without_a_token_is_a_first_one() -> None:
     """A request that fails before it has had a token is told at once; nobody is told twice."""
     engine = Engine("a", "b")
