@@ -71,7 +71,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
     # so looking for garbage meanwhile is a quarter of a second for nothing.
     gc.disable()
     from inference.engine_thread import AsyncEngine
-    from inference.loading import EngineOptions, load_engine
+    from inference.loading import EngineOptions, load_engine, uses_gpu
     from inference.weights import FILE_PATTERNS
 
     gc.enable()
@@ -102,4 +102,5 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         on_step=steps.record,
         told_steps=settings.traced_steps if telemetry.exporter_configured() else 0,
         max_chunks_per_second=settings.max_messages_per_second,
+        on_cpu=not uses_gpu(settings.device),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -30,10 +30,10 @@ class Embedder(Protocol):
 class EmbeddingLine:
     """A line with a bound, and its thread. For one event loop."""
 
-    def __init__(self) -> None:
-        """Close it with `close`."""
+    def __init__(self, begin_thread: Callable[[], None] | None = None) -> None:
+        """Close it with `close`. `begin_thread` is called in its thread, first of all."""
         # A single one: two forward passes at once would only take turns on the same cores.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed", initializer=begin_thread)
         self._pending: set[Future[list[list[float]]]] = set()
 
     async def embed(self, embedder: Embedder, inputs: Inputs) -> list[list[float]]:

@@ -29,6 +29,7 @@ from inference.sampling_params import SamplingParams
 from inference.sequence import Sequence
 from inference.step_watch import StepWatch
 from inference.streams import Streams
+from inference.threads import let_others_go_first
 from mesh import time_slice
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,15 @@ class AsyncEngine:
         on_step: Callable[[Step], None] | None = None,
         told_steps: int = 0,
         max_chunks_per_second: float = 0.0,
+        on_cpu: bool = False,
     ) -> None:
         """`load` makes the engine, in its thread; it may take long and raise EngineError.
 
         One step in `told_steps` is told to `on_step`, on the event loop; 0: none. For
-        `max_chunks_per_second` see `Streams`.
+        `max_chunks_per_second` see `Streams`. `on_cpu` is whether its threads compute themselves.
         """
         self._load_engine = load
+        self._on_cpu = on_cpu
         self._on_step = on_step
         self._told_steps = told_steps
         self._engine: Engine | None = None
@@ -68,7 +71,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
-        self._embeddings = EmbeddingLine()
+        self._embeddings = EmbeddingLine(self._begin_thread)
         self._streams = Streams(
             submit=self._submit,
             abort=self._abort,
@@ -206,9 +209,14 @@ class AsyncEngine:
         if output is not None and output.finish is not None:
             metrics.observe_cancelled(output.finish, cancelled)
 
-    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
+    def _begin_thread(self) -> None:
         # Whoever computes can wait for those that answer; the decoder's threads inherit it.
         time_slice.ask_for(time_slice.USUAL_SECONDS)
+        if self._on_cpu:
+            let_others_go_first()
+
+    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
+        self._begin_thread()
         try:
             engine = self._load_engine()
             self._load = engine.load()

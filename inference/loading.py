@@ -225,11 +225,15 @@ def _kernels(model: Llama | NativeDecoder) -> str:
     return type(model.operations if isinstance(model, Llama) else model).__name__
 
 
+def uses_gpu(wanted: str) -> bool:
+    """Whether a model will be on a GPU, with INFERENCE_DEVICE as `wanted`."""
+    return wanted != "cpu" and torch.cuda.is_available()
+
+
 def _device(wanted: str) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if wanted == "cuda" and not has_cuda:
+    if wanted == "cuda" and not uses_gpu(wanted):
         raise ModelLoadError("INFERENCE_DEVICE is cuda, but no CUDA device is visible")
-    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
+    return torch.device("cuda" if uses_gpu(wanted) else "cpu")
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,9 +16,11 @@ LONG = SamplingParams(max_tokens=200)
 
 
 @asynccontextmanager
-async def running(runner: StubRunner, **limits: int) -> AsyncIterator[AsyncEngine]:
+async def running(
+    runner: StubRunner, *, on_cpu: bool = False, **limits: int
+) -> AsyncIterator[AsyncEngine]:
     """A started engine over the stub, stopped at the end whatever happens."""
-    engine = AsyncEngine(lambda: make_stub_engine(runner, **limits))
+    engine = AsyncEngine(lambda: make_stub_engine(runner, **limits), on_cpu=on_cpu)
     async with asyncio.timeout(20):
         await engine.start()
         try:
