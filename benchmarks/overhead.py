@@ -3,10 +3,10 @@
     python -m benchmarks.overhead --out docs/benchmarks/overhead.json
 
 Random weights of SmolLM2-135M's shape. So many clients ask for one answer after another, each
-from a moment of its own on, so that the engine is never empty; both ways take turns, round after
-round. The time to the first token is a client's less the engine's own for the same requests, from
-its metrics: what waits for other sequences and for the prefill is the engine's in both ways. The
-engine has one thread, so that on two cores the mesh has one as well.
+from a moment of its own on, so that the engine is never empty and soon full; both ways take turns,
+round after round. The time to the first token is a client's less the engine's own for the same
+requests, from its metrics: what waits for other sequences and for the prefill is the engine's in
+both ways. The engine has one thread, so that on two cores the mesh has one as well.
 """
 
 from __future__ import annotations
@@ -46,12 +46,11 @@ class Way(NamedTuple):
 
 
 async def run(services: Services, asks: list[Ask], options: argparse.Namespace, seed: int) -> Way:
-    """One client for each of `asks`."""
+    """One client for each of `asks`, which begin within `options.spread` seconds."""
     draw = random.Random(seed)
     before = [services.sample("inference", f"{ENGINE_TTFT}_{what}") for what in ("sum", "count")]
 
     async def client(number: int) -> list[Stream]:
-        # Over about as long as an answer takes, so that requests go on coming one by one.
         await asyncio.sleep(number / len(asks) * options.spread)
         prompts = [draw.choices(VOCABULARY, k=options.prompt) for _ in range(options.requests)]
         return [await asks[number](prompt) for prompt in prompts]
@@ -135,8 +134,10 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--output", type=int, default=64, help="tokens")
-    parser.add_argument("--requests", type=int, default=2, help="of each client in a round")
-    parser.add_argument("--spread", type=float, default=4.0, help="seconds in which clients begin")
+    parser.add_argument("--requests", type=int, default=4, help="of each client in a round")
+    parser.add_argument(
+        "--spread", type=float, help="seconds in which clients begin; else what an answer takes"
+    )
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--model", type=Path, help="a folder; else random SmolLM2-135M is made")
     parser.add_argument("--out", type=Path, help="where every figure goes, as JSON")
@@ -158,6 +159,7 @@ def main() -> None:
             direct: list[Way] = []
             mesh: list[Way] = []
             ways = [(direct, to_engine), (mesh, through_mesh)]
+            spread, options.spread = options.spread, 0.0
             for number in range(-1, options.rounds):  # the first one warms up
                 for found, ask in ways:
                     # Prompts of its own each: the prefix cache would spare the second way work.
@@ -166,6 +168,11 @@ def main() -> None:
                     if number >= 0:
                         found.append(way)
                 ways.reverse()
+                if number < 0:
+                    # Over as long as an answer takes requests go on coming one by one, and soon
+                    # all streams are there.
+                    answer = options.output * way.token_interval_ms / 1e3
+                    options.spread = answer if spread is None else spread
     print(report(direct, mesh))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
