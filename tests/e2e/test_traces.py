@@ -36,8 +36,7 @@ HOP_SECONDS = 0.5
 """How much later than its caller a service may learn of a cancellation, on a busy machine."""
 
 BETWEEN_SECONDS = 0.01
-"""What lies between a search's stages, recorded calls of all services and their answers; more than
-a twentieth where a machine is so quick that a search takes a tenth of a second."""
+"""What calls take between a search's stages: over a twentieth where all is done in 0.1 seconds."""
 
 NUM_TRIES = 12
 """A neighbour's burst may lie between two stages, but not each time."""
