@@ -51,7 +51,7 @@ async def run(services: Services, asks: list[Ask], options: argparse.Namespace, 
     before = [services.sample("inference", f"{ENGINE_TTFT}_{what}") for what in ("sum", "count")]
 
     async def client(number: int) -> list[Stream]:
-        await asyncio.sleep(number / len(asks) * options.spread)
+        await asyncio.sleep(number / len(asks) * (options.spread or 0.0))
         prompts = [draw.choices(VOCABULARY, k=options.prompt) for _ in range(options.requests)]
         return [await asks[number](prompt) for prompt in prompts]
 
@@ -159,7 +159,6 @@ def main() -> None:
             direct: list[Way] = []
             mesh: list[Way] = []
             ways = [(direct, to_engine), (mesh, through_mesh)]
-            spread, options.spread = options.spread, 0.0
             for number in range(-1, options.rounds):  # the first one warms up
                 for found, ask in ways:
                     # Prompts of its own each: the prefix cache would spare the second way work.
@@ -168,11 +167,10 @@ def main() -> None:
                     if number >= 0:
                         found.append(way)
                 ways.reverse()
-                if number < 0:
+                if options.spread is None:
                     # Over as long as an answer takes requests go on coming one by one, and soon
                     # all streams are there.
-                    answer = options.output * way.token_interval_ms / 1e3
-                    options.spread = answer if spread is None else spread
+                    options.spread = options.output * way.token_interval_ms / 1e3
     print(report(direct, mesh))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
