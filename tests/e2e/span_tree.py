@@ -76,10 +76,8 @@ class SpanTree:
                 reached = max(reached, end)
         return covered / (root.end - root.start)
 
-    def is_explained(
-        self, names: frozenset[str] = STAGES, own_seconds: float = OWN_SECONDS
-    ) -> bool:
-        """Whether spans of `names` are open for 95 % of the root's time, or all but `own_seconds`.
+    def is_explained(self, names: frozenset[str]) -> bool:
+        """Whether spans of `names` are open for 95 % of the root's time, or all but `OWN_SECONDS`.
 
         A request that is refused is over in a few milliseconds, of which the gateway's own
         reading and answering are more than a twentieth.
@@ -87,4 +85,4 @@ class SpanTree:
         [root] = self.roots
         covered = self.coverage(names)
         left = (1 - covered) * (root.end - root.start) / 1e9
-        return covered >= 0.95 or left <= own_seconds
+        return covered >= 0.95 or left <= OWN_SECONDS

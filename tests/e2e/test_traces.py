@@ -35,9 +35,6 @@ ENGINES = ("inference", "inference-2")
 HOP_SECONDS = 0.5
 """How much later than its caller a service may learn of a cancellation, on a busy machine."""
 
-BETWEEN_SECONDS = 0.01
-"""What calls take between a search's stages: over a twentieth where all is done in 0.1 seconds."""
-
 NUM_TRIES = 12
 """A neighbour's burst may lie between two stages, but not each time."""
 
@@ -120,6 +117,7 @@ def attributes(span: Span, **expected: Any) -> None:
 
 async def test_a_search(stack: TracedStack, client: httpx.AsyncClient) -> None:
     """Every hop and stage is there, ended well, nested, and together they explain the time."""
+    coverage = []
     for number in range(NUM_TRIES):
         params = {"query": f"{QUERY} {'?' * number}", "streaming": "true"}
         response = await client.get("/api/v1/search", params=params)
@@ -127,9 +125,10 @@ async def test_a_search(stack: TracedStack, client: httpx.AsyncClient) -> None:
         assert f'"trace_id":"{trace_id}"' in response.text
         found = await tree(stack, trace_id, OK)
         found.assert_nested()
-        if found.is_explained(own_seconds=BETWEEN_SECONDS):
+        coverage.append(found.coverage())
+        if coverage[-1] >= 0.95:
             break
-    assert found.is_explained(own_seconds=BETWEEN_SECONDS), found
+    assert max(coverage) >= 0.95, found
     check_search_attributes(found, response)
     assert QUERY not in str(found.spans)
     assert {span.schema_url for span in found.spans} == {SCHEMA_URL}

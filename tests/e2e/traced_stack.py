@@ -30,6 +30,8 @@ class TracedStack(Stack):
             "ORCHESTRATOR_MAX_CONCURRENT_REQUESTS": str(MAX_CONCURRENT),
             # Two engines on one small machine: threads would wait for each other.
             "INFERENCE_THREADS": "1",
+            # Where native code is done with a search in 0.1 seconds, calls take a twentieth of it.
+            "INFERENCE_KERNELS": "torch",
             "INFERENCE_MAX_NUM_SEQS": "4",
             # The smallest that may be: a long prompt is computed in many steps.
             "INFERENCE_MAX_NUM_BATCHED_TOKENS": "16",
