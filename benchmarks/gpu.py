@@ -36,9 +36,9 @@ from benchmarks.accelerator import summary
 from benchmarks.accelerator.probe import Probe
 from benchmarks.accelerator.roofline import BYTES_OF_WEIGHT
 from benchmarks.accelerator.workload import Workload
-from inference.errors import ModelLoadError
-from inference.invariance import Invariance
-from inference.model_config import load_config
+from inference.engine.errors import ModelLoadError
+from inference.model.config import load_config
+from inference.runner.invariance import Invariance
 
 NO_DEVICE = (
     "no CUDA device was found; the figures need one. "

@@ -29,10 +29,10 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.percentile import percentile
-from benchmarks.processes import Processes
-from benchmarks.sse_load import Connection, Stream, completion_request, connect
-from benchmarks.stack import Services
+from benchmarks.harness.percentile import percentile
+from benchmarks.harness.processes import Processes
+from benchmarks.harness.sse_load import Connection, Stream, completion_request, connect
+from benchmarks.harness.stack import Services
 
 IDLE_TOKENS_PER_SECOND = 1 / 7200
 OPENING_SECONDS = 50.0

@@ -25,10 +25,10 @@ from typing import NamedTuple
 import uvloop
 
 from benchmarks import make_model
-from benchmarks.processes import Processes
-from benchmarks.sse_load import Stream, completion_request, connect
-from benchmarks.stack import Services
-from mesh.channel import open_channel, open_stream
+from benchmarks.harness.processes import Processes
+from benchmarks.harness.sse_load import Stream, completion_request, connect
+from benchmarks.harness.stack import Services
+from mesh.rpc.channel import open_channel, open_stream
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 MODEL = "random"

@@ -10,11 +10,11 @@ import random
 import statistics
 from pathlib import Path
 
-from benchmarks.alone import run_alone
-from inference.engine import Engine
-from inference.loading import EngineOptions, load_engine
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
+from benchmarks.harness.alone import run_alone
+from inference.engine.engine import Engine
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
 from models.demo.evaluate import FOLDER
 
 NUM_TOKENS = 1024

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import transformers
 
-from benchmarks.alone import run_alone
-from inference.engine import Engine
-from inference.loading import EngineOptions, load_engine
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
+from benchmarks.harness.alone import run_alone
+from inference.engine.engine import Engine
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
 from models.demo.evaluate import FOLDER, held_out_pairs
-from orchestrator.prompt import Passage, search_messages
+from orchestrator.search.prompt import Passage, search_messages
 
 
 class Answer(NamedTuple):

@@ -31,10 +31,10 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.percentile import percentile
-from benchmarks.processes import Processes, free_port
-from mesh.channel import call_unary, open_channel, open_stream
+from benchmarks.harness.percentile import percentile
+from benchmarks.harness.processes import Processes, free_port
 from mesh.errors import MeshError
+from mesh.rpc.channel import call_unary, open_channel, open_stream
 from mesh.v1 import (
     common_pb2,
     inference_pb2,

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.percentile import percentile
-from benchmarks.processes import Processes
-from benchmarks.sse_load import load
-from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services
+from benchmarks.harness.percentile import percentile
+from benchmarks.harness.processes import Processes
+from benchmarks.harness.sse_load import load
+from benchmarks.harness.stack import FAKE_MODEL, RELAY, SERVICES, Services
 
 PACES = {"full speed": 0.0, "paced": 40.0}
 MIN_TOKENS = 20_000

@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.percentile import percentile
-from benchmarks.processes import ROOT, Processes
+from benchmarks.harness.percentile import percentile
+from benchmarks.harness.processes import ROOT, Processes
+from benchmarks.harness.sse_load import load
+from benchmarks.harness.stack import FAKE_MODEL, Services
 from benchmarks.relay import LIMITS, PACES
-from benchmarks.sse_load import load
-from benchmarks.stack import FAKE_MODEL, Services
 
 
 class Turn(NamedTuple):

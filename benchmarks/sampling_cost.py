@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import make_model
-from inference.engine import Engine
-from inference.errors import EngineError
-from inference.loading import EngineOptions, load_engine
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
+from inference.engine.engine import Engine
+from inference.engine.errors import EngineError
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from inference.constraint import Constraint, ConstraintForm
-from inference.engine_thread import AsyncEngine
-from inference.errors import DeadlineExceeded
-from inference.loading import EngineOptions, load_engine
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
+from inference.engine.engine_thread import AsyncEngine
+from inference.engine.errors import DeadlineExceeded
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
+from inference.structured_output.constraint import Constraint, ConstraintForm
 
 CONCURRENCY = 48
 MAX_GROWTH_BYTES = 32 * 2**20

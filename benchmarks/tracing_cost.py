@@ -3,7 +3,8 @@
     python -m benchmarks.tracing_cost --starts 3 --rounds 20
 
 Three stacks of the four services, with made-up tokens, stand side by side and take turns at the
-same load. Each can leave its spans out (benchmarks.untraced), and has three turns a round: with
+same load. Each can leave its spans out (benchmarks.harness.untraced), and has three turns a
+round: with
 them, without, and without once more, in an order drawn anew. CPU time is that of gateway and
 orchestrator, from the kernel; the load's and the collector's own do not count. What tracing adds
 is a ratio of turns in the same process and round; what the third turn adds to the second is what
@@ -26,11 +27,11 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.processes import Processes
-from benchmarks.sse_load import load
-from benchmarks.stack import FAKE_MODEL, RELAY, SERVICES, Services, start_collector
-from benchmarks.untraced import Switch
-from mesh.sampling import TRACES_PER_SECOND
+from benchmarks.harness.processes import Processes
+from benchmarks.harness.sse_load import load
+from benchmarks.harness.stack import FAKE_MODEL, RELAY, SERVICES, Services, start_collector
+from benchmarks.harness.untraced import Switch
+from mesh.observability.trace_sampling import TRACES_PER_SECOND
 
 MODES = ("no exporter", "exporter", "everything")
 TURNS = ("with", "without", "again")
@@ -66,7 +67,7 @@ def start(processes: Processes, mode: str, options: argparse.Namespace, folder: 
         prefix=f"{mode} ",
         engine=(*FAKE_MODEL, "--fake-tokens-per-second", str(options.pace)),
         environment=environment,
-        run=("benchmarks.untraced", str(path)),
+        run=("benchmarks.harness.untraced", str(path)),
     )
     return Relay(mode, services, switch)
 

@@ -5,7 +5,8 @@
 Time on a shared machine differs by more than tracing costs (benchmarks.tracing_cost). What a
 process executes does not: gateway and orchestrator run in callgrind, which counts instructions in
 user space, some fifty times as slowly. Streams run one after another on each connection; turns
-with spans and turns without (benchmarks.untraced) take place in the same processes, in an order
+with spans and turns without (benchmarks.harness.untraced) take place in the same processes, in an
+order
 drawn anew. What the services do by themselves, such as looking after each other, is counted while
 nothing is asked of them and taken off. What the kernel does is left out, and it is the same for
 both, so the shares are larger than those of the time.
@@ -29,10 +30,10 @@ from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.processes import Processes
-from benchmarks.sse_load import load
-from benchmarks.stack import RELAY, Services, start_collector
-from benchmarks.untraced import Switch
+from benchmarks.harness.processes import Processes
+from benchmarks.harness.sse_load import load
+from benchmarks.harness.stack import RELAY, Services, start_collector
+from benchmarks.harness.untraced import Switch
 
 MODES = ("no exporter", "everything")
 IDLE_SECONDS = 10.0
@@ -88,7 +89,9 @@ def measure(mode: str, options: argparse.Namespace) -> list[Round]:
             environment["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
         switch = Switch(folder / "switch")
         services = Services(
-            processes, environment=environment, run=("benchmarks.untraced", str(folder / "switch"))
+            processes,
+            environment=environment,
+            run=("benchmarks.harness.untraced", str(folder / "switch")),
         )
         services.wait_ready()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.server import serve
+from gateway.http.server import serve
 from gateway.settings import GatewaySettings
-from mesh.lifecycle import run_process
-from mesh.settings import load
+from mesh.process.lifecycle import run_process
+from mesh.process.settings import load
 
 
 def main() -> None:

@@ -25,14 +25,14 @@ from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
 from gateway.api.validate import ROUTE as VALIDATE
 from gateway.api.validate import ValidateEndpoint
-from gateway.auth import AuthMiddleware
-from gateway.drain_middleware import DrainMiddleware
-from gateway.errors import HttpError
-from gateway.json_text import json_response
-from gateway.observe import ObserveMiddleware
-from gateway.openapi import openapi
-from gateway.origin import OriginMiddleware
-from gateway.routes import ApiRoute, Operation
+from gateway.http.errors import HttpError
+from gateway.http.json_text import json_response
+from gateway.http.openapi import openapi
+from gateway.http.routes import ApiRoute, Operation
+from gateway.middleware.auth import AuthMiddleware
+from gateway.middleware.drain import DrainMiddleware
+from gateway.middleware.observe import ObserveMiddleware
+from gateway.middleware.origin import OriginMiddleware
 from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest

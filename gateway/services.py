@@ -9,15 +9,15 @@ from typing import NamedTuple, TypeVar
 
 from starlette.requests import Request
 
-from gateway.client import Orchestrator
-from gateway.drain import Drain
-from gateway.event_stream import EventStream
-from gateway.generation import Delta, Event, Finish, SearchResults, Started, TokenLogprob
-from gateway.interruption import Interruption
-from gateway.key_ring import KeyRing
-from gateway.readiness import Readiness
-from gateway.resumption import Resumption
+from gateway.http.drain import Drain
+from gateway.keys.key_ring import KeyRing
 from gateway.settings import GatewaySettings
+from gateway.streaming.disconnects import Interruption
+from gateway.streaming.event_stream import EventStream
+from gateway.streaming.resumption import Resumption
+from gateway.upstream.client import Orchestrator
+from gateway.upstream.generation import Delta, Event, Finish, SearchResults, Started, TokenLogprob
+from gateway.upstream.readiness import Readiness
 from mesh.context import annotate
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 

@@ -7,8 +7,8 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import Address, OptionalAddress, ServiceSettings, is_loopback
-from mesh.targets import balanced_target, with_default_port
+from mesh.process.settings import Address, OptionalAddress, ServiceSettings, is_loopback
+from mesh.rpc.targets import balanced_target, with_default_port
 
 ORCHESTRATOR_PORT = 50051
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from inference.application import application
 from inference.settings import InferenceSettings
-from mesh.lifecycle import run
-from mesh.settings import load
+from mesh.process.lifecycle import run
+from mesh.process.settings import load
 
 
 def main() -> None:

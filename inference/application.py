@@ -9,17 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from inference import metrics
-from inference.errors import EngineError
-from inference.fake_engine import FakeEngine
-from inference.interface import EngineClient
-from inference.service import InferenceService
+from inference.api import metrics
+from inference.api.service import InferenceService
+from inference.api.spans import StepSpans
+from inference.engine.errors import EngineError
+from inference.engine.fake_engine import FakeEngine
+from inference.engine.interface import EngineClient
 from inference.settings import InferenceSettings
-from inference.spans import StepSpans
-from mesh import telemetry
-from mesh.lifecycle import SetReady, StartupError
-from mesh.model_folder import ModelNotFoundError, model_folder
-from mesh.server import Servicer
+from mesh.hub.model_folder import ModelNotFoundError, model_folder
+from mesh.observability import telemetry
+from mesh.process.lifecycle import SetReady, StartupError
+from mesh.rpc.server import Servicer
 
 logger = logging.getLogger("inference")
 
@@ -70,9 +70,9 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
     # Imported here: the fake model needs no torch, and torch takes seconds. What it makes stays,
     # so looking for garbage meanwhile is a quarter of a second for nothing.
     gc.disable()
-    from inference.engine_thread import AsyncEngine
-    from inference.loading import EngineOptions, load_engine, uses_gpu
-    from inference.weights import FILE_PATTERNS
+    from inference.engine.engine_thread import AsyncEngine
+    from inference.model.loading import EngineOptions, load_engine, uses_gpu
+    from inference.model.weights import FILE_PATTERNS
 
     gc.enable()
 

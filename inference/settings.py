@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from inference.invariance import Invariance
-from mesh.settings import Address, ServiceSettings
+from inference.runner.invariance import Invariance
+from mesh.process.settings import Address, ServiceSettings
 
 
 class InferenceSettings(ServiceSettings):

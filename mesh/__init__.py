@@ -5,4 +5,4 @@ It knows gRPC and OpenTelemetry; it knows nothing of what any one service does.
 
 from __future__ import annotations
 
-from mesh import polling as polling  # first: it must run before grpc is loaded
+from mesh.rpc import polling as polling  # first: it must run before grpc is loaded

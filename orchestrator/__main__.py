@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mesh.lifecycle import run
-from mesh.settings import load
+from mesh.process.lifecycle import run
+from mesh.process.settings import load
 from orchestrator.application import application
 from orchestrator.settings import OrchestratorSettings
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mesh.lifecycle import StartupError
-from mesh.tls import TlsFiles
-from orchestrator import metrics
-from orchestrator.admission import Admission
+from mesh.process.lifecycle import StartupError
+from mesh.rpc.tls import TlsFiles
+from orchestrator.admission.admission import Admission
+from orchestrator.admission.request_table import RequestTable
 from orchestrator.clients.tokenizers import open_tokenizers
+from orchestrator.observability import metrics
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
-from orchestrator.replicas import Replicas
-from orchestrator.requests import RequestTable
-from orchestrator.retrieval import Retriever
-from orchestrator.retrievers.embedded import IndexUnusable
-from orchestrator.retrievers.opening import open_retriever
-from orchestrator.search import Search
+from orchestrator.routing.replicas import Replicas
+from orchestrator.search.retrieval import Retriever
+from orchestrator.search.retrievers.embedded import IndexUnusable
+from orchestrator.search.retrievers.opening import open_retriever
+from orchestrator.search.search import Search
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings
 

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError, invalid
-from orchestrator import metrics
-from orchestrator.clients.replica import Replica
+from orchestrator.admission.request_table import ActiveRequest, RequestState
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
-from orchestrator.replicas import Lease, Replicas
-from orchestrator.requests import ActiveRequest, RequestState
+from orchestrator.observability import metrics
+from orchestrator.routing.replica import Replica
+from orchestrator.routing.replicas import Lease, Replicas
 
 MAX_INPUTS = 2048
 """In one request, as in OpenAI's API."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mesh.errors import invalid
-from mesh.optional_fields import optional_values
+from mesh.protocol.optional_fields import optional_values
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt
 from orchestrator.embedding import Input
@@ -21,7 +21,7 @@ from orchestrator.generation import (
     ToolChoice,
     Usage,
 )
-from orchestrator.preparation import Prompt
+from orchestrator.text.preparation import Prompt
 
 REASONS = {
     FinishReason.STOP: common_pb2.FINISH_REASON_STOP,

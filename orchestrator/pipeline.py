@@ -13,15 +13,19 @@ from functools import partial
 
 from opentelemetry import trace
 
-from mesh import semconv, tracing
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
-from mesh.metrics import exemplar, labelled
-from orchestrator import metrics, spans
-from orchestrator.admission import Admission, Permit
+from mesh.observability import semconv, tracing
+from mesh.observability.metrics import exemplar, labelled
+from orchestrator.admission.admission import Admission, Permit
+from orchestrator.admission.request_table import ActiveRequest, RequestState, RequestTable
+from orchestrator.admission.validation import (
+    check_sampling,
+    check_stop,
+    choose_model,
+)
 from orchestrator.clients.tokenizer import Encoded
 from orchestrator.clients.tokenizers import Tokenizers
-from orchestrator.completion import Completion, begin
 from orchestrator.embedding import Embedded, Input, check_inputs, embed
 from orchestrator.generation import (
     Delta,
@@ -34,11 +38,10 @@ from orchestrator.generation import (
     ToolChoice,
     Usage,
 )
-from orchestrator.preparation import Prepared, Prompt, as_prepared, prepare
-from orchestrator.replicas import Replicas
-from orchestrator.requests import ActiveRequest, RequestState, RequestTable
-from orchestrator.search import Retrieved, Search
-from orchestrator.summary import (
+from orchestrator.observability import metrics, spans
+from orchestrator.routing.replicas import Replicas
+from orchestrator.search.search import Retrieved, Search
+from orchestrator.search.summary import (
     NOTHING_SEARCHED,
     Found,
     Question,
@@ -46,11 +49,8 @@ from orchestrator.summary import (
     SummaryFinish,
     as_sources,
 )
-from orchestrator.validation import (
-    check_sampling,
-    check_stop,
-    choose_model,
-)
+from orchestrator.text.completion import Completion, begin
+from orchestrator.text.preparation import Prepared, Prompt, as_prepared, prepare
 
 logger = logging.getLogger("orchestrator.pipeline")
 

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mesh.channel import ResponseStream
 from mesh.errors import MeshError
-from mesh.lifecycle import SetReady
+from mesh.process.lifecycle import SetReady
+from mesh.rpc.channel import ResponseStream
 from orchestrator.clients.tokenizer import SERVICE as TOKENIZER_SERVICE
 from orchestrator.clients.tokenizers import Tokenizers, TokenizerUpstream
-from orchestrator.replicas import Replicas
+from orchestrator.routing.replicas import Replicas
 
 logger = logging.getLogger("orchestrator.readiness")
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from mesh.errors import invalid
-from mesh.lifecycle import SetReady
-from mesh.server import Servicer
+from mesh.process.lifecycle import SetReady
+from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator import messages
+from orchestrator.admission.request_table import RequestState, RequestTable
+from orchestrator.admission.validation import DEFAULT_SUMMARY_TOKENS, check_num_results, check_query
 from orchestrator.generation import Delta
-from orchestrator.grounding import Citation
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
-from orchestrator.replicas import Replicas
-from orchestrator.requests import RequestState, RequestTable
-from orchestrator.summary import Found, Question, SummaryFinish
-from orchestrator.validation import DEFAULT_SUMMARY_TOKENS, check_num_results, check_query
+from orchestrator.routing.replicas import Replicas
+from orchestrator.search.grounding.grounding import Citation
+from orchestrator.search.summary import Found, Question, SummaryFinish
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]

@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import Address, ServiceSettings
-from mesh.targets import balanced_target, with_default_port
+from mesh.process.settings import Address, ServiceSettings
+from mesh.rpc.targets import balanced_target, with_default_port
 
 TOKENIZER_PORT = 50052
 INFERENCE_PORT = 50053

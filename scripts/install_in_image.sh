@@ -96,7 +96,7 @@ if found != sys.argv[1]:
 PYTHON
 }
 
-# The C of inference/native is compiled here, so that the image needs no compiler. One from a wheel
+# The C of inference/model/native is compiled here, so that the image needs no compiler. One from a wheel
 # needs no other base and no Debian mirror, and links against an older glibc than any base has.
 compiler() {
   [ "$(uname -m)" = x86_64 ] || return 0
@@ -138,11 +138,11 @@ data_of() {
       ;;
     inference)
       if [ -x /opt/pip/bin/cc ]; then
-        PATH=/opt/pip/bin:$PATH PYTHONPATH=/app /opt/weir/bin/python -m inference.native.library \
-          /app/inference/native
+        PATH=/opt/pip/bin:$PATH PYTHONPATH=/app /opt/weir/bin/python -m inference.model.native.library \
+          /app/inference/model/native
         if [ "${VARIANT:-}" = cuda ]; then
           PATH=/opt/pip/bin:$PATH PYTHONPATH=/app /opt/weir/bin/python \
-            -m inference.kernels.launcher /app/inference/kernels
+            -m inference.model.kernels.launcher /app/inference/model/kernels
         fi
       fi
       demo_model model.safetensors config.json generation_config.json

@@ -86,7 +86,7 @@ def trace_view_receiver() -> str:
 def trace_view_command() -> str:
     """Starts it."""
     addresses = f"--listen {trace_view_address()} --grpc-listen {trace_view_receiver()}"
-    return f"{sys.executable} -m mesh.traceview {addresses}"
+    return f"{sys.executable} -m scripts.traceview {addresses}"
 
 
 def trace_environment() -> dict[str, str]:

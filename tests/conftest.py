@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from mesh import telemetry, tracing
+from mesh.observability import telemetry, tracing
 from tests.workers import WholeFiles, is_of_stack
 
 

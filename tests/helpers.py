@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import grpc.aio
 
-from mesh.channel import open_channel
-from mesh.server import Server, Servicer
+from mesh.rpc.channel import open_channel
+from mesh.rpc.server import Server, Servicer
 
 
 class Served(NamedTuple):

@@ -14,10 +14,14 @@ PACKAGES = ("mesh", *SERVICES)
 MAX_LINES = 300
 GENERATED = "mesh/v1/"
 
-ENVIRONMENT_READERS = {"mesh/polling.py", "mesh/settings.py", "mesh/telemetry.py"}
+ENVIRONMENT_READERS = {
+    "mesh/rpc/polling.py",
+    "mesh/process/settings.py",
+    "mesh/observability/telemetry.py",
+}
 """Whoever else wants a variable gets it as a setting."""
 
-GENERATED_TYPES_IN = {"service.py", "client.py", "messages.py"}
+GENERATED_TYPES_IN = {"service.py", "client.py", "messages.py", "replica.py"}
 """And in a package `clients`; messages.py translates for the other two. The rest of a service
 does not know the wire format."""
 
@@ -104,7 +108,7 @@ def test_generated_types_stay_at_the_border() -> None:
 
 
 def test_the_environment_is_read_in_one_place() -> None:
-    """os.environ and os.getenv occur in mesh.settings, telemetry and polling only."""
+    """os.environ and os.getenv occur in mesh.process.settings, telemetry and polling only."""
     offenders = [
         name_of(path)
         for path in own_files(*PACKAGES)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mesh.lifecycle import run
-from mesh.settings import load
+from mesh.process.lifecycle import run
+from mesh.process.settings import load
 from tokenizer.application import application
 from tokenizer.settings import TokenizerSettings
 

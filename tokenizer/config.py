@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from mesh.lifecycle import StartupError
+from mesh.process.lifecycle import StartupError
 from tokenizer.files import CONFIG_FILE, NAMED_TEMPLATES, SPECIAL_TOKENS_FILE, TEMPLATE_FILE
 
 DEFAULT_TEMPLATE = "default"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mesh.lifecycle import StartupError
-from mesh.model_folder import ModelNotFoundError, model_folder
+from mesh.hub.model_folder import ModelNotFoundError, model_folder
+from mesh.process.lifecycle import StartupError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"

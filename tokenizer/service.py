@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc.aio
 from opentelemetry import trace
 
-from mesh import semconv
 from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError, invalid
-from mesh.lifecycle import SetReady
-from mesh.metrics import exemplar, labelled
-from mesh.server import Servicer
+from mesh.observability import semconv
+from mesh.observability.metrics import exemplar, labelled
+from mesh.process.lifecycle import SetReady
+from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tokenizer.budget import Budget
-from tokenizer.conversation import (
+from tokenizer.chat.budget import Budget
+from tokenizer.chat.conversation import (
     Conversation,
     build_message,
     parse_template_kwargs,
@@ -60,7 +60,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     @property
     def servicers(self) -> list[Servicer]:
-        """What `mesh.lifecycle` serves."""
+        """What `mesh.process.lifecycle` serves."""
         descriptor = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
         register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
         return [Servicer(descriptor.full_name, register, self)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import Address, ServiceSettings
+from mesh.process.settings import Address, ServiceSettings
 
 
 class TokenizerSettings(ServiceSettings):

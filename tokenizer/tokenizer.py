@@ -9,14 +9,14 @@ from __future__ import annotations
 import tokenizers
 
 from mesh.errors import invalid
-from mesh.lifecycle import StartupError
-from tokenizer.budget import Budget
+from mesh.process.lifecycle import StartupError
+from tokenizer.chat.budget import Budget
+from tokenizer.chat.control_tokens import ControlTokens
+from tokenizer.chat.conversation import Conversation
+from tokenizer.chat.structural_tokens import structural_tokens
+from tokenizer.chat.template import ChatTemplate
 from tokenizer.config import special_tokens, template_sources
-from tokenizer.control_tokens import ControlTokens
-from tokenizer.conversation import Conversation
 from tokenizer.files import TOKENIZER_FILE, TokenizerFiles
-from tokenizer.structural_tokens import structural_tokens
-from tokenizer.template import ChatTemplate
 
 SHORT_CHARACTERS = 512
 """A text up to here is encoded where it is asked for, holding the interpreter's lock meanwhile.

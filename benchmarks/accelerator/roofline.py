@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from inference.kv_cache import KVCache
-from inference.model_config import ModelConfig
-from inference.model_factory import activation_type
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.config import ModelConfig
+from inference.model.factory import activation_type
 
 BYTES_OF_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
 """Of a weight in a matrix, by the engine's dtype; norms and embeddings are as the activations."""

@@ -15,7 +15,7 @@ from benchmarks.accelerator.roofline import (
     prefill_bound,
 )
 from benchmarks.accelerator.workload import Row, Workload
-from inference.model_config import ModelConfig
+from inference.model.config import ModelConfig
 
 BASELINE = "transformers"
 BASELINE_DTYPE = "bfloat16"

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 from benchmarks.accelerator.workload import WARM_UP_TOKENS, Row, Workload, decode_rate
-from inference.engine import Engine
-from inference.interface import FinishReason
-from inference.invariance import Invariance
-from inference.loading import EngineOptions, load_engine
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
-from mesh.garbage import keep_startup
+from inference.engine.engine import Engine
+from inference.engine.interface import FinishReason
+from inference.model.loading import EngineOptions, load_engine
+from inference.runner.invariance import Invariance
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
+from mesh.process.garbage_collection import keep_startup
 
 
 def token_times(

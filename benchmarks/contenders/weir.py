@@ -6,10 +6,10 @@ import sys
 import time
 
 from benchmarks.contenders.measure import load_from_arguments, report
-from inference.engine import Engine
-from inference.loading import EngineOptions, load_engine
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
+from inference.engine.engine import Engine
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
 
 
 def run(

@@ -16,12 +16,12 @@ from typing import Any
 import redis.asyncio as redis
 
 from benchmarks.queue_shape.settings import JOBS, QueueSettings
-from mesh.channel import open_channel
 from mesh.context import new_request_id
 from mesh.errors import ErrorKind, MeshError
-from mesh.lifecycle import SetReady, run
-from mesh.server import Servicer
-from mesh.settings import load
+from mesh.process.lifecycle import SetReady, run
+from mesh.process.settings import load
+from mesh.rpc.channel import open_channel
+from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.clients.tokenizer import TokenizerClient
 

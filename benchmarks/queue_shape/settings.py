@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import ServiceSettings
+from mesh.process.settings import ServiceSettings
 
 JOBS = "jobs"
 """The list that the service pushes to and the workers pop from."""

@@ -15,9 +15,9 @@ import redis.asyncio as redis
 import uvloop
 
 from benchmarks.queue_shape.settings import JOBS, QueueSettings
-from mesh.channel import open_channel, open_stream
 from mesh.errors import MeshError
-from mesh.settings import load
+from mesh.process.settings import load
+from mesh.rpc.channel import open_channel, open_stream
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 

@@ -8,8 +8,11 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.chunks import Chunks
-from gateway.api.openai_format import (
+from gateway.http.json_text import json_response
+from gateway.observability.observation import Observation
+from gateway.openai.choices import Events, choices, first_of, rest_of
+from gateway.openai.chunks import Chunks
+from gateway.openai.responses import (
     Choice,
     ToolCalls,
     chat_logprobs,
@@ -18,15 +21,12 @@ from gateway.api.openai_format import (
     head,
     tool_call_delta,
 )
-from gateway.api.tally import Tally
-from gateway.body import read_json
-from gateway.choices import Events, choices, first_of, rest_of
-from gateway.event_stream import EventStream
-from gateway.generation import Delta, TokenLogprob
-from gateway.json_text import json_response
-from gateway.observation import Observation
+from gateway.openai.usage import Tally
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.services import Services
+from gateway.streaming.event_stream import EventStream
+from gateway.upstream.generation import Delta, TokenLogprob
+from gateway.validation.body import read_json
 
 ROUTE = "/v1/chat/completions"
 

@@ -8,17 +8,17 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.chunks import Chunks
-from gateway.api.openai_format import Choice, TextLogprobs, check_not_aborted, error_frame, head
-from gateway.api.tally import Tally
-from gateway.body import read_json
-from gateway.choices import Accepted, ChoiceEvent, Events, choices, first_of, rest_of
-from gateway.event_stream import EventStream
-from gateway.generation import ABORT, Delta, Finish, TokenLogprob
-from gateway.json_text import json_response
-from gateway.observation import Observation
+from gateway.http.json_text import json_response
+from gateway.observability.observation import Observation
+from gateway.openai.choices import Accepted, ChoiceEvent, Events, choices, first_of, rest_of
+from gateway.openai.chunks import Chunks
+from gateway.openai.responses import Choice, TextLogprobs, check_not_aborted, error_frame, head
+from gateway.openai.usage import Tally
 from gateway.schemas.completions import CompletionRequest
 from gateway.services import Services
+from gateway.streaming.event_stream import EventStream
+from gateway.upstream.generation import ABORT, Delta, Finish, TokenLogprob
+from gateway.validation.body import read_json
 
 ROUTE = "/v1/completions"
 

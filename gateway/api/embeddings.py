@@ -10,11 +10,11 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.body import read_json
-from gateway.json_text import json_response
-from gateway.observation import Observation
+from gateway.http.json_text import json_response
+from gateway.observability.observation import Observation
 from gateway.schemas.embeddings import EmbeddingRequest
 from gateway.services import Services
+from gateway.validation.body import read_json
 
 ROUTE = "/v1/embeddings"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.generation import ServedModel
-from gateway.json_text import json_response
+from gateway.http.json_text import json_response
 from gateway.services import Services
+from gateway.upstream.generation import ServedModel
 from mesh.errors import ErrorKind, MeshError
 
 

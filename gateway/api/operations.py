@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from gateway.headers import headers_of
+from gateway.http.headers import headers_of
 from gateway.services import Services
-from mesh.exposition import expose
+from mesh.observability.exposition import expose
 
 
 class Operations:

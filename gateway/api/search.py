@@ -9,14 +9,14 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.body import read_json, read_query
-from gateway.errors import HttpError, error_body
-from gateway.event_stream import EventStream
-from gateway.generation import Delta, Event, Finish, SearchResults
-from gateway.headers import headers_of
-from gateway.json_text import json_response
-from gateway.observation import Observation
-from gateway.resumption import (
+from gateway.http.errors import HttpError, error_body
+from gateway.http.headers import headers_of
+from gateway.http.json_text import json_response
+from gateway.observability.observation import Observation
+from gateway.schemas.search import SearchRequest
+from gateway.services import Services, collect, first_event
+from gateway.streaming.event_stream import EventStream
+from gateway.streaming.resumption import (
     COMPLETE,
     ERROR,
     RESULTS,
@@ -24,12 +24,12 @@ from gateway.resumption import (
     comes_back,
     parse_event_id,
 )
-from gateway.schemas.search import SearchRequest
-from gateway.services import Services, collect, first_event
-from gateway.sse import named_frame, token_frame
+from gateway.streaming.sse import named_frame, token_frame
+from gateway.upstream.generation import Delta, Event, Finish, SearchResults
+from gateway.validation.body import read_json, read_query
 from mesh.context import current_request
 from mesh.errors import MeshError
-from mesh.telemetry import trace_id
+from mesh.observability.telemetry import trace_id
 
 ROUTE = "/api/v1/search"
 STREAM_ROUTE = "/api/v1/search/{stream}"

@@ -6,11 +6,11 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.body import read_object
-from gateway.json_text import json_response
+from gateway.http.json_text import json_response
 from gateway.schemas.search import SearchRequest
 from gateway.services import Services
-from gateway.validation import problems_of
+from gateway.validation.body import read_object
+from gateway.validation.problems import problems_of
 from mesh.errors import MeshError
 
 ROUTE = "/api/v1/validate"

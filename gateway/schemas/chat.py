@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gateway.generation import ChatPrompt, Generation, Message, ToolChoice
 from gateway.schemas.common import MAX_UINT32, Answer, Body, OpenAIUsage, to_json
 from gateway.schemas.sampling import MAX_LOGPROBS, SamplingFields
 from gateway.schemas.tools import ResponseFormat, ToolCall, ToolChoiceField, Tools
-from gateway.validation import given_value
+from gateway.upstream.generation import ChatPrompt, Generation, Message, ToolChoice
+from gateway.validation.problems import given_value
 
 
 class TextPart(Body):

@@ -6,7 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
-from gateway.validation import given_value
+from gateway.validation.problems import given_value
 from mesh.errors import invalid
 
 MAX_UINT32 = 2**32 - 1

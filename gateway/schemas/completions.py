@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gateway.generation import Generation, TokenIds
 from gateway.schemas.common import MAX_UINT32, Answer, OpenAIUsage, only
 from gateway.schemas.sampling import MAX_CHOICES, MAX_LOGPROBS, SamplingFields
-from gateway.validation import given_value
+from gateway.upstream.generation import Generation, TokenIds
+from gateway.validation.problems import given_value
 
 Prompt: TypeAlias = str | tuple[int, ...]
 

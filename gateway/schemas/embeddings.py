@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gateway.generation import TokenIds
 from gateway.schemas.common import Answer, Body, only
 from gateway.schemas.completions import Prompt, prompt_list
+from gateway.upstream.generation import TokenIds
 
 MAX_INPUTS = 2048
 

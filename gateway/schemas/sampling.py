@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from gateway.generation import Constraint, SamplingParams
 from gateway.schemas.common import MAX_UINT32, MAX_UINT64, Body
-from gateway.validation import given_value
+from gateway.upstream.generation import Constraint, SamplingParams
+from gateway.validation.problems import given_value
 
 MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 20

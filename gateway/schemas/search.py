@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from gateway.generation import Search
 from gateway.schemas.common import MAX_UINT32, Answer, Body, UsageAnswer
+from gateway.upstream.generation import Search
 
 MAX_QUERY_CHARACTERS = 500
 

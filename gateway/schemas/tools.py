@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gateway.generation import Constraint, ToolChoice
 from gateway.schemas.common import Answer, Body, to_json
-from gateway.validation import given_value, json_kind
+from gateway.upstream.generation import Constraint, ToolChoice
+from gateway.validation.problems import given_value, json_kind
 
 MAX_TOOLS = 128
 

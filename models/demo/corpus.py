@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.sentences import split_sentences
+from orchestrator.search.grounding.sentences import split_sentences
 
 TRAINING_PACKAGES = """
     anarchism apache2-doc asciidoctor-doc aspell-doc bash-doc bind9-doc borgbackup-doc

@@ -18,17 +18,17 @@ from typing import NamedTuple
 
 import transformers
 
-from inference.engine import Engine
-from inference.loading import EngineOptions, load_engine
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence as EngineSequence
+from inference.engine.engine import Engine
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence as EngineSequence
 from models.demo import corpus
 from models.demo.pairs import Difficulty, Pair, Pairs, Passage
 from models.demo.rule import key_words, stems
-from orchestrator.documents import parse
-from orchestrator.prompt import NOTHING_FOUND, search_messages
-from orchestrator.prompt import Passage as PromptPassage
-from orchestrator.sentences import split_sentences
+from orchestrator.index.documents import parse
+from orchestrator.search.grounding.sentences import split_sentences
+from orchestrator.search.prompt import NOTHING_FOUND, search_messages
+from orchestrator.search.prompt import Passage as PromptPassage
 
 FOLDER = Path(__file__).parent
 HELD_OUT = FOLDER / "held_out.jsonl"

@@ -25,7 +25,7 @@ from models.demo.vocabulary import (
     USER,
     VOCAB_SIZE,
 )
-from orchestrator.prompt import NOTHING_FOUND
+from orchestrator.search.prompt import NOTHING_FOUND
 
 HANDLE_WEIGHT = 8.0
 """Choosing is a few tokens an answer, copying is many: this keeps choosing from drowning."""

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import grpc.aio
 from tokenizers import Tokenizer
 
-from mesh.channel import call_unary, open_stream
 from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from orchestrator.detokenizer import Decoder
-from orchestrator.output.tool_format import AnswerFormat, answer_format
+from orchestrator.text.detokenizer import Decoder
+from orchestrator.text.tools.tool_format import AnswerFormat, answer_format
 
 SERVICE = "mesh.v1.TokenizerService"
 

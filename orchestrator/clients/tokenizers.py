@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import grpc.aio
 
-from mesh.channel import open_channel
 from mesh.errors import ErrorKind, MeshError
-from mesh.tls import TlsFiles
+from mesh.rpc.channel import open_channel
+from mesh.rpc.tls import TlsFiles
 from orchestrator.clients.tokenizer import TokenizerClient
 
 FOR_ALL = ""

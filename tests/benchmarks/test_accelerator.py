@@ -11,7 +11,7 @@ from benchmarks import make_model
 from benchmarks.accelerator import roofline, summary
 from benchmarks.accelerator.probe import Probe
 from benchmarks.accelerator.workload import Row, Workload, decode_rate
-from inference.model_config import ModelConfig, load_config
+from inference.model.config import ModelConfig, load_config
 
 RATES = roofline.Rates(bytes_per_second=100.0, flops_per_second=1000.0)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import make_model
-from inference.weights import Weights
+from inference.model.weights import Weights
 
 
 def test_shards_hold_what_one_file_holds(tmp_path: Path) -> None:

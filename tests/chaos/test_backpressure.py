@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mesh.channel import call_unary, open_channel
+from mesh.rpc.channel import call_unary, open_channel
 from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.chaos.cluster import Cluster, Node, running_cluster
 from tests.chaos.load import Oracle, Question, ask

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mesh.channel import call_unary, open_channel
+from mesh.rpc.channel import call_unary, open_channel
 from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.chaos.cluster import running_cluster
 from tests.chaos.faults import FAKETIME, Breaker, plan

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.settings import ORCHESTRATOR_PORT, GatewaySettings
 from inference.settings import InferenceSettings
-from mesh.settings import ServiceSettings, variable_name
+from mesh.process.settings import ServiceSettings, variable_name
 from orchestrator.settings import INFERENCE_PORT, TOKENIZER_PORT, OrchestratorSettings
 from tests.charts.rendered import COMPONENTS, ROOT, Manifest, Release, environment, render
 from tokenizer.settings import TokenizerSettings
@@ -182,10 +182,18 @@ def test_proxies_wait_longer_than_requests_take() -> None:
     assert rule["timeouts"] == {"request": "56s", "backendRequest": "56s"}
 
 
+METRICS_MODULES = {
+    "gateway": "gateway.observability.metrics",
+    "orchestrator": "orchestrator.observability.metrics",
+    "tokenizer": "tokenizer.metrics",
+    "inference": "inference.api.metrics",
+}
+
+
 def test_scaling_metrics_exist() -> None:
     """Autoscalers ask for metrics that the services have."""
     sources = "\n".join(
-        Path(str(import_module(f"{component}.metrics").__file__)).read_text()
+        Path(str(import_module(METRICS_MODULES[component]).__file__)).read_text()
         for component in COMPONENTS
     )
     release = render("keda")

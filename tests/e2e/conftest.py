@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mesh.channel import open_channel
+from mesh.rpc.channel import open_channel
 from mesh.v1 import inference_pb2_grpc
 from tests.e2e.stack import ROOT, Stack, running_stack
 

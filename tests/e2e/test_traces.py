@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh.channel import open_channel
-from mesh.semconv import SCHEMA_URL
+from mesh.observability.semconv import SCHEMA_URL
+from mesh.rpc.channel import open_channel
 from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.e2e.collector import Span
 from tests.e2e.long_stream import COMPLETIONS, read, stream

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh.channel import open_channel
+from mesh.rpc.channel import open_channel
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from tests.e2e.sse import events
 from tests.e2e.stack import Stack

@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import pytest
 
-from gateway import metrics
-from gateway.client import SERVICE
-from gateway.server import GatewayServer, running
+from gateway.http.server import GatewayServer, running
+from gateway.observability import metrics
 from gateway.settings import GatewaySettings
-from mesh.server import Servicer
+from gateway.upstream.client import SERVICE
+from mesh.rpc.server import Servicer
 from mesh.v1 import orchestrator_pb2_grpc
 from tests.gateway.fakes import FakeOrchestrator
 from tests.helpers import Served, eventually, serve

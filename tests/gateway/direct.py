@@ -9,9 +9,13 @@ from typing import cast
 import httpx
 
 from gateway.app import build_app
-from gateway.client import Orchestrator
-from gateway.drain import Drain
-from gateway.generation import (
+from gateway.http.drain import Drain
+from gateway.keys.key_ring import KeyRing
+from gateway.services import Services
+from gateway.settings import GatewaySettings
+from gateway.streaming.resumption import Resumption
+from gateway.upstream.client import Orchestrator
+from gateway.upstream.generation import (
     Delta,
     Embedded,
     Event,
@@ -24,12 +28,8 @@ from gateway.generation import (
     TokenIds,
     Usage,
 )
-from gateway.key_ring import KeyRing
-from gateway.messages import embed_request, generate_request, summarize_request
-from gateway.readiness import Readiness
-from gateway.resumption import Resumption
-from gateway.services import Services
-from gateway.settings import GatewaySettings
+from gateway.upstream.messages import embed_request, generate_request, summarize_request
+from gateway.upstream.readiness import Readiness
 
 FINISH = Finish("stop", Usage(1, 1, 0))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mesh.context import RequestContext, current_request
 from mesh.errors import ErrorKind, MeshError
-from mesh.telemetry import trace_id
+from mesh.observability.telemetry import trace_id
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 STOP = common_pb2.FINISH_REASON_STOP

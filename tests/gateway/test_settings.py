@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.settings import GatewaySettings
-from mesh.settings import STARTUP_FAILURE, load
+from mesh.process.settings import STARTUP_FAILURE, load
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_an_image_has_no_tools(built: Podman, pods: dict[str, Pod], component: s
 def test_the_engine_finds_its_native_decoder(built: Podman, pods: dict[str, Pod]) -> None:
     """Compiled with the image; where the CPU is not made for it, that is the one reason."""
     script = (
-        "from inference.native import library as l\n"
+        "from inference.model.native import library as l\n"
         "try: print(l.load()._name)\n"
         "except l.Unavailable as reason: print(reason)"
     )

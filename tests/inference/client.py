@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from inference.engine import Engine
-from inference.engine_thread import AsyncEngine
-from inference.service import InferenceService
-from mesh.channel import call_unary, open_stream
+from inference.api.service import InferenceService
+from inference.engine.engine import Engine
+from inference.engine.engine_thread import AsyncEngine
+from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from tests.helpers import Served, serve
 

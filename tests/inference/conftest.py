@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from inference.engine import Engine
-from inference.loading import EngineOptions, load_engine
-from inference.native.drawer import NativeDrawer
-from inference.native.pool import ThreadPool
-from inference.sampler import Drawer
-from inference.torch_drawer import TorchDrawer
+from inference.engine.engine import Engine
+from inference.model.loading import EngineOptions, load_engine
+from inference.model.native.pool import ThreadPool
+from inference.model.native.sampler import NativeDrawer
+from inference.sampling.sampler import Drawer
+from inference.sampling.torch_sampler import TorchDrawer
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import serving
-from tests.inference.families import FAMILIES, save
-from tests.inference.native import KERNELS, use_kernels
+from tests.inference.model.families import FAMILIES, save
+from tests.inference.model.native import KERNELS, use_kernels
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub

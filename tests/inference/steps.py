@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from inference.kv_cache import KVCache
-from inference.layers.torch_operations import TorchOperations
-from inference.llama import Llama, MakeOperations
-from inference.model_config import ModelConfig, load_config
-from inference.step import Step
-from inference.weights import Weights
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.config import ModelConfig, load_config
+from inference.model.layers.torch_operations import TorchOperations
+from inference.model.llama import Llama, MakeOperations
+from inference.model.weights import Weights
+from inference.runner.step import Step
 
 CPU = torch.device("cpu")
 

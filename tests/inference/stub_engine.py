@@ -7,9 +7,9 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
-from inference.engine_thread import AsyncEngine
-from inference.interface import Chunk, Finish
-from inference.sampling_params import SamplingParams
+from inference.engine.engine_thread import AsyncEngine
+from inference.engine.interface import Chunk, Finish
+from inference.sampling.sampling_params import SamplingParams
 from tests.inference.stub_runner import StubRunner, make_stub_engine, next_token
 
 LONG = SamplingParams(max_tokens=200)

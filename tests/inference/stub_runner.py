@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 
-from inference.admission import Admission
-from inference.batch import Batch, SampledToken, StepResult
-from inference.block_manager import BlockManager
-from inference.engine import Engine
-from inference.interface import ModelInfo
-from inference.sampling_params import SamplingParams
-from inference.scheduler import Scheduler
-from inference.sequence import Sequence
-from inference.vocabulary import Vocabulary
+from inference.engine.admission import Admission
+from inference.engine.engine import Engine
+from inference.engine.interface import ModelInfo
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.batch import Batch, SampledToken, StepResult
+from inference.scheduler.block_manager import BlockManager
+from inference.scheduler.scheduler import Scheduler
+from inference.scheduler.sequence import Sequence
+from inference.structured_output.vocabulary import Vocabulary
 
 VOCAB_SIZE = 100
 BLOCK_SIZE = 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inference.settings import InferenceSettings
-from mesh.settings import load
+from mesh.process.settings import load
 
 
 def read(*arguments: str) -> InferenceSettings:

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from inference.loading import EngineOptions, load_engine
+from inference.model.loading import EngineOptions, load_engine
 from models.demo.evaluate import answer_all
 from models.demo.examples import Format
 from models.demo.network import Network, Shape
 from models.demo.pairs import Pair, Passage
 from models.demo.rule import key_words
 from models.demo.vocabulary import ASSISTANT, CHAT_TEMPLATE, VOCAB_SIZE
-from orchestrator.prompt import NOTHING_FOUND, search_messages
-from orchestrator.prompt import Passage as PromptPassage
+from orchestrator.search.prompt import NOTHING_FOUND, search_messages
+from orchestrator.search.prompt import Passage as PromptPassage
 
 FOLDER = Path(__file__).parents[2] / "models" / "demo"
 TOKENIZER = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.errors import ErrorKind, MeshError
-from mesh.server import Servicer
+from mesh.rpc.server import Servicer
 from mesh.v1 import (
     common_pb2,
     inference_pb2,

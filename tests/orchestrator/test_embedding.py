@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mesh.channel import open_stream
 from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.channel import open_stream
 from mesh.v1 import orchestrator_pb2
 from orchestrator.embedding import BATCH_INPUTS, MAX_INPUTS
 from tests.orchestrator.fakes import FakeInference, Orchestrator, orchestrator

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mesh.channel import call_unary, open_stream
 from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator

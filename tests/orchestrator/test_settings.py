@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesh.settings import load
+from mesh.process.settings import load
 from orchestrator.settings import OrchestratorSettings
 
 

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client import REGISTRY
 
-from mesh import telemetry, tracing
-from mesh.channel import call_unary, open_stream
 from mesh.errors import ErrorKind, MeshError
+from mesh.observability import telemetry, tracing
+from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tests.helpers import Served, eventually
 from tests.tokenizer.conftest import SPECIAL

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import MeshError
-from mesh.lifecycle import StartupError
+from mesh.process.lifecycle import StartupError
 from tests.tokenizer import templates
+from tests.tokenizer.chat.test_template import TOOLS, budget, conversation, transformers_tokenizer
 from tests.tokenizer.conftest import (
     ORDINARY,
     SPECIAL,
@@ -21,8 +22,7 @@ from tests.tokenizer.conftest import (
     train_sentencepiece,
     train_tokenizer,
 )
-from tests.tokenizer.test_template import TOOLS, budget, conversation, transformers_tokenizer
-from tokenizer.control_tokens import MARK_END, MARK_START, ControlTokens
+from tokenizer.chat.control_tokens import MARK_END, MARK_START, ControlTokens
 from tokenizer.files import TokenizerFiles, files_sha256, read_files
 from tokenizer.tokenizer import SHORT_CHARACTERS, Tokenizer
 

@@ -53,7 +53,7 @@
 - name: download
   image: {{ include "weir.image" (dict "root" .root "image" .image "gpu" .gpu) | quote }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-  command: [python, -m, mesh.download]
+  command: [python, -m, mesh.hub.download]
   args:
     - --model={{ $hub.id }}
     - --revision={{ $hub.revision }}

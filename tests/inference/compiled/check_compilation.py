@@ -1,4 +1,5 @@
-"""Triton's kernels compiled for GPUs that are not there; run by tests/inference/test_kernels.py.
+"""Triton's kernels compiled for GPUs that are not there; run by
+tests/inference/model/test_kernels.py.
 
 The same calls as in use, with tensors on the CPU: what they would start is compiled to machine
 code with their own types, constants and options, and is not started.
@@ -20,15 +21,15 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime.jit import JITFunction
 
-from inference.kernels.draw import draw
-from inference.kernels.launches import Launches
-from inference.kernels.operations import TritonOperations
-from inference.kernels.product import Device
-from inference.kv_cache import KVCache
-from inference.layers.linear import Linear
-from inference.layers.rotary import RotaryEmbedding
-from inference.step_inputs import make_inputs
-from tests.inference.kernel_checks import make_config
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.kernels.attention.launches import Launches
+from inference.model.kernels.operations import TritonOperations
+from inference.model.kernels.product import Device
+from inference.model.kernels.sample import draw
+from inference.model.layers.linear import Linear
+from inference.model.layers.rotary import RotaryEmbedding
+from inference.runner.step_inputs import make_inputs
+from tests.inference.model.kernel_checks import make_config
 from tests.inference.steps import Span, make_step
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-// What inference/native/avx512.h uses of AVX-512, in plain C, one lane after the other: so that
+// What inference/model/native/avx512.h uses of AVX-512, in plain C, one lane after the other: so that
 // its code is tested on CPUs that have none. Semantics: Intel Intrinsics Guide.
 #pragma once
 

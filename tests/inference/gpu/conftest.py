@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference.engine import Engine
+from inference.engine.engine import Engine
 
 NO_GPU = "NOTHING IS TESTED ON A GPU: no CUDA device is visible"
 

@@ -10,18 +10,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inference.batch import Batch
-from inference.engine import Engine
-from inference.errors import ModelLoadError
-from inference.graphed_model import GraphedModel
-from inference.kv_cache import KVCache
-from inference.model_factory import FP8_CAPABILITY
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
-from tests.inference.families import bfloat16_logits, reference_logits
+from inference.engine.engine import Engine
+from inference.engine.errors import ModelLoadError
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.factory import FP8_CAPABILITY
+from inference.runner.cuda_graphs.graphed_model import GraphedModel
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.batch import Batch
+from inference.scheduler.sequence import Sequence
+from tests.inference.embedding.test_embedding import reference_embedding
+from tests.inference.model.families import bfloat16_logits, reference_logits
+from tests.inference.model.test_parity import GREEDY, prompts, run
 from tests.inference.steps import make_step
-from tests.inference.test_embedding import reference_embedding
-from tests.inference.test_parity import GREEDY, prompts, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 

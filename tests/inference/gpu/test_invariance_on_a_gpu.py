@@ -10,18 +10,18 @@ import torch
 
 pytest.importorskip("triton", reason="NO KERNELS ARE TESTED: triton is not installed")
 
-from inference.engine import Engine
-from inference.invariance import Invariance
-from inference.kernels.attention import Launch, attend
-from inference.kernels.launches import LARGEST_TILE
-from inference.kernels.product import MAX_PART, Products
-from inference.layers.quantise import quantise_rows
-from inference.sampling_params import SamplingParams
-from inference.sequence import Sequence
-from inference.step_inputs import make_inputs
-from tests.inference.kernel_checks import needs_fp8
+from inference.engine.engine import Engine
+from inference.model.kernels.attention.attention import Launch, attend
+from inference.model.kernels.attention.launches import LARGEST_TILE
+from inference.model.kernels.product import MAX_PART, Products
+from inference.model.layers.quantise import quantise_rows
+from inference.runner.invariance import Invariance
+from inference.runner.step_inputs import make_inputs
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
+from tests.inference.model.kernel_checks import needs_fp8
+from tests.inference.model.test_parity import prompts
 from tests.inference.steps import make_step
-from tests.inference.test_parity import prompts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 

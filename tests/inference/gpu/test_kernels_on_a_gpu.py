@@ -6,6 +6,6 @@ import pytest
 
 pytest.importorskip("triton", reason="NO KERNELS ARE TESTED: triton is not installed")
 
-from tests.inference.kernel_checks import *  # noqa: F403  # collected here
+from tests.inference.model.kernel_checks import *  # noqa: F403  # collected here
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]

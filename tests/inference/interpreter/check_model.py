@@ -1,4 +1,4 @@
-"""Whole models in Triton's interpreter; run by tests/inference/test_kernels.py."""
+"""Whole models in Triton's interpreter; run by tests/inference/model/test_kernels.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference.engine import Engine
-from inference.graphed_model import GraphedModel
-from inference.kernels.operations import TritonOperations
-from inference.kv_cache import KVCache
-from tests.inference.families import reference_greedy
+from inference.engine.engine import Engine
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.kernels.operations import TritonOperations
+from inference.runner.cuda_graphs.graphed_model import GraphedModel
+from tests.inference.model.families import reference_greedy
+from tests.inference.model.test_parity import prompts, run
 from tests.inference.steps import CPU, fill_cache, load_llama, make_step
-from tests.inference.test_parity import prompts, run
 
 
 @pytest.mark.parametrize("family", ["mistral-window", "qwen3"])

@@ -1,0 +1,72 @@
+"""Failures over HTTP: statuses that only HTTP has, and OpenAI's error body for all of them.
+
+HttpError(status, message)     404 route, 405 method, 408, 413
+MeshError(kind, message)       everything else, by the table in mesh.errors
+ClientDisconnected             nobody is left to be answered
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from starlette.responses import Response
+
+from gateway.http.json_text import encode
+from mesh.errors import HTTP_ERROR, ErrorKind, MeshError
+
+DEFAULT_RETRY_SECONDS = 1.0
+"""For a refusal whose author named no delay."""
+
+CLIENT_CLOSED_REQUEST = 499
+"""What logs and metrics call an answer that nobody waited for."""
+
+_RETRIED = (ErrorKind.OVERLOADED, ErrorKind.UNAVAILABLE)
+
+
+class ClientDisconnected(Exception):
+    """The client went away before its answer was complete."""
+
+
+class HttpError(Exception):
+    """A failure of HTTP itself, beside those that MeshError knows."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+def error_body(error: MeshError | HttpError) -> dict[str, object]:
+    """OpenAI's error body."""
+    fields: dict[str, object] = {"message": error.message}
+    if isinstance(error, HttpError):
+        fields |= {"type": "invalid_request_error", "param": None, "code": error.code}
+    else:
+        _, type_, code = HTTP_ERROR[error.kind]
+        fields |= {"type": type_, "param": error.param, "code": code}
+    return {"error": fields}
+
+
+def error_response(error: MeshError | HttpError) -> Response:
+    """The answer to a request that failed before its first byte."""
+    if isinstance(error, HttpError):
+        status, headers = error.status, error.headers
+    else:
+        status, headers = HTTP_ERROR[error.kind].status, _headers(error)
+    # A message may quote what the client sent, lone surrogates included.
+    body = encode(error_body(error)).encode("utf-8", "replace")
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _headers(error: MeshError) -> dict[str, str]:
+    if error.kind is ErrorKind.UNAUTHENTICATED:
+        return {"www-authenticate": "Bearer"}
+    if error.retry_after is None and error.kind not in _RETRIED:
+        return {}
+    seconds = DEFAULT_RETRY_SECONDS if error.retry_after is None else error.retry_after
+    return {"retry-after": str(max(1, math.ceil(seconds)))}

@@ -1,0 +1,254 @@
+"""The HTTP server from start to end: listen, serve, and on the stop event drain.
+
+stop ─▶ readyz 503, new requests 503 ─▶ running requests end, up to drain_seconds
+     ─▶ the rest end with an error event ─▶ connections closed ─▶ return
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+
+from gateway.app import build_app
+from gateway.http.drain import Drain
+from gateway.http.protocol import LimitedProtocol
+from gateway.keys.key_file import KeyFileError
+from gateway.keys.key_ring import KeyRing
+from gateway.services import Services
+from gateway.settings import GatewaySettings
+from gateway.streaming.resumption import Resumption
+from gateway.upstream.client import Orchestrator
+from gateway.upstream.readiness import Readiness
+from mesh.observability.metrics import metrics_server
+from mesh.process.garbage_collection import collected_by_the_clock
+from mesh.process.lifecycle import StartupError
+from mesh.process.watched_files import WatchedFiles
+from mesh.rpc.channel import open_channel
+from mesh.rpc.targets import at_port
+from mesh.rpc.tls import TlsError, TlsFiles
+
+logger = logging.getLogger("gateway.http.server")
+
+IDLE_CONNECTION_SECONDS = 75
+"""Longer than load balancers keep theirs, so that it is never us who closes under a request."""
+
+SEND_BUFFER_BYTES = 128 * 1024
+"""What the kernel may hold of a connection's answer; text needs no more, however far the client."""
+
+CHECK_SECONDS = 1.0
+"""How often the certificate's files are looked at."""
+
+CLOSED_CHECK_SECONDS = 0.01
+"""How often a server that shuts down looks whether its connections are closed."""
+
+CUT_OFF_SECONDS = 2.0
+"""How long what was cut off may take to say so to its client."""
+
+CLOSE_SECONDS = 1.0
+"""How long clients may take to read what is left for them."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to mesh.process.lifecycle, and can let go of clients that do not read."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stop = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def main_loop(self) -> None:
+        """Looks at the clock once a second, for the date header, and ends when `stop` says so."""
+        while not self._stop.is_set():
+            await self.on_tick(0)
+            await _within(1.0, self._stop.wait())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops listening and waits for the connections, without a pause where there are none."""
+        for server in self.servers:
+            server.close()
+        for each in sockets or []:
+            each.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        # uvicorn tells nobody when the last one is closed.
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(CLOSED_CHECK_SECONDS)
+
+    def stop(self) -> None:
+        """Ends `main_loop`, which makes `serve` shut down."""
+        self._stop.set()
+
+    def abort_connections(self) -> None:
+        """Drops every connection, which their requests see as their client leaving."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+class GatewayServer:
+    """A gateway that serves; `running` makes one."""
+
+    def __init__(self, settings: GatewaySettings, services: Services) -> None:
+        self._settings = settings
+        self.services = services
+        config = uvicorn.Config(
+            build_app(services),
+            http=LimitedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # The address of a proxy is an address as well; who is behind it is not our business.
+            proxy_headers=False,
+            timeout_keep_alive=IDLE_CONNECTION_SECONDS,
+            ssl_certfile=settings.http_tls_certificate or None,
+            ssl_keyfile=settings.http_tls_private_key or None,
+            ssl_ca_certs=settings.http_tls_client_ca or None,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.http_tls_client_ca else ssl.CERT_NONE,
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise TlsError(f"GATEWAY_HTTP_TLS_…: {error.strerror}") from error
+        self._config = config
+        self._server = _Uvicorn(config)
+        self._socket = _listen(settings.listen)
+        self.port: int = self._socket.getsockname()[1]
+
+    async def serve(self) -> None:
+        """Serves until `drain` has ended it."""
+        await self._server.serve([self._socket])
+
+    async def drain(self) -> int:
+        """Ends everything in order; gives the number of requests that were cut off."""
+        drain = self.services.drain
+        drain.begin()
+        cut_off = 0
+        if not await _within(self._settings.drain_seconds, drain.wait_idle()):
+            cut_off = drain.cut_off()
+            await _within(CUT_OFF_SECONDS, drain.wait_idle())
+        self._server.stop()
+        return cut_off
+
+    async def watch_certificate(self) -> None:
+        """Takes up a renewed certificate for new connections, until cancelled.
+
+        A client CA that is renewed is added; the older one stays good until a restart.
+        """
+        context, settings = self._config.ssl, self._settings
+        if context is None:
+            return
+        pair = (settings.http_tls_certificate, settings.http_tls_private_key)
+        files = WatchedFiles([path for path in (*pair, settings.http_tls_client_ca) if path])
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            if not files.changed():
+                continue
+            try:
+                context.load_cert_chain(*pair)
+                if settings.http_tls_client_ca:
+                    context.load_verify_locations(settings.http_tls_client_ca)
+                logger.info("certificate renewed")
+            except (OSError, ssl.SSLError) as error:
+                logger.error("certificate not renewed", extra={"error": error.strerror})
+
+    def abort(self) -> None:
+        """Drops the connections that are still there."""
+        self._server.abort_connections()
+
+
+@asynccontextmanager
+async def running(
+    settings: GatewaySettings,
+) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
+    """A gateway that listens and serves, and the task that does so; drained when left."""
+    keys = _key_ring(settings)
+    channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings), balanced=True)
+    orchestrator, drain = Orchestrator(channel), Drain()
+    services = Services(
+        settings=settings,
+        orchestrator=orchestrator,
+        readiness=Readiness(orchestrator, drain),
+        drain=drain,
+        keys=keys,
+        resumption=Resumption(settings.resume_seconds),
+    )
+    try:
+        server = GatewayServer(settings, services)
+        serving = asyncio.create_task(server.serve(), name="http")
+        watching = [
+            asyncio.create_task(keys.watch(), name="keys"),
+            asyncio.create_task(server.watch_certificate(), name="certificate"),
+        ]
+        try:
+            yield server, serving
+        finally:
+            for task in watching:
+                task.cancel()
+            cut_off = await server.drain()
+            if not (await asyncio.wait({serving}, timeout=CLOSE_SECONDS))[0]:
+                server.abort()
+            await serving
+            logger.info("drained", extra={"cut_off": cut_off})
+    finally:
+        await services.resumption.close()
+        await channel.close()
+
+
+def _key_ring(settings: GatewaySettings) -> KeyRing:
+    try:
+        return KeyRing(settings.api_keys_file, settings.api_key_list)
+    except KeyFileError as error:
+        raise StartupError(f"GATEWAY_API_KEYS_FILE: {error}") from error
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Serves until `stop`, then drains. OSError if the address is taken."""
+    async with _metrics(settings.metrics_listen), running(settings) as (server, serving):
+        logger.info("listening", extra={"address": at_port(settings.listen, server.port)})
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        async with collected_by_the_clock():
+            await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+
+
+@asynccontextmanager
+async def _metrics(address: str) -> AsyncIterator[None]:
+    """Metrics on an address of their own, which the loop being stuck does not silence."""
+    if not address:
+        yield
+        return
+    with metrics_server(address, asyncio.get_running_loop()) as port:
+        logger.info("metrics listening", extra={"address": at_port(address, port)})
+        yield
+
+
+async def _within(seconds: float, waiting: Coroutine[object, object, object]) -> bool:
+    try:
+        await asyncio.wait_for(waiting, seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family, *_, name = socket.getaddrinfo(
+        host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+    server = socket.create_server(name[:2], family=family, backlog=2048, dualstack_ipv6=both)
+    # Inherited by each connection. Left to itself the kernel takes megabytes of a stream for a
+    # client that does not read.
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    return server

@@ -1,0 +1,10 @@
+"""`python -m gateway.keys`: makes API keys."""
+
+from __future__ import annotations
+
+import sys
+
+from gateway.keys.key_file import main
+
+if __name__ == "__main__":
+    sys.exit(main())

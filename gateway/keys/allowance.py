@@ -1,0 +1,122 @@
+"""What one API key may still do: requests a second, tokens a minute, requests at once.
+
+Tokens are paid for after the fact, as they come: who has overdrawn waits until the debt is paid
+off. Each gateway counts by itself; with several of them a key has its limits at each.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from gateway.keys.key_file import Limits
+from gateway.observability import metrics
+from mesh.errors import ErrorKind, MeshError
+
+CONCURRENT_RETRY_SECONDS = 1.0
+"""When one of a key's own requests will end is not known here."""
+
+SPREAD = 0.2
+"""Share by which a delay is lengthened at most, so that clients do not return all at once."""
+
+
+class Bucket:
+    """Fills at `rate` a second up to `capacity`; may be overdrawn."""
+
+    def __init__(self, rate: float, capacity: float) -> None:
+        self._rate = rate
+        self._capacity = capacity
+        self._level = capacity
+        self._filled = time.monotonic()
+
+    def seconds_until(self, amount: float) -> float:
+        """When there will be `amount`; 0 if it is there."""
+        return max(0.0, (amount - self._now()) / self._rate)
+
+    def take(self, amount: float) -> None:
+        """Takes it, whether it is there or not; negative gives back."""
+        self._level = min(self._capacity, self._now() - amount)
+
+    def _now(self) -> float:
+        now = time.monotonic()
+        self._level = min(self._capacity, self._level + (now - self._filled) * self._rate)
+        self._filled = now
+        return self._level
+
+
+class Allowance:
+    """One key's buckets. For one event loop."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.num_running = 0
+        self._requests: Bucket | None = None
+        self._tokens: Bucket | None = None
+        if (rate := limits.requests_per_second) is not None:
+            self._requests = Bucket(rate, max(1.0, rate))
+        if (tokens := limits.tokens_per_minute) is not None:
+            self._tokens = Bucket(tokens / 60, tokens)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request runs inside the block. Raises MeshError (OVERLOADED) at once if it may not."""
+        self._check()
+        if self._requests is not None:
+            self._requests.take(1)
+        self.num_running += 1
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            self.num_running -= 1
+
+    def spend(self, num_tokens: int) -> None:
+        """Tokens of a request were used; negative if fewer than were told before."""
+        if self._tokens is not None and num_tokens:
+            self._tokens.take(num_tokens)
+
+    def _check(self) -> None:
+        limits = self.limits
+        if limits.max_concurrent is not None and self.num_running >= limits.max_concurrent:
+            _refuse(
+                "max_concurrent",
+                f"this key may run {limits.max_concurrent} requests at once",
+                CONCURRENT_RETRY_SECONDS,
+            )
+        if self._requests is not None and (wait := self._requests.seconds_until(1)) > 0:
+            rate = limits.requests_per_second
+            _refuse("requests_per_second", f"this key may send {rate:g} requests a second", wait)
+        if self._tokens is not None and (wait := self._tokens.seconds_until(1)) > 0:
+            rate = limits.tokens_per_minute
+            _refuse("tokens_per_minute", f"this key may use {rate:g} tokens a minute", wait)
+
+
+_current: ContextVar[Allowance | None] = ContextVar("gateway_allowance", default=None)
+
+
+class Spending:
+    """The tokens of one request, charged to its key as they become known."""
+
+    def __init__(self) -> None:
+        self._allowance = _current.get()
+        self._spent = 0
+
+    def add(self, num_tokens: int) -> None:
+        """So many more."""
+        self.settle(self._spent + num_tokens)
+
+    def settle(self, num_tokens: int) -> None:
+        """So many in all."""
+        if self._allowance is not None:
+            self._allowance.spend(num_tokens - self._spent)
+        self._spent = num_tokens
+
+
+def _refuse(limit: str, message: str, seconds: float) -> None:
+    metrics.KEY_REFUSALS.labels(limit).inc()
+    retry_after = seconds * random.uniform(1, 1 + SPREAD)
+    raise MeshError(ErrorKind.OVERLOADED, message, retry_after=retry_after)

@@ -1,0 +1,76 @@
+"""The keys that clients may send, kept up to date with the key file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from gateway.keys.allowance import Allowance
+from gateway.keys.key_file import Key, KeyFileError, Limits, find_key, hash_key, read_keys
+from mesh.process.watched_files import WatchedFiles
+
+logger = logging.getLogger("gateway.keys")
+
+CHECK_SECONDS = 1.0
+"""How often the key file is looked at."""
+
+
+class KeyRing:
+    """Keys of a file, which may change, and keys given as they are, which do not."""
+
+    def __init__(self, path: str, plain: Sequence[str]) -> None:
+        """`path` "": no file. Raises KeyFileError."""
+        self._path = path
+        self._files = WatchedFiles([path] if path else [])
+        # Only the hashes are kept.
+        self._plain = tuple(
+            Key(name=f"env-{number}", sha256=hash_key(key)) for number, key in enumerate(plain, 1)
+        )
+        self._keys = self._plain + (read_keys(path) if path else ())
+        self._allowances: dict[str, Allowance] = {}
+
+    @property
+    def required(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self._path or self._plain)
+
+    def find(self, given: str) -> Key | None:
+        """The key that `given` is, if any."""
+        return find_key(self._keys, given)
+
+    def allowance(self, key: Key) -> Allowance:
+        """What this key may still do."""
+        allowance = self._allowances.get(key.name)
+        if allowance is None or allowance.limits != key.limits:
+            allowance = self._allowances[key.name] = _changed(allowance, key.limits)
+        return allowance
+
+    def reload(self) -> bool:
+        """Reads the file again if it was replaced; one that cannot be used changes nothing."""
+        if not self._files.changed():
+            return False
+        try:
+            keys = read_keys(self._path)
+        except KeyFileError as error:
+            logger.error("key file not usable, keys stay as they were", extra={"error": str(error)})
+            return False
+        self._keys = self._plain + keys
+        names = {key.name for key in self._keys}
+        self._allowances = {n: each for n, each in self._allowances.items() if n in names}
+        logger.info("keys reloaded", extra={"num_keys": len(keys)})
+        return True
+
+    async def watch(self) -> None:
+        """Reloads whenever the file is replaced, until cancelled."""
+        while self._path:
+            await asyncio.sleep(CHECK_SECONDS)
+            self.reload()
+
+
+def _changed(allowance: Allowance | None, limits: Limits) -> Allowance:
+    made = Allowance(limits)
+    if allowance is not None:
+        # What runs under the old limits is not counted against the new ones; it ends by itself.
+        logger.info("limits of a key changed", extra={"num_running": allowance.num_running})
+    return made

@@ -1,0 +1,55 @@
+"""Asks for a key, where keys are set, and holds each key to its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.http.headers import headers_of
+from gateway.keys.key_file import Key
+from gateway.keys.key_ring import KeyRing
+from mesh.context import annotate, current_request
+from mesh.errors import ErrorKind, MeshError
+
+PROTECTED_PREFIXES = ("/v1/", "/api/")
+
+
+class AuthMiddleware:
+    """Lets a request through if its bearer token is one of `keys`, or none is set.
+
+    `open_paths` need no key. Everything else does, what is no route included.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on or raises MeshError: UNAUTHENTICATED, or OVERLOADED beyond a limit."""
+        if scope["type"] != "http" or not self._keys.required or self._is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        key = self._check(headers_of(scope).get("authorization"))
+        request = current_request()
+        if request is not None:
+            request.key_name = key.name
+            annotate(key_name=key.name)
+        with self._keys.allowance(key).request():
+            await self._app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths and not path.startswith(PROTECTED_PREFIXES)
+
+    def _check(self, authorization: str | None) -> Key:
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise MeshError(
+                ErrorKind.UNAUTHENTICATED,
+                "this server asks for an API key: send the header 'Authorization: Bearer KEY'",
+            )
+        key = self._keys.find(token.strip())
+        if key is None:
+            raise MeshError(ErrorKind.UNAUTHENTICATED, "the API key is not known to this server")
+        return key

@@ -1,0 +1,150 @@
+"""The outermost middleware: request id, deadline, span, metrics, access line, error answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+
+from opentelemetry import trace
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.http.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
+from gateway.http.headers import headers_of
+from gateway.http.routes import UNWATCHED_PATHS, route_of
+from gateway.middleware.origin import cors_headers
+from gateway.observability import metrics
+from gateway.observability.observation import Observation
+from gateway.observability.tracing import end_span, http_span, unrecorded_span
+from gateway.validation.ignored_fields import IGNORED_HEADER, ignored_header
+from mesh.context import RequestContext, accept_request_id, annotate, use_request
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.observability.telemetry import trace_id
+
+logger = logging.getLogger("gateway.access")
+
+KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class ObserveMiddleware:
+    """Runs each request in its context and answers what it raises.
+
+    It is the only place where an exception becomes a response.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        timeout_seconds: float,
+        first_token_seconds: float | None = None,
+        idle_seconds: float | None = None,
+    ) -> None:
+        """For the whole answer, for its first token and for each next one; None: no own limit."""
+        self._app = app
+        self._timeout_seconds = timeout_seconds
+        self._first_token_seconds = first_token_seconds
+        self._idle_seconds = idle_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        observation = Observation()
+        observation.attach(scope)
+        headers = headers_of(scope)
+        request = RequestContext(
+            request_id=accept_request_id(headers.get("x-request-id")),
+            deadline=observation.arrived + self._timeout_seconds,
+            idle_timeout=self._idle_seconds,
+        )
+        if self._first_token_seconds is not None:
+            request.first_token_deadline = observation.arrived + self._first_token_seconds
+        watched = scope["path"] not in UNWATCHED_PATHS
+        span = http_span(scope, headers) if watched else unrecorded_span()
+        with use_request(request), span:
+            responder = _Responder(scope, send, request.request_id, trace_id())
+            if not watched:
+                await self._respond(scope, receive, responder, observation)
+                return
+            with metrics.NUM_REQUESTS_RUNNING.track_inprogress():
+                await self._respond(scope, receive, responder, observation)
+                _tell(scope, observation, request)
+
+    async def _respond(
+        self, scope: Scope, receive: Receive, responder: _Responder, observation: Observation
+    ) -> None:
+        try:
+            await self._app(scope, receive, responder.send)
+        except ClientDisconnected:
+            observation.status = CLIENT_CLOSED_REQUEST
+        except Exception as error:
+            failure = _as_failure(error)
+            observation.failed(failure)
+            if not responder.started:
+                await error_response(failure)(scope, receive, responder.send)
+        observation.status = observation.status or responder.status
+
+
+class _Responder:
+    """Sends, with the request's ids in the headers, and notes the status."""
+
+    def __init__(self, scope: Scope, send: Send, request_id: str, trace_id: str) -> None:
+        self._scope = scope
+        self._send = send
+        self._ids = {"x-request-id": request_id, "x-trace-id": trace_id}
+        self.status = 0
+
+    @property
+    def started(self) -> bool:
+        return self.status != 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], *_encoded(self._headers())]
+        await self._send(message)
+
+    def _headers(self) -> dict[str, str]:
+        """What an answer has beside its own; no answer has any of these."""
+        headers = {**self._ids, **cors_headers(self._scope)}
+        ignored = Observation.of(self._scope).ignored
+        if ignored:
+            headers[IGNORED_HEADER] = ignored_header(ignored)
+        return headers
+
+
+def _encoded(headers: Mapping[str, str]) -> Iterator[tuple[bytes, bytes]]:
+    return ((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
+
+
+def _as_failure(error: Exception) -> MeshError | HttpError:
+    if isinstance(error, MeshError | HttpError):
+        return error
+    logger.error("unexpected error", exc_info=error)
+    return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+
+
+def _tell(scope: Scope, observation: Observation, request: RequestContext) -> None:
+    duration = time.monotonic() - observation.arrived
+    observation.tell_first_token()
+    if observation.summary is not None:
+        annotate(**observation.summary())
+        observation.summary = None  # it holds this observation: neither would go before a search
+    method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
+    route, status = route_of(scope), observation.status
+    end_span(trace.get_current_span(), method, route, status, observation.error)
+    metrics.observe_request(
+        route, method, status, duration, model=observation.model, error=_error_type(observation)
+    )
+    if logger.isEnabledFor(logging.INFO):
+        fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}
+        logger.info("request finished", extra={**fields, **request.fields})
+
+
+def _error_type(observation: Observation) -> str:
+    if observation.error is not None:
+        return observation.error.value
+    if observation.status == CLIENT_CLOSED_REQUEST:
+        return ErrorKind.CANCELLED.value
+    return str(observation.status) if observation.status >= 400 else ""

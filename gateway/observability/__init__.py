@@ -1,0 +1,1 @@
+"""Metrics, the server span and the access log line of an HTTP request."""

@@ -1,0 +1,99 @@
+"""The server span of an HTTP request, by OpenTelemetry's semantic conventions for HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from urllib.parse import urlsplit
+
+from opentelemetry import propagate, trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
+from starlette.types import Scope
+
+from gateway.http.errors import CLIENT_CLOSED_REQUEST
+from gateway.http.routes import UNMATCHED
+from mesh.context import current_request
+from mesh.errors import HTTP_ERROR, ErrorKind
+from mesh.observability import semconv, telemetry, tracing
+from mesh.observability.semconv import Outcome
+
+
+def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
+    """The current span of a request, child of the caller's `traceparent`.
+
+    The query string is left out: it holds what people search for.
+    """
+    unrecorded = telemetry.span_if_unrecorded(headers)
+    return _http_span(scope, headers) if unrecorded is None else unrecorded
+
+
+@contextmanager
+def _http_span(scope: Scope, headers: Mapping[str, str]) -> Iterator[trace.Span]:
+    with tracing.TRACER.start_as_current_span(
+        scope["method"],
+        context=propagate.extract(headers),
+        kind=SpanKind.SERVER,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        if span.is_recording():  # of many it is not, and what it says costs more than it does
+            span.set_attributes(_attributes(scope, headers))
+        yield span
+
+
+def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, AttributeValue]:
+    """What is known of a request at its beginning."""
+    attributes: dict[str, AttributeValue] = {
+        semconv.OUTCOME: Outcome.OK,
+        semconv.HTTP_REQUEST_METHOD: scope["method"],
+        semconv.URL_SCHEME: scope["scheme"],
+        semconv.URL_PATH: scope["path"],
+        semconv.NETWORK_PROTOCOL_VERSION: scope["http_version"],
+        **_server(headers.get("host", "")),
+    }
+    request = current_request()
+    if request is not None:
+        attributes[semconv.REQUEST_ID] = request.request_id
+    if scope["client"] is not None:
+        attributes[semconv.CLIENT_ADDRESS] = scope["client"][0]
+    if "user-agent" in headers:
+        attributes[semconv.USER_AGENT_ORIGINAL] = headers["user-agent"]
+    return attributes
+
+
+def end_span(
+    span: trace.Span, method: str, route: str, status: int, error: ErrorKind | None
+) -> None:
+    """Says at the end what the request turned out to be. `error` may come after a status 200."""
+    if not span.is_recording():
+        return
+    if route != UNMATCHED:
+        span.update_name(f"{method} {route}")
+        span.set_attribute(semconv.HTTP_ROUTE, route)
+    span.set_attribute(semconv.HTTP_RESPONSE_STATUS_CODE, status)
+    if status == CLIENT_CLOSED_REQUEST:
+        span.set_attribute(semconv.OUTCOME, Outcome.CANCELLED)
+        span.add_event(semconv.CLIENT_DISCONNECTED)
+    elif error is not None:
+        span.set_attribute(semconv.OUTCOME, tracing.OUTCOME_OF[error])
+    elif status >= 400:
+        span.set_attribute(semconv.OUTCOME, Outcome.INVALID if status < 500 else Outcome.FAILED)
+    if status >= 500 or (error is not None and HTTP_ERROR[error].status >= 500):
+        span.set_attribute(semconv.ERROR_TYPE, str(status) if error is None else error)
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _server(host: str) -> dict[str, AttributeValue]:
+    """Address and port of a Host header, which may be anything."""
+    try:
+        parts = urlsplit(f"//{host}")
+        found = {semconv.SERVER_ADDRESS: parts.hostname, semconv.SERVER_PORT: parts.port}
+    except ValueError:
+        return {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def unrecorded_span() -> AbstractContextManager[object]:
+    """A trace id for the headers of a request that nobody wants to see in a trace."""
+    return telemetry.silent_span({})

@@ -1,0 +1,1 @@
+"""OpenAI's response formats: chunks, choices, usage."""

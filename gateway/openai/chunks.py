@@ -1,0 +1,63 @@
+"""The frames of an OpenAI stream, numbered by `id:` from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.http.json_text import encode_line
+from gateway.openai.responses import Choice
+from gateway.streaming.sse import DONE
+
+# Stands where the text of a delta will; a control character is in no model's name.
+_MARK = "\0text\0"
+_ENCODED_MARK = encode_line(_MARK)
+
+
+class Chunks:
+    """Makes frames. `text_choice` makes choice number so-and-so around a text.
+
+    All but the text of a delta is encoded once a choice, not once a token.
+    """
+
+    def __init__(
+        self,
+        head: dict[str, object],
+        text_choice: Callable[[int, str], Choice],
+        *,
+        num_choices: int,
+        include_usage: bool,
+    ) -> None:
+        self._head = head
+        self._include_usage = include_usage
+        self._number = 0
+        self._around: list[tuple[str, str]] = []
+        for index in range(num_choices):
+            chunk = encode_line(self._chunk(text_choice(index, _MARK)))
+            before, _, after = chunk.partition(_ENCODED_MARK)
+            self._around.append((before, after))
+
+    def text(self, index: int, text: str) -> bytes:
+        """A chunk with text and without logprobs."""
+        before, after = self._around[index]
+        return self._frame(f"{before}{encode_line(text)}{after}")
+
+    def chunk(self, choice: Choice) -> bytes:
+        """A chunk with one choice."""
+        return self._frame(encode_line(self._chunk(choice)))
+
+    def end(self, usage: dict[str, object]) -> bytes:
+        """What follows the last choice: usage, if asked for, and `[DONE]`."""
+        if not self._include_usage:
+            return DONE
+        return self._frame(encode_line({**self._head, "choices": [], "usage": usage})) + DONE
+
+    def _chunk(self, choice: Choice) -> dict[str, object]:
+        fields: dict[str, object] = {**self._head, "choices": [choice]}
+        if self._include_usage:
+            fields["usage"] = None
+        return fields
+
+    def _frame(self, data: str) -> bytes:
+        number = self._number
+        self._number += 1
+        return f"id: {number}\ndata: {data}\n\n".encode()

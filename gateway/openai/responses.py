@@ -1,0 +1,142 @@
+"""OpenAI's words for what the orchestrator tells."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from gateway.http.errors import error_body
+from gateway.streaming.sse import data_frame
+from gateway.upstream.generation import ABORT, Finish, TokenLogprob, ToolCallDelta
+from mesh.context import current_request
+from mesh.errors import ErrorKind, MeshError
+
+LEAST_LOGPROB = -9999.0
+"""What OpenAI writes for an impossible token, as JSON has no infinity."""
+
+Choice: TypeAlias = dict[str, object]
+
+
+def error_frame(error: MeshError) -> bytes:
+    """The last event of a stream that failed; no `[DONE]` follows."""
+    return data_frame(error_body(error))
+
+
+def check_not_aborted(finish: Finish) -> None:
+    """Raises MeshError for a generation that somebody ended: OpenAI's wire has no word for it."""
+    if finish.reason == ABORT:
+        raise MeshError(ErrorKind.CANCELLED, "the request was ended by an operator")
+
+
+def head(prefix: str, kind: str, model: str) -> dict[str, object]:
+    """The fields that stand before the choices, in an answer and in each of its chunks."""
+    request = current_request()
+    request_id = "" if request is None else request.request_id
+    return {
+        "id": f"{prefix}-{request_id}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+    }
+
+
+def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
+    """The logprobs of a chat choice; None without any."""
+    if not logprobs:
+        return None
+    return {"content": [_chat_logprob(each, with_top=True) for each in logprobs], "refusal": None}
+
+
+def _chat_logprob(each: TokenLogprob, *, with_top: bool) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "token": each.token,
+        "logprob": _finite(each.logprob),
+        "bytes": list(each.token_bytes),
+    }
+    if with_top:
+        fields["top_logprobs"] = [_chat_logprob(top, with_top=False) for top in each.top]
+    return fields
+
+
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)
+
+
+class TextLogprobs:
+    """The logprobs of a completion, whose offsets go on from chunk to chunk."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        # A token may be a part of a character: counted are the characters that are whole.
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def of(self, logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
+        """The next tokens; None without any."""
+        if not logprobs:
+            return None
+        offsets = []
+        for each in logprobs:
+            offsets.append(self._offset)
+            self._offset += len(self._utf8.decode(each.token_bytes))
+        return {
+            "tokens": [_token_name(each) for each in logprobs],
+            "token_logprobs": [_finite(each.logprob) for each in logprobs],
+            "top_logprobs": [
+                None
+                if each.logprob is None
+                else {_token_name(top): _finite(top.logprob) for top in each.top}
+                for each in logprobs
+            ],
+            "text_offset": offsets,
+        }
+
+
+def _token_name(each: TokenLogprob) -> str:
+    """The token, by its bytes where those are no text, as two of them would look the same."""
+    try:
+        each.token_bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in each.token_bytes)
+    return each.token
+
+
+class ToolCalls:
+    """The calls of one answer, put together from their pieces."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, str, list[str]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def add(self, deltas: Sequence[ToolCallDelta]) -> None:
+        """Takes more pieces."""
+        for delta in deltas:
+            if delta.name:
+                self._calls.append((delta.id, delta.name, []))
+            self._calls[delta.number][2].append(delta.arguments)
+
+    def whole(self) -> list[dict[str, object]]:
+        """The calls as a message has them."""
+        return [
+            {
+                "id": id,
+                "type": "function",
+                "function": {"name": name, "arguments": "".join(arguments)},
+            }
+            for id, name, arguments in self._calls
+        ]
+
+
+def tool_call_delta(delta: ToolCallDelta) -> dict[str, object]:
+    """A piece of a call as a chunk has it."""
+    if not delta.name:
+        return {"index": delta.number, "function": {"arguments": delta.arguments}}
+    return {
+        "index": delta.number,
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
+    }

@@ -1,0 +1,91 @@
+"""Ends the work on a request when its client leaves, its time is up or the process stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+
+from starlette.types import Receive
+
+from gateway.http.drain import Drain
+from gateway.http.errors import ClientDisconnected
+from mesh.context import current_request
+from mesh.errors import ErrorKind, MeshError
+
+DEADLINE_MARGIN_SECONDS = 1.0
+"""The upstream call has the same deadline and better words for it: it may speak first."""
+
+
+class Interruption:
+    """A block that ends early with the reason, like `asyncio.timeout` does.
+
+    Raises ClientDisconnected, or MeshError: DEADLINE or UNAVAILABLE. It reads `receive`, so the
+    request's body must have been read before. Whatever the block waits for is cancelled at once.
+    """
+
+    def __init__(
+        self, receive: Receive, drain: Drain, is_answered: Callable[[], bool] = bool
+    ) -> None:
+        """`is_answered`: the client has all it asked for, and may leave; by default never."""
+        self._receive = receive
+        self._is_answered = is_answered
+        self._drain = drain
+        self._open = False
+        self._reason: Exception | None = None
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._num_cancelling = task.cancelling()
+        self._open = True
+        self._drain.register(self._interrupt)
+        self._watcher = asyncio.create_task(self._watch_client(), name="disconnect")
+        self._timer = self._start_timer()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open = False
+        self._drain.unregister(self._interrupt)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._watcher.cancel()
+        # Neither is kept: an error, a task's last one as well, holds the frames that it went
+        # through, and they this object, until the garbage collector finds them.
+        del self._watcher
+        reason, self._reason = self._reason, None
+        if reason is not None:
+            others = self._task.uncancel() > self._num_cancelling
+            if isinstance(error, asyncio.CancelledError) and not others:
+                try:
+                    raise reason from None
+                finally:
+                    del reason
+
+    def _interrupt(self, reason: Exception) -> None:
+        if self._open and self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    async def _watch_client(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        # The server says the same once it has sent everything.
+        if not self._is_answered():
+            self._interrupt(ClientDisconnected())
+
+    def _start_timer(self) -> asyncio.TimerHandle | None:
+        request = current_request()
+        remaining = None if request is None else request.remaining()
+        if remaining is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.call_later(remaining + DEADLINE_MARGIN_SECONDS, self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        self._interrupt(MeshError(ErrorKind.DEADLINE, "the request took longer than it may"))

@@ -1,0 +1,81 @@
+"""An answer as server-sent events, whose status waits for the first frame."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.http.drain import Drain
+from gateway.http.errors import ClientDisconnected
+from gateway.observability import metrics
+from gateway.observability.observation import Observation
+from gateway.streaming.disconnects import Interruption
+from gateway.streaming.event_writer import EventWriter
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+
+logger = logging.getLogger("gateway.stream")
+
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Asks proxies of nginx's kind to pass each event on at once.
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class EventStream:
+    """Sends `frames`, which it owns and closes in every case.
+
+    What `frames` raises before the first one is raised, so that it gets its true status; after
+    that it becomes the last event, in the words of `error_frame`.
+    """
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes],
+        error_frame: Callable[[MeshError], bytes],
+        drain: Drain,
+        keep_alive_seconds: float,
+    ) -> None:
+        self._frames = frames
+        self._error_frame = error_frame
+        self._drain = drain
+        self._keep_alive_seconds = keep_alive_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request. Raises ClientDisconnected if the client leaves."""
+        writer = EventWriter(send, self._keep_alive_seconds)
+        try:
+            await self._send(writer, receive)
+        except ClientDisconnected:
+            if not writer.complete:
+                raise
+        except Exception as error:
+            if not writer.started:
+                raise
+            failure = _as_mesh_error(error)
+            Observation.of(scope).failed(failure)
+            await writer.fail(self._error_frame(failure))
+        finally:
+            writer.close()
+
+    async def _send(self, writer: EventWriter, receive: Receive) -> None:
+        interruption = Interruption(receive, self._drain, lambda: writer.complete)
+        async with interruption, aclosing(self._frames) as frames:
+            first = await anext(frames)
+            with metrics.STREAMS_ACTIVE.track_inprogress():
+                writer.start(HEADERS)
+                await writer.write(first)
+                async for frame in frames:
+                    await writer.write(frame)
+                await writer.finish()
+
+
+def _as_mesh_error(error: Exception) -> MeshError:
+    if isinstance(error, MeshError):
+        return error
+    logger.error("unexpected error in mid-stream", exc_info=error)
+    return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)

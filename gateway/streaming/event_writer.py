@@ -1,0 +1,130 @@
+"""Writes a stream of frames as fast as the client takes them, and no faster.
+
+    one frame being built ── write() ──▶ pending, at most 16 KiB ── one send ──▶ transport
+
+While the transport takes everything, each frame goes out alone. When it stops, frames gather up
+to the limit, then `write` waits, and with it whoever produces them: that is the backpressure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from starlette.types import Send
+
+from gateway.http.errors import ClientDisconnected
+from gateway.streaming.sse import KEEP_ALIVE
+
+MAX_PENDING_BYTES = 16 * 1024
+FAILURE_SECONDS = 1.0
+"""How long a client may take to receive the error that ends its stream."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class EventWriter:
+    """The sending half of one stream. Whoever makes one calls `close` in the end.
+
+    Comment lines fill the silence after `keep_alive_seconds` without a frame.
+    """
+
+    def __init__(self, send: Send, keep_alive_seconds: float) -> None:
+        self._send = send
+        self._keep_alive_seconds = keep_alive_seconds
+        self._pending: list[bytes] = []
+        self._num_pending_bytes = 0
+        self._data = asyncio.Event()
+        self._room = asyncio.Event()
+        self._finishing = False
+        self._sending = False
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_sent = 0.0
+        self.complete = False
+        """Whether the whole stream has been handed to the transport."""
+
+    @property
+    def started(self) -> bool:
+        """Whether the status is spent."""
+        return self._task is not None
+
+    def start(self, headers: Headers) -> None:
+        """Sends status 200 and the headers, with what is written before anybody waits."""
+        self._loop = asyncio.get_running_loop()
+        self._last_sent = self._loop.time()
+        self._task = asyncio.create_task(self._run(headers), name="event writer")
+        self._timer = self._loop.call_later(self._keep_alive_seconds, self._fill_silence)
+
+    async def write(self, frame: bytes) -> None:
+        """Takes a frame; waits while too much is pending. Raises what sending raised."""
+        if self._num_pending_bytes >= MAX_PENDING_BYTES:
+            self._room.clear()
+            await self._room.wait()
+        if self._task is not None and self._task.done():
+            self._task.result()
+        self._put(frame)
+
+    async def finish(self) -> None:
+        """Returns once everything has been handed to the transport."""
+        self._finishing = True
+        self._data.set()
+        assert self._task is not None, "finish before start"
+        await asyncio.shield(self._task)
+
+    async def fail(self, frame: bytes) -> None:
+        """Ends the stream with `frame`, unless the client does not take it in time."""
+        self._put(frame)
+        try:
+            async with asyncio.timeout(FAILURE_SECONDS):
+                await self.finish()
+        except TimeoutError:
+            return
+
+    def close(self) -> None:
+        """Stops whatever still runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        # Not kept: a cancelled task holds its last error, that its frames, and they this object.
+        task, self._task = self._task, None
+        if task is not None and not task.cancel() and not task.cancelled():
+            task.exception()  # told by `write` or `finish`, if by anyone
+
+    def _put(self, frame: bytes) -> None:
+        self._pending.append(frame)
+        self._num_pending_bytes += len(frame)
+        self._data.set()
+
+    async def _run(self, headers: Headers) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": list(headers)}
+        try:
+            await self._send(start)
+            while not self.complete:
+                await self._data.wait()
+                await self._flush()
+        except OSError:
+            raise ClientDisconnected from None
+        finally:
+            self._room.set()
+
+    async def _flush(self) -> None:
+        self._data.clear()
+        body = b"".join(self._pending)
+        self._pending.clear()
+        self._num_pending_bytes = 0
+        self._room.set()
+        last = self._finishing
+        self._sending = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        self._sending = False
+        self._last_sent = self._loop.time()
+        self.complete = last
+
+    def _fill_silence(self) -> None:
+        # One timer a stream, not one a frame: it looks when the last frame went out.
+        silence = self._loop.time() - self._last_sent
+        if silence >= self._keep_alive_seconds:
+            if not (self._sending or self._pending or self._finishing):
+                self._put(KEEP_ALIVE)
+            silence = 0.0
+        self._timer = self._loop.call_later(self._keep_alive_seconds - silence, self._fill_silence)

@@ -1,0 +1,1 @@
+"""The gateway's client of the orchestrator, and the only place here that knows protobuf."""

@@ -1,0 +1,34 @@
+"""Whether a token can be produced behind this gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gateway.http.drain import Drain
+from gateway.upstream.client import Orchestrator
+
+CHECK_TIMEOUT_SECONDS = 1.0
+CACHE_SECONDS = 0.5
+"""However many ask, the orchestrator is asked this often at most."""
+
+
+class Readiness:
+    """Asks the orchestrator's health, which answers for everything behind it."""
+
+    def __init__(self, orchestrator: Orchestrator, drain: Drain) -> None:
+        self._orchestrator = orchestrator
+        self._drain = drain
+        self._lock = asyncio.Lock()
+        self._serving = False
+        self._checked: float | None = None
+
+    async def reason_not_ready(self) -> str | None:
+        """None if ready."""
+        if self._drain.draining:
+            return "draining"
+        async with self._lock:
+            if self._checked is None or time.monotonic() - self._checked >= CACHE_SECONDS:
+                self._serving = await self._orchestrator.is_serving(CHECK_TIMEOUT_SECONDS)
+                self._checked = time.monotonic()
+        return None if self._serving else "the orchestrator cannot produce tokens"

@@ -1,0 +1,1 @@
+"""Reading and checking requests: bodies, error messages, unknown fields."""

@@ -1,0 +1,1 @@
+"""The gRPC service on an engine, its metrics and its spans."""

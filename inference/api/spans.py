@@ -1,0 +1,198 @@
+"""Spans of a sequence's way through the engine, made from the engine's own timestamps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanContext
+from opentelemetry.util.types import AttributeValue
+
+from inference.engine.errors import DeadlineExceeded
+from inference.engine.interface import Finish, FinishReason, PrefillChunk, Step
+from inference.sampling.sampling_params import SamplingParams
+from mesh.observability import semconv, tracing
+from mesh.observability.semconv import Operation, Outcome
+
+
+def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> None:
+    """Says on the current span what is asked of the engine."""
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    asked: dict[str, AttributeValue | None] = {
+        semconv.GEN_AI_OPERATION_NAME: Operation.TEXT_COMPLETION,
+        semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
+        semconv.GEN_AI_REQUEST_MODEL: model,
+        semconv.GEN_AI_RESPONSE_MODEL: model,
+        semconv.GEN_AI_REQUEST_MAX_TOKENS: params.max_tokens,
+        semconv.GEN_AI_REQUEST_TEMPERATURE: params.temperature,
+        semconv.GEN_AI_REQUEST_TOP_P: params.top_p,
+        semconv.GEN_AI_REQUEST_TOP_K: params.top_k,
+        semconv.GEN_AI_REQUEST_SEED: params.seed,
+        semconv.NUM_RESUMED_TOKENS: num_resumed_tokens or None,
+    }
+    span.set_attributes({name: value for name, value in asked.items() if value is not None})
+
+
+def record(finish: Finish) -> None:
+    """Adds `queue`, `prefill` and `decode` below the current span, and the counts to it."""
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    timings = finish.timings
+    told: dict[str, AttributeValue] = {
+        semconv.GEN_AI_USAGE_INPUT_TOKENS: finish.num_prompt_tokens,
+        semconv.GEN_AI_USAGE_OUTPUT_TOKENS: finish.num_completion_tokens,
+        semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: finish.num_cached_tokens,
+        semconv.GEN_AI_RESPONSE_FINISH_REASONS: [finish.reason.value],
+        semconv.NUM_PREEMPTIONS: finish.num_preemptions,
+        semconv.NUM_STEPS: finish.num_steps,
+        semconv.MEAN_BATCH_SIZE: finish.mean_batch_size,
+    }
+    clock = _Clock(span)
+    if timings.first_token is not None:
+        first = timings.first_token
+        told[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = first - timings.arrival
+        span.add_event(semconv.FIRST_TOKEN, timestamp=clock.at(first))
+    span.set_attributes(told)
+    stages = _stages(finish)
+    for stage in stages:
+        _add(stage, clock, _outcome(finish) if stage is stages[-1] else Outcome.OK)
+
+
+class StepSpans:
+    """Spans of engine steps, linked to the requests that each step carried."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, SpanContext] = {}
+
+    def request(self, request_id: str) -> AbstractContextManager[None]:
+        """Inside the block, steps that carry this sequence link to the current span."""
+        span = trace.get_current_span()
+        if not span.is_recording():
+            return nullcontext()
+        return self._linked(request_id, span.get_span_context())
+
+    @contextmanager
+    def _linked(self, request_id: str, context: SpanContext) -> Iterator[None]:
+        self._live[request_id] = context
+        try:
+            yield
+        finally:
+            del self._live[request_id]
+
+    def record(self, step: Step) -> None:
+        """Makes the span of a step, unless no request in it is being traced."""
+        contexts = [self._live.get(request_id) for request_id in step.request_ids]
+        links = [Link(context) for context in contexts if context is not None]
+        if not links:
+            return
+        clock = _Clock(None)
+        span = tracing.TRACER.start_span(
+            semconv.ENGINE_STEP,
+            context=Context(),  # a trace of its own: it belongs to no single request
+            links=links,
+            start_time=clock.at(step.start),
+            attributes={
+                semconv.OUTCOME: Outcome.OK,
+                semconv.STEP_NUMBER: step.number,
+                semconv.BATCH_SIZE: len(step.request_ids),
+                semconv.NUM_PREFILL_TOKENS: step.num_prefill_tokens,
+                semconv.NUM_DECODE_TOKENS: step.num_decode_tokens,
+                semconv.NUM_WAITING: step.num_waiting,
+                semconv.KV_CACHE_USAGE: step.kv_usage,
+                semconv.NUM_PREEMPTIONS: step.num_preemptions,
+            },
+        )
+        if step.failed:
+            tracing.set_outcome(span, Outcome.FAILED)
+        span.end(clock.at(step.end))
+
+
+class _Stage(NamedTuple):
+    name: str
+    start: float
+    end: float
+    attributes: dict[str, AttributeValue]
+    chunks: list[PrefillChunk]
+
+
+class _Clock:
+    """Turns `time.monotonic()` readings of this host into nanoseconds since 1970.
+
+    Nothing gets a time before its parent's start: the two clocks are not steered alike.
+    """
+
+    def __init__(self, parent: Span | None) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+        self._earliest: int = getattr(parent, "start_time", None) or 0
+
+    def at(self, monotonic: float) -> int:
+        return max(self._offset + round(monotonic * 1e9), self._earliest)
+
+
+def _stages(finish: Finish) -> list[_Stage]:
+    """The stages that the sequence reached; the last one ends with it."""
+    timings = finish.timings
+    scheduled, first_token = timings.scheduled, timings.first_token
+    stages = [_Stage(semconv.QUEUE, timings.arrival, scheduled or timings.finish, {}, [])]
+    if scheduled is None:
+        return stages
+    end = first_token or timings.finish
+    chunks = [chunk for chunk in timings.prefill if chunk.end <= end]
+    attributes: dict[str, AttributeValue] = {
+        semconv.GEN_AI_USAGE_INPUT_TOKENS: finish.num_prompt_tokens,
+        semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: finish.num_cached_tokens,
+        semconv.NUM_TOKENS: sum(chunk.num_tokens for chunk in chunks),
+        semconv.NUM_STEPS: len(chunks),
+    }
+    if chunks:
+        attributes[semconv.MEAN_BATCH_SIZE] = sum(c.batch_size for c in chunks) / len(chunks)
+    if first_token is None:
+        attributes[semconv.NUM_PREEMPTIONS] = finish.num_preemptions
+    stages.append(_Stage(semconv.PREFILL, scheduled, end, attributes, chunks))
+    if first_token is None:
+        return stages
+    # What a preemption made it compute anew after its first token.
+    again = [chunk for chunk in timings.prefill if chunk.end > end]
+    attributes = {
+        semconv.GEN_AI_USAGE_OUTPUT_TOKENS: finish.num_completion_tokens,
+        semconv.NUM_STEPS: max(finish.num_steps - len(chunks), 0),
+        semconv.MEAN_BATCH_SIZE: finish.mean_batch_size,
+        semconv.NUM_PREEMPTIONS: finish.num_preemptions,
+    }
+    stages.append(_Stage(semconv.DECODE, first_token, timings.finish, attributes, again))
+    return stages
+
+
+def _add(stage: _Stage, clock: _Clock, outcome: Outcome) -> None:
+    span = tracing.TRACER.start_span(
+        stage.name, start_time=clock.at(stage.start), attributes=stage.attributes
+    )
+    for chunk in stage.chunks:
+        span.add_event(
+            semconv.PREFILL_CHUNK,
+            {
+                semconv.NUM_TOKENS: chunk.num_tokens,
+                semconv.BATCH_SIZE: chunk.batch_size,
+                semconv.DURATION_SECONDS: chunk.end - chunk.start,
+            },
+            timestamp=clock.at(chunk.end),
+        )
+    tracing.set_outcome(span, outcome)
+    span.end(clock.at(stage.end))
+
+
+def _outcome(finish: Finish) -> Outcome:
+    if isinstance(finish.error, DeadlineExceeded):
+        return Outcome.DEADLINE
+    if finish.error is not None or finish.reason is FinishReason.ERROR:
+        return Outcome.FAILED
+    if finish.reason is FinishReason.ABORT:
+        return tracing.OUTCOME_OF[tracing.kind_of_cancellation()]
+    return Outcome.OK

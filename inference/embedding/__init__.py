@@ -1,0 +1,1 @@
+"""Embeddings: token ids to vectors."""

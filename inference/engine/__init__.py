@@ -1,0 +1,1 @@
+"""The engine: its loop, its thread, the streams of its consumers."""

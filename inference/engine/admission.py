@@ -1,0 +1,84 @@
+"""Refuses a sequence that can never run, or for which there is no room, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from inference.engine.errors import ContextTooLong, InvalidPrompt, InvalidSamplingParams, Overloaded
+from inference.scheduler.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The limits of one engine. Holds no state: the caller knows how many sequences live."""
+
+    vocab_size: int
+    max_context: int
+    """Most tokens of prompt + completion."""
+    kv_capacity_tokens: int
+    """Tokens that the whole KV cache holds."""
+    max_num_seqs: int
+    max_num_waiting: int
+
+    def admit(self, sequence: Sequence, *, num_live: int) -> None:
+        """Check a new sequence beside `num_live` others, and settle its `max_tokens`.
+
+        Raises `InvalidPrompt`, `InvalidSamplingParams`, `ContextTooLong` or `Overloaded`.
+        """
+        self._check_token_ids(sequence)
+        self._settle_max_tokens(sequence)
+        if num_live >= self.max_num_seqs + self.max_num_waiting:
+            raise Overloaded(
+                f"at most {self.max_num_seqs} sequences run and {self.max_num_waiting} wait; "
+                f"{num_live} are here"
+            )
+
+    def _check_token_ids(self, sequence: Sequence) -> None:
+        if sequence.num_prompt_tokens < 1:
+            raise InvalidPrompt("the prompt must hold at least 1 token. Given: 0")
+        wrong = self._outside_vocabulary((min(sequence.token_ids), max(sequence.token_ids)))
+        if wrong is not None:
+            raise InvalidPrompt(
+                f"prompt token ids must be between 0 and {self.vocab_size - 1}. Given: {wrong}"
+            )
+        params = sequence.params
+        for name, ids in (
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            wrong = self._outside_vocabulary(ids)
+            if wrong is not None:
+                raise InvalidSamplingParams(
+                    f"{name} ids must be between 0 and {self.vocab_size - 1}. Given: {wrong}"
+                )
+
+    def _outside_vocabulary(self, token_ids: Iterable[int]) -> int | None:
+        return next((i for i in token_ids if not 0 <= i < self.vocab_size), None)
+
+    def _settle_max_tokens(self, sequence: Sequence) -> None:
+        num_prompt_tokens = sequence.num_prompt_tokens
+        # The last sampled token ends the sequence, so its KV is never stored.
+        room = min(self.max_context, self.kv_capacity_tokens + 1) - num_prompt_tokens
+        given = f"prompt ({num_prompt_tokens})"
+        num_tokens = num_prompt_tokens + max(sequence.num_completion_tokens + 1, 1)
+        if sequence.params.max_tokens is not None:
+            given += f" + max_tokens ({sequence.params.max_tokens})"
+            num_tokens = num_prompt_tokens + sequence.params.max_tokens
+        if num_tokens > self.max_context:
+            raise ContextTooLong(
+                f"{given} must be at most the context of {self.max_context} tokens"
+                f"{'' if sequence.params.max_tokens else ', with 1 to generate'}. "
+                f"Given: {num_tokens}"
+            )
+        if num_tokens - 1 > self.kv_capacity_tokens:
+            raise ContextTooLong(
+                f"{given} must fit the KV cache of {self.kv_capacity_tokens} tokens. "
+                f"Given: {num_tokens}"
+            )
+        sequence.max_tokens = sequence.params.max_tokens or room
+        if sequence.num_completion_tokens >= sequence.max_tokens:
+            raise InvalidPrompt(
+                f"num_resumed_tokens must be less than max_tokens ({sequence.max_tokens}). "
+                f"Given: {sequence.num_completion_tokens}"
+            )

@@ -1,0 +1,290 @@
+"""An engine in a thread of its own, behind an asyncio face.
+
+event loop                              engine thread
+generate ──add──▶ commands ──────────▶ add, abort
+                                        step
+streams ◀──one call_soon_threadsafe──── outputs of the step
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as Ids
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+
+from inference.api import metrics
+from inference.api.step_watch import StepWatch
+from inference.embedding.queue import EmbeddingLine, check_inputs
+from inference.engine.engine import Engine
+from inference.engine.errors import EngineError, EngineUnavailable
+from inference.engine.interface import Chunk, Finish, Load, ModelInfo, Step
+from inference.engine.streams import Streams
+from inference.engine.threads import let_others_go_first
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.batch import StepOutput
+from inference.scheduler.sequence import Sequence
+from mesh.process import cpu_scheduling
+
+logger = logging.getLogger(__name__)
+
+Command = Callable[[Engine], StepOutput | None]
+
+
+class AsyncEngine:
+    """Implements `EngineClient`. Idle, it sleeps; it never polls."""
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        *,
+        on_step: Callable[[Step], None] | None = None,
+        told_steps: int = 0,
+        max_chunks_per_second: float = 0.0,
+        on_cpu: bool = False,
+    ) -> None:
+        """`load` makes the engine, in its thread; it may take long and raise EngineError.
+
+        One step in `told_steps` is told to `on_step`, on the event loop; 0: none. For
+        `max_chunks_per_second` see `Streams`. `on_cpu` is whether its threads compute themselves.
+        """
+        self._load_engine = load
+        self._on_cpu = on_cpu
+        self._on_step = on_step
+        self._told_steps = told_steps
+        self._engine: Engine | None = None
+        self._load: Load | None = None
+        self._commands: deque[Command] = deque()
+        self._wake = threading.Condition()
+        self._closed: EngineUnavailable | None = None
+        """Why no command is taken any more; set with the last look at the commands."""
+        self._stopping = False
+        self._draining = False
+        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="constraints")
+        self._num_preparing = 0
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+        self._embeddings = EmbeddingLine(self._begin_thread)
+        self._streams = Streams(
+            submit=self._submit,
+            abort=self._abort,
+            max_chunks_per_second=max_chunks_per_second,
+        )
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._started().model_info
+
+    @property
+    def healthy(self) -> bool:
+        thread = self._thread
+        engine = self._engine
+        return engine is not None and engine.healthy and thread is not None and thread.is_alive()
+
+    async def wait_broken(self) -> None:
+        await self._ended.wait()
+
+    async def start(self) -> None:
+        assert self._thread is None, "started twice"
+        self._loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._loop, loaded), name="engine", daemon=True
+        )
+        self._thread.start()
+        await loaded
+
+    async def stop(self, *, drain_timeout: float = 0.0) -> None:
+        self._draining = True
+        if self._engine is not None and drain_timeout > 0:
+            await self._streams.wait_empty(drain_timeout)
+        self._embeddings.close()
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._preparing.shutdown(wait=False)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+            # What the thread delivered last is still on its way to the loop.
+            await asyncio.sleep(0)
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Ids[int],
+        params: SamplingParams,
+        *,
+        num_resumed_tokens: int = 0,
+        deadline: float | None = None,
+        on_abandoned: Callable[[Finish], None] | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        engine = self._started()
+        if self._draining or not self.healthy:
+            raise EngineUnavailable("the engine takes no new sequences")
+        sequence = Sequence(
+            request_id,
+            prompt_token_ids,
+            params,
+            num_resumed_tokens=num_resumed_tokens,
+            eos_token_ids=engine.model_info.eos_token_ids,
+            deadline=deadline,
+        )
+        engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_preparing)
+        if params.constraint is not None:
+            await self._prepare(engine, sequence)
+        async with aclosing(self._streams.generate(sequence, on_abandoned)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def embed(self, inputs: Ids[Ids[int]]) -> list[list[float]]:
+        engine = self._started()
+        if engine.embedder is None or self._draining or not self.healthy:
+            raise EngineUnavailable("the engine takes no inputs to embed")
+        check_inputs(inputs, engine.model_info)
+        return await self._embeddings.embed(engine.embedder, inputs)
+
+    def load(self) -> Load:
+        load = self._load
+        if load is None:
+            raise EngineUnavailable("the engine is not started")
+        # Counted here, not by the engine: what waits in the commands, or was taken up by the
+        # step that runs now, is in none of the engine's last numbers.
+        return replace(load, num_waiting=max(0, self._streams.num_live - load.num_running))
+
+    async def _prepare(self, engine: Engine, sequence: Sequence) -> None:
+        """Compiles the sequence's constraint, neither on the event loop nor in the engine's way."""
+        self._num_preparing += 1
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._preparing, engine.prepare, sequence)
+        finally:
+            self._num_preparing -= 1
+
+    def _started(self) -> Engine:
+        if self._engine is None:
+            raise EngineUnavailable("the engine is not started")
+        return self._engine
+
+    def _submit(self, sequence: Sequence) -> None:
+        if not self._command(lambda engine: self._add(engine, sequence)):
+            # The thread ended between the check of its health and here.
+            assert self._closed is not None
+            finish = sequence.refuse(self._closed)
+            self._streams.deliver([StepOutput(sequence.request_id, [], [], finish)])
+
+    def _abort(self, request_id: str) -> None:
+        cancelled = metrics.cancellation()
+        self._command(lambda engine: self._free(engine, request_id, cancelled))
+
+    def _command(self, command: Command) -> bool:
+        """Hand a command to the thread; False if it takes none any more."""
+        with self._wake:
+            if self._closed is not None:
+                return False
+            self._commands.append(command)
+            self._wake.notify()
+            return True
+
+    # What follows runs in the engine's thread.
+
+    def _add(self, engine: Engine, sequence: Sequence) -> StepOutput | None:
+        try:
+            engine.add(sequence)
+        except EngineError as error:
+            # Admitted by the loop's count, and refused by the engine's own.
+            finish = sequence.refuse(error)
+            return StepOutput(sequence.request_id, [], [], finish)
+        return None
+
+    def _free(self, engine: Engine, request_id: str, cancelled: metrics.Cancellation) -> None:
+        # Its consumer is gone: there is nobody but the metrics to tell of the end.
+        output = engine.abort(request_id)
+        if output is not None and output.finish is not None:
+            metrics.observe_cancelled(output.finish, cancelled)
+
+    def _begin_thread(self) -> None:
+        # Whoever computes can wait for those that answer; the decoder's threads inherit it.
+        cpu_scheduling.ask_for(cpu_scheduling.USUAL_SECONDS)
+        if self._on_cpu:
+            let_others_go_first()
+
+    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
+        self._begin_thread()
+        try:
+            engine = self._load_engine()
+            self._load = engine.load()
+            if self._on_step is not None and self._told_steps:
+                engine.step_watch = StepWatch(self._told_steps, partial(self._tell_step, loop))
+            self._engine = engine
+        except BaseException as error:
+            loop.call_soon_threadsafe(_fail, loaded, error)
+            return
+        loop.call_soon_threadsafe(_succeed, loaded)
+        cause = EngineUnavailable("the engine has stopped")
+        try:
+            while self._step(engine, loop):
+                pass
+        except Exception:
+            logger.exception("the engine broke")
+            engine.healthy = False
+            cause = EngineUnavailable("the engine broke")
+        if not engine.healthy:
+            cause = EngineUnavailable("the engine broke")
+        with self._wake:
+            commands, self._commands = list(self._commands), deque()
+            self._closed = cause
+        outputs = [output for command in commands if (output := command(engine)) is not None]
+        outputs += engine.abort_all(cause)
+        self._load = engine.load()
+        self._deliver(loop, outputs)
+        self._call(loop, self._ended.set)
+
+    def _step(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> bool:
+        """Commands, then one step; False once the thread is to end."""
+        with self._wake:
+            while not (self._commands or engine.has_work or self._stopping):
+                self._wake.wait()
+            commands, self._commands = list(self._commands), deque()
+        if self._stopping:
+            with self._wake:
+                self._commands.extendleft(reversed(commands))
+            return False
+        outputs = [output for command in commands if (output := command(engine)) is not None]
+        if engine.has_work:
+            outputs += engine.step()
+        self._load = engine.load()
+        self._deliver(loop, outputs)
+        engine.check_when_idle()
+        return engine.healthy
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[StepOutput]) -> None:
+        if outputs:
+            self._call(loop, lambda: self._streams.deliver(outputs))
+
+    def _tell_step(self, loop: asyncio.AbstractEventLoop, step: Step) -> None:
+        if self._on_step is not None:
+            self._call(loop, partial(self._on_step, step))
+
+    @staticmethod
+    def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        try:
+            loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            logger.warning("the event loop closed before the engine stopped")
+
+
+def _succeed(loaded: asyncio.Future[None]) -> None:
+    if not loaded.done():
+        loaded.set_result(None)
+
+
+def _fail(loaded: asyncio.Future[None], error: BaseException) -> None:
+    if not loaded.done():
+        loaded.set_exception(error)

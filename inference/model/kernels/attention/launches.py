@@ -1,0 +1,96 @@
+"""Cuts a step's attention into launches of the kernel that fill the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inference.model.kernels.attention.attention import Launch
+from inference.model.kernels.attention.combine import MAX_SPLITS
+from inference.runner.step_inputs import StepInputs
+
+SMALLEST_TILE = 16
+"""Rows that a matrix multiplication on the device has at the least."""
+
+LARGEST_TILE = 64
+LARGEST_TILE_BYTES = 32_768
+"""Of a tile's queries: keys and values have to fit in the shared memory beside them."""
+
+KEYS_PER_SPLIT = 64
+"""Fewer are not worth a program of their own."""
+
+SMALLEST_PART = 256
+"""Keys of a part where parts have a length."""
+
+
+class Launches:
+    """Chooses tiles and splits for a model's heads on a device."""
+
+    def __init__(
+        self, *, num_heads: int, num_kv_heads: int, num_programs: int, part: int = 0
+    ) -> None:
+        """`num_programs` is how many keep the device busy, `part` that of each launch."""
+        self._group = num_heads // num_kv_heads
+        self._num_kv_heads = num_kv_heads
+        self._num_programs = num_programs
+        self._part = part
+
+    def of(self, inputs: StepInputs, block_size: int, head_bytes: int) -> list[Launch]:
+        """One for the sequences with one row each, one for all others, where there are any.
+
+        A head of a query takes `head_bytes`.
+        Depends on nothing that differs between two steps which one captured graph serves.
+        """
+        launches: list[Launch] = []
+        if inputs.num_decodes:
+            longest = inputs.num_blocks * block_size
+            launches.append(self._launch(0, [1] * inputs.num_decodes, 0, longest, head_bytes))
+        if inputs.pieces:
+            first = inputs.pieces[0]
+            num_rows = [piece.end - piece.begin for piece in inputs.pieces]
+            longest = max(piece.context for piece in inputs.pieces)
+            launches.append(
+                self._launch(first.sequence, num_rows, first.begin, longest, head_bytes)
+            )
+        return launches
+
+    def _launch(
+        self,
+        sequence: int,
+        num_rows: Sequence[int],
+        first_row: int,
+        longest: int,
+        head_bytes: int,
+    ) -> Launch:
+        most = max(num_rows)
+        smallest = max(SMALLEST_TILE, _power_of_two(self._group))
+        largest = min(LARGEST_TILE, LARGEST_TILE_BYTES // _power_of_two(head_bytes))
+        # The units of the device round otherwise where a tile has fewer rows.
+        wanted = largest if self._part else min(_power_of_two(most * self._group), largest)
+        tile_rows = max(wanted, smallest)
+        num_tiles = -(-most // (tile_rows // self._group))
+        # Programs that have queries: the grid has more where sequences differ in length.
+        queries = tile_rows // self._group
+        num_programs = sum(-(-each // queries) for each in num_rows) * self._num_kv_heads
+        splits = min(self._num_programs // num_programs, -(-longest // KEYS_PER_SPLIT), MAX_SPLITS)
+        if self._part:
+            splits = -(-longest // self._part) if splits > 1 else 1
+        return Launch(
+            first_sequence=sequence,
+            num_sequences=len(num_rows),
+            first_row=first_row,
+            num_rows=sum(num_rows),
+            num_tiles=num_tiles,
+            tile_rows=tile_rows,
+            num_splits=max(splits, 1),
+            part=self._part,
+        )
+
+
+def part_length(max_context: int) -> int:
+    """Keys of each part where no context has more than so many: as few as there can be parts of."""
+    return max(_power_of_two(-(-max_context // MAX_SPLITS)), SMALLEST_PART)
+
+
+def _power_of_two(value: int) -> int:
+    """The next one that is not smaller."""
+    return 1 << (value - 1).bit_length()

@@ -1,0 +1,188 @@
+"""A decoder's operations as Triton kernels."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.config import ModelConfig
+from inference.model.kernels import launcher
+from inference.model.kernels.attention.attention import attend
+from inference.model.kernels.attention.launches import Launches, part_length
+from inference.model.kernels.attention.rotate import rotate_and_store
+from inference.model.kernels.gate import gate
+from inference.model.kernels.matvec import matvec
+from inference.model.kernels.norm import add_norm, norm
+from inference.model.kernels.product import Products
+from inference.model.kernels.quantise import quantise
+from inference.model.layers.linear import Linear
+from inference.model.layers.operations import Attention, Operations, Quantised
+from inference.model.layers.rotary import RotaryEmbedding
+from inference.runner.step_inputs import StepInputs
+
+PROGRAMS_PER_PROCESSOR = 2
+"""Of the attention, that run side by side on a multiprocessor."""
+
+NUM_INTERPRETED = 4
+"""Multiprocessors of no GPU."""
+
+FEW_ROWS = 32
+FEW_ROWS_IN_EIGHT_BITS = 64
+"""Up to which our product is faster than the library's on an H200."""
+
+CAPABILITY = (8, 0)
+"""Of the first GPUs that multiply bfloat16."""
+
+MAX_HIDDEN = 16_384
+"""A row that is normed stays in registers."""
+
+
+class TritonOperations(Operations):
+    """In few kernels, some of them for few rows."""
+
+    _part = 0
+    """Of the attention's launches."""
+
+    def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
+        device = rotary.tables[0].device
+        self.config = config
+        self.rotary = rotary
+        self.products = Products(device)
+        self.launches = Launches(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            num_programs=PROGRAMS_PER_PROCESSOR * _num_processors(device),
+            part=self._part,
+        )
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return norm(x, weight, self.config.rms_norm_eps)
+
+    def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return add_norm(x, residual, weight, self.config.rms_norm_eps)
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        return gate(gate_up)
+
+    def quantise(self, x: Tensor) -> Quantised:
+        return quantise(x)
+
+    def multiply(self, x: Tensor, matrix: Linear) -> Tensor:
+        num_rows = len(x)
+        if num_rows == 1 and matrix.scales is None:
+            return matvec(x, matrix.weight, bias=matrix.bias)
+        if num_rows <= (FEW_ROWS if matrix.scales is None else FEW_ROWS_IN_EIGHT_BITS):
+            return self.product(x, matrix)
+        return matrix(x)
+
+    def multiply_gate(self, x: Tensor, matrix: Linear) -> Tensor:
+        if len(x) == 1 and matrix.scales is None:
+            return matvec(x, matrix.weight, bias=matrix.bias, gates=True)
+        return super().multiply_gate(x, matrix)
+
+    def product(self, x: Tensor, matrix: Linear) -> Tensor:
+        """The same numbers for a row whatever other rows there are."""
+        if matrix.scales is None:
+            return self.products(x, matrix.weight, bias=matrix.bias)
+        rows, scales = self.quantise(x)
+        return self.products(
+            rows, matrix.weight, bias=matrix.bias, scales=(scales, matrix.scales), dtype=x.dtype
+        )
+
+    def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
+        return TritonAttention(self, inputs, cache)
+
+    def invariant(self) -> InvariantOperations:
+        return InvariantOperations(self.config, self.rotary)
+
+
+class InvariantOperations(TritonOperations):
+    """The same, with each row's sums in an order that no other row has a say in."""
+
+    def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
+        self._part = part_length(len(rotary.tables[0]))
+        super().__init__(config, rotary)
+
+    def multiply(self, x: Tensor, matrix: Linear) -> Tensor:
+        return self.product(x, matrix)
+
+    def multiply_gate(self, x: Tensor, matrix: Linear) -> Tensor:
+        return self.gate(self.multiply(x, matrix))
+
+    def invariant(self) -> InvariantOperations:
+        return self
+
+
+class TritonAttention:
+    """Implements `Attention`."""
+
+    def __init__(self, operations: TritonOperations, inputs: StepInputs, cache: KVCache) -> None:
+        self._config = operations.config
+        self._tables = operations.rotary.tables
+        self._inputs = inputs
+        self._cache = cache
+        self._launches = operations.launches.of(
+            inputs, cache.block_size, self._config.head_dim * cache.dtype.itemsize
+        )
+
+    def __call__(
+        self, qkv: Tensor, layer: int, norms: tuple[Tensor, Tensor] | None, *, rotates: bool
+    ) -> Tensor:
+        inputs, stored = self._inputs, self._cache.layer(layer)
+        queries = rotate_and_store(
+            qkv,
+            stored,
+            inputs.positions,
+            inputs.slots,
+            self._tables,
+            norms,
+            self._config.rms_norm_eps,
+            rotates=rotates,
+        )
+        seen = torch.empty_like(queries)
+        for launch in self._launches:
+            attend(
+                queries,
+                stored,
+                seen,
+                inputs,
+                launch,
+                block_size=self._cache.block_size,
+                window=self._config.sliding_window,
+            )
+        return seen.flatten(1)
+
+
+def _num_processors(device: torch.device) -> int:
+    """That run programs side by side."""
+    if device.type != "cuda":
+        return NUM_INTERPRETED
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def unsupported(
+    config: ModelConfig, dtype: torch.dtype, block_size: int, device: torch.device
+) -> str | None:
+    """Why these kernels cannot compute this model there; None if they can."""
+    if not knobs.runtime.interpret:
+        if device.type != "cuda":
+            return f"the device is {device.type}"
+        if torch.cuda.get_device_capability(device) < CAPABILITY:
+            return "the GPU is older than Ampere (compute capability 8.0)"
+        if dtype == torch.float32:
+            return "dtype float32 is torch's only"  # it would not fit in the registers
+        launcher.install()
+        try:
+            assert triton.runtime.driver.active.utils  # compiled now, if it was not beforehand
+        except Exception as error:
+            return f"Triton cannot start kernels: {error}"
+    if block_size < 16 or block_size & (block_size - 1):
+        return f"block_size {block_size} is no power of two from 16 on"
+    if config.head_dim % 2 or config.head_dim > 256:
+        return f"head_dim {config.head_dim} is odd or over 256"
+    if config.hidden_size > MAX_HIDDEN:
+        return f"hidden_size {config.hidden_size} is over {MAX_HIDDEN}"
+    return None

@@ -1,0 +1,66 @@
+"""Matrices of a decoder: in the activations' type, or in eight bits to save memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inference.model.layers.operations import Quantise
+from inference.model.layers.quantise import quantise_rows
+
+
+class Linear:
+    """A matrix and, for some models, a bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.scales: Tensor | None = None
+        """Of the outputs, where the weights are in eight bits."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Int8Linear(Linear):
+    """A matrix stored in int8 with a scale an output; the product is in the activations' type."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127.0
+        super().__init__((weight.float() / scales[:, None]).round().to(torch.int8), bias)
+        self.scales: Tensor = scales.to(weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = F.linear(x, self.weight.to(x.dtype)) * self.scales
+        return product if self.bias is None else product + self.bias
+
+
+class Fp8Linear(Linear):
+    """A matrix in float8_e4m3fn with a scale an output, times rows rounded the same way."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, quantise: Quantise = quantise_rows
+    ) -> None:
+        """`quantise` rounds the activations; what it is made of is the device's affair."""
+        rows, scales = quantise_rows(weight)
+        super().__init__(rows, bias)
+        self.scales: Tensor = scales.view(1, -1)
+        self._quantise = quantise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows, scales = self._quantise(x)
+        if x.device.type == "cpu":
+            # The same numbers, multiplied in float32: slow, and exact where the GPU is.
+            wide = F.linear(rows.float(), self.weight.float())
+            product = (wide * scales * self.scales).to(x.dtype)
+        else:
+            product = torch._scaled_mm(
+                rows,
+                self.weight.t(),
+                scale_a=scales,
+                scale_b=self.scales,
+                out_dtype=x.dtype,
+                use_fast_accum=True,
+            )
+        return product if self.bias is None else product + self.bias

@@ -1,0 +1,53 @@
+"""Makes the attention plan of a step: slots and masks out of block tables, on the device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.layers.attention import AttentionPlan, Chunk, chunk_mask
+from inference.runner.step_inputs import Piece, StepInputs
+
+
+def make_plan(inputs: StepInputs, cache: KVCache, window: int | None) -> AttentionPlan:
+    """Leading sequences of one token go through the batched call, all others as chunks."""
+    blocks, mask = _decode_tensors(inputs, cache, window)
+    return AttentionPlan(
+        slot_mapping=inputs.slots.long(),
+        num_decodes=inputs.num_decodes,
+        decode_blocks=blocks,
+        decode_mask=mask,
+        block_size=cache.block_size,
+        chunks=tuple(_chunk(piece, inputs, cache.block_size, window) for piece in inputs.pieces),
+    )
+
+
+def _chunk(piece: Piece, inputs: StepInputs, block_size: int, window: int | None) -> Chunk:
+    device = inputs.tables.device
+    num_blocks = -(-piece.context // block_size)
+    firsts = inputs.tables[piece.sequence, :num_blocks].long().unsqueeze(1) * block_size
+    slots = firsts + torch.arange(block_size, device=device)
+    mask = chunk_mask(piece.end - piece.begin, piece.context, window, device)
+    return Chunk(
+        begin=piece.begin, end=piece.end, slots=slots.flatten()[: piece.context], mask=mask
+    )
+
+
+def _decode_tensors(
+    inputs: StepInputs, cache: KVCache, window: int | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Block tables, padded to the longest, and the mask of what in them may be seen."""
+    if not inputs.num_decodes:
+        return None, None
+    lengths = inputs.contexts[: inputs.num_decodes].unsqueeze(1)
+    columns = torch.arange(inputs.num_blocks * cache.block_size, device=lengths.device).unsqueeze(0)
+    seen = columns < lengths
+    if window is not None:
+        seen &= columns >= lengths - window
+    mask = torch.zeros(seen.shape, dtype=cache.dtype, device=lengths.device)
+    mask.masked_fill_(~seen, -math.inf)
+    tables = inputs.tables[: inputs.num_decodes, : inputs.num_blocks]
+    return tables, mask[:, None, None, :]

@@ -1,0 +1,251 @@
+"""Makes an engine from a model's folder: weights, cache, scheduler, one step to warm up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from inference.embedding.embedder import Embedder
+from inference.engine.admission import Admission
+from inference.engine.engine import Engine
+from inference.engine.errors import ModelLoadError
+from inference.engine.interface import ModelInfo
+from inference.engine.threads import available_cpus
+from inference.kv_cache.kv_cache import KVCache
+from inference.kv_cache.size import num_kv_blocks
+from inference.model.config import ModelConfig, load_config
+from inference.model.factory import Model, ModelOptions, activation_type, make_model, weight_type
+from inference.model.layers.torch_operations import TorchOperations
+from inference.model.llama import Llama
+from inference.model.native.decoder import NativeDecoder
+from inference.model.native.sampler import NativeDrawer
+from inference.model.weights import Weights
+from inference.runner.cuda_graphs.cuda_capture import CudaCapture
+from inference.runner.cuda_graphs.graphed_model import GraphedModel
+from inference.runner.invariance import Invariance
+from inference.runner.model_runner import ModelRunner
+from inference.sampling.sampler import Drawer
+from inference.sampling.sampling_params import SamplingParams
+from inference.sampling.torch_sampler import TorchDrawer
+from inference.scheduler.block_manager import BlockManager
+from inference.scheduler.scheduler import Scheduler
+from inference.scheduler.sequence import Sequence
+from inference.structured_output.masks import MaskWorker
+from inference.structured_output.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+MAX_CAPTURED_ROWS = 512
+"""Of a step with drafts; a larger one takes the GPU longer than the host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What an engine is made of. Zeros mean: find out."""
+
+    folder: Path
+    name: str
+    device: str = "auto"
+    dtype: str = "auto"
+    max_num_seqs: int = 64
+    max_num_waiting: int = 256
+    max_num_batched_tokens: int = 2048
+    max_context: int = 0
+    block_size: int = 16
+    kv_cache_tokens: int = 0
+    threads: int = 0
+    num_speculative_tokens: int = 0
+    kernels: str = "auto"
+    cuda_graphs: bool = True
+    batch_invariance: Invariance = Invariance.SEEDED
+
+
+def load_engine(options: EngineOptions) -> Engine:
+    """A warm engine; blocks. Raises ModelLoadError saying what is wrong with the files."""
+    started = time.monotonic()
+    device = _device(options.device)
+    threads = options.threads or available_cpus()
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    config = load_config(options.folder)
+    max_context = _max_context(options.max_context, config)
+    weights = Weights(options.folder)
+    weights_as = weight_type(options.dtype, config, device)
+    dtype = activation_type(weights_as)
+    max_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
+    decoder = make_model(
+        config,
+        weights,
+        device,
+        ModelOptions(
+            dtype=weights_as,
+            kernels=options.kernels,
+            max_context=max_context,
+            block_size=options.block_size,
+            threads=threads,
+        ),
+    )
+    drawer = _drawer(decoder)
+    if isinstance(decoder, NativeDecoder):
+        # It has threads of its own; torch's would wait for work by spinning on their cores.
+        torch.set_num_threads(1)
+    invariance = _invariance(options.batch_invariance, decoder)
+    capture = _capture(options, decoder, max_context, invariance)
+    num_blocks = num_kv_blocks(
+        decoder,
+        block_size=options.block_size,
+        num_tokens=options.kv_cache_tokens,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=max_tokens,
+        max_context=max_context,
+        capture=capture,
+        kinds=invariance.kinds,
+    )
+    cache = KVCache(config, num_blocks, options.block_size, dtype, device)
+    model: Model = decoder if capture is None else capture(cache)
+    vocabulary = Vocabulary.load(
+        options.folder, vocab_size=config.vocab_size, eos_token_ids=config.eos_token_ids
+    )
+    if vocabulary.problem:
+        logger.warning("constraints are refused", extra={"reason": vocabulary.problem})
+    engine = Engine(
+        model_info=ModelInfo(
+            name=options.name,
+            architecture=config.architecture,
+            dtype=weights_as,
+            device=_device_name(device),
+            vocab_size=config.vocab_size,
+            max_context=max_context,
+            num_parameters=model.num_parameters,
+            eos_token_ids=config.eos_token_ids,
+            default_sampling=config.default_sampling,
+        ),
+        admission=Admission(
+            vocab_size=config.vocab_size,
+            max_context=max_context,
+            kv_capacity_tokens=num_blocks * options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_waiting=options.max_num_waiting,
+        ),
+        scheduler=Scheduler(
+            BlockManager(
+                num_blocks,
+                options.block_size,
+                separates_seeded=invariance is Invariance.SEEDED,
+            ),
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=max_tokens,
+            num_speculative_tokens=options.num_speculative_tokens,
+        ),
+        runner=ModelRunner(
+            model,
+            cache,
+            MaskWorker(config.vocab_size),
+            drawer,
+            runs_ahead=device.type == "cuda",
+            invariance=invariance,
+        ),
+        vocabulary=vocabulary,
+        embedder=Embedder(model, options.max_num_batched_tokens),
+    )
+    _warm_up(engine)
+    logger.info(
+        "model loaded",
+        extra={
+            "model": options.name,
+            "num_parameters": model.num_parameters,
+            "dtype": weights_as,
+            "device": str(device),
+            "kv_cache_tokens": num_blocks * options.block_size,
+            "kernels": _kernels(decoder),
+            "graphs": capture is not None,
+            "batch_invariance": invariance.value,
+            "threads": threads,
+            "duration_seconds": time.monotonic() - started,
+        },
+    )
+    return engine
+
+
+def _warm_up(engine: Engine) -> None:
+    """Prefill and decode, greedy and sampled: the first request does not pay for lazy set-up."""
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(max_tokens=2, temperature=temperature, ignore_eos=True)
+        engine.add(Sequence("warm-up", [0, 0], params))
+        while engine.has_work:
+            engine.step()
+
+
+def _invariance(wanted: Invariance, model: Model) -> Invariance:
+    """What is to be done for it: nothing where nothing else can be, or need be."""
+    if isinstance(model, Llama) and model.invariant is not model.operations:
+        return wanted
+    if model.device.type == "cuda" and wanted is not Invariance.NONE:
+        logger.warning("tokens may depend on what else runs: torch computes the model")
+    return Invariance.NONE
+
+
+def _capture(
+    options: EngineOptions, model: Model, max_context: int, invariance: Invariance
+) -> Callable[[KVCache], GraphedModel] | None:
+    """What captures the decode steps on a cache; None where they are not to be captured."""
+    if not options.cuda_graphs or model.device.type != "cuda" or not isinstance(model, Llama):
+        return None
+    if isinstance(model.operations, TorchOperations):
+        return None  # a captured step of theirs would gather `max_context` tokens a sequence
+    with_drafts = options.max_num_seqs * (1 + options.num_speculative_tokens)
+    return lambda cache: GraphedModel(
+        model,
+        cache,
+        max_num_rows=max(options.max_num_seqs, min(with_drafts, MAX_CAPTURED_ROWS)),
+        max_context=max_context,
+        capture=CudaCapture(),
+        kinds=invariance.kinds,
+    )
+
+
+def _drawer(model: Llama | NativeDecoder) -> Drawer:
+    """What draws beside it, with kernels of the same kind."""
+    if isinstance(model, NativeDecoder):
+        return NativeDrawer(model.pool)
+    if isinstance(model.operations, TorchOperations):
+        return TorchDrawer()
+    from inference.model.kernels.sample import draw  # only there is Triton sure to be
+
+    return TorchDrawer(draw)
+
+
+def _kernels(model: Llama | NativeDecoder) -> str:
+    return type(model.operations if isinstance(model, Llama) else model).__name__
+
+
+def uses_gpu(wanted: str) -> bool:
+    """Whether a model will be on a GPU, with INFERENCE_DEVICE as `wanted`."""
+    return wanted != "cpu" and torch.cuda.is_available()
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not uses_gpu(wanted):
+        raise ModelLoadError("INFERENCE_DEVICE is cuda, but no CUDA device is visible")
+    return torch.device("cuda" if uses_gpu(wanted) else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}"
+    return "cpu"
+
+
+def _max_context(wanted: int, config: ModelConfig) -> int:
+    if wanted > config.max_position:
+        raise ModelLoadError(
+            f"INFERENCE_MAX_CONTEXT must be at most the model's {config.max_position} positions. "
+            f"Given: {wanted}"
+        )
+    return wanted or config.max_position

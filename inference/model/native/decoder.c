@@ -1,0 +1,321 @@
+// A Llama-family decoder's step on a CPU: one call computes all layers for a batch of tokens.
+//
+// Called through ctypes; inference/model/native/decoder.py owns every tensor that is pointed to and
+// mirrors the structures below. Activations are float32; each product takes its rows in the type
+// of its weights.
+#include "attention.h"
+#include "gemm.h"
+#include "pool.h"
+
+typedef struct {
+    int32_t type, num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim;
+    int32_t window, qk_norm;
+    float eps;
+} Config;
+
+typedef struct {
+    Matrix qkv, out, gate_up, down;
+    const float *input_norm, *post_norm, *q_norm, *k_norm;
+    int32_t rotates;  // 0 where the layer has no positions
+} Layer;
+
+// The sequences of a step; row i of the step belongs to the sequence whose range holds it.
+typedef struct {
+    int32_t num_tokens, num_sequences, table_stride, num_outputs;
+    int32_t pages_per_block;   // of the cache
+    float *hidden;             // [num_tokens][hidden_size], embeddings in
+    const int32_t *positions;  // [num_tokens]
+    const int32_t *begins;     // [num_sequences + 1] first row of each
+    const int32_t *tables;     // [num_sequences][table_stride] block ids
+    const int32_t *outputs;    // [num_outputs] rows whose logits are wanted
+    float *logits;             // [num_outputs][head's outputs]
+    float *normed;             // [num_outputs][hidden_size] last hidden states, or NULL
+    uint8_t *const *keys;      // [num_layers] caches
+    uint8_t *const *values;
+} Step;
+
+typedef struct {
+    Config config;
+    Layer *layers;
+    Matrix head;
+    const float *norm;
+    const float *cosines, *sines;  // [max position][head_dim / 2]
+    AttentionShape shape;
+    Pool *pool;  // not the decoder's own
+    Step step;
+    int num_rows;  // that there is room for
+    float *qkv, *mixed, *inner;
+    Rows narrow, wide;  // of hidden_size, and of intermediate_size or num_heads * head_dim
+    AttentionRoom *rooms;
+    int32_t *pages;      // [num_sequences][table_stride * pages_per_block], of KV head 0
+    int32_t *unit_sequence, *unit_row;
+    int32_t num_units, unit_capacity, page_capacity;
+    atomic_int *next_unit;  // one a layer
+} Decoder;
+
+// How wide vectors are: inference/model/native/packing.py lays weights out by it.
+int weir_lanes(void) { return LANES; }
+
+static void *aligned(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64 + 64); }
+
+static int max_int(int a, int b) { return a > b ? a : b; }
+
+static void rows_free(Rows *rows) {
+    free(rows->parts);
+    free(rows->scales);
+    free(rows->sums);
+    *rows = (Rows){NULL, NULL, NULL};
+}
+
+static int rows_allocate(Rows *rows, int num_rows, int num_values) {
+    rows->parts = aligned((size_t)num_rows * num_values * 4);
+    rows->scales = aligned((size_t)num_rows * 4);
+    rows->sums = aligned((size_t)num_rows * 4);
+    return rows->parts && rows->scales && rows->sums;
+}
+
+static void room_free(Decoder *d) {
+    rows_free(&d->narrow);
+    rows_free(&d->wide);
+    free(d->qkv);
+    free(d->mixed);
+    free(d->inner);
+    d->qkv = d->mixed = d->inner = NULL;
+    d->num_rows = 0;
+}
+
+// Makes room for a step of so many rows; it stays. 0 if memory is short.
+static int room_allocate(Decoder *d, int num_rows) {
+    if (num_rows <= d->num_rows) return 1;
+    const Config *c = &d->config;
+    const int heads = c->num_heads * c->head_dim;
+    room_free(d);
+    d->qkv = aligned((size_t)num_rows * d->layers[0].qkv.num_outputs * 4);
+    d->mixed = aligned((size_t)num_rows * heads * 4);
+    d->inner = aligned((size_t)num_rows * c->intermediate_size * 4);
+    if (!d->qkv || !d->mixed || !d->inner || !rows_allocate(&d->narrow, num_rows, c->hidden_size) ||
+        !rows_allocate(&d->wide, num_rows, max_int(c->intermediate_size, heads))) {
+        room_free(d);
+        return 0;
+    }
+    d->num_rows = num_rows;
+    return 1;
+}
+
+void weir_decoder_free(Decoder *d) {
+    if (!d) return;
+    room_free(d);
+    free(d->layers);
+    free(d->rooms);
+    free(d->pages);
+    free(d->unit_sequence);
+    free(d->unit_row);
+    free(d->next_unit);
+    free(d);
+}
+
+// NULL if memory is short.
+Decoder *weir_decoder_new(Pool *pool, const Config *config, const Layer *layers,
+                          const Matrix *head, const float *norm, const float *cosines,
+                          const float *sines) {
+    Decoder *d = aligned(sizeof *d);
+    if (!d) return NULL;
+    memset(d, 0, sizeof *d);
+    d->pool = pool;
+    d->config = *config;
+    d->head = *head;
+    d->norm = norm;
+    d->cosines = cosines;
+    d->sines = sines;
+    d->shape = (AttentionShape){config->num_heads, config->num_kv_heads, config->head_dim,
+                                config->window, config->type == FLOAT32 ? FLOAT32 : BFLOAT16};
+    d->layers = aligned(config->num_layers * sizeof *layers);
+    d->rooms = aligned(pool->num_threads * sizeof *d->rooms);
+    d->next_unit = aligned(config->num_layers * sizeof *d->next_unit);
+    if (!d->layers || !d->rooms || !d->next_unit) {
+        weir_decoder_free(d);
+        return NULL;
+    }
+    memcpy(d->layers, layers, config->num_layers * sizeof *layers);
+    return d;
+}
+
+static void norm_into(const float *x, const float *weight, int count, float eps, float *out) {
+    Floats squares = all_lanes(0.0f);
+    for (int i = 0; i < count; i += LANES) squares = fused(load(x + i), load(x + i), squares);
+    const Floats factor = all_lanes(1.0f / sqrtf(sum_of(squares) / (float)count + eps));
+    for (int i = 0; i < count; i += LANES) store(out + i, load(x + i) * factor * load(weight + i));
+}
+
+// Turns the pairs (i, i + half) of one head.
+static void rotate(float *x, const float *cosines, const float *sines, int half) {
+    for (int i = 0; i < half; i++) {
+        const float low = x[i], high = x[i + half];
+        x[i] = low * cosines[i] - high * sines[i];
+        x[i + half] = high * cosines[i] + low * sines[i];
+    }
+}
+
+static int share(int count, int thread, int num_threads) {
+    return (int)((int64_t)count * thread / num_threads);
+}
+
+// Norms, turns and stores one token's heads; the queries stay in qkv.
+static void place_token(Decoder *d, int number, int row, const int32_t *pages) {
+    const Config *c = &d->config;
+    const Layer *layer = &d->layers[number];
+    const int dim = c->head_dim, half = dim / 2, position = d->step.positions[row];
+    float *q = d->qkv + (size_t)row * layer->qkv.num_outputs;
+    float *k = q + c->num_heads * dim, *v = k + c->num_kv_heads * dim;
+    const float *cosines = d->cosines + (size_t)position * half;
+    const float *sines = d->sines + (size_t)position * half;
+    for (int h = 0; h < c->num_heads; h++) {
+        if (c->qk_norm) norm_into(q + h * dim, layer->q_norm, dim, c->eps, q + h * dim);
+        if (layer->rotates) rotate(q + h * dim, cosines, sines, half);
+    }
+    for (int h = 0; h < c->num_kv_heads; h++) {
+        if (c->qk_norm) norm_into(k + h * dim, layer->k_norm, dim, c->eps, k + h * dim);
+        if (layer->rotates) rotate(k + h * dim, cosines, sines, half);
+        const size_t place =
+            (size_t)(pages[position / LANES] + h * d->step.pages_per_block) * page_bytes(&d->shape);
+        store_key_value(&d->shape, d->step.keys[number] + place, d->step.values[number] + place,
+                        position % LANES, k + h * dim, v + h * dim);
+    }
+}
+
+// Computes units of attention until none is left; whoever is free takes the next.
+static void attend_units(Decoder *d, int number, int thread) {
+    const Config *c = &d->config;
+    const Layer *layer = &d->layers[number];
+    const int group = c->num_heads / c->num_kv_heads, dim = c->head_dim;
+    const int stride = d->step.table_stride * d->step.pages_per_block;
+    const int num_units = d->num_units * c->num_kv_heads;
+    int unit;
+    while ((unit = atomic_fetch_add(&d->next_unit[number], 1)) < num_units) {
+        const int kv_head = unit % c->num_kv_heads, tile_number = unit / c->num_kv_heads;
+        const int sequence = d->unit_sequence[tile_number];
+        const int begin = d->step.begins[sequence];
+        const int num_queries = (d->step.begins[sequence + 1] - begin) * group;
+        const int first = d->unit_row[tile_number];
+        Tile tile = {.count = 0};
+        for (int i = first; i < num_queries && tile.count < MAX_QUERIES; i++, tile.count++) {
+            const int row = begin + i / group, head = kv_head * group + i % group;
+            const int end = d->step.positions[row] + 1;
+            tile.queries[tile.count] = d->qkv + (size_t)row * layer->qkv.num_outputs + head * dim;
+            tile.outputs[tile.count] = d->mixed + ((size_t)row * c->num_heads + head) * dim;
+            tile.end[tile.count] = end;
+            tile.begin[tile.count] = c->window && end > c->window ? end - c->window : 0;
+        }
+        const size_t place = (size_t)(kv_head * d->step.pages_per_block) * page_bytes(&d->shape);
+        attend(&d->shape, &tile, d->step.keys[number] + place, d->step.values[number] + place,
+               d->pages + (size_t)sequence * stride, &d->rooms[thread]);
+    }
+}
+
+static void run_step(void *argument, int thread) {
+    Decoder *d = argument;
+    const Config *c = &d->config;
+    const Step *step = &d->step;
+    const Type type = c->type;
+    const int n = d->pool->num_threads, tokens = step->num_tokens, hidden = c->hidden_size;
+    const int heads = c->num_heads * c->head_dim, stride = step->table_stride * step->pages_per_block;
+    const int first = share(tokens, thread, n), last = share(tokens, thread + 1, n);
+    float normed[16384];
+    const Output to_hidden = {ADD, step->hidden, hidden};
+    for (int number = 0; number < c->num_layers; number++) {
+        const Layer *layer = &d->layers[number];
+        for (int row = first; row < last; row++) {
+            norm_into(step->hidden + (size_t)row * hidden, layer->input_norm, hidden, c->eps, normed);
+            store_row(type, normed, hidden, &d->narrow, row);
+        }
+        pool_barrier(d->pool);
+        multiply(type, &layer->qkv, &d->narrow, tokens,
+                 &(Output){STORE, d->qkv, layer->qkv.num_outputs}, thread, n);
+        pool_barrier(d->pool);
+        for (int sequence = 0, row = first; row < last; row++) {
+            while (step->begins[sequence + 1] <= row) sequence++;
+            place_token(d, number, row, d->pages + (size_t)sequence * stride);
+        }
+        pool_barrier(d->pool);
+        attend_units(d, number, thread);
+        pool_barrier(d->pool);
+        for (int row = first; row < last; row++)
+            store_row(type, d->mixed + (size_t)row * heads, heads, &d->wide, row);
+        pool_barrier(d->pool);
+        multiply(type, &layer->out, &d->wide, tokens, &to_hidden, thread, n);
+        pool_barrier(d->pool);
+        for (int row = first; row < last; row++) {
+            norm_into(step->hidden + (size_t)row * hidden, layer->post_norm, hidden, c->eps, normed);
+            store_row(type, normed, hidden, &d->narrow, row);
+        }
+        pool_barrier(d->pool);
+        multiply(type, &layer->gate_up, &d->narrow, tokens,
+                 &(Output){GATE, d->inner, c->intermediate_size}, thread, n);
+        pool_barrier(d->pool);
+        for (int row = first; row < last; row++)
+            store_row(type, d->inner + (size_t)row * c->intermediate_size, c->intermediate_size,
+                      &d->wide, row);
+        pool_barrier(d->pool);
+        multiply(type, &layer->down, &d->wide, tokens, &to_hidden, thread, n);
+        pool_barrier(d->pool);
+    }
+    const int first_out = share(step->num_outputs, thread, n);
+    const int last_out = share(step->num_outputs, thread + 1, n);
+    for (int i = first_out; i < last_out; i++) {
+        norm_into(step->hidden + (size_t)step->outputs[i] * hidden, d->norm, hidden, c->eps, normed);
+        if (step->normed) memcpy(step->normed + (size_t)i * hidden, normed, (size_t)hidden * 4);
+        store_row(type, normed, hidden, &d->narrow, i);
+    }
+    if (!step->logits) return;
+    pool_barrier(d->pool);
+    multiply(type, &d->head, &d->narrow, step->num_outputs,
+             &(Output){STORE, step->logits, d->head.num_outputs}, thread, n);
+}
+
+// Makes room for `count` values of four bytes. 0 if memory is short.
+static int reserve(int32_t **values, int32_t *capacity, int count) {
+    if (count <= *capacity) return 1;
+    int32_t *larger = realloc(*values, (size_t)count * 4);
+    if (!larger) return 0;
+    *values = larger;
+    *capacity = count;
+    return 1;
+}
+
+// Block tables as pages, and the tiles that attention is cut into. 0 if memory is short.
+static int plan(Decoder *d) {
+    const Step *step = &d->step;
+    const int per_block = step->pages_per_block;
+    const int group = d->config.num_heads / d->config.num_kv_heads;
+    if (!reserve(&d->pages, &d->page_capacity, step->num_sequences * step->table_stride * per_block))
+        return 0;
+    for (int i = 0; i < step->num_sequences * step->table_stride; i++)
+        for (int page = 0; page < per_block; page++)
+            d->pages[i * per_block + page] =
+                step->tables[i] * d->config.num_kv_heads * per_block + page;
+    int num_units = 0;
+    for (int s = 0; s < step->num_sequences; s++)
+        num_units +=
+            ((step->begins[s + 1] - step->begins[s]) * group + MAX_QUERIES - 1) / MAX_QUERIES;
+    int32_t capacity = d->unit_capacity;
+    if (!reserve(&d->unit_sequence, &capacity, num_units) ||
+        !reserve(&d->unit_row, &d->unit_capacity, num_units))
+        return 0;
+    d->num_units = 0;
+    for (int s = 0; s < step->num_sequences; s++)
+        for (int row = 0; row < (step->begins[s + 1] - step->begins[s]) * group; row += MAX_QUERIES) {
+            d->unit_sequence[d->num_units] = s;
+            d->unit_row[d->num_units++] = row;
+        }
+    for (int number = 0; number < d->config.num_layers; number++)
+        atomic_store(&d->next_unit[number], 0);
+    return 1;
+}
+
+// Runs a step; 0, or 1 if memory is short.
+int weir_decoder_run(Decoder *d, const Step *step) {
+    d->step = *step;
+    if (!room_allocate(d, step->num_tokens) || !plan(d)) return 1;
+    pool_run(d->pool, run_step, d);
+    return 0;
+}

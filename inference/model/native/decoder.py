@@ -1,0 +1,255 @@
+"""The Llama family's decoder as one call of C a step; the same model as
+inference/model/llama.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.config import ModelConfig
+from inference.model.layers.rotary import RotaryEmbedding
+from inference.model.llama import Layer, Reader
+from inference.model.native import library
+from inference.model.native.packing import MatrixPointers, PackedMatrix, WeightType
+from inference.model.native.pool import ThreadPool
+from inference.model.weights import Weights
+from inference.runner.step import Step
+
+_MAX_HEAD_DIM = 256
+_MAX_HIDDEN = 16_384
+_Places = tuple["ctypes.Array[ctypes.c_void_p]", "ctypes.Array[ctypes.c_void_p]"]
+_TYPES: tuple[WeightType, ...] = ("float32", "bfloat16", "int8")
+
+
+class _Config(ctypes.Structure):
+    _fields_ = [
+        *[
+            (name, ctypes.c_int32)
+            for name in (
+                "type",
+                "num_layers",
+                "hidden_size",
+                "intermediate_size",
+                "num_heads",
+                "num_kv_heads",
+                "head_dim",
+                "window",
+                "qk_norm",
+            )
+        ],
+        ("eps", ctypes.c_float),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *[(name, MatrixPointers) for name in ("qkv", "out", "gate_up", "down")],
+        *[(name, ctypes.c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")],
+        ("rotates", ctypes.c_int32),
+    ]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        *[
+            (name, ctypes.c_int32)
+            for name in (
+                "num_tokens",
+                "num_sequences",
+                "table_stride",
+                "num_outputs",
+                "pages_per_block",
+            )
+        ],
+        *[
+            (name, ctypes.c_void_p)
+            for name in (
+                "hidden",
+                "positions",
+                "begins",
+                "tables",
+                "outputs",
+                "logits",
+                "normed",
+                "keys",
+                "values",
+            )
+        ],
+    ]
+
+
+def unsupported(config: ModelConfig, block_size: int) -> str | None:
+    """Why this model cannot be computed natively; None if it can."""
+    try:
+        lanes = library.lanes()
+    except library.Unavailable as error:
+        return str(error)
+    for name, value, multiple in (
+        ("hidden_size", config.hidden_size, 2 * lanes),
+        ("intermediate_size", config.intermediate_size, lanes),
+        ("head_dim", config.head_dim, lanes),
+        ("block_size", block_size, lanes),
+    ):
+        if value % multiple:
+            return f"{name} {value} is no multiple of {multiple}"
+    if config.head_dim > _MAX_HEAD_DIM:
+        return f"head_dim {config.head_dim} is over {_MAX_HEAD_DIM}"
+    if config.hidden_size > _MAX_HIDDEN:
+        return f"hidden_size {config.hidden_size} is over {_MAX_HIDDEN}"
+    return None
+
+
+class NativeDecoder:
+    """The decoder of a checkpoint on the CPU, activations in float32."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        max_context: int,
+        kind: WeightType,
+        threads: int,
+    ) -> None:
+        """Reads and packs all weights. Raises ModelLoadError if any is missing or misshapen."""
+        read_as = torch.float32 if kind == "float32" else torch.bfloat16
+        reader = Reader(weights, read_as, torch.device("cpu"))
+        self.config = config
+        self._kind = kind
+        self._library = library.load()
+        self._lanes = library.lanes()
+        self._embeddings, head = reader.embeddings_and_head(config)
+        self._kept: list[object] = []
+        self._layers = [
+            self._pack(Layer(config, reader, number)) for number in range(config.num_layers)
+        ]
+        self._norm = reader.tensor("model.norm.weight", config.hidden_size).float()
+        self._head = PackedMatrix(head, None, kind, self._lanes)
+        self._cosines, self._sines = RotaryEmbedding(
+            config, max_context, torch.device("cpu")
+        ).tables
+        self.num_parameters = reader.num_parameters
+        self.dtype = torch.float32 if kind == "float32" else torch.bfloat16
+        self.device = torch.device("cpu")
+        self._library.weir_decoder_new.restype = ctypes.c_void_p
+        self.pool = ThreadPool(threads)
+        self._handle: int | None = self._open()
+        self._places: WeakKeyDictionary[KVCache, _Places] = WeakKeyDictionary()
+
+    def compute(self, step: Step, cache: KVCache) -> Tensor | None:
+        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        logits = torch.empty(len(step.outputs), self._head.num_outputs)
+        self._run(step, cache, step.outputs, logits=logits)
+        return logits[:, : self.config.vocab_size] if step.outputs else None
+
+    def hidden(self, step: Step, cache: KVCache) -> Tensor:
+        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        hidden = torch.empty(len(step.token_ids), self.config.hidden_size)
+        self._run(step, cache, list(range(len(step.token_ids))), normed=hidden)
+        return hidden
+
+    def _run(
+        self,
+        step: Step,
+        cache: KVCache,
+        outputs: list[int],
+        *,
+        logits: Tensor | None = None,
+        normed: Tensor | None = None,
+    ) -> None:
+        hidden = F.embedding(torch.tensor(step.token_ids), self._embeddings).float()
+        stride = max(len(table) for table in step.block_tables)
+        tables = [[*table, *[0] * (stride - len(table))] for table in step.block_tables]
+        arrays = [
+            torch.tensor(values, dtype=torch.int32)
+            for values in (step.positions, step.begins, tables, outputs)
+        ]
+        arguments = _Step(
+            len(step.token_ids),
+            step.num_sequences,
+            stride,
+            len(outputs),
+            cache.block_size // self._lanes,
+            hidden.data_ptr(),
+            *(array.data_ptr() for array in arrays),
+            logits.data_ptr() if logits is not None and outputs else None,
+            normed.data_ptr() if normed is not None else None,
+            *(ctypes.addressof(array) for array in self._places_of(cache)),
+        )
+        run = self._library.weir_decoder_run
+        if self.pool.run(run, ctypes.c_void_p(self._handle), ctypes.byref(arguments)):
+            raise MemoryError("the decoder has no memory for this step")
+
+    def _places_of(self, cache: KVCache) -> _Places:
+        """Where each layer's keys and values begin: for a cache always the same."""
+        places = self._places.get(cache)
+        if places is None:
+            layers = [cache.layer(number) for number in range(self.config.num_layers)]
+            keys, values = (
+                (ctypes.c_void_p * len(layers))(*(tensor.data_ptr() for tensor in tensors))
+                for tensors in zip(*layers, strict=True)
+            )
+            places = self._places[cache] = keys, values
+        return places
+
+    def close(self) -> None:
+        """Frees what the decoder holds; it cannot be used again."""
+        if self._handle is not None:
+            self._library.weir_decoder_free(ctypes.c_void_p(self._handle))
+            self._handle = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+    def _open(self) -> int:
+        config = self.config
+        settings = _Config(
+            _TYPES.index(self._kind),
+            config.num_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.sliding_window or 0,
+            int(config.qk_norm),
+            config.rms_norm_eps,
+        )
+        layers = (_Layer * config.num_layers)(*self._layers)
+        handle = self._library.weir_decoder_new(
+            self.pool.handle,
+            ctypes.byref(settings),
+            layers,
+            ctypes.byref(self._head.pointers),
+            *(
+                ctypes.c_void_p(tensor.data_ptr())
+                for tensor in (self._norm, self._cosines, self._sines)
+            ),
+        )
+        if not handle:
+            raise MemoryError("the decoder has no memory")
+        return int(handle)
+
+    def _pack(self, layer: Layer) -> _Layer:
+        matrices = [
+            PackedMatrix(
+                linear.weight,
+                linear.bias,
+                self._kind,
+                self._lanes,
+                gated=linear is layer.gate_up,
+            )
+            for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        ]
+        norms = [layer.input_norm, layer.post_norm, *(layer.qk_norms or ())]
+        floats = [norm.float().contiguous() for norm in norms]
+        self._kept += [matrices, floats]
+        pointers = [norm.data_ptr() for norm in floats] + [None] * (4 - len(floats))
+        return _Layer(*(matrix.pointers for matrix in matrices), *pointers, layer.rotates)

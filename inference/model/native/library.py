@@ -1,0 +1,161 @@
+"""Finds the compiled decoder, or compiles it: python -m inference.model.native.library OUT
+
+An image carries it ready; elsewhere the machine's C compiler makes it once, in a few seconds, and
+it is kept. Without a compiler or without AVX2 there is none, and torch computes the model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Set
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from inference.model.c_compiler import CompileError, find_compiler, run_compiler
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+SOURCES = ("decoder.c", "drawer.c", "pool.c")
+HEADERS = (
+    "attention.h",
+    "avx2.h",
+    "avx512.h",
+    "draw.h",
+    "gemm.h",
+    "noise.h",
+    "pool.h",
+    "simd.h",
+)
+COMPILER_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the library is compiled for: a kind of vectors, with a header of its name."""
+
+    name: str
+    cpu_flags: tuple[str, ...]
+    """As /proc/cpuinfo names them."""
+    compiler_flags: tuple[str, ...]
+    """By feature instead of -march=native: a library that was built elsewhere must run here."""
+
+
+VARIANTS = (
+    Variant(
+        "avx512",
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma"),
+        (
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mavx512vnni",
+            "-mavx512bf16",
+            "-mfma",
+            "-mprefer-vector-width=512",
+        ),
+    ),
+    Variant("avx2", ("avx2", "fma"), ("-mavx2", "-mfma")),
+)
+"""The fastest first."""
+
+
+class Unavailable(Exception):
+    """Why the native decoder cannot be used here."""
+
+
+def load() -> ctypes.CDLL:
+    """The fastest library for this CPU. Raises Unavailable, always with the same reason."""
+    return load_variant(best_variant(cpu_flags()))
+
+
+@cache
+def load_variant(variant: Variant) -> ctypes.CDLL:
+    """The library for such vectors, which the CPU must have. Raises Unavailable."""
+    name = _file_name(variant)
+    for folder in (FOLDER, _cache_folder()):
+        if (folder / name).is_file():
+            return _open(folder / name)
+    target = _cache_folder() / name
+    compile_to(target, variant)
+    logger.info("native decoder compiled", extra={"path": str(target)})
+    return _open(target)
+
+
+def lanes() -> int:
+    """How many floats a vector of the library holds. Raises Unavailable."""
+    return int(load().weir_lanes())
+
+
+def best_variant(flags: Set[str]) -> Variant:
+    """The first that such a CPU can run. Raises Unavailable, which names what is lacking."""
+    for variant in VARIANTS:
+        missing = [flag for flag in variant.cpu_flags if flag not in flags]
+        if not missing:
+            return variant
+    raise Unavailable(f"the CPU lacks {', '.join(missing)}")
+
+
+def compile_to(target: Path, variant: Variant) -> None:
+    """Compiles the library; whole or not at all, whoever else does the same."""
+    try:
+        compiler = find_compiler()
+    except CompileError as error:
+        raise Unavailable(f"{error} and no compiled decoder") from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=target.parent)
+    except OSError as error:
+        raise Unavailable(f"{target.parent} cannot be written: {error}") from error
+    try:
+        made = Path(folder) / target.name
+        sources = [str(FOLDER / name) for name in SOURCES]
+        flags = [*COMPILER_FLAGS, *variant.compiler_flags]
+        try:
+            run_compiler(compiler, [*flags, "-o", str(made), *sources, "-lm"])
+        except CompileError as error:
+            raise Unavailable(str(error)) from error
+        made.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be loaded: {error}") from error
+
+
+def _file_name(variant: Variant) -> str:
+    """By all that the library depends on: another source is another file."""
+    digest = hashlib.sha256(" ".join((*COMPILER_FLAGS, *variant.compiler_flags)).encode())
+    for name in (*SOURCES, *HEADERS):
+        digest.update((FOLDER / name).read_bytes())
+    return f"decoder-{variant.name}-{digest.hexdigest()[:16]}.so"
+
+
+@cache
+def cpu_flags() -> Set[str]:
+    """What this CPU can do; empty where nothing says so."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+def _cache_folder() -> Path:
+    return Path("~/.cache/weir").expanduser()
+
+
+if __name__ == "__main__":
+    for made_for in VARIANTS:
+        compile_to(Path(sys.argv[1]) / _file_name(made_for), made_for)

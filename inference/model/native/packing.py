@@ -1,0 +1,76 @@
+"""Lays weights out as inference/model/native/gemm.h reads them."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WeightType = Literal["float32", "bfloat16", "int8"]
+GROUP_SIZES: dict[WeightType, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
+
+
+class MatrixPointers(ctypes.Structure):
+    """`Matrix` of gemm.h."""
+
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("num_outputs", ctypes.c_int),
+        ("num_groups", ctypes.c_int),
+    ]
+
+
+class PackedMatrix:
+    """A matrix in tiles of 2 * lanes outputs, and what points to it."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        kind: WeightType,
+        lanes: int,
+        *,
+        gated: bool = False,
+    ) -> None:
+        """`weight` [num_outputs, num_inputs]; `num_inputs` must be a multiple of `lanes`.
+
+        Outputs are padded with zeros to whole tiles. With `gated`, the first half of the outputs
+        are gates and the second half what they let through: each tile has as many of both.
+        """
+        weight = weight.float()
+        bias = None if bias is None else bias.float()
+        if gated:
+            weight = _alternate(weight, lanes)
+            bias = None if bias is None else _alternate(bias, lanes)
+        padding = -len(weight) % (2 * lanes)
+        weight = F.pad(weight, (0, 0, 0, padding))
+        self._bias = None if bias is None else F.pad(bias, (0, padding)).contiguous()
+        self.num_outputs = len(weight)
+        group = GROUP_SIZES[kind]
+        self._scales: Tensor | None = None
+        stored = weight if kind == "float32" else weight.bfloat16()
+        if kind == "int8":
+            scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127.0
+            # The product of unsigned and signed bytes needs one unsigned side.
+            stored = ((weight / scales[:, None]).round() + 128).to(torch.uint8)
+            self._scales = scales.contiguous()
+        tiles = stored.view(-1, 2 * lanes, weight.shape[1] // group, group)
+        self._weights = tiles.transpose(1, 2).contiguous()
+        self.pointers = MatrixPointers(
+            self._weights.data_ptr(),
+            None if self._scales is None else self._scales.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(),
+            self.num_outputs,
+            weight.shape[1] // group,
+        )
+
+
+def _alternate(rows: Tensor, lanes: int) -> Tensor:
+    """[2 * n, ...] to the same rows, `lanes` of either half in turn."""
+    halves = rows.view(2, -1, lanes, *rows.shape[1:])
+    return halves.transpose(0, 1).reshape(rows.shape)

@@ -1,0 +1,77 @@
+"""Reads a model's weights from safetensors, whole or sharded. No other format: no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from inference.engine.errors import ModelLoadError
+
+FILE_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "*_config.json",
+    "tokenizer.json",
+)
+"""What of a hub repository is needed; no code, no pickles."""
+
+
+class Weights:
+    """The tensors of a checkpoint by name; each is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Finds the files. Raises ModelLoadError if there are none."""
+        self._folder = folder
+        self._file_of: dict[str, Path] = {}
+        self._taken: set[str] = set()
+        for path in _files(folder):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._file_of.update(dict.fromkeys(file.keys(), path))
+            except (SafetensorError, OSError) as error:
+                raise ModelLoadError(f"{path} is no safetensors file: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor of this name. Raises ModelLoadError if it is missing or has another shape."""
+        path = self._file_of.get(name)
+        if path is None:
+            raise ModelLoadError(f"{self._folder}: tensor {name} is missing")
+        with safe_open(path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelLoadError(
+                f"{path}: tensor {name} must have shape {list(shape)}, has {list(tensor.shape)}"
+            )
+        self._taken.add(name)
+        return tensor
+
+    @property
+    def unused(self) -> list[str]:
+        """Names that nobody has taken: a sign that the model is another one."""
+        return sorted(self._file_of.keys() - self._taken)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelLoadError(f"{index} has no weight_map") from error
+        for name in sorted(names):
+            if not (folder / name).is_file():
+                raise ModelLoadError(f"{folder / name} is missing; {index.name} names it")
+            yield folder / name
+        return
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise ModelLoadError(f"{folder}: no *.safetensors file; other formats are not loaded")
+    yield from found

@@ -1,0 +1,1 @@
+"""Runs a scheduled batch on the device: input tensors, forward pass, sampling."""

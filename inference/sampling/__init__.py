@@ -1,0 +1,1 @@
+"""Sampling: the next token of each sequence out of its logits."""

@@ -1,0 +1,1 @@
+"""Which sequences a step runs, and the KV-cache blocks that they hold. Imports no torch."""

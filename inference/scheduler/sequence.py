@@ -1,0 +1,225 @@
+"""The state of one generation inside the engine."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from array import array
+from collections.abc import Iterable
+from collections.abc import Sequence as Ids
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from inference.engine.errors import EngineError
+from inference.engine.interface import Finish, FinishReason, PrefillChunk, Timings, TokenLogprobs
+from inference.sampling.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from inference.structured_output.matcher import Matcher
+
+_MASK_64 = 2**64 - 1
+
+
+class SequenceStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Speculation:
+    """How drafts have fared in one sequence; the drafter's to read and write."""
+
+    __slots__ = ("length", "num_accepted", "num_drafted", "num_misses", "pause")
+
+    def __init__(self) -> None:
+        self.length: int | None = None
+        """Drafts that the next try is worth; None before the first."""
+        self.pause = 0
+        """Steps to let pass until then."""
+        self.num_misses = 0
+        """Tries in a row of which nothing stood."""
+        self.num_drafted = 0
+        self.num_accepted = 0
+
+
+class Sequence:
+    """Token ids, block table and counts of one request.
+
+    The scheduler moves it between its lines, the block manager owns `block_table`,
+    `block_hashes`, `num_committed_blocks` and `num_announced_blocks`; nobody else writes those.
+
+        token_ids:  |<---- prompt ---->|<---- completion ---->|
+                    |<-- computed -->|<- scheduled ->|
+    """
+
+    __slots__ = (
+        "arrival_time",
+        "block_hashes",
+        "block_table",
+        "deadline",
+        "draft_token_ids",
+        "finish",
+        "first_token_time",
+        "matcher",
+        "max_tokens",
+        "num_announced_blocks",
+        "num_batched_sequences",
+        "num_cached_tokens",
+        "num_committed_blocks",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_scheduled_tokens",
+        "num_steps",
+        "params",
+        "prefill",
+        "prompt_logprobs",
+        "request_id",
+        "scheduled_time",
+        "seed",
+        "speculation",
+        "status",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: Iterable[int],
+        params: SamplingParams,
+        *,
+        num_resumed_tokens: int = 0,
+        eos_token_ids: Iterable[int] = (),
+        deadline: float | None = None,
+    ) -> None:
+        """`num_resumed_tokens` at the end of the prompt are completion of an earlier attempt."""
+        self.request_id = request_id
+        self.params = params
+        self.deadline = deadline
+        # Arrays, not lists: hashing a block or handing ids to the runner is one memory copy.
+        self.token_ids: array[int] = array("q", prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids) - num_resumed_tokens
+        self.stop_token_ids = params.stop_token_ids
+        if not params.ignore_eos or params.constraint is not None:
+            self.stop_token_ids = params.stop_token_ids.union(eos_token_ids)
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed & _MASK_64
+        # Admission settles this; until then it is what the params say.
+        self.max_tokens = params.max_tokens or 0
+        # What keeps it to its constraint; the engine makes it before it takes the sequence.
+        self.matcher: Matcher | None = None
+
+        self.status = SequenceStatus.WAITING
+        self.num_computed_tokens = 0
+        self.num_scheduled_tokens = 0
+        # Guesses at the next tokens, which the scheduled step verifies.
+        self.draft_token_ids: Ids[int] = ()
+        # None where nobody asked; a resumed sequence has delivered them before its first token.
+        asked = params.num_prompt_logprobs is not None and not num_resumed_tokens
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if asked else None
+        self.speculation = Speculation()
+        self.num_cached_tokens = 0
+        self.block_table: array[int] = array("q")
+        self.block_hashes: list[bytes] = []
+        self.num_committed_blocks = 0
+        self.num_announced_blocks = 0
+
+        self.num_preemptions = 0
+        self.num_steps = 0
+        self.num_batched_sequences = 0
+        self.arrival_time = time.monotonic()
+        self.scheduled_time: float | None = None
+        self.first_token_time: float | None = None
+        self.prefill: list[PrefillChunk] = []
+        self.finish: Finish | None = None
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether the client chose the seed."""
+        return self.params.seed is not None
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request_id!r}, {self.status}, {self.num_prompt_tokens}+"
+            f"{self.num_completion_tokens} tokens, {self.num_computed_tokens} computed)"
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose KV is still to be computed: 1 while decoding, more while prefilling."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def samples_this_step(self) -> bool:
+        """True where the scheduled step computes the last token, so that a next one follows."""
+        return self.num_computed_tokens + self.num_scheduled_tokens >= len(self.token_ids)
+
+    @property
+    def awaits_prompt_logprobs(self) -> bool:
+        """True while some of the prompt's log probabilities that were asked for are missing."""
+        given = self.prompt_logprobs
+        return given is not None and len(given) < self.num_prompt_tokens - 1
+
+    @property
+    def prompt_rows(self) -> range:
+        """Positions of the scheduled step whose logits say how likely the prompt's next token was.
+
+        Only those that no earlier step has told: a preempted sequence computes some again.
+        """
+        if not self.awaits_prompt_logprobs:
+            return range(0)
+        begin = max(self.num_computed_tokens, len(self.prompt_logprobs or ()))
+        end = self.num_computed_tokens + self.num_scheduled_tokens
+        return range(begin, min(end, self.num_prompt_tokens - 1))
+
+    def append(self, token_id: int, now: float) -> FinishReason | None:
+        """Take one sampled token; returns the reason if the sequence ends with it."""
+        self.token_ids.append(token_id)
+        if self.first_token_time is None:
+            self.first_token_time = now
+        if token_id in self.stop_token_ids:
+            return FinishReason.STOP
+        if self.num_completion_tokens >= self.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def end(self, reason: FinishReason, now: float, error: EngineError | None = None) -> Finish:
+        """Mark the sequence finished, once; its blocks must have been freed."""
+        assert self.finish is None, f"{self!r} finished twice"
+        self.status = SequenceStatus.FINISHED
+        self.finish = self.so_far(reason, now, error)
+        return self.finish
+
+    def so_far(self, reason: FinishReason, now: float, error: EngineError | None = None) -> Finish:
+        """The finish that it would have now; changes nothing, so any thread may ask."""
+        return Finish(
+            reason=reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_completion_tokens=self.num_completion_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            timings=Timings(
+                arrival=self.arrival_time,
+                scheduled=self.scheduled_time,
+                first_token=self.first_token_time,
+                finish=now,
+                prefill=tuple(self.prefill),
+            ),
+            num_preemptions=self.num_preemptions,
+            num_steps=self.num_steps,
+            num_drafted_tokens=self.speculation.num_drafted,
+            num_accepted_tokens=self.speculation.num_accepted,
+            mean_batch_size=self.num_batched_sequences / max(self.num_steps, 1),
+            error=error,
+        )
+
+    def refuse(self, error: EngineError) -> Finish:
+        """End a sequence that no scheduler has taken."""
+        return self.end(FinishReason.ABORT, time.monotonic(), error)

@@ -1,0 +1,1 @@
+"""Model files: a local folder, or a repository on the Hugging Face hub."""

@@ -1,0 +1,1 @@
+"""Traces, metrics and logs, and the names that they use."""

@@ -1,0 +1,1 @@
+"""The process around a service: settings, start and drain, garbage collection, CPU scheduling."""

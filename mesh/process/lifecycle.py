@@ -1,0 +1,174 @@
+"""A process from start to exit: load, listen, tell ready; on a signal drain, stop, flush.
+
+    if __name__ == "__main__":
+        run("tokenizer", settings, application)
+
+An application is an asynchronous context manager that loads and warms up before it yields its
+servicers, and stops its own parts when left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NoReturn, Protocol
+
+import uvloop
+
+from mesh.errors import MeshError
+from mesh.observability import log, loop_lag, metrics, telemetry
+from mesh.observability.metrics import metrics_server
+from mesh.process import cpu_scheduling, garbage_collection
+from mesh.process.settings import STARTUP_FAILURE, ServiceSettings
+from mesh.rpc.server import Server, Servicer
+from mesh.rpc.targets import at_port
+from mesh.rpc.tls import TlsError, TlsFiles
+
+logger = logging.getLogger("mesh.process.lifecycle")
+
+SetReady = Callable[[bool], Awaitable[None]]
+
+
+class StartupError(Exception):
+    """The service cannot start; the message says what to change."""
+
+
+class Service(Protocol):
+    """What an application yields."""
+
+    @property
+    def servicers(self) -> Sequence[Servicer]:
+        """The services to serve."""
+        ...
+
+    async def watch_ready(self, set_ready: SetReady) -> None:
+        """Tells `set_ready` whenever it changes, for as long as the service runs."""
+        ...
+
+
+Application = Callable[[], AbstractAsyncContextManager[Service]]
+
+
+def run(name: str, settings: ServiceSettings, application: Application) -> None:
+    """Runs a gRPC service until SIGTERM or SIGINT and exits: 0, or 3 if it could not start."""
+    run_process(name, settings, lambda stop: _serve_grpc(name, settings, application, stop))
+
+
+def run_process(
+    name: str, settings: ServiceSettings, serve: Callable[[asyncio.Event], Awaitable[None]]
+) -> None:
+    """Runs `serve` with logs, telemetry and signals set up; it returns once it has drained.
+
+    The event it gets is set by the first signal. The second one ends the process at once.
+    """
+    log.configure(name, settings.log_level, settings.log_format)
+    cpu_scheduling.ask_for(cpu_scheduling.SHORT_SECONDS)  # before any thread is started
+    try:
+        provider = telemetry.start(name)
+    except ValueError as error:
+        _cannot_start(error)
+    metrics.tell_build(name)
+    try:
+        uvloop.run(_until_signal(name, serve))
+    except (StartupError, OSError, MeshError, TlsError) as error:
+        _cannot_start(error)
+    finally:
+        provider.shutdown()
+        # Python goes through every object once more when it ends: with torch, for half a second.
+        gc.freeze()
+    logger.info("stopped")
+
+
+def _cannot_start(error: Exception) -> NoReturn:
+    logger.error("cannot start", extra={"error": str(error)})
+    sys.exit(STARTUP_FAILURE)
+
+
+async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            logger.warning("second signal, ending at once", extra={"signal": number.name})
+            sys.stderr.flush()
+            # Not sys.exit: whatever hangs must not be waited for.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        logger.info("signal received, draining", extra={"signal": number.name})
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    async with loop_lag.watched(name):
+        await serve(stop)
+
+
+async def _serve_grpc(
+    name: str, settings: ServiceSettings, application: Application, stop: asyncio.Event
+) -> None:
+    with metrics_server(settings.metrics_listen, asyncio.get_running_loop()):
+        async with _entered_unless(stop, application()) as entered:
+            if entered is None:
+                return
+            service, holding = entered
+            server = Server(service.servicers, TlsFiles.of(settings))
+            port = await server.start(settings.listen, settings.health_listen)
+            logger.info("listening", extra={"address": at_port(settings.listen, port)})
+            watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
+            try:
+                async with garbage_collection.collected_by_the_clock():
+                    await _first(stop, watching, holding)
+            finally:
+                cut_off = await server.drain(settings.drain_seconds)
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+                logger.info("drained", extra={"cut_off": cut_off})
+
+
+@asynccontextmanager
+async def _entered_unless(
+    stop: asyncio.Event, application: AbstractAsyncContextManager[Service]
+) -> AsyncIterator[tuple[Service, asyncio.Task[None]] | None]:
+    """Enters the application; gives None if a signal comes while it is still loading.
+
+    Beside the service it gives the task that holds the application: it ends early only if
+    something in the application failed. One task enters and leaves, as task groups demand.
+    """
+    entered: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        async with application as service:
+            entered.set_result(service)
+            await leave.wait()
+
+    holding = asyncio.create_task(hold(), name="application")
+    await _first(stop, entered, holding)
+    if not entered.done():
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
+        yield None
+        return
+    try:
+        yield entered.result(), holding
+    finally:
+        leave.set()
+        await holding
+
+
+async def _first(stop: asyncio.Event, *others: asyncio.Future[Any]) -> None:
+    """Waits for the signal or for any of `others`; raises what one of these raised."""
+    waiter = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({waiter, *others}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+    for other in others:
+        if other.done() and not other.cancelled():
+            other.result()

@@ -1,0 +1,1 @@
+"""The values that services exchange, and their mapping to and from protobuf."""

@@ -1,0 +1,229 @@
+"""The calling end of a hop: channels, and calls that carry request id, trace and deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from functools import cache
+from typing import Any, Generic, TypeVar, cast
+
+import grpc
+import grpc.aio
+from opentelemetry import trace
+from opentelemetry.trace import Span
+
+from mesh.context import (
+    FIRST_TOKEN_METADATA,
+    IDLE_METADATA,
+    KEY_NAME_METADATA,
+    REQUEST_ID_METADATA,
+    current_request,
+)
+from mesh.errors import ErrorKind, MeshError, from_rpc_error
+from mesh.observability import metrics, telemetry
+from mesh.observability.tracing import ClientSpan, inject
+from mesh.observability.unary_spans import call_with_span
+from mesh.rpc.first_message import read_first
+from mesh.rpc.secure_channel import ReloadingChannel
+from mesh.rpc.tls import NO_TLS, TlsFiles
+from mesh.rpc.transport import balanced_options, channel_options
+
+STATUS_SECONDS = 1.0
+"""How long a stream whose last message has been read may take to say that it ended."""
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+def open_channel(
+    target: str,
+    tls: TlsFiles = NO_TLS,
+    server_name: str | None = None,
+    *,
+    balanced: bool = False,
+) -> grpc.aio.Channel:
+    """A channel to `target` (any gRPC target); the caller closes it. Connects when first used.
+
+    With a CA in `tls` it speaks TLS. The server's certificate must be for `server_name`, by
+    default the host of `target`: of replicas the name is checked, not the address that it led to.
+    `balanced`: any replica that the target leads to will do, and a call that has had no answer
+    yet may be made anew at another one. Raises TlsError.
+    """
+    options = balanced_options() if balanced else channel_options()
+    if not tls.for_channel:
+        return grpc.aio.insecure_channel(target, options=options)
+    name = server_name or target.rpartition(":")[0].strip("[]")
+    options = [*options, ("grpc.ssl_target_name_override", name)]
+    return ReloadingChannel(
+        tls,
+        lambda credentials: grpc.aio.secure_channel(target, credentials, options),
+    )
+
+
+async def call_unary(
+    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    timeout: float | None = None,
+) -> Response:
+    """Makes a unary call within the request's deadline; raises MeshError.
+
+    `timeout` (seconds) shortens the deadline, never lengthens it.
+    """
+    name, metadata, timeout = _method_name(method), _metadata(), _timeout(timeout)
+    with metrics.ClientCall(name):
+        current = trace.get_current_span()
+        try:
+            if telemetry.recorded(current):
+                details = grpc.aio.ClientCallDetails(
+                    f"/{name}", timeout, grpc.aio.Metadata(*metadata), None, None
+                )
+                return await call_with_span(method, request, details, _target(method))
+            inject(metadata, current)
+            return await method(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+
+class ResponseStream(Generic[Response]):
+    """The responses of a call, as an asynchronous iterator that raises MeshError."""
+
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Response]) -> None:
+        self._call = call
+        self._has_first = False
+        self._has_last = False
+        self._ended = False
+        self.error: MeshError | None = None
+        """How the call failed, once a reader has been told."""
+
+    def __aiter__(self) -> ResponseStream[Response]:
+        return self
+
+    async def __anext__(self) -> Response:
+        try:
+            response = await (self._call.read() if self._has_first else read_first(self._call))
+            self._has_first = True
+        except grpc.aio.AioRpcError as error:
+            self.error = from_rpc_error(error)
+            raise self.error from error
+        except asyncio.CancelledError:
+            # gRPC raises the same for a call that was cancelled here, or whose channel was
+            # closed, and for a reader that was cancelled.
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                raise MeshError(ErrorKind.CANCELLED, "the call was called off") from None
+            raise
+        if response is grpc.aio.EOF:
+            self._ended = True
+            raise StopAsyncIteration
+        return cast("Response", response)
+
+    def has_last(self) -> None:
+        """Says that the last message has been read: only the status is still to come."""
+        self._has_last = True
+
+    async def complete(self) -> bool:
+        """Whether everything has been read; waits for the status if only that is missing."""
+        if self._has_last and not self._ended:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_SECONDS):
+                    await self._call.code()
+        return self._has_last or self._ended
+
+    def cancel(self) -> None:
+        """Calls the call off; a reader that waits gets MeshError (CANCELLED)."""
+        self._call.cancel()
+
+
+class open_stream(Generic[Request, Response]):
+    """Opens a response stream; leaving the block in any way cancels what is left of the call.
+
+    Reading raises MeshError. `timeout` (seconds) shortens the request's deadline. `parent` is
+    the call's span's; None: the current one.
+
+        async with open_stream(stub.Generate, request) as responses:
+            async for response in responses:
+                ...
+    """
+
+    def __init__(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None = None,
+        parent: Span | None = None,
+    ) -> None:
+        self._method = method
+        self._request = request
+        self._timeout = timeout
+        self._parent = parent
+
+    async def __aenter__(self) -> ResponseStream[Response]:
+        method, metadata, name = self._method, _metadata(), _method_name(self._method)
+        self._span = ClientSpan(name, metadata, target=_target(method), parent=self._parent)
+        self._observed = metrics.ClientCall(name)
+        try:
+            timeout = _timeout(self._timeout)
+            self._call = method(
+                self._request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout
+            )
+        except BaseException as error:  # a channel that is closed
+            self._span.end(error)
+            self._observed.end(error)
+            raise
+        self._responses = ResponseStream(self._call)
+        return self._responses
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if not isinstance(error, asyncio.CancelledError):
+                self._span.complete = await self._responses.complete()
+        except BaseException as meanwhile:
+            self._end(meanwhile)
+            raise
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._call.cancel()
+        self._span.error = self._responses.error
+        self._span.end(error)
+        # Of a call that has told all it had, a reader that leaves is no news.
+        self._observed.end(self._span.error or (None if self._span.complete else error))
+
+
+def _metadata() -> list[tuple[str, str]]:
+    request = current_request()
+    if request is None:
+        return []
+    metadata = [(REQUEST_ID_METADATA, request.request_id)]
+    if request.key_name:
+        metadata.append((KEY_NAME_METADATA, request.key_name))
+    if request.first_token_deadline is not None:
+        left = max(0.0, request.first_token_deadline - time.monotonic())
+        metadata.append((FIRST_TOKEN_METADATA, f"{left:.3f}"))
+    if request.idle_timeout is not None:
+        metadata.append((IDLE_METADATA, f"{request.idle_timeout:.3f}"))
+    return metadata
+
+
+def _timeout(limit: float | None) -> float | None:
+    request = current_request()
+    remaining = None if request is None else request.remaining()
+    if remaining is None or limit is None:
+        return limit if remaining is None else remaining
+    return min(remaining, limit)
+
+
+def _method_name(method: object) -> str:
+    # grpc.aio keeps the name in a private field, as bytes, and has no public way to it.
+    return _spelled(getattr(method, "_method", b"unknown/unknown"))
+
+
+@cache
+def _spelled(name: bytes | str) -> str:
+    return (name.decode() if isinstance(name, bytes) else name).lstrip("/")
+
+
+def _target(method: object) -> str:
+    target = getattr(getattr(method, "_channel", None), "target", b"")
+    return target.decode() if isinstance(target, bytes) else str(target)

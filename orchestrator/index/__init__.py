@@ -1,0 +1,1 @@
+"""Builds the search index: `python -m orchestrator.index DOCS… --out FILE`."""

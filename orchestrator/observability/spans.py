@@ -1,0 +1,151 @@
+"""The span of a generation: what was asked of the model, how it went, what came of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
+from opentelemetry.util.types import AttributeValue
+
+from mesh.errors import MeshError
+from mesh.observability import semconv, telemetry, tracing
+from mesh.observability.semconv import Operation, Outcome
+from orchestrator.clients.tokenizer import ChatPrompt, Encoded
+from orchestrator.generation import Delta, Finish, ModelInfo, Sampling, Usage
+
+
+class GenerationSpan:
+    """Filled in while the generation runs; `generation` makes one and ends it."""
+
+    def __init__(self, span: Span, captures_content: bool) -> None:
+        self.span = span
+        self.usage = Usage()
+        self._started = time.monotonic()
+        self._first_seen = False
+        self._num_failovers = 0
+        self._finish_reason = ""
+        self._texts: list[str] | None = [] if captures_content else None
+
+    def delta(self, delta: Delta) -> None:
+        """Text is about to be sent."""
+        if not self._first_seen:
+            self._first_seen = True
+            seconds = time.monotonic() - self._started
+            self.span.set_attribute(semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, seconds)
+            self.span.add_event(semconv.FIRST_TOKEN)
+        if self._texts is not None:
+            self._texts.append(delta.text)
+
+    def finish(self, finish: Finish) -> None:
+        """The generation ended."""
+        self._finish_reason = finish.reason
+        self.usage = finish.usage
+
+    def failover(self, address: str, error: MeshError, num_tokens: int) -> None:
+        """A replica was lost after `num_tokens`, and another one will be tried."""
+        self._num_failovers += 1
+        self.span.add_event(
+            semconv.FAILOVER,
+            {
+                semconv.SERVER_ADDRESS: address,
+                semconv.ERROR_TYPE: error.kind,
+                semconv.NUM_TOKENS: num_tokens,
+            },
+        )
+
+    def tell(self) -> None:
+        """Puts what came of it on the span."""
+        if not self.span.is_recording():
+            return
+        told: dict[str, AttributeValue] = {
+            semconv.GEN_AI_USAGE_INPUT_TOKENS: self.usage.prompt_tokens,
+            semconv.GEN_AI_USAGE_OUTPUT_TOKENS: self.usage.completion_tokens,
+            semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: self.usage.cached_tokens,
+        }
+        if self._finish_reason:
+            told[semconv.GEN_AI_RESPONSE_FINISH_REASONS] = [self._finish_reason]
+        if self._num_failovers:
+            told[semconv.NUM_FAILOVERS] = self._num_failovers
+            told[semconv.OUTCOME] = Outcome.FAILED_OVER
+        if self._texts is not None:
+            message = {
+                **_message("assistant", "".join(self._texts)),
+                "finish_reason": self._finish_reason,
+            }
+            told[semconv.GEN_AI_OUTPUT_MESSAGES] = json.dumps([message], ensure_ascii=False)
+        self.span.set_attributes(told)
+
+
+NO_SPAN = GenerationSpan(INVALID_SPAN, captures_content=False)
+
+
+def operation_of(encoded: Encoded) -> Operation:
+    """What is asked of the model with this prompt."""
+    is_chat = isinstance(encoded.source, ChatPrompt)
+    return Operation.CHAT if is_chat else Operation.TEXT_COMPLETION
+
+
+def generation(
+    encoded: Encoded, model: ModelInfo, sampling: Sampling, stop: Sequence[str]
+) -> AbstractContextManager[GenerationSpan]:
+    """A span from the encoded prompt to the last text; the block may yield."""
+    above = trace.get_current_span()
+    if not telemetry.recorded(above):
+        return nullcontext(GenerationSpan(above, captures_content=False))
+    return _generation(encoded, model, sampling, stop)
+
+
+@contextmanager
+def _generation(
+    encoded: Encoded, model: ModelInfo, sampling: Sampling, stop: Sequence[str]
+) -> Iterator[GenerationSpan]:
+    operation = operation_of(encoded)
+    asked = {
+        semconv.GEN_AI_OPERATION_NAME: operation,
+        semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
+        semconv.GEN_AI_REQUEST_MODEL: model.name,
+        **_request(model, sampling, stop),
+    }
+    name = f"{operation} {model.name}"
+    with tracing.detached_stage(name, asked, kind=SpanKind.CLIENT) as span:
+        captures_content = span.is_recording() and telemetry.captures_content()
+        if captures_content and encoded.source is not None:
+            messages = json.dumps(_input_messages(encoded.source), ensure_ascii=False)
+            span.set_attribute(semconv.GEN_AI_INPUT_MESSAGES, messages)
+        generation = GenerationSpan(span, captures_content)
+        try:
+            yield generation
+        finally:
+            generation.tell()
+
+
+def _request(
+    model: ModelInfo, sampling: Sampling, stop: Sequence[str]
+) -> dict[str, AttributeValue]:
+    given: dict[str, AttributeValue | None] = {
+        semconv.GEN_AI_RESPONSE_MODEL: model.name,
+        semconv.GEN_AI_REQUEST_STREAM: True,
+        semconv.GEN_AI_REQUEST_MAX_TOKENS: sampling.max_tokens,
+        semconv.GEN_AI_REQUEST_TEMPERATURE: sampling.temperature,
+        semconv.GEN_AI_REQUEST_TOP_P: sampling.top_p,
+        semconv.GEN_AI_REQUEST_TOP_K: sampling.top_k,
+        semconv.GEN_AI_REQUEST_SEED: sampling.seed,
+        semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY: sampling.frequency_penalty,
+        semconv.GEN_AI_REQUEST_PRESENCE_PENALTY: sampling.presence_penalty,
+        semconv.GEN_AI_REQUEST_STOP_SEQUENCES: list(stop) or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _input_messages(source: ChatPrompt | str) -> list[dict[str, object]]:
+    if isinstance(source, str):
+        return [_message("user", source)]
+    return [_message(message.role, message.content) for message in source.messages]
+
+
+def _message(role: str, text: str) -> dict[str, object]:
+    return {"role": role, "parts": [{"type": "text", "content": text}]}

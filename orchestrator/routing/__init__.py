@@ -1,0 +1,1 @@
+"""Inference replicas: discovery, health, choice, circuit breaking, failover."""

@@ -1,0 +1,244 @@
+"""One engine: its channel, its health, what it serves, and streams of tokens from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.trace import Span
+
+from mesh.errors import MeshError
+from mesh.rpc.channel import ResponseStream, call_unary, open_channel, open_stream
+from mesh.rpc.tls import NO_TLS, TlsFiles
+from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from orchestrator.generation import (
+    Constraint,
+    Finish,
+    FinishReason,
+    ModelInfo,
+    Sampling,
+    TokenChunk,
+    TokenLogprob,
+    Usage,
+)
+from orchestrator.routing.circuit import Circuit, Warmth
+
+logger = logging.getLogger("orchestrator.replica")
+
+SERVICE = "mesh.v1.InferenceService"
+RETRY_SECONDS = 0.2
+"""Between two tries to watch the health of a replica that does not answer."""
+
+CONFIRM_SECONDS = 1.0
+"""For the one question to a replica that was just lost; a dropped connection is back by then."""
+
+_REASONS = {
+    common_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    common_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    common_pb2.FINISH_REASON_ABORT: FinishReason.ABORT,
+}
+
+
+class TokenStream:
+    """The tokens of one generation, as an asynchronous iterator; the last chunk has the finish.
+
+    The call runs inside the block; leaving it cancels what is left. Reading raises MeshError.
+    """
+
+    def __init__(
+        self,
+        call: open_stream[
+            inference_pb2.InferenceServiceGenerateRequest,
+            inference_pb2.InferenceServiceGenerateResponse,
+        ],
+    ) -> None:
+        self._call = call
+
+    async def __aenter__(self) -> TokenStream:
+        self._responses = await self._call.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._call.__aexit__(*error)
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        response = await anext(self._responses)
+        finish = None
+        if response.HasField("finish"):
+            self._responses.has_last()
+            usage = response.finish.usage
+            finish = Finish(
+                _REASONS[response.finish.reason],
+                Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
+            )
+        chunk = response.chunk
+        if not (chunk.logprobs or chunk.prompt_logprobs):
+            return TokenChunk(chunk.token_ids, finish=finish)
+        return TokenChunk(
+            chunk.token_ids,
+            [_logprob(each) for each in chunk.logprobs],
+            [_logprob(each) for each in chunk.prompt_logprobs],
+            finish,
+        )
+
+    def cancel(self) -> None:
+        """Calls the generation off; a reader gets MeshError (CANCELLED)."""
+        self._responses.cancel()
+
+
+class Replica:
+    """An engine at one address. `watch` must run for it to become ready."""
+
+    def __init__(
+        self,
+        address: str,
+        on_change: Callable[[], None],
+        tls: TlsFiles = NO_TLS,
+        server_name: str | None = None,
+    ) -> None:
+        """`on_change` is called whenever `ready` changes; `server_name` is for the certificate."""
+        self.address = address
+        self.model: ModelInfo | None = None
+        self.outstanding_tokens = 0
+        """Prompt and completion tokens of the requests that this orchestrator has there."""
+        self.retired = False
+        """No name leads to it any more: it gets nothing new, and its streams go on."""
+        self.circuit = Circuit()
+        self.warmth = Warmth()
+        self._serving = False
+        self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
+        self._on_change = on_change
+        self._channel = open_channel(address, tls, server_name)
+        self._stub: inference_pb2_grpc.InferenceServiceAsyncStub
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(self._channel)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now, as far as is known."""
+        return self._serving and self.model is not None and not self.retired
+
+    async def watch(self) -> None:
+        """Follows the replica's health until cancelled; closes the channel then."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        try:
+            while True:
+                self._updates = ResponseStream(self._health.Watch(request, wait_for_ready=True))
+                try:
+                    async for update in self._updates:
+                        await self._update(update.status == health_pb2.HealthCheckResponse.SERVING)
+                except MeshError as error:
+                    logger.debug("health watch failed", extra={"error": str(error)})
+                except Exception:
+                    # Without its watch a replica would never come back.
+                    logger.exception("health watch broke", extra={"address": self.address})
+                self._set_serving(False)
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            self._set_serving(False)
+            await self._channel.close()
+
+    def suspect(self) -> None:
+        """A call has just failed: not ready until its health says so again."""
+        self._set_serving(False)
+        if self._updates is not None:
+            # A watch tells changes only; a new one tells how it is.
+            self._updates.cancel()
+
+    async def confirm(self) -> bool:
+        """Asks for the health now, instead of waiting for the watch to tell; gives `ready`."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        try:
+            response = await self._health.Check(
+                request, timeout=CONFIRM_SECONDS, wait_for_ready=True
+            )
+            await self._update(response.status == health_pb2.HealthCheckResponse.SERVING)
+        except (grpc.aio.AioRpcError, MeshError) as error:
+            logger.debug("health check failed", extra={"error": str(error)})
+        return self.ready
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        sampling: Sampling,
+        num_resumed_tokens: int,
+        parent: Span | None = None,
+    ) -> TokenStream:
+        """A stream of tokens, to be entered. `parent` is the call's span's; None: the current."""
+        request = inference_pb2.InferenceServiceGenerateRequest(
+            token_ids=token_ids,
+            sampling=_sampling(sampling),
+            num_resumed_tokens=num_resumed_tokens,
+        )
+        return TokenStream(open_stream(self._stub.Generate, request, parent=parent))
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Sequence[float]]:
+        """A vector for each input, at most 64 of them. Raises MeshError."""
+        request = inference_pb2.InferenceServiceEmbedRequest(
+            inputs=[common_pb2.TokenIds(ids=token_ids) for token_ids in inputs]
+        )
+        response = await call_unary(self._stub.Embed, request)
+        return [embedding.values for embedding in response.embeddings]
+
+    async def _update(self, serving: bool) -> None:
+        if serving and self.model is None:
+            info = await call_unary(self._stub.GetModel, inference_pb2.GetModelRequest(), timeout=5)
+            eos = frozenset(info.eos_token_ids)
+            self.model = ModelInfo(info.name, info.context_length, eos)
+        self._set_serving(serving)
+
+    def _set_serving(self, serving: bool) -> None:
+        if serving != self._serving:
+            self._serving = serving
+            if serving:
+                self.warmth.restart()
+            else:
+                # A replica that comes back may serve something else.
+                self.model = None
+            level = logging.INFO if serving else logging.WARNING
+            message = "replica ready" if serving else "replica lost"
+            logger.log(level, message, extra={"address": self.address})
+            self._on_change()
+
+
+def _sampling(sampling: Sampling) -> common_pb2.SamplingParams:
+    return common_pb2.SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        num_logprobs=sampling.num_logprobs,
+        num_prompt_logprobs=sampling.num_prompt_logprobs,
+        logit_bias=sampling.logit_bias,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        min_tokens=sampling.min_tokens,
+        constraint=_constraint(sampling.constraint),
+    )
+
+
+def _constraint(constraint: Constraint | None) -> common_pb2.OutputConstraint | None:
+    if constraint is None:
+        return None
+    if constraint.form == "json_object":
+        return common_pb2.OutputConstraint(json_object=True)
+    message = common_pb2.OutputConstraint()
+    setattr(message, constraint.form, constraint.text)
+    return message
+
+
+def _logprob(message: common_pb2.TokenLogprob) -> TokenLogprob:
+    top = tuple((each.token_id, each.logprob) for each in message.top)
+    return TokenLogprob(message.token_id, message.logprob, top)

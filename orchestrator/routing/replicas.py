@@ -1,0 +1,188 @@
+"""The engines behind this orchestrator: found by DNS, watched, and chosen between."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.tls import NO_TLS, TlsFiles
+from orchestrator.generation import ModelInfo
+from orchestrator.observability import metrics
+from orchestrator.routing.replica import Replica
+
+logger = logging.getLogger("orchestrator.routing.replicas")
+
+AFFINITY_TOKENS = 64
+"""How much of a prompt's beginning decides which replica it prefers: what requests of one
+template or one conversation share, and a prefix cache can reuse."""
+
+MIN_TRUSTED = 0.5
+"""If more than this share of engines seem to be broken, it is likely not they who are."""
+
+NOT_READY_RETRY_SECONDS = 1.0
+
+
+class Member(NamedTuple):
+    """A replica and the task that watches it."""
+
+    replica: Replica
+    watching: asyncio.Task[None]
+
+
+class Lease:
+    """Counts a request's tokens as outstanding at a replica inside the block."""
+
+    __slots__ = ("_num_tokens", "_replica")
+
+    def __init__(self, replica: Replica, num_tokens: int) -> None:
+        self._replica = replica
+        self._num_tokens = num_tokens
+
+    def __enter__(self) -> None:
+        self._replica.outstanding_tokens += self._num_tokens
+
+    def __exit__(self, *_: object) -> None:
+        self._replica.outstanding_tokens -= self._num_tokens
+
+
+class Replicas:
+    """All replicas of all models. `running` must be entered for any to be found."""
+
+    def __init__(
+        self, targets: Sequence[str], refresh_seconds: float, tls: TlsFiles = NO_TLS
+    ) -> None:
+        """`targets` are HOST:PORT; each address that a host resolves to is a replica.
+
+        With a CA in `tls`, a replica's certificate must be for the host that led to it.
+        """
+        self._tls = tls
+        self._targets = targets
+        self._refresh_seconds = refresh_seconds
+        self._members: dict[str, Member] = {}
+        self._answers: dict[str, set[str]] = {}
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Looks replicas up and watches them inside the block."""
+        await self._refresh()
+        refreshing = asyncio.create_task(self._keep_refreshing(), name="replicas")
+        try:
+            yield
+        finally:
+            tasks = [refreshing, *(member.watching for member in self._members.values())]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._members.clear()
+
+    @property
+    def ready(self) -> list[Replica]:
+        """Those that take requests now."""
+        return [member.replica for member in self._members.values() if member.replica.ready]
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        """What is served now, by name."""
+        served = (replica.model for replica in self.ready)
+        return {model.name: model for model in served if model is not None}
+
+    async def wait_changed(self) -> None:
+        """Returns once what is ready has changed since the last return. For one task."""
+        await self._changed.wait()
+        self._changed.clear()
+
+    def pick(
+        self, model: str, token_ids: Sequence[int], excluded: Collection[Replica] = ()
+    ) -> Replica:
+        """The best replica of `model` for this prompt. Raises MeshError (UNAVAILABLE).
+
+        Least outstanding tokens, but the replica that the prompt's beginning prefers wins while
+        it has at most this prompt's length more: so much does a cached prefix save, at best.
+        """
+        candidates = [
+            replica
+            for replica in self.ready
+            if replica not in excluded and replica.model is not None and replica.model.name == model
+        ]
+        if not candidates:
+            raise MeshError(
+                ErrorKind.UNAVAILABLE,
+                f"no engine is ready for model {model!r}",
+                retry_after=NOT_READY_RETRY_SECONDS,
+            )
+        if len(candidates) == 1:
+            return candidates[0]
+        trusted = [replica for replica in candidates if not replica.circuit.is_open]
+        if len(trusted) >= len(candidates) * MIN_TRUSTED:
+            candidates = trusted
+        num_tokens = len(token_ids)
+        # One that has just become ready counts as busier than it is, beside one that has not.
+        warmest = max(replica.warmth.share for replica in candidates)
+        load = {
+            replica: (replica.outstanding_tokens + num_tokens) * (warmest / replica.warmth.share)
+            for replica in candidates
+        }
+        least = min(load.values())
+        near = [replica for replica in candidates if load[replica] <= least + num_tokens]
+        prefix = ",".join(map(str, token_ids[:AFFINITY_TOKENS]))
+        return max(near, key=lambda replica: _preference(prefix, replica.address))
+
+    async def _keep_refreshing(self) -> None:
+        while True:
+            await asyncio.sleep(self._refresh_seconds)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        found: dict[str, str] = {}
+        for target in self._targets:
+            host = target.rpartition(":")[0].strip("[]")
+            # What a name gave before stands: DNS that fails must not end what works.
+            answer = await _resolve(target) or self._answers.get(target, set())
+            self._answers[target] = answer
+            found |= dict.fromkeys(answer, host)
+        for address in found.keys() - self._members.keys():
+            replica = Replica(address, self._notify, self._tls, found[address])
+            watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
+            self._members[address] = Member(replica, watching)
+        for address in found:
+            self._members[address].replica.retired = False
+        for address in self._members.keys() - found.keys():
+            member = self._members[address]
+            member.replica.retired = True
+            if member.replica.outstanding_tokens:
+                # It drains: its channel must stay open until its last stream has ended.
+                continue
+            del self._members[address]
+            member.watching.cancel()
+            await asyncio.gather(member.watching, return_exceptions=True)
+        self._notify()
+
+    def _notify(self) -> None:
+        metrics.REPLICAS.set(len(self.ready))
+        self._changed.set()
+
+
+async def _resolve(target: str) -> set[str]:
+    host, _, port = target.rpartition(":")
+    loop = asyncio.get_running_loop()
+    try:
+        records = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        logger.warning("cannot resolve", extra={"target": target, "error": str(error)})
+        return set()
+    hosts = {str(record[4][0]) for record in records}
+    # A name with addresses of both families names the same machines twice.
+    preferred = {each for each in hosts if ":" not in each} or hosts
+    return {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in preferred}
+
+
+def _preference(prefix: str, address: str) -> bytes:
+    """Rendezvous hashing: a replica that comes or goes moves only its own share of prompts."""
+    return hashlib.blake2b(f"{prefix}@{address}".encode(), digest_size=8).digest()

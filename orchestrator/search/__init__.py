@@ -1,0 +1,1 @@
+"""Search: retrieval, choice of passages, the prompt, and the summary."""

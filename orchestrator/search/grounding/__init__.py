@@ -1,0 +1,1 @@
+"""Citations in a summary, and the passages that support its sentences."""

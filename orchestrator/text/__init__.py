@@ -1,0 +1,1 @@
+"""Token ids to text: detokenization, stop strings, reasoning and tool-call parsing."""

@@ -1,0 +1,1 @@
+"""Tool calls: the constraint that forces one, and the parsers that read them from text."""

@@ -1,0 +1,130 @@
+"""Grammars that hold a model to its tools, in the way in which it writes calls anyway.
+
+The grammars are EBNF in Lark's notation, with the engine's `%json` for a JSON schema and `<[id]>`
+for a token by its id: a vocabulary may have the markers as tokens of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from mesh.errors import invalid
+from orchestrator.generation import Constraint, ToolChoice
+from orchestrator.text.tools.tool_format import LLAMA3, THINK_END, THINK_START, ToolFormat
+
+MAX_CALLS = 16
+"""In one answer that is held to calls: a small model would not stop by itself."""
+
+TokenId: TypeAlias = Callable[[str], int | None]
+"""The id of a text that is a token of its own, or None."""
+
+# No white space but what the format itself has.
+_COMPACT = {"whitespace_pattern": ""}
+
+
+class Tool(NamedTuple):
+    """A tool that may be called."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    """A JSON schema of an object."""
+
+
+def parse_tools(tools_json: str) -> list[Tool]:
+    """The functions among the tools, in OpenAI's format. Raises MeshError (INVALID_REQUEST)."""
+    try:
+        values = json.loads(tools_json) if tools_json else []
+    except (ValueError, RecursionError):
+        raise invalid("tools", "tools must be JSON, given something else") from None
+    if not isinstance(values, list):
+        raise invalid("tools", "tools must be an array, given something else")
+    tools = []
+    for number, value in enumerate(values):
+        function = value.get("function") if isinstance(value, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
+            raise invalid("tools", f"tools[{number}].function.name must be a string")
+        parameters = function.get("parameters") or {"type": "object"}
+        if not isinstance(parameters, dict):
+            raise invalid("tools", f"tools[{number}].function.parameters must be an object")
+        tools.append(Tool(name, parameters))
+    return tools
+
+
+def tool_constraint(
+    tools: Sequence[Tool], choice: ToolChoice, format: ToolFormat | None, token_id: TokenId
+) -> Constraint | None:
+    """What holds the model to `choice`; None if it may do as it likes. Raises MeshError."""
+    if not (choice.required or choice.name):
+        return None
+    if not tools:
+        raise invalid("tool_choice", "tool_choice must come with tools, given none")
+    chosen = [tool for tool in tools if choice.name in ("", tool.name)]
+    if not chosen:
+        names = ", ".join(tool.name for tool in tools)
+        raise invalid(
+            "tool_choice",
+            f"tool_choice must name one of the tools ({names}), given {choice.name!r}",
+        )
+    single = choice.single or bool(choice.name)
+    # A model without a format of its own has no marker to be told by either: plain JSON.
+    return Constraint("grammar", _grammar(chosen, format or LLAMA3, token_id, single=single))
+
+
+def with_thinking(constraint: Constraint, token_id: TokenId, *, begun: bool) -> Constraint:
+    """The same constraint for what follows the model's thinking, which is free.
+
+    Regular expressions stay as they are: they have no form in a grammar that keeps their meaning.
+    """
+    if constraint.form == "json_object":
+        rules = '%json {"type": "object"}'
+    elif constraint.form == "json_schema":
+        rules = f"%json {constraint.text}"
+    elif constraint.form == "grammar" and "\nstart: " in f"\n{constraint.text}":
+        start, *others = f"\n{constraint.text}".split("\nstart: ", 1)[1].split("\n", 1)
+        rules = "\n".join([start, *others])
+    else:
+        return constraint
+    opened = "" if begun else f"{_marker(THINK_START, token_id)} "
+    start = "thinking answer" if begun else "thinking? answer"
+    end = token_id(THINK_END)
+    if end is not None:
+        thinking = f"thinking: {opened}thought <[{end}]> /\\s*/\nthought: /(?s:.*)/"
+    else:
+        tag = json.dumps(THINK_END)
+        thinking = f"thinking: {opened}thought /\\s*/\nthought[suffix={tag}]: /(?s:.*)/"
+    return Constraint("grammar", f"start: {start}\n{thinking}\nanswer: {rules}\n")
+
+
+def _grammar(tools: Sequence[Tool], format: ToolFormat, token_id: TokenId, *, single: bool) -> str:
+    separator = _text(format.separator)
+    repeated = "" if single else f" ({separator} call){{0,{MAX_CALLS - 1}}}"
+    start = f"call{repeated}"
+    if format.brackets:
+        start = f'{_marker(format.start, token_id)} "[" {start} "]"'
+    names = " | ".join(f"call_{number}" for number in range(len(tools)))
+    lines = [f"start: {start}", f"call: {names}"]
+    for number, tool in enumerate(tools):
+        head = json.dumps({"name": tool.name}, ensure_ascii=False)[:-1]
+        head = _text(f'{head}, "{format.arguments}": ')
+        body = f'{head} arguments_{number} "}}"'
+        if format.end:
+            start_marker = _marker(format.start, token_id)
+            end_marker = _marker(format.end, token_id)
+            body = f'{start_marker} "\\n" {body} "\\n" {end_marker}'
+        schema = {**tool.parameters, "x-guidance": _COMPACT}
+        lines.append(f"call_{number}: {body}")
+        lines.append(f"arguments_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+def _marker(text: str, token_id: TokenId) -> str:
+    number = token_id(text)
+    literal = _text(text)
+    return literal if number is None else f"(<[{number}]> | {literal})"
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

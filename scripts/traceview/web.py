@@ -1,0 +1,156 @@
+"""The HTTP side: OTLP over HTTP in, the page and the traces as JSON out.
+
+GET  /, /trace/ID       the page
+GET  /api/traces[/ID]   the list; one trace
+POST /v1/traces         an export, protobuf, gzip or not
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from mesh.process.threaded_server import serve_in_thread
+from scripts.traceview.otlp import MAX_MESSAGE_BYTES, empty_response, parse_bytes
+from scripts.traceview.spans import Span, waterfall
+from scripts.traceview.store import Store
+
+FOLDER = Path(__file__).parent / "static"
+FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/traceview.css": ("traceview.css", "text/css; charset=utf-8"),
+    "/traceview.js": ("traceview.js", "text/javascript; charset=utf-8"),
+}
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+_TRACE_PAGE = re.compile("/trace/[0-9a-f]{32}")
+_TRACE = re.compile("/api/traces/([0-9a-f]{32})")
+
+
+@contextmanager
+def web_server(address: str, store: Store) -> Iterator[int]:
+    """Serves at `address`, HOST:PORT, inside the block; gives the port. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    handler = type("_BoundHandler", (_Handler,), {"store": store})
+    server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
+    with serve_in_thread(server, "web") as bound_port:
+        yield bound_port
+
+
+def trace_json(store: Store, trace_id: str) -> dict[str, Any] | None:
+    """One trace for the page, times in milliseconds from its start; None if it is not known."""
+    spans = store.spans(trace_id)
+    if not spans:
+        return None
+    start = min(span.start for span in spans)
+    return {
+        "trace_id": trace_id,
+        "duration_ms": (max(span.end for span in spans) - start) / 1e6,
+        "spans": [{**_span_json(row.span, start), "depth": row.depth} for row in waterfall(spans)],
+        "steps": [_span_json(step, start) for step in store.steps(trace_id)],
+    }
+
+
+def _span_json(span: Span, start: int) -> dict[str, Any]:
+    return {
+        "id": span.span_id,
+        "service": span.service,
+        "name": span.name,
+        "kind": span.kind,
+        "start_ms": (span.start - start) / 1e6,
+        "duration_ms": (span.end - span.start) / 1e6,
+        "outcome": span.outcome,
+        "failed": span.failed,
+        "message": span.message,
+        "attributes": span.attributes,
+        "events": [
+            {"name": event.name, "at_ms": (event.time - start) / 1e6, **{"attributes": event[2]}}
+            for event in span.events
+        ],
+    }
+
+
+def _list_json(store: Store) -> list[dict[str, Any]]:
+    return [
+        {
+            **summary._asdict(),
+            "start": summary.start / 1e6,
+            "duration_ms": summary.duration / 1e6,
+        }
+        for summary in store.summaries()
+    ]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request; `store` is bound by `web_server`."""
+
+    store: Store
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if _TRACE_PAGE.fullmatch(path):
+            path = "/"
+        one = _TRACE.fullmatch(path)
+        if path in FILES:
+            name, kind = FILES[path]
+            self._answer(HTTPStatus.OK, (FOLDER / name).read_bytes(), kind)
+        elif path == "/api/traces":
+            self._answer_json(_list_json(self.store))
+        elif one is not None:
+            found = trace_json(self.store, one[1])
+            missing = HTTPStatus.NOT_FOUND
+            self._answer_json(found, HTTPStatus.OK if found is not None else missing)
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+
+    def do_POST(self) -> None:
+        length = self.headers.get("content-length", "")
+        if self.path != "/v1/traces" or not length.isdigit():
+            self.close_connection = True  # the body is not read
+            self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+            return
+        if int(length) > MAX_MESSAGE_BYTES:
+            self.close_connection = True
+            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"too large\n")
+            return
+        body = self.rfile.read(int(length))
+        try:
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            self.store.add(list(parse_bytes(body)))
+        except (DecodeError, OSError, EOFError, zlib.error):
+            self._answer(HTTPStatus.BAD_REQUEST, b"not an OTLP export in protobuf\n")
+            return
+        self._answer(HTTPStatus.OK, empty_response(), "application/x-protobuf")
+
+    def _answer_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self._answer(status, json.dumps(value).encode(), "application/json")
+
+    def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain") -> None:
+        self.send_response(status)
+        for name, value in {**HEADERS, "Content-Type": kind}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not worth a line."""

@@ -1,0 +1,114 @@
+"""Clients that send too slowly, too much, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from gateway.http import protocol
+from gateway.http.protocol import MAX_HEADER_BYTES, MAX_NUM_HEADERS
+from gateway.http.server import GatewayServer
+from tests.helpers import eventually
+
+HEAD = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n"
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_SECONDS", 0.3)
+
+
+async def answer(server: GatewayServer, *pieces: bytes, pause: float = 0.0) -> bytes:
+    """All that comes back until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause)
+    except ConnectionError:
+        pass
+    got = b""
+    try:
+        async with asyncio.timeout(10):
+            while piece := await reader.read(65536):
+                got += piece
+    except ConnectionError:
+        pass
+    writer.close()
+    return got
+
+
+def num_connections(server: GatewayServer) -> int:
+    return len(server._server.server_state.connections)
+
+
+async def test_a_header_that_does_not_end_is_refused(gateway: GatewayServer) -> None:
+    """It is cut off near the limit, however much is sent."""
+    endless = [HEAD + b"x: ", *[b"y" * 4096] * 40]
+    got = await answer(gateway, *endless)
+    assert got.startswith(b"HTTP/1.1 431 ") or got == b""  # the reset may overtake the answer
+    await eventually(lambda: num_connections(gateway) == 0, "the connection is closed")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"".join(b"h%d: v\r\n" % number for number in range(MAX_NUM_HEADERS)),
+        b"x: " + b"y" * MAX_HEADER_BYTES + b"\r\n",
+        b"".join(b"h%d: %s\r\n" % (number, b"v" * 1000) for number in range(40)),
+    ],
+)
+async def test_too_many_or_too_large_headers_are_431(
+    gateway: GatewayServer, headers: bytes
+) -> None:
+    """The answer is one of ours and the connection is closed."""
+    got = await answer(gateway, HEAD + headers + b"\r\n")
+    assert got.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"headers_too_large"' in got
+
+
+async def test_headers_within_the_limits_are_served(gateway: GatewayServer) -> None:
+    """Almost as many as may be, in pieces."""
+    headers = b"".join(b"h%d: v\r\n" % number for number in range(MAX_NUM_HEADERS - 2))
+    last = b"connection: close\r\n\r\n"
+    got = await answer(gateway, HEAD, headers[:100], headers[100:], last, pause=0.01)
+    assert got.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_what_is_not_http_is_400(gateway: GatewayServer) -> None:
+    """Also a TLS hello; the body is an error as all are."""
+    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        got = await answer(gateway, garbage)
+        assert got.startswith(b"HTTP/1.1 400 ")
+        assert b'"code":"bad_request"' in got
+
+
+async def test_slow_headers_are_cut_off(short: None, gateway: GatewayServer) -> None:
+    """A byte at a time keeps nothing open beyond the limit; nor does silence."""
+    started = time.monotonic()
+    slow, silent = await asyncio.gather(
+        answer(gateway, *[bytes([byte]) for byte in HEAD[:4]], pause=0.05), answer(gateway)
+    )
+    assert slow.startswith(b"HTTP/1.1 408 ")
+    assert silent == b""
+    assert time.monotonic() - started < 8
+    await eventually(lambda: num_connections(gateway) == 0, "both are closed")
+
+
+async def test_a_second_request_has_the_same_limit(short: None, gateway: GatewayServer) -> None:
+    """Once its first byte has come; before that the idle limit of connections holds."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(HEAD + b"\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    await asyncio.sleep(0.6)
+    assert num_connections(gateway) == 1
+    writer.write(b"GET /")
+    async with asyncio.timeout(10):
+        rest = await reader.read()
+    assert b"HTTP/1.1 408 " in rest
+    writer.close()

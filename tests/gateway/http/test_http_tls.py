@@ -1,0 +1,109 @@
+"""HTTPS, with a certificate that is renewed while the gateway serves, and a TLS hop behind it."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from gateway.http import server as gateway_server
+from gateway.http.server import running
+from gateway.settings import GatewaySettings
+from gateway.upstream.client import SERVICE
+from mesh.rpc.server import Server, Servicer
+from mesh.rpc.tls import TlsError
+from mesh.v1 import orchestrator_pb2_grpc
+from tests.gateway.conftest import StartGateway
+from tests.gateway.fakes import FakeOrchestrator
+from tests.mesh.rpc.test_tls import Authority
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def settings_of(authority: Authority, *names: str) -> dict[str, object]:
+    """The gateway's settings for a new certificate."""
+    files = authority.files(*names)
+    return {
+        "http_tls_certificate": files.certificate,
+        "http_tls_private_key": files.private_key,
+        "http_tls_client_ca": files.ca,
+    }
+
+
+def client(port: int, believes: trustme.CA, signed_by: trustme.CA | None) -> httpx.AsyncClient:
+    """A client that believes one CA and shows a certificate of another."""
+    context = ssl.create_default_context()
+    believes.configure_trust(context)
+    if signed_by is not None:
+        signed_by.issue_cert("client@example.org").configure_cert(context)
+    url = f"https://localhost:{port}"
+    return httpx.AsyncClient(base_url=url, verify=context, trust_env=False, timeout=10)
+
+
+async def status(port: int, believes: trustme.CA, signed_by: trustme.CA | None) -> int:
+    """Of one request over a connection of its own; 0: none came about."""
+    try:
+        async with client(port, believes, signed_by) as http:
+            return (await http.get("/livez")).status_code
+    except httpx.TransportError:
+        return 0
+
+
+async def test_clients_and_certificates(
+    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only clients with a certificate of the CA; a renewed certificate is served at once."""
+    monkeypatch.setattr(gateway_server, "CHECK_SECONDS", 0.01)
+    authority = Authority(tmp_path / "ca")
+    old = authority.ca
+    async with start_gateway(**settings_of(authority, "localhost")) as server:
+        assert await status(server.port, old, old) == 200
+        assert await status(server.port, old, None) == 0
+        assert await status(server.port, old, trustme.CA()) == 0
+        authority.ca = new = trustme.CA()
+        settings_of(authority, "localhost")
+        for _ in range(500):
+            if await status(server.port, new, new):
+                break
+        assert await status(server.port, new, new) == 200
+        assert await status(server.port, old, new) == 0
+
+
+async def test_the_hop_behind_is_mutual_tls(tmp_path: Path) -> None:
+    """With a certificate the gateway is let in, without one it is not ready."""
+    authority = Authority(tmp_path / "ca")
+    files = authority.files("127.0.0.1")
+    register = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
+    upstream = Server([Servicer(SERVICE, register, FakeOrchestrator())], files)
+    port = await upstream.start("127.0.0.1:0")
+    await upstream.set_ready(True)
+    common = {"listen": "127.0.0.1:0", "orchestrator_host": f"127.0.0.1:{port}"}
+    identity = {"tls_certificate": files.certificate, "tls_private_key": files.private_key}
+    try:
+        for given, ready in (({**identity, "tls_ca": files.ca}, 200), ({"tls_ca": files.ca}, 503)):
+            settings = GatewaySettings.model_validate({**common, **given, "drain_seconds": 0})
+            async with running(settings) as (server, _):
+                url = f"http://127.0.0.1:{server.port}"
+                async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as http:
+                    assert (await http.get("/readyz")).status_code == ready
+    finally:
+        await upstream.drain(0)
+
+
+async def test_a_bad_certificate_is_told_at_the_start(tmp_path: Path) -> None:
+    """The process says what is wrong and exits."""
+    bad = tmp_path / "cert.pem"
+    bad.write_text("x")
+    settings = GatewaySettings.model_validate(
+        {
+            "listen": "127.0.0.1:0",
+            "http_tls_certificate": str(bad),
+            "http_tls_private_key": str(bad),
+        }
+    )
+    with pytest.raises(TlsError):
+        async with running(settings):
+            pass

@@ -1,0 +1,232 @@
+"""Keys over HTTP: asked for, limited, reloaded, told to what is behind, and never shown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from gateway.http.server import GatewayServer
+from gateway.keys import allowance, key_ring
+from gateway.keys.allowance import Bucket
+from gateway.keys.key_file import NO_LIMITS, Limits, entry
+from gateway.settings import GatewaySettings
+from mesh.observability import log
+from tests.clock import Clock
+from tests.gateway.conftest import StartGateway, client_of
+from tests.gateway.fakes import FakeOrchestrator, Script
+from tests.helpers import eventually
+
+SEARCH = {"query": "AI", "streaming": "true"}
+TEXT = {"prompt": "Hello", "max_tokens": 5}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(allowance, "time", clock)
+    return clock
+
+
+@asynccontextmanager
+async def keyed(
+    start_gateway: StartGateway, path: Path, limits: Limits = NO_LIMITS
+) -> AsyncIterator[tuple[GatewayServer, httpx.AsyncClient]]:
+    """A gateway with alice's key "one", and a client that has it."""
+    path.write_text(entry("alice", "one", limits))
+    async with start_gateway(api_keys_file=str(path)) as server, client_of(server) as client:
+        client.headers["authorization"] = "Bearer one"
+        yield server, client
+
+
+def test_a_bucket_fills_and_may_be_overdrawn(clock: Clock) -> None:
+    """Debt is waited off at the bucket's rate."""
+    bucket = Bucket(rate=2, capacity=10)
+    bucket.take(14)
+    assert bucket.seconds_until(1) == 2.5
+    clock.now += 2.5
+    assert bucket.seconds_until(1) == 0
+    clock.now += 1000
+    bucket.take(10)
+    assert bucket.seconds_until(1) == 0.5
+
+
+async def test_the_keys_name_goes_down_and_the_key_does_not(
+    start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
+) -> None:
+    """The services behind learn whose request it is."""
+    async with keyed(start_gateway, tmp_path / "keys") as (_, client):
+        assert (await client.get("/api/v1/search", params=SEARCH)).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 200
+    assert [context.key_name for context in orchestrator.contexts] == ["alice", "alice"]
+
+
+async def test_what_is_no_route_needs_a_key_too(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """Nobody can feel for routes; the page and the probes stay open."""
+    async with keyed(start_gateway, tmp_path / "keys") as (_, client):
+        del client.headers["authorization"]
+        for path in ("/no", "/v1/no", "/v2/models", "//v1/models", "/api"):
+            assert (await client.get(path)).status_code == 401
+        for path in ("/", "/search.js", "/livez", "/readyz", "/metrics", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_as_many_at_once_as_the_key_may(
+    start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
+) -> None:
+    """One more is 429 with Retry-After; when one ends there is room again."""
+    orchestrator.script = Script(endless=True, seconds_before_delta=0.02)
+    async with keyed(start_gateway, tmp_path / "keys", Limits(max_concurrent=1)) as (_, client):
+        async with client.stream("GET", "/api/v1/search", params=SEARCH) as response:
+            assert response.status_code == 200
+            refused = await client.get("/api/v1/search", params=SEARCH)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert "1 requests at once" in refused.json()["error"]["message"]
+        orchestrator.script = Script()
+        await eventually(lambda: orchestrator.num_running == 0, "the stream has ended")
+        async with asyncio.timeout(5):
+            while (await client.post("/v1/completions", json=TEXT)).status_code != 200:
+                await asyncio.sleep(0.01)
+
+
+async def test_as_many_a_second_as_the_key_may(
+    start_gateway: StartGateway, tmp_path: Path, clock: Clock
+) -> None:
+    """The delay says when the next one is due."""
+    limits = Limits(requests_per_second=0.1)
+    async with keyed(start_gateway, tmp_path / "keys", limits) as (_, client):
+        assert (await client.get("/v1/models")).status_code == 200
+        refused = await client.get("/v1/models")
+        assert refused.status_code == 429
+        assert 10 <= int(refused.headers["retry-after"]) <= 12
+        clock.now += 10
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_tokens_are_paid_for_after_the_fact(
+    start_gateway: StartGateway,
+    tmp_path: Path,
+    clock: Clock,
+    orchestrator: FakeOrchestrator,
+    leaves: bool,
+) -> None:
+    """Prompt and completion count, also of a client that leaves; debt is waited off."""
+    if leaves:
+        orchestrator.script = Script(deltas=["a"], endless=True, seconds_before_delta=0.001)
+    limits = Limits(tokens_per_minute=6)
+    async with keyed(start_gateway, tmp_path / "keys", limits) as (server, client):
+        body = {**TEXT, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            assert response.status_code == 200
+            async for line in response.aiter_lines():
+                if leaves and '"a"' in line:
+                    break
+        await eventually(lambda: server.services.drain.num_active == 0, "it has ended")
+        refused = await client.post("/v1/completions", json=TEXT)
+        assert refused.status_code == 429
+        # 7 of prompt and 3 of completion, or as many as came: 6 were there, 1 must be.
+        assert int(refused.headers["retry-after"]) >= 30
+        clock.now += 7200
+        orchestrator.script = Script()
+        assert (await client.post("/v1/completions", json=TEXT)).status_code == 200
+
+
+async def test_the_limit_of_one_key_is_not_that_of_another(
+    start_gateway: StartGateway, tmp_path: Path, clock: Clock
+) -> None:
+    """Each has its own buckets."""
+    path = tmp_path / "keys"
+    limits = Limits(requests_per_second=0.1)
+    async with keyed(start_gateway, path, limits) as (server, client):
+        path.write_text(entry("alice", "one", limits) + entry("bob", "two", limits))
+        server.services.keys.reload()
+        assert (await client.get("/v1/models")).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 429
+        client.headers["authorization"] = "Bearer two"
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_keys_are_reloaded_while_requests_run(
+    start_gateway: StartGateway,
+    tmp_path: Path,
+    orchestrator: FakeOrchestrator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Kubernetes does it, by a swapped link; a running stream goes on, a bad file is ignored."""
+    monkeypatch.setattr(key_ring, "CHECK_SECONDS", 0.01)
+    orchestrator.script = Script(endless=True, seconds_before_delta=0.01)
+    for name, text in (("v1", entry("alice", "one")), ("v2", entry("bob", "two")), ("v3", "[x")):
+        (tmp_path / name).write_text(text)
+    link = tmp_path / "keys"
+
+    def point_to(name: str) -> None:
+        (tmp_path / "new").symlink_to(tmp_path / name)
+        os.replace(tmp_path / "new", link)
+
+    point_to("v1")
+    async with start_gateway(api_keys_file=str(link)) as server, client_of(server) as client:
+        keys = server.services.keys
+        client.headers["authorization"] = "Bearer one"
+        async with client.stream("GET", "/api/v1/search", params=SEARCH) as response:
+            point_to("v2")
+            await eventually(lambda: keys.find("two") is not None, "the new key is known")
+            assert (await client.get("/v1/models")).status_code == 401
+            lines = response.aiter_lines()
+            for _ in range(50):
+                await anext(lines)
+        point_to("v3")
+        await asyncio.sleep(0.1)
+        link.unlink()
+        await asyncio.sleep(0.1)
+        client.headers["authorization"] = "Bearer two"
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_no_log_line_holds_a_key(
+    start_gateway: StartGateway, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a good nor a bad one, at the most talkative level; the name is there."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    log.configure("gateway", "DEBUG", "json")
+    try:
+        secret = "weir_sEcReT-key"
+        path = tmp_path / "keys"
+        path.write_text(entry("alice", secret))
+        async with start_gateway(api_keys_file=str(path)) as server, client_of(server) as client:
+            for key in (secret, f"{secret}x"):
+                headers = {"authorization": f"Bearer {key}"}
+                await client.get("/api/v1/search", params=SEARCH, headers=headers)
+                await client.post("/v1/completions", content=b"{", headers=headers)
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    shown = capfd.readouterr()
+    assert "sEcReT" not in shown.err + shown.out
+    lines = [json.loads(line) for line in shown.err.splitlines() if line.startswith("{")]
+    access = [line for line in lines if line.get("logger") == "gateway.access"]
+    finished = [line for line in access if line["message"] == "request finished"]
+    assert [line.get("key_name") for line in finished] == ["alice", "alice", None, None]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8080", "[::]:8080", "10.0.0.1:80", "host:80"])
+def test_without_keys_only_loopback_is_served(address: str) -> None:
+    """Elsewhere it must be said that this is meant."""
+    with pytest.raises(ValidationError, match="GATEWAY_API_KEYS_FILE"):
+        GatewaySettings.model_validate({"listen": address})
+    for settings in ({"allow_anonymous": True}, {"api_keys": "k"}, {"api_keys_file": "/f"}):
+        assert GatewaySettings.model_validate({"listen": address, **settings}).listen == address
+    for loopback in ("127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1"):
+        assert GatewaySettings.model_validate({"listen": loopback}).listen == loopback

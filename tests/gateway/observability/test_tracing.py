@@ -1,0 +1,102 @@
+"""The server span of a request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from gateway.keys.key_file import entry
+from mesh.errors import ErrorKind, MeshError
+from tests.gateway.conftest import StartGateway, client_of
+from tests.gateway.fakes import FakeOrchestrator, Script
+
+SEARCH = {"query": "AI", "streaming": "true"}
+
+
+def server_span(spans: InMemorySpanExporter) -> ReadableSpan:
+    [span] = [
+        span
+        for span in spans.get_finished_spans()
+        if span.kind is SpanKind.SERVER and "http.request.method" in (span.attributes or {})
+    ]
+    return span
+
+
+async def test_a_stream_is_one_span_to_its_end(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, spans: InMemorySpanExporter
+) -> None:
+    """Named by route, with HTTP's attributes and without the query; the call is its child."""
+    orchestrator.script = Script(seconds_before_delta=0.05)
+    await client.get("/api/v1/search", params=SEARCH)
+    span = server_span(spans)
+    attributes = dict(span.attributes or {})
+    assert span.name == "GET /api/v1/search"
+    assert attributes["http.route"] == attributes["url.path"] == "/api/v1/search"
+    assert attributes["http.response.status_code"] == 200
+    assert "AI" not in attributes.values()
+    assert "url.query" not in attributes
+    assert [event.name for event in span.events] == ["weir.first_token"]
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert span.end_time - span.start_time >= 0.15e9
+    assert span.status.status_code is StatusCode.UNSET
+    [call] = [each for each in spans.get_finished_spans() if each.kind is SpanKind.CLIENT]
+    assert call.parent is not None
+    assert span.context is not None
+    assert call.parent.span_id == span.context.span_id
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(ErrorKind.INTERNAL, StatusCode.ERROR), (ErrorKind.MODEL_NOT_FOUND, StatusCode.UNSET)],
+)
+async def test_only_faults_of_ours_are_errors(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    spans: InMemorySpanExporter,
+    kind: ErrorKind,
+    code: StatusCode,
+) -> None:
+    """A 5xx marks the span, a 4xx does not, as the conventions for servers have it."""
+    orchestrator.script = Script(refusal=MeshError(kind, "no"))
+    await client.get("/api/v1/search", params=SEARCH)
+    assert server_span(spans).status.status_code is code
+
+
+async def test_a_failure_in_mid_stream_is_an_error(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, spans: InMemorySpanExporter
+) -> None:
+    """The status is 200 and the span an error all the same."""
+    orchestrator.script = Script(failure=MeshError(ErrorKind.UNAVAILABLE, "lost"))
+    await client.get("/api/v1/search", params=SEARCH)
+    span = server_span(spans)
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "unavailable"
+
+
+async def test_probes_have_no_span(client: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+    """Nobody wants a trace of a probe, nor of the check behind it."""
+    for path in ("/livez", "/readyz", "/metrics"):
+        await client.get(path)
+    assert spans.get_finished_spans() == ()
+
+
+async def test_no_span_holds_a_key(
+    start_gateway: StartGateway, tmp_path: Path, spans: InMemorySpanExporter
+) -> None:
+    """Neither one that is known nor one that is not, whatever the request."""
+    path = tmp_path / "keys"
+    path.write_text(entry("alice", "weir_sEcReT"))
+    async with start_gateway(api_keys_file=str(path)) as server, client_of(server) as client:
+        for key in ("weir_sEcReT", "weir_sEcReTx"):
+            headers = {"authorization": f"Bearer {key}"}
+            await client.get("/api/v1/search", params=SEARCH, headers=headers)
+            await client.post("/v1/completions", json={"prompt": 1}, headers=headers)
+    told = [span.to_json() for span in spans.get_finished_spans()]
+    assert len(told) >= 4
+    assert not [each for each in told if "sEcReT" in each]

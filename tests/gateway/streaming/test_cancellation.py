@@ -1,0 +1,169 @@
+"""A client that leaves, and one that does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from gateway.http.server import GatewayServer
+from tests.gateway.conftest import StartGateway, client_of
+from tests.gateway.fakes import FakeOrchestrator, Script
+from tests.helpers import eventually
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+REQUESTS = {
+    "search stream": ("GET", "/api/v1/search?query=AI&streaming=true", None),
+    "search": ("GET", "/api/v1/search?query=AI", None),
+    "chat stream": ("POST", "/v1/chat/completions", {**CHAT, "stream": True}),
+    "chat": ("POST", "/v1/chat/completions", CHAT),
+    "completion stream": ("POST", "/v1/completions", {"prompt": "Hi", "stream": True}),
+    "completion": ("POST", "/v1/completions", {"prompt": "Hi"}),
+}
+STREAMS = [name for name in REQUESTS if name.endswith("stream")]
+
+
+@asynccontextmanager
+async def connection(
+    server: GatewayServer, name: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A socket on which a request has been sent and nothing has been read."""
+    method, path, body = REQUESTS[name]
+    content = b"" if body is None else json.dumps(body).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
+    await writer.drain()
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_leaving_before_the_first_event_cancels(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
+) -> None:
+    """A client that gives up while it waits ends the work upstream at once."""
+    orchestrator.script = Script(seconds_before_first_event=60)
+    async with connection(gateway, name):
+        await eventually(lambda: orchestrator.num_running == 1, "the call arrives")
+    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
+    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_leaving_in_mid_stream_cancels(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
+) -> None:
+    """A client that closes its connection ends the work upstream at once, also in a pause."""
+    orchestrator.script = Script(deltas="ab", seconds_before_delta=0.05, endless=True)
+    async with connection(gateway, name) as (reader, _):
+        await reader.readuntil(b"b")
+        orchestrator.script.seconds_before_delta = 60
+        await asyncio.sleep(0.1)
+    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
+    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+
+
+async def test_leaving_is_told_as_499(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The access line of a client that left says so, and nothing is logged as an error."""
+    caplog.set_level(logging.INFO)
+    orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
+    async with connection(gateway, "search stream") as (reader, _):
+        await reader.readuntil(b"event: token")
+    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+    [line] = [record for record in caplog.records if record.name == "gateway.access"]
+    assert line.status == 499  # type: ignore[attr-defined]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_slow_client_holds_only_its_own_request(
+    gateway: GatewayServer, client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """Who does not read stops its own producer, and no buffer grows; others go on."""
+    orchestrator.script = Script(deltas=["x" * 1000], endless=True)
+    async with connection(gateway, "search stream") as (_, writer):
+        stalled = -1
+        async with asyncio.timeout(20):
+            while stalled != orchestrator.num_sent:
+                stalled = orchestrator.num_sent
+                await asyncio.sleep(0.4)
+        # Sockets, windows and our own two chunks: megabytes at most, however long it lasts.
+        assert stalled * 1000 < 16_000_000
+        orchestrator.script = Script()
+        response = await client.get("/api/v1/search?query=AI&streaming=true")
+        assert response.text.count("event: token") == 3
+        assert orchestrator.num_sent == stalled + 3
+        writer.transport.abort()
+    await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
+
+
+async def test_a_slow_client_is_let_go_at_its_deadline(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator
+) -> None:
+    """A client that reads nothing keeps its request no longer than any other may last."""
+    orchestrator.script = Script(deltas=["x" * 10_000], endless=True)
+    async with (
+        start_gateway(request_timeout_seconds=1) as server,
+        connection(server, "chat stream"),
+    ):
+        await eventually(lambda: orchestrator.num_running == 1, "the call arrives")
+        drain = server.services.drain
+        await eventually(lambda: drain.num_active == 0, "the request ends", 6.0)
+        assert orchestrator.num_running == 0
+
+
+async def test_many_clients_that_leave_leave_nothing(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator
+) -> None:
+    """Fifty clients that leave at fifty moments are all noticed."""
+    orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.005)
+
+    async def leave_after(seconds: float) -> None:
+        async with connection(gateway, "chat stream"):
+            await asyncio.sleep(seconds)
+
+    await asyncio.gather(*(leave_after(number / 100) for number in range(50)))
+    await eventually(lambda: gateway.services.drain.num_active == 0, "requests end")
+    await eventually(lambda: orchestrator.num_running == 0, "calls end")
+
+
+async def test_a_client_that_pauses_gets_everything(
+    gateway: GatewayServer, orchestrator: FakeOrchestrator
+) -> None:
+    """After a pause in reading the whole stream arrives, in order and complete."""
+    orchestrator.script = Script(deltas=[f"<{number}>" * 20 for number in range(3000)])
+    async with connection(gateway, "search stream") as (reader, _), asyncio.timeout(20):
+        await asyncio.sleep(0.5)
+        received = b""
+        while b"event: complete" not in received[-4000:]:
+            received += await reader.read(65536)
+    tokens = [line for line in received.split(b"\n") if re.fullmatch(rb"id: \d+", line)]
+    assert tokens == [f"id: {number}".encode() for number in range(3000)]
+
+
+async def test_leaving_while_sending_the_body(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator
+) -> None:
+    """A body that never ends in the end of its connection is no request."""
+    async with start_gateway() as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"
+        )
+        await eventually(lambda: server.services.drain.num_active == 1, "the request arrives")
+        writer.close()
+        await eventually(lambda: server.services.drain.num_active == 0, "the request ends")
+        async with client_of(server) as client:
+            assert (await client.get("/readyz")).status_code == 200
+    assert orchestrator.requests == []

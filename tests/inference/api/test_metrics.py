@@ -1,0 +1,128 @@
+"""What Prometheus is told of the engine, over real gRPC, on a small real model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inference.api import metrics
+from inference.api.service import InferenceService
+from inference.engine.engine import Engine
+from inference.engine.engine_thread import AsyncEngine
+from inference.engine.fake_engine import FakeEngine
+from mesh.errors import MeshError
+from mesh.v1 import inference_pb2_grpc
+from tests.helpers import eventually, serve
+from tests.inference.client import PROMPT, collect, make_request
+from tests.samples import Change, value
+
+if TYPE_CHECKING:
+    Stub = inference_pb2_grpc.InferenceServiceAsyncStub
+
+MODEL = "slow"
+
+
+@pytest.fixture
+async def watched(make_slow_engine: Callable[..., Engine]) -> AsyncIterator[Stub]:
+    engine = AsyncEngine(lambda: make_slow_engine(max_num_seqs=2))
+    await engine.start()
+    metrics.watch(engine)
+    try:
+        async with serve(InferenceService(engine).servicer) as served:
+            yield inference_pb2_grpc.InferenceServiceStub(served.channel)
+    finally:
+        await engine.stop()
+
+
+async def test_a_sequence_is_counted_under_its_models_name(watched: Stub) -> None:
+    """Tokens, the times of its stations, and one interval for each token after the first."""
+    change = Change()
+    await collect(watched, make_request(PROMPT * 5, max_tokens=12))
+    await collect(watched, make_request(PROMPT * 5, max_tokens=12))
+    labels = {"model_name": MODEL, "engine": "0"}
+    assert change.of("vllm:request_success_total", **labels, finished_reason="length") == 2
+    assert change.of("vllm:prompt_tokens_total", **labels) == 80
+    assert change.of("vllm:generation_tokens_total", **labels) == 24
+    assert change.of("vllm:prefix_cache_queries_total", **labels) == 80
+    assert change.of("vllm:prefix_cache_hits_total", **labels) == 32
+    assert change.of("vllm:inter_token_latency_seconds_count", **labels) == 22
+    for name in (
+        "vllm:time_to_first_token_seconds",
+        "vllm:request_time_per_output_token_seconds",
+        "vllm:e2e_request_latency_seconds",
+        "vllm:request_queue_time_seconds",
+        "vllm:request_prefill_time_seconds",
+        "vllm:request_decode_time_seconds",
+        "vllm:request_prompt_tokens",
+        "vllm:request_generation_tokens",
+    ):
+        assert change.of(f"{name}_count", **labels) == 2, name
+    decode = change.of("vllm:request_decode_time_seconds_sum", **labels)
+    intervals = change.of("vllm:inter_token_latency_seconds_sum", **labels)
+    assert intervals == pytest.approx(decode, rel=0.3), "the intervals add up to the decode"
+    steps = change.of("inference_step_seconds_count", **labels)
+    assert steps == change.of("vllm:iteration_tokens_total_count", **labels) >= 24
+    # The last token of a sequence is never computed, and what the cache holds is not either.
+    assert change.of("vllm:iteration_tokens_total_sum", **labels) == 80 - 32 + 2 * 11
+
+
+async def test_a_cancelled_sequence_is_counted_when_its_blocks_are_free(watched: Stub) -> None:
+    """With the time that took; what it had generated until then is not lost."""
+    change = Change()
+    stream = watched.Generate(make_request(max_tokens=4000))
+    while change.of("vllm:generation_tokens_total") < 3:
+        await stream.read()
+    assert value("vllm:num_requests_running", model_name=MODEL) == 1
+    assert value("inference_num_requests_running") == 1
+    assert value("vllm:kv_cache_usage_perc", model_name=MODEL) > 0
+    stream.cancel()
+    name = "inference_cancel_to_slot_free_seconds"
+    await eventually(lambda: change.of(f"{name}_count", model_name=MODEL) == 1, "freed")
+    assert value("vllm:kv_cache_usage_perc", model_name=MODEL) == 0
+    assert 0 < change.of(f"{name}_sum", model_name=MODEL) < 5
+    aborted = change.of("vllm:request_success_total", model_name=MODEL, finished_reason="abort")
+    assert aborted == 1
+    assert change.of("vllm:prompt_tokens_total", model_name=MODEL) == len(PROMPT)
+
+
+async def test_a_refusal_is_no_sequence(watched: Stub) -> None:
+    """What was never admitted did not end: it is counted as an error of the RPC."""
+    change = Change()
+    with pytest.raises(MeshError, match="token ids must be between"):
+        await collect(watched, make_request([10**6]))
+    assert change.of("vllm:request_success_total") == 0
+    assert change.of("mesh_errors_total", kind="invalid_request") == 1
+
+
+async def test_the_cache_is_described(watched: Stub) -> None:
+    """Block size and number, as the endpoint picker of the inference extension reads them."""
+    [info] = [
+        sample
+        for sample in metrics.CACHE_CONFIG.collect()[0].samples
+        if sample.labels["model_name"] == MODEL
+    ]
+    assert info.value == 1
+    assert info.labels["block_size"] == "16"
+    assert int(info.labels["num_gpu_blocks"]) > 0
+
+
+async def test_a_fake_engine_counts_as_a_real_one() -> None:
+    """So that a relay benchmark's dashboards have figures."""
+    engine = FakeEngine("fake", tokens_per_second=200)
+    await engine.start()
+    metrics.watch(engine)
+    change = Change()
+    try:
+        async with serve(InferenceService(engine).servicer) as served:
+            stub: Stub = inference_pb2_grpc.InferenceServiceStub(served.channel)  # type: ignore[assignment]
+            await collect(stub, make_request(max_tokens=8))
+            stream = stub.Generate(make_request(max_tokens=4000))
+            await stream.read()
+            stream.cancel()
+            name = "inference_cancel_to_slot_free_seconds_count"
+            await eventually(lambda: change.of(name, model_name="fake") == 1, "freed")
+    finally:
+        await engine.stop()
+    assert change.of("vllm:inter_token_latency_seconds_count", model_name="fake") >= 7

@@ -1,0 +1,266 @@
+"""The synchronous engine: admission, deadlines, aborts, and steps that break."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from inference.engine.engine import Engine
+from inference.engine.errors import (
+    ContextTooLong,
+    DeadlineExceeded,
+    DuplicateRequest,
+    InvalidPrompt,
+    InvalidSamplingParams,
+    Overloaded,
+    StepFailed,
+)
+from inference.engine.interface import FinishReason
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.batch import StepOutput
+from inference.scheduler.sequence import Sequence
+from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine, next_token
+
+
+def drain(engine: Engine) -> list[StepOutput]:
+    """Steps until there is no work; every output in order."""
+    outputs: list[StepOutput] = []
+    while engine.has_work:
+        outputs += engine.step()
+    return outputs
+
+
+def finishes(outputs: list[StepOutput]) -> dict[str, FinishReason]:
+    """How each sequence ended."""
+    return {o.request_id: o.finish.reason for o in outputs if o.finish is not None}
+
+
+def test_it_runs_a_sequence_to_its_length() -> None:
+    """Each sampled token is put out once, the last one with the finish."""
+    engine = make_stub_engine(StubRunner())
+    engine.add(make_sequence("a", [1, 2, 3], max_tokens=3))
+    outputs = drain(engine)
+    expected = [1, 2, 3]
+    for _ in range(3):
+        expected.append(next_token(expected))
+    assert [token for output in outputs for token in output.token_ids] == expected[3:]
+    assert [output.finish is not None for output in outputs] == [False, False, True]
+    finish = outputs[-1].finish
+    assert finish is not None
+    assert (finish.reason, finish.num_prompt_tokens) == (FinishReason.LENGTH, 3)
+    timings = finish.timings
+    assert timings.scheduled is not None
+    assert timings.first_token is not None
+    assert timings.arrival <= timings.scheduled <= timings.first_token <= timings.finish
+
+
+def test_a_stop_token_ends_a_sequence_and_is_part_of_it() -> None:
+    """The reason is stop, and the stop token is the last id and is counted."""
+    engine = make_stub_engine(StubRunner())
+    stop = next_token([1, 2, 3])
+    params = SamplingParams(max_tokens=9, stop_token_ids=frozenset([stop]))
+    engine.add(Sequence("a", [1, 2, 3], params))
+    [output] = drain(engine)
+    assert output.token_ids == [stop]
+    assert output.finish is not None
+    assert output.finish.reason is FinishReason.STOP
+    assert output.finish.num_completion_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("sequence", "error", "message"),
+    [
+        (make_sequence("a", []), InvalidPrompt, "at least 1 token. Given: 0"),
+        (make_sequence("a", [1, 100]), InvalidPrompt, "between 0 and 99. Given: 100"),
+        (make_sequence("a", [-1, 5]), InvalidPrompt, "between 0 and 99. Given: -1"),
+        (make_sequence("a", [1] * 30, 11), ContextTooLong, "context of 40 tokens. Given: 41"),
+        (
+            Sequence("a", [1] * 40, SamplingParams()),
+            ContextTooLong,
+            "context of 40 tokens, with 1 to generate. Given: 41",
+        ),
+        (
+            Sequence("a", [1], SamplingParams(logit_bias={100: 1.0})),
+            InvalidSamplingParams,
+            "logit_bias ids must be between 0 and 99. Given: 100",
+        ),
+        (
+            Sequence("a", [1] * 9, SamplingParams(max_tokens=4), num_resumed_tokens=4),
+            InvalidPrompt,
+            "less than max_tokens (4). Given: 4",
+        ),
+    ],
+)
+def test_what_can_never_run_is_refused(
+    sequence: Sequence, error: type[Exception], message: str
+) -> None:
+    """The message names the limit and what was given, and nothing of the sequence stays."""
+    engine = make_stub_engine(StubRunner(), max_context=40)
+    with pytest.raises(error) as caught:
+        engine.add(sequence)
+    assert message in str(caught.value)
+    assert not engine.has_work
+
+
+def test_a_sequence_larger_than_the_kv_cache_is_refused() -> None:
+    """16 tokens of KV hold a sequence of 17, whose last token is never stored, and no more."""
+    engine = make_stub_engine(StubRunner(), num_blocks=4)
+    with pytest.raises(ContextTooLong, match=r"KV cache of 16 tokens\. Given: 18"):
+        engine.add(make_sequence("a", [1] * 10, max_tokens=8))
+    engine.add(make_sequence("b", [1] * 10, max_tokens=7))
+    assert finishes(drain(engine)) == {"b": FinishReason.LENGTH}
+
+
+def test_no_max_tokens_means_all_there_is_room_for() -> None:
+    """Generation goes on to the end of the context."""
+    engine = make_stub_engine(StubRunner(), max_context=20)
+    sequence = Sequence("a", [1] * 5, SamplingParams())
+    engine.add(sequence)
+    assert finishes(drain(engine)) == {"a": FinishReason.LENGTH}
+    assert sequence.num_tokens == 20
+
+
+def test_the_waiting_line_is_bounded() -> None:
+    """One more than may run and wait is refused; after one is gone there is room again."""
+    engine = make_stub_engine(StubRunner(), max_num_seqs=2, max_num_waiting=3)
+    for number in range(5):
+        engine.add(make_sequence(str(number), [1]))
+    with pytest.raises(Overloaded, match="2 sequences run and 3 wait"):
+        engine.add(make_sequence("x", [1]))
+    engine.abort("4")
+    engine.add(make_sequence("x", [1]))
+
+
+def test_a_request_id_in_use_is_refused() -> None:
+    """The live sequence goes on undisturbed."""
+    engine = make_stub_engine(StubRunner())
+    engine.add(make_sequence("a", [1]))
+    with pytest.raises(DuplicateRequest):
+        engine.add(make_sequence("a", [2]))
+    assert finishes(drain(engine)) == {"a": FinishReason.LENGTH}
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 3])
+def test_an_abort_frees_the_blocks_at_once(num_steps: int) -> None:
+    """Waiting, in the middle of its prefill or decoding: no step is needed."""
+    engine = make_stub_engine(StubRunner(), max_num_batched_tokens=16)
+    engine.add(make_sequence("a", [1] * 30, max_tokens=50))
+    for _ in range(num_steps):
+        engine.step()
+    output = engine.abort("a")
+    assert output is not None
+    assert output.finish is not None
+    assert output.finish.reason is FinishReason.ABORT
+    assert engine.load().kv_usage == 0
+    assert not engine.has_work
+    assert engine.abort("a") is None
+
+
+def test_no_step_is_spent_on_what_has_expired() -> None:
+    """Waiting or running, an expired sequence ends with its cause before the next step."""
+    runner = StubRunner()
+    engine = make_stub_engine(runner)
+    engine.add(make_sequence("late", [1], deadline=time.monotonic() - 1))
+    running = make_sequence("running", [1], max_tokens=50, deadline=time.monotonic() + 100)
+    engine.add(running)
+    outputs = engine.step()
+    running.deadline = time.monotonic() - 1
+    outputs += engine.step()
+    assert runner.batches == [["running"]]
+    assert finishes(outputs) == {"late": FinishReason.ABORT, "running": FinishReason.ABORT}
+    errors = [output.finish.error for output in outputs if output.finish is not None]
+    assert all(isinstance(error, DeadlineExceeded) for error in errors)
+
+
+def test_a_step_that_breaks_ends_only_what_it_carried() -> None:
+    """Those in the step end with an error; who waited is served, and the engine stays healthy."""
+    runner = StubRunner()
+    engine = make_stub_engine(runner, max_num_seqs=1)
+    engine.add(make_sequence("a", [1, 2]))
+    engine.add(make_sequence("b", [1, 2]))
+    runner.error = RuntimeError("broken kernel")
+    [output] = engine.step()
+    assert output.request_id == "a"
+    assert output.finish is not None
+    assert output.finish.reason is FinishReason.ERROR
+    assert isinstance(output.finish.error, StepFailed)
+    assert "broken kernel" not in str(output.finish.error)
+    runner.error = None
+    assert finishes(drain(engine)) == {"b": FinishReason.LENGTH}
+    assert engine.healthy
+
+
+def test_an_engine_whose_steps_keep_breaking_is_unhealthy() -> None:
+    """Three in a row; a step that works in between starts the count anew."""
+    runner = StubRunner()
+    engine = make_stub_engine(runner)
+    for number in range(5):
+        runner.error = None if number == 2 else RuntimeError("broken")
+        engine.add(make_sequence("a", [1], max_tokens=1))
+        engine.step()
+        assert engine.healthy
+    engine.add(make_sequence("a", [1], max_tokens=1))
+    engine.step()
+    assert not engine.healthy
+
+
+def test_an_engine_that_cannot_recover_is_unhealthy() -> None:
+    """A lost device shows itself when the runner tries to make good."""
+    runner = StubRunner()
+    runner.error, runner.recover_error = RuntimeError("broken"), RuntimeError("device lost")
+    engine = make_stub_engine(runner)
+    engine.add(make_sequence("a", [1]))
+    assert finishes(engine.step()) == {"a": FinishReason.ERROR}
+    assert not engine.healthy
+
+
+def test_a_shared_prefix_survives_the_failure_of_one_who_shares_it() -> None:
+    """Only blocks that nobody else reads are cleared."""
+    runner = StubRunner()
+    engine = make_stub_engine(runner)
+    prefix = list(range(8))
+    engine.add(make_sequence("first", [*prefix, 1], max_tokens=1))
+    drain(engine)
+    sequences = [make_sequence(name, [*prefix, 2]) for name in ("good", "bad")]
+    for sequence in sequences:
+        engine.add(sequence)
+    runner.not_finite = {"bad"}
+    outputs = engine.step()
+    good, _ = sequences
+    assert good.num_cached_tokens == 8
+    assert runner.recovered
+    assert not set(runner.recovered) & set(good.block_table)
+    assert finishes(outputs + drain(engine)) == {
+        "good": FinishReason.LENGTH,
+        "bad": FinishReason.ERROR,
+    }
+
+
+def test_not_a_number_does_not_outlive_its_sequence(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sequence that ends in NaN leaves nothing behind for the next ones, padded over it."""
+    greedy = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+
+    def completions(engine: Engine) -> list[list[int]]:
+        sequences = [Sequence(str(n), range(n, n + n), greedy) for n in (3, 40)]
+        for sequence in sequences:
+            engine.add(sequence)
+        outputs = drain(engine)
+        assert set(finishes(outputs).values()) == {FinishReason.LENGTH}
+        return [list(sequence.token_ids) for sequence in sequences]
+
+    expected = completions(make_engine())
+    engine = make_engine()
+
+    def no_numbers(q: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.full_like(q, float("nan"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr("inference.model.layers.torch_operations.rotate", no_numbers)
+        engine.add(Sequence("bad", [1] * 20, greedy))
+        assert finishes(drain(engine)) == {"bad": FinishReason.ERROR}
+    assert completions(engine) == expected

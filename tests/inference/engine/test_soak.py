@@ -1,0 +1,32 @@
+"""A short form of `make soak`: requests of every kind, a third of them left early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.soak import CONCURRENCY, problems, run
+from inference.model.loading import EngineOptions
+from tests.inference.spelling import save_spelling
+
+NUM_REQUESTS = 400
+
+
+async def test_nothing_is_left_of_requests_that_end_and_that_leave(
+    tmp_path: Path, no_tasks_left: None
+) -> None:
+    """Every block is free at the end, every sequence is gone, and memory is where it was."""
+    save_spelling(tmp_path)
+    options = EngineOptions(
+        folder=tmp_path,
+        name="soak",
+        kv_cache_tokens=512,
+        max_num_seqs=16,
+        max_num_waiting=CONCURRENCY,
+        num_speculative_tokens=4,
+        threads=torch.get_num_threads(),
+    )
+    soaked = await run(options, NUM_REQUESTS, seed=1)
+    assert problems(soaked, NUM_REQUESTS) == []
+    assert set(soaked.outcomes) >= {"length", "left", "deadline"}

@@ -1,0 +1,52 @@
+"""How much of a GPU's memory the KV cache gets, beside steps and graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference.engine.errors import ModelLoadError
+from inference.kv_cache import size
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.llama import Llama
+from inference.runner.profile_run import full_step, short_steps
+from tests.inference.steps import load_llama
+
+MIB = 2**20
+
+
+@pytest.fixture
+def model(model_folder: Callable[[str], Path]) -> Llama:
+    """A small one on the CPU."""
+    return load_llama(model_folder("llama-tied-gqa"))
+
+
+def test_what_steps_and_graphs_take_goes_off_a_gpus_share(
+    model: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps run on the CPU here; only the answers to how much is taken are made up."""
+    free = iter([800, 730, 1000])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free) * MIB, 2000 * MIB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100 * MIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 150 * MIB)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    caches: list[KVCache] = []
+    steps = [*short_steps(512, 16), full_step(64, 512, 16)]
+    left = size._free_on_gpu(model, steps, 16, caches.append)
+    assert left == 900 * MIB - 50 * MIB - 70 * MIB
+    assert len(caches) == 1
+
+
+def test_steps_that_do_not_fit_are_named(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the setting that makes them smaller."""
+
+    def too_large(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("80 GiB")
+
+    monkeypatch.setattr(size, "_measure", too_large)
+    with pytest.raises(ModelLoadError, match=r"INFERENCE_MAX_NUM_BATCHED_TOKENS is too much.*80"):
+        size._free_on_gpu(model, [full_step(64, 512, 16)], 16, None)

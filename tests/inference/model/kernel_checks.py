@@ -1,0 +1,242 @@
+"""Triton's kernels against torch's operations, for whoever imports these tests and has a `device`.
+
+Where it is a GPU they compute in bfloat16 only: float32 is for the interpreter, to be exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from inference.kv_cache.kv_cache import KVCache
+from inference.model.config import ModelConfig
+from inference.model.factory import FP8_CAPABILITY
+from inference.model.kernels import product
+from inference.model.kernels.attention.combine import combine
+from inference.model.kernels.operations import TritonOperations
+from inference.model.kernels.sample import draw
+from inference.model.layers.linear import Fp8Linear, Linear
+from inference.model.layers.rotary import RotaryEmbedding
+from inference.model.layers.torch_operations import TorchOperations
+from inference.runner.step_inputs import make_inputs
+from inference.sampling.torch_sampler import draw_with_noise, noise_keys
+from tests.inference.steps import Span, fill_cache, make_step
+
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+def make_config(**values: Any) -> ModelConfig:
+    """A small model's."""
+    defaults: dict[str, Any] = {
+        "architecture": "LlamaForCausalLM",
+        "vocab_size": 100,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_layers": 1,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "max_position": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "output_bias": False,
+        "mlp_bias": False,
+        "qk_norm": False,
+        "sliding_window": None,
+        "no_rope_layers": frozenset(),
+        "dtype": "float32",
+        "eos_token_ids": (),
+    }
+    return ModelConfig(**{**defaults, **values})
+
+
+def both(config: ModelConfig, device: torch.device) -> tuple[TritonOperations, TorchOperations]:
+    """The operations to be tested, and those to test them with."""
+    rotary = RotaryEmbedding(config, config.max_position, device)
+    return TritonOperations(config, rotary), TorchOperations(config, rotary)
+
+
+def needs_fp8(device: torch.device) -> None:
+    """Skips the test on a GPU that has no such numbers."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        pytest.skip("this GPU has no eight-bit floats")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_gate_and_sum(dtype: torch.dtype, device: torch.device) -> None:
+    """Sizes that are no power of two; the sum takes the residual's place."""
+    triton, plain = both(make_config(), device)
+    x, residual = torch.randn(2, 5, 48).to(device, dtype).unbind()
+    weight = torch.randn(48).to(device, dtype)
+    close(triton.norm(x, weight), plain.norm(x, weight))
+    expected = plain.add_norm(x, residual, weight)
+    normed, total = triton.add_norm(x, residual, weight)
+    close(normed, expected[0])
+    close(total, expected[1])
+    gate_up = torch.randn(3, 2 * 1030).to(device, dtype) * 4
+    close(triton.gate(gate_up), plain.gate(gate_up))
+
+
+def test_rows_are_rounded_to_eight_bits(device: torch.device) -> None:
+    """The same scales, and all but the same numbers, the nearest; rows of zeros stay zeros."""
+    needs_fp8(device)
+    triton, plain = both(make_config(), device)
+    x = (torch.randn(4, 80) * torch.tensor([[1e-3], [1.0], [300.0], [0.0]])).to(device)
+    rows, scales = triton.quantise(x)
+    expected = plain.quantise(x)
+    close(scales, expected.scales)
+    assert rows.dtype is expected.rows.dtype
+    same = rows.float() == expected.rows.float()
+    assert same.float().mean() > 0.99
+    error = (rows.float() * scales - x).abs()
+    assert (error <= x.abs() / 16 + scales * 2**-9).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["plain", "biased", "fp8"])
+def test_products(kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Of one row and of a few, alone and before a gate, of sizes that do not fill a program."""
+    if kind == "fp8":
+        needs_fp8(device)
+        if device.type == "cuda":
+            dtype = torch.bfloat16  # its units sum up eight-bit products to fewer bits
+    num_inputs, num_outputs = 2100, 2 * 11
+    triton, plain = both(make_config(), device)
+    values = (torch.randn(num_outputs, num_inputs) * num_inputs**-0.5).to(device, dtype)
+    bias = torch.randn(num_outputs).to(device, dtype) if kind == "biased" else None
+    matrix = wide = Linear(values, bias)
+    if kind == "fp8":
+        matrix = Fp8Linear(values)
+        wide = Linear((matrix.weight.float() * matrix.scales.T).to(dtype))
+    for num_rows in (1, 3):
+        x = rounded = torch.randn(num_rows, num_inputs).to(device, dtype)
+        if kind == "fp8":
+            rows, scales = triton.quantise(x)
+            rounded = (rows.float() * scales).to(dtype)
+        for operations in (triton, triton.invariant()):
+            close(operations.multiply(x, matrix), plain.multiply(rounded, wide))
+            close(operations.multiply_gate(x, matrix), plain.multiply_gate(rounded, wide))
+
+
+@pytest.mark.parametrize("num_rows", [1, 40, 200])
+def test_products_in_parts(
+    num_rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are added up, each of them once, and so they are the next time."""
+    monkeypatch.setattr(product, "MAX_PART", 256)
+    triton, plain = both(make_config(), device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    matrix = Linear((torch.randn(150, 700) / 26).to(device, dtype))
+    for _ in range(2):
+        x = torch.randn(num_rows, 700).to(device, dtype)
+        close(triton.product(x, matrix), plain.multiply(x, matrix))
+
+
+MIXED: list[Span] = [(0, 1), (70, 1), (15, 1), (0, 20), (130, 9), (30, 3)]
+
+
+@pytest.mark.parametrize(
+    ("spans", "block_size", "dtype", "values"),
+    [
+        (MIXED, 16, torch.float32, {}),
+        (MIXED, 32, torch.bfloat16, {"head_dim": 80, "num_kv_heads": 1}),
+        (MIXED, 16, torch.float32, {"sliding_window": 24, "qk_norm": True}),
+        # A single stream, whose keys are split, with a window and without.
+        ([(300, 1)], 16, torch.float32, {"num_heads": 7, "num_kv_heads": 1}),
+        ([(300, 1)], 16, torch.float32, {"sliding_window": 200, "rotates": False}),
+        ([(200, 40)], 16, torch.bfloat16, {"head_dim": 128, "num_heads": 2, "num_kv_heads": 2}),
+        # Groups that no power of two divides, and heads that do not fill a tile.
+        ([(5, 1), (0, 7)], 16, torch.float32, {"num_heads": 9, "num_kv_heads": 3}),
+        # More heads in a group than rows in the smallest tile.
+        ([(40, 1), (3, 2)], 16, torch.float32, {"num_heads": 20, "num_kv_heads": 1}),
+        # Parts of 256 keys: split over programs, and one program for all.
+        ([(300, 1)], 16, torch.float32, {"invariant": True}),
+        ([(270, 1)] * 2 + [(280, 9)], 16, torch.float32, {"invariant": True, "num_heads": 8}),
+        ([(300, 2)], 16, torch.bfloat16, {"invariant": True, "sliding_window": 30}),
+    ],
+)
+def test_attention(
+    spans: list[Span],
+    block_size: int,
+    dtype: torch.dtype,
+    values: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """The same values seen, and the same keys and values left in the cache."""
+    if device.type == "cuda":
+        dtype = torch.bfloat16
+    values = dict(values)
+    rotates = values.pop("rotates", True)
+    invariant = values.pop("invariant", False)
+    config = make_config(**values)
+    step = make_step(spans, block_size, num_blocks=60)
+    inputs = make_inputs(step, block_size, device)
+    size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    qkv = torch.randn(len(step.token_ids), size).to(device, dtype)
+    norms = None
+    if config.qk_norm:
+        first, second = torch.randn(2, config.head_dim).to(device, dtype).unbind()
+        norms = (first, second)
+    results = []
+    for operations in both(config, device):
+        cache = KVCache(config, 60, block_size, dtype, device)
+        fill_cache(cache, 1)
+        chosen = operations.invariant() if invariant else operations
+        attention = chosen.attention(inputs, cache)
+        results.append((attention(qkv, 0, norms, rotates=rotates), *cache.layer(0)))
+    for got, wanted in zip(*results, strict=True):
+        close(got, wanted)
+
+
+def test_what_lies_behind_a_context_is_never_read(device: torch.device) -> None:
+    """No number in a free slot or another's block reaches a result."""
+    config = make_config()
+    triton, _ = both(config, device)
+    step = make_step([(20, 1), (0, 5)], 16, num_blocks=6)
+    cache = KVCache(config, 6, 16, torch.bfloat16, device)
+    for stored in cache.layer(0):
+        stored.fill_(torch.nan)
+        for table, context in zip(step.block_tables, (21, 5), strict=True):
+            for position in range(context):
+                stored[table[position // 16] * 16 + position % 16] = 0.5
+    attention = triton.attention(make_inputs(step, 16, device), cache)
+    qkv = torch.randn(6, 8 * 16).to(device, torch.bfloat16)
+    assert attention(qkv, 0, None, rotates=True).isfinite().all()
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_parts_without_keys_are_left_out(in_order: bool, device: torch.device) -> None:
+    """Whatever is in them; a row all of whose parts are empty is zero."""
+    partial = torch.randn(2, 1, 3, 16).to(device)
+    logarithms = torch.tensor([[[1.0, -torch.inf, 3.0]], [[-torch.inf] * 3]]).to(device)
+    partial[:, :, 1] = torch.nan
+    seen = torch.full((2, 1, 16), 7.0, device=device)
+    combine(partial, logarithms, seen, in_order=in_order)
+    close(seen[0, 0], (partial[0, 0, 0] + 4 * partial[0, 0, 2]) / 5)
+    assert (seen[1] == 0).all()
+
+
+def test_tokens_are_drawn_as_torch_draws_them(device: torch.device) -> None:
+    """For many seeds; what is filtered away is never drawn, and one that is left always."""
+    keys = noise_keys(list(range(40)), [7] * 40, device)
+    logits = (torch.randn(40, 5000) * 2).to(device)
+    logits[::2, 1000:] = -torch.inf
+    logits[3] = -torch.inf
+    logits[3, 4321] = -5.0
+    drawn = draw(logits, keys)
+    assert torch.equal(drawn, draw_with_noise(logits, keys))
+    assert drawn[3] == 4321
+    assert len(set(drawn.tolist())) > 20
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Equal but for roundings."""
+    assert got.dtype is wanted.dtype
+    assert got.shape == wanted.shape
+    tolerance = TOLERANCES[got.dtype]
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,191 @@
+"""Reading a model's folder: layouts old and new, sharded or not, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from inference.engine.errors import ModelLoadError
+from inference.model.config import load_config
+from inference.model.loading import EngineOptions, load_engine
+from tests.inference.model.families import VOCAB_SIZE, reference
+
+
+@pytest.fixture
+def folder(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a small model's folder, to be spoilt."""
+    return Path(shutil.copytree(model_folder("llama-tied-gqa"), tmp_path / "model"))
+
+
+def load(folder: Path, **options: Any) -> Any:
+    """An engine of the folder."""
+    defaults = {"device": "cpu", "kv_cache_tokens": 256, "threads": torch.get_num_threads()}
+    return load_engine(EngineOptions(folder=folder, name="m", **{**defaults, **options}))
+
+
+def change_config(folder: Path, file: str = "config.json", **values: Any) -> None:
+    """Sets fields of a JSON file; None takes one away."""
+    path = folder / file
+    config = json.loads(path.read_text()) if path.exists() else {}
+    config.update(values)
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def test_the_model_is_described(folder: Path) -> None:
+    """Architecture, sizes and EOS ids are those of the files."""
+    change_config(folder, "generation_config.json", eos_token_id=[7, 9])
+    info = load(folder).model_info
+    assert info.architecture == "LlamaForCausalLM"
+    assert (info.vocab_size, info.max_context) == (VOCAB_SIZE, 512)
+    assert info.eos_token_ids == (7, 9)
+    assert info.num_parameters == reference("llama-tied-gqa").num_parameters()
+    assert (info.dtype, info.device) == ("float32", "cpu")
+
+
+def test_shards_are_read_by_their_index(folder: Path) -> None:
+    """The tensors of several files make the same model; a missing file is named."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for number in range(3):
+        file = f"model-0000{number + 1}-of-00003.safetensors"
+        part = {name: tensors[name] for name in names[number::3]}
+        save_file(part, folder / file)
+        weight_map.update(dict.fromkeys(part, file))
+    change_config(folder, "model.safetensors.index.json", weight_map=weight_map)
+    assert load(folder).model_info.num_parameters > 0
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"model-00002-of-00003\.safetensors is missing"):
+        load(folder)
+
+
+def test_both_layouts_of_the_config_are_read(folder: Path) -> None:
+    """rope_theta, rope_scaling and torch_dtype of old; rope_parameters and dtype of new."""
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    change_config(
+        folder,
+        rope_parameters=None,
+        dtype=None,
+        rope_theta=500_000.0,
+        rope_scaling={"rope_type": "llama3", **scaling},
+        torch_dtype="bfloat16",
+    )
+    old = load_config(folder)
+    change_config(
+        folder,
+        rope_theta=None,
+        rope_scaling=None,
+        torch_dtype=None,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500_000.0, **scaling},
+        dtype="bfloat16",
+    )
+    assert load_config(folder) == old
+    assert (old.rope_theta, old.dtype) == (500_000.0, "bfloat16")
+    assert old.rope_scaling is not None
+    assert old.rope_scaling.factor == 8.0
+
+
+@pytest.mark.parametrize(("eos", "expected"), [(3, (3,)), ([3, 4], (3, 4)), (None, ())])
+def test_eos_ids_are_one_several_or_none(folder: Path, eos: Any, expected: tuple[int, ...]) -> None:
+    """Without a generation_config.json, config.json decides."""
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    change_config(folder, eos_token_id=eos)
+    assert load_config(folder).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "window"),
+    [
+        ("MistralForCausalLM", {}, 20),
+        ("MistralForCausalLM", {"sliding_window": None}, None),
+        ("Qwen2ForCausalLM", {}, None),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True}, None),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 0}, 20),
+        ("Qwen3ForCausalLM", {"layer_types": ["full_attention"] * 3}, None),
+        ("Qwen3ForCausalLM", {"layer_types": ["sliding_attention"] * 3}, 20),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 1}, "some"),
+        ("SmolLM3ForCausalLM", {"use_sliding_window": True}, None),
+        ("SmolLM3ForCausalLM", {"use_sliding_window": True, "no_rope_layers": [1, 0, 1]}, "some"),
+    ],
+)
+def test_a_window_is_on_all_layers_or_none(
+    folder: Path, architecture: str, values: dict[str, Any], window: int | str | None
+) -> None:
+    """Each family says in its own way which layers have one; a mixture is refused."""
+    change_config(folder, architectures=[architecture], **{"sliding_window": 20, **values})
+    if window == "some":
+        with pytest.raises(ModelLoadError, match="on some layers only"):
+            load_config(folder)
+    else:
+        assert load_config(folder).sliding_window == window
+
+
+def test_every_fourth_layer_has_no_positions(folder: Path) -> None:
+    """Where SmolLM3's file does not say which, or says 0; and its embeddings are tied."""
+    change_config(
+        folder,
+        architectures=["SmolLM3ForCausalLM"],
+        num_hidden_layers=9,
+        tie_word_embeddings=None,
+    )
+    assert load_config(folder).no_rope_layers == {3, 7}
+    assert load_config(folder).tie_word_embeddings
+    change_config(folder, no_rope_layers=[1, 0, 1, 1, 1, 1, 0, 1, 1])
+    assert load_config(folder).no_rope_layers == {1, 6}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported.*Llama"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"intermediate_size": 128}, r"must have shape \[128, 64\], has \[96, 64\]"),
+        ({"num_hidden_layers": 4}, r"model\.layers\.3\..* is missing"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    folder: Path, values: dict[str, Any], message: str
+) -> None:
+    """The message says which file, field or tensor is at fault."""
+    change_config(folder, **values)
+    with pytest.raises(ModelLoadError, match=message):
+        load(folder)
+
+
+def test_missing_files_are_named(folder: Path) -> None:
+    """No weights, or no config."""
+    (folder / "model.safetensors").rename(folder / "model.bin")
+    with pytest.raises(ModelLoadError, match=r"no \*\.safetensors file"):
+        load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"config\.json is missing"):
+        load(folder)
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    """Half a download is no model."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is no safetensors file"):
+        load(folder)
+
+
+def test_a_context_beyond_the_model_is_refused(folder: Path) -> None:
+    """The setting may shorten the context, not stretch it."""
+    assert load(folder, max_context=100).model_info.max_context == 100
+    with pytest.raises(ModelLoadError, match=r"512 positions\. Given: 513"):
+        load(folder, max_context=513)

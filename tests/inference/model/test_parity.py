@@ -1,0 +1,157 @@
+"""The engine against transformers: the same logits, the same greedy tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+
+from inference.engine.engine import Engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.batch import Batch
+from inference.scheduler.sequence import Sequence
+from tests.inference.model.families import VOCAB_SIZE, reference_greedy, reference_logits
+from tests.inference.model.native import KERNELS, use_kernels
+
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(params=KERNELS, name="make_engine")
+def make_engine_of_each(
+    request: pytest.FixtureRequest,
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Engine]:
+    """Makes engines that compute with torch, then such that compute natively."""
+    kernels = use_kernels(request.param, monkeypatch)
+
+    def make(*arguments: Any, **options: Any) -> Engine:
+        return make_engine(*arguments, kernels=kernels, **options)
+
+    return make
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Random prompts of these lengths."""
+    rng = random.Random(seed)
+    return [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in lengths]
+
+
+def run(
+    engine: Engine, batch: Iterable[list[int]], num_tokens: int = 24, **params: object
+) -> list[list[int]]:
+    """The completions of a batch that arrives at once."""
+    sequences = [
+        Sequence(str(number), prompt, SamplingParams(max_tokens=num_tokens, **{**GREEDY, **params}))  # type: ignore[arg-type]
+        for number, prompt in enumerate(batch)
+    ]
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.has_work:
+        engine.step()
+    engine.check_when_idle()
+    return [list(sequence.token_ids[sequence.num_prompt_tokens :]) for sequence in sequences]
+
+
+def test_logits_equal_transformers(make_engine: Callable[..., Engine], family: str) -> None:
+    """In float32 no logit of a prompt's last position differs by more than 1e-4."""
+    engine = make_engine(family)
+    for prompt in prompts(1, 2, 17, 50):
+        sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
+        assert engine._scheduler.block_manager.allocate(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.num_scheduled_tokens = len(prompt)
+        logits = engine._runner.logits(Batch([sequence]))  # type: ignore[attr-defined]
+        engine._scheduler.block_manager.free(sequence)
+        difference = (logits[0] - reference_logits(family, prompt)[-1]).abs().max()
+        assert difference <= 1e-4
+
+
+def test_greedy_equals_transformers_alone_and_in_a_batch(
+    make_engine: Callable[..., Engine], family: str
+) -> None:
+    """Token for token, for prompts of mixed lengths."""
+    batch = prompts(1, 5, 16, 31, 47)
+    expected = [reference_greedy(family, prompt, 24) for prompt in batch]
+    alone = make_engine(family)
+    assert [run(alone, [prompt])[0] for prompt in batch] == expected
+    # Another engine: this one would find the prompts in its prefix cache.
+    assert run(make_engine(family), batch) == expected
+
+
+def test_chunked_prefill_changes_nothing(make_engine: Callable[..., Engine], family: str) -> None:
+    """A prompt computed in pieces gives the tokens it gives in one."""
+    batch = prompts(40, 70, 9)
+    whole = run(make_engine(family), batch)
+    assert run(make_engine(family, max_num_batched_tokens=16, max_num_seqs=8), batch) == whole
+
+
+def test_the_prefix_cache_changes_nothing(make_engine: Callable[..., Engine], family: str) -> None:
+    """A prompt whose beginning is cached gives the tokens it gives cold, with less computed."""
+    [prompt] = prompts(70)
+    engine = make_engine(family)
+    cold = run(engine, [prompt])
+    sequence = Sequence("again", prompt, SamplingParams(max_tokens=24, **GREEDY))  # type: ignore[arg-type]
+    engine.add(sequence)
+    while engine.has_work:
+        engine.step()
+    assert list(sequence.token_ids[70:]) == cold[0]
+    assert sequence.num_cached_tokens == 64
+
+
+def test_preemption_changes_nothing(make_engine: Callable[..., Engine]) -> None:
+    """Sequences that lose their blocks and are computed anew give the same tokens."""
+    batch = prompts(30, 30, 30, 30)
+    roomy = run(make_engine(), batch, num_tokens=60)
+    engine = make_engine(kv_cache_tokens=192)
+    assert run(engine, batch, num_tokens=60) == roomy
+    assert engine.load().num_preemptions > 0
+    assert engine.load().kv_usage == 0
+
+
+def test_a_resumed_sequence_goes_on_as_it_would_have(make_engine: Callable[..., Engine]) -> None:
+    """Greedy and seeded: what another replica has generated counts as output."""
+    [prompt] = prompts(20)
+    for params in ({}, {"temperature": 1.0, "seed": 7}, {"frequency_penalty": 1.5}):
+        whole = run(make_engine(), [prompt], **params)[0]
+        sequence = Sequence(
+            "resumed",
+            prompt + whole[:10],
+            SamplingParams(max_tokens=24, **{**GREEDY, **params}),  # type: ignore[arg-type]
+            num_resumed_tokens=10,
+        )
+        engine = make_engine()
+        engine.add(sequence)
+        while engine.has_work:
+            engine.step()
+        assert list(sequence.token_ids[20:]) == whole
+        assert sequence.finish is not None
+        assert sequence.finish.num_completion_tokens == 24
+        assert sequence.finish.num_prompt_tokens == 20
+
+
+def test_a_seed_decides_whatever_else_runs(make_engine: Callable[..., Engine]) -> None:
+    """A seeded sequence has the same tokens alone and among others, and another seed others."""
+    first, *others = prompts(12, 30, 3, 18)
+    sampled = {"temperature": 1.0, "top_p": 0.95}
+    alone = run(make_engine(), [first], seed=1, **sampled)[0]
+    assert run(make_engine(), [first, *others], seed=1, **sampled)[0] == alone
+    assert run(make_engine(), [first], seed=2, **sampled)[0] != alone
+
+
+@pytest.mark.parametrize(("dtype", "closeness"), [("bfloat16", 0.999), ("int8", 0.99)])
+def test_narrow_weights_are_close(
+    make_engine: Callable[..., Engine], family: str, dtype: str, closeness: float
+) -> None:
+    """Logits from narrower weights point the same way as those in float32."""
+    engine = make_engine(family, dtype=dtype)
+    [prompt] = prompts(40)
+    sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
+    assert engine._scheduler.block_manager.allocate(sequence)
+    sequence.num_scheduled_tokens = len(prompt)
+    logits = engine._runner.logits(Batch([sequence]))  # type: ignore[attr-defined]
+    expected = reference_logits(family, prompt)[-1]
+    assert torch.cosine_similarity(logits[0], expected, dim=0) > closeness

@@ -1,0 +1,37 @@
+"""What a request may ask of the sampler."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from inference.engine.errors import InvalidSamplingParams
+from inference.sampling.sampling_params import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1. Given: 0"),
+        ({"temperature": -0.1}, "temperature must be between 0 and 100. Given: -0.1"),
+        ({"temperature": math.nan}, "temperature must be between 0 and 100. Given: nan"),
+        ({"top_p": 0.0}, "top_p must be more than 0 and at most 1. Given: 0.0"),
+        ({"top_k": -1}, "top_k must be at least 0. Given: -1"),
+        ({"min_p": 1.5}, "min_p must be between 0 and 1. Given: 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be more than 0"),
+        ({"presence_penalty": 3.0}, "presence_penalty must be between -2 and 2. Given: 3.0"),
+        ({"frequency_penalty": -3.0}, "frequency_penalty must be between -2 and 2"),
+        ({"seed": 2**64}, "seed must be a 64-bit integer"),
+        ({"max_tokens": 2, "min_tokens": 3}, r"min_tokens must be at most max_tokens \(2\)"),
+        ({"num_logprobs": 21}, "num_logprobs must be between 0 and 20. Given: 21"),
+        ({"num_prompt_logprobs": 21}, "num_prompt_logprobs must be between 0 and 20. Given: 21"),
+        ({"logit_bias": {5: 101.0}}, r"logit_bias\[5\] must be between -100 and 100"),
+        ({"stop_token_ids": frozenset(range(65))}, "stop_token_ids must be at most 64 ids"),
+    ],
+)
+def test_bad_params_are_refused_by_name(params: dict[str, Any], message: str) -> None:
+    """The message names the field, the limit and what was given."""
+    with pytest.raises(InvalidSamplingParams, match=message):
+        SamplingParams(**params)

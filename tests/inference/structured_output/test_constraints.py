@@ -1,0 +1,295 @@
+"""Answers of a random model that must keep to a form, in batches with others that need not."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from inference.engine.engine import Engine
+from inference.engine.errors import InvalidSamplingParams
+from inference.engine.interface import Finish, FinishReason
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
+from inference.structured_output.constraint import Constraint, ConstraintForm
+from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, inference_pb2_grpc
+from tests.inference.client import generate, serving
+from tests.inference.spelling import EOS, make_tokenizer, random_schema, save_spelling
+
+NUM_SCHEMAS = 200
+TOKENIZER: Tokenizer = make_tokenizer()
+
+EXPRESSION = r"(yes|no), [0-9]{2,4}( [a-f]+){0,2}!"
+GRAMMAR = """
+start: sum
+sum: term ("+" term){0,3}
+term: NUMBER | "(" sum ")"
+NUMBER: /[0-9]{1,3}/
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The spelling model's folder."""
+    path = tmp_path_factory.mktemp("spelling")
+    save_spelling(path)
+    return path
+
+
+@pytest.fixture
+def make(folder: Path) -> Callable[..., Engine]:
+    """Makes an engine of the spelling model."""
+
+    def load(**options: Any) -> Engine:
+        threads = torch.get_num_threads()
+        defaults = {"dtype": "float32", "kv_cache_tokens": 32_768, "threads": threads}
+        return load_engine(EngineOptions(folder=folder, name="s", **{**defaults, **options}))
+
+    return load
+
+
+def schema_of(value: Any) -> Constraint:
+    """A JSON schema as a constraint."""
+    return Constraint(ConstraintForm.JSON_SCHEMA, json.dumps(value))
+
+
+def sequence_of(
+    name: str,
+    constraint: Constraint | None,
+    *,
+    resumed: int = 0,
+    ids: Any = (5, 6, 7),
+    **params: Any,
+) -> Sequence:
+    """A sequence, seeded by its name where it samples."""
+    values = {"max_tokens": 1500, "seed": int(name) if name.isdigit() else 0, **params}
+    return Sequence(
+        name,
+        ids,
+        SamplingParams(constraint=constraint, **values),
+        eos_token_ids=EOS,
+        num_resumed_tokens=resumed,
+    )
+
+
+def run(engine: Engine, sequences: list[Sequence]) -> None:
+    """To the end, some at a time."""
+    waiting = iter(sequences)
+    for sequence in waiting:
+        engine.add(sequence)
+        while engine.load().num_waiting > 20:
+            engine.step()
+    while engine.has_work:
+        engine.step()
+
+
+def finish_of(sequence: Sequence) -> Finish:
+    """How it ended."""
+    assert sequence.finish is not None
+    return sequence.finish
+
+
+def text_of(sequence: Sequence) -> str:
+    """The text of a completion that ended by itself, without the end-of-sequence token."""
+    assert finish_of(sequence).reason is FinishReason.STOP, sequence
+    *ids, last = sequence.token_ids[sequence.num_prompt_tokens :]
+    assert last in EOS
+    assert not set(ids) & set(EOS)
+    return TOKENIZER.decode(ids, skip_special_tokens=False)
+
+
+def schemas() -> Iterator[dict[str, Any]]:
+    """Each of them different in what it asks for."""
+    rng = random.Random(42)
+    for _ in range(NUM_SCHEMAS):
+        yield random_schema(rng)
+
+
+@pytest.mark.timeout(180)
+def test_every_answer_is_valid_under_its_schema(make: Callable[..., Engine]) -> None:
+    """Two hundred schemas, greedy and sampled, beside sequences that are free to say anything."""
+    engine = make()
+    given = {str(number): schema for number, schema in enumerate(schemas())}
+    sequences = [
+        sequence_of(name, schema_of(schema), temperature=1.0 if int(name) % 2 else 0.0)
+        for name, schema in given.items()
+    ]
+    free = [sequence_of(f"free {n}", None, temperature=0.0, max_tokens=40) for n in range(20)]
+    mixed = [*sequences]
+    for number, sequence in enumerate(free):
+        mixed.insert(number * 11, sequence)
+    run(engine, mixed)
+    for sequence in sequences:
+        answer = json.loads(text_of(sequence))
+        jsonschema.validate(answer, given[sequence.request_id])
+    [alone] = [sequence_of("free", None, temperature=0.0, max_tokens=40)]
+    run(make(), [alone])
+    assert all(sequence.token_ids == alone.token_ids for sequence in free), "a mask leaked"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_expressions_and_grammars_are_kept_to(
+    make: Callable[..., Engine], temperature: float
+) -> None:
+    """A regular expression matches the whole; a sum of numbers can be read as one."""
+    engine = make()
+    expression = Constraint(ConstraintForm.REGEX, EXPRESSION)
+    grammar = Constraint(ConstraintForm.GRAMMAR, GRAMMAR)
+    sequences = [
+        sequence_of(str(n), (expression, grammar)[n % 2], temperature=temperature, ids=[5, n])
+        for n in range(20)
+    ]
+    # A greedy model may open brackets for ever; this keeps it from that.
+    [bracket] = TOKENIZER.encode("(").ids
+    for number in range(len(sequences)):
+        if number % 2 and not temperature:
+            sequences[number] = sequence_of(
+                str(number), grammar, temperature=0.0, ids=[5, number], logit_bias={bracket: -100.0}
+            )
+    run(engine, sequences)
+    for number, sequence in enumerate(sequences):
+        text = text_of(sequence)
+        if number % 2:
+            assert re.fullmatch(r"[0-9()+]+", text)
+            eval(re.sub(r"\b0+(?=\d)", "", text), {"__builtins__": {}})
+        else:
+            assert re.fullmatch(EXPRESSION, text)
+
+
+def test_any_object_is_an_object(make: Callable[..., Engine]) -> None:
+    """With no schema the answer is still an object, whatever is in it."""
+    quote, close = (TOKENIZER.encode(text).ids[0] for text in ('"', "}"))
+    sequences = [
+        sequence_of(
+            str(n), Constraint(ConstraintForm.JSON_OBJECT), logit_bias={quote: 25.0, close: 25.0}
+        )
+        for n in range(10)
+    ]
+    run(make(), sequences)
+    assert all(isinstance(json.loads(text_of(s), strict=False), dict) for s in sequences)
+
+
+def test_the_end_is_the_end(make: Callable[..., Engine]) -> None:
+    """Neither ignore_eos nor min_tokens draws anything behind a complete form."""
+    constraint = Constraint(ConstraintForm.REGEX, "ab?")
+    sequence = sequence_of("0", constraint, ignore_eos=True, min_tokens=50)
+    run(make(), [sequence])
+    assert text_of(sequence) == "ab"
+
+
+def test_a_sequence_that_is_cut_off_keeps_to_the_form_until_then(
+    make: Callable[..., Engine],
+) -> None:
+    """max_tokens ends it with length: what is there is a beginning."""
+    constraint = Constraint(ConstraintForm.REGEX, "(ab){50}")
+    sequence = sequence_of("0", constraint, max_tokens=7)
+    run(make(), [sequence])
+    assert finish_of(sequence).reason is FinishReason.LENGTH
+    text = TOKENIZER.decode(list(sequence.token_ids[3:]))
+    assert ("ab" * 50).startswith(text)
+
+
+def test_a_resumed_or_preempted_answer_is_the_same(make: Callable[..., Engine]) -> None:
+    """The matcher follows what another replica has said, and lives through preemption."""
+    constraint = schema_of(random_schema(random.Random(5), depth=3))
+    whole = sequence_of("0", constraint)
+    run(make(), [whole])
+    text_of(whole)
+    assert whole.num_completion_tokens > 8
+    for resumed in (1, whole.num_completion_tokens // 2, whole.num_completion_tokens - 1):
+        again = sequence_of(
+            "0",
+            constraint,
+            ids=whole.token_ids[: whole.num_prompt_tokens + resumed],
+            resumed=resumed,
+        )
+        run(make(), [again])
+        assert again.token_ids == whole.token_ids
+    expected = [sequence_of(str(n), constraint, ids=[9] * 60) for n in range(6)]
+    run(make(), expected)
+    tight = [sequence_of(str(n), constraint, ids=[9] * 60) for n in range(6)]
+    engine = make(kv_cache_tokens=1600)
+    run(engine, tight)
+    assert [s.token_ids for s in tight] == [s.token_ids for s in expected]
+
+
+def test_a_resumed_answer_that_breaks_the_form_is_refused(make: Callable[..., Engine]) -> None:
+    """Such a sequence ends with an error that says so; its neighbours go on."""
+    constraint = Constraint(ConstraintForm.REGEX, "ab")
+    ids = [5, 6, 7, *TOKENIZER.encode("x").ids]
+    wrong = sequence_of("0", constraint, ids=ids, resumed=1)
+    right = sequence_of("1", constraint)
+    run(make(), [wrong, right])
+    assert isinstance(finish_of(wrong).error, InvalidSamplingParams)
+    assert "constraint.regex cannot be followed" in str(finish_of(wrong).error)
+    assert text_of(right) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "message"),
+    [
+        ("json_schema", "{", "json_schema is no JSON"),
+        ("json_schema", "[1]", "json_schema must be an object, true or false. Given: list"),
+        ("json_schema", '{"type": "thing"}', "json_schema is not valid: Invalid type: thing"),
+        ("json_schema", "false", "json_schema allows no value"),
+        ("json_schema", '{"type": "array", "uniqueItems": true}', "uniqueItems"),
+        ("json_schema", "[" * 90_000, "json_schema is no JSON"),
+        ("regex", "a+(", "regex is not valid.*unclosed group"),
+        ("regex", "(?=a)b", "regex is not valid.*look-ahead"),
+        ("regex", "", "regex must hold between 1 and 100000 characters. Given: 0"),
+        ("regex", "a" * 100_001, "regex must hold between 1 and 100000 characters. Given: 100001"),
+        ("grammar", "start: foo", 'grammar is not valid.*unknown name: "foo"'),
+    ],
+)
+def test_a_bad_constraint_is_refused_by_name(
+    make: Callable[..., Engine], form: str, text: str, message: str
+) -> None:
+    """The message names the field and what is wrong; the engine keeps nothing of it."""
+    engine = make()
+    with pytest.raises(InvalidSamplingParams, match=message) as caught:
+        engine.add(sequence_of("0", Constraint(ConstraintForm(form), text)))
+    assert caught.value.field == f"constraint.{form}"
+    assert not engine.has_work
+
+
+def test_a_model_without_tokenizer_refuses_constraints(
+    make_engine: Callable[..., Engine],
+) -> None:
+    """It is served all the same."""
+    with pytest.raises(InvalidSamplingParams, match="names no end-of-sequence token"):
+        make_engine().add(sequence_of("0", Constraint(ConstraintForm.JSON_OBJECT)))
+
+
+async def test_constraints_come_over_the_wire(
+    make: Callable[..., Engine], no_tasks_left: None
+) -> None:
+    """Each form as a field; what is wrong with one is told of before the stream begins."""
+    async with serving(make) as served:
+        stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
+
+        async def answer(**form: Any) -> str:
+            constraint = common_pb2.OutputConstraint(**form)
+            ids = await generate(
+                stub, constraint=constraint, max_tokens=300, ignore_eos=False, temperature=1.0
+            )
+            return TOKENIZER.decode([i for i in ids if i not in EOS])
+
+        assert json.loads(await answer(json_schema='{"enum": ["one", [2]]}')) in ("one", [2])
+        assert (await answer(json_object=True)).startswith("{")
+        assert re.fullmatch("[ab]{3}", await answer(regex="[ab]{3}"))
+        assert await answer(grammar='start: "x" "y"') == "xy"
+        for form, field in (({"regex": "("}, "constraint.regex"), ({}, "constraint")):
+            with pytest.raises(MeshError) as caught:
+                await answer(**form)
+            assert caught.value.kind is ErrorKind.INVALID_REQUEST
+            assert caught.value.param == field

@@ -1,0 +1,72 @@
+"""Where a model's files are found; the hub is never asked here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from mesh.hub.model_folder import ModelNotFoundError, model_folder
+
+
+@pytest.fixture(autouse=True)
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Records what would be downloaded."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot_download(repo_id: str, *, allow_patterns: list[str]) -> str:
+        asked.append((repo_id, allow_patterns))
+        return "/cache/snapshot"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_a_folder_is_taken_as_it_stands(tmp_path: Path, hub: list[object]) -> None:
+    """No hub for what is here."""
+    assert model_folder(str(tmp_path), ["*.json"]) == tmp_path
+    assert hub == []
+
+
+def test_a_folder_wins_over_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: list[object]
+) -> None:
+    """`models/demo` is the folder where there is one."""
+    (tmp_path / "models" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("models/demo", []) == Path("models/demo")
+    assert hub == []
+
+
+def test_a_hub_id_is_downloaded(hub: list[object]) -> None:
+    """Only the files that were asked for."""
+    assert model_folder("Qwen/Qwen3-0.6B", ("*.json",)) == Path("/cache/snapshot")
+    assert hub == [("Qwen/Qwen3-0.6B", ["*.json"])]
+
+
+@pytest.mark.parametrize("model", ["/no/such", "./none", "../none", "~/none", "none", "a/b/c"])
+def test_what_is_neither_is_said_to_be_neither(model: str, hub: list[object]) -> None:
+    """A typo in a path is not sent to the hub."""
+    with pytest.raises(ModelNotFoundError, match="neither a folder nor a hub id"):
+        model_folder(model, [])
+    assert hub == []
+
+
+@pytest.mark.parametrize(
+    "error", [LocalEntryNotFoundError("offline\nmore lines"), OSError("offline")]
+)
+def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The first line of the reason is passed on."""
+
+    def fail(repo_id: str, **_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelNotFoundError) as caught:
+        model_folder("a/b", [])
+    assert str(caught.value) == (
+        "model 'a/b' is no folder here and could not be had from the hub: offline"
+    )

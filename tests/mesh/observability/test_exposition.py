@@ -1,0 +1,40 @@
+"""The metrics as text, as scrapers of every age ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY, Histogram
+
+from mesh.observability.exposition import expose
+
+PROMETHEUS_2_42 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+)
+
+
+@pytest.fixture
+def histogram() -> Iterator[Histogram]:
+    histogram = Histogram("vllm:exposed_seconds", "A name with a colon.", ["a"])
+    yield histogram
+    REGISTRY.unregister(histogram)
+
+
+@pytest.mark.parametrize("accept", [PROMETHEUS_2_42, PROMETHEUS_3, "text/plain", "*/*", ""])
+def test_names_keep_their_colons(histogram: Histogram, accept: str) -> None:
+    """For whatever scraper, in samples as in their heads, and unquoted."""
+    histogram.labels("b").observe(0.1, {"trace_id": "abc"})
+    body, content_type = expose(accept)
+    assert b"# TYPE vllm:exposed_seconds histogram" in body
+    assert b'\nvllm:exposed_seconds_count{a="b"} 1.0' in body
+    assert b"vllm_" not in body
+    asked = "openmetrics" in accept
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0") == asked
+    assert (b'trace_id="abc"' in body) == asked
+    assert body.endswith(b"# EOF\n") == asked

@@ -1,0 +1,120 @@
+"""Logs are events: one JSON object a line, or one readable line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+import pytest
+from opentelemetry import trace
+
+from mesh.context import RequestContext, use_request
+from mesh.observability import log
+
+logger = logging.getLogger("bakery.oven")
+
+
+Lines = Callable[[], list[str]]
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
+    """Gives the lines on standard error; the root logger is put back afterwards."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield lambda: capsys.readouterr().err.splitlines()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_json_has_the_event_its_fields_and_its_ids(lines: Lines) -> None:
+    """Request and trace id come by themselves."""
+    log.configure("bakery", "INFO", "json")
+    request = RequestContext(request_id="r-1")
+    with use_request(request), trace.get_tracer("t").start_as_current_span("s") as span:
+        logger.info("bread %s", "baked", extra={"num_loaves": 3, "kind": "rögg"})
+    [line] = lines()
+    event = json.loads(line)
+    time = datetime.fromisoformat(event.pop("time"))
+    assert time.utcoffset() is not None
+    assert event == {
+        "severity": "INFO",
+        "service": "bakery",
+        "logger": "bakery.oven",
+        "message": "bread baked",
+        "request_id": "r-1",
+        "trace_id": trace.format_trace_id(span.get_span_context().trace_id),
+        "num_loaves": 3,
+        "kind": "rögg",
+    }
+
+
+def test_json_leaves_out_what_there_is_not(lines: Lines) -> None:
+    """Outside of a request there are no ids, and the line stays one line."""
+    log.configure("bakery", "INFO", "json")
+    logger.info("two\nlines", extra={"nothing": None})
+    [line] = lines()
+    assert json.loads(line).keys() == {*("time", "severity", "service", "logger", "message")}
+
+
+def test_json_holds_a_traceback(lines: Lines) -> None:
+    """An exception is a field of its event."""
+    log.configure("bakery", "INFO", "json")
+    try:
+        raise ValueError("burnt")
+    except ValueError:
+        logger.exception("failed")
+    [line] = lines()
+    event = json.loads(line)
+    assert "ValueError: burnt" in event["exc_info"]
+
+
+def test_text_is_for_people(lines: Lines) -> None:
+    """Time, severity, service, event, fields, request id."""
+    log.configure("bakery", "INFO", "text")
+    with use_request(RequestContext(request_id="r-1")):
+        logger.warning("baked", extra={"duration_seconds": 0.123456, "num_loaves": 3})
+    [line] = lines()
+    time, _, rest = line.partition(" ")
+    assert len(time) == len("12:00:00.000")
+    assert rest == "WARNING bakery baked duration_seconds=0.1235 num_loaves=3 request_id=r-1"
+
+
+def test_text_shows_a_traceback(lines: Lines) -> None:
+    """Below its line."""
+    log.configure("bakery", "INFO", "text")
+    try:
+        raise ValueError("burnt")
+    except ValueError:
+        logger.exception("failed")
+    first, *_, last = lines()
+    assert first.endswith("ERROR   bakery failed")
+    assert last == "ValueError: burnt"
+
+
+def test_auto_is_json_unless_it_is_a_terminal(lines: Lines) -> None:
+    """A pod logs JSON without being told."""
+    log.configure("bakery", "INFO", "auto")
+    logger.info("event")
+    [line] = lines()
+    assert json.loads(line)["message"] == "event"
+
+
+def test_auto_is_text_on_a_terminal(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person reads lines, not objects."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    log.configure("bakery", "INFO", "auto")
+    logger.info("event", extra={"num_loaves": 3})
+    [line] = lines()
+    assert line.endswith("INFO    bakery event num_loaves=3")
+
+
+def test_the_level_holds_for_libraries_too(lines: Lines) -> None:
+    """Ours from the level up; chatty libraries from WARNING up."""
+    log.configure("bakery", "INFO", "json")
+    logger.debug("no")
+    logging.getLogger("httpx").info("no")
+    logging.getLogger("httpx").warning("yes")
+    assert [json.loads(line)["message"] for line in lines()] == ["yes"]

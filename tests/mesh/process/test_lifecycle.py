@@ -1,0 +1,149 @@
+"""A process from start to exit, as a real process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+PROGRAM = """
+import asyncio, sys
+from contextlib import asynccontextmanager
+from mesh.errors import ErrorKind, MeshError
+from mesh.process.lifecycle import StartupError, run
+from mesh.process.settings import ServiceSettings, load
+
+mode = sys.argv.pop(1)
+
+class Service:
+    servicers = ()
+    async def watch_ready(self, set_ready):
+        await set_ready(True)
+        if mode == "watch fails":
+            raise RuntimeError("lost the model")
+        await asyncio.Event().wait()
+
+async def background():
+    await asyncio.sleep(0.05)
+    raise RuntimeError("background failed")
+
+@asynccontextmanager
+async def application():
+    if mode == "startup error":
+        raise StartupError("set THIS to that")
+    if mode == "mesh error":
+        raise MeshError(ErrorKind.UNAVAILABLE, "no upstream")
+    print("loading", flush=True)
+    try:
+        if mode == "slow load":
+            await asyncio.sleep(60)
+        async with asyncio.TaskGroup() as tasks:
+            if mode == "task fails":
+                tasks.create_task(background())
+            yield Service()
+            print("leaving", flush=True)
+            if mode == "slow stop":
+                await asyncio.sleep(60)
+    finally:
+        print("left", flush=True)
+
+run("bakery", load(ServiceSettings, "bakery"), application)
+"""
+
+
+class Process(subprocess.Popen[str]):
+    """The program above."""
+
+    def wait_for(self, text: str) -> None:
+        """Reads the log up to a line with `text`."""
+        stream = self.stdout if text in ("loading", "leaving") else self.stderr
+        assert stream is not None
+        for line in stream:
+            if text in line:
+                return
+        raise AssertionError(f"ended without {text!r}")
+
+
+@contextmanager
+def program(mode: str, *arguments: str) -> Iterator[Process]:
+    command = [sys.executable, "-c", PROGRAM, mode, "--metrics-listen", "127.0.0.1:0", *arguments]
+    pipe = subprocess.PIPE
+    with Process(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
+    """The application is left in order, and the log tells each step."""
+    with program("serve") as process:
+        process.wait_for("listening")
+        process.send_signal(number)
+        out, log = process.communicate(timeout=10)
+    assert process.returncode == 0, log
+    assert out == "loading\nleaving\nleft\n"
+    steps = [log.index(step) for step in ("signal received, draining", "drained", "stopped")]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("startup error", "set THIS to that"), ("mesh error", "no upstream")]
+)
+def test_a_failure_to_start_exits_with_3(mode: str, reason: str) -> None:
+    """The reason is one log line, without a traceback."""
+    with program(mode) as process:
+        _, log = process.communicate(timeout=10)
+    assert process.returncode == 3
+    assert reason in log
+    assert "Traceback" not in log
+
+
+def test_a_taken_port_is_a_failure_to_start() -> None:
+    """The message names the address; the application is still left."""
+    with program("serve", "--listen", "192.0.2.1:1") as process:
+        out, log = process.communicate(timeout=10)
+    assert process.returncode == 3
+    assert "cannot listen on 192.0.2.1:1" in log
+    assert out.endswith("left\n")
+
+
+def test_a_signal_while_loading_ends_the_load() -> None:
+    """Nobody waits for a model that is not wanted any more."""
+    with program("slow load") as process:
+        process.wait_for("loading")
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, log = process.communicate(timeout=10)
+    assert process.returncode == 0, log
+    assert time.monotonic() - started < 5
+    assert out == "left\n"
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    """Whatever hangs is not waited for; the exit status tells the signal."""
+    with program("slow stop") as process:
+        process.wait_for("listening")
+        process.send_signal(signal.SIGTERM)
+        process.wait_for("drained")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("task fails", "background failed"), ("watch fails", "lost the model")]
+)
+def test_a_failure_in_the_application_ends_the_process(mode: str, reason: str) -> None:
+    """A service that lost a part of itself does not go on half alive."""
+    with program(mode) as process:
+        out, log = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert reason in log
+    assert out.endswith("left\n")

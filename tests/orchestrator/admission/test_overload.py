@@ -1,0 +1,75 @@
+"""More requests than the limit, and models beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.channel import call_unary
+from mesh.v1 import orchestrator_pb2
+from tests.orchestrator.fakes import SCRIPT, FakeInference, orchestrator
+from tests.orchestrator.test_service import generate, request, text_of
+
+pytestmark = pytest.mark.timeout(20)
+
+
+async def test_as_many_as_the_limit_are_served_and_the_rest_refused_at_once() -> None:
+    """Nothing waits, nothing is half done, and afterwards every place is free."""
+    async with orchestrator(FakeInference(), max_concurrent_requests=3) as running:
+        running.engine.delay = 0.05
+
+        async def ask(number: int) -> str | MeshError:
+            try:
+                return text_of(await generate(running, request(f"Hello {number}")))
+            except MeshError as error:
+                refused_at.append(time.monotonic())
+                return error
+
+        for _ in range(2):
+            refused_at: list[float] = []
+            begun = time.monotonic()
+            outcomes = await asyncio.gather(*(ask(number) for number in range(10)))
+            took = time.monotonic() - begun
+            assert outcomes.count(SCRIPT) == 3
+            errors = [each for each in outcomes if isinstance(each, MeshError)]
+            assert {error.kind for error in errors} == {ErrorKind.OVERLOADED}
+            assert all(0 < (error.retry_after or 0) <= 30 for error in errors)
+            assert "the limit is 3" in errors[0].message
+            assert max(refused_at) - begun < took / 2
+        assert len(running.engine.requests) == 6
+
+
+async def test_a_refusal_takes_no_place() -> None:
+    """Bad requests, ones for unknown models and ones that do not fit leave none taken."""
+    async with orchestrator(FakeInference(), max_concurrent_requests=1) as running:
+        for bad in (
+            request(model="nobody"),
+            request(sampling={"max_tokens": 5000}),
+            request(stop=[""]),
+            orchestrator_pb2.GenerateRequest(),
+        ):
+            for _ in range(3):
+                with pytest.raises(MeshError) as caught:
+                    await generate(running, bad)
+                assert caught.value.kind is not ErrorKind.OVERLOADED
+        assert text_of(await generate(running, request())) == SCRIPT
+
+
+async def test_a_request_goes_to_the_model_it_names() -> None:
+    """Models are listed by name, and since when each is known does not change."""
+    one, two = FakeInference("I am one."), FakeInference("I am two.", context_length=99)
+    one.name, two.name = "zebra", "ant"
+    async with orchestrator(one, two) as running:
+        asked = orchestrator_pb2.ListModelsRequest()
+        models = (await call_unary(running.stub.ListModels, asked)).models
+        again = (await call_unary(running.stub.ListModels, asked)).models
+        for name, text in [("zebra", "I am one."), ("ant", "I am two."), ("", "I am two.")]:
+            events = await generate(running, request(model=name))
+            assert text_of(events) == text
+            assert events[0].started.model == (name or "ant")
+    assert [(each.name, each.context_length) for each in models] == [("ant", 99), ("zebra", 2048)]
+    assert list(again) == list(models)
+    assert all(abs(each.created_unix_seconds - time.time()) < 60 for each in models)

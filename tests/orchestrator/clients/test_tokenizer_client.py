@@ -1,0 +1,123 @@
+"""The tokenizer's files, fetched once and again after a change."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.server import Servicer
+from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from orchestrator.clients.tokenizer import TokenizerClient
+from tests.helpers import serve
+from tests.orchestrator.tokenizers_made import byte_fallback, byte_level
+
+pytestmark = pytest.mark.timeout(10)
+
+
+class Files(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    """Hands out a tokenizer.json, and says which one encodes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.sha256 = sha256(content)
+        self.encodes_with = self.sha256
+        self.num_fetches = 0
+
+    async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
+        return tokenizer_pb2.EncodeResponse(token_ids=[1, 2], tokenizer_sha256=self.encodes_with)
+
+    async def GetTokenizer(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
+        self.num_fetches += 1
+        for begin in range(0, len(self.content), 1000):
+            yield tokenizer_pb2.GetTokenizerResponse(
+                tokenizer_sha256=self.sha256,
+                file_name="tokenizer.json",
+                data=self.content[begin : begin + 1000],
+            )
+
+
+def sha256(content: bytes) -> str:
+    """Of a tokenizer.json alone, as the service makes it."""
+    named = b"tokenizer.json\0" + str(len(content)).encode() + b"\0" + content
+    return hashlib.sha256(named).hexdigest()
+
+
+@asynccontextmanager
+async def client(files: Files) -> AsyncIterator[TokenizerClient]:
+    """A client of a service that hands these out."""
+    register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
+    async with serve(Servicer("mesh.v1.TokenizerService", register, files)) as served:
+        yield TokenizerClient(served.channel)
+
+
+BYTE_LEVEL = byte_level().to_str().encode()
+
+
+async def test_the_files_are_fetched_once() -> None:
+    """However many requests find none at the same time."""
+    files = Files(BYTE_LEVEL)
+    async with client(files) as tokenizer:
+        encoded = await asyncio.gather(*(tokenizer.encode_text("x") for _ in range(20)))
+        await tokenizer.current()
+    assert files.num_fetches == 1
+    assert len({id(each.decoder) for each in encoded}) == 1
+
+
+async def test_another_tokenizer_is_fetched_when_it_encodes() -> None:
+    """Ids are always turned back by the tokenizer that made their like."""
+    files = Files(BYTE_LEVEL)
+    async with client(files) as tokenizer:
+        old = (await tokenizer.encode_text("x")).decoder
+        files.content = byte_fallback().to_str().encode()
+        files.sha256 = files.encodes_with = sha256(files.content)
+        new = (await tokenizer.encode_text("x")).decoder
+    assert files.num_fetches == 2
+    assert new is not old
+    assert new.token_text(byte_fallback().token_to_id("T")) == "T"
+
+
+async def test_a_tokenizer_that_is_being_replaced_is_unavailable() -> None:
+    """The next request meets one of them, and works."""
+    files = Files(BYTE_LEVEL)
+    files.encodes_with = "new"
+    async with client(files) as tokenizer:
+        with pytest.raises(MeshError) as caught:
+            await tokenizer.encode_text("x")
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        files.encodes_with = files.sha256
+        assert list((await tokenizer.encode_text("x")).token_ids) == [1, 2]
+
+
+async def test_files_that_are_not_whole_are_not_used() -> None:
+    """They would turn ids into a wrong text."""
+    files = Files(BYTE_LEVEL)
+    files.content = BYTE_LEVEL[:-1000]
+    async with client(files) as tokenizer:
+        with pytest.raises(MeshError) as caught:
+            await tokenizer.encode_text("x")
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        files.content = BYTE_LEVEL
+        await tokenizer.encode_text("x")
+
+
+async def test_files_cut_and_pad_nothing_here() -> None:
+    """A limit in tokenizer.json is for training; a long text is counted whole."""
+    settings = json.loads(BYTE_LEVEL)
+    settings["truncation"] = {
+        "direction": "Right",
+        "max_length": 4,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    async with client(Files(json.dumps(settings).encode())) as tokenizer:
+        local = (await tokenizer.current()).tokenizer
+    assert len(local.encode("a b c d e f g h i j").ids) > 4

@@ -1,0 +1,228 @@
+"""The search index: built, updated, searched."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.index.build import main
+from orchestrator.index.documents import PASSAGE_WORDS, UnreadableDocument, parse
+from orchestrator.search.retrieval import NoRetriever
+from orchestrator.search.retrievers.embedded import IndexRetriever, IndexUnusable
+
+CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
+
+MARKDOWN = b"""---
+url: https://example.com/cats
+---
+# All about cats
+
+Cats are *small* [carnivores](https://example.com). They sleep a lot.
+
+```sh
+rm -rf cats
+```
+
+## Food
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+Cats eat fish & mice. <b>They</b> hunt at night.
+
+<!-- not for people -->
+
+- Fish is food for cats.
+  - So is meat.
+"""
+
+
+@pytest.fixture(scope="session")
+def corpus_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example corpus, indexed."""
+    out = tmp_path_factory.mktemp("index") / "sub" / "corpus.sqlite3"
+    assert main([str(CORPUS), "--out", str(out)]) == 0
+    return out
+
+
+def write(folder: Path, **documents: str) -> None:
+    """Files of text, named by keyword."""
+    folder.mkdir(exist_ok=True)
+    for name, text in documents.items():
+        (folder / f"{name}.txt").write_text(text)
+
+
+async def titles(index: Path, query: str, num_results: int = 10) -> list[str]:
+    """What a query finds."""
+    retriever = IndexRetriever(index)
+    try:
+        found = await retriever.search(query, num_results, False)
+        return list(dict.fromkeys(result.title for result in found))
+    finally:
+        await retriever.close()
+
+
+def test_markdown_becomes_prose() -> None:
+    """Markup, code, tables and targets of links are left out; headings and properties kept."""
+    document = parse(Path("cats.md"), MARKDOWN)
+    text = " ".join(passage.text for passage in document.passages)
+    assert document.title == "All about cats"
+    assert document.url == "https://example.com/cats"
+    assert text.startswith("Cats are small carnivores. They sleep a lot.")
+    assert "rm -rf" not in text
+    assert "1" not in text
+    assert "fish & mice. They hunt at night. Fish is food for cats. So is meat." in text
+    assert "people" not in text
+    assert [passage.heading for passage in document.passages] == ["", "Food"]
+
+
+def test_html_becomes_prose() -> None:
+    """Scripts and navigation are left out, entities resolved, nested blocks told once."""
+    html = (
+        b"<html><head><title>Page</title><script>var x;</script></head><body><nav><p>Home</p></nav>"
+        b"<h1>Dogs</h1><ul><li><p>Dogs bark &amp; run.</p></li></ul></body></html>"
+    )
+    document = parse(Path("d.html"), html)
+    assert document.title == "Dogs"
+    assert [passage.text for passage in document.passages] == ["Dogs bark & run."]
+
+
+def test_passages_end_with_sentences_and_overlap() -> None:
+    """A long text is cut on sentence borders; each passage begins with the last sentence before."""
+    text = " ".join(f"This is the long and winding sentence number {n}." for n in range(60))
+    document = parse(Path("long.txt"), text.encode())
+    assert len(document.passages) > 3
+    for one, two in zip(document.passages, document.passages[1:], strict=False):
+        last = one.text.rsplit(". ", 1)[1]
+        assert one.text.endswith(".")
+        assert two.text.startswith(last)
+
+
+@pytest.mark.parametrize("content", [b"\x00\x01\x02", b"", b"```\ncode\n```\n"])
+def test_what_is_no_prose_is_unreadable(content: bytes) -> None:
+    """Binary and empty files are no documents."""
+    with pytest.raises(UnreadableDocument):
+        parse(Path("x.md"), content)
+
+
+async def test_an_update_touches_what_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Changed files are replaced, vanished ones removed, skipped ones told by exit code 3."""
+    docs, index = tmp_path / "docs", tmp_path / "i.sqlite3"
+    write(docs, cats="Cats\n\nCats purr loudly.", dogs="Dogs\n\nDogs bark loudly.")
+    (docs / "bad.md").write_bytes(b"\0\0")
+    arguments = [str(docs), "--out", str(index), "--base-url", "https://x.org/"]
+    assert main(arguments) == 3
+    assert "2 indexed, 0 unchanged, 0 removed, 1 skipped" in capsys.readouterr().out
+    assert await titles(index, "loudly") == ["Cats", "Dogs"]
+    write(docs, cats="Cats\n\nCats sleep quietly.")
+    (docs / "dogs.txt").unlink()
+    assert main(arguments) == 3
+    assert "1 indexed, 0 unchanged, 1 removed, 1 skipped" in capsys.readouterr().out
+    assert await titles(index, "loudly") == []
+    assert await titles(index, "quietly") == ["Cats"]
+    assert main(arguments) == 3
+    assert "0 indexed, 1 unchanged, 0 removed, 1 skipped" in capsys.readouterr().out
+
+
+def test_bad_arguments_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Missing folders, empty ones, and a file that is no index."""
+    out = tmp_path / "i.sqlite3"
+    assert main([str(tmp_path / "nowhere"), "--out", str(out)]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([str(empty), "--out", str(out)]) == 1
+    assert "no documents found" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.write_text("this is no database, it is a text of some length")
+    write(tmp_path / "docs", a="A\n\nA text is here.")
+    assert main([str(tmp_path / "docs"), "--out", str(other)]) == 1
+    assert "is no search index" in capsys.readouterr().err
+    with closing(sqlite3.connect(tmp_path / "foreign.sqlite3")) as foreign:
+        foreign.execute("CREATE TABLE precious (x)")
+    assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "foreign.sqlite3")]) == 1
+    assert "is another database" in capsys.readouterr().err
+
+
+def test_an_index_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    """At the start, not at the first query."""
+    with pytest.raises(IndexUnusable, match="is missing"):
+        IndexRetriever(tmp_path / "none")
+    other = tmp_path / "other"
+    other.write_text("this is no database, it is a text of some length")
+    with pytest.raises(IndexUnusable, match="no search index"):
+        IndexRetriever(other)
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("AI", "Artificial intelligence"),
+        ("kubernetes", "Kubernetes Overview"),
+        ("what is attention", "The attention mechanism"),
+        ("how does raft elect a leader", "Consensus and Raft"),
+        ("grpc", "gRPC"),
+        ("RAG", "Retrieval-augmented generation"),
+    ],
+)
+async def test_the_document_about_it_comes_first(
+    corpus_index: Path, query: str, first: str
+) -> None:
+    """Titles, their initials and leads weigh."""
+    assert (await titles(corpus_index, query))[0] == first
+
+
+async def test_passages_are_what_a_page_shows(corpus_index: Path) -> None:
+    """Best first, as many as asked for, several of a document, each about as long as it may be."""
+    retriever = IndexRetriever(corpus_index)
+    found = await retriever.search("neural network training", 20, False)
+    await retriever.close()
+    assert len(found) == 20
+    assert len({result.url for result in found}) < 20
+    assert len({result.text for result in found}) == 20
+    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    assert all(len(result.text.split()) < PASSAGE_WORDS + 40 for result in found)
+
+
+async def test_unsafe_documents_are_left_out_on_demand(tmp_path: Path) -> None:
+    """What the front matter marks."""
+    docs, index = tmp_path / "docs", tmp_path / "i.sqlite3"
+    docs.mkdir()
+    (docs / "a.md").write_text("---\nunsafe: true\n---\n# A\n\nA bomb is dangerous.\n")
+    (docs / "b.md").write_text("# B\n\nA bomb calorimeter is safe.\n")
+    assert main([str(docs), "--out", str(index)]) == 0
+    retriever = IndexRetriever(index)
+    everything = await retriever.search("bomb", 5, False)
+    safe = await retriever.search("bomb", 5, True)
+    await retriever.close()
+    assert sorted(result.title for result in everything) == ["A", "B"]
+    assert [result.title for result in safe] == ["B"]
+
+
+@settings(deadline=None, max_examples=200)
+@given(query=st.text(max_size=60))
+def test_no_query_breaks_the_search(corpus_index: Path, query: str) -> None:
+    """Whatever a person types is words, never syntax."""
+
+    async def search() -> int:
+        retriever = IndexRetriever(corpus_index)
+        try:
+            return len(await retriever.search(query, 3, True))
+        finally:
+            await retriever.close()
+
+    assert asyncio.run(search()) <= 3
+
+
+async def test_no_index_finds_nothing() -> None:
+    """A service without documents still answers."""
+    assert await NoRetriever().search("x", 5, False) == []

@@ -1,0 +1,120 @@
+"""An index that is updated while it is being searched."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from orchestrator.index.build import Index, IndexBuildError, find_sources, main
+from orchestrator.search.retrievers.embedded import IndexRetriever
+
+NUM_DOCUMENTS = 20
+
+
+def write(folder: Path, word: str) -> None:
+    """Documents that all say `word`."""
+    folder.mkdir(exist_ok=True)
+    for number in range(NUM_DOCUMENTS):
+        (folder / f"{number}.txt").write_text(f"Number {number}\n\nThe word is {word}.")
+
+
+@pytest.mark.timeout(30)
+async def test_a_reader_sees_the_old_index_or_the_new_one(tmp_path: Path) -> None:
+    """Never some documents of each, never an error, and the new one without being opened anew."""
+    docs, index = tmp_path / "docs", tmp_path / "i.sqlite3"
+    write(docs, "round0")
+    assert main([str(docs), "--out", str(index)]) == 0
+    retriever = IndexRetriever(index)
+    done = threading.Event()
+
+    def update() -> None:
+        for number in range(1, 6):
+            write(docs, f"round{number}")
+            assert main([str(docs), "--out", str(index)]) == 0
+        done.set()
+
+    updating = asyncio.create_task(asyncio.to_thread(update))
+    seen: set[str] = set()
+    while not done.is_set() and not updating.done():
+        found = await retriever.search("word", NUM_DOCUMENTS, False)
+        assert len(found) == NUM_DOCUMENTS
+        [round_] = {result.text for result in found}
+        seen.add(round_)
+    await updating
+    assert {result.text for result in await retriever.search("word", 5, False)} == {
+        "The word is round5."
+    }
+    await retriever.close()
+
+
+def test_a_finished_index_is_one_file(tmp_path: Path) -> None:
+    """It can be copied and opened where nothing can be written, also if it was read meanwhile."""
+    write(tmp_path / "docs", "x")
+    arguments = [str(tmp_path / "docs"), "--out", str(tmp_path / "i")]
+    assert main(arguments) == 0
+    index = Index(tmp_path / "i")
+    reader = IndexRetriever(tmp_path / "i")._connect()
+    assert reader.execute("SELECT count(*) FROM documents").fetchone() == (NUM_DOCUMENTS,)
+    index.close()
+    reader.close()
+    assert main(arguments) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "i"]
+
+
+async def test_a_search_that_nobody_waits_for_ends(tmp_path: Path) -> None:
+    """The thread is free for the next one."""
+    write(tmp_path / "docs", "x")
+    assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "i")]) == 0
+    retriever = IndexRetriever(tmp_path / "i")
+    connection = retriever._connect()
+    abandoned = threading.Event()
+    connection.set_progress_handler(abandoned.is_set, 1000)
+    abandoned.set()
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT sum(x) FROM n"
+    with pytest.raises(Exception, match="interrupted"):
+        connection.execute(endless).fetchone()
+    for _ in range(3):
+        searching = asyncio.create_task(retriever.search("x", 5, False))
+        await asyncio.sleep(0)
+        searching.cancel()
+        await asyncio.gather(searching, return_exceptions=True)
+    assert len(await retriever.search("x", 5, False)) == 5
+    await retriever.close()
+
+
+def test_an_update_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All or nothing."""
+    docs, path = tmp_path / "docs", tmp_path / "i.sqlite3"
+    write(docs, "before")
+    assert main([str(docs), "--out", str(path)]) == 0
+    write(docs, "after")
+    index = Index(path)
+    real = index._update_one
+
+    def fail_at_last(source: object, base_url: str) -> str:
+        if getattr(source, "name", "") == "9.txt":
+            raise OSError("disk full")
+        return real(source, base_url)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index, "_update_one", fail_at_last)
+    with pytest.raises(OSError, match="disk full"):
+        index.update(find_sources([docs]), "")
+    count = "SELECT count(*) FROM passages WHERE passages MATCH ?"
+    assert index._connection.execute(count, ("before",)).fetchone() == (NUM_DOCUMENTS,)
+    assert index._connection.execute(count, ("after",)).fetchone() == (0,)
+    index.close()
+
+
+def test_two_documents_of_one_name_are_refused(tmp_path: Path) -> None:
+    """One of them would be lost; the same file twice is no harm."""
+    write(tmp_path / "one", "x")
+    write(tmp_path / "two", "x")
+    with pytest.raises(IndexBuildError, match=r"are both known as 0\.txt"):
+        find_sources([tmp_path / "one", tmp_path / "two"])
+    twice = find_sources([tmp_path / "one", tmp_path / "one" / "3.txt"])
+    assert len(twice) == NUM_DOCUMENTS

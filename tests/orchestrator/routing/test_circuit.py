@@ -1,0 +1,124 @@
+"""Engines that say they are healthy and are not, and ones that have just come."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.routing import circuit as circuit_module
+from orchestrator.routing.circuit import Circuit, Warmth
+from tests.clock import Clock
+from tests.orchestrator.fakes import SCRIPT, FakeInference, orchestrator
+from tests.orchestrator.routing.test_replicas import FakeReplica, replicas
+from tests.orchestrator.test_service import generate, request, text_of
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(circuit_module, "time", clock)
+    return clock
+
+
+def test_failures_in_a_row_open_it(clock: Clock) -> None:
+    """A success in between starts the count anew."""
+    circuit = Circuit()
+    assert not circuit.failure()
+    assert not circuit.failure()
+    circuit.success()
+    assert [circuit.failure() for _ in range(3)] == [False, False, True]
+    assert circuit.is_open
+
+
+def test_half_open_tries_and_waits_longer_each_time(clock: Clock) -> None:
+    """One more failure opens it for twice as long, up to a limit; a success closes it."""
+    circuit = Circuit()
+    for _ in range(3):
+        circuit.failure()
+    for seconds in (1, 2, 4, 8, 16, 30, 30):
+        assert circuit.is_open
+        clock.now += seconds - 0.01
+        assert circuit.is_open
+        clock.now += 0.02
+        assert not circuit.is_open
+        assert circuit.failure()
+    clock.now += 31
+    circuit.success()
+    assert not circuit.failure()
+
+
+def test_streams_that_break_together_are_one_failure(clock: Clock) -> None:
+    """32 streams on an engine that was killed do not lengthen its time."""
+    circuit = Circuit()
+    for _ in range(32):
+        circuit.failure()
+    clock.now += 1.01
+    assert not circuit.is_open
+
+
+def test_one_that_fails_now_and_then_is_ejected(clock: Clock) -> None:
+    """Without three in a row, by its share of the last outcomes."""
+    circuit = Circuit()
+    opened = False
+    for _ in range(10):
+        circuit.success()
+        opened = opened or circuit.failure() or circuit.failure()
+    assert opened
+    good = Circuit()
+    for _ in range(20):
+        good.success()
+        good.success()
+        assert not good.failure()
+
+
+def test_a_new_engine_gets_its_share_little_by_little(clock: Clock) -> None:
+    """From a tenth to all of it."""
+    warmth = Warmth()
+    shares = []
+    for _ in range(5):
+        shares.append(warmth.share)
+        clock.now += 2.5
+    assert shares == pytest.approx([0.1, 0.25, 0.5, 0.75, 1.0])
+    warmth.restart()
+    assert warmth.share == pytest.approx(0.1)
+
+
+def test_a_cold_engine_is_picked_when_the_warm_one_has_ten_times_as_much(clock: Clock) -> None:
+    """Until it has warmed up."""
+    warm, cold = FakeReplica("a:1"), FakeReplica("b:1")
+    clock.now += 60
+    cold.warmth.restart()
+    made = replicas(warm, cold)
+    prompt = list(range(10))
+    warm.outstanding_tokens = 50
+    assert made.pick("m", prompt) is warm  # type: ignore[comparison-overlap]
+    warm.outstanding_tokens = 200
+    assert made.pick("m", prompt) is cold  # type: ignore[comparison-overlap]
+    warm.outstanding_tokens = 50
+    clock.now += 60
+    assert made.pick("m", prompt) is cold  # type: ignore[comparison-overlap]
+
+
+def test_an_ejected_engine_gets_nothing_unless_most_are(clock: Clock) -> None:
+    """Where more than half seem broken, all are tried."""
+    members = [FakeReplica(f"{name}:1") for name in "abcd"]
+    made = replicas(*members)
+    for member in members[:2]:
+        for _ in range(3):
+            member.circuit.failure()
+    picked = {made.pick("m", [number]).address for number in range(100)}
+    assert picked == {"c:1", "d:1"}
+    for _ in range(3):
+        members[2].circuit.failure()
+    assert len({made.pick("m", [number]).address for number in range(100)}) == 4
+
+
+async def test_an_engine_that_breaks_every_stream_is_left_alone() -> None:
+    """Though its health says that it serves; the clients notice nothing."""
+    engines = [FakeInference(), FakeInference()]
+    engines[0].fail_after = 3
+    async with orchestrator(*engines) as running:
+        for number in range(16):
+            assert text_of(await generate(running, request(f"Hello {number}"))) == SCRIPT
+    assert len(engines[0].requests) <= 5

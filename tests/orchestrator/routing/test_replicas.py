@@ -1,0 +1,95 @@
+"""Choosing between engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mesh.errors import MeshError
+from mesh.rpc.targets import with_default_port
+from orchestrator.generation import ModelInfo
+from orchestrator.routing.circuit import Circuit, Warmth
+from orchestrator.routing.replicas import Lease, Member, Replicas
+from orchestrator.settings import OrchestratorSettings
+
+
+class FakeReplica:
+    """What `pick` looks at."""
+
+    def __init__(self, address: str, model: str = "m") -> None:
+        self.address = address
+        self.model = ModelInfo(model, 100)
+        self.outstanding_tokens = 0
+        self.ready = True
+        self.circuit = Circuit()
+        self.warmth = Warmth()
+
+
+def replicas(*members: FakeReplica) -> Replicas:
+    """A set that holds these."""
+    made = Replicas([], 5)
+    for member in members:
+        made._members[member.address] = Member(member, None)  # type: ignore[arg-type]
+    return made
+
+
+def test_a_prompt_prefers_the_same_engine_until_it_is_busier() -> None:
+    """Affinity holds while it costs no more than the prompt itself."""
+    members = [FakeReplica(f"10.0.0.{number}:1") for number in range(4)]
+    chosen: Any = replicas(*members).pick("m", [1, 2, 3])
+    assert all(replicas(*members).pick("m", [1, 2, 3]) is chosen for _ in range(5))
+    chosen.outstanding_tokens = 3
+    assert replicas(*members).pick("m", [1, 2, 3]) is chosen
+    chosen.outstanding_tokens = 4
+    assert replicas(*members).pick("m", [1, 2, 3]) is not chosen
+
+
+def test_prompts_spread() -> None:
+    """Different beginnings prefer different engines."""
+    members = [FakeReplica(f"10.0.0.{number}:1") for number in range(4)]
+    picked = {replicas(*members).pick("m", [number]).address for number in range(100)}
+    assert len(picked) == 4
+
+
+def test_only_what_is_ready_and_serves_the_model() -> None:
+    """Excluded, lost and other models' engines are not chosen."""
+    one, two, other = FakeReplica("a:1"), FakeReplica("b:1"), FakeReplica("c:1", "other")
+    two.ready = False
+    made = replicas(one, two, other)
+    assert made.pick("m", [1]) is one  # type: ignore[comparison-overlap]
+    with pytest.raises(MeshError, match="no engine is ready for model 'm'"):
+        made.pick("m", [1], excluded={one})  # type: ignore[arg-type]
+    assert set(made.models) == {"m", "other"}
+
+
+def test_a_lease_counts_tokens() -> None:
+    """They are outstanding inside the block only."""
+    one = FakeReplica("a:1")
+    with Lease(one, 30):  # type: ignore[arg-type]
+        assert one.outstanding_tokens == 30
+    assert one.outstanding_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "target"),
+    [
+        ("inference", "inference:9"),
+        ("inference:50053", "inference:50053"),
+        ("10.0.0.1", "10.0.0.1:9"),
+        ("[::1]", "[::1]:9"),
+        ("[::1]:5", "[::1]:5"),
+    ],
+)
+def test_a_host_may_name_its_port(host: str, target: str) -> None:
+    """The default port is added where there is none."""
+    assert with_default_port(host, 9) == target
+
+
+def test_upstreams_are_read_from_plain_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TOKENIZER_HOST and INFERENCE_HOST, as the older shape had them."""
+    monkeypatch.setenv("TOKENIZER_HOST", "tok")
+    monkeypatch.setenv("INFERENCE_HOST", "a, b:7")
+    settings = OrchestratorSettings()
+    assert settings.tokenizer_targets == {"": "tok:50052"}
+    assert settings.inference_targets == ("a:50053", "b:7")

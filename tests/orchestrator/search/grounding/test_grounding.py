@@ -1,0 +1,120 @@
+"""Sentences are matched to what they rest on, or flagged."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.search.grounding.grounding import find_support, ground
+from orchestrator.search.prompt import NOTHING_FOUND
+
+PASSAGES = {
+    1: "Raft is a consensus algorithm. It elects one leader per term. A leader sends heartbeats.",
+    2: "Caches expire entries after 60 seconds. A cache does not store passwords.",
+}
+
+
+def told(summary: str) -> list[tuple[int, str, str | None]]:
+    """Number, sentence and the words that it rests on."""
+    return [
+        (
+            each.position,
+            summary[slice(*each.sentence)],
+            None if each.span is None else PASSAGES[each.position][slice(*each.span)],
+        )
+        for each in ground(summary, PASSAGES)
+    ]
+
+
+def test_each_cited_sentence_is_matched_to_its_span() -> None:
+    """Quoted sentences to themselves, in the passage that is cited."""
+    summary = "It elects one leader per term. [1] Caches expire entries after 60 seconds [2]."
+    assert told(summary) == [
+        (1, "It elects one leader per term.", "It elects one leader per term."),
+        (
+            2,
+            "Caches expire entries after 60 seconds [2].",
+            "Caches expire entries after 60 seconds.",
+        ),
+    ]
+
+
+def test_the_wrong_passage_supports_nothing() -> None:
+    """A true sentence with another's number is flagged."""
+    assert told("It elects one leader per term. [2]") == [
+        (2, "It elects one leader per term.", None)
+    ]
+
+
+def test_a_sentence_without_a_citation_is_flagged() -> None:
+    """It rests on nothing, wherever its words come from."""
+    assert told("Raft is old. It elects one leader per term. [1]") == [
+        (0, "Raft is old.", None),
+        (1, "It elects one leader per term.", "It elects one leader per term."),
+    ]
+
+
+def test_several_citations_are_judged_one_by_one() -> None:
+    """In the order in which they stand."""
+    assert told("A leader sends heartbeats [2][1].") == [
+        (2, "A leader sends heartbeats [2][1].", None),
+        (1, "A leader sends heartbeats [2][1].", "A leader sends heartbeats."),
+    ]
+    assert [n for n, *_ in told("A leader sends heartbeats [2, 1]. And more. [1]")] == [2, 1, 1]
+
+
+def test_that_nothing_was_found_needs_no_source() -> None:
+    """It is no claim."""
+    assert ground(NOTHING_FOUND, {}) == []
+    assert ground("", {}) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "support"),
+    [
+        ("it  ELECTS one\nleader per term.", "It elects one leader per term."),
+        ("Raft elects one leader per term.", PASSAGES[1][:61]),
+        ("The leaders of Raft send heartbeats to elect a king of all terms.", None),
+        ("Term per leader one elects.", None),
+        ("It elects two leaders per term.", None),
+        ("It elects 1 leader per term.", None),
+        ("It elects no leader per term.", None),
+        ("Entirely different words occur here.", None),
+        ("It is.", None),
+    ],
+)
+def test_a_sentence_is_supported_by_words_in_order(sentence: str, support: str | None) -> None:
+    """Other forms of a word count; other numbers, a denial or a wild order do not."""
+    span = find_support(sentence, PASSAGES[1])
+    assert (None if span is None else PASSAGES[1][slice(*span)]) == support
+
+
+def test_a_denial_rests_on_a_denial_only() -> None:
+    """What a passage denies does not support that it is so."""
+    assert find_support("A cache will not store any passwords.", PASSAGES[2]) is not None
+    assert find_support("A cache does store passwords.", PASSAGES[2]) is None
+
+
+def test_scripts_without_spaces_are_compared_too() -> None:
+    """By character."""
+    passage = "東京は日本の首都です。人口は千四百万人です。"
+    span = find_support("東京は、日本の首都です。", passage)
+    assert span is not None
+    assert passage[slice(*span)].startswith("東京")
+    assert find_support("大阪の城は美しい。", passage) is None
+
+
+@given(text=st.text("Ab. [1]2,!\n? é日", max_size=80))
+def test_spans_lie_within_their_texts(text: str) -> None:
+    """Whatever a model writes."""
+    numbers = dict.fromkeys(range(300), PASSAGES[1])
+    summary = text.replace("[2", "[")
+    try:
+        found = ground(summary, numbers)
+    except KeyError:
+        return  # a number that the citation filter would have removed
+    for each in found:
+        assert 0 <= each.sentence.begin < each.sentence.end <= len(summary)
+        if each.span is not None:
+            assert 0 <= each.span.begin < each.span.end <= len(PASSAGES[1])

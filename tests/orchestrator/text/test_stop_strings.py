@@ -1,0 +1,49 @@
+"""Stop strings against searching the whole text."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.text.stop_strings import StopStrings
+
+WORDS = st.text(alphabet="ab😀", max_size=5)
+
+
+@given(
+    chunks=st.lists(WORDS, max_size=12),
+    stop=st.lists(st.text(alphabet="ab😀", min_size=1, max_size=4), max_size=4),
+)
+def test_the_text_ends_before_the_first_stop_string(chunks: list[str], stop: list[str]) -> None:
+    """However the text is cut, what is shown is all before the match that is complete first."""
+    stops = StopStrings(stop)
+    shown = [stops.push(chunk) for chunk in chunks]
+    text = "".join(chunks)
+    matches = [(start + len(each), start) for each in stop if (start := text.find(each)) >= 0]
+    _, end = min(matches, default=(0, len(text)))
+    assert "".join(shown) + stops.flush() == text[:end]
+    assert stops.matched == bool(matches)
+
+
+def test_the_cut_decides_nothing_where_stop_strings_overlap() -> None:
+    """A longer one that begins earlier does not win because it came in one piece."""
+    for chunks in (["bab"], ["b", "a", "b"], ["ba", "b"]):
+        stops = StopStrings(["bab", "a"])
+        assert "".join(stops.push(chunk) for chunk in chunks) == "b"
+
+
+def test_what_may_become_a_stop_string_is_held_back() -> None:
+    """Not even a part of a stop string leaks."""
+    stops = StopStrings(["</end>"])
+    assert stops.push("abc</e") == "abc"
+    assert stops.push("nd") == ""
+    assert stops.push("ing") == "</ending"
+    assert stops.push("x</end>y") == "x"
+    assert stops.push("z") == ""
+
+
+def test_without_stop_strings_all_passes_at_once() -> None:
+    """The common case holds nothing back."""
+    stops = StopStrings([])
+    assert stops.push("anything") == "anything"
+    assert stops.flush() == ""

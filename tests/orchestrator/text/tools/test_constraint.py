@@ -1,0 +1,186 @@
+"""Grammars that force calls, judged by the library that the engine judges tokens with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+from tokenizers import Tokenizer
+
+from mesh.errors import MeshError
+from orchestrator.generation import Constraint, ToolChoice
+from orchestrator.text.detokenizer import Decoder
+from orchestrator.text.tools.constraint import (
+    MAX_CALLS,
+    parse_tools,
+    tool_constraint,
+    with_thinking,
+)
+from orchestrator.text.tools.tool_calls import ToolCalls
+from orchestrator.text.tools.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat
+from tests.tokenizer.conftest import train_tokenizer
+
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS = json.dumps(
+    [
+        {"type": "function", "function": {"name": "weather", "parameters": CITY}},
+        {"type": "function", "function": {"name": "now"}},
+    ]
+)
+ROME = '{"city":"Rome \\"x\\" é","days":3}'
+
+ANSWERS = {
+    "hermes": (HERMES, '<tool_call>\n{"name": "weather", "arguments": %s}\n</tool_call>'),
+    "llama3": (LLAMA3, '{"name": "weather", "parameters": %s}'),
+    "mistral": (MISTRAL, '[TOOL_CALLS][{"name": "weather", "arguments": %s}]'),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """With the markers as tokens of their own."""
+    return train_tokenizer()
+
+
+def allows(tokenizer: Tokenizer, constraint: Constraint | None, text: str) -> bool:
+    """Whether an engine could have written exactly this text."""
+    assert constraint is not None
+    assert constraint.form == "grammar"
+    eos = tokenizer.token_to_id("</s>")
+    grammar = LLMatcher.grammar_from_lark(constraint.text)
+    matcher = LLMatcher(LLTokenizer(tokenizer.to_str(), eos_token=[eos]), grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+def constraint_of(
+    tokenizer: Tokenizer, format: ToolFormat | None, choice: ToolChoice, tools: str = TOOLS
+) -> Constraint | None:
+    """What holds a model of this format to the choice."""
+    return tool_constraint(parse_tools(tools), choice, format, Decoder(tokenizer).token_id)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_required_allows_calls_and_nothing_else(tokenizer: Tokenizer, name: str) -> None:
+    """In the model's own way of writing, with arguments that their schema allows."""
+    format, answer = ANSWERS[name]
+    required = constraint_of(tokenizer, format, ToolChoice(required=True))
+    assert allows(tokenizer, required, answer % ROME)
+    other = answer.replace("weather", "now") % "{}"
+    assert allows(tokenizer, required, other)
+    assert not allows(tokenizer, required, answer % "{}")
+    assert not allows(tokenizer, required, answer.replace("weather", "never") % ROME)
+    assert not allows(tokenizer, required, "It is sunny.")
+    assert not allows(tokenizer, required, "")
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_the_grammar_allows_the_reader_reads(tokenizer: Tokenizer, name: str) -> None:
+    """Two calls, forced and read again."""
+    format, answer = ANSWERS[name]
+    if format.brackets:
+        text = answer % ROME
+        text = text[:-1] + format.separator + '{"name": "now", "arguments": {}}]'
+    else:
+        text = answer % ROME + format.separator + answer.replace("weather", "now") % "{}"
+    assert allows(tokenizer, constraint_of(tokenizer, format, ToolChoice(required=True)), text)
+    single = constraint_of(tokenizer, format, ToolChoice(required=True, single=True))
+    assert not allows(tokenizer, single, text)
+    reader = ToolCalls(format, ["weather", "now"])
+    calls = (*reader.push(text).calls, *reader.flush().calls)
+    assert [each.name for each in calls if each.name] == ["weather", "now"]
+    assert "".join(each.arguments for each in calls) == ROME + "{}"
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_named_tool_is_called_once(tokenizer: Tokenizer, name: str) -> None:
+    """Neither another one, nor twice."""
+    format, answer = ANSWERS[name]
+    named = constraint_of(tokenizer, format, ToolChoice(name="now"))
+    assert allows(tokenizer, named, answer.replace("weather", "now") % "{}")
+    assert not allows(tokenizer, named, answer % ROME)
+
+
+def test_calls_do_not_go_on_for_ever(tokenizer: Tokenizer) -> None:
+    """A model that is held to calls ends after so many."""
+    required = constraint_of(tokenizer, LLAMA3, ToolChoice(required=True))
+    one = '{"name": "now", "parameters": {}}'
+    assert allows(tokenizer, required, "; ".join([one] * MAX_CALLS))
+    assert not allows(tokenizer, required, "; ".join([one] * (MAX_CALLS + 1)))
+
+
+def test_a_template_without_tools_gets_plain_json(tokenizer: Tokenizer) -> None:
+    """Forced calls work with any model."""
+    named = constraint_of(tokenizer, None, ToolChoice(name="now"))
+    assert allows(tokenizer, named, '{"name": "now", "parameters": {}}')
+
+
+SCHEMA = Constraint("json_schema", json.dumps({"type": "object", "required": ["a"]}))
+
+
+@pytest.mark.parametrize("tags", [True, False])
+@pytest.mark.parametrize(
+    ("constraint", "good", "bad"),
+    [
+        (SCHEMA, '{"a": 1}', "{}"),
+        (Constraint("json_object"), "{}", "[]"),
+        (Constraint("grammar", 'start: yes | no\nyes: "y"\nno: "n"\n'), "y", "x"),
+    ],
+)
+def test_thinking_is_free(
+    tokenizer: Tokenizer, tags: bool, constraint: Constraint, good: str, bad: str
+) -> None:
+    """The form holds for what follows; also where the tags are no tokens."""
+    ids = Decoder(tokenizer).token_id
+    plain = Tokenizer.from_str(tokenizer.to_str().replace("think>", "thonk>"))
+    vocabulary = tokenizer if tags else plain
+    free = with_thinking(constraint, ids if tags else lambda _: None, begun=False)
+    begun = with_thinking(constraint, ids if tags else lambda _: None, begun=True)
+    assert allows(vocabulary, free, good)
+    assert allows(vocabulary, free, f"<think>{bad} hm</think>\n\n{good}")
+    assert not allows(vocabulary, free, bad)
+    assert not allows(vocabulary, free, f"<think>hm</think>{bad}")
+    assert allows(vocabulary, begun, f"hm</think>{good}")
+    assert not allows(vocabulary, begun, bad)
+
+
+def test_thinking_then_calls(tokenizer: Tokenizer) -> None:
+    """Required calls come behind the thinking."""
+    required = constraint_of(tokenizer, HERMES, ToolChoice(required=True))
+    assert required is not None
+    free = with_thinking(required, Decoder(tokenizer).token_id, begun=False)
+    answer = ANSWERS["hermes"][1] % ROME
+    assert allows(tokenizer, free, answer)
+    assert allows(tokenizer, free, f"<think>\nhm\n</think>\n\n{answer}")
+    assert with_thinking(Constraint("regex", "a"), lambda _: None, begun=False).form == "regex"
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "words"),
+    [
+        ("", ToolChoice(required=True), "tool_choice must come with tools"),
+        (TOOLS, ToolChoice(name="never"), r"one of the tools \(weather, now\), given 'never'"),
+        ("{}", ToolChoice(), "tools must be an array"),
+        ("[1]", ToolChoice(), r"tools\[0\].function.name must be a string"),
+        ("[{", ToolChoice(), "tools must be JSON"),
+        (
+            '[{"function": {"name": "f", "parameters": 1}}]',
+            ToolChoice(),
+            r"tools\[0\].function.parameters must be an object",
+        ),
+    ],
+)
+def test_bad_tools_are_refused(
+    tokenizer: Tokenizer, tools: str, choice: ToolChoice, words: str
+) -> None:
+    """By field, limit and given value."""
+    with pytest.raises(MeshError, match=words):
+        constraint_of(tokenizer, HERMES, choice, tools)

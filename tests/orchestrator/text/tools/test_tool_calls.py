@@ -1,0 +1,176 @@
+"""Calls of tools, read out of text however it is cut."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from orchestrator.text.tools.tool_calls import ToolCalls
+from orchestrator.text.tools.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat, answer_format
+from tests.tokenizer.templates import CHATML, PLAIN
+from tests.tokenizer.templates import LLAMA3 as LLAMA3_TEMPLATE
+from tests.tokenizer.templates import MISTRAL as MISTRAL_TEMPLATE
+
+NAMES = ("weather", "f")
+ROME: dict[str, Any] = {"city": 'R"o{m}e \\ 🏛', "days": [1, {"a": None}]}
+ROME_JSON = json.dumps(ROME, ensure_ascii=False)
+NASTY = '{"q": "</tool_call> [TOOL_CALLS] <tool_call>{\\"name\\": \\"f\\"}"}'
+
+Calls = list[tuple[str, str]]
+
+
+def read(
+    format: ToolFormat, pieces: Iterable[str], *, single: bool = False
+) -> tuple[str, Calls, list[str]]:
+    """The text, the calls and their ids; each id comes with a name, once, before arguments."""
+    reader = ToolCalls(format, NAMES, single=single)
+    told = [reader.push(piece) for piece in pieces]
+    told.append(reader.flush())
+    calls: list[tuple[str, str]] = []
+    ids: list[str] = []
+    for delta in (call for each in told for call in each.calls):
+        if delta.name:
+            assert delta.id
+            assert delta.number == len(calls)
+            ids.append(delta.id)
+            calls.append((delta.name, ""))
+        name, arguments = calls[delta.number]
+        calls[delta.number] = (name, arguments + delta.arguments)
+    return "".join(each.text for each in told), calls, ids
+
+
+def cuts(text: str) -> Iterable[Sequence[str]]:
+    """The text whole, by character, and cut at random."""
+    yield [text]
+    yield list(text)
+    rng = random.Random(text)
+    for _ in range(20):
+        places = sorted(rng.sample(range(len(text) + 1), min(4, len(text))))
+        yield [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+CASES: list[tuple[ToolFormat, str, str, Calls]] = [
+    (HERMES, "Just text {}, <tool", "Just text {}, <tool", []),
+    (HERMES, " \n spaces \n", " \n spaces \n", []),
+    (
+        HERMES,
+        f'Let me see.\n<tool_call>\n{{"name": "weather", "arguments": {ROME_JSON}}}\n</tool_call>',
+        "Let me see.",
+        [("weather", ROME_JSON)],
+    ),
+    (
+        HERMES,
+        f'<tool_call>{{"arguments": {NASTY}, "name": "f"}}</tool_call>\n'
+        '<tool_call>\n{"name": "f"}\n</tool_call>',
+        "",
+        [("f", NASTY), ("f", "{}")],
+    ),
+    (HERMES, "<tool_call>none</tool_call>", "<tool_call>none</tool_call>", []),
+    (
+        HERMES,
+        '<tool_call>{"name": "other", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "other", "arguments": {}}</tool_call>',
+        [],
+    ),
+    (HERMES, '<tool_call>\n{"name": "f", "argu', "", [("f", "")]),
+    (HERMES, '<tool_call>\n{"na', '<tool_call>\n{"na', []),
+    (
+        HERMES,
+        '<tool_call>{"name":"f","arguments":"{\\"a\\":1}"}</tool_call>',
+        "",
+        [("f", '{"a":1}')],
+    ),
+    (HERMES, '<tool_call>{"name":"f","arguments":null}</tool_call>', "", [("f", "{}")]),
+    (LLAMA3, f'{{"name": "weather", "parameters": {ROME_JSON}}}', "", [("weather", ROME_JSON)]),
+    (
+        LLAMA3,
+        '<|python_tag|>{"type": "function", "name": "f", "parameters": {}}; '
+        '{"name": "weather", "parameters": {"city": "x"}}',
+        "",
+        [("f", "{}"), ("weather", '{"city": "x"}')],
+    ),
+    (LLAMA3, '{"answer": 42}', '{"answer": 42}', []),
+    (LLAMA3, '  {"name": "Bob", "parameters": 3}', '  {"name": "Bob", "parameters": 3}', []),
+    (LLAMA3, 'It is {"name": "f"}.', 'It is {"name": "f"}.', []),
+    (LLAMA3, "<|python_tag|>print(1)", "<|python_tag|>print(1)", []),
+    (
+        MISTRAL,
+        f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ROME_JSON}}}, '
+        f'{{"name": "f", "arguments": {NASTY}, "id": "123456789"}}]',
+        "",
+        [("weather", ROME_JSON), ("f", NASTY)],
+    ),
+    (MISTRAL, 'Ok[TOOL_CALLS]{"name": "f", "arguments": {}}', "Ok", [("f", "{}")]),
+    (MISTRAL, "[TOOL] [1] is text", "[TOOL] [1] is text", []),
+]
+
+
+@pytest.mark.parametrize(("format", "text", "shown", "calls"), CASES)
+def test_calls_and_text_are_told_apart(
+    format: ToolFormat, text: str, shown: str, calls: Calls
+) -> None:
+    """However the text is cut, the result is the same; arguments are the model's own text."""
+    for pieces in cuts(text):
+        assert read(format, pieces)[:2] == (shown, calls), pieces
+
+
+def test_arguments_stream_as_they_are_written() -> None:
+    """The name comes first; then each piece of the arguments, at once."""
+    reader = ToolCalls(HERMES, NAMES)
+    assert reader.push('<tool_call>{"name": "f"').calls[0].name == "f"
+    assert reader.push(', "arguments": {"a"').calls[0].arguments == '{"a"'
+    assert reader.push(": 1").calls[0].arguments == ": 1"
+    assert reader.push("}").calls[0].arguments == "}"
+    assert reader.push("}</tool_call>").calls == ()
+
+
+def test_text_streams_as_it_is_written() -> None:
+    """Only what may become a marker waits, and white space."""
+    reader = ToolCalls(HERMES, NAMES)
+    assert reader.push("Hello ").text == "Hello"
+    assert reader.push("world <").text == " world"
+    assert reader.push("b>").text == " <b>"
+    plain = ToolCalls(LLAMA3, NAMES)
+    assert plain.push('{"answer"').text == '{"answer"'
+    assert plain.push(": 42}").text == ": 42}"
+
+
+def test_ids_are_as_the_templates_want_them() -> None:
+    """Mistral's refuse any id that has not nine letters or digits."""
+    mistral = '[TOOL_CALLS][{"name": "f"}, {"name": "f"}]'
+    _, calls, ids = read(MISTRAL, [mistral])
+    assert calls == [("f", "{}")] * 2
+    assert len(set(ids)) == 2
+    assert all(re.fullmatch("[a-zA-Z0-9]{9}", each) for each in ids)
+    [other] = read(LLAMA3, ['{"name": "f"}'])[2]
+    assert re.fullmatch("call_[a-zA-Z0-9]{24}", other)
+
+
+def test_one_call_where_one_is_asked_for() -> None:
+    """The others are left out."""
+    text = '<tool_call>{"name": "f"}</tool_call>\n<tool_call>{"name": "weather"}</tool_call>'
+    assert read(HERMES, [text], single=True)[:2] == ("", [("f", "{}")])
+
+
+def test_formats_are_told_from_templates() -> None:
+    """Each family's own; a template without tools has none."""
+    assert answer_format([CHATML]).tools is HERMES
+    assert answer_format([CHATML]).thinks
+    assert answer_format([LLAMA3_TEMPLATE]).tools is LLAMA3
+    assert answer_format(["", MISTRAL_TEMPLATE]).tools is MISTRAL
+    assert answer_format([PLAIN]).tools is None
+    assert answer_format([]) == answer_format([PLAIN])
+    assert not answer_format([LLAMA3_TEMPLATE]).thinks
+
+
+def test_long_arguments_take_linear_time() -> None:
+    """A megabyte of arguments, in small pieces, is read in seconds."""
+    arguments = json.dumps({"text": "x" * 300_000})
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    pieces = [text[at : at + 7] for at in range(0, len(text), 7)]
+    assert read(HERMES, pieces)[1] == [("f", arguments)]

@@ -1,0 +1,248 @@
+"""The trace view: what it takes, what it keeps, what it shows."""
+
+from __future__ import annotations
+
+import gzip
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+
+from scripts.traceview.otlp import grpc_receiver
+from scripts.traceview.spans import Span, summarize, waterfall
+from scripts.traceview.store import MAX_SPANS, Store
+from scripts.traceview.terminal import Printer, duration, render
+from scripts.traceview.web import web_server
+
+TRACE = "1" * 32
+
+
+def span(name: str, start: int, end: int, *, parent: str = "", **other: object) -> Span:
+    """A span of milliseconds, whose id is its name."""
+    fields: dict[str, object] = {
+        "service": "gateway",
+        "trace_id": TRACE,
+        "span_id": name,
+        "parent_id": parent,
+        "name": name,
+        "kind": "internal",
+        "start": start * 1_000_000,
+        "end": end * 1_000_000,
+        "failed": False,
+        "message": "",
+        "attributes": {},
+        "events": (),
+        "links": (),
+        **other,
+    }
+    return Span(**fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(keep=3)
+
+
+@pytest.fixture
+def exported() -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
+    """Real spans: a failed server span with an event, and a child."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "bakery"}))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider, exporter
+    provider.shutdown()
+
+
+def make_spans(provider: TracerProvider) -> str:
+    """Two spans; gives their trace id."""
+    tracer = provider.get_tracer("t")
+    with tracer.start_as_current_span("bake", kind=SpanKind.SERVER) as parent:
+        parent.set_attributes({"bread.num_loaves": 3, "bread.kinds": ["rye", "<b>"]})
+        parent.add_event("oven hot", {"degrees": 220.5})
+        parent.set_status(Status(StatusCode.ERROR, "burnt"))
+        with tracer.start_as_current_span("knead"):
+            pass
+    return f"{parent.get_span_context().trace_id:032x}"
+
+
+def test_it_takes_what_the_exporter_sends_over_grpc(store: Store) -> None:
+    """The real exporter of the services, to a real receiver."""
+    with grpc_receiver("127.0.0.1:0", store.add) as port:
+        provider = TracerProvider(resource=Resource({"service.name": "bakery"}))
+        exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{port}", insecure=True)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        trace_id = make_spans(provider)
+        provider.shutdown()
+    rows = waterfall(store.spans(trace_id))
+    assert [(row.span.name, row.depth) for row in rows] == [("bake", 0), ("knead", 1)]
+    bake = rows[0].span
+    assert (bake.service, bake.kind, bake.outcome, bake.message) == (
+        *("bakery", "server", "failed", "burnt"),
+    )
+    assert bake.attributes == {"bread.num_loaves": 3, "bread.kinds": ["rye", "<b>"]}
+    assert [(event.name, event.attributes) for event in bake.events] == [
+        ("oven hot", {"degrees": 220.5})
+    ]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_it_takes_the_same_over_http(
+    store: Store, exported: tuple[TracerProvider, InMemorySpanExporter], compressed: bool
+) -> None:
+    """OTLP over HTTP in protobuf, compressed or not; then the page's JSON has it."""
+    provider, exporter = exported
+    trace_id = make_spans(provider)
+    body = encode_spans(exporter.get_finished_spans()).SerializeToString()
+    headers = {"content-encoding": "gzip"} if compressed else {}
+    with web_server("127.0.0.1:0", store) as port, client(port) as http:
+        sent = http.post(
+            "/v1/traces", content=gzip.compress(body) if compressed else body, headers=headers
+        )
+        assert sent.status_code == 200
+        [summary] = http.get("/api/traces").json()
+        trace = http.get(f"/api/traces/{trace_id}").json()
+    assert summary["name"] == "bake"
+    assert summary["outcome"] == "failed"
+    assert summary["num_spans"] == 2
+    assert [(each["name"], each["depth"]) for each in trace["spans"]] == [("bake", 0), ("knead", 1)]
+    assert trace["spans"][0]["start_ms"] == 0
+    assert 0 <= trace["spans"][0]["events"][0]["at_ms"] <= trace["duration_ms"]
+
+
+def client(port: int) -> httpx.Client:
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10)
+
+
+def test_the_page_is_safe_and_complete(store: Store) -> None:
+    """The page, its style and its script are served, and load nothing from elsewhere."""
+    with web_server("127.0.0.1:0", store) as port, client(port) as http:
+        for path in ("/", f"/trace/{TRACE}", "/traceview.css", "/traceview.js"):
+            response = http.get(path)
+            assert response.status_code == 200
+            assert "default-src 'self'" in response.headers["content-security-policy"]
+            assert "https://" not in response.text
+            assert "innerHTML" not in response.text
+        assert http.get(f"/api/traces/{TRACE}").status_code == 404
+        for path in ("/../spans.py", "/static/index.html", "/trace/x"):
+            assert http.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff", b"{}" * 50])
+def test_what_is_no_export_is_refused(store: Store, body: bytes) -> None:
+    """With 400, also compressed, and the server goes on."""
+    with web_server("127.0.0.1:0", store) as port, client(port) as http:
+        assert http.post("/v1/traces", content=body).status_code == 400
+        headers = {"content-encoding": "gzip"}
+        assert http.post("/v1/traces", content=body, headers=headers).status_code == 400
+        assert http.get("/api/traces").json() == []
+
+
+def test_the_oldest_trace_leaves(store: Store) -> None:
+    """As many traces are kept as were asked for, and a trace is not endless."""
+    for number in range(5):
+        store.add([span("a", number, number + 1, trace_id=f"{number:032x}")])
+    assert [int(each.trace_id, 16) for each in store.summaries()] == [4, 3, 2]
+    store.add(span(str(number), 0, 1) for number in range(MAX_SPANS + 10))
+    assert len(store.spans(TRACE)) == MAX_SPANS
+
+
+def test_a_waterfall_holds_every_span_once() -> None:
+    """Also where parents are missing, or lead in a circle among what is known."""
+    spans = [
+        span("late", 5, 6, parent="root"),
+        span("early", 1, 9, parent="root"),
+        span("root", 0, 10),
+        span("inner", 2, 3, parent="early"),
+        span("lost", 4, 5, parent="unknown"),
+    ]
+    rows = [(row.span.name, row.depth) for row in waterfall(spans)]
+    assert rows == [("root", 0), ("early", 1), ("inner", 2), ("late", 1), ("lost", 0)]
+
+
+def test_a_trace_is_open_until_its_root_is_here() -> None:
+    """What is known so far is shown by its first span."""
+    spans = [span("child", 1, 3, parent="root")]
+    assert summarize(TRACE, spans)[1:] == ("child", "gateway", 1e6, 2e6, "open", False, 1, False)
+    spans.append(span("root", 0, 4, attributes={"weir.outcome": "cancelled"}))
+    assert summarize(TRACE, spans).outcome == "cancelled"
+    assert summarize(TRACE, spans).complete
+
+
+def test_steps_are_shown_with_the_requests_they_carried(
+    store: Store, exported: tuple[TracerProvider, InMemorySpanExporter]
+) -> None:
+    """A step is no trace of its own in the list."""
+    provider, _ = exported
+    with provider.get_tracer("t").start_as_current_span("request") as request:
+        pass
+    trace_id = f"{request.get_span_context().trace_id:032x}"
+    assert Link(request.get_span_context()).context.is_valid
+    store.add([span("engine_step", 1, 2, trace_id="2" * 32, links=(trace_id,))])
+    store.add([span("request", 0, 3, trace_id=trace_id)])
+    assert [each.trace_id for each in store.summaries()] == [trace_id]
+    assert [step.name for step in store.steps(trace_id)] == ["engine_step"]
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [(850_000, "850 µs"), (1_234_000, "1.23 ms"), (123_400_000, "123 ms"), (6.12e10, "61.2 s")],
+)
+def test_durations_are_short(nanoseconds: float, text: str) -> None:
+    """Three digits and a unit."""
+    assert duration(round(nanoseconds)) == text
+
+
+def test_a_terminal_shows_the_waterfall() -> None:
+    """Bars stand where the time went; what did not end well says so."""
+    spans = [span("GET /x", 0, 1000), span("half", 500, 1000, parent="GET /x", failed=True)]
+    head, first, second = render(TRACE, spans).splitlines()
+    assert head == f"GET /x  ok  1.00 s  {TRACE}"
+    assert first.split() == ["gateway", "GET", "/x", "█" * 40, "1.00", "s"]
+    assert second.split() == ["gateway", "half", "█" * 20, "500", "ms", "failed"]
+    assert second.index("█") == first.index("█") + 20
+    assert "\x1b[31m" in render(TRACE, spans, color=True)
+
+
+def test_the_printer_waits_for_the_root(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trace is printed once, when its root is here and nothing more comes."""
+    printed: list[str] = []
+    printer = Printer(store, printed.append, color=False)
+    monkeypatch.setattr("scripts.traceview.terminal.QUIET_SECONDS", 0.0)
+    store.add([span("child", 1, 2, parent="root")])
+    printer.print_complete()
+    assert printed == []
+    store.add([span("root", 0, 3)])
+    printer.print_complete()
+    printer.print_complete()
+    assert len(printed) == 1
+    assert printed[0].count("\n") == 4
+
+
+def test_the_process_starts_and_ends(exported: tuple[TracerProvider, InMemorySpanExporter]) -> None:
+    """It says where it listens, prints a trace in the terminal, and exits with 0 on SIGTERM."""
+    addresses = ["--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "scripts.traceview", "--terminal", *addresses]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = line.split()[2].rstrip(",")
+        provider, exporter = exported
+        trace_id = make_spans(provider)
+        spans: tuple[ReadableSpan, ...] = exporter.get_finished_spans()
+        body = encode_spans(spans).SerializeToString()
+        httpx.post(f"{url}/v1/traces", content=body, trust_env=False, timeout=20)
+        head = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert head.startswith("bake  failed")
+    assert trace_id in head

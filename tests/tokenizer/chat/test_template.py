@@ -1,0 +1,231 @@
+"""Chat templates: rendered and encoded as transformers does, in a sandbox that holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.process.lifecycle import StartupError
+from tests.tokenizer import templates
+from tests.tokenizer.conftest import MakeModel
+from tokenizer.chat.budget import Budget
+from tokenizer.chat.conversation import Conversation, Message, build_message, parse_tools
+from tokenizer.chat.template import ChatTemplate
+from tokenizer.files import read_files
+from tokenizer.tokenizer import Tokenizer
+
+LoadTokenizer = Callable[..., Tokenizer]
+
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_level",
+            "description": "Level of a river's <gauge> & more, in °",
+            "parameters": {"type": "object", "properties": {"river": {"type": "string"}}},
+        },
+    }
+]
+CALL = {
+    "id": "abcdefghi",
+    "type": "function",
+    "function": {"name": "get_level", "arguments": {"river": "Danube è 日"}},
+}
+SHORT: list[Any] = [{"role": "user", "content": "What is a weir?\n  "}]
+LONG: list[Any] = [
+    {"role": "system", "content": "  Be brief.  "},
+    {"role": "user", "content": "Hello 👋 <b>'quoted'</b> & \"more\""},
+    {"role": "assistant", "content": "<think>hm\n</think>\n\nHello."},
+    {"role": "user", "content": "And now?"},
+]
+WITH_CALL: list[Any] = [
+    {"role": "user", "content": "How high is the Danube?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": '{"level": 3}', "tool_call_id": "abcdefghi"},
+]
+
+
+def budget(max_characters: int = 1_000_000, seconds: float = 30) -> Budget:
+    return Budget(max_characters=max_characters, seconds=seconds)
+
+
+def conversation(messages: list[Any], **fields: Any) -> Conversation:
+    return Conversation(messages=messages, **{"template_kwargs": {}, **fields})
+
+
+def transformers_tokenizer(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", sorted(templates.ALL))
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
+@pytest.mark.parametrize("messages", [SHORT, LONG, WITH_CALL], ids=["short", "long", "call"])
+def test_ids_equal_those_of_transformers(
+    make_model: MakeModel, name: str, tools: list[Any] | None, messages: list[Any]
+) -> None:
+    """Every template, with and without tools and calls, gives transformers' very ids."""
+    folder = make_model(templates.ALL[name])
+    theirs = transformers_tokenizer(folder).apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, return_dict=False
+    )
+    tokenizer = Tokenizer("m", read_files(str(folder)))
+    ours = tokenizer.encode_conversation(conversation(messages, tools=tools), budget())
+    assert ours == theirs
+    assert len(ours) > 10
+
+
+@pytest.mark.parametrize("content", ["The level is", "The level is \n"])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
+def test_a_final_message_is_continued_as_in_transformers(
+    make_model: MakeModel, name: str, content: str
+) -> None:
+    """With continue_final_message the prompt ends inside the assistant's message."""
+    messages = [{"role": "user", "content": "How high?"}, {"role": "assistant", "content": content}]
+    folder = make_model(templates.ALL[name])
+    theirs = transformers_tokenizer(folder).apply_chat_template(
+        messages, continue_final_message=True, tokenize=False
+    )
+    tokenizer = Tokenizer("m", read_files(str(folder)))
+    continued = conversation(messages, continue_final_message=True)
+    ours = tokenizer.encode_conversation(continued, budget())
+    assert tokenizer.decode(ours, skip_special_tokens=False) == theirs
+    assert theirs.rstrip().endswith("The level is")
+
+
+def test_template_kwargs_and_documents_reach_the_template(make_model: MakeModel) -> None:
+    """Variables of the request steer the template as they do in transformers."""
+    template = "{{ greeting }} {{ documents[0].title }} {{ messages[0].content }}"
+    folder = make_model(template)
+    variables = {"greeting": "Grüezi", "documents": [{"title": "Weirs"}]}
+    theirs = transformers_tokenizer(folder).apply_chat_template(
+        SHORT, tokenize=False, add_generation_prompt=True, **variables
+    )
+    chat = ChatTemplate("m", {"default": template}, {})
+    assert chat.render(conversation(SHORT, template_kwargs=variables), budget()) == theirs
+    assert theirs.startswith("Grüezi Weirs What")
+
+
+def test_tools_choose_the_tool_template(load_tokenizer: LoadTokenizer) -> None:
+    """A list of templates gives `tool_use` to requests with tools, `default` to the rest."""
+    sources = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    tokenizer = load_tokenizer(sources)
+    for tools, text in ((None, "plain"), (TOOLS, "tools")):
+        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), budget())
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_template_files_win_over_the_config(load_tokenizer: LoadTokenizer) -> None:
+    """chat_template.jinja and additional_chat_templates/ are read as transformers reads them."""
+    files = {"chat_template.jinja": "file", "additional_chat_templates/tool_use.jinja": "extra"}
+    tokenizer = load_tokenizer("config", files)
+    for tools, text in ((None, "file"), (TOOLS, "extra")):
+        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), budget())
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_a_model_without_a_template_says_so(load_tokenizer: LoadTokenizer) -> None:
+    """Chat on a base model is the request's error, and names the model."""
+    with pytest.raises(MeshError, match="'a-model' has no chat template") as caught:
+        load_tokenizer(None).encode_conversation(conversation(SHORT), budget())
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+
+
+def test_a_broken_template_stops_the_start(load_tokenizer: LoadTokenizer) -> None:
+    """Syntax errors show when the model is loaded, not with the first request."""
+    with pytest.raises(StartupError, match="'default' of model 'a-model' is broken"):
+        load_tokenizer("{% if %}")
+
+
+def test_a_refusal_of_the_template_is_told(load_tokenizer: LoadTokenizer) -> None:
+    """raise_exception reaches the caller with the template's own words."""
+    messages = [{"role": "assistant", "content": "first"}]
+    with pytest.raises(MeshError, match="roles must alternate") as caught:
+        load_tokenizer(templates.MISTRAL).encode_conversation(conversation(messages), budget())
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ raise_exception.__globals__['json'] }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ dict.__class__.__init__.__globals__ }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+        "{{ namespace(_x=1) }}",
+        "{{ messages.append({}) }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{{ (messages|attr('__class__')) ~ 1 / 0 }}",
+        "{% for a in range(10000000) %}{{ a }}{% endfor %}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}{{ os }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    ],
+)
+def test_the_sandbox_holds(template: str) -> None:
+    """Ways out of jinja2 that are known from elsewhere are refused."""
+    chat = ChatTemplate("m", {"default": template}, {})
+    with pytest.raises(MeshError) as caught:
+        chat.render(conversation(SHORT), budget())
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+
+
+def test_a_rendering_has_an_end() -> None:
+    """Too much output, too much time and a caller that has gone each stop a template."""
+    loop = "{% for i in range(90000) %}{% for k in range(90000) %}x{% endfor %}{% endfor %}"
+    chat = ChatTemplate("m", {"default": loop}, {})
+    cancelled = budget()
+    cancelled.cancel()
+    with pytest.raises(MeshError, match="at most 1000 characters, given 1001"):
+        chat.render(conversation(SHORT), budget(max_characters=1000))
+    with pytest.raises(MeshError, match=r"within 0\.05 s"):
+        chat.render(conversation(SHORT), budget(10**9, seconds=0.05))
+    with pytest.raises(MeshError) as caught:
+        chat.render(conversation(SHORT), cancelled)
+    assert caught.value.kind is ErrorKind.CANCELLED
+
+
+def test_messages_are_not_changed_by_rendering() -> None:
+    """The conversation can be rendered again."""
+    messages: list[Message] = [{"role": "assistant", "content": "a"}]
+    chat = ChatTemplate("m", {"default": "{{ messages[0].content }}"}, {})
+    for _ in range(2):
+        continued = conversation(messages, continue_final_message=True)
+        assert chat.render(continued, budget()) == "a"
+
+
+def test_json_fields_reach_templates_as_data() -> None:
+    """Calls arrive with their arguments parsed, empty arguments as an empty object."""
+    calls = [
+        {"function": {"name": "f", "arguments": '{"a": 1}'}},
+        {"function": {"name": "g", "arguments": ""}},
+    ]
+    message = build_message(
+        0,
+        role="assistant",
+        content="",
+        name="n",
+        tool_calls_json=json.dumps(calls),
+        tool_call_id="",
+    )
+    assert message == {
+        "role": "assistant",
+        "content": "",
+        "name": "n",
+        "tool_calls": [
+            {"function": {"name": "f", "arguments": {"a": 1}}},
+            {"function": {"name": "g", "arguments": {}}},
+        ],
+    }
+    assert parse_tools("") is None
+    assert parse_tools("[]") is None
+    assert parse_tools(json.dumps(TOOLS)) == TOOLS
