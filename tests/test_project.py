@@ -6,19 +6,22 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+from setuptools import find_packages
+
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = ("mesh", "gateway", "orchestrator", "tokenizer", "inference")
 
 
 def test_every_package_is_installed() -> None:
-    """A folder that is missing from the explicit list would be missing from the images."""
+    """A folder that setuptools does not find would be missing from the images."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     found = {
         path.parent.relative_to(ROOT).as_posix().replace("/", ".")
         for service in SERVICES
         for path in (ROOT / service).rglob("__init__.py")
     }
-    assert sorted(found) == project["tool"]["setuptools"]["packages"]
+    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert found == set(find_packages(str(ROOT), include=patterns))
 
 
 def test_torch_is_pinned_once() -> None:

@@ -93,7 +93,7 @@ def test_a_service_asks() -> None:
     """A process has it once it runs: told by a process that ends there."""
     script = (
         "import asyncio\n"
-        "from mesh import lifecycle\n"
+        "from mesh.process import lifecycle\n"
         "from mesh.process.settings import ServiceSettings\n"
         "from tests.mesh.process.test_cpu_scheduling import slice_ns\n"
         "async def serve(stop): print(slice_ns())\n"
