@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
+from gateway.http.headers import RETRY_AFTER
 from gateway.http.json_text import encode
 from mesh.errors import HTTP_ERROR, ErrorKind, MeshError
 
@@ -69,4 +70,4 @@ def _headers(error: MeshError) -> dict[str, str]:
     if error.retry_after is None and error.kind not in _RETRIED:
         return {}
     seconds = DEFAULT_RETRY_SECONDS if error.retry_after is None else error.retry_after
-    return {"retry-after": str(max(1, math.ceil(seconds)))}
+    return {RETRY_AFTER: str(max(1, math.ceil(seconds)))}

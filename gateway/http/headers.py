@@ -1,4 +1,4 @@
-"""The headers of a request, read once: half a dozen parts of the gateway ask for one each."""
+"""Request headers as a mapping, and the names of the response headers that the gateway adds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ from collections.abc import Mapping
 
 from starlette.types import Scope
 
+REQUEST_ID = "x-request-id"
+TRACE_ID = "x-trace-id"
+IGNORED_FIELDS = "x-ignored-fields"
+"""Lists the fields of the request body that the gateway does not know."""
+RETRY_AFTER = "retry-after"
+
+RESPONSE_HEADERS = (REQUEST_ID, TRACE_ID, RETRY_AFTER, IGNORED_FIELDS)
+"""Response headers that the gateway adds; CORS exposes all of them to pages."""
+
 _KEY = "gateway.http.headers"
 
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
-    """Values by name in lower case; the first one where a name comes more than once."""
+    """Header values by lower-case name, decoded once a request.
+
+    The first value wins where a name occurs more than once.
+    """
     headers: dict[str, str] | None = scope.get(_KEY)
     if headers is None:
-        # As HTTP/1.1 has them, RFC 9112: any byte is a character.
+        # RFC 9112 allows any byte in a header value; Latin-1 decodes each to one character.
         given = ((name.decode("latin-1"), value) for name, value in reversed(scope["headers"]))
         headers = scope[_KEY] = {name: value.decode("latin-1") for name, value in given}
     return headers

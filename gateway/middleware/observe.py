@@ -10,13 +10,13 @@ from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
-from gateway.http.headers import headers_of
+from gateway.http.headers import IGNORED_FIELDS, REQUEST_ID, TRACE_ID, headers_of
 from gateway.http.routes import UNWATCHED_PATHS, route_of
 from gateway.middleware.origin import cors_headers
 from gateway.observability import metrics
 from gateway.observability.observation import Observation
 from gateway.observability.tracing import end_span, http_span, unrecorded_span
-from gateway.validation.ignored_fields import IGNORED_HEADER, ignored_header
+from gateway.validation.ignored_fields import ignored_header
 from mesh.context import RequestContext, accept_request_id, annotate, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.observability.telemetry import trace_id
@@ -54,7 +54,7 @@ class ObserveMiddleware:
         observation.attach(scope)
         headers = headers_of(scope)
         request = RequestContext(
-            request_id=accept_request_id(headers.get("x-request-id")),
+            request_id=accept_request_id(headers.get(REQUEST_ID)),
             deadline=observation.arrived + self._timeout_seconds,
             idle_timeout=self._idle_seconds,
         )
@@ -92,7 +92,7 @@ class _Responder:
     def __init__(self, scope: Scope, send: Send, request_id: str, trace_id: str) -> None:
         self._scope = scope
         self._send = send
-        self._ids = {"x-request-id": request_id, "x-trace-id": trace_id}
+        self._ids = {REQUEST_ID: request_id, TRACE_ID: trace_id}
         self.status = 0
 
     @property
@@ -110,7 +110,7 @@ class _Responder:
         headers = {**self._ids, **cors_headers(self._scope)}
         ignored = Observation.of(self._scope).ignored
         if ignored:
-            headers[IGNORED_HEADER] = ignored_header(ignored)
+            headers[IGNORED_FIELDS] = ignored_header(ignored)
         return headers
 
 

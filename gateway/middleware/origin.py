@@ -15,14 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.errors import HttpError
-from gateway.http.headers import headers_of
+from gateway.http.headers import RESPONSE_HEADERS, headers_of
 from gateway.http.routes import UNWATCHED_PATHS
 
 ANY = "*"
 PREFLIGHT_SECONDS = 600
 
 _KEY = "gateway.cors"
-_EXPOSED = "x-request-id, x-trace-id, retry-after"
+_EXPOSED = ", ".join(RESPONSE_HEADERS)
 _METHODS = "GET, POST, DELETE"
 _HEADERS = (
     "authorization, content-type, accept, last-event-id, x-request-id, traceparent, tracestate"

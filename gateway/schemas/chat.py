@@ -10,6 +10,7 @@ from gateway.schemas.common import MAX_UINT32, Answer, Body, OpenAIUsage, to_jso
 from gateway.schemas.sampling import MAX_LOGPROBS, SamplingFields
 from gateway.schemas.tools import ResponseFormat, ToolCall, ToolChoiceField, Tools
 from gateway.upstream.generation import ChatPrompt, Generation, Message, ToolChoice
+from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
 
 
@@ -26,13 +27,13 @@ def _content(value: object) -> object:
     texts = []
     for number, part in enumerate(value):
         if not isinstance(part, dict):
-            raise ValueError(f"FIELD[{number}] must be an object, given {given_value(part)}")
+            raise FieldError(f"must be an object, given {given_value(part)}", number)
         kind = part.get("type")
         if kind != "text":
-            raise ValueError(f"FIELD[{number}].type must be 'text', given {given_value(kind)}")
+            raise FieldError(f"must be 'text', given {given_value(kind)}", number, "type")
         text = part.get("text")
         if not isinstance(text, str):
-            raise ValueError(f"FIELD[{number}].text must be a string, given {given_value(text)}")
+            raise FieldError(f"must be a string, given {given_value(text)}", number, "text")
         texts.append(text)
     return "\n".join(texts)
 
@@ -52,7 +53,7 @@ class ChatMessage(Body):
     @model_validator(mode="after")
     def _check(self) -> ChatMessage:
         if self.content is None and not self.tool_calls:
-            raise ValueError("FIELD.content is required")
+            raise FieldError("is required", "content")
         return self
 
     def message(self, index: int) -> Message:
@@ -94,16 +95,15 @@ class ChatCompletionRequest(SamplingFields):
     def _check(self) -> ChatCompletionRequest:
         forced = self.tool_choice not in ("auto", "none")
         if forced and not self.tools:
-            raise ValueError("tool_choice must come with tools, given none")
+            raise FieldError("must come with tools, given none", "tool_choice")
         if forced and self.response_format.type != "text":
-            raise ValueError(
-                "response_format.type must be 'text' where a tool must be called, "
-                f"given {given_value(self.response_format.type)}"
-            )
+            given = given_value(self.response_format.type)
+            requirement = f"must be 'text' where a tool must be called, given {given}"
+            raise FieldError(requirement, "response_format", "type")
         if self.response_format.type == "json_schema" and self.response_format.json_schema is None:
-            raise ValueError("response_format.json_schema is required")
+            raise FieldError("is required", "response_format", "json_schema")
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs must come with logprobs true, given false")
+            raise FieldError("must come with logprobs true, given false", "top_logprobs")
         return self
 
     def generations(self) -> list[Generation]:

@@ -6,6 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
+from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
 from mesh.errors import invalid
 
@@ -24,9 +25,9 @@ class Answer(BaseModel):
 
 
 def only(value: object, accepted: object, field: str) -> None:
-    """Raises ValueError unless an option has the only value that is supported."""
+    """Raises FieldError unless `value` is the only supported value of `field`."""
     if value != accepted:
-        raise ValueError(f"{field} must be {given_value(accepted)}, given {given_value(value)}")
+        raise FieldError(f"must be {given_value(accepted)}, given {given_value(value)}", field)
 
 
 def to_json(value: object, field: str) -> str:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from gateway.schemas.common import MAX_UINT32, Answer, OpenAIUsage, only
 from gateway.schemas.sampling import MAX_CHOICES, MAX_LOGPROBS, SamplingFields
 from gateway.upstream.generation import Generation, TokenIds
+from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
 
 Prompt: TypeAlias = str | tuple[int, ...]
@@ -20,34 +21,32 @@ def _prompts(value: object) -> list[Prompt]:
 
 
 def prompt_list(value: object, most: int) -> list[Prompt]:
-    """`value` as a list of texts and of token ids. Raises ValueError about FIELD."""
+    """`value` as a list of texts and of token ids. Raises FieldError."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
-        raise ValueError(f"FIELD must be text or token ids, given {given_value(value)}")
+        raise FieldError(f"must be text or token ids, given {given_value(value)}")
     if not value:
-        raise ValueError("FIELD must have at least 1 token id, given 0")
+        raise FieldError("must have at least 1 token id, given 0")
     if not isinstance(value[0], str | list):
-        return [_token_ids(value, "FIELD")]
+        return [_token_ids(value)]
     if len(value) > most:
-        raise ValueError(f"FIELD must have at most {most} prompts, given {len(value)}")
+        raise FieldError(f"must have at most {most} prompts, given {len(value)}")
     prompts: list[Prompt] = []
     for number, each in enumerate(value):
-        name = f"FIELD[{number}]"
-        prompts.append(each if isinstance(each, str) else _token_ids(each, name))
+        prompts.append(each if isinstance(each, str) else _token_ids(each, number))
     return prompts
 
 
-def _token_ids(value: object, name: str) -> tuple[int, ...]:
+def _token_ids(value: object, *path: int) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"{name} must be text or token ids, given {given_value(value)}")
+        raise FieldError(f"must be text or token ids, given {given_value(value)}", *path)
     if not value:
-        raise ValueError(f"{name} must have at least 1 token id, given 0")
+        raise FieldError("must have at least 1 token id, given 0", *path)
     for each in value:
         if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= MAX_UINT32:
-            raise ValueError(
-                f"{name} must hold token ids from 0 to {MAX_UINT32}, given {given_value(each)}"
-            )
+            given = given_value(each)
+            raise FieldError(f"must hold token ids from 0 to {MAX_UINT32}, given {given}", *path)
     return tuple(value)
 
 
@@ -79,12 +78,13 @@ class CompletionRequest(SamplingFields):
             only(self.best_of, self.n, "best_of")
         least = 0 if self.echo else 1
         if self.max_tokens is not None and self.max_tokens < least:
-            raise ValueError(f"max_tokens must be at least {least}, given {self.max_tokens}")
+            raise FieldError(f"must be at least {least}, given {self.max_tokens}", "max_tokens")
         num_choices = self.n * len(self.prompt)
         if num_choices > MAX_CHOICES:
-            raise ValueError(
-                f"n must give at most {MAX_CHOICES} choices together with the prompts, "
-                f"given {num_choices}"
+            raise FieldError(
+                f"must give at most {MAX_CHOICES} choices together with the prompts, "
+                f"given {num_choices}",
+                "n",
             )
         only(self.suffix, "", "suffix")
         return self

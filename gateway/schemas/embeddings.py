@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from gateway.schemas.common import Answer, Body, only
 from gateway.schemas.completions import Prompt, prompt_list
 from gateway.upstream.generation import TokenIds
+from gateway.validation.field_error import FieldError
 
 MAX_INPUTS = 2048
 
@@ -17,8 +18,8 @@ def _inputs(value: object) -> list[Prompt]:
     inputs = prompt_list(value, MAX_INPUTS)
     for number, each in enumerate(inputs):
         if not each:
-            name = "FIELD" if isinstance(value, str) else f"FIELD[{number}]"
-            raise ValueError(f"{name} must have at least 1 character, given 0")
+            path = () if isinstance(value, str) else (number,)
+            raise FieldError("must have at least 1 character, given 0", *path)
     return inputs
 
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from gateway.schemas.common import MAX_UINT32, MAX_UINT64, Body
 from gateway.upstream.generation import Constraint, SamplingParams
+from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
 
 MAX_STOP_STRINGS = 4
@@ -19,7 +20,7 @@ MAX_CHOICES = 32
 def _stop(value: object) -> object:
     strings = [value] if isinstance(value, str) else value
     if isinstance(strings, list) and "" in strings:
-        raise ValueError("FIELD must not hold an empty string")
+        raise FieldError("must not hold an empty string")
     return strings
 
 
@@ -29,7 +30,7 @@ def _logit_bias(value: object) -> object:
     for key in value:
         digits = isinstance(key, str) and key.isascii() and key.isdecimal()
         if not digits or len(key) > 10 or int(key) > MAX_UINT32:
-            raise ValueError(f"FIELD must have token ids as its keys, given {given_value(key)}")
+            raise FieldError(f"must have token ids as its keys, given {given_value(key)}")
     return {int(key): bias for key, bias in value.items()}
 
 

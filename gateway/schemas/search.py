@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from gateway.schemas.common import MAX_UINT32, Answer, Body, UsageAnswer
 from gateway.upstream.generation import Search
+from gateway.validation.field_error import FieldError
 
 MAX_QUERY_CHARACTERS = 500
 
@@ -16,8 +17,8 @@ MAX_QUERY_CHARACTERS = 500
 def _no_control_characters(query: str) -> str:
     for place, character in enumerate(query, 1):
         if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
-            raise ValueError(
-                "FIELD must have no control characters but tabs and line ends, "
+            raise FieldError(
+                "must have no control characters but tabs and line ends, "
                 f"given U+{ord(character):04X} as character {place}"
             )
     return query

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from gateway.schemas.common import Answer, Body, to_json
 from gateway.upstream.generation import Constraint, ToolChoice
+from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value, json_kind
 
 MAX_TOOLS = 128
@@ -35,23 +36,23 @@ class Tool(Body):
 def _tool(value: object) -> object:
     """Checked, and passed on as it came: templates show tools whole."""
     if not isinstance(value, dict):
-        raise ValueError(f"FIELD must be an object, given {json_kind(value)}")
+        raise FieldError(f"must be an object, given {json_kind(value)}")
     if value.get("type") != "function":
-        raise ValueError(f"FIELD.type must be 'function', given {given_value(value.get('type'))}")
+        raise FieldError(f"must be 'function', given {given_value(value.get('type'))}", "type")
     function = value.get("function")
     if not isinstance(function, dict):
-        raise ValueError(f"FIELD.function must be an object, given {json_kind(function)}")
+        raise FieldError(f"must be an object, given {json_kind(function)}", "function")
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            "FIELD.function.name must be 1 to 64 letters, digits, '_', '.' or '-', "
-            f"given {given_value(name)}"
+        raise FieldError(
+            f"must be 1 to 64 letters, digits, '_', '.' or '-', given {given_value(name)}",
+            "function",
+            "name",
         )
     parameters = function.get("parameters")
     if not isinstance(parameters, dict | None):
-        raise ValueError(
-            f"FIELD.function.parameters must be an object, given {json_kind(parameters)}"
-        )
+        requirement = f"must be an object, given {json_kind(parameters)}"
+        raise FieldError(requirement, "function", "parameters")
     return value
 
 
@@ -77,16 +78,15 @@ class NamedTool(Body):
 def _tool_choice(value: object) -> object:
     if isinstance(value, str):
         if value not in ("auto", "none", "required"):
-            raise ValueError(
-                'FIELD must be "auto", "none", "required" or a tool\'s name, '
-                f"given {given_value(value)}"
+            raise FieldError(
+                f'must be "auto", "none", "required" or a tool\'s name, given {given_value(value)}'
             )
         return value
     function = value.get("function") if isinstance(value, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(value, dict) or value.get("type") != "function" or not isinstance(name, str):
-        raise ValueError(
-            'FIELD must be a string, or {"type": "function", "function": {"name": …}}, '
+        raise FieldError(
+            'must be a string, or {"type": "function", "function": {"name": …}}, '
             f"given {json_kind(value)}"
         )
     return ToolChoice(name=name)

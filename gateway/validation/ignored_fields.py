@@ -8,8 +8,6 @@ from itertools import islice
 
 from pydantic import BaseModel
 
-IGNORED_HEADER = "x-ignored-fields"
-
 MAX_NAMES = 20
 MAX_NAME_CHARACTERS = 60
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from gateway.validation.field_error import FieldError
 from mesh.errors import MeshError, invalid
 
 MAX_GIVEN_CHARACTERS = 80
@@ -56,9 +57,9 @@ def _problem(problem: ErrorDetails) -> MeshError:
     field = field_path(problem["loc"])
     if kind == "missing":
         return invalid(field, f"{field} is required")
-    if kind == "value_error":  # raised by a validator of ours, with its own words
-        message = str(problem["ctx"]["error"]).replace("FIELD", field)
-        return invalid(message.partition(" ")[0], message)
+    if kind == "value_error" and isinstance(error := problem["ctx"]["error"], FieldError):
+        field = field_path((*problem["loc"], *error.path))
+        return invalid(field, f"{field} {error.requirement}")
     limit = _LIMITS.get(kind)
     if limit is not None:
         text = limit(problem.get("ctx", {}))

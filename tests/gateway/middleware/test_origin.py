@@ -81,3 +81,16 @@ async def test_named_origins_may_ask(origins: str) -> None:
         assert "access-control-allow-credentials" not in each.headers
     assert "authorization" in preflight.headers["access-control-allow-headers"]
     assert "x-request-id" in served.headers["access-control-expose-headers"]
+
+
+async def test_pages_can_read_our_response_headers() -> None:
+    """CORS exposes every header that the gateway adds, the list of ignored fields included."""
+    origin = "https://app.example"
+    async with direct_client(cors_origins=origin) as client:
+        response = await client.post(
+            "/v1/completions", json={"prompt": "x", "unknown": 1}, headers={"origin": origin}
+        )
+    exposed = response.headers["access-control-expose-headers"].split(", ")
+    added = {name for name in response.headers if name.startswith("x-")}
+    assert added == {"x-request-id", "x-trace-id", "x-ignored-fields"}
+    assert {*added, "retry-after"} <= set(exposed)
