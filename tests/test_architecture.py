@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVICES = ("gateway", "orchestrator", "tokenizer", "inference")
 PACKAGES = ("mesh", *SERVICES)
-MAX_LINES = 300
 GENERATED = "mesh/v1/"
 
 ENVIRONMENT_READERS = {
@@ -123,17 +122,6 @@ def reads_environment(path: Path) -> bool:
     attributes = (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
     imported = {module.rpartition(".")[2] for module in imports_of(path) if module[:3] == "os."}
     return bool(names & imported or names & set(attributes))
-
-
-def test_files_are_small() -> None:
-    """At most 300 lines: beyond that a file holds two things."""
-    tests = [path for path in (ROOT / "tests").rglob("*.py")]
-    sizes = {name_of(path): lines_of(path) for path in [*own_files(*PACKAGES), *tests]}
-    assert {name: size for name, size in sizes.items() if size > MAX_LINES} == {}
-
-
-def lines_of(path: Path) -> int:
-    return len(path.read_text().splitlines())
 
 
 def test_every_file_of_a_package_says_what_it_is() -> None:
