@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness.alone import run_alone
@@ -37,8 +38,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: what the quota gives")
     arguments = parser.parse_args()
     engine = load_engine(
-        EngineOptions(
-            folder=arguments.model, name="m", threads=arguments.threads, kv_cache_tokens=65_536
+        replace(
+            EngineOptions.defaults(arguments.model, "m"),
+            threads=arguments.threads,
+            kv_cache_tokens=65_536,
+            num_speculative_tokens=0,
         )
     )
     rng = random.Random(0)

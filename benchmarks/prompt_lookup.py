@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,9 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     engines = {
         number: load_engine(
-            EngineOptions(
-                folder=arguments.model,
-                name="demo",
+            replace(
+                EngineOptions.defaults(arguments.model, "demo"),
                 threads=arguments.threads,
                 kv_cache_tokens=4096,
                 num_speculative_tokens=number,

@@ -14,6 +14,7 @@ import random
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,9 @@ def main() -> None:
             folder = Path(made)
             make_model.make(folder, "smollm2-135m")
         engine = load_engine(
-            EngineOptions(
-                folder=folder,
-                name="m",
+            replace(
+                EngineOptions.defaults(folder, "m"),
+                num_speculative_tokens=0,
                 dtype=arguments.dtype,
                 kernels=arguments.kernels,
                 threads=arguments.threads,

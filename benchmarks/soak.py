@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,9 +160,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of a small model's forward pass")
     arguments = parser.parse_args()
-    options = EngineOptions(
-        folder=arguments.model,
-        name="soak",
+    options = replace(
+        EngineOptions.defaults(arguments.model, "soak"),
         threads=arguments.threads,
         kv_cache_tokens=1024,  # so small that sequences lose their blocks to each other
         max_num_seqs=32,

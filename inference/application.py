@@ -80,23 +80,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         folder = await asyncio.to_thread(model_folder, settings.model, FILE_PATTERNS)
     except ModelNotFoundError as error:
         raise StartupError(f"INFERENCE_MODEL: {error}") from error
-    options = EngineOptions(
-        folder=folder,
-        name=settings.served_name,
-        device=settings.device,
-        dtype=settings.dtype,
-        kernels=settings.kernels,
-        cuda_graphs=settings.cuda_graphs,
-        batch_invariance=settings.batch_invariance,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_waiting=settings.max_num_waiting,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        max_context=settings.max_context,
-        block_size=settings.block_size,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        threads=settings.threads,
-        num_speculative_tokens=settings.num_speculative_tokens,
-    )
+    options = EngineOptions.from_settings(settings, folder)
     return AsyncEngine(
         lambda: load_engine(options),
         on_step=steps.record,

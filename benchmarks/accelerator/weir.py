@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.accelerator.workload import WARM_UP_TOKENS, Row, Workload, decode_rate
@@ -68,9 +69,9 @@ def figure(engine: Engine, workload: Workload, row: Row) -> float:
 def measure(workload: Workload, dtype: str, invariance: Invariance) -> dict[str, object]:
     """All rows of a round, with one engine that has room for the largest."""
     engine = load_engine(
-        EngineOptions(
-            folder=Path(workload.folder),
-            name="m",
+        replace(
+            EngineOptions.defaults(Path(workload.folder), "m"),
+            num_speculative_tokens=0,
             device=workload.device,
             dtype=dtype,
             batch_invariance=invariance,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 from benchmarks.contenders.measure import load_from_arguments, report
 from inference.engine.engine import Engine
@@ -38,9 +39,9 @@ def main() -> None:
     kernels, dtype = sys.argv.pop(), sys.argv.pop()
     load = load_from_arguments()
     engine = load_engine(
-        EngineOptions(
-            folder=load.folder,
-            name="m",
+        replace(
+            EngineOptions.defaults(load.folder, "m"),
+            num_speculative_tokens=0,
             dtype=dtype,
             kernels=kernels,
             threads=load.num_threads,

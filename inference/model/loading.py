@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from inference.sampling.torch_sampler import TorchDrawer
 from inference.scheduler.block_manager import BlockManager
 from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.sequence import Sequence
+from inference.settings import InferenceSettings
 from inference.structured_output.masks import MaskWorker
 from inference.structured_output.vocabulary import Vocabulary
 
@@ -47,23 +48,37 @@ MAX_CAPTURED_ROWS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What an engine is made of. Zeros mean: find out."""
+    """The settings that `load_engine` reads; `InferenceSettings` describes them."""
 
     folder: Path
+    """The model's folder on this machine."""
     name: str
-    device: str = "auto"
-    dtype: str = "auto"
-    max_num_seqs: int = 64
-    max_num_waiting: int = 256
-    max_num_batched_tokens: int = 2048
-    max_context: int = 0
-    block_size: int = 16
-    kv_cache_tokens: int = 0
-    threads: int = 0
-    num_speculative_tokens: int = 0
-    kernels: str = "auto"
-    cuda_graphs: bool = True
-    batch_invariance: Invariance = Invariance.SEEDED
+    """The name that clients request the model by."""
+    device: str
+    dtype: str
+    max_num_seqs: int
+    max_num_waiting: int
+    max_num_batched_tokens: int
+    max_context: int
+    block_size: int
+    kv_cache_tokens: int
+    threads: int
+    num_speculative_tokens: int
+    kernels: str
+    cuda_graphs: bool
+    batch_invariance: Invariance
+
+    @classmethod
+    def from_settings(cls, settings: InferenceSettings, folder: Path) -> EngineOptions:
+        """The options that the service's settings give, for the model in `folder`."""
+        names = {field.name for field in fields(cls)} - {"folder", "name"}
+        values = {name: getattr(settings, name) for name in names}
+        return cls(folder=folder, name=settings.served_name, **values)
+
+    @classmethod
+    def defaults(cls, folder: Path, name: str) -> EngineOptions:
+        """The settings' defaults, without reading flags or the environment."""
+        return cls.from_settings(InferenceSettings.model_construct(model_name=name), folder)
 
 
 def load_engine(options: EngineOptions) -> Engine:

@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,7 +187,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.draw:
         draw_held_out(arguments.limit)
-    engine = load_engine(EngineOptions(folder=arguments.model, name="demo", max_num_waiting=10_000))
+    options = EngineOptions.defaults(arguments.model, "demo")
+    engine = load_engine(replace(options, max_num_waiting=10_000, num_speculative_tokens=0))
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     sources = {
         "held-out packages": held_out_pairs()[: arguments.limit],

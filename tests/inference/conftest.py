@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,10 @@ def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., Engine]:
             "kernels": "torch",
             "kv_cache_tokens": 4096,
             "threads": threads,
+            "num_speculative_tokens": 0,
         }
-        folder = model_folder(family)
-        return load_engine(EngineOptions(folder=folder, name=family, **{**defaults, **options}))
+        values = {**defaults, **options}
+        return load_engine(replace(EngineOptions.defaults(model_folder(family), family), **values))
 
     return make
 
@@ -87,8 +89,10 @@ def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Cal
             "kv_cache_tokens": LONG_CONTEXT,
             "max_num_batched_tokens": LONG_CONTEXT,
             "threads": torch.get_num_threads(),
+            "num_speculative_tokens": 0,
         }
-        return load_engine(EngineOptions(folder=folder, name="slow", **{**defaults, **options}))
+        values = {**defaults, **options}
+        return load_engine(replace(EngineOptions.defaults(folder, "slow"), **values))
 
     return make
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from inference.model.loading import EngineOptions
+from inference.runner.invariance import Invariance
 from inference.settings import InferenceSettings
 from mesh.process.settings import load
 
@@ -60,3 +62,13 @@ def test_what_cannot_be_is_refused_by_name(
         read(*arguments)
     said = capsys.readouterr().err.lower()
     assert f"inference_{name}" in said
+
+
+def test_engine_options_have_the_defaults_of_the_settings() -> None:
+    """An engine built without the service's settings speculates as the service does."""
+    settings = InferenceSettings.model_construct(model_name="m")
+    options = EngineOptions.defaults(Path("folder"), "m")
+    assert options == EngineOptions.from_settings(settings, Path("folder"))
+    assert (options.name, options.folder) == ("m", Path("folder"))
+    assert options.num_speculative_tokens == 8
+    assert options.batch_invariance is Invariance.SEEDED

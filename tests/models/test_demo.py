@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,10 @@ def test_it_quotes_the_sentence_that_answers(
     tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> None:
     """On passages it has never seen: whole sentences, rightly cited, or that nothing was found."""
-    engine = load_engine(EngineOptions(folder=FOLDER, name="demo", kv_cache_tokens=4096, threads=1))
+    options = EngineOptions.defaults(FOLDER, "demo")
+    engine = load_engine(
+        replace(options, kv_cache_tokens=4096, threads=1, num_speculative_tokens=0)
+    )
     nothing = Pair("how do volcanoes erupt", PAIR.passages[:1])
     empty = Pair("lighthouses", [])
     answers = answer_all(engine, tokenizer, [PAIR, nothing, empty])

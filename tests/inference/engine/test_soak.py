@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,9 +19,8 @@ async def test_nothing_is_left_of_requests_that_end_and_that_leave(
 ) -> None:
     """Every block is free at the end, every sequence is gone, and memory is where it was."""
     save_spelling(tmp_path)
-    options = EngineOptions(
-        folder=tmp_path,
-        name="soak",
+    options = replace(
+        EngineOptions.defaults(tmp_path, "soak"),
         kv_cache_tokens=512,
         max_num_seqs=16,
         max_num_waiting=CONCURRENCY,

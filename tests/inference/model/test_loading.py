@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ def folder(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def load(folder: Path, **options: Any) -> Any:
     """An engine of the folder."""
-    defaults = {"device": "cpu", "kv_cache_tokens": 256, "threads": torch.get_num_threads()}
-    return load_engine(EngineOptions(folder=folder, name="m", **{**defaults, **options}))
+    defaults = {
+        "device": "cpu",
+        "kv_cache_tokens": 256,
+        "threads": torch.get_num_threads(),
+        "num_speculative_tokens": 0,
+    }
+    return load_engine(replace(EngineOptions.defaults(folder, "m"), **{**defaults, **options}))
 
 
 def change_config(folder: Path, file: str = "config.json", **values: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def test_an_engine_goes_on_with_torch(
         raise library.Unavailable("there is no C compiler and no compiled decoder")
 
     monkeypatch.setattr(library, "load", unavailable)
-    options = {"folder": model_folder("llama-tied-gqa"), "name": "m", "kv_cache_tokens": 256}
-    load_engine(EngineOptions(**options))  # type: ignore[arg-type]
+    defaults = EngineOptions.defaults(model_folder("llama-tied-gqa"), "m")
+    options = replace(defaults, kv_cache_tokens=256)
+    load_engine(options)
     with pytest.raises(ModelLoadError, match="INFERENCE_KERNELS is native, but there is no C"):
-        load_engine(EngineOptions(**options, kernels="native"))  # type: ignore[arg-type]
+        load_engine(replace(options, kernels="native"))

@@ -158,7 +158,7 @@ def test_steps_are_captured_on_a_gpu_by_kernels_that_can_be(
     asked: list[int] = []
     monkeypatch.setattr(loading, "CudaCapture", Recorded)
     monkeypatch.setattr(loading, "GraphedModel", lambda *_, **o: asked.append(o["max_num_rows"]))
-    options = EngineOptions(folder=Path(), name="m", max_num_seqs=64)
+    options = replace(EngineOptions.defaults(Path(), "m"), max_num_seqs=64)
     assert loading._capture(options, model, 512, NONE) is None
     model.device = torch.device("cuda")
     assert loading._capture(options, model, 512, NONE) is None  # torch's operations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,14 @@ def test_drafts_keep_to_a_constraint(tmp_path: Path) -> None:
     constraint = Constraint(ConstraintForm.REGEX, r"(ab|ba){4,9}(, ab){9}[0-9]{3,9}")
     answers = []
     for num_drafts in (0, 6):
-        options = {"num_speculative_tokens": num_drafts, "threads": torch.get_num_threads()}
-        engine = load_engine(
-            EngineOptions(
-                folder=tmp_path, name="s", dtype="float32", kv_cache_tokens=4096, **options
-            )
+        options = replace(
+            EngineOptions.defaults(tmp_path, "s"),
+            dtype="float32",
+            kv_cache_tokens=4096,
+            num_speculative_tokens=num_drafts,
+            threads=torch.get_num_threads(),
         )
+        engine = load_engine(options)
         sequences = [
             Sequence(
                 str(n),

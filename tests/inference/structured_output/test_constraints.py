@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,13 @@ def make(folder: Path) -> Callable[..., Engine]:
 
     def load(**options: Any) -> Engine:
         threads = torch.get_num_threads()
-        defaults = {"dtype": "float32", "kv_cache_tokens": 32_768, "threads": threads}
-        return load_engine(EngineOptions(folder=folder, name="s", **{**defaults, **options}))
+        defaults = {
+            "dtype": "float32",
+            "kv_cache_tokens": 32_768,
+            "threads": threads,
+            "num_speculative_tokens": 0,
+        }
+        return load_engine(replace(EngineOptions.defaults(folder, "s"), **{**defaults, **options}))
 
     return load
 
