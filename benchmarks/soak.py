@@ -29,7 +29,7 @@ from inference.engine.errors import DeadlineExceeded
 from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
-from inference.structured_output.constraint import Constraint, ConstraintForm
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 
 CONCURRENCY = 48
 MAX_GROWTH_BYTES = 32 * 2**20
@@ -108,7 +108,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         values |= {"num_logprobs": 2, "num_prompt_logprobs": 1}
     if rng.random() < 0.15:
         least = rng.randint(1, 60)  # more of them than are kept compiled
-        values["constraint"] = Constraint(ConstraintForm.REGEX, f"[a-z]{{{least},200}}[0-9]+")
+        values["constraint"] = OutputConstraint(ConstraintForm.REGEX, f"[a-z]{{{least},200}}[0-9]+")
     return SamplingParams(**values)
 
 

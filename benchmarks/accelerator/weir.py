@@ -11,12 +11,12 @@ from pathlib import Path
 
 from benchmarks.accelerator.workload import WARM_UP_TOKENS, Row, Workload, decode_rate
 from inference.engine.engine import Engine
-from inference.engine.interface import FinishReason
 from inference.model.loading import EngineOptions, load_engine
 from inference.runner.invariance import Invariance
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from mesh.process.garbage_collection import keep_startup
+from mesh.protocol.finish import FinishReason
 
 
 def token_times(

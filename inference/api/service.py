@@ -11,13 +11,15 @@ import grpc.aio
 from inference.api import metrics, spans
 from inference.api.spans import StepSpans
 from inference.engine import errors
-from inference.engine.interface import Chunk, EngineClient, Finish, FinishReason, TokenLogprobs
+from inference.engine.interface import Chunk, EngineClient, Finish
 from inference.sampling.sampling_params import SamplingParams
-from inference.structured_output.constraint import Constraint, ConstraintForm
 from mesh.context import annotate, current_request, new_request_id
 from mesh.errors import ErrorKind, MeshError
 from mesh.process.backlog import Backlog
-from mesh.protocol.optional_fields import optional_values
+from mesh.protocol.finish import REASON_TO_PROTO
+from mesh.protocol.logprobs import token_logprob_to_proto
+from mesh.protocol.sampling_params import sampling_values
+from mesh.protocol.usage import Usage, usage_to_proto
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
@@ -34,12 +36,6 @@ _KIND_OF_ERROR: tuple[tuple[type[errors.EngineError], ErrorKind], ...] = (
     (errors.EngineUnavailable, ErrorKind.UNAVAILABLE),
     (errors.StepFailed, ErrorKind.UNAVAILABLE),
 )
-
-_REASONS = {
-    FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
-    FinishReason.ABORT: common_pb2.FINISH_REASON_ABORT,
-}
 
 SERVICE = "mesh.v1.InferenceService"
 
@@ -148,35 +144,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     def _sampling_params(self, message: common_pb2.SamplingParams) -> SamplingParams:
-        """The request's values over the model's own defaults over ours."""
-        values = {**self._engine.model_info.default_sampling, **optional_values(message)}
-        return SamplingParams(
-            **values,
-            stop_token_ids=frozenset(message.stop_token_ids),
-            ignore_eos=message.ignore_eos,
-            min_tokens=message.min_tokens,
-            logit_bias=dict(message.logit_bias),
-            constraint=_constraint(message.constraint) if message.HasField("constraint") else None,
-        )
-
-
-def _constraint(message: common_pb2.OutputConstraint) -> Constraint:
-    match message.WhichOneof("form"):
-        case "json_schema":
-            return Constraint(ConstraintForm.JSON_SCHEMA, message.json_schema)
-        case "json_object" if message.json_object:
-            return Constraint(ConstraintForm.JSON_OBJECT)
-        case "regex":
-            return Constraint(ConstraintForm.REGEX, message.regex)
-        case "grammar":
-            return Constraint(ConstraintForm.GRAMMAR, message.grammar)
-    raise errors.InvalidSamplingParams(
-        f"constraint must have one of {', '.join(ConstraintForm)}. Given: none", field="constraint"
-    )
+        """The request's values, else the model's own defaults, else the engine's."""
+        defaults = self._engine.model_info.default_sampling
+        return SamplingParams(**{**defaults, **sampling_values(message)})
 
 
 def _prompt_message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateResponse:
-    logprobs = [_logprob(logprobs) for logprobs in chunk.prompt_logprobs]
+    logprobs = [token_logprob_to_proto(logprobs) for logprobs in chunk.prompt_logprobs]
     return inference_pb2.InferenceServiceGenerateResponse(
         chunk=inference_pb2.TokenChunk(prompt_logprobs=logprobs)
     )
@@ -186,16 +160,11 @@ def _message(chunk: Chunk, finish: Finish | None) -> inference_pb2.InferenceServ
     """The tokens of a chunk, and the end behind them; the first chunk may hold none."""
     tokens = None
     if chunk.token_ids or finish is None:
-        logprobs = [_logprob(logprobs) for logprobs in chunk.logprobs]
+        logprobs = [token_logprob_to_proto(logprobs) for logprobs in chunk.logprobs]
         tokens = inference_pb2.TokenChunk(token_ids=chunk.token_ids, logprobs=logprobs)
     return inference_pb2.InferenceServiceGenerateResponse(
         chunk=tokens, finish=None if finish is None else _finish(finish)
     )
-
-
-def _logprob(logprobs: TokenLogprobs) -> common_pb2.TokenLogprob:
-    top = [common_pb2.TopLogprob(token_id=token, logprob=value) for token, value in logprobs.top]
-    return common_pb2.TokenLogprob(token_id=logprobs.token_id, logprob=logprobs.logprob, top=top)
 
 
 def _finish(finish: Finish) -> inference_pb2.GenerationFinish:
@@ -203,11 +172,9 @@ def _finish(finish: Finish) -> inference_pb2.GenerationFinish:
     scheduled = timings.finish if timings.scheduled is None else timings.scheduled
     first_token = timings.finish if timings.first_token is None else timings.first_token
     return inference_pb2.GenerationFinish(
-        reason=_REASONS[finish.reason],
-        usage=common_pb2.Usage(
-            prompt_tokens=finish.num_prompt_tokens,
-            completion_tokens=finish.num_completion_tokens,
-            cached_tokens=finish.num_cached_tokens,
+        reason=REASON_TO_PROTO[finish.reason],
+        usage=usage_to_proto(
+            Usage(finish.num_prompt_tokens, finish.num_completion_tokens, finish.num_cached_tokens)
         ),
         queue_seconds=scheduled - timings.arrival,
         prefill_seconds=first_token - scheduled,

@@ -13,10 +13,11 @@ from opentelemetry.trace import Link, Span, SpanContext
 from opentelemetry.util.types import AttributeValue
 
 from inference.engine.errors import DeadlineExceeded
-from inference.engine.interface import Finish, FinishReason, PrefillChunk, Step
+from inference.engine.interface import Finish, PrefillChunk, Step
 from inference.sampling.sampling_params import SamplingParams
 from mesh.observability import semconv, tracing
 from mesh.observability.semconv import Operation, Outcome
+from mesh.protocol.finish import FinishReason
 
 
 def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> None:

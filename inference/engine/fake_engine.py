@@ -17,11 +17,14 @@ from inference.api import metrics
 from inference.embedding.queue import check_inputs
 from inference.engine.admission import Admission
 from inference.engine.errors import DeadlineExceeded, EngineError, EngineUnavailable
-from inference.engine.interface import Chunk, Finish, FinishReason, Load, ModelInfo, TokenLogprobs
+from inference.engine.interface import Chunk, Finish, Load, ModelInfo
 from inference.engine.streams import Streams
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence, SequenceStatus
+from inference.structured_output.constraint import invalid_constraint
+from mesh.protocol.finish import FinishReason
+from mesh.protocol.logprobs import TokenLogprob
 
 FIRST_ID = 600
 NUM_IDS = 1024
@@ -113,7 +116,7 @@ class FakeEngine:
         if self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no new sequences")
         if params.constraint is not None:
-            raise params.constraint.invalid("cannot be kept to: the model is a fake")
+            raise invalid_constraint(params.constraint, "cannot be kept to: the model is a fake")
         sequence = Sequence(
             request_id,
             prompt_token_ids,
@@ -229,13 +232,13 @@ def fake_token(sequence: Sequence) -> int:
 def _prompt_logprobs(sequence: Sequence) -> StepOutput:
     most = sequence.params.num_prompt_logprobs
     logprobs = [
-        TokenLogprobs(token_id, 0.0, ((token_id, 0.0),)[:most])
+        TokenLogprob(token_id, 0.0, ((token_id, 0.0),)[:most])
         for token_id in sequence.token_ids[1:]
     ]
     return StepOutput(sequence.request_id, [], [], None, logprobs)
 
 
-def _logprobs(sequence: Sequence, token_id: int) -> list[TokenLogprobs]:
+def _logprobs(sequence: Sequence, token_id: int) -> list[TokenLogprob]:
     if sequence.params.num_logprobs is None:
         return []
-    return [TokenLogprobs(token_id, 0.0, ((token_id, 0.0),)[: sequence.params.num_logprobs])]
+    return [TokenLogprob(token_id, 0.0, ((token_id, 0.0),)[: sequence.params.num_logprobs])]

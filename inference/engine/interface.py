@@ -8,31 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from inference.engine.errors import EngineError
 from inference.sampling.sampling_params import SamplingParams
-
-
-class FinishReason(StrEnum):
-    """Why a sequence ended."""
-
-    STOP = "stop"
-    """A stop token was sampled; it is the last id of the stream."""
-    LENGTH = "length"
-    ABORT = "abort"
-    """Ended from outside: by its consumer, its deadline, or the engine's stop."""
-    ERROR = "error"
-
-
-class TokenLogprobs(NamedTuple):
-    """Log-probabilities at one position, of the model's raw distribution."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    """The likeliest ids with their logprobs, likeliest first; as many as were asked for."""
+from mesh.protocol.finish import FinishReason
+from mesh.protocol.logprobs import TokenLogprob
 
 
 class PrefillChunk(NamedTuple):
@@ -105,8 +86,8 @@ class Chunk:
     """
 
     token_ids: list[int]
-    logprobs: list[TokenLogprobs]
-    prompt_logprobs: Sequence[TokenLogprobs] = ()
+    logprobs: list[TokenLogprob]
+    prompt_logprobs: Sequence[TokenLogprob] = ()
     """With the first token, where they were asked for: of the prompt's tokens but the first."""
     finish: Finish | None = None
     intervals: Sequence[float] = ()

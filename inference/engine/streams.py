@@ -9,9 +9,11 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Outputs
 
 from inference.engine.errors import DuplicateRequest
-from inference.engine.interface import Chunk, Finish, FinishReason, TokenLogprobs
+from inference.engine.interface import Chunk, Finish
 from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence
+from mesh.protocol.finish import FinishReason
+from mesh.protocol.logprobs import TokenLogprob
 
 BURST_SECONDS = 0.02
 """Streams that wait for their turn leave at multiples of this time."""
@@ -37,8 +39,8 @@ class TokenStream:
 
     def __init__(self) -> None:
         self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._prompt: list[TokenLogprobs] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt: list[TokenLogprob] = []
         self._finish: Finish | None = None
         self._last: float | None = None
         self._intervals: list[float] = []

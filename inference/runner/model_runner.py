@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.engine.interface import TokenLogprobs
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.factory import Model
 from inference.runner.invariance import Invariance
@@ -22,6 +21,7 @@ from inference.sampling.sampler import Drawer, Sampling, sample
 from inference.scheduler.batch import Batch, StepResult
 from inference.scheduler.speculation import Row, rows_of
 from inference.structured_output.masks import MaskWorker
+from mesh.protocol.logprobs import TokenLogprob
 
 
 class ModelRunner:
@@ -96,7 +96,7 @@ class LaunchedStep:
     def __init__(
         self,
         sampling: Sampling | None,
-        prompt_logprobs: Mapping[str, list[TokenLogprobs]] = MappingProxyType({}),
+        prompt_logprobs: Mapping[str, list[TokenLogprob]] = MappingProxyType({}),
     ) -> None:
         """Without `sampling` it samples nothing."""
         self._sampling = sampling
@@ -161,11 +161,9 @@ def _step(batch: Batch, is_invariant: bool) -> Step:
     )
 
 
-def _take_prompt_rows(
-    logits: Tensor, batch: Batch
-) -> tuple[Tensor, dict[str, list[TokenLogprobs]]]:
+def _take_prompt_rows(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, list[TokenLogprob]]]:
     """The rows that are sampled, and what the others say of their sequences' prompts."""
-    prompt: dict[str, list[TokenLogprobs]] = {}
+    prompt: dict[str, list[TokenLogprob]] = {}
     sampled: list[Tensor] = []
     row = 0
     if not any(sequence.prompt_rows for sequence in batch.sequences):

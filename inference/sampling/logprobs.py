@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.engine.interface import TokenLogprobs
 from inference.runner.staging import to_device
 from inference.scheduler.sequence import Sequence
+from mesh.protocol.logprobs import TokenLogprob
 
 
-def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[TokenLogprobs]:
+def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[TokenLogprob]:
     """Of one token a row of `raw` [num_rows, vocab_size], log probabilities.
 
     `asked` is how many of the likeliest each row wants as well.
@@ -26,7 +26,7 @@ def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[
     # In one piece, so that the device is waited for once; a double holds ids and floats exactly.
     told = torch.cat([part.double() for part in (raw.gather(1, ids), values, likeliest)], dim=1)
     return [
-        TokenLogprobs(
+        TokenLogprob(
             token_id,
             logprob,
             # The likeliest values lie before their ids.
@@ -36,7 +36,7 @@ def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[
     ]
 
 
-def prompt_logprobs(logits: Tensor, sequence: Sequence) -> list[TokenLogprobs]:
+def prompt_logprobs(logits: Tensor, sequence: Sequence) -> list[TokenLogprob]:
     """Of the prompt's tokens behind the rows of `sequence.prompt_rows`, in order."""
     token_ids = [sequence.token_ids[position + 1] for position in sequence.prompt_rows]
     asked = sequence.params.num_prompt_logprobs

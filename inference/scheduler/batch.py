@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from inference.engine.interface import Finish, TokenLogprobs
+from inference.engine.interface import Finish
 from inference.scheduler.sequence import Sequence
+from mesh.protocol.logprobs import TokenLogprob
 
 
 class SampledToken(NamedTuple):
     """What a step sampled for one sequence; a negative id means that nothing could be."""
 
     token_id: int
-    logprobs: TokenLogprobs | None = None
+    logprobs: TokenLogprob | None = None
 
 
 class StepResult(NamedTuple):
@@ -24,7 +25,7 @@ class StepResult(NamedTuple):
 
     tokens: list[SampledToken]
     """One for each of `batch.sampling` and one more for each of its drafts, in order."""
-    prompt_logprobs: Mapping[str, list[TokenLogprobs]] = MappingProxyType({})
+    prompt_logprobs: Mapping[str, list[TokenLogprob]] = MappingProxyType({})
     """By request id, for each sequence with `prompt_rows`: one for each of them."""
 
 
@@ -33,9 +34,9 @@ class StepOutput(NamedTuple):
 
     request_id: str
     token_ids: list[int]
-    logprobs: list[TokenLogprobs]
+    logprobs: list[TokenLogprob]
     finish: Finish | None
-    prompt_logprobs: Rows[TokenLogprobs] = ()
+    prompt_logprobs: Rows[TokenLogprob] = ()
     time: float | None = None
     """When the step ended, by the monotonic clock; None: now."""
 

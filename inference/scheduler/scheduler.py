@@ -11,12 +11,14 @@ from collections.abc import Sequence as Rows
 from itertools import chain
 
 from inference.engine.errors import DeadlineExceeded, DuplicateRequest, EngineError, StepFailed
-from inference.engine.interface import Finish, FinishReason, PrefillChunk, TokenLogprobs
+from inference.engine.interface import Finish, PrefillChunk
 from inference.scheduler.async_scheduling import Foresight
 from inference.scheduler.batch import Batch, SampledToken, StepOutput
 from inference.scheduler.block_manager import BlockManager
 from inference.scheduler.sequence import Sequence, SequenceStatus
 from inference.scheduler.speculation import Drafter
+from mesh.protocol.finish import FinishReason
+from mesh.protocol.logprobs import TokenLogprob
 
 MAX_PROMPT_LOGPROBS = 256
 """Rows of logits in a step for log probabilities of prompts: each is as wide as the vocabulary."""
@@ -133,7 +135,7 @@ class Scheduler:
         sequence.num_scheduled_tokens = 0
         if num_drafted:
             self._drafter.learn(sequence, num_drafted, len(tokens) - 1)
-        prompt_logprobs: Rows[TokenLogprobs] = ()
+        prompt_logprobs: Rows[TokenLogprob] = ()
         if sequence.first_token_time is None and sequence.prompt_logprobs is not None:
             prompt_logprobs = sequence.prompt_logprobs
         token_ids: list[int] = []

@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from inference.engine.errors import EngineError
-from inference.engine.interface import Finish, FinishReason, PrefillChunk, Timings, TokenLogprobs
+from inference.engine.interface import Finish, PrefillChunk, Timings
 from inference.sampling.sampling_params import SamplingParams
+from mesh.protocol.finish import FinishReason
+from mesh.protocol.logprobs import TokenLogprob
 
 if TYPE_CHECKING:
     from inference.structured_output.matcher import Matcher
@@ -116,7 +118,7 @@ class Sequence:
         self.draft_token_ids: Ids[int] = ()
         # None where nobody asked; a resumed sequence has delivered them before its first token.
         asked = params.num_prompt_logprobs is not None and not num_resumed_tokens
-        self.prompt_logprobs: list[TokenLogprobs] | None = [] if asked else None
+        self.prompt_logprobs: list[TokenLogprob] | None = [] if asked else None
         self.speculation = Speculation()
         self.num_cached_tokens = 0
         self.block_table: array[int] = array("q")

@@ -7,7 +7,8 @@ from collections.abc import Sequence as Ids
 from llguidance import LLMatcher
 
 from inference.engine.errors import InvalidSamplingParams
-from inference.structured_output.constraint import Constraint
+from inference.structured_output.constraint import invalid_constraint
+from mesh.protocol.constraints import OutputConstraint
 
 
 class Matcher:
@@ -19,7 +20,7 @@ class Matcher:
 
     __slots__ = ("_constraint", "_num_consumed", "raw")
 
-    def __init__(self, raw: LLMatcher, constraint: Constraint) -> None:
+    def __init__(self, raw: LLMatcher, constraint: OutputConstraint) -> None:
         """`raw` is the matcher's own from now on."""
         self.raw = raw
         self._constraint = constraint
@@ -37,7 +38,9 @@ class Matcher:
         """Why it cannot go on: the form is too complex, or the completion does not keep to it."""
         if not self.raw.is_error():
             return None
-        return self._constraint.invalid(f"cannot be followed: {first_line(self.raw.get_error())}")
+        return invalid_constraint(
+            self._constraint, f"cannot be followed: {first_line(self.raw.get_error())}"
+        )
 
 
 def first_line(text: str) -> str:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from inference.engine.errors import InvalidSamplingParams
-from inference.structured_output.constraint import Constraint, ConstraintForm
+from inference.structured_output.constraint import invalid_constraint
 from inference.structured_output.matcher import Matcher, first_line
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -41,7 +42,7 @@ class Vocabulary:
         """`problem` says why there is no `tokenizer`."""
         self._tokenizer = tokenizer
         self._problem = problem
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[OutputConstraint, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -65,7 +66,7 @@ class Vocabulary:
         """Why no constraint can be kept to; empty where they can."""
         return self._problem
 
-    def matcher(self, constraint: Constraint) -> Matcher:
+    def matcher(self, constraint: OutputConstraint) -> Matcher:
         """A new matcher at its beginning. Raises `InvalidSamplingParams`; may take a second."""
         if self._tokenizer is None:
             raise InvalidSamplingParams(
@@ -84,15 +85,15 @@ class Vocabulary:
         return Matcher(compiled.deep_copy(), constraint)
 
 
-def _compile(tokenizer: LLTokenizer, constraint: Constraint) -> LLMatcher:
+def _compile(tokenizer: LLTokenizer, constraint: OutputConstraint) -> LLMatcher:
     limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
     compiled = LLMatcher(tokenizer, _grammar(constraint), log_level=0, limits=limits)
     if compiled.is_error():
-        raise constraint.invalid(f"is not valid: {_reason(compiled.get_error())}")
+        raise invalid_constraint(constraint, f"is not valid: {_reason(compiled.get_error())}")
     return compiled
 
 
-def _grammar(constraint: Constraint) -> str:
+def _grammar(constraint: OutputConstraint) -> str:
     match constraint.form:
         case ConstraintForm.JSON_SCHEMA:
             schema = _schema(constraint)
@@ -105,17 +106,17 @@ def _grammar(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_lark(constraint.text)
 
 
-def _schema(constraint: Constraint) -> str:
+def _schema(constraint: OutputConstraint) -> str:
     """The schema as an object: the library takes its options with no other."""
     try:
         schema = json.loads(constraint.text)
     except (ValueError, RecursionError) as error:
-        raise constraint.invalid(f"is no JSON: {error}") from error
+        raise invalid_constraint(constraint, f"is no JSON: {error}") from error
     if not isinstance(schema, dict | bool):
         kind = type(schema).__name__
-        raise constraint.invalid(f"must be an object, true or false. Given: {kind}")
+        raise invalid_constraint(constraint, f"must be an object, true or false. Given: {kind}")
     if schema is False:
-        raise constraint.invalid("allows no value. Given: false")
+        raise invalid_constraint(constraint, "allows no value. Given: false")
     return "{}" if schema is True else constraint.text
 
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
         (
             make_request(temperature=-0.5),
             ErrorKind.INVALID_REQUEST,
-            "temperature must be between 0 and 100. Given: -0.5",
+            "temperature must be between 0 and 2, given -0.5",
         ),
         (
             make_request(temperature=101.0),
             ErrorKind.INVALID_REQUEST,
-            "temperature must be between 0 and 100. Given: 101",
+            "temperature must be between 0 and 2, given 101",
         ),
         (
             make_request([1, VOCAB_SIZE]),

@@ -18,10 +18,10 @@ from inference.engine.errors import (
     Overloaded,
     StepFailed,
 )
-from inference.engine.interface import FinishReason
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence
+from mesh.protocol.finish import FinishReason
 from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine, next_token
 
 

@@ -10,8 +10,8 @@ import pytest
 from inference.engine.engine import Engine
 from inference.engine.engine_thread import AsyncEngine
 from inference.engine.errors import EngineUnavailable, ModelLoadError, StepFailed
-from inference.engine.interface import FinishReason
 from inference.sampling.sampling_params import SamplingParams
+from mesh.protocol.finish import FinishReason
 from tests.inference.stub_engine import LONG, collect, expected_tokens, num_live, running, until
 from tests.inference.stub_runner import StubRunner, make_stub_engine
 

@@ -10,8 +10,8 @@ from contextlib import aclosing
 import pytest
 
 from inference.engine.errors import ContextTooLong, DeadlineExceeded, Overloaded
-from inference.engine.interface import FinishReason
 from inference.sampling.sampling_params import SamplingParams
+from mesh.protocol.finish import FinishReason
 from tests.inference.stub_engine import LONG, collect, expected_tokens, num_live, running, until
 from tests.inference.stub_runner import StubRunner
 

@@ -13,8 +13,8 @@ import pytest
 
 from inference.engine.errors import ContextTooLong, EngineUnavailable, Overloaded
 from inference.engine.fake_engine import FakeEngine
-from inference.engine.interface import FinishReason
 from inference.sampling.sampling_params import SamplingParams
+from mesh.protocol.finish import FinishReason
 
 LIMITED = SamplingParams(max_tokens=60)
 LONG = SamplingParams(max_tokens=1000)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from inference.engine.errors import StepFailed
-from inference.engine.interface import Finish, FinishReason
+from inference.engine.interface import Finish
 from inference.engine.streams import MIN_INTERVAL_SECONDS, Streams
 from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence
+from mesh.protocol.finish import FinishReason
 from tests.inference.stub_runner import make_sequence
 
 

@@ -39,7 +39,7 @@ def random_rows(rng: random.Random, num_rows: int) -> list[Sequence]:
             [0],
             [1] * rng.randrange(50),
             seed=rng.choice([rng.randrange(2**64), -rng.randrange(1, 2**63), rng.randrange(9)]),
-            temperature=rng.choice([0.0, 1.0, 1.0, 0.7, rng.uniform(0.05, 3.0), 80.0]),
+            temperature=rng.choice([0.0, 1.0, 1.0, 0.7, rng.uniform(0.05, 2.0), 2.0]),
             top_k=rng.choice([0, 0, 1, 2, 40, rng.randrange(1, 6000)]),
             top_p=rng.choice([1.0, 1.0, 0.95, 0.5, rng.uniform(1e-6, 1.0)]),
             min_p=rng.choice([0.0, 0.0, 0.05, rng.random()]),

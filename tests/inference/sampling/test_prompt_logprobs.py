@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from inference.engine.engine import Engine
-from inference.engine.interface import TokenLogprobs
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler import scheduler as scheduler_module
 from inference.scheduler.sequence import Sequence
+from mesh.protocol.logprobs import TokenLogprob
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import collect, make_request
 from tests.inference.model.families import (
@@ -35,9 +35,9 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in lengths]
 
 
-def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprobs]]:
+def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprob]]:
     """The prompts' log probabilities, which come with the first token and never again."""
-    found: dict[str, list[TokenLogprobs]] = {}
+    found: dict[str, list[TokenLogprob]] = {}
     for sequence in sequences:
         engine.add(sequence)
     while engine.has_work:
@@ -63,7 +63,7 @@ def likeliest(engine: Engine, batch: list[list[int]]) -> torch.Tensor:
     return torch.tensor([each.top[0][0] for found in run(engine, sequences) for each in found])
 
 
-def check(family: str, prompt: list[int], found: list[TokenLogprobs]) -> None:
+def check(family: str, prompt: list[int], found: list[TokenLogprob]) -> None:
     """They are transformers'."""
     expected = reference_logits(family, prompt).log_softmax(-1)
     assert [each.token_id for each in found] == prompt[1:]
@@ -125,7 +125,7 @@ async def test_they_come_in_one_message_before_the_first_token(stub: Stub) -> No
     assert filled == [1]
     assert not messages[1].chunk.token_ids
     found = [
-        TokenLogprobs(
+        TokenLogprob(
             each.token_id, each.logprob, tuple((top.token_id, top.logprob) for top in each.top)
         )
         for each in messages[1].chunk.prompt_logprobs

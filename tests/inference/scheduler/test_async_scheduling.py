@@ -11,9 +11,9 @@ import pytest
 
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError
-from inference.engine.interface import FinishReason
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
+from mesh.protocol.finish import FinishReason
 from tests.inference.model.test_parity import prompts, run
 from tests.inference.stub_engine import expected_tokens
 from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine

@@ -16,13 +16,13 @@ from prometheus_client import Counter
 
 from inference.api import metrics
 from inference.engine.engine import Engine
-from inference.engine.interface import TokenLogprobs
 from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.batch import SampledToken, accept
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.speculation import LONGEST_MATCH, MAX_PAUSE, Drafter, lookup
-from inference.structured_output.constraint import Constraint, ConstraintForm
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
+from mesh.protocol.logprobs import TokenLogprob
 from tests.inference.model.families import VOCAB_SIZE
 from tests.inference.spelling import EOS, save_spelling
 
@@ -50,9 +50,9 @@ def random_sequences(seed: int, num_sequences: int = 12) -> list[Sequence]:
     return sequences
 
 
-def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprobs]]:
+def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprob]]:
     """To the end, arriving one after another; the log probabilities of each."""
-    logprobs: dict[str, list[TokenLogprobs]] = {s.request_id: [] for s in sequences}
+    logprobs: dict[str, list[TokenLogprob]] = {s.request_id: [] for s in sequences}
     waiting = list(sequences)
     while waiting or engine.has_work:
         if waiting:
@@ -96,7 +96,7 @@ def test_drafts_change_no_token(
 def test_drafts_keep_to_a_constraint(tmp_path: Path) -> None:
     """Masks are those of each position, and an answer is the same with drafts as without."""
     save_spelling(tmp_path)
-    constraint = Constraint(ConstraintForm.REGEX, r"(ab|ba){4,9}(, ab){9}[0-9]{3,9}")
+    constraint = OutputConstraint(ConstraintForm.REGEX, r"(ab|ba){4,9}(, ab){9}[0-9]{3,9}")
     answers = []
     for num_drafts in (0, 6):
         options = replace(

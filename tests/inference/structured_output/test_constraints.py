@@ -17,12 +17,13 @@ from tokenizers import Tokenizer
 
 from inference.engine.engine import Engine
 from inference.engine.errors import InvalidSamplingParams
-from inference.engine.interface import Finish, FinishReason
+from inference.engine.interface import Finish
 from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
-from inference.structured_output.constraint import Constraint, ConstraintForm
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
+from mesh.protocol.finish import FinishReason
 from mesh.v1 import common_pb2, inference_pb2_grpc
 from tests.inference.client import generate, serving
 from tests.inference.spelling import EOS, make_tokenizer, random_schema, save_spelling
@@ -64,14 +65,14 @@ def make(folder: Path) -> Callable[..., Engine]:
     return load
 
 
-def schema_of(value: Any) -> Constraint:
+def schema_of(value: Any) -> OutputConstraint:
     """A JSON schema as a constraint."""
-    return Constraint(ConstraintForm.JSON_SCHEMA, json.dumps(value))
+    return OutputConstraint(ConstraintForm.JSON_SCHEMA, json.dumps(value))
 
 
 def sequence_of(
     name: str,
-    constraint: Constraint | None,
+    constraint: OutputConstraint | None,
     *,
     resumed: int = 0,
     ids: Any = (5, 6, 7),
@@ -149,8 +150,8 @@ def test_expressions_and_grammars_are_kept_to(
 ) -> None:
     """A regular expression matches the whole; a sum of numbers can be read as one."""
     engine = make()
-    expression = Constraint(ConstraintForm.REGEX, EXPRESSION)
-    grammar = Constraint(ConstraintForm.GRAMMAR, GRAMMAR)
+    expression = OutputConstraint(ConstraintForm.REGEX, EXPRESSION)
+    grammar = OutputConstraint(ConstraintForm.GRAMMAR, GRAMMAR)
     sequences = [
         sequence_of(str(n), (expression, grammar)[n % 2], temperature=temperature, ids=[5, n])
         for n in range(20)
@@ -177,7 +178,9 @@ def test_any_object_is_an_object(make: Callable[..., Engine]) -> None:
     quote, close = (TOKENIZER.encode(text).ids[0] for text in ('"', "}"))
     sequences = [
         sequence_of(
-            str(n), Constraint(ConstraintForm.JSON_OBJECT), logit_bias={quote: 25.0, close: 25.0}
+            str(n),
+            OutputConstraint(ConstraintForm.JSON_OBJECT),
+            logit_bias={quote: 25.0, close: 25.0},
         )
         for n in range(10)
     ]
@@ -187,7 +190,7 @@ def test_any_object_is_an_object(make: Callable[..., Engine]) -> None:
 
 def test_the_end_is_the_end(make: Callable[..., Engine]) -> None:
     """Neither ignore_eos nor min_tokens draws anything behind a complete form."""
-    constraint = Constraint(ConstraintForm.REGEX, "ab?")
+    constraint = OutputConstraint(ConstraintForm.REGEX, "ab?")
     sequence = sequence_of("0", constraint, ignore_eos=True, min_tokens=50)
     run(make(), [sequence])
     assert text_of(sequence) == "ab"
@@ -197,7 +200,7 @@ def test_a_sequence_that_is_cut_off_keeps_to_the_form_until_then(
     make: Callable[..., Engine],
 ) -> None:
     """max_tokens ends it with length: what is there is a beginning."""
-    constraint = Constraint(ConstraintForm.REGEX, "(ab){50}")
+    constraint = OutputConstraint(ConstraintForm.REGEX, "(ab){50}")
     sequence = sequence_of("0", constraint, max_tokens=7)
     run(make(), [sequence])
     assert finish_of(sequence).reason is FinishReason.LENGTH
@@ -231,7 +234,7 @@ def test_a_resumed_or_preempted_answer_is_the_same(make: Callable[..., Engine]) 
 
 def test_a_resumed_answer_that_breaks_the_form_is_refused(make: Callable[..., Engine]) -> None:
     """Such a sequence ends with an error that says so; its neighbours go on."""
-    constraint = Constraint(ConstraintForm.REGEX, "ab")
+    constraint = OutputConstraint(ConstraintForm.REGEX, "ab")
     ids = [5, 6, 7, *TOKENIZER.encode("x").ids]
     wrong = sequence_of("0", constraint, ids=ids, resumed=1)
     right = sequence_of("1", constraint)
@@ -252,8 +255,8 @@ def test_a_resumed_answer_that_breaks_the_form_is_refused(make: Callable[..., En
         ("json_schema", "[" * 90_000, "json_schema is no JSON"),
         ("regex", "a+(", "regex is not valid.*unclosed group"),
         ("regex", "(?=a)b", "regex is not valid.*look-ahead"),
-        ("regex", "", "regex must hold between 1 and 100000 characters. Given: 0"),
-        ("regex", "a" * 100_001, "regex must hold between 1 and 100000 characters. Given: 100001"),
+        ("regex", "", "regex must have 1 to 100000 characters, given 0"),
+        ("regex", "a" * 100_001, "regex must have 1 to 100000 characters, given 100001"),
         ("grammar", "start: foo", 'grammar is not valid.*unknown name: "foo"'),
     ],
 )
@@ -263,7 +266,7 @@ def test_a_bad_constraint_is_refused_by_name(
     """The message names the field and what is wrong; the engine keeps nothing of it."""
     engine = make()
     with pytest.raises(InvalidSamplingParams, match=message) as caught:
-        engine.add(sequence_of("0", Constraint(ConstraintForm(form), text)))
+        engine.add(sequence_of("0", OutputConstraint(ConstraintForm(form), text)))
     assert caught.value.field == f"constraint.{form}"
     assert not engine.has_work
 
@@ -273,7 +276,7 @@ def test_a_model_without_tokenizer_refuses_constraints(
 ) -> None:
     """It is served all the same."""
     with pytest.raises(InvalidSamplingParams, match="names no end-of-sequence token"):
-        make_engine().add(sequence_of("0", Constraint(ConstraintForm.JSON_OBJECT)))
+        make_engine().add(sequence_of("0", OutputConstraint(ConstraintForm.JSON_OBJECT)))
 
 
 async def test_constraints_come_over_the_wire(

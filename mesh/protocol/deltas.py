@@ -1,0 +1,83 @@
+"""Streamed pieces of an answer: text, reasoning, tool calls and their log probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from mesh.v1 import orchestrator_pb2
+
+
+class DeltaLogprob(NamedTuple):
+    """A token as text and bytes, its log probability, and the likeliest alternatives."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float | None
+    """None for the first token of an echoed prompt."""
+    top: Sequence[DeltaLogprob] = ()
+
+
+class ToolCallDelta(NamedTuple):
+    """A piece of a tool call; only the first piece of a call has the id and the name."""
+
+    number: int
+    """Index of the call in the answer, from 0."""
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Delta(NamedTuple):
+    """A piece of text, reasoning or tool calls."""
+
+    text: str
+    num_tokens: int
+    """Tokens that this piece covers."""
+    logprobs: Sequence[DeltaLogprob] = ()
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
+
+
+def delta_to_proto(delta: Delta) -> orchestrator_pb2.Delta:
+    """Convert to protobuf."""
+    message = orchestrator_pb2.Delta(
+        text=delta.text,
+        num_tokens=delta.num_tokens,
+        logprobs=_logprobs_to_proto(delta.logprobs),
+        reasoning=delta.reasoning,
+    )
+    for call in delta.tool_calls:
+        message.tool_calls.add(
+            index=call.number, id=call.id, name=call.name, arguments=call.arguments
+        )
+    return message
+
+
+def _logprobs_to_proto(logprobs: Iterable[DeltaLogprob]) -> list[orchestrator_pb2.DeltaLogprob]:
+    return [
+        orchestrator_pb2.DeltaLogprob(
+            token=each.token,
+            token_bytes=each.token_bytes,
+            logprob=each.logprob,
+            top=_logprobs_to_proto(each.top),
+        )
+        for each in logprobs
+    ]
+
+
+def delta_from_proto(message: orchestrator_pb2.Delta) -> Delta:
+    """Convert from protobuf."""
+    logprobs = tuple(map(_logprob_from_proto, message.logprobs)) if message.logprobs else ()
+    if not (message.reasoning or message.tool_calls):
+        return Delta(message.text, message.num_tokens, logprobs)
+    calls = tuple(
+        ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in message.tool_calls
+    )
+    return Delta(message.text, message.num_tokens, logprobs, message.reasoning, calls)
+
+
+def _logprob_from_proto(message: orchestrator_pb2.DeltaLogprob) -> DeltaLogprob:
+    top = tuple(map(_logprob_from_proto, message.top))
+    value = message.logprob if message.HasField("logprob") else None
+    return DeltaLogprob(message.token, message.token_bytes, value, top)
