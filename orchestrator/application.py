@@ -15,8 +15,8 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.retrieval import Retriever
-from orchestrator.search.retrievers.embedded import IndexUnusable
-from orchestrator.search.retrievers.opening import open_retriever
+from orchestrator.search.retrievers.factory import open_retriever
+from orchestrator.search.retrievers.sqlite_index import IndexUnusable
 from orchestrator.search.search import Search
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings

@@ -21,7 +21,7 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.grounding.grounding import Citation
-from orchestrator.search.summary import Found, Question, SummaryFinish
+from orchestrator.search.summary import SearchRequest, SearchResults, SummaryFinish
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -83,7 +83,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             async for event in events:
                 if isinstance(event, Delta):
                     yield orchestrator_pb2.SummarizeStreamResponse(delta=messages.delta(event))
-                elif isinstance(event, Found):
+                elif isinstance(event, SearchResults):
                     yield orchestrator_pb2.SummarizeStreamResponse(results=_results(event))
                 else:
                     yield orchestrator_pb2.SummarizeStreamResponse(finish=_summary_finish(event))
@@ -98,7 +98,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             async for event in events:
                 if isinstance(event, Delta):
                     summary.append(event.text)
-                elif isinstance(event, Found):
+                elif isinstance(event, SearchResults):
                     response.results.CopyFrom(_results(event))
                 else:
                     response.finish.CopyFrom(_summary_finish(event))
@@ -162,8 +162,8 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     def _summarize(
         self, request: orchestrator_pb2.SummarizeRequest, method: str
-    ) -> AsyncGenerator[Found | Delta | SummaryFinish, None]:
-        question = Question(
+    ) -> AsyncGenerator[SearchResults | Delta | SummaryFinish, None]:
+        question = SearchRequest(
             query=check_query(request.query),
             num_results=check_num_results(request.num_results),
             max_tokens=request.max_tokens or DEFAULT_SUMMARY_TOKENS,
@@ -173,7 +173,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return self._pipeline.summarize(question, method=method)
 
 
-def _results(found: Found) -> orchestrator_pb2.SearchResults:
+def _results(found: SearchResults) -> orchestrator_pb2.SearchResults:
     return orchestrator_pb2.SearchResults(
         query=found.query,
         results=[orchestrator_pb2.SearchResult(**source._asdict()) for source in found.sources],

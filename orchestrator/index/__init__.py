@@ -1,1 +1,4 @@
-"""Builds the search index: `python -m orchestrator.index DOCS… --out FILE`."""
+"""The search index: its file format, document parsing, and `python -m orchestrator.index`.
+
+Querying the index belongs to `orchestrator.search.retrievers`.
+"""

@@ -1,4 +1,4 @@
-"""`python -m orchestrator.index`: builds the search index."""
+"""`python -m orchestrator.index`: builds or updates the search index."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Builds the search index: python -m orchestrator.index DOCS… --out FILE
 
-Reads Markdown, HTML and text files, and folders of them. Run it again after documents have
-changed: only what changed is read, and what is gone is removed. Readers see the old index or the
-new one, never half of one.
+Indexes Markdown, HTML and text files, and folders of them. Run it again to update the index: it
+reads only files that changed, and removes documents whose file is gone. An update is one
+transaction, so readers see either the old index or the new one.
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ from orchestrator.index.documents import SUFFIXES, Document, UnreadableDocument,
 from orchestrator.index.schema import MAX_PASSAGES, SCHEMA, SCHEMA_VERSION
 
 MAX_BYTES = 16 * 1024 * 1024
+"""Maximum size of a document's file."""
 
 
 class Source(NamedTuple):
-    """A file, and the name under which it is known: its path below the folder that was given."""
+    """A document's file, and its name in the index: its path relative to the given folder."""
 
     path: Path
     name: str
 
 
 class IndexBuildError(Exception):
-    """Nothing can be built; the message says why."""
+    """The index cannot be built; the message contains the reason."""
 
 
 def find_sources(roots: Sequence[Path]) -> list[Source]:
-    """All files below `roots` that can be read, by name. Raises IndexBuildError."""
+    """All documents in `roots`, each once. Raises IndexBuildError."""
     sources: dict[str, Source] = {}
     for root in roots:
-        for source in _below(root):
+        for source in _sources_in(root):
             other = sources.setdefault(source.name, source)
             if other.path.resolve() != source.path.resolve():
                 raise IndexBuildError(
-                    f"{other.path} and {source.path} are both known as {source.name}; "
-                    "give the folder that holds both"
+                    f"{other.path} and {source.path} have the same name {source.name}; "
+                    "pass a folder that contains both"
                 )
     if not sources:
-        raise IndexBuildError(f"no documents found; they end in {', '.join(SUFFIXES)}")
+        raise IndexBuildError(f"no documents found; supported suffixes: {', '.join(SUFFIXES)}")
     return list(sources.values())
 
 
-def _below(root: Path) -> Iterator[Source]:
+def _sources_in(root: Path) -> Iterator[Source]:
     if root.is_file():
         yield Source(root, _name(Path(root.name)))
     elif root.is_dir():
@@ -66,58 +67,58 @@ def _below(root: Path) -> Iterator[Source]:
 
 
 def _name(path: Path) -> str:
-    """The path as text; bytes that are no UTF-8 become U+FFFD."""
+    """The path as text; bytes that are not valid UTF-8 become U+FFFD."""
     return os.fsencode(path.as_posix()).decode(errors="replace")
 
 
-def searched_title(title: str) -> str:
-    """The title as it is searched: with its initials, for people ask for AI, NLP and TLS."""
+def indexed_title(title: str) -> str:
+    """The title with its initials appended, so that queries such as AI, NLP or TLS match it."""
     initials = "".join(word[0] for word in title.split() if word[0].isalpha())
     return f"{title} {initials}" if 2 <= len(initials) <= 5 else title
 
 
-class Index:
-    """An index that is being written. One writer at a time."""
+class IndexWriter:
+    """Writes an index file; only one writer may be open at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or makes the file. Raises IndexBuildError if it is something else."""
+        """Opens or creates the file. Raises IndexBuildError if it is not an index."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(path, isolation_level=None)
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and self._has_tables():
-                raise IndexBuildError(f"{path}: is another database, not a search index")
+                raise IndexBuildError(f"{path} is another SQLite database, not a search index")
             if version == 0:
                 self._connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             elif version != SCHEMA_VERSION:
-                raise IndexBuildError(f"{path}: has version {version}, not {SCHEMA_VERSION}")
+                raise IndexBuildError(f"{path} has version {version}, not {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
-            raise IndexBuildError(f"{path}: is no search index ({error})") from error
+            raise IndexBuildError(f"{path} is not a search index: {error}") from error
 
     def _has_tables(self) -> bool:
         return bool(self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
 
     def close(self) -> None:
-        """Folds the log into the file, so that it can be copied and opened read-only."""
+        """Merges the write-ahead log into the file, so that it can be copied as one file."""
         self._connection.execute("INSERT INTO passages(passages) VALUES ('optimize')")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        # Refused while somebody has it open; then the next update does it.
+        # SQLite refuses this while a reader is connected; the next update then does it.
         with suppress(sqlite3.OperationalError):
             self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
 
     def update(self, sources: Sequence[Source], base_url: str) -> Counter[str]:
-        """Brings the index to the state of `sources`; counts what was done, in one transaction."""
-        done: Counter[str] = Counter()
+        """Makes the index match `sources` in one transaction; returns the number of each action."""
+        counts: Counter[str] = Counter()
         known = {row[1]: row for row in self._connection.execute("SELECT id, path FROM documents")}
         with self._transaction():
             for source in tqdm(sources, desc="indexing", unit="doc", file=sys.stderr):
-                done[self._update_one(source, base_url)] += 1
+                counts[self._update_one(source, base_url)] += 1
             for path in known.keys() - {source.name for source in sources}:
                 self._remove(path)
-                done["removed"] += 1
-        return done
+                counts["removed"] += 1
+        return counts
 
     def _update_one(self, source: Source, base_url: str) -> str:
         try:
@@ -136,7 +137,7 @@ class Index:
         if row and (status.st_mtime_ns, status.st_size) == row[:2] and row[3] == default_url:
             return "unchanged"
         if status.st_size > MAX_BYTES:
-            raise UnreadableDocument(f"has {status.st_size} bytes, the limit is {MAX_BYTES}")
+            raise UnreadableDocument(f"must be at most {MAX_BYTES} bytes, has {status.st_size}")
         content = source.path.read_bytes()
         document = parse(source.path, content)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -162,7 +163,7 @@ class Index:
         self._connection.executemany(
             "INSERT INTO passages (rowid, title, heading, text) VALUES (?, ?, ?, ?)",
             [
-                (first + number, searched_title(document.title), passage.heading, passage.text)
+                (first + number, indexed_title(document.title), passage.heading, passage.text)
                 for number, passage in enumerate(document.passages[:MAX_PASSAGES])
             ],
         )
@@ -190,31 +191,38 @@ class Index:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code, which the help explains."""
+    """Runs the command line; returns the exit code, which `--help` documents."""
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.index",
         description="Builds or updates the search index from Markdown, HTML and text files.",
-        epilog="Exit code: 0, all is indexed; 1, the index could not be built; 2, bad arguments; "
-        "3, built, but some files were skipped.",
+        epilog="Exit codes: 0, all files are indexed; 1, the index could not be built; 2, invalid "
+        "arguments; 3, the index is built, but some files were skipped.",
     )
-    parser.add_argument("docs", metavar="DOCS", nargs="+", type=Path, help="files and folders")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the index")
     parser.add_argument(
-        "--base-url", metavar="URL", default="", help="put before the path of each document"
+        "docs", metavar="DOCS", nargs="+", type=Path, help="files and folders to index"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="index file to create or update"
+    )
+    parser.add_argument(
+        "--base-url",
+        metavar="URL",
+        default="",
+        help="prefix of each document's URL; the document's relative path is appended",
     )
     arguments = parser.parse_args(argv)
     try:
         sources = find_sources(arguments.docs)
-        with closing(Index(arguments.out)) as index:
-            done = index.update(sources, arguments.base_url)
+        with closing(IndexWriter(arguments.out)) as index:
+            counts = index.update(sources, arguments.base_url)
     except (IndexBuildError, OSError, sqlite3.Error) as error:
         print(f"cannot build the index: {error}", file=sys.stderr)
         return 1
-    words = ("indexed", "unchanged", "removed", "skipped")
-    print(f"{arguments.out}: " + ", ".join(f"{done[word]} {word}" for word in words))
-    if not (done["indexed"] or done["unchanged"]):
+    actions = ("indexed", "unchanged", "removed", "skipped")
+    print(f"{arguments.out}: " + ", ".join(f"{counts[action]} {action}" for action in actions))
+    if not (counts["indexed"] or counts["unchanged"]):
         return 1
-    return 3 if done["skipped"] else 0
+    return 3 if counts["skipped"] else 0
 
 
 if __name__ == "__main__":

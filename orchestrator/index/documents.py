@@ -1,7 +1,6 @@
-"""Documents as the index wants them: a title, and passages of plain prose.
+"""Parses Markdown, HTML and plain text into a title and passages of plain prose.
 
-Knows Markdown, HTML and plain text. Code, tables and navigation are left out: a summary quotes
-sentences, and those are none.
+Code, tables and navigation are left out, because a summary quotes sentences.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ from orchestrator.search.grounding.sentences import split_sentences
 SUFFIXES = (".md", ".markdown", ".txt", ".text", ".html", ".htm")
 
 PASSAGE_WORDS = 50
-"""A passage ends with the sentence that reaches this. Several short passages tell a reader and a
-small model more exactly what fits than few long ones."""
+"""Target length of a passage in words: it ends with the sentence that reaches it.
+
+Several short passages match a query more precisely than few long ones.
+"""
 
 OVERLAP_SENTENCES = 1
-"""Sentences at the end of a passage that the next one begins with."""
+"""Number of sentences that two consecutive passages share."""
 
 _NOT_PROSE = ("script", "style", "pre", "table", "nav", "header", "footer", "aside", "form", "svg")
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
@@ -36,18 +37,18 @@ _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 class UnreadableDocument(Exception):
-    """The file is no text, or has none; the message says why."""
+    """The file is not text or contains no prose; the message contains the reason."""
 
 
 class Section(NamedTuple):
-    """Prose under one heading; the heading is empty at the beginning of a document."""
+    """The prose under one heading; text before the first heading has an empty one."""
 
     heading: str
     paragraphs: Sequence[str]
 
 
-class Passage(NamedTuple):
-    """A few sentences that stand together."""
+class DocumentPassage(NamedTuple):
+    """A few consecutive sentences of one section."""
 
     heading: str
     text: str
@@ -55,16 +56,16 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A document; `url` is empty unless its front matter has one."""
+    """A parsed document; `url` is empty unless its front matter sets one."""
 
     title: str
     url: str
     unsafe: bool
-    passages: Sequence[Passage]
+    passages: Sequence[DocumentPassage]
 
 
 def parse(path: Path, content: bytes) -> Document:
-    """The document in a file of one of `SUFFIXES`. Raises UnreadableDocument."""
+    """Parses a file; the suffix of `path` selects the format. Raises UnreadableDocument."""
     if b"\0" in content[:8192]:
         raise UnreadableDocument("is binary")
     text = content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
@@ -74,7 +75,7 @@ def parse(path: Path, content: bytes) -> Document:
         properties, text = _front_matter(text)
         plain = path.suffix.lower() in (".txt", ".text")
         title, sections = _plain(text) if plain else _markdown(text)
-    passages = [passage for section in sections for passage in cut(section)]
+    passages = [passage for section in sections for passage in split_section(section)]
     if not passages:
         raise UnreadableDocument("has no prose")
     return Document(
@@ -85,13 +86,13 @@ def parse(path: Path, content: bytes) -> Document:
     )
 
 
-def cut(section: Section) -> Iterator[Passage]:
-    """Passages of about `PASSAGE_WORDS`, on sentence borders, overlapping by a sentence."""
+def split_section(section: Section) -> Iterator[DocumentPassage]:
+    """Splits at sentence boundaries into overlapping passages of about `PASSAGE_WORDS` words."""
     sentences = [
-        piece
+        part
         for paragraph in section.paragraphs
         for sentence in split_sentences(paragraph)
-        for piece in _pieces(sentence)
+        for part in _split_sentence(sentence)
     ]
     begin = 0
     while begin < len(sentences):
@@ -99,21 +100,21 @@ def cut(section: Section) -> Iterator[Passage]:
         while end < len(sentences) and num_words < PASSAGE_WORDS:
             num_words += len(sentences[end].split())
             end += 1
-        yield Passage(section.heading, " ".join(sentences[begin:end]))
+        yield DocumentPassage(section.heading, " ".join(sentences[begin:end]))
         if end == len(sentences):
             return
         begin = max(end - OVERLAP_SENTENCES, begin + 1)
 
 
-def _pieces(sentence: str) -> Iterator[str]:
-    """The sentence, or what has no end of one, cut to the length of a passage."""
+def _split_sentence(sentence: str) -> Iterator[str]:
+    """Splits a sentence, or text without sentence ends, that is longer than a passage."""
     words = sentence.split()
     for begin in range(0, len(words), PASSAGE_WORDS):
         yield " ".join(words[begin : begin + PASSAGE_WORDS])
 
 
 def _front_matter(text: str) -> tuple[dict[str, str], str]:
-    """`key: value` lines between two lines of `---`, and the text behind them."""
+    """Splits off front matter: `key: value` lines between two lines of `---`."""
     found = _FRONT_MATTER.match(text)
     if not found:
         return {}, text
@@ -123,7 +124,7 @@ def _front_matter(text: str) -> tuple[dict[str, str], str]:
 
 
 def _markdown(text: str) -> tuple[str, list[Section]]:
-    # HTML in it is rendered as such, so that its tags and comments are left out like others.
+    # Embedded HTML is rendered as HTML, so that its tags and comments are removed too.
     return _html(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
 
 
@@ -147,7 +148,7 @@ def _html(text: str) -> tuple[str, list[Section]]:
 
 
 def _blocks(soup: BeautifulSoup) -> Iterator[tuple[str, str]]:
-    """Name and text of each stretch that belongs to one block, in the order of the page."""
+    """The tag name and text of each run of text in the same block element, in page order."""
     current: object = None
     name, pieces = "", list[str]()
     for string in soup.find_all(string=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 SCHEMA_VERSION = 1
 
 MAX_PASSAGES = 1 << 20
-"""Passages of document `d` have the row ids from `d * MAX_PASSAGES`."""
+"""Maximum passages of a document; those of document `d` have row ids from `d * MAX_PASSAGES`."""
 
 SCHEMA = f"""
 PRAGMA user_version = {SCHEMA_VERSION};

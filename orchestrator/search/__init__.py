@@ -1,1 +1,4 @@
-"""Search: retrieval, choice of passages, the prompt, and the summary."""
+"""Search: retrieve passages, select them, build the prompt, filter and ground the summary.
+
+Building the index file belongs to `orchestrator.index`; generating text does not belong here.
+"""

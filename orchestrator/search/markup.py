@@ -1,8 +1,8 @@
-"""Text that is safe to be put into a page: no control characters, no markup.
+"""Sanitizes text for display in a web page: no control characters, no markup.
 
-Only what a browser would take for markup is escaped, so that prose stays as it is:
-`a < b & c` is kept, `<b>` becomes `&lt;b>` and `&lt;` becomes `&amp;lt;`. Shown as HTML the
-text is exactly what was written; to show it as plain text, turn `&lt;` and `&amp;` back.
+Only text that a browser would parse as markup is escaped, so prose stays unchanged:
+`a < b & c` is kept, `<b>` becomes `&lt;b>` and `&lt;` becomes `&amp;lt;`. Rendered as HTML, the
+result shows exactly the original text; to show it as plain text, decode `&lt;` and `&amp;`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from html import unescape
 
 MAX_REFERENCE = 34
-"""Characters of a character reference, such as `&lt;`; the longest name has 32."""
+"""Maximum characters of a character reference, such as `&lt;`; the longest name has 32."""
 
-# Control characters but tab and line feed; those that reverse or nest the direction of writing;
-# and what is no character at all.
+# Control characters except tab and line feed; bidirectional overrides, embeddings and isolates;
+# Unicode noncharacters.
 _REMOVED = dict.fromkeys(
     [
         *(code for code in range(0x20) if code not in (0x09, 0x0A)),
@@ -27,44 +27,44 @@ _REMOVED = dict.fromkeys(
 )
 _OPENS_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _REFERENCE = re.compile(rf"&#?[A-Za-z0-9]{{0,{MAX_REFERENCE}}};?")
-_UNFINISHED = re.compile(rf"(?:<|&#?[A-Za-z0-9]{{0,{MAX_REFERENCE - 1}}})\Z")
+_INCOMPLETE = re.compile(rf"(?:<|&#?[A-Za-z0-9]{{0,{MAX_REFERENCE - 1}}})\Z")
 
 
-def without_control_characters(text: str) -> str:
-    """`text` without characters that show nothing, or make other text look like what it isn't."""
+def strip_control_characters(text: str) -> str:
+    """Removes control characters, bidirectional overrides and noncharacters from `text`."""
     return text.translate(_REMOVED)
 
 
 def escape(text: str) -> str:
-    """`text` with everything escaped that a browser would take for markup."""
+    """Escapes everything in `text` that a browser would parse as markup."""
     return _OPENS_TAG.sub("&lt;", _REFERENCE.sub(_escape_reference, text))
 
 
-def clean(text: str) -> str:
-    """`text`, whole, as it may be shown."""
-    return escape(without_control_characters(text))
+def sanitize(text: str) -> str:
+    """Returns a complete `text` without control characters and with its markup escaped."""
+    return escape(strip_control_characters(text))
 
 
-def _escape_reference(found: re.Match[str]) -> str:
-    reference = found[0]
+def _escape_reference(match: re.Match[str]) -> str:
+    reference = match[0]
     return "&amp;" + reference[1:] if unescape(reference) != reference else reference
 
 
-class MarkupEscape:
-    """Text goes in by `push` and comes out escaped, the same however it was cut."""
+class MarkupEscaper:
+    """Escapes markup in a stream of text; the output does not depend on how the text is split."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """Takes more text, gives what can be shown."""
+        """Adds text; returns the escaped text that later text can no longer change."""
         text = self._held + text
-        unfinished = _UNFINISHED.search(text)
-        begin = unfinished.start() if unfinished else len(text)
+        incomplete = _INCOMPLETE.search(text)
+        begin = incomplete.start() if incomplete else len(text)
         self._held = text[begin:]
         return escape(text[:begin])
 
     def flush(self) -> str:
-        """What was held back; at the end of the text."""
+        """Returns the text held back; call it once, at the end of the stream."""
         held, self._held = self._held, ""
         return escape(held)

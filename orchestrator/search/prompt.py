@@ -1,9 +1,8 @@
-"""The prompt of a search: the question and the numbered passages, as chat messages.
+"""Builds the chat messages of a search prompt: the question and the numbered passages.
 
-Each sentence of a passage stands on a line of its own and ends in its source's number, so a
-model that quotes a sentence quotes its citation with it. The question stands before the
-passages, so that the model reads them knowing what is asked, and again behind them, next to
-the answer.
+Each sentence of a passage is on its own line and ends in the number of its source, so a model
+that quotes a sentence also quotes its citation. The question comes before the passages, so that
+the model reads them with the question in mind, and once more after them, next to the answer.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ INSTRUCTIONS = (
 )
 
 NOTHING_FOUND = "Nothing was found about this in the sources."
-"""What the demo model is trained to say when no source answers the question."""
+"""The answer that the demo model is trained to give when no source answers the question."""
 
 
 class Passage(NamedTuple):
-    """A piece of a document that a summary may rest on."""
+    """A passage of a document that the summary may cite."""
 
     title: str
     text: str
@@ -38,7 +37,7 @@ class Message(NamedTuple):
 
 
 def search_messages(query: str, passages: Sequence[Passage]) -> list[Message]:
-    """The chat messages that ask for a summary of `passages`, numbered from 1, about `query`."""
+    """The chat messages that request a summary of `passages`, numbered from 1, about `query`."""
     question = f"Question: {' '.join(query.split())}"
     sources = [format_source(number, passage) for number, passage in enumerate(passages, 1)]
     user = "\n\n".join([question, "Sources:", *(sources or ["None."]), question])
@@ -46,7 +45,7 @@ def search_messages(query: str, passages: Sequence[Passage]) -> list[Message]:
 
 
 def format_source(number: int, passage: Passage) -> str:
-    """A passage as the prompt shows it: numbered title, then a numbered sentence a line."""
+    """Formats a passage for the prompt: its numbered title, then one numbered sentence a line."""
     title = " ".join(passage.title.split())
     lines = [f"{sentence} [{number}]" for sentence in split_sentences(passage.text)]
     return "\n".join([f"[{number}] {title}", *lines])

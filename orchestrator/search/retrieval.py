@@ -1,53 +1,53 @@
-"""Finding passages for a query: what comes back, and what must be able to do it."""
+"""The retriever interface, and the results that a retriever returns."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
 
-class Result(NamedTuple):
-    """A passage that was found."""
+class SearchResult(NamedTuple):
+    """A retrieved passage."""
 
     title: str
-    """Its document's."""
+    """Title of the passage's document."""
     url: str
-    """Where the document is; empty if it is nowhere."""
+    """URL of the document; empty if it has none."""
     score: float
-    """Higher is better; comparable within one answer."""
+    """Relevance; higher is better. Comparable only within the results of one search."""
     text: str
-    """Whole sentences of plain prose, about as long as `documents.PASSAGE_WORDS` says."""
+    """Whole sentences of plain prose, about `documents.PASSAGE_WORDS` words."""
 
     @property
     def document(self) -> str:
-        """What passages of one document have in common."""
+        """Key that is equal for passages of the same document."""
         return self.url or self.title
 
 
 class Retriever(Protocol):
-    """Something that can be searched."""
+    """A search backend."""
 
     name: str
-    """What metrics call it; one of few."""
+    """Value of the metrics' label `provider`; one of a small fixed set."""
 
-    async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
-        """At most `limit` passages, best first, several of a document among them.
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
+        """Returns at most `limit` passages, best first; a document may have several of them.
 
-        `safe_search` leaves out what is marked as unsafe. Raises whatever may go wrong; being
-        cancelled ends the work behind it.
+        `safe_search` leaves out documents marked as unsafe. May raise any exception.
+        Cancellation also stops the search in the backend.
         """
         ...
 
     async def close(self) -> None:
-        """Lets go of files, threads and connections."""
+        """Closes files, threads and connections."""
         ...
 
 
 class NoRetriever:
-    """Finds nothing: for a service without documents."""
+    """Finds nothing; used when no search backend is configured."""
 
     name = "none"
 
-    async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         return []
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A search: passages found in time, and as much of them in the prompt as there is room for."""
+"""Retrieves passages for a query within a timeout, and fits them into the summary prompt."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
 from orchestrator.search.grounding.sentences import split_sentences
 from orchestrator.search.prompt import Passage, format_source, search_messages
-from orchestrator.search.retrieval import Result, Retriever
-from orchestrator.search.selection import NUM_CANDIDATES, for_prompt, select
+from orchestrator.search.retrieval import Retriever, SearchResult
+from orchestrator.search.selection import NUM_CANDIDATES, select_for_prompt, select_results
 
 logger = logging.getLogger("orchestrator.search.search")
 
-FRAME_TOKENS = 128
-"""Room for the instructions and the template around the passages, a first guess."""
+PROMPT_OVERHEAD_TOKENS = 128
+"""First estimate of the tokens that instructions and chat template add to the passages."""
 
 
-class Retrieved(NamedTuple):
-    """What a search gave; the results that the summary rests on come first."""
+class RetrievalOutcome(NamedTuple):
+    """The results of one retrieval; those that the prompt quotes come first."""
 
-    results: Sequence[Result]
+    results: Sequence[SearchResult]
     failed: bool = False
-    """Nothing could be searched, so that there may be more than nothing."""
+    """The retrieval failed or timed out, so an empty list does not mean that nothing matches."""
 
 
 class SummaryPrompt(NamedTuple):
-    """A prompt, and how many of the results are in it: the first ones."""
+    """An encoded prompt, and how many results it quotes: the first `num_passages` of them."""
 
     encoded: Encoded
     num_passages: int
 
 
 class Search:
-    """Finds passages and makes the prompt that asks for their summary."""
+    """Retrieves passages and builds the prompt for their summary."""
 
     def __init__(
         self, retriever: Retriever, tokenizers: Tokenizers, timeout_seconds: float
@@ -58,54 +58,55 @@ class Search:
         self._tokenizers = tokenizers
         self._timeout_seconds = timeout_seconds
 
-    async def find(self, query: str, num_results: int, safe_search: bool) -> Retrieved:
-        """The passages for `query`; none if the search fails or takes too long."""
+    async def retrieve(self, query: str, num_results: int, safe_search: bool) -> RetrievalOutcome:
+        """Returns at most `num_results` passages; none if the retrieval fails or times out."""
         started = time.monotonic()
         with tracing.stage(
             Operation.RETRIEVAL, {semconv.GEN_AI_OPERATION_NAME: Operation.RETRIEVAL}
         ) as span:
             outcome = "failed"
-            results: list[Result] = []
+            results: list[SearchResult] = []
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     found = await self._retriever.search(query, NUM_CANDIDATES, safe_search)
-                results = select(found, num_results)
+                results = select_results(found, num_results)
                 outcome = "found" if results else "empty"
             except TimeoutError:
                 outcome = "timeout"
                 logger.warning("retrieval timed out", extra={"limit": self._timeout_seconds})
             except Exception:
-                # Whatever is wrong with the search, the request goes on and says that nothing
-                # could be searched.
+                # The request does not fail with its retrieval: its answer says that the
+                # documents could not be searched.
                 logger.exception("retrieval failed")
             metrics.RETRIEVAL.labels(self._retriever.name, outcome).observe(
                 time.monotonic() - started, exemplar()
             )
-            _tell(span, query, results, outcome)
+            _record_outcome(span, query, results, outcome)
             annotate(num_results=len(results), retrieval=outcome)
-            return Retrieved(results, failed=outcome in ("timeout", "failed"))
+            return RetrievalOutcome(results, failed=outcome in ("timeout", "failed"))
 
-    async def encode(
-        self, query: str, results: Sequence[Result], max_tokens: int, model: ModelInfo
+    async def build_prompt(
+        self, query: str, results: Sequence[SearchResult], max_tokens: int, model: ModelInfo
     ) -> SummaryPrompt:
-        """The prompt's ids, shortened from the end until `max_tokens` more fit the context.
+        """Encodes a prompt that leaves `max_tokens` of the model's context for the summary.
 
-        Raises MeshError (INVALID_REQUEST) where `max_tokens` alone leaves no room.
+        Drops passages and sentences from the end of the prompt until it fits. Raises MeshError
+        (INVALID_REQUEST) if the prompt does not fit even without passages.
         """
-        room = model.context_length - max_tokens
+        limit = model.context_length - max_tokens
         client = self._tokenizers.of(model.name)
         tokenizer = (await client.current()).tokenizer
-        passages = [Passage(result.title, result.text) for result in for_prompt(results)]
-        # What an empty prompt costs is known only once it is encoded.
-        frame = FRAME_TOKENS
+        passages = [Passage(result.title, result.text) for result in select_for_prompt(results)]
+        # The real overhead is known only after encoding; the estimate is then corrected.
+        overhead = PROMPT_OVERHEAD_TOKENS
         while True:
-            fitting = await asyncio.to_thread(shorten, passages, room - frame, tokenizer)
+            fitting = await asyncio.to_thread(fit_passages, passages, limit - overhead, tokenizer)
             messages = search_messages(query, fitting)
             prompt = ChatPrompt(
                 messages=[ChatMessage(role=m.role, content=m.content) for m in messages]
             )
             encoded = await client.encode_chat(prompt)
-            excess = len(encoded.token_ids) - room
+            excess = len(encoded.token_ids) - limit
             if excess <= 0:
                 return SummaryPrompt(encoded, len(fitting))
             if not fitting:
@@ -114,11 +115,18 @@ class Search:
                     f"max_tokens must leave room for the question in the context of "
                     f"{model.context_length} tokens, given {max_tokens}",
                 )
-            frame += excess
+            overhead += excess
+
+    # Former names, until orchestrator.pipeline uses the new ones.
+    find = retrieve
+    encode = build_prompt
 
 
-def _tell(span: Span, query: str, results: Sequence[Result], outcome: str) -> None:
-    """The span says what came of it; that a search failed does not fail its request."""
+Retrieved = RetrievalOutcome
+
+
+def _record_outcome(span: Span, query: str, results: Sequence[SearchResult], outcome: str) -> None:
+    """Sets the outcome on the retrieval span; a failed retrieval does not fail the request."""
     span.set_attributes({semconv.RETRIEVAL_OUTCOME: outcome, semconv.NUM_RESULTS: len(results)})
     if outcome == "timeout":
         tracing.set_outcome(span, Outcome.DEADLINE, outcome)
@@ -130,25 +138,27 @@ def _tell(span: Span, query: str, results: Sequence[Result], outcome: str) -> No
         span.set_attribute(semconv.GEN_AI_RETRIEVAL_DOCUMENTS, json.dumps(documents))
 
 
-def shorten(passages: Sequence[Passage], room: int, tokenizer: Tokenizer) -> list[Passage]:
-    """The passages, and of each the first sentences, that together take about `room` tokens.
+def fit_passages(
+    passages: Sequence[Passage], max_tokens: int, tokenizer: Tokenizer
+) -> list[Passage]:
+    """Truncates `passages` by whole sentences to about `max_tokens` tokens in total.
 
-    Later passages give way first; a passage keeps its place and number, so none is skipped.
-    Blocks, mostly without the interpreter's lock.
+    Later passages are cut first, and none is skipped, so each passage keeps its number. Blocks
+    the calling thread, for the most part with Python's global interpreter lock (GIL) released.
     """
     fitting: list[Passage] = []
     for number, passage in enumerate(passages, 1):
         sentences = split_sentences(passage.text)
         title = format_source(number, Passage(passage.title, "")) + "\n\n"
         lines = [title, *(f"{sentence} [{number}]\n" for sentence in sentences)]
-        # Only the batch form lets other threads run meanwhile.
+        # Of the library's encode methods only the batch form releases the GIL.
         encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=False)
-        # One more each, for a token may come apart where lines are joined.
+        # One token more per line: a token may split where lines are joined.
         ends = list(accumulate(len(encoding.ids) + 1 for encoding in encodings))
-        kept = sum(end <= room for end in ends) - 1
+        kept = sum(end <= max_tokens for end in ends) - 1
         if kept < 1:
             break
-        room -= ends[kept]
+        max_tokens -= ends[kept]
         fitting.append(Passage(passage.title, " ".join(sentences[:kept])))
         if kept < len(sentences):
             break

@@ -1,8 +1,9 @@
-"""Which of the passages found are shown, and which of these the summary rests on.
+"""Selects which retrieved passages are returned, and which of them the prompt quotes.
 
-Maximal marginal relevance: the next one is the most relevant that says least of what is there
-already. The first `MAX_PASSAGES` go into the prompt; they stand first, so that the number of a
-citation is the position of a result.
+Uses maximal marginal relevance (Carbonell and Goldstein, 1998): the next passage is the most
+relevant one that repeats least of those selected before. The first `MAX_PASSAGES` are the
+candidates for the prompt. They come first, so that the number of a citation is the position of
+a result.
 """
 
 from __future__ import annotations
@@ -10,75 +11,75 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from orchestrator.search.grounding.words import STOP_WORDS, stem, words_of
-from orchestrator.search.retrieval import Result
+from orchestrator.search.grounding.stemming import STOP_WORDS, split_words, stem
+from orchestrator.search.retrieval import SearchResult
 
 NUM_CANDIDATES = 40
-"""Passages that are looked at, for a choice of at most 20."""
+"""Passages to retrieve; at most 20 of them are selected."""
 
 MAX_PASSAGES = 5
-"""In the prompt: more of them make a small model's answer worse, not better."""
+"""Maximum passages in the prompt: more of them make a small model's answer worse."""
 
 MIN_RELEVANCE = 0.2
-"""Share of the best score that a passage needs to be in the prompt."""
+"""Minimum score of a passage in the prompt, as a fraction of the best score."""
 
 RELEVANCE_WEIGHT = 0.6
-"""Against what is new in a passage."""
+"""Weight of relevance; the rest of 1 is the weight of novelty."""
 
-SAME_DOCUMENT = 0.4
-"""How alike passages of one document are at least, beyond their words."""
+SAME_DOCUMENT_SIMILARITY = 0.4
+"""Added to the word similarity of two passages of the same document."""
 
 
-def select(found: Sequence[Result], num_results: int) -> list[Result]:
-    """At most `num_results` of `found`: first those for the prompt, then others; best first.
+def select_results(found: Sequence[SearchResult], num_results: int) -> list[SearchResult]:
+    """Selects at most `num_results` of `found`: the prompt's candidates first, then the others.
 
-    Equal passages are shown once.
+    Both parts are sorted by score. Passages with equal text are returned once.
     """
     candidates = _distinct(found)
     words = [_word_set(result) for result in candidates]
     best = max((result.score for result in candidates), default=0.0)
     chosen: list[int] = []
-    likeness = [0.0] * len(candidates)
+    redundancy = [0.0] * len(candidates)
     while len(chosen) < min(num_results, len(candidates)):
         rest = [index for index in range(len(candidates)) if index not in chosen]
-        index = max(rest, key=lambda i: _gain(candidates[i], best, likeness[i]))
+        index = max(rest, key=lambda i: _marginal_relevance(candidates[i], best, redundancy[i]))
         chosen.append(index)
         for other in rest:
-            like = _likeness(words[index], words[other])
+            similarity = _similarity(words[index], words[other])
             if candidates[index].document == candidates[other].document:
-                like += SAME_DOCUMENT
-            likeness[other] = max(likeness[other], min(like, 1.0))
+                similarity += SAME_DOCUMENT_SIMILARITY
+            redundancy[other] = max(redundancy[other], min(similarity, 1.0))
     selected = [candidates[index] for index in chosen]
-    return _ranked(selected[:MAX_PASSAGES]) + _ranked(selected[MAX_PASSAGES:])
+    return _by_score(selected[:MAX_PASSAGES]) + _by_score(selected[MAX_PASSAGES:])
 
 
-def for_prompt(results: Sequence[Result]) -> Sequence[Result]:
-    """The first of the selected `results`, as many as the summary is to rest on."""
+def select_for_prompt(results: Sequence[SearchResult]) -> Sequence[SearchResult]:
+    """Returns the first of the selected `results` that are relevant enough for the prompt."""
     best = max((result.score for result in results), default=0.0)
     first = results[:MAX_PASSAGES]
     return [result for result in first if result.score >= MIN_RELEVANCE * best]
 
 
-def _gain(result: Result, best: float, likeness: float) -> float:
+def _marginal_relevance(result: SearchResult, best: float, redundancy: float) -> float:
     relevance = result.score / best if best > 0 else 0.0
-    return RELEVANCE_WEIGHT * relevance - (1 - RELEVANCE_WEIGHT) * likeness
+    return RELEVANCE_WEIGHT * relevance - (1 - RELEVANCE_WEIGHT) * redundancy
 
 
-def _distinct(found: Sequence[Result]) -> list[Result]:
-    seen: dict[str, Result] = {}
+def _distinct(found: Sequence[SearchResult]) -> list[SearchResult]:
+    seen: dict[str, SearchResult] = {}
     for result in found:
         seen.setdefault(result.text, result)
     return list(seen.values())
 
 
-def _word_set(result: Result) -> frozenset[str]:
-    return frozenset(stem(word) for word in words_of(result.text) if word not in STOP_WORDS)
+def _word_set(result: SearchResult) -> frozenset[str]:
+    return frozenset(stem(word) for word in split_words(result.text) if word not in STOP_WORDS)
 
 
-def _likeness(one: frozenset[str], other: frozenset[str]) -> float:
-    """Cosine of the two sets: 0 for nothing in common, 1 for the same words."""
+def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
+    """Cosine similarity of two word sets: 0 if disjoint, 1 if equal."""
     return len(one & other) / sqrt(len(one) * len(other)) if one and other else 0.0
 
 
-def _ranked(results: Sequence[Result]) -> list[Result]:
+def _by_score(results: Sequence[SearchResult]) -> list[SearchResult]:
     return sorted(results, key=lambda result: -result.score)

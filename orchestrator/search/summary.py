@@ -1,4 +1,4 @@
-"""A summary as its reader sees it: what was found, checked text, what each sentence rests on."""
+"""The events of a summary: search results, filtered text, and a finish with its citations."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from orchestrator.generation import Delta, Finish, FinishReason, Usage
-from orchestrator.search.grounding.citations import cited
+from orchestrator.search.grounding.citations import cited_numbers
 from orchestrator.search.grounding.grounding import Citation, ground
-from orchestrator.search.markup import clean
-from orchestrator.search.retrieval import Result
-from orchestrator.search.summary_text import SummaryText
+from orchestrator.search.markup import sanitize
+from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.summary_filter import SummaryFilter
 
-NOTHING_SEARCHED = "The documents could not be searched just now, so there is no answer."
-"""The whole summary where the search failed: no model is asked what it cannot know."""
+RETRIEVAL_FAILED = "The documents could not be searched just now, so there is no answer."
+"""The whole summary after a failed retrieval; the model is not run without sources."""
 
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
 _SAFE_SCHEMES = frozenset(("http", "https", "ftp", "file", "urn", "doi"))
 
 
-class Question(NamedTuple):
-    """A search, and how its summary is to be."""
+class SearchRequest(NamedTuple):
+    """A search query, and the parameters of its results and summary."""
 
     query: str
     num_results: int
@@ -31,42 +31,42 @@ class Question(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A passage that was found, as it may be shown; citations use its position."""
+    """A search result, sanitized for display; citations refer to its position."""
 
     position: int
     title: str
     url: str
     snippet: str
-    """The whole passage; spans of citations count its characters."""
+    """The whole passage; spans of citations are character offsets in it."""
     score: float
 
 
-class Found(NamedTuple):
-    """What a search found; the first event of a summary."""
+class SearchResults(NamedTuple):
+    """The first event of a summary: all search results."""
 
     query: str
     sources: Sequence[Source]
 
 
 class SummaryFinish(NamedTuple):
-    """The end of a summary."""
+    """The last event of a summary."""
 
     reason: FinishReason
     usage: Usage
     citations: Sequence[int] = ()
-    """Positions that the text cites, ascending, each once."""
+    """Positions of the cited sources, in ascending order, without duplicates."""
     details: Sequence[Citation] = ()
-    """Sentence by sentence."""
+    """The citations of each sentence."""
 
 
-def as_sources(results: Sequence[Result]) -> list[Source]:
-    """The results, numbered, without anything that a browser would take for markup or code."""
+def to_sources(results: Sequence[SearchResult]) -> list[Source]:
+    """Numbers the results from 1 and removes markup and unsafe URLs."""
     return [
         Source(
             position=position,
-            title=clean(" ".join(result.title.split())),
+            title=sanitize(" ".join(result.title.split())),
             url=_safe_url(result.url),
-            snippet=clean(" ".join(result.text.split())),
+            snippet=sanitize(" ".join(result.text.split())),
             score=result.score,
         )
         for position, result in enumerate(results, 1)
@@ -79,38 +79,49 @@ def _safe_url(url: str) -> str:
     return "".join(url.split()) if safe and url.isprintable() else ""
 
 
-class Summary:
-    """One summary: deltas of the model go in, what may be shown comes out."""
+class SummaryAssembler:
+    """Turns the model's deltas into filtered deltas and a finish with grounded citations."""
 
     def __init__(self, max_characters: int) -> None:
         self._max_characters = max_characters
-        self.give(())
-        # Tokens of text that is still held back.
+        self.set_sources(())
+        # Tokens of text that the filter holds back.
         self._num_held = 0
 
-    def give(self, sources: Sequence[Source]) -> None:
-        """Before the first delta: the sources in the prompt, which may be cited; none at first."""
+    def set_sources(self, sources: Sequence[Source]) -> None:
+        """Sets the sources in the prompt, which the summary may cite; call it before `push`."""
         self._snippets = {source.position: source.snippet for source in sources}
-        self._text = SummaryText(self._snippets, self._max_characters)
+        self._filter = SummaryFilter(self._snippets, self._max_characters)
 
     @property
-    def full(self) -> bool:
-        """Whether the text is as long as it may be; nothing more will come out."""
-        return self._text.full
+    def reached_limit(self) -> bool:
+        """Whether the text exceeded `max_characters`; `push` returns no more text then."""
+        return self._filter.reached_limit
 
     def push(self, delta: Delta) -> Iterator[Delta]:
-        """What can be shown of it, and of what was held back."""
-        yield from self._delta(self._text.push(delta.text), delta.num_tokens)
+        """Adds a delta; yields the text that has passed the filter."""
+        yield from self._delta(self._filter.push(delta.text), delta.num_tokens)
 
     def finish(self, finish: Finish) -> Iterator[Delta | SummaryFinish]:
-        """What was held back, then the end."""
-        yield from self._delta(self._text.flush(), 0)
-        reason = FinishReason.LENGTH if self.full else finish.reason
-        text = self._text.text
-        yield SummaryFinish(reason, finish.usage, cited(text), ground(text, self._snippets))
+        """Yields the text that was held back, then the summary's finish."""
+        yield from self._delta(self._filter.flush(), 0)
+        reason = FinishReason.LENGTH if self.reached_limit else finish.reason
+        text = self._filter.text
+        yield SummaryFinish(reason, finish.usage, cited_numbers(text), ground(text, self._snippets))
 
     def _delta(self, text: str, num_tokens: int) -> Iterator[Delta]:
         self._num_held += num_tokens
         if text:
             yield Delta(text, self._num_held)
             self._num_held = 0
+
+    # Former names, until orchestrator.pipeline uses the new ones.
+    give = set_sources
+    full = reached_limit
+
+
+NOTHING_SEARCHED = RETRIEVAL_FAILED
+Question = SearchRequest
+Found = SearchResults
+as_sources = to_sources
+Summary = SummaryAssembler

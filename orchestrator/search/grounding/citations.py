@@ -1,6 +1,6 @@
-"""Citations in a summary that is still being written: `[n]`, or several as `[1, 2]`.
+"""Citations in a streamed summary: `[n]`, or several as `[1, 2]`.
 
-A number that stands for no passage of the prompt is removed before anybody sees it.
+Numbers that refer to no passage of the prompt are removed before the text is returned.
 """
 
 from __future__ import annotations
@@ -9,69 +9,70 @@ import re
 from collections.abc import Collection
 
 MAX_CHARACTERS = 40
-"""Between the brackets. Whatever is longer is no citation; so much at most is held back."""
+"""Maximum characters between the brackets of a citation; bounds the text that is held back."""
 
 MAX_SPACES = 8
-"""Before a citation that is removed, so many go with it."""
+"""Maximum spaces removed together with the citation that follows them."""
 
 CITATION = re.compile(rf"\[[ \t,]*[0-9][0-9 \t,]{{0,{MAX_CHARACTERS - 1}}}\]")
-"""One citation, with whatever numbers."""
+"""One citation, with any numbers."""
 
 _SPACED = re.compile(rf"[ \t]{{0,{MAX_SPACES}}}(?P<citation>{CITATION.pattern})")
-# Brackets may be nested: where an inner citation goes, what is around it may become one.
-_UNFINISHED = re.compile(
+# Brackets may be nested: removing an inner citation can turn the text around it into one.
+_INCOMPLETE = re.compile(
     rf"[ \t]{{0,{MAX_SPACES}}}(?:\[[0-9 \t,]{{0,{MAX_CHARACTERS + MAX_SPACES}}})*\Z"
 )
 _NUMBER = re.compile("[0-9]+")
 
 
-def numbers_in(citation: str) -> list[int]:
-    """The numbers between the brackets, as they stand there."""
+def citation_numbers(citation: str) -> list[int]:
+    """The numbers of one citation, in their order."""
     return [int(number) for number in _NUMBER.findall(citation)]
 
 
-def cited(text: str) -> list[int]:
-    """The numbers that `text` cites, ascending, each once."""
+def cited_numbers(text: str) -> list[int]:
+    """The numbers that `text` cites, in ascending order, without duplicates."""
     citations = CITATION.findall(text)
-    return sorted({number for each in citations for number in numbers_in(each)})
+    return sorted({number for each in citations for number in citation_numbers(each)})
 
 
 class CitationFilter:
-    """Text goes in by `push`, and comes out without citations of what was not given.
+    """Removes citations of numbers that are not allowed from a stream of text.
 
-    What may become a citation is held back until it is one, or none; so nothing that came out
-    is ever withdrawn. The concatenated output is the same however the text was cut.
+    Holds back text that may become a citation until it is complete, so text that was returned is
+    never revised. The concatenated output does not depend on how the text is split.
     """
 
-    def __init__(self, given: Collection[int]) -> None:
-        self._given = given
+    def __init__(self, allowed: Collection[int]) -> None:
+        """`allowed` are the numbers of the passages in the prompt."""
+        self._allowed = allowed
         self._held = ""
 
     def push(self, text: str) -> str:
-        """Takes more text, gives what can be shown."""
-        shown, self._held = self._checked(self._held + text)
-        unfinished = _UNFINISHED.search(self._held)
-        assert unfinished is not None, "the pattern matches nothing at all as well"
-        begin = unfinished.start()
-        shown, self._held = shown + self._held[:begin], self._held[begin:]
-        return shown
+        """Adds text; returns the text that later text can no longer change."""
+        checked, self._held = self._check(self._held + text)
+        incomplete = _INCOMPLETE.search(self._held)
+        assert incomplete is not None, "the pattern matches the empty string too"
+        begin = incomplete.start()
+        checked, self._held = checked + self._held[:begin], self._held[begin:]
+        return checked
 
     def flush(self) -> str:
-        """What was held back and turned out to be none; at the end of the text."""
+        """Returns the text held back, which is no citation; call it at the end of the stream."""
         held, self._held = self._held, ""
         return held
 
-    def _checked(self, text: str) -> tuple[str, str]:
-        """What is settled, up to the last good citation; and the rest, without bad ones."""
-        shown = ""
-        while found := _SPACED.search(text):
-            citation = found["citation"]
-            good = [number for number in numbers_in(citation) if number in self._given]
-            if good and len(good) == len(numbers_in(citation)):
-                shown, text = shown + text[: found.end()], text[found.end() :]
+    def _check(self, text: str) -> tuple[str, str]:
+        """Splits after the last valid citation; removes invalid citations from the second part."""
+        checked = ""
+        while match := _SPACED.search(text):
+            numbers = citation_numbers(match["citation"])
+            valid = [number for number in numbers if number in self._allowed]
+            if valid and len(valid) == len(numbers):
+                checked, text = checked + text[: match.end()], text[match.end() :]
                 continue
-            # What remains around it is looked at again: it may be a citation in its turn.
-            spaces = text[found.start() : found.start("citation")]
-            kept = f"{spaces}[{', '.join(map(str, good))}]" if good else ""
-            text = text[: found.start()] + kept + text[found.end() :]
-        return shown, text
+            # The text around the removed citation is searched again: it may form a new one.
+            spaces = text[match.start() : match.start("citation")]
+            kept = f"{spaces}[{', '.join(map(str, valid))}]" if valid else ""
+            text = text[: match.start()] + kept + text[match.end() :]
+        return checked, text

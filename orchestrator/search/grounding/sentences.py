@@ -1,4 +1,4 @@
-"""Splits running text into sentences."""
+"""Sentence splitting."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from sentencex import segment
 
 
 class Span(NamedTuple):
-    """A part of a text: its first character, and the one behind its last."""
+    """A range of characters in a text; `end` is exclusive."""
 
     begin: int
     end: int
 
 
 def split_sentences(text: str, language: str = "en") -> list[str]:
-    """The sentences of `text`, stripped, inner white space folded, empty ones dropped."""
+    """The sentences of `text`, with each run of white space replaced by one space."""
     return [
         folded for sentence in segment(language, text) if (folded := " ".join(sentence.split()))
     ]
 
 
 def sentence_spans(text: str, language: str = "en") -> list[Span]:
-    """Where the sentences of `text` stand, without the white space around them."""
+    """The spans of the sentences of `text`, without leading and trailing white space."""
     spans = []
     end = 0
     for sentence in segment(language, text):
@@ -30,7 +30,7 @@ def sentence_spans(text: str, language: str = "en") -> list[Span]:
         if not stripped:
             continue
         begin = text.find(stripped, end)
-        assert begin >= 0, "a sentence is a part of the text"
+        assert begin >= 0, "the sentence must occur in the text"
         end = begin + len(stripped)
         spans.append(Span(begin, end))
     return spans

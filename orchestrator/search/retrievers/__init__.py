@@ -1,1 +1,1 @@
-"""What can be searched, one kind a module."""
+"""Retrievers, one search backend a module, and the factory that opens the configured one."""

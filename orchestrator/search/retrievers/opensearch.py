@@ -1,6 +1,6 @@
-"""Searches OpenSearch, or what speaks its REST API, for documents with a title, url and text.
+"""Searches OpenSearch, or a server compatible with its REST API.
 
-A document may be marked with `unsafe: true`.
+Documents have the fields `title`, `url` and `text`, and optionally `unsafe: true`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from orchestrator.search.retrieval import Result
-from orchestrator.search.retrievers.cutting import passages
-from orchestrator.search.retrievers.http import (
-    HttpEngine,
+from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.retrievers.passages import rank_passages
+from orchestrator.search.retrievers.search_engine import (
+    SearchEngineClient,
     SearchEngineError,
     number_field,
     text_field,
@@ -19,16 +19,16 @@ from orchestrator.search.retrievers.http import (
 
 
 class OpenSearchRetriever:
-    """Full-text search by the engine's own ranking, BM25 as a rule."""
+    """Full-text search with the server's own ranking, by default BM25."""
 
     name = "opensearch"
 
     def __init__(self, url: str, index: str, timeout_seconds: float) -> None:
-        self._engine = HttpEngine(url, timeout_seconds)
+        self._client = SearchEngineClient(url, timeout_seconds)
         self._path = f"/{quote(index, safe=',*')}/_search"
         self._timeout = f"{max(1, int(timeout_seconds * 1000))}ms"
 
-    async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         match = {"multi_match": {"query": query, "fields": ["title^3", "text"]}}
         unsafe = [{"term": {"unsafe": True}}] if safe_search else []
         body = {
@@ -37,24 +37,24 @@ class OpenSearchRetriever:
             "_source": ["title", "url", "text"],
             "query": {"bool": {"must": [match], "must_not": unsafe}},
         }
-        answer = await self._engine.ask("POST", self._path, body=body)
-        return passages(map(_result, _hits(answer)), query, limit)
+        response = await self._client.request("POST", self._path, body=body)
+        return rank_passages(map(_result, _hits(response)), query, limit)
 
     async def close(self) -> None:
-        await self._engine.close()
+        await self._client.close()
 
 
-def _hits(answer: Any) -> list[dict[str, Any]]:
-    hits = answer.get("hits")
+def _hits(response: Any) -> list[dict[str, Any]]:
+    hits = response.get("hits")
     found = hits.get("hits") if isinstance(hits, dict) else None
     if not isinstance(found, list):
-        raise SearchEngineError("the answer has no hits, not even none")
+        raise SearchEngineError("response must have the list hits.hits")
     return [hit for hit in found if isinstance(hit, dict) and isinstance(hit.get("_source"), dict)]
 
 
-def _result(hit: dict[str, Any]) -> Result:
+def _result(hit: dict[str, Any]) -> SearchResult:
     source = hit["_source"]
-    return Result(
+    return SearchResult(
         title=text_field(source, "title"),
         url=text_field(source, "url"),
         score=number_field(hit, "_score"),

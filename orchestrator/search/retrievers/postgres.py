@@ -1,4 +1,4 @@
-"""Full-text search in PostgreSQL: a table of documents, made as `SCHEMA` says."""
+"""Full-text search in PostgreSQL, in a table of documents like the one that `SCHEMA` creates."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 
 import asyncpg
 
-from orchestrator.search.grounding.words import STOP_WORDS, words_of
-from orchestrator.search.retrieval import Result
-from orchestrator.search.retrievers.cutting import passages, query_stems
+from orchestrator.search.grounding.stemming import STOP_WORDS, split_words
+from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.retrievers.passages import query_stems, rank_passages
 
 MAX_CONNECTIONS = 4
 
@@ -26,9 +26,9 @@ CREATE TABLE IF NOT EXISTS documents (
 );
 CREATE INDEX IF NOT EXISTS documents_vector ON documents USING gin (vector);
 """
-"""Another table may have another name, and another language in its vector."""
+"""Creates the default table. A custom table may differ in its name and in the vector's language."""
 
-# 1: divided by 1 + the logarithm of the length, so that long documents have no advantage.
+# Normalization 1 divides the rank by 1 + log(length), so that long documents have no advantage.
 _SEARCH = """
 SELECT title, url, text, ts_rank(vector, query, 1) AS score
 FROM {table}, websearch_to_tsquery($1::regconfig, $2) AS query
@@ -39,16 +39,16 @@ LIMIT $4
 
 
 class PostgresRetriever:
-    """Searches one table with PostgreSQL's own ranking."""
+    """Searches one table with PostgreSQL's `ts_rank`."""
 
     name = "postgresql"
 
     def __init__(self, url: str, table: str, language: str, timeout_seconds: float) -> None:
-        """Connects to nothing yet; `table` must be a name, with a schema or without."""
+        """Opens no connection. `table` is a table's name, optionally qualified by its schema."""
         self._search = _SEARCH.format(table=_quoted(table))
         self._language = language
-        self._opening = asyncio.Lock()
-        # Nothing is open until it is needed: the database may start after this service.
+        self._open_lock = asyncio.Lock()
+        # Connections are opened on first use: the database may start after this service.
         self._pool = asyncpg.create_pool(
             url,
             min_size=0,
@@ -57,20 +57,23 @@ class PostgresRetriever:
             command_timeout=timeout_seconds,
         )
 
-    async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         if not query_stems(query):
             return []
-        # Words only: nothing that a person types is syntax, and any of them may match.
-        words = [word for word in words_of(query) if word not in STOP_WORDS] or words_of(query)
+        # Quoted words joined by "or": no user input is parsed as query syntax.
+        all_words = split_words(query)
+        words = [word for word in all_words if word not in STOP_WORDS] or all_words
         terms = " or ".join(f'"{word}"' for word in words)
-        async with self._opening:
-            await self._pool  # opens it, once; it must not be asked twice at a time
+        async with self._open_lock:
+            await self._pool  # opens the pool; asyncpg forbids to do so concurrently
         rows = await self._pool.fetch(self._search, self._language, terms, safe_search, limit)
-        documents = [Result(row["title"], row["url"], row["score"], row["text"]) for row in rows]
-        return passages(documents, query, limit)
+        documents = [
+            SearchResult(row["title"], row["url"], row["score"], row["text"]) for row in rows
+        ]
+        return rank_passages(documents, query, limit)
 
     async def close(self) -> None:
-        # Not close(), which waits for what still runs.
+        # close() would wait for running queries.
         self._pool.terminate()
 
 

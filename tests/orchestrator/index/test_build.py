@@ -1,4 +1,4 @@
-"""The search index: built, updated, searched."""
+"""Building, updating and searching the index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.index.build import main
 from orchestrator.index.documents import PASSAGE_WORDS, UnreadableDocument, parse
 from orchestrator.search.retrieval import NoRetriever
-from orchestrator.search.retrievers.embedded import IndexRetriever, IndexUnusable
+from orchestrator.search.retrievers.sqlite_index import IndexRetriever, IndexUnusable
 
 CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
 
@@ -46,21 +46,21 @@ Cats eat fish & mice. <b>They</b> hunt at night.
 
 @pytest.fixture(scope="session")
 def corpus_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example corpus, indexed."""
+    """Path of an index of the example corpus."""
     out = tmp_path_factory.mktemp("index") / "sub" / "corpus.sqlite3"
     assert main([str(CORPUS), "--out", str(out)]) == 0
     return out
 
 
 def write(folder: Path, **documents: str) -> None:
-    """Files of text, named by keyword."""
+    """Writes text files; each keyword is a file's name."""
     folder.mkdir(exist_ok=True)
     for name, text in documents.items():
         (folder / f"{name}.txt").write_text(text)
 
 
 async def titles(index: Path, query: str, num_results: int = 10) -> list[str]:
-    """What a query finds."""
+    """The titles that a query finds."""
     retriever = IndexRetriever(index)
     try:
         found = await retriever.search(query, num_results, False)
@@ -69,8 +69,8 @@ async def titles(index: Path, query: str, num_results: int = 10) -> list[str]:
         await retriever.close()
 
 
-def test_markdown_becomes_prose() -> None:
-    """Markup, code, tables and targets of links are left out; headings and properties kept."""
+def test_markdown_is_converted_to_prose() -> None:
+    """Markup, code, tables and link targets are removed; headings and front matter are kept."""
     document = parse(Path("cats.md"), MARKDOWN)
     text = " ".join(passage.text for passage in document.passages)
     assert document.title == "All about cats"
@@ -83,8 +83,8 @@ def test_markdown_becomes_prose() -> None:
     assert [passage.heading for passage in document.passages] == ["", "Food"]
 
 
-def test_html_becomes_prose() -> None:
-    """Scripts and navigation are left out, entities resolved, nested blocks told once."""
+def test_html_is_converted_to_prose() -> None:
+    """Scripts and navigation are removed, entities decoded, nested blocks not duplicated."""
     html = (
         b"<html><head><title>Page</title><script>var x;</script></head><body><nav><p>Home</p></nav>"
         b"<h1>Dogs</h1><ul><li><p>Dogs bark &amp; run.</p></li></ul></body></html>"
@@ -95,7 +95,7 @@ def test_html_becomes_prose() -> None:
 
 
 def test_passages_end_with_sentences_and_overlap() -> None:
-    """A long text is cut on sentence borders; each passage begins with the last sentence before."""
+    """Each passage begins with the last sentence of the one before."""
     text = " ".join(f"This is the long and winding sentence number {n}." for n in range(60))
     document = parse(Path("long.txt"), text.encode())
     assert len(document.passages) > 3
@@ -106,16 +106,16 @@ def test_passages_end_with_sentences_and_overlap() -> None:
 
 
 @pytest.mark.parametrize("content", [b"\x00\x01\x02", b"", b"```\ncode\n```\n"])
-def test_what_is_no_prose_is_unreadable(content: bytes) -> None:
-    """Binary and empty files are no documents."""
+def test_files_without_prose_are_unreadable(content: bytes) -> None:
+    """Binary files, empty files and files with code only."""
     with pytest.raises(UnreadableDocument):
         parse(Path("x.md"), content)
 
 
-async def test_an_update_touches_what_changed(
+async def test_an_update_processes_only_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Changed files are replaced, vanished ones removed, skipped ones told by exit code 3."""
+    """Changed files are replaced, missing ones removed; skipped files give exit code 3."""
     docs, index = tmp_path / "docs", tmp_path / "i.sqlite3"
     write(docs, cats="Cats\n\nCats purr loudly.", dogs="Dogs\n\nDogs bark loudly.")
     (docs / "bad.md").write_bytes(b"\0\0")
@@ -133,8 +133,8 @@ async def test_an_update_touches_what_changed(
     assert "0 indexed, 1 unchanged, 0 removed, 1 skipped" in capsys.readouterr().out
 
 
-def test_bad_arguments_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Missing folders, empty ones, and a file that is no index."""
+def test_invalid_arguments_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Missing folders, empty folders, and an output file that is not an index."""
     out = tmp_path / "i.sqlite3"
     assert main([str(tmp_path / "nowhere"), "--out", str(out)]) == 1
     assert "no such file or folder" in capsys.readouterr().err
@@ -146,20 +146,20 @@ def test_bad_arguments_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     other.write_text("this is no database, it is a text of some length")
     write(tmp_path / "docs", a="A\n\nA text is here.")
     assert main([str(tmp_path / "docs"), "--out", str(other)]) == 1
-    assert "is no search index" in capsys.readouterr().err
+    assert "is not a search index" in capsys.readouterr().err
     with closing(sqlite3.connect(tmp_path / "foreign.sqlite3")) as foreign:
         foreign.execute("CREATE TABLE precious (x)")
     assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "foreign.sqlite3")]) == 1
-    assert "is another database" in capsys.readouterr().err
+    assert "is another SQLite database" in capsys.readouterr().err
 
 
-def test_an_index_that_cannot_be_used_is_told(tmp_path: Path) -> None:
-    """At the start, not at the first query."""
+def test_opening_an_unusable_index_fails(tmp_path: Path) -> None:
+    """The constructor raises, not the first query."""
     with pytest.raises(IndexUnusable, match="is missing"):
         IndexRetriever(tmp_path / "none")
     other = tmp_path / "other"
     other.write_text("this is no database, it is a text of some length")
-    with pytest.raises(IndexUnusable, match="no search index"):
+    with pytest.raises(IndexUnusable, match="is not a search index"):
         IndexRetriever(other)
 
 
@@ -174,15 +174,15 @@ def test_an_index_that_cannot_be_used_is_told(tmp_path: Path) -> None:
         ("RAG", "Retrieval-augmented generation"),
     ],
 )
-async def test_the_document_about_it_comes_first(
+async def test_the_document_about_the_topic_ranks_first(
     corpus_index: Path, query: str, first: str
 ) -> None:
-    """Titles, their initials and leads weigh."""
+    """Titles, their initials and first passages raise the score."""
     assert (await titles(corpus_index, query))[0] == first
 
 
-async def test_passages_are_what_a_page_shows(corpus_index: Path) -> None:
-    """Best first, as many as asked for, several of a document, each about as long as it may be."""
+async def test_a_search_returns_ranked_passages(corpus_index: Path) -> None:
+    """As many as requested, sorted by score, several of a document, of limited length."""
     retriever = IndexRetriever(corpus_index)
     found = await retriever.search("neural network training", 20, False)
     await retriever.close()
@@ -194,7 +194,7 @@ async def test_passages_are_what_a_page_shows(corpus_index: Path) -> None:
 
 
 async def test_unsafe_documents_are_left_out_on_demand(tmp_path: Path) -> None:
-    """What the front matter marks."""
+    """Those whose front matter has `unsafe: true`."""
     docs, index = tmp_path / "docs", tmp_path / "i.sqlite3"
     docs.mkdir()
     (docs / "a.md").write_text("---\nunsafe: true\n---\n# A\n\nA bomb is dangerous.\n")
@@ -210,8 +210,8 @@ async def test_unsafe_documents_are_left_out_on_demand(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(query=st.text(max_size=60))
-def test_no_query_breaks_the_search(corpus_index: Path, query: str) -> None:
-    """Whatever a person types is words, never syntax."""
+def test_no_query_raises_an_error(corpus_index: Path, query: str) -> None:
+    """User input is never parsed as FTS5 query syntax."""
 
     async def search() -> int:
         retriever = IndexRetriever(corpus_index)
@@ -223,6 +223,6 @@ def test_no_query_breaks_the_search(corpus_index: Path, query: str) -> None:
     assert asyncio.run(search()) <= 3
 
 
-async def test_no_index_finds_nothing() -> None:
-    """A service without documents still answers."""
+async def test_no_retriever_returns_no_results() -> None:
+    """`NoRetriever` serves an orchestrator without documents."""
     assert await NoRetriever().search("x", 5, False) == []

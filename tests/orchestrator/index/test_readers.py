@@ -1,4 +1,4 @@
-"""An index that is updated while it is being searched."""
+"""Updating the index while it is searched."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.index.build import Index, IndexBuildError, find_sources, main
-from orchestrator.search.retrievers.embedded import IndexRetriever
+from orchestrator.index.build import IndexBuildError, IndexWriter, find_sources, main
+from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 
 NUM_DOCUMENTS = 20
 
 
 def write(folder: Path, word: str) -> None:
-    """Documents that all say `word`."""
+    """Writes documents that all contain `word`."""
     folder.mkdir(exist_ok=True)
     for number in range(NUM_DOCUMENTS):
         (folder / f"{number}.txt").write_text(f"Number {number}\n\nThe word is {word}.")
@@ -23,7 +23,7 @@ def write(folder: Path, word: str) -> None:
 
 @pytest.mark.timeout(30)
 async def test_a_reader_sees_the_old_index_or_the_new_one(tmp_path: Path) -> None:
-    """Never some documents of each, never an error, and the new one without being opened anew."""
+    """Never a mixture and never an error; the reader sees updates without reopening the file."""
     docs, index = tmp_path / "docs", tmp_path / "i.sqlite3"
     write(docs, "round0")
     assert main([str(docs), "--out", str(index)]) == 0
@@ -51,11 +51,11 @@ async def test_a_reader_sees_the_old_index_or_the_new_one(tmp_path: Path) -> Non
 
 
 def test_a_finished_index_is_one_file(tmp_path: Path) -> None:
-    """It can be copied and opened where nothing can be written, also if it was read meanwhile."""
+    """No write-ahead log remains, even if a reader was connected during the update."""
     write(tmp_path / "docs", "x")
     arguments = [str(tmp_path / "docs"), "--out", str(tmp_path / "i")]
     assert main(arguments) == 0
-    index = Index(tmp_path / "i")
+    index = IndexWriter(tmp_path / "i")
     reader = IndexRetriever(tmp_path / "i")._connect()
     assert reader.execute("SELECT count(*) FROM documents").fetchone() == (NUM_DOCUMENTS,)
     index.close()
@@ -64,15 +64,15 @@ def test_a_finished_index_is_one_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "i"]
 
 
-async def test_a_search_that_nobody_waits_for_ends(tmp_path: Path) -> None:
-    """The thread is free for the next one."""
+async def test_a_cancelled_search_frees_its_thread(tmp_path: Path) -> None:
+    """The progress handler interrupts the query, so the next search gets the thread."""
     write(tmp_path / "docs", "x")
     assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "i")]) == 0
     retriever = IndexRetriever(tmp_path / "i")
     connection = retriever._connect()
-    abandoned = threading.Event()
-    connection.set_progress_handler(abandoned.is_set, 1000)
-    abandoned.set()
+    cancelled = threading.Event()
+    connection.set_progress_handler(cancelled.is_set, 1000)
+    cancelled.set()
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT sum(x) FROM n"
     with pytest.raises(Exception, match="interrupted"):
         connection.execute(endless).fetchone()
@@ -85,15 +85,13 @@ async def test_a_search_that_nobody_waits_for_ends(tmp_path: Path) -> None:
     await retriever.close()
 
 
-def test_an_update_that_fails_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All or nothing."""
+def test_a_failed_update_is_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update is one transaction."""
     docs, path = tmp_path / "docs", tmp_path / "i.sqlite3"
     write(docs, "before")
     assert main([str(docs), "--out", str(path)]) == 0
     write(docs, "after")
-    index = Index(path)
+    index = IndexWriter(path)
     real = index._update_one
 
     def fail_at_last(source: object, base_url: str) -> str:
@@ -110,11 +108,11 @@ def test_an_update_that_fails_changes_nothing(
     index.close()
 
 
-def test_two_documents_of_one_name_are_refused(tmp_path: Path) -> None:
-    """One of them would be lost; the same file twice is no harm."""
+def test_two_documents_with_the_same_name_are_refused(tmp_path: Path) -> None:
+    """One would replace the other; passing the same file twice is allowed."""
     write(tmp_path / "one", "x")
     write(tmp_path / "two", "x")
-    with pytest.raises(IndexBuildError, match=r"are both known as 0\.txt"):
+    with pytest.raises(IndexBuildError, match=r"have the same name 0\.txt"):
         find_sources([tmp_path / "one", tmp_path / "two"])
     twice = find_sources([tmp_path / "one", tmp_path / "one" / "3.txt"])
     assert len(twice) == NUM_DOCUMENTS

@@ -1,4 +1,4 @@
-"""Text that is safe to be shown, piece by piece."""
+"""Sanitizing text for display, as a whole and as a stream."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.search.markup import MarkupEscape, clean, escape, without_control_characters
-from orchestrator.search.summary_text import SummaryText
+from orchestrator.search.markup import MarkupEscaper, escape, sanitize, strip_control_characters
+from orchestrator.search.summary_filter import SummaryFilter
 
 
 def escaped(pieces: list[str]) -> str:
-    """What comes out of a stream of pieces."""
-    stream = MarkupEscape()
+    """The concatenated output of a `MarkupEscaper`."""
+    stream = MarkupEscaper()
     return "".join(map(stream.push, pieces)) + stream.flush()
 
 
 class Tags(HTMLParser):
-    """Notes everything that is markup."""
+    """Collects all markup that an HTML parser finds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,14 +57,14 @@ class Tags(HTMLParser):
     ],
 )
 def test_only_markup_is_escaped(text: str, shown: str) -> None:
-    """Prose stays as it is."""
+    """Prose passes unchanged."""
     assert escaped([text]) == escaped(list(text)) == escape(text) == shown
 
 
 @given(pieces=st.lists(st.text("<>&;#x/!ab0lt ?copy\n", max_size=6) | st.text(max_size=3)))
-def test_a_browser_shows_what_was_written(pieces: list[str]) -> None:
-    """No tag is left, references decode to the original, and the cuts do not matter."""
-    text = without_control_characters("".join(pieces)).replace("\r", "")
+def test_escaped_text_renders_as_the_original(pieces: list[str]) -> None:
+    """No tag remains, references decode to the original, and splitting does not matter."""
+    text = strip_control_characters("".join(pieces)).replace("\r", "")
     shown = escaped([text])
     assert shown == escaped(list(text)) == escape(text)
     assert unescape(shown) == text
@@ -75,26 +75,28 @@ def test_a_browser_shows_what_was_written(pieces: list[str]) -> None:
 
 
 @given(text=st.text())
-def test_no_control_character_comes_out(text: str) -> None:
-    """But line ends and tabs; nothing else is lost."""
-    shown = without_control_characters(text)
+def test_control_characters_are_removed(text: str) -> None:
+    """Except line feeds and tabs; all other characters are kept."""
+    shown = strip_control_characters(text)
     assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in shown)
     kept = [c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cn")]
     assert [c for c in shown if unicodedata.category(c) not in ("Cc", "Cf", "Cn")] == kept
 
 
-def test_what_hides_or_turns_text_is_removed() -> None:
-    """Terminal sequences, reversed text and characters that are none; joiners stay."""
-    assert clean("a\x1b[31mb\u202ec\ufffed\x00\x85") == "a[31mbcd"
-    assert clean("👩\u200d🔬 שלום\u200f") == "👩\u200d🔬 שלום\u200f"
+def test_escape_sequences_and_bidi_overrides_are_removed() -> None:
+    """Terminal escapes, bidirectional overrides and noncharacters are removed; joiners stay."""
+    assert sanitize("a\x1b[31mb\u202ec\ufffed\x00\x85") == "a[31mbcd"
+    assert sanitize("👩\u200d🔬 שלום\u200f") == "👩\u200d🔬 שלום\u200f"
 
 
-@given(pieces=st.lists(st.text("<>&b[]12 a\x00", max_size=5), max_size=30), room=st.integers(0, 60))
-def test_all_checks_together_do_not_depend_on_the_cuts(pieces: list[str], room: int) -> None:
-    """The text is the same in one piece and in many, and cut where it is too long."""
+@given(
+    pieces=st.lists(st.text("<>&b[]12 a\x00", max_size=5), max_size=30), limit=st.integers(0, 60)
+)
+def test_the_filter_does_not_depend_on_splitting(pieces: list[str], limit: int) -> None:
+    """All stages together give the same text for any splitting, truncated at the limit."""
     text = "".join(pieces)
-    streams = [SummaryText((1,), room), SummaryText((1,), room)]
+    streams = [SummaryFilter((1,), limit), SummaryFilter((1,), limit)]
     shown = "".join(map(streams[0].push, pieces)) + streams[0].flush()
     assert shown == streams[1].push(text) + streams[1].flush() == streams[0].text
-    assert len(unescape(shown)) <= room
-    assert streams[0].full is (len(text) > room)
+    assert len(unescape(shown)) <= limit
+    assert streams[0].reached_limit is (len(text) > limit)

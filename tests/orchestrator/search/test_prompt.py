@@ -1,4 +1,4 @@
-"""The prompt of a search, word for word: the demo model was trained on it."""
+"""The exact text of the search prompt: the demo model was trained on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from orchestrator.search.prompt import INSTRUCTIONS, Passage, search_messages
 
 
 def test_the_prompt_numbers_each_source_and_each_sentence() -> None:
-    """Question, sources with the number behind each sentence, and the question again."""
+    """Question, sources with a number after each sentence, and the question again."""
     passages = [
         Passage("Foxes", "A fox is wild.  It lives\nin dens."),
         Passage(" Dogs\nand cats ", "Dogs bark."),
@@ -24,6 +24,6 @@ def test_the_prompt_numbers_each_source_and_each_sentence() -> None:
 
 
 def test_the_prompt_says_that_there_are_no_sources() -> None:
-    """The model sees that nothing was found, instead of an empty list."""
+    """The list of sources reads "None." if there are no passages."""
     user = search_messages("fox", [])[1]
     assert user.content == "Question: fox\n\nSources:\n\nNone.\n\nQuestion: fox"

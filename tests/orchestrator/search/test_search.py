@@ -1,4 +1,4 @@
-"""What a search does with slow and broken retrieval, and with too little room."""
+"""Search: slow and failing retrieval, and prompts that must fit a small context."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import pytest
 from mesh.errors import ErrorKind, MeshError
 from orchestrator.clients.tokenizer import ChatPrompt, Encoded, LocalTokenizer
 from orchestrator.generation import ModelInfo
-from orchestrator.search.retrieval import Result
+from orchestrator.search.retrieval import SearchResult
 from orchestrator.search.search import Search
 from orchestrator.text.detokenizer import Decoder
 from tests.orchestrator.tokenizers_made import byte_level
 
 RESULTS = [
-    Result("Foxes", "f", 3.0, "The fox is wild. The fox is quick. The fox is brown."),
-    Result("Dogs", "d", 2.0, "The dog is lazy. The dog sleeps."),
-    Result("Cats", "c", 1.0, "The cat is quiet."),
+    SearchResult("Foxes", "f", 3.0, "The fox is wild. The fox is quick. The fox is brown."),
+    SearchResult("Dogs", "d", 2.0, "The dog is lazy. The dog sleeps."),
+    SearchResult("Cats", "c", 1.0, "The cat is quiet."),
 ]
 
 
 class FakeTokenizer:
-    """Encodes in this process; a conversation is its contents, one a line."""
+    """Encodes in this process; renders a conversation as its contents, one per line."""
 
     def __init__(self) -> None:
         self.prompt = ""
 
     def of(self, model: str) -> FakeTokenizer:
-        """The same for every model."""
+        """Returns the same tokenizer for every model."""
         return self
 
     async def current(self) -> LocalTokenizer:
@@ -41,11 +41,13 @@ class FakeTokenizer:
         return Encoded(byte_level().encode(self.prompt).ids, (await self.current()).decoder)
 
 
-async def encode(room: int, results: Sequence[Result] = RESULTS) -> tuple[Encoded, list[list[str]]]:
-    """What is encoded for a context with `room` for a prompt, and its sources' lines."""
+async def build(
+    limit: int, results: Sequence[SearchResult] = RESULTS
+) -> tuple[Encoded, list[list[str]]]:
+    """The encoded prompt for a limit of `limit` tokens, and the lines of each of its sources."""
     tokenizer: Any = FakeTokenizer()
     search = Search(FakeRetriever(), tokenizer, 5.0)
-    prompt = await search.encode("fox", results, 100, ModelInfo("m", room + 100))
+    prompt = await search.build_prompt("fox", results, 100, ModelInfo("m", limit + 100))
     sources = tokenizer.prompt.split("Sources:\n\n")[1].split("\n\n")[:-1]
     assert prompt.num_passages == (0 if sources == ["None."] else len(sources))
     return prompt.encoded, [source.splitlines() for source in sources]
@@ -58,19 +60,19 @@ WHOLE = [
 ]
 
 
-async def test_everything_stays_where_there_is_room() -> None:
-    """Nothing is cut off, and the order is kept."""
-    assert (await encode(10_000))[1] == WHOLE
+async def test_a_large_context_keeps_every_sentence() -> None:
+    """Nothing is truncated, and the order is kept."""
+    assert (await build(10_000))[1] == WHOLE
 
 
-async def test_a_prompt_fits_whatever_the_room() -> None:
-    """Later passages give way first, by whole sentences; numbers stay."""
-    full = len((await encode(10_000))[0].token_ids)
-    none = len((await encode(10_000, []))[0].token_ids)
+async def test_the_prompt_fits_every_limit() -> None:
+    """Later passages are truncated first, by whole sentences; numbers do not change."""
+    full = len((await build(10_000))[0].token_ids)
+    none = len((await build(10_000, []))[0].token_ids)
     seen = set()
-    for room in range(full, none - 1, -3):
-        encoded, sources = await encode(room)
-        assert len(encoded.token_ids) <= room
+    for limit in range(full, none - 1, -3):
+        encoded, sources = await build(limit)
+        assert len(encoded.token_ids) <= limit
         if sources == [["None."]]:
             sources = []
         seen.add(len(sources))
@@ -81,16 +83,16 @@ async def test_a_prompt_fits_whatever_the_room() -> None:
     assert {0, 1, 2} <= seen
 
 
-async def test_no_room_for_the_question_is_the_callers_fault() -> None:
-    """The message names the field, the limit and the value."""
+async def test_max_tokens_that_leaves_no_room_is_an_invalid_request() -> None:
+    """The message names the field, the limit and the given value."""
     with pytest.raises(MeshError, match="context of 110 tokens, given 100") as caught:
-        await encode(10)
+        await build(10)
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
     assert caught.value.param == "max_tokens"
 
 
 class FakeRetriever:
-    """Gives what it has, after a time."""
+    """Returns one result, or raises an error, after a delay."""
 
     name = "fake"
 
@@ -99,7 +101,7 @@ class FakeRetriever:
         self.error = error
         self.cancelled = False
 
-    async def search(self, query: str, limit: int, safe_search: bool) -> list[Result]:
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         try:
             await asyncio.sleep(self.delay)
         except asyncio.CancelledError:
@@ -107,50 +109,50 @@ class FakeRetriever:
             raise
         if self.error is not None:
             raise self.error
-        return [Result("Foxes", "u", 1.0, "t")][:limit]
+        return [SearchResult("Foxes", "u", 1.0, "t")][:limit]
 
     async def close(self) -> None:
         return None
 
 
 def search(retriever: FakeRetriever, timeout_seconds: float = 5.0) -> Search:
-    """A search that never asks its tokenizer."""
+    """A search without a tokenizer, for tests of retrieval only."""
     tokenizer: Any = None
     return Search(retriever, tokenizer, timeout_seconds)
 
 
-async def test_what_is_found_is_given() -> None:
-    """As the retriever ranked it."""
-    retrieved = await search(FakeRetriever()).find("fox", 5, False)
+async def test_retrieval_returns_the_results() -> None:
+    """In the retriever's order, and not marked as failed."""
+    retrieved = await search(FakeRetriever()).retrieve("fox", 5, False)
     assert [result.title for result in retrieved.results] == ["Foxes"]
     assert not retrieved.failed
 
 
 @pytest.mark.timeout(5)
-async def test_a_slow_search_is_left_at_the_limit() -> None:
-    """It costs its limit, gives nothing, and goes on nowhere."""
+async def test_slow_retrieval_times_out() -> None:
+    """It takes no longer than the timeout, returns no results, and is cancelled."""
     retriever = FakeRetriever(delay=60)
     begun = asyncio.get_running_loop().time()
-    assert await search(retriever, 0.05).find("fox", 5, False) == ([], True)
+    assert await search(retriever, 0.05).retrieve("fox", 5, False) == ([], True)
     assert 0.04 <= asyncio.get_running_loop().time() - begun < 2
     assert retriever.cancelled
 
 
 @pytest.mark.parametrize("error", [RuntimeError("disk"), OSError("gone"), TimeoutError()])
-async def test_a_broken_search_finds_nothing(
+async def test_failing_retrieval_returns_no_results(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The request goes on, knows that nothing could be searched, and the log says why."""
-    assert await search(FakeRetriever(error=error)).find("fox", 5, False) == ([], True)
+    """The request continues, the outcome is marked as failed, and the error is logged."""
+    assert await search(FakeRetriever(error=error)).retrieve("fox", 5, False) == ([], True)
     assert "retrieval" in caplog.text
 
 
-async def test_a_caller_that_leaves_ends_the_search() -> None:
-    """Being cancelled is not taken for a failure of the search."""
+async def test_cancelling_the_caller_cancels_retrieval() -> None:
+    """Cancellation propagates and does not count as a failed retrieval."""
     retriever = FakeRetriever(delay=60)
-    finding = asyncio.create_task(search(retriever).find("fox", 5, False))
+    retrieving = asyncio.create_task(search(retriever).retrieve("fox", 5, False))
     await asyncio.sleep(0.01)
-    finding.cancel()
+    retrieving.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await finding
+        await retrieving
     assert retriever.cancelled

@@ -1,4 +1,4 @@
-"""Searches with summaries over gRPC, between a fake tokenizer and a fake engine."""
+"""Search and summary over gRPC, with a fake tokenizer and a fake engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.index.build import main as build_index
-from orchestrator.search.summary import NOTHING_SEARCHED
+from orchestrator.search.summary import RETRIEVAL_FAILED
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> str:
-    """An index of two documents."""
+    """Path of an index of two documents."""
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "foxes.md").write_text("# Foxes\n\nA fox is a small wild dog. Foxes live in dens.\n")
@@ -29,17 +29,17 @@ def index(tmp_path: Path) -> str:
 
 
 def text_of(events: list[Any]) -> str:
-    """The text that a stream's deltas spell."""
+    """The concatenated text of a stream's deltas."""
     return "".join(event.delta.text for event in events)
 
 
-async def test_a_summary_shows_results_then_text_then_citations(index: str) -> None:
-    """The prompt quotes what was found, and only citations of results count."""
+async def test_a_stream_has_results_then_text_then_citations(index: str) -> None:
+    """The prompt quotes the results, and the finish lists citations of results only."""
     async with orchestrator(FakeInference(), index=index) as running:
-        asked = orchestrator_pb2.SummarizeRequest(query="  fox ")
-        async with open_stream(running.stub.SummarizeStream, asked) as responses:
+        request = orchestrator_pb2.SummarizeRequest(query="  fox ")
+        async with open_stream(running.stub.SummarizeStream, request) as responses:
             events = [response async for response in responses]
-        whole = await call_unary(running.stub.Summarize, asked)
+        whole = await call_unary(running.stub.Summarize, request)
     results = events[0].results
     assert results.query == "fox"
     assert [(r.position, r.title, r.url) for r in results.results] == [
@@ -57,21 +57,21 @@ async def test_a_summary_shows_results_then_text_then_citations(index: str) -> N
     assert whole.finish.citations == events[-1].finish.citations
 
 
-async def test_passages_give_way_to_the_context(index: str) -> None:
-    """A prompt that would be too long loses sentences from its end, not the request."""
+async def test_passages_are_truncated_to_the_context(index: str) -> None:
+    """A prompt that would be too long loses its last sentences; the request succeeds."""
     async with orchestrator(FakeInference(context_length=560), index=index) as running:
-        asked = orchestrator_pb2.SummarizeRequest(query="fox", max_tokens=120)
-        whole = await call_unary(running.stub.Summarize, asked)
+        request = orchestrator_pb2.SummarizeRequest(query="fox", max_tokens=120)
+        whole = await call_unary(running.stub.Summarize, request)
     assert len(running.engine.requests[0].token_ids) <= 440
     assert "[1] Foxes" in running.tokenizer.prompts[-1]
     assert len(whole.results.results) == 2
 
 
 async def test_without_documents_the_prompt_says_so() -> None:
-    """No index, no results, and still an answer."""
+    """A service without an index still returns an answer."""
     async with orchestrator(FakeInference()) as running:
-        asked = orchestrator_pb2.SummarizeRequest(query="fox")
-        whole = await call_unary(running.stub.Summarize, asked)
+        request = orchestrator_pb2.SummarizeRequest(query="fox")
+        whole = await call_unary(running.stub.Summarize, request)
     assert len(whole.results.results) == 0
     assert list(whole.finish.citations) == []
     assert "None." in running.tokenizer.prompts[0]
@@ -80,19 +80,19 @@ async def test_without_documents_the_prompt_says_so() -> None:
 async def summarize(
     running: Orchestrator, **fields: Any
 ) -> tuple[list[orchestrator_pb2.SummarizeStreamResponse], orchestrator_pb2.SummarizeResponse]:
-    """The same search as a stream and in one piece."""
-    asked = orchestrator_pb2.SummarizeRequest(**fields)
-    async with open_stream(running.stub.SummarizeStream, asked) as responses:
+    """The same search by the streaming and by the unary RPC."""
+    request = orchestrator_pb2.SummarizeRequest(**fields)
+    async with open_stream(running.stub.SummarizeStream, request) as responses:
         events = [response async for response in responses]
-    return events, await call_unary(running.stub.Summarize, asked)
+    return events, await call_unary(running.stub.Summarize, request)
 
 
 ANSWER = "A fox is a small wild dog. [1] Foxes fly to the moon [2]. [7] Dogs are kind. <b>&[9]lt;"
 CHECKED = "A fox is a small wild dog. [1] Foxes fly to the moon [2]. Dogs are kind. &lt;b>&amp;lt;"
 
 
-async def test_citations_are_verified_while_the_text_streams(index: str) -> None:
-    """Numbers that were not given are gone, each sentence is matched, markup is inert."""
+async def test_citations_are_checked_while_the_text_streams(index: str) -> None:
+    """Unknown numbers are removed, each sentence is grounded, markup is escaped."""
     async with orchestrator(FakeInference(ANSWER), index=index) as running:
         events, whole = await summarize(running, query="fox dog")
     assert text_of(events) == whole.summary == CHECKED
@@ -100,7 +100,7 @@ async def test_citations_are_verified_while_the_text_streams(index: str) -> None
     assert finish == whole.finish
     assert list(finish.citations) == [1, 2]
     snippets = {source.position: source.snippet for source in whole.results.results}
-    told = [
+    details = [
         (
             each.position,
             CHECKED[each.sentence.begin : each.sentence.end],
@@ -111,7 +111,7 @@ async def test_citations_are_verified_while_the_text_streams(index: str) -> None
         for each in finish.citation_details
     ]
     fox = next(n for n, text in snippets.items() if "wild" in text)
-    assert told[:3] == [
+    assert details[:3] == [
         (1, "A fox is a small wild dog.", "A fox is a small wild dog." if fox == 1 else None),
         (2, "Foxes fly to the moon [2].", None),
         (0, "Dogs are kind.", None),
@@ -119,16 +119,16 @@ async def test_citations_are_verified_while_the_text_streams(index: str) -> None
     assert finish.usage.completion_tokens == len(running.engine.ids)
 
 
-async def test_tokens_of_held_text_are_counted_with_what_follows(index: str) -> None:
-    """No token is lost from the deltas' counts but those of text that is removed at the end."""
+async def test_tokens_of_held_back_text_are_counted_later(index: str) -> None:
+    """The next delta's count includes them, so the counts add up to all generated tokens."""
     text = "Dogs <b> bark [1] & [2] run [99] far."
     async with orchestrator(FakeInference(text), index=index) as running:
         events, _ = await summarize(running, query="fox")
     assert sum(event.delta.num_tokens for event in events) == len(running.engine.ids)
 
 
-async def test_a_summary_is_no_longer_than_it_may_be(index: str) -> None:
-    """The engine's work ends with the text, and the reason says that it was cut."""
+async def test_a_summary_ends_at_the_maximum_length(index: str) -> None:
+    """The engine's request is aborted then, and the finish reason is length."""
     settings: dict[str, Any] = {"index": index, "max_summary_characters": 20}
     async with orchestrator(FakeInference("word " * 300), **settings) as running:
         running.engine.delay = 0.002
@@ -139,10 +139,10 @@ async def test_a_summary_is_no_longer_than_it_may_be(index: str) -> None:
 
 
 @pytest.mark.parametrize("error", [None, OSError("disk")])
-async def test_a_search_that_fails_is_told_as_such(
+async def test_a_failed_retrieval_is_reported_in_the_summary(
     index: str, error: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs its limit at most; then the answer says so, and no model invents another one."""
+    """It takes at most its timeout; the summary then says so, and the model is not run."""
     async with orchestrator(FakeInference(), index=index, retrieval_timeout_seconds=0.1) as running:
         retriever = running.service._pipeline._search._retriever
 
@@ -155,7 +155,7 @@ async def test_a_search_that_fails_is_told_as_such(
         monkeypatch.setattr(retriever, "search", hang)
         events, whole = await asyncio.wait_for(summarize(running, query="fox"), 5)
     assert len(whole.results.results) == 0
-    assert text_of(events) == whole.summary == NOTHING_SEARCHED
+    assert text_of(events) == whole.summary == RETRIEVAL_FAILED
     assert list(whole.finish.citation_details) == []
     assert running.engine.requests == []
 
@@ -169,8 +169,8 @@ async def test_a_search_that_fails_is_told_as_such(
         ({"query": "a", "num_results": 21}, "num_results"),
     ],
 )
-async def test_a_bad_search_is_refused(fields: dict[str, Any], param: str) -> None:
-    """Before anything is looked for."""
+async def test_an_invalid_search_is_refused(fields: dict[str, Any], param: str) -> None:
+    """Validation happens before the retrieval."""
     async with orchestrator(FakeInference()) as running:
         with pytest.raises(MeshError) as caught:
             await call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(**fields))

@@ -1,4 +1,4 @@
-"""Sentences are matched to what they rest on, or flagged."""
+"""Grounding: each sentence has a supporting span, or is marked as unsupported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PASSAGES = {
 }
 
 
-def told(summary: str) -> list[tuple[int, str, str | None]]:
-    """Number, sentence and the words that it rests on."""
+def grounded(summary: str) -> list[tuple[int, str, str | None]]:
+    """Citation number, sentence and supporting text of each citation."""
     return [
         (
             each.position,
@@ -27,10 +27,10 @@ def told(summary: str) -> list[tuple[int, str, str | None]]:
     ]
 
 
-def test_each_cited_sentence_is_matched_to_its_span() -> None:
-    """Quoted sentences to themselves, in the passage that is cited."""
+def test_a_quoted_sentence_is_supported_by_its_original() -> None:
+    """The span is the quoted sentence in the cited passage."""
     summary = "It elects one leader per term. [1] Caches expire entries after 60 seconds [2]."
-    assert told(summary) == [
+    assert grounded(summary) == [
         (1, "It elects one leader per term.", "It elects one leader per term."),
         (
             2,
@@ -41,31 +41,31 @@ def test_each_cited_sentence_is_matched_to_its_span() -> None:
 
 
 def test_the_wrong_passage_supports_nothing() -> None:
-    """A true sentence with another's number is flagged."""
-    assert told("It elects one leader per term. [2]") == [
+    """A true sentence that cites another passage is unsupported."""
+    assert grounded("It elects one leader per term. [2]") == [
         (2, "It elects one leader per term.", None)
     ]
 
 
-def test_a_sentence_without_a_citation_is_flagged() -> None:
-    """It rests on nothing, wherever its words come from."""
-    assert told("Raft is old. It elects one leader per term. [1]") == [
+def test_a_sentence_without_a_citation_is_unsupported() -> None:
+    """Its citation has number 0 and no span."""
+    assert grounded("Raft is old. It elects one leader per term. [1]") == [
         (0, "Raft is old.", None),
         (1, "It elects one leader per term.", "It elects one leader per term."),
     ]
 
 
-def test_several_citations_are_judged_one_by_one() -> None:
-    """In the order in which they stand."""
-    assert told("A leader sends heartbeats [2][1].") == [
+def test_several_citations_are_grounded_separately() -> None:
+    """In the order of the text."""
+    assert grounded("A leader sends heartbeats [2][1].") == [
         (2, "A leader sends heartbeats [2][1].", None),
         (1, "A leader sends heartbeats [2][1].", "A leader sends heartbeats."),
     ]
-    assert [n for n, *_ in told("A leader sends heartbeats [2, 1]. And more. [1]")] == [2, 1, 1]
+    assert [n for n, *_ in grounded("A leader sends heartbeats [2, 1]. And more. [1]")] == [2, 1, 1]
 
 
-def test_that_nothing_was_found_needs_no_source() -> None:
-    """It is no claim."""
+def test_the_nothing_found_sentence_needs_no_source() -> None:
+    """It makes no claim, so it has no citation entry."""
     assert ground(NOTHING_FOUND, {}) == []
     assert ground("", {}) == []
 
@@ -85,19 +85,19 @@ def test_that_nothing_was_found_needs_no_source() -> None:
     ],
 )
 def test_a_sentence_is_supported_by_words_in_order(sentence: str, support: str | None) -> None:
-    """Other forms of a word count; other numbers, a denial or a wild order do not."""
+    """Inflected words count; other numbers, a negation or another word order do not."""
     span = find_support(sentence, PASSAGES[1])
     assert (None if span is None else PASSAGES[1][slice(*span)]) == support
 
 
-def test_a_denial_rests_on_a_denial_only() -> None:
-    """What a passage denies does not support that it is so."""
+def test_a_negated_sentence_is_supported_only_by_a_negated_one() -> None:
+    """A negated passage does not support the positive statement."""
     assert find_support("A cache will not store any passwords.", PASSAGES[2]) is not None
     assert find_support("A cache does store passwords.", PASSAGES[2]) is None
 
 
-def test_scripts_without_spaces_are_compared_too() -> None:
-    """By character."""
+def test_scripts_without_spaces_are_compared_by_character() -> None:
+    """Japanese text, which has no spaces between words."""
     passage = "東京は日本の首都です。人口は千四百万人です。"
     span = find_support("東京は、日本の首都です。", passage)
     assert span is not None
@@ -107,13 +107,13 @@ def test_scripts_without_spaces_are_compared_too() -> None:
 
 @given(text=st.text("Ab. [1]2,!\n? é日", max_size=80))
 def test_spans_lie_within_their_texts(text: str) -> None:
-    """Whatever a model writes."""
+    """For any text of the model."""
     numbers = dict.fromkeys(range(300), PASSAGES[1])
     summary = text.replace("[2", "[")
     try:
         found = ground(summary, numbers)
     except KeyError:
-        return  # a number that the citation filter would have removed
+        return  # the citation filter would have removed this number
     for each in found:
         assert 0 <= each.sentence.begin < each.sentence.end <= len(summary)
         if each.span is not None:

@@ -1,4 +1,4 @@
-"""What every provider is asked about in these tests."""
+"""The documents that every search backend holds in these tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL of the tests' own, started by hand on a free port."""
+"""Starts a temporary PostgreSQL server on a free port."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ needs_postgres = pytest.mark.skipif(BIN is None, reason="needs postgresql (apt-g
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The URL of an empty database, which is gone afterwards."""
-    # Not in a folder of pytest's: each start of it, also of one inside a test, closes them anew
-    # to all other users, such as the one that the server runs as.
+    """Yields the URL of an empty database, which is deleted afterwards."""
+    # Not in pytest's temporary folder: pytest makes that folder private on each start, also of a
+    # nested run, and the server runs as another user.
     with tempfile.TemporaryDirectory(prefix="weir-postgres-") as folder:
         yield from _run(Path(folder))
 
@@ -35,7 +35,7 @@ def _run(folder: Path) -> Iterator[str]:
     data = folder / "data"
     data.mkdir(mode=0o700)
     if os.getuid() == 0:
-        # The server refuses to run as root, and must be able to reach its folder.
+        # The server refuses to run as root, and its user needs access to the folder.
         shutil.chown(data, user.pw_uid, user.pw_gid)
         folder.chmod(0o711)
     become = {"user": user.pw_uid, "group": user.pw_gid} if os.getuid() == 0 else {}

@@ -1,10 +1,10 @@
-"""Words of a text, for comparing texts by them."""
+"""Word splitting, stop words and stemming, for lexical comparison of texts."""
 
 from __future__ import annotations
 
 import re
 
-# Scripts that put no spaces between words are compared by character.
+# Chinese and Japanese put no spaces between words, so each character counts as a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 STOP_WORDS = frozenset(
@@ -15,7 +15,7 @@ STOP_WORDS = frozenset(
     ).split()
 )
 
-# Not "one", which is a pronoun more often than a number.
+# Without "one", which is more often a pronoun than a number.
 _NUMBERS = {
     word: str(number)
     for number, word in enumerate(
@@ -27,13 +27,13 @@ _ENDINGS = ("ings", "ing", "ies", "ied", "es", "ed", "ly", "s", "e", "y")
 _MIN_STEM = 3
 
 
-def words_of(text: str) -> list[str]:
-    """The words of `text` as they stand there, lower case."""
+def split_words(text: str) -> list[str]:
+    """The words of `text` in their order, lower case."""
     return _WORD.findall(text.lower())
 
 
 def stem(word: str) -> str:
-    """The word without its ending, roughly: "caches" and "caching" have the same; 2 for "two"."""
+    """An approximate stem: equal for "caches" and "caching"; digits for number words."""
     if word in _NUMBERS:
         return _NUMBERS[word]
     for ending in _ENDINGS:

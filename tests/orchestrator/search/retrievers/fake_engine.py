@@ -1,4 +1,4 @@
-"""A small HTTP server that answers as a test says, and notes what it was asked."""
+"""A fake search engine: an HTTP server with a scripted response that records its requests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 
 @dataclass(kw_only=True)
-class Asked:
-    """A request as it came."""
+class RecordedRequest:
+    """One request that the server received."""
 
     method: str
     path: str
@@ -23,24 +23,24 @@ class Asked:
 
 
 @dataclass
-class Engine:
-    """Answers `answer(asked)` as JSON; bytes go out as they are."""
+class FakeEngine:
+    """Responds with `respond(request)` as JSON; bytes are sent unchanged."""
 
-    answer: Callable[[Asked], object]
+    respond: Callable[[RecordedRequest], object]
     status: int = 200
     delay: float = 0.0
     url: str = ""
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[RecordedRequest] = field(default_factory=list)
     num_open: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, many requests."""
+        """Serves the requests of one connection."""
         self.num_open += 1
         try:
             while line := await reader.readline():
                 await self._request(line, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client has gone
+            pass  # the client disconnected
         finally:
             self.num_open -= 1
             writer.close()
@@ -57,23 +57,27 @@ class Engine:
         split = urlsplit(target)
         params = {name: values[0] for name, values in parse_qs(split.query).items()}
         body = json.loads(content) if content else None
-        asked = Asked(method=method, path=split.path, params=params, headers=headers, body=body)
-        self.asked.append(asked)
+        request = RecordedRequest(
+            method=method, path=split.path, params=params, headers=headers, body=body
+        )
+        self.requests.append(request)
         await asyncio.sleep(self.delay)
-        answer = self.answer(asked)
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        response = self.respond(request)
+        data = response if isinstance(response, bytes) else json.dumps(response).encode()
         head = f"HTTP/1.1 {self.status} X\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         await writer.drain()
 
 
 @asynccontextmanager
-async def engine(answer: Callable[[Asked], object], **fields: Any) -> AsyncIterator[Engine]:
-    """An engine on a free port."""
-    made = Engine(answer, **fields)
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+async def fake_engine(
+    respond: Callable[[RecordedRequest], object], **fields: Any
+) -> AsyncIterator[FakeEngine]:
+    """Runs a fake search engine on a free port."""
+    engine = FakeEngine(respond, **fields)
+    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+    engine.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield made
+        yield engine
     finally:
         server.close()

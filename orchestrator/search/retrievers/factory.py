@@ -1,17 +1,17 @@
-"""The retriever that the settings name."""
+"""Opens the retriever that the settings select."""
 
 from __future__ import annotations
 
 from orchestrator.search.retrieval import NoRetriever, Retriever
-from orchestrator.search.retrievers.embedded import IndexRetriever
 from orchestrator.search.retrievers.opensearch import OpenSearchRetriever
 from orchestrator.search.retrievers.postgres import PostgresRetriever
 from orchestrator.search.retrievers.searxng import SearxngRetriever
+from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 from orchestrator.settings import OrchestratorSettings
 
 
 def open_retriever(settings: OrchestratorSettings) -> Retriever:
-    """Blocks while an index is opened, and reaches out to nothing. Raises IndexUnusable."""
+    """Opens the retriever without connecting to a server. Blocks. Raises IndexUnusable."""
     seconds = settings.retrieval_timeout_seconds
     match settings.retrieval_kind:
         case "index":

@@ -1,4 +1,4 @@
-"""Questions to search engines over HTTP, answered in JSON, of bounded size."""
+"""HTTP client of search engines that answer in JSON; limits the size of a response."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Mapping
 import httpx
 
 MAX_BYTES = 8 * 1024 * 1024
+"""Maximum size of a response body."""
 
 
 class SearchEngineError(Exception):
-    """The engine did not answer as it should; the message has no credentials."""
+    """The search engine returned an invalid response; the message contains no credentials."""
 
 
-class HttpEngine:
-    """One engine below one URL, which may have a user and a password."""
+class SearchEngineClient:
+    """Client of one search engine; its base URL may contain a user and a password."""
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
-        """Connects to nothing yet. Raises httpx.InvalidURL."""
+        """Opens no connection. Raises httpx.InvalidURL."""
         parsed = httpx.URL(url)
         auth = (parsed.username, parsed.password) if parsed.userinfo else None
         self._base = str(parsed.copy_with(userinfo=b"")).rstrip("/")
@@ -29,7 +30,7 @@ class HttpEngine:
             headers={"accept": "application/json"},
         )
 
-    async def ask(
+    async def request(
         self,
         method: str,
         path: str,
@@ -37,37 +38,37 @@ class HttpEngine:
         params: Mapping[str, str] | None = None,
         body: object = None,
     ) -> Mapping[str, object]:
-        """The JSON object that it answers. Raises SearchEngineError or httpx.HTTPError."""
+        """Returns the response's JSON object. Raises SearchEngineError or httpx.HTTPError."""
         async with self._client.stream(
             method, f"{self._base}{path}", params=params, json=body
         ) as response:
             if response.status_code != httpx.codes.OK:
-                raise SearchEngineError(f"the search engine answered {response.status_code}")
+                raise SearchEngineError(f"search engine returned HTTP {response.status_code}")
             content = bytearray()
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_BYTES:
-                    raise SearchEngineError(f"the answer has more than {MAX_BYTES} bytes")
+                    raise SearchEngineError(f"response must be at most {MAX_BYTES} bytes")
         try:
             answer = json.loads(bytes(content))
         except ValueError as error:
-            raise SearchEngineError("the answer is no JSON") from error
+            raise SearchEngineError("response must be JSON") from error
         if not isinstance(answer, dict):
-            raise SearchEngineError("the answer is no JSON object")
+            raise SearchEngineError("response must be a JSON object")
         return answer
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Closes all connections."""
         await self._client.aclose()
 
 
 def text_field(fields: Mapping[str, object], name: str) -> str:
-    """A field of text; "" where it is missing or something else."""
+    """A string field; "" if it is missing or of another type."""
     value = fields.get(name)
     return value if isinstance(value, str) else ""
 
 
 def number_field(fields: Mapping[str, object], name: str) -> float:
-    """A field with a number; 0 where it is missing or something else."""
+    """A numeric field; 0 if it is missing or of another type."""
     value = fields.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
