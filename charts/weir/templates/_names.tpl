@@ -1,10 +1,15 @@
-{{/* Names and labels. */}}
+{{/*
+Names, labels and addresses.
+
+Most helpers take one dict: "root" ($), "component" (gateway, orchestrator, tokenizer, inference,
+model or test) and, for the objects of one model, "slug".
+*/}}
 
 {{- define "weir.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 31 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Prefix of all objects. Cut so that with the longest suffix, of 31, it fits into 63 characters. */}}
+{{/* Prefix of all names. At most 31 characters, so that 63 suffice with the longest suffix. */}}
 {{- define "weir.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 31 | trimSuffix "-" -}}
@@ -18,18 +23,23 @@
 {{- end -}}
 {{- end -}}
 
-{{/* A model's name as part of an object's name: at most 20 characters of a-z, 0-9 and -. */}}
+{{/* A model's name as part of an object's name: at most 20 characters of a-z, 0-9 and "-". */}}
 {{- define "weir.slug" -}}
 {{- . | lower | replace "." "-" | replace "/" "-" | replace "_" "-" | trunc 20 | trimAll "-" -}}
 {{- end -}}
 
-{{/* Name of a component's objects. Takes (dict "root" $ "component" … "slug" …). */}}
+{{/* Name of a component's objects. */}}
 {{- define "weir.componentName" -}}
 {{- $name := printf "%s-%s" (include "weir.fullname" .root) .component -}}
 {{- if .slug -}}{{ printf "%s-%s" $name .slug }}{{- else -}}{{ $name }}{{- end -}}
 {{- end -}}
 
-{{/* Labels that never change. Takes the same dict. */}}
+{{/* One service account for a component; also takes "pod", the component's pod values. */}}
+{{- define "weir.serviceAccountName" -}}
+{{- default (printf "%s-%s" (include "weir.fullname" .root) .component) .pod.serviceAccountName -}}
+{{- end -}}
+
+{{/* Labels for selectors, which are immutable. */}}
 {{- define "weir.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "weir.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -41,7 +51,7 @@ weir/model: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* All labels of an object. Takes the same dict. */}}
+{{/* Labels of an object. */}}
 {{- define "weir.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "weir.selectorLabels" . }}
@@ -53,18 +63,19 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{/* Labels of a pod: nothing that changes with the chart's version, which would start all pods
-     anew for nothing. Takes the same dict. */}}
+{{/* Labels of a pod: without the versions, because a change of a pod's labels restarts it. */}}
 {{- define "weir.podLabels" -}}
 {{ include "weir.selectorLabels" . }}
 app.kubernetes.io/part-of: weir
 {{- with .root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- with .pod.labels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
-{{/* metadata of an object. Takes the same dict, and optionally "name", "annotations"
-     and "extraLabels". */}}
+{{/* metadata of an object. Also takes "name", "annotations" and "extraLabels", all optional. */}}
 {{- define "weir.metadata" -}}
 name: {{ default (include "weir.componentName" .) .name }}
 namespace: {{ .root.Release.Namespace }}
@@ -79,6 +90,44 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{- define "weir.serviceAccountName" -}}
-{{- default (printf "%s-%s" (include "weir.fullname" .root) .component) .pod.serviceAccountName -}}
+{{/* HOST:PORT of the orchestrator. */}}
+{{- define "weir.orchestratorAddress" -}}
+{{- printf "%s:%d" (include "weir.componentName" (dict "root" . "component" "orchestrator")) (int .Values.orchestrator.port) -}}
+{{- end -}}
+
+{{/* HOST:PORT of the only tokenizer, or MODEL=HOST:PORT for each model. */}}
+{{- define "weir.tokenizerAddress" -}}
+{{- if .Values.orchestrator.tokenizerAddress -}}
+{{- .Values.orchestrator.tokenizerAddress -}}
+{{- else -}}
+{{- $known := include "weir.models" . | fromJson -}}
+{{- $addresses := list -}}
+{{- range $known.models -}}
+{{- $slug := include "weir.slug" (default .name .tokenizer) -}}
+{{- $address := printf "%s:%d" (include "weir.componentName" (dict "root" $ "component" "tokenizer" "slug" $slug)) (int $.Values.tokenizer.port) -}}
+{{- $addresses = append $addresses (ternary (printf "%s=%s" .name $address) $address (gt (len $known.tokenizers) 1)) -}}
+{{- end -}}
+{{- $addresses | uniq | join "," -}}
+{{- end -}}
+{{- end -}}
+
+{{/* HOST:PORT of every engine. */}}
+{{- define "weir.inferenceAddress" -}}
+{{- if .Values.orchestrator.inferenceAddress -}}
+{{- .Values.orchestrator.inferenceAddress -}}
+{{- else -}}
+{{- $addresses := list -}}
+{{- range (include "weir.models" . | fromJson).models -}}
+{{- $name := include "weir.componentName" (dict "root" $ "component" "inference" "slug" .slug) -}}
+{{- $addresses = append $addresses (printf "%s:%d" $name (int .inference.port)) -}}
+{{- end -}}
+{{- $addresses | join "," -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Port of an http(s) URL or a HOST:PORT. Takes (dict "address" … "default" …). */}}
+{{- define "weir.portOf" -}}
+{{- $rest := .address | trimPrefix "https://" | trimPrefix "http://" | trimSuffix "/" -}}
+{{- $port := regexFind ":[0-9]+$" ($rest | splitList "/" | first) | trimPrefix ":" -}}
+{{- default .default $port -}}
 {{- end -}}

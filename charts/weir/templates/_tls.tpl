@@ -1,35 +1,36 @@
 {{/* Mutual TLS between the services. */}}
 
-{{/* The secret with a component's certificate. */}}
+{{/* Port of the plaintext health service: the kubelet's gRPC probes do not support TLS. */}}
+{{- define "weir.tlsHealthPort" -}}50050{{- end -}}
+
+{{/* Port of the gRPC probes. Takes (dict "root" $ "values" …). */}}
+{{- define "weir.healthPort" -}}
+{{- if .root.Values.tls.enabled }}{{ include "weir.tlsHealthPort" . }}{{ else }}{{ int .values.port }}{{ end -}}
+{{- end -}}
+
+{{/* Secret with the certificate of a component. Takes (dict "root" $ "component" …). */}}
 {{- define "weir.tlsSecret" -}}
 {{- $own := printf "%s-%s-tls" (include "weir.fullname" .root) .component -}}
 {{- ternary $own .root.Values.tls.existingSecret .root.Values.tls.certManager.enabled -}}
 {{- end -}}
 
-{{/* Takes (dict "root" $ "prefix" …). */}}
+{{/* Variables that name the certificate files. Takes the prefix of the service's variables. */}}
 {{- define "weir.tlsEnv" -}}
-{{- if .root.Values.tls.enabled }}
-- name: {{ .prefix }}_TLS_CERTIFICATE
+- name: {{ . }}_TLS_CERTIFICATE
   value: /etc/weir/tls/tls.crt
-- name: {{ .prefix }}_TLS_PRIVATE_KEY
+- name: {{ . }}_TLS_PRIVATE_KEY
   value: /etc/weir/tls/tls.key
-- name: {{ .prefix }}_TLS_CA
+- name: {{ . }}_TLS_CA
   value: /etc/weir/tls/ca.crt
-{{- if ne .prefix "GATEWAY" }}
-- name: {{ .prefix }}_HEALTH_LISTEN
-  value: {{ printf "%s:%d" .root.Values.listenHost 50050 | quote }}
-{{- end }}
-{{- end }}
 {{- end -}}
 
-{{/* Every name under which a component's Services are called, as JSON {"names": […]}. */}}
+{{/* All DNS names of a component's Services, as JSON {"names": […]}. */}}
 {{- define "weir.tlsNames" -}}
+{{- $scope := . -}}
 {{- $services := list -}}
 {{- if has .component (list "tokenizer" "inference") -}}
-{{- $component := .component -}}
-{{- $root := .root -}}
 {{- range (include "weir.models" .root | fromJson).models -}}
-{{- $services = append $services (include "weir.componentName" (dict "root" $root "component" $component "slug" .slug)) -}}
+{{- $services = append $services (include "weir.componentName" (dict "root" $scope.root "component" $scope.component "slug" .slug)) -}}
 {{- end -}}
 {{- else -}}
 {{- $services = append $services (include "weir.componentName" .) -}}

@@ -123,7 +123,7 @@ autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus 
 {{ .path }}.autoscaling.targetCPU is a share of the request: set {{ .path }}.resources.requests.cpu, or targetCPU to 0
 {{- end }}
 {{- $ours := or (eq .root.Values.autoscaling.engine "keda") .root.Values.autoscaling.customMetrics }}
-{{- $pods := include "weir.podMetrics" . | fromJson }}
+{{- $pods := or $scaling.targetInFlight $scaling.targetWaiting $scaling.targetKvUsage }}
 {{- if not (or $scaling.targetCPU (and $ours $pods)) }}
 {{ .path }}.autoscaling has nothing to scale by: set a target other than 0; those of the pods' own metrics need autoscaling.engine keda, or autoscaling.customMetrics with an adapter
 {{- end }}
