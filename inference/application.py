@@ -84,7 +84,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
     return AsyncEngine(
         lambda: load_engine(options),
         on_step=steps.record,
-        told_steps=settings.traced_steps if telemetry.exporter_configured() else 0,
+        traced_steps=settings.traced_steps if telemetry.exporter_configured() else 0,
         max_chunks_per_second=settings.max_messages_per_second,
         on_cpu=not uses_gpu(settings.device),
     )

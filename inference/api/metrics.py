@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from inference.engine.interface import Chunk, EngineClient, Finish
+from inference.engine.interface import EngineClient, Finish, SequenceOutput
 from mesh.observability.metrics import exemplar, labelled
 
 _LABELS = ("model_name", "engine")
@@ -197,7 +197,7 @@ def observe_step(num_tokens: int, seconds: float) -> None:
     labelled(STEP_SECONDS, *_Engine.labels).observe(seconds)
 
 
-def observe_chunk(chunk: Chunk) -> None:
+def observe_chunk(chunk: SequenceOutput) -> None:
     """Counts the tokens of a chunk and the times between them."""
     if chunk.token_ids:
         labelled(GENERATION_TOKENS, *_Engine.labels).inc(len(chunk.token_ids))

@@ -11,7 +11,7 @@ import grpc.aio
 from inference.api import metrics, spans
 from inference.api.spans import StepSpans
 from inference.engine import errors
-from inference.engine.interface import Chunk, EngineClient, Finish
+from inference.engine.interface import EngineClient, Finish, SequenceOutput
 from inference.sampling.sampling_params import SamplingParams
 from mesh.context import annotate, current_request, new_request_id
 from mesh.errors import ErrorKind, MeshError
@@ -149,14 +149,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return SamplingParams(**{**defaults, **sampling_values(message)})
 
 
-def _prompt_message(chunk: Chunk) -> inference_pb2.InferenceServiceGenerateResponse:
+def _prompt_message(chunk: SequenceOutput) -> inference_pb2.InferenceServiceGenerateResponse:
     logprobs = [token_logprob_to_proto(logprobs) for logprobs in chunk.prompt_logprobs]
     return inference_pb2.InferenceServiceGenerateResponse(
         chunk=inference_pb2.TokenChunk(prompt_logprobs=logprobs)
     )
 
 
-def _message(chunk: Chunk, finish: Finish | None) -> inference_pb2.InferenceServiceGenerateResponse:
+def _message(
+    chunk: SequenceOutput, finish: Finish | None
+) -> inference_pb2.InferenceServiceGenerateResponse:
     """The tokens of a chunk, and the end behind them; the first chunk may hold none."""
     tokens = None
     if chunk.token_ids or finish is None:

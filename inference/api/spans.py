@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, Span, SpanContext
 from opentelemetry.util.types import AttributeValue
 
 from inference.engine.errors import DeadlineExceeded
-from inference.engine.interface import Finish, PrefillChunk, Step
+from inference.engine.interface import Finish, PrefillChunk, StepRecord
 from inference.sampling.sampling_params import SamplingParams
 from mesh.observability import semconv, tracing
 from mesh.observability.semconv import Operation, Outcome
@@ -87,7 +87,7 @@ class StepSpans:
         finally:
             del self._live[request_id]
 
-    def record(self, step: Step) -> None:
+    def record(self, step: StepRecord) -> None:
         """Makes the span of a step, unless no request in it is being traced."""
         contexts = [self._live.get(request_id) for request_id in step.request_ids]
         links = [Link(context) for context in contexts if context is not None]

@@ -34,7 +34,7 @@ class Scratch(KVCache):
         return super().layer(0)
 
 
-class Embedder:
+class MeanPoolingEmbedder:
     """Embeds with a served model, whose weights it shares. For one thread at a time."""
 
     def __init__(self, model: Model, max_num_batched_tokens: int) -> None:

@@ -19,7 +19,7 @@ MAX_WAITING = 32
 Inputs = Sequence[Sequence[int]]
 
 
-class Embedder(Protocol):
+class InputEmbedder(Protocol):
     """Computes the vectors of a call; blocks."""
 
     def embed(self, inputs: Inputs) -> list[list[float]]:
@@ -27,7 +27,7 @@ class Embedder(Protocol):
         ...
 
 
-class EmbeddingLine:
+class EmbeddingQueue:
     """A line with a bound, and its thread. For one event loop."""
 
     def __init__(self, begin_thread: Callable[[], None] | None = None) -> None:
@@ -36,7 +36,7 @@ class EmbeddingLine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed", initializer=begin_thread)
         self._pending: set[Future[list[list[float]]]] = set()
 
-    async def embed(self, embedder: Embedder, inputs: Inputs) -> list[list[float]]:
+    async def embed(self, embedder: InputEmbedder, inputs: Inputs) -> list[list[float]]:
         """The vectors of checked inputs. Cancelling takes a call that waits out of the line.
 
         Raises Overloaded where the line is full.

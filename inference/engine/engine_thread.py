@@ -20,16 +20,16 @@ from dataclasses import replace
 from functools import partial
 
 from inference.api import metrics
-from inference.api.step_watch import StepWatch
-from inference.embedding.queue import EmbeddingLine, check_inputs
+from inference.api.step_recorder import StepRecorder
+from inference.embedding.queue import EmbeddingQueue, check_inputs
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, EngineUnavailable
-from inference.engine.interface import Chunk, Finish, Load, ModelInfo, Step
+from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, StepRecord
 from inference.engine.streams import Streams
 from inference.engine.threads import let_others_go_first
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence
+from inference.scheduler.step_result import StepOutput
 from mesh.process import cpu_scheduling
 
 logger = logging.getLogger(__name__)
@@ -44,20 +44,20 @@ class AsyncEngine:
         self,
         load: Callable[[], Engine],
         *,
-        on_step: Callable[[Step], None] | None = None,
-        told_steps: int = 0,
+        on_step: Callable[[StepRecord], None] | None = None,
+        traced_steps: int = 0,
         max_chunks_per_second: float = 0.0,
         on_cpu: bool = False,
     ) -> None:
         """`load` makes the engine, in its thread; it may take long and raise EngineError.
 
-        One step in `told_steps` is told to `on_step`, on the event loop; 0: none. For
+        One step in `traced_steps` is told to `on_step`, on the event loop; 0: none. For
         `max_chunks_per_second` see `Streams`. `on_cpu` is whether its threads compute themselves.
         """
         self._load_engine = load
         self._on_cpu = on_cpu
         self._on_step = on_step
-        self._told_steps = told_steps
+        self._traced_steps = traced_steps
         self._engine: Engine | None = None
         self._load: Load | None = None
         self._commands: deque[Command] = deque()
@@ -71,7 +71,7 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
-        self._embeddings = EmbeddingLine(self._begin_thread)
+        self._embeddings = EmbeddingQueue(self._begin_thread)
         self._streams = Streams(
             submit=self._submit,
             abort=self._abort,
@@ -124,7 +124,7 @@ class AsyncEngine:
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[SequenceOutput, None]:
         engine = self._started()
         if self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no new sequences")
@@ -220,8 +220,9 @@ class AsyncEngine:
         try:
             engine = self._load_engine()
             self._load = engine.load()
-            if self._on_step is not None and self._told_steps:
-                engine.step_watch = StepWatch(self._told_steps, partial(self._tell_step, loop))
+            if self._on_step is not None and self._traced_steps:
+                report = partial(self._report_step, loop)
+                engine.record_steps(StepRecorder(self._traced_steps, report))
             self._engine = engine
         except BaseException as error:
             loop.call_soon_threadsafe(_fail, loaded, error)
@@ -233,7 +234,7 @@ class AsyncEngine:
                 pass
         except Exception:
             logger.exception("the engine broke")
-            engine.healthy = False
+            engine.steps.healthy = False
             cause = EngineUnavailable("the engine broke")
         if not engine.healthy:
             cause = EngineUnavailable("the engine broke")
@@ -268,7 +269,7 @@ class AsyncEngine:
         if outputs:
             self._call(loop, lambda: self._streams.deliver(outputs))
 
-    def _tell_step(self, loop: asyncio.AbstractEventLoop, step: Step) -> None:
+    def _report_step(self, loop: asyncio.AbstractEventLoop, step: StepRecord) -> None:
         if self._on_step is not None:
             self._call(loop, partial(self._on_step, step))
 

@@ -17,11 +17,11 @@ from inference.api import metrics
 from inference.embedding.queue import check_inputs
 from inference.engine.admission import Admission
 from inference.engine.errors import DeadlineExceeded, EngineError, EngineUnavailable
-from inference.engine.interface import Chunk, Finish, Load, ModelInfo
+from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput
 from inference.engine.streams import Streams
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence, SequenceStatus
+from inference.scheduler.step_result import StepOutput
 from inference.structured_output.constraint import invalid_constraint
 from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
@@ -112,7 +112,7 @@ class FakeEngine:
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[SequenceOutput, None]:
         if self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no new sequences")
         if params.constraint is not None:

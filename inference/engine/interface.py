@@ -60,7 +60,7 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class StepRecord:
     """One step of an engine, for all sequences that it carried."""
 
     number: int
@@ -77,7 +77,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class SequenceOutput:
     """Every token that became ready since the consumer took the last chunk.
 
     The first chunk of a stream says that the sequence is accepted, and is empty unless a token is
@@ -164,7 +164,7 @@ class EngineClient(Protocol):
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[SequenceOutput, None]:
         """Stream the completion: a chunk on acceptance, mostly empty, the finish on the last one.
 
         A refusal (`ContextTooLong`, `Overloaded`, …) is raised by the first `anext`. Closing or

@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Outputs
 
 from inference.engine.errors import DuplicateRequest
-from inference.engine.interface import Chunk, Finish
-from inference.scheduler.batch import StepOutput
+from inference.engine.interface import Finish, SequenceOutput
 from inference.scheduler.sequence import Sequence
+from inference.scheduler.step_result import StepOutput
 from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
 
@@ -86,7 +86,7 @@ class TokenStream:
             timer.cancel()
             self._ending = None
 
-    async def take(self) -> Chunk:
+    async def take(self) -> SequenceOutput:
         """Wait until something is ready and take all of it. One consumer at a time."""
         if self.is_empty:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -94,7 +94,7 @@ class TokenStream:
                 await self._waiter
             finally:
                 self._waiter = None
-        chunk = Chunk(
+        chunk = SequenceOutput(
             token_ids=self._token_ids,
             logprobs=self._logprobs,
             prompt_logprobs=self._prompt,
@@ -146,7 +146,7 @@ class Streams:
 
     async def generate(
         self, sequence: Sequence, on_abandoned: Callable[[Finish], None] | None = None
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[SequenceOutput, None]:
         """Submit an admitted sequence and stream it; closing the generator aborts it.
 
         `on_abandoned` is told how far it came if it is closed before the last chunk is taken.
@@ -162,7 +162,7 @@ class Streams:
         self._submit(sequence)
         try:
             if stream.is_empty:
-                yield Chunk(token_ids=[], logprobs=[])
+                yield SequenceOutput(token_ids=[], logprobs=[])
             while True:
                 if stream.is_empty:
                     self._on_demand()

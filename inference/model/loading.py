@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from inference.embedding.embedder import Embedder
+from inference.embedding.embedder import MeanPoolingEmbedder
 from inference.engine.admission import Admission
 from inference.engine.engine import Engine
 from inference.engine.errors import ModelLoadError
@@ -163,11 +163,11 @@ def load_engine(options: EngineOptions) -> Engine:
             cache,
             MaskWorker(config.vocab_size),
             drawer,
-            runs_ahead=device.type == "cuda",
+            supports_async_scheduling=device.type == "cuda",
             invariance=invariance,
         ),
         vocabulary=vocabulary,
-        embedder=Embedder(model, options.max_num_batched_tokens),
+        embedder=MeanPoolingEmbedder(model, options.max_num_batched_tokens),
     )
     _warm_up(engine)
     logger.info(

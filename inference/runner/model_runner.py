@@ -1,16 +1,16 @@
-"""Turns a scheduled batch into a step of the model, runs it, and samples."""
+"""Computes a planned step with the model, and samples the next tokens."""
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Mapping
-from collections.abc import Sequence as Rows
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inference.engine.step_loop import PendingStep
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.factory import Model
 from inference.runner.invariance import Invariance
@@ -18,14 +18,14 @@ from inference.runner.staging import Fetch, to_device
 from inference.runner.step import Step
 from inference.sampling.logprobs import prompt_logprobs
 from inference.sampling.sampler import Drawer, Sampling, sample
-from inference.scheduler.batch import Batch, StepResult
-from inference.scheduler.speculation import Row, rows_of
+from inference.scheduler.scheduler_output import Row, SchedulerOutput, rows_of
+from inference.scheduler.step_result import StepResult
 from inference.structured_output.masks import MaskWorker
 from mesh.protocol.logprobs import TokenLogprob
 
 
 class ModelRunner:
-    """The only part of the engine that touches tensors."""
+    """Implements `Runner`: the only part of the engine that touches tensors."""
 
     def __init__(
         self,
@@ -34,14 +34,14 @@ class ModelRunner:
         masks: MaskWorker,
         drawer: Drawer,
         *,
-        runs_ahead: bool = False,
+        supports_async_scheduling: bool = False,
         invariance: Invariance = Invariance.NONE,
     ) -> None:
-        """`runs_ahead`: the device computes by itself, and the drawer's tokens stay there.
+        """`supports_async_scheduling`: the device runs asynchronously, and tokens stay on it.
 
-        `invariance` says which steps the model is to compute so.
+        `invariance` selects the steps that are computed with batch-invariant kernels.
         """
-        self.runs_ahead = runs_ahead
+        self.supports_async_scheduling = supports_async_scheduling
         self._model = model
         self._cache = cache
         self._masks = masks
@@ -49,41 +49,45 @@ class ModelRunner:
         self._invariance = invariance
 
     @torch.inference_mode()
-    def launch(self, batch: Batch, behind: Any = None) -> LaunchedStep:
-        """Starts with the scheduled tokens; a token for each row of `batch.sampling`.
+    def launch(self, plan: SchedulerOutput, previous: PendingStep | None = None) -> LaunchedStep:
+        """Start computing a step; its result has a token for each row of `plan.sampling`.
 
-        `behind` is the step that a batch with `rows_before` follows.
+        `previous` is the step that a plan with `previous_indices` continues.
         """
-        if behind is not None:
-            assert isinstance(behind, LaunchedStep)
-            return self._launch_behind(batch, behind)
-        sampling = batch.sampling
+        if previous is not None:
+            assert isinstance(previous, LaunchedStep), "the step is another runner's"
+            return self._launch_overlapped(plan, previous)
+        sampling = plan.sampling
         masks = self._masks.start(sampling)  # computed while the model runs
         try:
-            logits = self.logits(batch)
+            logits = self.logits(plan)
         finally:
             wanted = None if masks is None else masks.result()
         if logits is None:
             return LaunchedStep(None)
-        logits, prompt = _take_prompt_rows(logits, batch)
+        logits, prompt = _take_prompt_rows(logits, plan)
         return LaunchedStep(sample(logits, rows_of(sampling), self._drawer, wanted), prompt)
 
-    def _launch_behind(self, batch: Batch, behind: LaunchedStep) -> LaunchedStep:
-        step = _step_behind(batch, behind.token_ids, self._invariance.holds_for(batch.sequences))
+    def _launch_overlapped(self, plan: SchedulerOutput, previous: LaunchedStep) -> LaunchedStep:
+        is_invariant = self._invariance.holds_for(plan.sequences)
+        step = _overlapped_step(plan, previous.token_ids, is_invariant)
         logits = self._model.compute(step, self._cache)
-        assert logits is not None, "each sequence wants a token"
-        rows = [Row(sequence, num_ahead=1) for sequence in batch.sequences]
+        assert logits is not None, "each sequence of an overlapped step samples"
+        rows = [Row(sequence, num_ahead=1) for sequence in plan.sequences]
         return LaunchedStep(sample(logits, rows, self._drawer))
 
     @torch.inference_mode()
-    def logits(self, batch: Batch) -> Tensor | None:
-        """Computes the scheduled tokens; logits of the rows that `_step` wants, None for none."""
-        step = _step(batch, self._invariance.holds_for(batch.sequences))
+    def logits(self, plan: SchedulerOutput) -> Tensor | None:
+        """Compute the planned tokens; returns the logits to read, None if there are none.
+
+        A sequence's rows lie together: first its prompt positions, then the rows to sample.
+        """
+        step = _step(plan, self._invariance.holds_for(plan.sequences))
         return self._model.compute(step, self._cache)
 
     @torch.inference_mode()
-    def recover(self, blocks: Rows[int]) -> None:
-        """Zeroes what a broken step may have stored in these blocks; raises if the device is lost.
+    def recover(self, blocks: abc.Sequence[int]) -> None:
+        """Zero what a failed step may have stored in these blocks; raises if the device is lost.
 
         No live sequence may still read them.
         """
@@ -91,91 +95,92 @@ class ModelRunner:
 
 
 class LaunchedStep:
-    """A step that the device has been given. Implements `inference.engine.engine.Launched`."""
+    """A step that the device has been given. Implements `PendingStep`."""
 
     def __init__(
         self,
         sampling: Sampling | None,
         prompt_logprobs: Mapping[str, list[TokenLogprob]] = MappingProxyType({}),
     ) -> None:
-        """Without `sampling` it samples nothing."""
+        """`sampling` is None for a step that samples nothing."""
         self._sampling = sampling
         self._prompt_logprobs = prompt_logprobs
 
     @property
     def token_ids(self) -> Tensor:
-        """[num_rows] in int64, where they are drawn; -1 where nothing could be."""
-        assert self._sampling is not None, "it samples nothing"
-        assert isinstance(self._sampling.drawn, Fetch), "only what stays on the device can be used"
+        """[num_rows] int64 on the device; -1 where no token could be sampled."""
+        assert self._sampling is not None, "the step samples nothing"
+        assert isinstance(self._sampling.drawn, Fetch), "the tokens are not on the device"
         return self._sampling.drawn.values
 
     @torch.inference_mode()
     def result(self) -> StepResult:
-        """Waits for the step, not for one that was launched behind it."""
+        """Wait for this step, and not for an overlapped one that was launched after it."""
         tokens = [] if self._sampling is None else self._sampling.result()
         return StepResult(tokens, self._prompt_logprobs)
 
 
-def _step_behind(batch: Batch, token_ids: Tensor, is_invariant: bool) -> Step:
-    """A token of each sequence, out of what the step before is drawing."""
-    assert batch.rows_before is not None, "it follows no step"
-    # Where nothing could be drawn the sequence is about to end, and any id will do.
+def _overlapped_step(plan: SchedulerOutput, token_ids: Tensor, is_invariant: bool) -> Step:
+    """One token of each sequence, from the tokens that the previous step samples on the device."""
+    assert plan.previous_indices is not None, "the plan continues no step"
+    # A sequence with no sampled token is about to end, so any id will do.
     drawn = token_ids.clamp(min=0)
-    num_rows = len(batch.sequences)
-    if len(batch.rows_before) != len(token_ids):
-        drawn = drawn[to_device(np.array(batch.rows_before), drawn.device)]
+    num_rows = len(plan.scheduled)
+    if len(plan.previous_indices) != len(token_ids):
+        drawn = drawn[to_device(np.array(plan.previous_indices), drawn.device)]
+    sequences = plan.sequences
     return Step(
         token_ids=[0] * num_rows,
-        positions=[sequence.num_tokens for sequence in batch.sequences],
+        positions=[sequence.num_tokens for sequence in sequences],
         begins=list(range(num_rows + 1)),
-        block_tables=[sequence.block_table for sequence in batch.sequences],
+        block_tables=[sequence.block_table for sequence in sequences],
         outputs=list(range(num_rows)),
         drawn=drawn,
         is_invariant=is_invariant,
     )
 
 
-def _step(batch: Batch, is_invariant: bool) -> Step:
+def _step(plan: SchedulerOutput, is_invariant: bool) -> Step:
     token_ids: list[int] = []
     positions: list[int] = []
     begins = [0]
     outputs: list[int] = []
-    for sequence in batch.sequences:
+    for sequence, num_tokens, samples, drafts, prompt_positions in plan.scheduled:
         begin = sequence.num_computed_tokens
-        end = begin + sequence.num_scheduled_tokens
+        end = begin + num_tokens
         token_ids += sequence.token_ids[begin:end]
-        token_ids += sequence.draft_token_ids
+        token_ids += drafts
         positions += range(begin, end)
         begins.append(len(token_ids))
-        outputs += (begins[-2] + position - begin for position in sequence.prompt_rows)
-        if sequence.samples_this_step:
-            num_outputs = 1 + len(sequence.draft_token_ids)
-            outputs += range(len(token_ids) - num_outputs, len(token_ids))
+        outputs += (begins[-2] + position - begin for position in prompt_positions)
+        if samples:
+            outputs += range(len(token_ids) - len(drafts) - 1, len(token_ids))
     return Step(
         token_ids=token_ids,
         positions=positions,
         begins=begins,
-        block_tables=[sequence.block_table for sequence in batch.sequences],
+        block_tables=[sequence.block_table for sequence in plan.sequences],
         outputs=outputs,
         is_invariant=is_invariant,
     )
 
 
-def _take_prompt_rows(logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, list[TokenLogprob]]]:
-    """The rows that are sampled, and what the others say of their sequences' prompts."""
+def _take_prompt_rows(
+    logits: Tensor, plan: SchedulerOutput
+) -> tuple[Tensor, dict[str, list[TokenLogprob]]]:
+    """Split the logits into the rows to sample, and log probabilities of prompts by request id."""
     prompt: dict[str, list[TokenLogprob]] = {}
     sampled: list[Tensor] = []
     row = 0
-    if not any(sequence.prompt_rows for sequence in batch.sequences):
+    if not any(scheduled.prompt_positions for scheduled in plan.scheduled):
         return logits, prompt
-    for sequence in batch.sequences:
-        num_prompt_rows = len(sequence.prompt_rows)
-        if num_prompt_rows:
-            rows = logits[row : row + num_prompt_rows]
-            prompt[sequence.request_id] = prompt_logprobs(rows, sequence)
-            row += num_prompt_rows
-        if sequence.samples_this_step:
-            num_rows = 1 + len(sequence.draft_token_ids)
+    for sequence, _, samples, drafts, positions in plan.scheduled:
+        if positions:
+            rows = logits[row : row + len(positions)]
+            prompt[sequence.request_id] = prompt_logprobs(rows, sequence, positions)
+            row += len(positions)
+        if samples:
+            num_rows = 1 + len(drafts)
             sampled.append(logits[row : row + num_rows])
             row += num_rows
     return torch.cat(sampled) if sampled else logits[:0], prompt

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.runner.staging import to_device
-from inference.scheduler.speculation import Row
+from inference.scheduler.scheduler_output import Row
 
 
 class _Places:

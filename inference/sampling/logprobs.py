@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 
 import numpy as np
@@ -36,9 +37,11 @@ def token_logprobs(raw: Tensor, token_ids: Rows[int], asked: Rows[int]) -> list[
     ]
 
 
-def prompt_logprobs(logits: Tensor, sequence: Sequence) -> list[TokenLogprob]:
-    """Of the prompt's tokens behind the rows of `sequence.prompt_rows`, in order."""
-    token_ids = [sequence.token_ids[position + 1] for position in sequence.prompt_rows]
+def prompt_logprobs(
+    logits: Tensor, sequence: Sequence, positions: Iterable[int]
+) -> list[TokenLogprob]:
+    """Log probabilities of the prompt tokens that follow `positions`, one row of logits each."""
+    token_ids = [sequence.token_ids[position + 1] for position in positions]
     asked = sequence.params.num_prompt_logprobs
     assert asked is not None, "nobody asked for them"
     raw = torch.log_softmax(logits, dim=-1)

@@ -17,8 +17,8 @@ from torch import Tensor
 from inference.runner.staging import to_device
 from inference.sampling.adjustments import adjust
 from inference.sampling.logprobs import token_logprobs
-from inference.scheduler.batch import SampledToken
-from inference.scheduler.speculation import Row
+from inference.scheduler.scheduler_output import Row
+from inference.scheduler.step_result import SampledToken
 from inference.structured_output.masks import Masks
 
 

@@ -53,6 +53,6 @@ class SamplingParams(sampling_params.SamplingParams):
         )
 
     @property
-    def is_foreseen(self) -> bool:
-        """Whether how a token is sampled does not depend on the one before it."""
+    def supports_async_scheduling(self) -> bool:
+        """Whether a token can be sampled before the host knows the token before it."""
         return self.constraint is None and self.num_logprobs is None and not self.has_penalties

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference.runner.staging import Fetch, to_device
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.speculation import Row
+from inference.scheduler.scheduler_output import Row
 from inference.structured_output.masks import Masks
 
 _NEGATIVE_INFINITY = -math.inf

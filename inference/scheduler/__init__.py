@@ -1,1 +1,4 @@
-"""Which sequences a step runs, and the KV-cache blocks that they hold. Imports no torch."""
+"""Continuous batching: which sequences a step runs, their KV-cache blocks and speculative tokens.
+
+Pure Python policy. Nothing here imports torch, reads a clock or starts a thread.
+"""

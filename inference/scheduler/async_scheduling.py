@@ -1,62 +1,66 @@
-"""Which step follows one whose tokens nobody knows yet (docs/decisions/0055).
+"""Async scheduling: plan a step before the tokens of the step before it are known.
 
-A sequence goes on with the token that it is about to get, so nothing in the next step may depend
-on what that is: no drafts, no constraint, no penalty. A sequence that ends with it for another
-reason than its length is in the step in vain.
+See docs/decisions/0055. Each sequence continues from the token that the running step is about to
+sample, so the next step may not depend on that token: no draft tokens, no constraint, no penalty.
+If the token turns out to be a stop token, the sequence's result of the next step is discarded.
 """
 
 from __future__ import annotations
 
-from inference.scheduler.batch import Batch
 from inference.scheduler.block_manager import BlockManager
-from inference.scheduler.sequence import Sequence
+from inference.scheduler.scheduler_output import ScheduledSequence, SchedulerOutput
 from inference.scheduler.speculation import Drafter
 
 
-class Foresight:
-    """The part of the scheduler that looks one step ahead."""
+class AsyncScheduling:
+    """The part of the scheduler that plans overlapped steps."""
 
     def __init__(self, block_manager: BlockManager, drafter: Drafter, max_num_seqs: int) -> None:
         self._block_manager = block_manager
         self._drafter = drafter
         self._max_num_seqs = max_num_seqs
 
-    def behind(self, batch: Batch, num_running: int, num_waiting: int) -> Batch | None:
-        """The batch behind one that is being computed; None where its tokens matter for that.
+    def schedule_next(
+        self, plan: SchedulerOutput, num_running: int, num_waiting: int
+    ) -> SchedulerOutput | None:
+        """Plan the step after `plan`, which is still running; None if that needs its tokens.
 
-        So many are running now, and so many wait to be. Takes blocks, and changes nothing else.
+        Also None if the next step should take in other sequences: one of `num_running` that is
+        not in `plan`, or one of `num_waiting` that fits. Allocates blocks, and changes nothing
+        else: `adopt` updates the sequences.
         """
-        sequences: list[Sequence] = []
-        rows: list[int] = []
+        scheduled: list[ScheduledSequence] = []
+        previous_indices: list[int] = []
         num_live = 0
-        for row, sequence in enumerate(batch.sequences):
+        for index, current in enumerate(plan.scheduled):
+            sequence = current.sequence
             if sequence.finish is not None:
                 continue
-            if not sequence.samples_this_step or not self._is_foreseen(sequence):
+            if not self._is_predictable(current):
                 return None
             num_live += 1
             if sequence.num_completion_tokens + 1 < sequence.max_tokens:
-                sequences.append(sequence)
-                rows.append(row)
+                scheduled.append(ScheduledSequence(sequence, 1, True))
+                previous_indices.append(index)
         if num_live < num_running:
-            return None  # others want to be in it
-        if num_waiting and len(sequences) < self._max_num_seqs:
-            return None  # one of them may come in
-        if not sequences or not all(self._block_manager.extend(s, 1) for s in sequences):
             return None
-        return Batch(sequences, rows_before=rows)
+        if num_waiting and len(scheduled) < self._max_num_seqs:
+            return None
+        if not scheduled or not all(self._block_manager.extend(s.sequence, 1) for s in scheduled):
+            return None
+        return SchedulerOutput(scheduled, previous_indices=previous_indices)
 
-    def take_over(self, batch: Batch, now: float) -> Batch:
-        """Schedules those that are left of such a batch, now that the step before it is over."""
-        for sequence in batch.live:
-            sequence.num_scheduled_tokens = 1
+    def adopt(self, plan: SchedulerOutput, now: float) -> SchedulerOutput:
+        """Start an overlapped plan's step now that the step before it has ended."""
+        for sequence, *_ in plan.live:
             sequence.num_steps += 1
-            sequence.num_batched_sequences += len(batch.sequences)
+            sequence.num_batched_sequences += len(plan.scheduled)
             self._drafter.skip(sequence)
-        return Batch(batch.sequences, now, batch.rows_before)
+        return SchedulerOutput(plan.scheduled, now, plan.previous_indices)
 
-    def _is_foreseen(self, sequence: Sequence) -> bool:
-        """Whether its next step is the same whatever token it gets in this one."""
-        if sequence.draft_token_ids or self._drafter.wants(sequence):
+    def _is_predictable(self, current: ScheduledSequence) -> bool:
+        """Whether the sequence's next step is the same whatever token it samples in this one."""
+        sequence = current.sequence
+        if not current.samples or current.draft_token_ids or self._drafter.wants(sequence):
             return False
-        return sequence.params.is_foreseen and sequence.prompt_logprobs is None
+        return sequence.params.supports_async_scheduling and sequence.prompt_logprobs is None

@@ -1,36 +1,36 @@
-"""Which sequences run in the next step, and what becomes of their tokens.
+"""Chooses which sequences run in the next step, and applies the step's tokens to them.
 
-Policy only: no tensors, no threads, no clock of its own.
+Policy only: no tensors, no threads; the caller passes the time.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, abc
 from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Rows
 from itertools import chain
 
 from inference.engine.errors import DeadlineExceeded, DuplicateRequest, EngineError, StepFailed
 from inference.engine.interface import Finish, PrefillChunk
-from inference.scheduler.async_scheduling import Foresight
-from inference.scheduler.batch import Batch, SampledToken, StepOutput
+from inference.scheduler.async_scheduling import AsyncScheduling
 from inference.scheduler.block_manager import BlockManager
+from inference.scheduler.scheduler_output import ScheduledSequence, SchedulerOutput
 from inference.scheduler.sequence import Sequence, SequenceStatus
 from inference.scheduler.speculation import Drafter
+from inference.scheduler.step_result import SampledToken, StepOutput
 from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
 
 MAX_PROMPT_LOGPROBS = 256
-"""Rows of logits in a step for log probabilities of prompts: each is as wide as the vocabulary."""
+"""Most rows of logits per step for log probabilities of prompts; a row is vocabulary-wide."""
 
 
 class Scheduler:
-    """Continuous batching over two lines, first come first served.
+    """Continuous batching over two queues, waiting and running, first come first served.
 
-    Running followed by waiting is always in order of arrival: who is preempted goes back to
-    the head of the waiting line, and nobody overtakes. The oldest sequence can take every
-    block of all others, and admission let nobody in who does not fit alone: it always
-    proceeds, so there is no deadlock.
+    The running sequences followed by the waiting ones are always in order of arrival: a preempted
+    sequence returns to the head of the waiting queue, and no sequence overtakes another. The
+    oldest sequence can take the blocks of all others, and admission refuses a sequence that does
+    not fit alone. So the oldest always proceeds, and there is no deadlock.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Scheduler:
         max_num_batched_tokens: int,
         num_speculative_tokens: int = 0,
     ) -> None:
-        """`num_speculative_tokens` are the most guesses at a sequence's next tokens in a step."""
+        """`num_speculative_tokens` is the most draft tokens per sequence and step."""
         assert max_num_batched_tokens >= max_num_seqs, "every decode must fit a step"
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
         self._drafter = Drafter(num_speculative_tokens)
-        self.foresight = Foresight(block_manager, self._drafter, max_num_seqs)
+        self._async = AsyncScheduling(block_manager, self._drafter, max_num_seqs)
         # Ordered dicts serve as deques with removal from the middle in O(1), for aborts.
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: OrderedDict[str, Sequence] = OrderedDict()
@@ -74,68 +74,72 @@ class Scheduler:
         return self._running.get(request_id) or self._waiting.get(request_id)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the waiting line. Raises `DuplicateRequest`."""
+        """Append a sequence to the waiting queue. Raises `DuplicateRequest`."""
         if self.find(sequence.request_id) is not None:
             raise DuplicateRequest(f"request id {sequence.request_id!r} is already in use")
         self._waiting[sequence.request_id] = sequence
 
-    def schedule(self, now: float) -> Batch:
-        """Choose the next step's sequences: decodes, then prefills, then the waiting line.
+    def schedule(self, now: float) -> SchedulerOutput:
+        """Plan the next step: decodes, then chunks of running prefills, then waiting sequences.
 
-        What is left of the token budget goes to drafts.
+        The rest of the token budget goes to draft tokens.
         """
-        batch: OrderedDict[str, Sequence] = OrderedDict()
         num_preemptions = self.num_preemptions
-        self._schedule_decodes(batch)
-        budget = self.max_num_batched_tokens - len(batch)
-        budget = self._schedule_prefills(batch, budget)
-        if self.num_preemptions == num_preemptions:  # else the new one would be the next victim
-            budget = self._schedule_waiting(batch, budget, now)
-        self._schedule_drafts(batch, budget)
-        for sequence in batch.values():
+        scheduled = self._schedule_decodes()
+        budget = self.max_num_batched_tokens - len(scheduled)
+        budget = self._schedule_prefills(scheduled, budget)
+        if self.num_preemptions == num_preemptions:  # else a new sequence would be preempted next
+            budget = self._schedule_waiting(scheduled, budget, now)
+        self._schedule_drafts(scheduled, budget)
+        for sequence, *_ in scheduled:
             sequence.num_steps += 1
-            sequence.num_batched_sequences += len(batch)
-        # A stable sort: the runner has a faster way for sequences of one token.
-        return Batch(sorted(batch.values(), key=lambda s: s.num_scheduled_tokens > 1), now)
+            sequence.num_batched_sequences += len(scheduled)
+        # The runner has a faster path for sequences of one token. The sort is stable.
+        scheduled.sort(key=_has_several_tokens)
+        return SchedulerOutput(scheduled, now)
 
-    def schedule_behind(self, batch: Batch) -> Batch | None:
-        """The step behind one that is still being computed; None where that must end first.
+    def schedule_next(self, plan: SchedulerOutput) -> SchedulerOutput | None:
+        """Plan the step after `plan`, which is still running; None if `plan` must finish first.
 
-        Changes no sequence, but for a block more: `foresight.take_over` schedules them.
+        Changes no sequence except that it may allocate a block; `adopt` does the rest.
         """
-        return self.foresight.behind(batch, self.num_running, self.num_waiting)
+        return self._async.schedule_next(plan, self.num_running, self.num_waiting)
+
+    def adopt(self, plan: SchedulerOutput, now: float) -> SchedulerOutput:
+        """Start the step of a plan from `schedule_next`; call when the step before it has ended."""
+        return self._async.adopt(plan, now)
 
     def finish(
-        self, batch: Batch, sampled: list[list[SampledToken]], now: float
+        self, plan: SchedulerOutput, accepted: list[list[SampledToken]], now: float
     ) -> list[StepOutput]:
-        """Book a step that ran; `sampled` is for each of `batch.sampling` what `accept` left."""
+        """Apply a step that ran; `accepted` holds the tokens of each sequence that samples."""
         outputs: list[StepOutput] = []
-        tokens_of = iter(sampled)
-        for sequence in batch.sequences:
-            num_tokens = sequence.num_scheduled_tokens - len(sequence.draft_token_ids)
+        tokens_of = iter(accepted)
+        for scheduled in plan.scheduled:
+            sequence, num_tokens, samples, drafts, _ = scheduled
+            num_tokens -= len(drafts)
             if num_tokens > 1 or sequence.first_token_time is None:
-                chunk = PrefillChunk(batch.start, now, num_tokens, len(batch.sequences))
+                chunk = PrefillChunk(plan.start, now, num_tokens, len(plan.scheduled))
                 sequence.prefill.append(chunk)
-            if not sequence.samples_this_step:
-                sequence.num_computed_tokens += sequence.num_scheduled_tokens
-                sequence.num_scheduled_tokens = 0
+            if not samples:
+                sequence.num_computed_tokens += num_tokens
                 self.block_manager.commit(sequence)
                 continue
             tokens = next(tokens_of)
             if tokens:
-                outputs.append(self._take(sequence, tokens, now))
+                outputs.append(self._append(scheduled, tokens, now))
             else:
-                outputs += self.fail([sequence], _why_nothing(sequence), now)
+                outputs += self.fail([sequence], _why_no_token(sequence), now)
         return outputs
 
-    def _take(self, sequence: Sequence, tokens: list[SampledToken], now: float) -> StepOutput:
-        """Append what a step sampled for a sequence, up to the token that ends it."""
-        num_drafted = len(sequence.draft_token_ids)
-        sequence.draft_token_ids = ()
-        sequence.num_scheduled_tokens = 0
+    def _append(
+        self, scheduled: ScheduledSequence, tokens: list[SampledToken], now: float
+    ) -> StepOutput:
+        """Append a step's tokens to their sequence, up to the token that ends it."""
+        sequence, num_drafted = scheduled.sequence, len(scheduled.draft_token_ids)
         if num_drafted:
             self._drafter.learn(sequence, num_drafted, len(tokens) - 1)
-        prompt_logprobs: Rows[TokenLogprob] = ()
+        prompt_logprobs: abc.Sequence[TokenLogprob] = ()
         if sequence.first_token_time is None and sequence.prompt_logprobs is not None:
             prompt_logprobs = sequence.prompt_logprobs
         token_ids: list[int] = []
@@ -145,7 +149,7 @@ class Scheduler:
             reason = sequence.append(token.token_id, now)
             if reason is not None:
                 break
-        # The keys of all but the last are stored: drafts that stand were computed as such.
+        # The step has stored the KV of all tokens but the last, accepted drafts included.
         sequence.num_computed_tokens = sequence.num_tokens - 1
         self.block_manager.commit(sequence)
         logprobs = [t.logprobs for t in tokens[: len(token_ids)] if t.logprobs is not None]
@@ -155,7 +159,7 @@ class Scheduler:
     def abort(
         self, request_id: str, now: float, error: EngineError | None = None
     ) -> StepOutput | None:
-        """End a sequence between two steps, its blocks free at once; None if there is none."""
+        """End a sequence and free its blocks, between two steps; None if it is not here."""
         sequence = self.find(request_id)
         if sequence is None:
             return None
@@ -163,7 +167,7 @@ class Scheduler:
         return StepOutput(request_id, [], [], finish)
 
     def drop_expired(self, now: float) -> list[StepOutput]:
-        """End every sequence whose deadline has passed, before a step is spent on it."""
+        """End every sequence whose deadline has passed."""
         expired = [
             sequence
             for sequence in self.sequences
@@ -181,7 +185,7 @@ class Scheduler:
     def fail(
         self, sequences: Iterable[Sequence], error: EngineError, now: float
     ) -> list[StepOutput]:
-        """End sequences whose step broke; nothing they computed is reused."""
+        """End sequences whose step failed; their blocks leave the prefix cache."""
         outputs: list[StepOutput] = []
         for sequence in sequences:
             finish = self._end(sequence, FinishReason.ERROR, now, error)
@@ -189,32 +193,33 @@ class Scheduler:
         return outputs
 
     def check_integrity(self) -> None:
-        """Raise `IntegrityError` unless blocks and live sequences match."""
+        """Raise `IntegrityError` unless the blocks match the live sequences."""
         self.block_manager.check_integrity(self.sequences)
 
-    def _schedule_decodes(self, batch: OrderedDict[str, Sequence]) -> None:
+    def _schedule_decodes(self) -> list[ScheduledSequence]:
+        scheduled: list[ScheduledSequence] = []
         for sequence in list(self._running.values()):
             if sequence.status is not SequenceStatus.RUNNING:
-                continue  # preempted for an older one of this very loop
+                continue  # preempted for an older one earlier in this loop
             if sequence.num_uncomputed_tokens == 1 and self._make_room(sequence):
-                sequence.num_scheduled_tokens = 1
-                batch[sequence.request_id] = sequence
+                scheduled.append(ScheduledSequence(sequence, 1, True))
+        return scheduled
 
-    def _schedule_prefills(self, batch: OrderedDict[str, Sequence], budget: int) -> int:
+    def _schedule_prefills(self, scheduled: list[ScheduledSequence], budget: int) -> int:
         for sequence in self._running.values():
             if budget == 0:
                 break
-            if sequence.num_scheduled_tokens == 0:
-                budget -= self._schedule_chunk(sequence, batch, budget)
+            if sequence.num_uncomputed_tokens > 1:  # the others are scheduled as decodes
+                budget -= self._schedule_chunk(sequence, scheduled, budget)
         return budget
 
-    def _schedule_waiting(self, batch: OrderedDict[str, Sequence], budget: int, now: float) -> int:
+    def _schedule_waiting(self, scheduled: list[ScheduledSequence], budget: int, now: float) -> int:
         while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
             sequence = next(iter(self._waiting.values()))
             if self.block_manager.is_worth_waiting(sequence):
-                break  # nobody overtakes: what computes its blocks takes the budget anyway
-            # Each running sequence may soon need a block: leave it one, rather than let the
-            # new one in and preempt it again.
+                break  # the sequence that computes its blocks takes the budget anyway
+            # Each running sequence may soon need a block: keep one for each, so that the new
+            # sequence is not preempted right after it started.
             num_reserved = len(self._running)
             if not self.block_manager.allocate(sequence, num_reserved_blocks=num_reserved):
                 break
@@ -226,16 +231,17 @@ class Scheduler:
             del self._waiting[sequence.request_id]
             self._running[sequence.request_id] = sequence
             sequence.status = SequenceStatus.RUNNING
-            budget -= self._schedule_chunk(sequence, batch, budget)
+            budget -= self._schedule_chunk(sequence, scheduled, budget)
         return budget
 
-    def _schedule_drafts(self, batch: OrderedDict[str, Sequence], budget: int) -> None:
-        """Let sequences guess, oldest first, where that takes nothing from anyone."""
+    def _schedule_drafts(self, scheduled: list[ScheduledSequence], budget: int) -> None:
+        """Propose drafts, oldest sequence first, with budget and blocks that nothing else needs."""
         if not self._drafter.num_tokens:
             return
-        for sequence in batch.values():
+        for index, current in enumerate(scheduled):
             if budget <= 0:
                 break
+            sequence = current.sequence
             if sequence.num_uncomputed_tokens != 1:
                 continue
             drafts = self._drafter.draft(sequence, budget)
@@ -243,29 +249,36 @@ class Scheduler:
                 room = self.block_manager.room_for_drafts(
                     sequence, len(drafts), num_reserved_blocks=len(self._running)
                 )
-                sequence.draft_token_ids = drafts[:room]
-                sequence.num_scheduled_tokens += len(sequence.draft_token_ids)
-                budget -= len(sequence.draft_token_ids)
+                drafts = drafts[:room]
+                scheduled[index] = current._replace(
+                    num_tokens=1 + len(drafts), draft_token_ids=drafts
+                )
+                budget -= len(drafts)
 
     def _schedule_chunk(
-        self, sequence: Sequence, batch: OrderedDict[str, Sequence], budget: int
+        self, sequence: Sequence, scheduled: list[ScheduledSequence], budget: int
     ) -> int:
+        """Schedule as much of a prompt as the budget allows; returns the number of tokens."""
         most = budget
         if sequence.awaits_prompt_logprobs:
-            others = (s.num_scheduled_tokens for s in batch.values() if s.awaits_prompt_logprobs)
+            others = (s.num_tokens for s in scheduled if s.sequence.awaits_prompt_logprobs)
             most = min(budget, MAX_PROMPT_LOGPROBS - sum(others))
             if most <= 0:
                 return 0
-        sequence.num_scheduled_tokens = min(sequence.num_uncomputed_tokens, most)
-        batch[sequence.request_id] = sequence
-        return sequence.num_scheduled_tokens
+        num_tokens = min(sequence.num_uncomputed_tokens, most)
+        samples = num_tokens == sequence.num_uncomputed_tokens
+        positions = sequence.prompt_positions(num_tokens)
+        scheduled.append(ScheduledSequence(sequence, num_tokens, samples, (), positions))
+        return num_tokens
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Find a block for the next token, at the cost of the youngest; False if that is it."""
+        """Get a block for the next token, preempting the youngest sequence while none is free.
+
+        False if the sequence itself was the youngest, and so was preempted.
+        """
         while not self.block_manager.extend(sequence):
+            # Decodes are scheduled oldest first: the youngest cannot be scheduled yet.
             victim = next(reversed(self._running.values()))
-            # Decodes are scheduled oldest first: the youngest cannot be in the batch yet.
-            assert victim.num_scheduled_tokens == 0, f"{victim!r} is scheduled already"
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -287,16 +300,18 @@ class Scheduler:
         now: float,
         error: EngineError | None = None,
     ) -> Finish:
-        sequence.num_scheduled_tokens = 0
-        sequence.draft_token_ids = ()
         self.block_manager.free(sequence, forget=reason is FinishReason.ERROR)
-        line = self._running if sequence.status is SequenceStatus.RUNNING else self._waiting
-        del line[sequence.request_id]
+        queue = self._running if sequence.status is SequenceStatus.RUNNING else self._waiting
+        del queue[sequence.request_id]
         return sequence.end(reason, now, error)
 
 
-def _why_nothing(sequence: Sequence) -> EngineError:
-    """Why no token could be sampled."""
+def _has_several_tokens(scheduled: ScheduledSequence) -> bool:
+    return scheduled.num_tokens > 1
+
+
+def _why_no_token(sequence: Sequence) -> EngineError:
+    """The error of a sequence for which no token could be sampled."""
     if sequence.matcher is not None and sequence.matcher.error is not None:
         return sequence.matcher.error
     return StepFailed("the model gave no finite logits for this sequence")

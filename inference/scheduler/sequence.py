@@ -6,7 +6,6 @@ import secrets
 import time
 from array import array
 from collections.abc import Iterable
-from collections.abc import Sequence as Ids
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -29,17 +28,17 @@ class SequenceStatus(StrEnum):
 
 
 class Speculation:
-    """How drafts have fared in one sequence; the drafter's to read and write."""
+    """How many draft tokens of one sequence were accepted; used by the drafter only."""
 
     __slots__ = ("length", "num_accepted", "num_drafted", "num_misses", "pause")
 
     def __init__(self) -> None:
         self.length: int | None = None
-        """Drafts that the next try is worth; None before the first."""
+        """Draft tokens to propose next; None before the first proposal."""
         self.pause = 0
-        """Steps to let pass until then."""
+        """Steps without drafts before the next proposal."""
         self.num_misses = 0
-        """Tries in a row of which nothing stood."""
+        """Proposals in a row of which no draft was accepted."""
         self.num_drafted = 0
         self.num_accepted = 0
 
@@ -47,11 +46,12 @@ class Speculation:
 class Sequence:
     """Token ids, block table and counts of one request.
 
-    The scheduler moves it between its lines, the block manager owns `block_table`,
-    `block_hashes`, `num_committed_blocks` and `num_announced_blocks`; nobody else writes those.
+    The scheduler moves it between its queues. Only the block manager writes `block_table`,
+    `block_hashes`, `num_committed_blocks` and `num_announced_blocks`. What a step computes of it
+    is in the step's `SchedulerOutput`.
 
         token_ids:  |<---- prompt ---->|<---- completion ---->|
-                    |<-- computed -->|<- scheduled ->|
+                    |<-- computed -->|<-- uncomputed -->|
     """
 
     __slots__ = (
@@ -59,7 +59,6 @@ class Sequence:
         "block_hashes",
         "block_table",
         "deadline",
-        "draft_token_ids",
         "finish",
         "first_token_time",
         "matcher",
@@ -71,7 +70,6 @@ class Sequence:
         "num_computed_tokens",
         "num_preemptions",
         "num_prompt_tokens",
-        "num_scheduled_tokens",
         "num_steps",
         "params",
         "prefill",
@@ -95,7 +93,10 @@ class Sequence:
         eos_token_ids: Iterable[int] = (),
         deadline: float | None = None,
     ) -> None:
-        """`num_resumed_tokens` at the end of the prompt are completion of an earlier attempt."""
+        """The last `num_resumed_tokens` of the prompt are completion of an earlier attempt.
+
+        `deadline` is in `time.monotonic()` seconds.
+        """
         self.request_id = request_id
         self.params = params
         self.deadline = deadline
@@ -106,26 +107,24 @@ class Sequence:
         if not params.ignore_eos or params.constraint is not None:
             self.stop_token_ids = params.stop_token_ids.union(eos_token_ids)
         self.seed = secrets.randbits(64) if params.seed is None else params.seed & _MASK_64
-        # Admission settles this; until then it is what the params say.
+        # Admission replaces this where the params have no limit.
         self.max_tokens = params.max_tokens or 0
-        # What keeps it to its constraint; the engine makes it before it takes the sequence.
+        # Enforces the constraint; the engine sets it before it adds the sequence.
         self.matcher: Matcher | None = None
+        # None if not requested; a resumed sequence has delivered them before its first token.
+        requested = params.num_prompt_logprobs is not None and not num_resumed_tokens
+        self.prompt_logprobs: list[TokenLogprob] | None = [] if requested else None
+        self._init_progress()
 
+    def _init_progress(self) -> None:
         self.status = SequenceStatus.WAITING
         self.num_computed_tokens = 0
-        self.num_scheduled_tokens = 0
-        # Guesses at the next tokens, which the scheduled step verifies.
-        self.draft_token_ids: Ids[int] = ()
-        # None where nobody asked; a resumed sequence has delivered them before its first token.
-        asked = params.num_prompt_logprobs is not None and not num_resumed_tokens
-        self.prompt_logprobs: list[TokenLogprob] | None = [] if asked else None
-        self.speculation = Speculation()
         self.num_cached_tokens = 0
+        self.speculation = Speculation()
         self.block_table: array[int] = array("q")
         self.block_hashes: list[bytes] = []
         self.num_committed_blocks = 0
         self.num_announced_blocks = 0
-
         self.num_preemptions = 0
         self.num_steps = 0
         self.num_batched_sequences = 0
@@ -160,30 +159,25 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
-    def samples_this_step(self) -> bool:
-        """True where the scheduled step computes the last token, so that a next one follows."""
-        return self.num_computed_tokens + self.num_scheduled_tokens >= len(self.token_ids)
-
-    @property
     def awaits_prompt_logprobs(self) -> bool:
-        """True while some of the prompt's log probabilities that were asked for are missing."""
+        """True while some requested log probabilities of prompt tokens are missing."""
         given = self.prompt_logprobs
         return given is not None and len(given) < self.num_prompt_tokens - 1
 
-    @property
-    def prompt_rows(self) -> range:
-        """Positions of the scheduled step whose logits say how likely the prompt's next token was.
+    def prompt_positions(self, num_tokens: int) -> range:
+        """Prompt positions, among the next `num_tokens`, whose logits give missing logprobs.
 
-        Only those that no earlier step has told: a preempted sequence computes some again.
+        The logits of a position give the log probability of the token after it. A preempted
+        sequence computes some positions again; those are left out.
         """
         if not self.awaits_prompt_logprobs:
             return range(0)
         begin = max(self.num_computed_tokens, len(self.prompt_logprobs or ()))
-        end = self.num_computed_tokens + self.num_scheduled_tokens
+        end = self.num_computed_tokens + num_tokens
         return range(begin, min(end, self.num_prompt_tokens - 1))
 
     def append(self, token_id: int, now: float) -> FinishReason | None:
-        """Take one sampled token; returns the reason if the sequence ends with it."""
+        """Append a sampled token; returns the reason if the sequence ends with it."""
         self.token_ids.append(token_id)
         if self.first_token_time is None:
             self.first_token_time = now
@@ -194,14 +188,14 @@ class Sequence:
         return None
 
     def end(self, reason: FinishReason, now: float, error: EngineError | None = None) -> Finish:
-        """Mark the sequence finished, once; its blocks must have been freed."""
+        """Mark the sequence finished, once; its blocks must already be free."""
         assert self.finish is None, f"{self!r} finished twice"
         self.status = SequenceStatus.FINISHED
         self.finish = self.so_far(reason, now, error)
         return self.finish
 
     def so_far(self, reason: FinishReason, now: float, error: EngineError | None = None) -> Finish:
-        """The finish that it would have now; changes nothing, so any thread may ask."""
+        """The finish that it would have now. Changes nothing; safe to call from any thread."""
         return Finish(
             reason=reason,
             num_prompt_tokens=self.num_prompt_tokens,
@@ -223,5 +217,5 @@ class Sequence:
         )
 
     def refuse(self, error: EngineError) -> Finish:
-        """End a sequence that no scheduler has taken."""
+        """End a sequence that was never added to a scheduler."""
         return self.end(FinishReason.ABORT, time.monotonic(), error)

@@ -1,69 +1,37 @@
-"""Speculative decoding by prompt lookup: text often repeats what stands before it.
+"""Speculative decoding by prompt lookup (n-gram matching), because text often repeats itself.
 
-Where a sequence's last tokens occurred before, what followed them then is drafted; one forward
-pass computes all drafts, each position is sampled as it would have been without them, and drafts
-stand as long as they are what was sampled. So the tokens are the same as without: a draft changes
-how many come at once, never which.
+If a sequence's last tokens occurred earlier, the tokens that followed them there are proposed as
+draft tokens. One forward pass computes all drafts; each position is sampled as it would be without
+them; drafts are accepted up to the first one that differs from the sampled token. So speculation
+changes how many tokens a step yields, and never which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
-from typing import NamedTuple
+from collections import abc
 
 import numpy as np
-from numpy.typing import NDArray
 
+from inference.scheduler.scheduler_output import ScheduledSequence
 from inference.scheduler.sequence import Sequence
+from inference.scheduler.step_result import SampledToken
 
 LONGEST_MATCH = 4
-"""Of the last tokens, looked for in what stands before them; a longer match is no better guess."""
+"""Longest suffix that is searched for; longer matches do not predict better."""
 
 MAX_PAUSE = 64
-"""Steps without drafts after many misses in a row."""
-
-
-class Row(NamedTuple):
-    """A position to sample: behind a sequence's tokens and so many more.
-
-    Those are drafts, or the one that the step before is still drawing.
-    """
-
-    sequence: Sequence
-    num_ahead: int
-
-    @property
-    def position(self) -> int:
-        """In the completion, counted from 0."""
-        return self.sequence.num_completion_tokens + self.num_ahead
-
-    @property
-    def token_ids(self) -> NDArray[np.int64]:
-        """All tokens before this position, where all are known."""
-        ids = np.array(self.sequence.token_ids)  # a copy: a view would keep the array from growing
-        if not self.num_ahead:
-            return ids
-        return np.concatenate([ids, self.sequence.draft_token_ids[: self.num_ahead]])
-
-
-def rows_of(sequences: Rows[Sequence]) -> list[Row]:
-    """The positions that a step samples for these: one, and one more for each draft."""
-    return [
-        Row(sequence, num_ahead)
-        for sequence in sequences
-        for num_ahead in range(1 + len(sequence.draft_token_ids))
-    ]
+"""Most steps without drafts after drafts were rejected several times in a row."""
 
 
 class Drafter:
-    """Proposes drafts, fewer where few of the last ones stood. Keeps its state in the sequence."""
+    """Proposes draft tokens, fewer where few were accepted. Keeps its state in the sequence."""
 
     def __init__(self, num_tokens: int) -> None:
-        """At most `num_tokens` drafts at once; 0 for none ever."""
+        """`num_tokens` is the most drafts per sequence and step; 0 disables speculation."""
         self.num_tokens = num_tokens
 
     def draft(self, sequence: Sequence, most: int) -> list[int]:
-        """Guesses at the next tokens, at most `most`; none where nothing like it was there."""
+        """Propose up to `most` next tokens; empty if the last tokens did not occur before."""
         speculation = sequence.speculation
         if speculation.pause:
             speculation.pause -= 1
@@ -75,15 +43,15 @@ class Drafter:
         return lookup(sequence.token_ids, num_tokens) if num_tokens > 0 else []
 
     def wants(self, sequence: Sequence) -> bool:
-        """Whether it would look for drafts in the sequence's next step."""
+        """Whether `draft` would search in the sequence's next step."""
         return self.num_tokens > 0 and not sequence.speculation.pause
 
     def skip(self, sequence: Sequence) -> None:
-        """Takes note of a step without drafts."""
+        """Record a step without drafts."""
         sequence.speculation.pause = max(sequence.speculation.pause - 1, 0)
 
     def learn(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """Takes note of how many drafts stood."""
+        """Adapt the number of drafts to how many of the last ones were accepted."""
         speculation = sequence.speculation
         speculation.num_drafted += num_drafted
         speculation.num_accepted += num_accepted
@@ -98,13 +66,13 @@ class Drafter:
             speculation.num_misses += 1
 
 
-def lookup(token_ids: Rows[int], num_tokens: int) -> list[int]:
-    """What followed where the longest run of the last tokens stood before, the latest time.
+def lookup(token_ids: abc.Sequence[int], num_tokens: int) -> list[int]:
+    """Find the latest earlier occurrence of the longest suffix; return the tokens after it.
 
-    Where that was less than `num_tokens` ago, the sequence is in a loop, and is guessed to go on.
+    If fewer than `num_tokens` follow, the sequence repeats itself, and the repetition is continued.
     """
     ids = np.array(token_ids)  # a copy: a view would keep the array from growing
-    ends = np.flatnonzero(ids[:-1] == ids[-1])  # of runs that are the same as the last tokens
+    ends = np.flatnonzero(ids[:-1] == ids[-1])  # last indices of the matches
     length = min(len(ends), 1)
     while 0 < length < LONGEST_MATCH:
         longer = ends[ends >= length]
@@ -119,3 +87,28 @@ def lookup(token_ids: Rows[int], num_tokens: int) -> list[int]:
     begin = int(ends[-1]) + 1
     drafts: list[int] = np.resize(ids[begin : begin + num_tokens], num_tokens).tolist()
     return drafts
+
+
+def accept(
+    sampling: abc.Sequence[ScheduledSequence], sampled: list[SampledToken]
+) -> list[list[SampledToken]]:
+    """For each sequence, the sampled tokens up to the first that differs from its draft.
+
+    `sampled` holds one token per sequence and one more per draft. The result for a sequence is
+    empty if no token could be sampled.
+    """
+    tokens = iter(sampled)
+    accepted: list[list[SampledToken]] = []
+    for scheduled in sampling:
+        drafts = scheduled.draft_token_ids
+        kept: list[SampledToken] = []
+        candidates = [next(tokens) for _ in range(1 + len(drafts))]
+        for token, draft in zip(candidates, [*drafts, None], strict=True):
+            if token.token_id < 0:
+                break
+            kept.append(token)
+            if token.token_id != draft:
+                break
+        accepted.append(kept)
+    assert next(tokens, None) is None, "more tokens were sampled than the plan has rows"
+    return accepted

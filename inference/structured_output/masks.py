@@ -10,7 +10,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
-from inference.scheduler.sequence import Sequence
+from inference.scheduler.scheduler_output import ScheduledSequence
 
 Words = NDArray[np.int32]
 """[num_rows, vocab_size / 32, rounded up]: bit i of word w is token 32 w + i, set where allowed."""
@@ -34,31 +34,32 @@ class MaskWorker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._executor: LLExecutor | None = None
 
-    def start(self, sequences: Rows[Sequence]) -> Future[Masks] | None:
+    def start(self, sampling: Rows[ScheduledSequence]) -> Future[Masks] | None:
         """Begins with the masks of a step that samples these; None where no row needs one.
 
         The sequences must not change before the result is there.
         """
-        if all(sequence.matcher is None for sequence in sequences):
+        if all(scheduled.sequence.matcher is None for scheduled in sampling):
             return None
-        return self._thread.submit(self._compute, sequences)
+        return self._thread.submit(self._compute, sampling)
 
-    def _compute(self, sequences: Rows[Sequence]) -> Masks:
+    def _compute(self, sampling: Rows[ScheduledSequence]) -> Masks:
         if self._executor is None:
             self._executor = LLExecutor()
         rows: list[int] = []
         plain: list[tuple[LLMatcher, int]] = []
         drafted: list[tuple[LLMatcher, int, list[int]]] = []
         row = 0
-        for sequence in sequences:
-            num_rows = 1 + len(sequence.draft_token_ids)
+        for scheduled in sampling:
+            sequence = scheduled.sequence
+            num_rows = 1 + len(scheduled.draft_token_ids)
             if sequence.matcher is not None:
                 completion = sequence.token_ids[sequence.num_prompt_tokens :]
                 sequence.matcher.advance(completion)
                 if num_rows == 1:
                     plain.append((sequence.matcher.raw, len(rows)))
                 else:
-                    drafts = list(sequence.draft_token_ids)
+                    drafts = list(scheduled.draft_token_ids)
                     drafted.append((sequence.matcher.raw, len(rows), drafts))
                 rows += range(row, row + num_rows)
             row += num_rows
@@ -69,15 +70,16 @@ class MaskWorker:
             self._executor.unsafe_compute_mask_ptr(plain, *place)
         if drafted:
             self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *place)
-        self._finish(sequences, words)
+        self._finish(sampling, words)
         return Masks(rows, words)
 
-    def _finish(self, sequences: Rows[Sequence], words: Words) -> None:
+    def _finish(self, sampling: Rows[ScheduledSequence], words: Words) -> None:
         begin = 0
-        for sequence in sequences:
+        for scheduled in sampling:
+            sequence = scheduled.sequence
             if sequence.matcher is None:
                 continue
-            end = begin + 1 + len(sequence.draft_token_ids)
+            end = begin + 1 + len(scheduled.draft_token_ids)
             if sequence.matcher.error is not None:
                 words[begin:end] = 0  # nothing can be drawn: the sequence ends with the error
             for position, row in enumerate(range(begin, end), sequence.num_completion_tokens):

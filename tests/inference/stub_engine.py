@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from inference.engine.engine_thread import AsyncEngine
-from inference.engine.interface import Chunk, Finish
+from inference.engine.interface import Finish, SequenceOutput
 from inference.sampling.sampling_params import SamplingParams
 from tests.inference.stub_runner import StubRunner, make_stub_engine, next_token
 
@@ -57,7 +57,7 @@ async def collect(
 ) -> tuple[list[int], Finish, int]:
     """All tokens, the finish and how many chunks there were."""
     token_ids: list[int] = []
-    chunks: list[Chunk] = []
+    chunks: list[SequenceOutput] = []
     async with aclosing(engine.generate(request_id, prompt, params)) as stream:
         async for chunk in stream:
             chunks.append(chunk)

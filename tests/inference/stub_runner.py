@@ -7,11 +7,13 @@ import threading
 from inference.engine.admission import Admission
 from inference.engine.engine import Engine
 from inference.engine.interface import ModelInfo
+from inference.engine.step_loop import PendingStep
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import Batch, SampledToken, StepResult
 from inference.scheduler.block_manager import BlockManager
 from inference.scheduler.scheduler import Scheduler
+from inference.scheduler.scheduler_output import SchedulerOutput
 from inference.scheduler.sequence import Sequence
+from inference.scheduler.step_result import SampledToken, StepResult
 from inference.structured_output.vocabulary import Vocabulary
 
 VOCAB_SIZE = 100
@@ -34,8 +36,8 @@ class LaunchedStub:
 class StubRunner:
     """Counts its steps; breaks, says NaN or waits where a test tells it to."""
 
-    def __init__(self, *, runs_ahead: bool = False) -> None:
-        self.runs_ahead = runs_ahead
+    def __init__(self, *, supports_async_scheduling: bool = False) -> None:
+        self.supports_async_scheduling = supports_async_scheduling
         self.num_steps_ahead = 0
         self.num_steps = 0
         self.batches: list[list[str]] = []
@@ -48,24 +50,26 @@ class StubRunner:
         self.gate: threading.Semaphore | None = None
         """Where set, each step waits for one release."""
 
-    def launch(self, batch: Batch, behind: LaunchedStub | None = None) -> LaunchedStub:
+    def launch(self, plan: SchedulerOutput, previous: PendingStep | None = None) -> LaunchedStub:
         if self.gate is not None:
             assert self.gate.acquire(timeout=10), "no step was let through"
         self.num_steps += 1
-        self.batches.append([sequence.request_id for sequence in batch.sequences])
+        self.batches.append([sequence.request_id for sequence in plan.sequences])
         if self.error is not None:
             raise self.error
-        if behind is None:
-            assert batch.rows_before is None
-            return LaunchedStub(self, [self._token(s, list(s.token_ids)) for s in batch.sampling])
-        assert batch.rows_before is not None
+        sequences = [scheduled.sequence for scheduled in plan.sampling]
+        if previous is None:
+            assert plan.previous_indices is None
+            return LaunchedStub(self, [self._token(s, list(s.token_ids)) for s in sequences])
+        assert plan.previous_indices is not None
+        assert isinstance(previous, LaunchedStub)
         self.num_steps_ahead += 1
-        before = [behind.token_ids[row] for row in batch.rows_before]
+        before = [previous.token_ids[index] for index in plan.previous_indices]
         return LaunchedStub(
             self,
             [
                 self._token(s, [*s.token_ids, token])
-                for s, token in zip(batch.sequences, before, strict=True)
+                for s, token in zip(sequences, before, strict=True)
             ],
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inference.model.native import library
 from inference.model.native.pool import ThreadPool
-from inference.scheduler.speculation import Row
+from inference.scheduler.scheduler_output import Row
 from inference.structured_output.masks import Masks
 
 _MASK_64 = 2**64 - 1

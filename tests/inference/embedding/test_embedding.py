@@ -11,8 +11,8 @@ import grpc
 import pytest
 import torch
 
-from inference.embedding.embedder import Embedder
-from inference.embedding.queue import MAX_INPUTS, MAX_WAITING, EmbeddingLine
+from inference.embedding.embedder import MeanPoolingEmbedder
+from inference.embedding.queue import MAX_INPUTS, MAX_WAITING, EmbeddingQueue
 from inference.engine.engine import Engine
 from inference.engine.errors import Overloaded
 from inference.engine.fake_engine import FakeEngine
@@ -49,8 +49,8 @@ def test_vectors_equal_transformers(make_engine: Callable[..., Engine], family: 
     engine = make_engine(family)
     assert engine.embedder is not None
     together = torch.tensor(engine.embedder.embed(inputs))
-    model = engine._runner._model  # type: ignore[attr-defined]
-    apart = torch.tensor(Embedder(model, 20).embed(inputs))
+    model = engine.steps.runner._model  # type: ignore[attr-defined]
+    apart = torch.tensor(MeanPoolingEmbedder(model, 20).embed(inputs))
     assert (together - expected).abs().max() <= 1e-5
     assert (apart - expected).abs().max() <= 1e-5
     assert (together.norm(dim=-1) - 1).abs().max() <= 1e-5
@@ -108,7 +108,7 @@ class SlowEmbedder:
 
 async def test_the_line_has_a_bound_and_lets_go_of_who_leaves() -> None:
     """One runs, so many wait, the next is refused; a call that is cancelled is never computed."""
-    line, embedder = EmbeddingLine(), SlowEmbedder()
+    line, embedder = EmbeddingQueue(), SlowEmbedder()
     try:
         waiting = [
             asyncio.create_task(line.embed(embedder, [[number]]))

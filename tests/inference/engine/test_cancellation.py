@@ -9,7 +9,7 @@ import pytest
 
 from inference.engine.engine import Engine
 from inference.engine.engine_thread import AsyncEngine
-from inference.engine.interface import Chunk
+from inference.engine.interface import SequenceOutput
 from inference.engine.streams import Streams
 from inference.sampling.sampling_params import SamplingParams
 from tests.helpers import eventually
@@ -76,7 +76,9 @@ async def running(load: Callable[[], Engine]) -> AsyncIterator[tuple[AsyncEngine
         await engine.stop()
 
 
-async def leave(stream: AsyncGenerator[Chunk, None], engine: AsyncEngine, watched: Watched) -> None:
+async def leave(
+    stream: AsyncGenerator[SequenceOutput, None], engine: AsyncEngine, watched: Watched
+) -> None:
     """Closes the stream as a cancelled call does, and checks how long its slot stayed taken."""
     num_aborted = len(watched.aborted_after)
     await stream.aclose()

@@ -19,8 +19,8 @@ from inference.engine.errors import (
     StepFailed,
 )
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence
+from inference.scheduler.step_result import StepOutput
 from mesh.protocol.finish import FinishReason
 from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine, next_token
 

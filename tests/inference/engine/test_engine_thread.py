@@ -16,10 +16,12 @@ from tests.inference.stub_engine import LONG, collect, expected_tokens, num_live
 from tests.inference.stub_runner import StubRunner
 
 
-@pytest.mark.parametrize("runs_ahead", [False, True])
-async def test_many_streams_each_get_their_own_tokens(runs_ahead: bool) -> None:
+@pytest.mark.parametrize("supports_async_scheduling", [False, True])
+async def test_many_streams_each_get_their_own_tokens(supports_async_scheduling: bool) -> None:
     """Concurrent sequences: every token in order, an empty chunk first, one finish last."""
-    async with running(StubRunner(runs_ahead=runs_ahead), max_num_waiting=40) as engine:
+    async with running(
+        StubRunner(supports_async_scheduling=supports_async_scheduling), max_num_waiting=40
+    ) as engine:
         params = SamplingParams(max_tokens=30)
         results = await asyncio.gather(
             *(collect(engine, str(n), [n, n + 1], params) for n in range(30))

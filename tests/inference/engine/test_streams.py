@@ -7,8 +7,8 @@ import asyncio
 from inference.engine.errors import StepFailed
 from inference.engine.interface import Finish
 from inference.engine.streams import MIN_INTERVAL_SECONDS, Streams
-from inference.scheduler.batch import StepOutput
 from inference.scheduler.sequence import Sequence
+from inference.scheduler.step_result import StepOutput
 from mesh.protocol.finish import FinishReason
 from tests.inference.stub_runner import make_sequence
 

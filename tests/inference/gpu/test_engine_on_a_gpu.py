@@ -16,11 +16,11 @@ from inference.kv_cache.kv_cache import KVCache
 from inference.model.factory import FP8_CAPABILITY
 from inference.runner.cuda_graphs.graphed_model import GraphedModel
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import Batch
 from inference.scheduler.sequence import Sequence
 from tests.inference.embedding.test_embedding import reference_embedding
 from tests.inference.model.families import bfloat16_logits, reference_logits
 from tests.inference.model.test_parity import GREEDY, prompts, run
+from tests.inference.sampled import plan_of
 from tests.inference.steps import make_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -32,8 +32,7 @@ def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
     """[vocab_size] behind a prompt, on the CPU."""
     sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
     assert engine._scheduler.block_manager.allocate(sequence)
-    sequence.num_scheduled_tokens = len(prompt)
-    logits: torch.Tensor = engine._runner.logits(Batch([sequence]))  # type: ignore[attr-defined]
+    logits: torch.Tensor = engine.steps.runner.logits(plan_of([sequence]))  # type: ignore[attr-defined]
     engine._scheduler.block_manager.free(sequence, forget=True)
     return logits[0].cpu()
 
@@ -64,8 +63,8 @@ def test_greedy_tokens_are_mostly_transformers(make_gpu_engine: MakeEngine, fami
 def test_captured_steps_equal_eager_ones(make_gpu_engine: MakeEngine, family: str) -> None:
     """For each number of sequences, and with drafts."""
     engine = make_gpu_engine(family, num_speculative_tokens=3)
-    model = engine._runner._model  # type: ignore[attr-defined]
-    cache: KVCache = engine._runner._cache  # type: ignore[attr-defined]
+    model = engine.steps.runner._model  # type: ignore[attr-defined]
+    cache: KVCache = engine.steps.runner._cache  # type: ignore[attr-defined]
     assert isinstance(model, GraphedModel)
     with torch.inference_mode():
         for size in (1, 2, 3, 7, 16):
@@ -149,11 +148,11 @@ def test_running_ahead_changes_nothing(
     """The same tokens, with sequences that end at different times."""
     batch = prompts(20, 40, 5)
     found = []
-    for runs_ahead in (True, False):
+    for supports_async_scheduling in (True, False):
         engine = make_gpu_engine(cuda_graphs=graphs)
-        runner = engine._runner
-        assert runner.runs_ahead
-        runner.runs_ahead = runs_ahead
+        runner = engine.steps.runner
+        assert runner.supports_async_scheduling
+        runner.supports_async_scheduling = supports_async_scheduling
         sequences = [
             Sequence(str(n), prompt, SamplingParams(max_tokens=20 + 7 * n, **{**GREEDY, **params}))  # type: ignore[arg-type]
             for n, prompt in enumerate(batch)

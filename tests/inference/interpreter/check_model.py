@@ -21,7 +21,7 @@ from tests.inference.steps import CPU, fill_cache, load_llama, make_step
 def test_greedy_equals_transformers(make_engine: Callable[..., Engine], family: str) -> None:
     """Token for token, in a batch of prompts that are cut into pieces."""
     engine = make_engine(family, kernels="triton", max_num_batched_tokens=20, max_num_seqs=3)
-    model = engine._runner._model  # type: ignore[attr-defined]
+    model = engine.steps.runner._model  # type: ignore[attr-defined]
     assert isinstance(model.operations, TritonOperations)
     batch = prompts(1, 26)
     assert run(engine, batch, 3) == [reference_greedy(family, prompt, 3) for prompt in batch]

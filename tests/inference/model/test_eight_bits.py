@@ -17,10 +17,10 @@ from inference.model.factory import weight_type
 from inference.model.layers.linear import Fp8Linear, Linear
 from inference.model.layers.quantise import quantise_rows
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import Batch
 from inference.scheduler.sequence import Sequence
 from tests.inference.model.families import reference_logits
 from tests.inference.model.test_parity import GREEDY, prompts, run
+from tests.inference.sampled import plan_of
 
 CUDA = torch.device("cuda")
 
@@ -71,8 +71,7 @@ def run_with_logits(engine: Engine, prompt: list[int]) -> torch.Tensor:
     """The logits behind a prompt."""
     sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
     assert engine._scheduler.block_manager.allocate(sequence)
-    sequence.num_scheduled_tokens = len(prompt)
-    logits: torch.Tensor = engine._runner.logits(Batch([sequence]))[0]  # type: ignore[attr-defined]
+    logits: torch.Tensor = engine.steps.runner.logits(plan_of([sequence]))[0]  # type: ignore[attr-defined]
     engine._scheduler.block_manager.free(sequence)
     return logits
 

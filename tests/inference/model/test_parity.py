@@ -11,10 +11,10 @@ import torch
 
 from inference.engine.engine import Engine
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import Batch
 from inference.scheduler.sequence import Sequence
 from tests.inference.model.families import VOCAB_SIZE, reference_greedy, reference_logits
 from tests.inference.model.native import KERNELS, use_kernels
+from tests.inference.sampled import plan_of
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
@@ -63,8 +63,7 @@ def test_logits_equal_transformers(make_engine: Callable[..., Engine], family: s
         sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
         assert engine._scheduler.block_manager.allocate(sequence)
         sequence.num_computed_tokens = 0
-        sequence.num_scheduled_tokens = len(prompt)
-        logits = engine._runner.logits(Batch([sequence]))  # type: ignore[attr-defined]
+        logits = engine.steps.runner.logits(plan_of([sequence]))  # type: ignore[attr-defined]
         engine._scheduler.block_manager.free(sequence)
         difference = (logits[0] - reference_logits(family, prompt)[-1]).abs().max()
         assert difference <= 1e-4
@@ -151,7 +150,6 @@ def test_narrow_weights_are_close(
     [prompt] = prompts(40)
     sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
     assert engine._scheduler.block_manager.allocate(sequence)
-    sequence.num_scheduled_tokens = len(prompt)
-    logits = engine._runner.logits(Batch([sequence]))  # type: ignore[attr-defined]
+    logits = engine.steps.runner.logits(plan_of([sequence]))  # type: ignore[attr-defined]
     expected = reference_logits(family, prompt)[-1]
     assert torch.cosine_similarity(logits[0], expected, dim=0) > closeness

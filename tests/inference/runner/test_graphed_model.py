@@ -208,7 +208,7 @@ def test_an_engine_gives_the_same_tokens_with_graphs(make_engine: Callable[..., 
     batch = prompts(30, 3, 17, 30)
     expected = run(make_engine(), batch, num_tokens=40)
     engine = make_engine(kv_cache_tokens=192)
-    runner = engine._runner
+    runner = engine.steps.runner
     captured = GraphedModel(
         runner._model,  # type: ignore[attr-defined]
         runner._cache,  # type: ignore[attr-defined]

@@ -19,9 +19,9 @@ from inference.runner.invariance import Invariance
 from inference.runner.model_runner import ModelRunner
 from inference.runner.step import Step
 from inference.sampling.torch_sampler import TorchDrawer
-from inference.scheduler.batch import Batch
 from inference.scheduler.block_manager import BlockManager
 from inference.structured_output.masks import MaskWorker
+from tests.inference.sampled import plan_of
 from tests.inference.steps import CPU, load_llama, make_step
 from tests.inference.stub_runner import make_sequence
 
@@ -60,10 +60,11 @@ def test_a_step_is_computed_as_its_sequences_need(
     sequences = [make_sequence(str(n), PROMPT, seed=seed) for n, seed in enumerate(seeds)]
     for sequence in sequences:
         sequence.block_table.append(0)
-        sequence.num_scheduled_tokens = len(PROMPT)
-    behind = runner.launch(Batch(sequences))
-    assert behind.result().tokens
-    assert runner.launch(Batch(sequences, rows_before=range(len(sequences))), behind)
+    plan = plan_of(sequences)
+    previous = runner.launch(plan)
+    assert previous.result().tokens
+    following = replace(plan, previous_indices=range(len(sequences)))
+    assert runner.launch(following, previous)
     assert asked == [expected] * 2
     assert expected in invariance.kinds
 

@@ -23,12 +23,11 @@ from inference.runner.cuda_graphs.graphed_model import GraphedModel
 from inference.runner.model_runner import ModelRunner
 from inference.runner.staging import to_device
 from inference.sampling.torch_sampler import TorchDrawer
-from inference.scheduler.batch import Batch
 from inference.scheduler.block_manager import BlockManager
+from inference.scheduler.scheduler_output import ScheduledSequence, SchedulerOutput
 from inference.scheduler.sequence import Sequence
-from inference.scheduler.speculation import rows_of
 from inference.structured_output.masks import Masks, MaskWorker
-from tests.inference.sampled import make_sequence
+from tests.inference.sampled import make_sequence, plan_of, rows_of
 from tests.inference.steps import CPU, load_llama
 
 DEVICE = torch.device("meta")
@@ -104,14 +103,13 @@ def make_cache(model: Llama) -> KVCache:
     return KVCache(model.config, 64, 16, torch.float32, DEVICE)
 
 
-def schedule(sequences: list[Sequence]) -> Batch:
-    """All of them decode."""
+def schedule(sequences: list[Sequence]) -> SchedulerOutput:
+    """A plan that decodes all of them."""
     blocks = BlockManager(64, 16)
     for sequence in sequences:
         assert blocks.allocate(sequence)
         sequence.num_computed_tokens = sequence.num_tokens - 1
-        sequence.num_scheduled_tokens = 1
-    return Batch(sequences)
+    return plan_of(sequences)
 
 
 SAMPLINGS: list[dict[str, Any]] = [
@@ -159,11 +157,14 @@ def test_log_probabilities_cost_one_more(model: Llama, monkeypatch: pytest.Monke
 def test_pieces_of_prompts_wait_for_nothing(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a decoding sequence, and a chunk of which no logits are wanted."""
     runner = ModelRunner(model, make_cache(model), MaskWorker(199), TorchDrawer())
-    batch = schedule([make_sequence([1] * 40, [2]), make_sequence([3] * 60, [])])
-    batch.sequences[1].num_computed_tokens = 20
-    batch.sequences[1].num_scheduled_tokens = 30
+    decode, prefill = schedule(
+        [make_sequence([1] * 40, [2]), make_sequence([3] * 60, [])]
+    ).scheduled
+    prefill.sequence.num_computed_tokens = 20
+    chunk = ScheduledSequence(prefill.sequence, 30, False)
+    plan = SchedulerOutput([decode, chunk])
     with watching(monkeypatch) as watch:
-        assert len(runner.launch(batch).result().tokens) == 1
+        assert len(runner.launch(plan).result().tokens) == 1
     assert watch.waits == []
     assert watch.num_fetches == 1
 

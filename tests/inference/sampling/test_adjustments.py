@@ -10,8 +10,7 @@ import torch
 
 from inference.sampling.adjustments import adjust
 from inference.scheduler.sequence import Sequence
-from inference.scheduler.speculation import rows_of
-from tests.inference.sampled import VOCAB_SIZE, make_logits, make_sequence
+from tests.inference.sampled import VOCAB_SIZE, make_logits, make_sequence, rows_of
 
 
 def penalized(logits: list[float], sequence: Sequence) -> list[float]:
@@ -55,9 +54,8 @@ def test_penalties_look_at_drafts_too() -> None:
     logits = make_logits()
     params = {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 1.1}
     drafted = make_sequence([1, 2], [5], **params)
-    drafted.draft_token_ids = [5, 9]
     rows = torch.tensor([logits] * 3)
-    adjust(rows, rows_of([drafted]))
+    adjust(rows, rows_of([drafted], (5, 9)))
     for number, completion in enumerate([[5], [5, 5], [5, 5, 9]]):
         expected = penalized(logits, make_sequence([1, 2], completion, **params))
         assert rows[number].tolist() == pytest.approx(expected, abs=1e-5)

@@ -17,11 +17,11 @@ from torch import Tensor
 from inference.model.native.pool import ThreadPool
 from inference.model.native.sampler import NativeDrawer
 from inference.sampling.torch_sampler import TorchDrawer, gumbel_noise
+from inference.scheduler.scheduler_output import Row
 from inference.scheduler.sequence import Sequence
-from inference.scheduler.speculation import Row, rows_of
 from inference.structured_output.masks import Masks
 from tests.inference.model.native import VARIANTS, use_variant
-from tests.inference.sampled import make_sequence
+from tests.inference.sampled import make_sequence, rows_of
 
 TOLERANCE = 1e-5
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from inference.sampling.sampler import Drawer, sample
-from inference.scheduler.speculation import rows_of
-from tests.inference.sampled import VOCAB_SIZE, make_logits, make_sequence
+from tests.inference.sampled import VOCAB_SIZE, make_logits, make_sequence, rows_of
 
 
 def test_a_seeded_row_is_the_same_alone_and_in_any_batch(drawer: Drawer) -> None:

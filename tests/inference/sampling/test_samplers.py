@@ -12,9 +12,8 @@ import torch
 
 from inference.sampling.sampler import Drawer
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.speculation import rows_of
 from inference.structured_output.masks import Masks
-from tests.inference.sampled import VOCAB_SIZE, make_logits, make_sequence
+from tests.inference.sampled import VOCAB_SIZE, make_logits, make_sequence, rows_of
 
 NUM_DRAWS = 3000
 

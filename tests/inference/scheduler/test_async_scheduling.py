@@ -11,7 +11,9 @@ import pytest
 
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError
+from inference.engine.step_loop import PendingStep
 from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.scheduler_output import SchedulerOutput
 from inference.scheduler.sequence import Sequence
 from mesh.protocol.finish import FinishReason
 from tests.inference.model.test_parity import prompts, run
@@ -33,7 +35,7 @@ def completion(sequence: Sequence) -> list[int]:
 
 def test_decodes_run_ahead_and_end_on_time() -> None:
     """All steps but the first of the batch, and no step for a sequence that has its length."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     sequences = [make_sequence(str(n), [n, 1, 2], max_tokens=n + 3) for n in range(3)]
     for sequence in sequences:
@@ -52,7 +54,7 @@ def test_decodes_run_ahead_and_end_on_time() -> None:
 
 def test_a_stop_costs_one_row_in_vain() -> None:
     """What was launched for the sequence that stopped is thrown away; the others go on."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     tokens = expected_tokens([5, 1, 2], 9)
     stops = Sequence(
@@ -72,7 +74,7 @@ def test_a_stop_costs_one_row_in_vain() -> None:
 
 def test_an_abort_between_steps_takes_its_row_along() -> None:
     """Also where it was the only one: nothing of the launched step is waited for."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     first, second = (make_sequence(name, [ord(name), 1], max_tokens=20) for name in "ab")
     for sequence in (first, second):
@@ -95,7 +97,7 @@ def test_an_abort_between_steps_takes_its_row_along() -> None:
 
 def test_who_waits_comes_in_with_the_next_step_but_one() -> None:
     """The step that was launched already ends first."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     engine.add(make_sequence("old", [1, 2], max_tokens=20))
     for _ in range(3):
@@ -106,9 +108,9 @@ def test_who_waits_comes_in_with_the_next_step_but_one() -> None:
     assert runner.batches[3:5] == [["old"], ["old", "new"]]
 
 
-def test_a_full_batch_runs_ahead_of_a_line() -> None:
+def test_a_full_batch_overlaps_steps_while_others_wait() -> None:
     """And lets the next one in as soon as one is known to end."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner, max_num_seqs=2)
     for number in range(4):
         engine.add(make_sequence(str(number), [number, 2], max_tokens=6))
@@ -119,7 +121,7 @@ def test_a_full_batch_runs_ahead_of_a_line() -> None:
 
 def test_a_broken_step_ends_what_was_launched_behind_it() -> None:
     """Each sequence once, with the error."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     sequences = [make_sequence(str(n), [n, 2], max_tokens=9) for n in range(2)]
     for sequence in sequences:
@@ -136,7 +138,7 @@ def test_a_broken_step_ends_what_was_launched_behind_it() -> None:
 
 def test_a_step_that_breaks_late_takes_the_one_behind_it_along() -> None:
     """As a GPU's errors come: where the tokens are fetched. What comes later is served."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     for number in range(2):
         engine.add(make_sequence(str(number), [number, 2], max_tokens=9))
@@ -156,7 +158,7 @@ def test_a_step_that_breaks_late_takes_the_one_behind_it_along() -> None:
 
 def test_a_token_that_is_none_ends_its_sequence() -> None:
     """Its row of the step behind is thrown away."""
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     sequences = {name: make_sequence(name, [ord(name), 2], max_tokens=9) for name in "ab"}
     for sequence in sequences.values():
@@ -176,7 +178,7 @@ def test_a_token_that_is_none_ends_its_sequence() -> None:
 def test_whatever_comes_and_goes(seed: int) -> None:
     """Random arrivals, stops, deadlines, aborts and NaNs in a cache that is too small for all."""
     rng = random.Random(seed)
-    runner = StubRunner(runs_ahead=True)
+    runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner, num_blocks=24, max_num_seqs=5, max_num_waiting=50)
     live: dict[str, Sequence] = {}
     ended: list[Sequence] = []
@@ -243,14 +245,14 @@ def test_the_tokens_are_the_same(
         "num_speculative_tokens": num_speculative_tokens,
     }
     engines = [make_engine(**options) for _ in range(2)]
-    ahead: Any = engines[1]._runner
-    ahead.runs_ahead = True
+    ahead: Any = engines[1].steps.runner
+    ahead.supports_async_scheduling = True
     launched: list[bool] = []
     launch = ahead.launch
 
-    def watched(step: Any, behind: Any = None) -> Any:
-        launched.append(behind is not None)
-        return launch(step, behind)
+    def watched(plan: SchedulerOutput, previous: PendingStep | None = None) -> PendingStep:
+        launched.append(previous is not None)
+        return launch(plan, previous)
 
     ahead.launch = watched
     plain, early = (run(engine, batch, num_tokens=40, **params) for engine in engines)
@@ -262,8 +264,8 @@ def test_the_tokens_are_the_same(
 def test_prompt_log_probabilities_are_told_once(make_engine: Callable[..., Engine]) -> None:
     """A sequence that waits for its prompt's is not run ahead of."""
     engine = make_engine()
-    runner: Any = engine._runner
-    runner.runs_ahead = True
+    runner: Any = engine.steps.runner
+    runner.supports_async_scheduling = True
     params = SamplingParams(max_tokens=4, temperature=0.0, num_prompt_logprobs=1)
     sequence = Sequence("s", prompts(20)[0], params)
     engine.add(sequence)
@@ -275,7 +277,7 @@ def test_prompt_log_probabilities_are_told_once(make_engine: Callable[..., Engin
 
 def test_an_end_for_all_reaches_what_is_launched() -> None:
     """Nothing is left, and nobody is told twice."""
-    engine = make_stub_engine(StubRunner(runs_ahead=True))
+    engine = make_stub_engine(StubRunner(supports_async_scheduling=True))
     for number in range(3):
         engine.add(make_sequence(str(number), [number], max_tokens=9))
     engine.step()

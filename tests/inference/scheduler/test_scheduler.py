@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from inference.engine.errors import StepFailed
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import Batch, SampledToken, StepOutput, accept
 from inference.scheduler.block_manager import BlockManager
 from inference.scheduler.scheduler import Scheduler
+from inference.scheduler.scheduler_output import ScheduledSequence, SchedulerOutput
 from inference.scheduler.sequence import Sequence, SequenceStatus
+from inference.scheduler.speculation import accept
+from inference.scheduler.step_result import SampledToken, StepOutput
 from tests.inference.stub_runner import make_sequence, next_token
 
 
@@ -34,18 +36,18 @@ def make_scheduler(
     )
 
 
-def run_step(scheduler: Scheduler) -> tuple[Batch, list[StepOutput]]:
+def run_step(scheduler: Scheduler) -> tuple[SchedulerOutput, list[StepOutput]]:
     """Schedules and finishes one step, with the stub's tokens."""
     batch = scheduler.schedule(0.0)
-    tokens = [[SampledToken(next_token(list(s.token_ids)))] for s in batch.sampling]
+    tokens = [[SampledToken(next_token(list(s.sequence.token_ids)))] for s in batch.sampling]
     return batch, scheduler.finish(batch, tokens, 0.0)
 
 
-def sample(sequence: Sequence) -> list[SampledToken]:
-    """A token behind the last one and behind each draft, as it would be if they stood."""
-    ids = list(sequence.token_ids)
+def sample(scheduled: ScheduledSequence) -> list[SampledToken]:
+    """The token after the last one and after each draft, as if the drafts were accepted."""
+    ids = list(scheduled.sequence.token_ids)
     tokens = []
-    for draft in [*sequence.draft_token_ids, None]:
+    for draft in [*scheduled.draft_token_ids, None]:
         tokens.append(SampledToken(next_token(ids) % 3))
         ids.append(-1 if draft is None else draft)
     return tokens
@@ -104,14 +106,15 @@ class Traffic:
         self.take(self.scheduler.finish(batch, tokens, 0.0))
         assert batch.sequences or not before, "live sequences, and none was scheduled"
 
-    def check_batch(self, batch: Batch) -> None:
-        counts = [sequence.num_scheduled_tokens for sequence in batch.sequences]
+    def check_batch(self, batch: SchedulerOutput) -> None:
+        counts = [scheduled.num_tokens for scheduled in batch.scheduled]
         assert all(count > 0 for count in counts)
         assert sum(counts) <= self.scheduler.max_num_batched_tokens
         assert self.scheduler.num_running <= self.scheduler.max_num_seqs
-        for sequence in batch.sequences:
-            end = sequence.num_computed_tokens + sequence.num_scheduled_tokens
-            num_tokens = sequence.num_tokens + len(sequence.draft_token_ids)
+        for scheduled in batch.scheduled:
+            sequence = scheduled.sequence
+            end = sequence.num_computed_tokens + scheduled.num_tokens
+            num_tokens = sequence.num_tokens + len(scheduled.draft_token_ids)
             assert end <= min(num_tokens, len(sequence.block_table) * 4)
             assert num_tokens < sequence.num_prompt_tokens + sequence.max_tokens
             written = sequence.block_table[sequence.num_computed_tokens // 4 :]

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from inference.engine.engine import Engine
 from inference.engine.errors import StepFailed
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import SampledToken, accept
 from inference.scheduler.block_manager import IntegrityError
 from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.sequence import Sequence
+from inference.scheduler.speculation import accept
+from inference.scheduler.step_result import SampledToken
 from tests.inference.scheduler.test_scheduler import make_scheduler
 from tests.inference.stub_runner import make_sequence
 
@@ -30,9 +31,9 @@ def run(scheduler: Scheduler, max_steps: int = 10_000) -> dict[str, int]:
             break
         batch = scheduler.schedule(0.0)
         assert batch.sequences
-        for sequence in batch.sequences:
+        for sequence, num_tokens, *_ in batch.scheduled:
             of_prompt = sequence.num_prompt_tokens - sequence.num_computed_tokens
-            tokens = min(sequence.num_scheduled_tokens, max(of_prompt, 0))
+            tokens = min(num_tokens, max(of_prompt, 0))
             computed[sequence.request_id] = computed.get(sequence.request_id, 0) + tokens
         tokens_of = accept(batch.sampling, [SampledToken(1) for _ in batch.sampling])
         scheduler.finish(batch, tokens_of, 0.0)

@@ -18,9 +18,10 @@ from inference.api import metrics
 from inference.engine.engine import Engine
 from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
-from inference.scheduler.batch import SampledToken, accept
+from inference.scheduler.scheduler_output import ScheduledSequence
 from inference.scheduler.sequence import Sequence
-from inference.scheduler.speculation import LONGEST_MATCH, MAX_PAUSE, Drafter, lookup
+from inference.scheduler.speculation import LONGEST_MATCH, MAX_PAUSE, Drafter, accept, lookup
+from inference.scheduler.step_result import SampledToken
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from mesh.protocol.logprobs import TokenLogprob
 from tests.inference.model.families import VOCAB_SIZE
@@ -141,9 +142,11 @@ def test_what_stands_is_what_was_sampled() -> None:
     sequences = [Sequence(str(n), [1], SamplingParams(max_tokens=9)) for n in range(4)]
     drafts: list[list[int]] = [[5, 6, 7], [5, 6], [], [5]]
     sampled = [5, 6, 8, 9, 5, 6, 7, 3, -1, 5]
-    for sequence, ids in zip(sequences, drafts, strict=True):
-        sequence.draft_token_ids = ids
-    accepted = accept(sequences, [SampledToken(token_id) for token_id in sampled])
+    sampling = [
+        ScheduledSequence(sequence, 1 + len(ids), True, ids)
+        for sequence, ids in zip(sequences, drafts, strict=True)
+    ]
+    accepted = accept(sampling, [SampledToken(token_id) for token_id in sampled])
     assert [[t.token_id for t in tokens] for tokens in accepted] == [[5, 6, 8], [5, 6, 7], [3], []]
 
 

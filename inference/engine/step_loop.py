@@ -1,0 +1,215 @@
+"""Runs the engine's steps: schedule, launch, finish. Synchronous, or overlapped on a GPU.
+
+    synchronous:  schedule 1, launch 1, finish 1, schedule 2, launch 2, finish 2
+    overlapped:   schedule 1, launch 1, schedule 2, launch 2, finish 1, schedule 3, launch 3
+
+In the overlapped loop (async scheduling) the device computes step 2 while the host handles the
+tokens of step 1. It falls back to the synchronous order where step 2 depends on those tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple, Protocol
+
+from inference.api import metrics
+from inference.api.step_recorder import StepRecorder
+from inference.engine.errors import StepFailed
+from inference.scheduler.block_manager import IntegrityError
+from inference.scheduler.scheduler import Scheduler
+from inference.scheduler.scheduler_output import SchedulerOutput
+from inference.scheduler.sequence import Sequence
+from inference.scheduler.speculation import accept
+from inference.scheduler.step_result import StepOutput, StepResult
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONSECUTIVE_FAILURES = 3
+
+
+class PendingStep(Protocol):
+    """A step that the runner has launched."""
+
+    def result(self) -> StepResult:
+        """Wait for the step's tokens. May raise anything."""
+        ...
+
+
+class Runner(Protocol):
+    """Computes a step. The only part of the engine that touches tensors."""
+
+    supports_async_scheduling: bool
+    """Whether a step can be launched before the previous step's tokens are on the host."""
+
+    def launch(self, plan: SchedulerOutput, previous: PendingStep | None = None) -> PendingStep:
+        """Compute the planned tokens, and sample the next token after each last token and draft.
+
+        `previous` is the step that an overlapped plan (with `previous_indices`) continues.
+        Reads the sequences and changes none. May raise anything.
+        """
+        ...
+
+    def recover(self, blocks: list[int]) -> None:
+        """Clear the blocks of failed sequences; raises if no further step can work."""
+        ...
+
+
+class InFlightStep(NamedTuple):
+    """A step that the runner is computing."""
+
+    plan: SchedulerOutput
+    pending: PendingStep
+    start: float
+
+
+class _FailedLaunch:
+    """Implements `PendingStep` for a launch that raised."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def result(self) -> StepResult:
+        raise self._error
+
+
+class StepLoop:
+    """Runs steps of a scheduler's sequences on a runner. For one thread."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self.runner = runner
+        self.healthy = True
+        """False once no further step can be expected to work."""
+        self.recorder: StepRecorder | None = None
+        self._scheduler = scheduler
+        self._num_consecutive_failures = 0
+        self._in_flight: InFlightStep | None = None
+        """The overlapped step that is being computed between two calls."""
+
+    def run_synchronous(self) -> list[StepOutput]:
+        """Schedule a step, run it and finish it."""
+        plan = self._schedule()
+        return [] if plan is None else self._finish(self._launch(plan))
+
+    def run_overlapped(self) -> list[StepOutput]:
+        """Finish the step in flight, after the next one is launched where that is possible."""
+        step, self._in_flight = self._in_flight, None
+        if step is None or not step.plan.live:
+            plan = self._schedule()
+            if plan is None:
+                return []
+            step = self._launch(plan)
+        following = self._launch_next(step)
+        outputs = self._finish(step)
+        self._in_flight = self._adopt(following)
+        return outputs
+
+    def _schedule(self) -> SchedulerOutput | None:
+        """Plan a step of all sequences; None if there are none."""
+        if self.recorder is not None:
+            self.recorder.before_schedule(self._scheduler)
+        plan = self._scheduler.schedule(time.monotonic())
+        if not plan.scheduled:
+            if self._scheduler.has_work:
+                raise IntegrityError("sequences are waiting and none can be scheduled")
+            return None
+        if self.recorder is not None:
+            self.recorder.scheduled(plan, self._scheduler)
+        return plan
+
+    def _launch(self, plan: SchedulerOutput) -> InFlightStep:
+        """Launch a step; if that raises, `_finish` will see the error as the step's result."""
+        start = time.monotonic()
+        try:
+            return InFlightStep(plan, self.runner.launch(plan), start)
+        except Exception as error:
+            return InFlightStep(plan, _FailedLaunch(error), start)
+
+    def _launch_next(self, step: InFlightStep) -> InFlightStep | None:
+        """Launch the step after `step` before its tokens are known; None if it depends on them."""
+        if isinstance(step.pending, _FailedLaunch):
+            return None
+        plan = self._scheduler.schedule_next(step.plan)
+        if plan is None:
+            return None
+        start = time.monotonic()
+        try:
+            return InFlightStep(plan, self.runner.launch(plan, step.pending), start)
+        except Exception:
+            # No sequence has changed: the next step is scheduled as if this had not been tried.
+            logger.exception("overlapped step could not be launched")
+            return None
+
+    def _adopt(self, following: InFlightStep | None) -> InFlightStep | None:
+        """Make an overlapped step the current one; None if all its sequences have finished."""
+        if following is None or not following.plan.live:
+            return None
+        if self.recorder is not None:
+            self.recorder.before_schedule(self._scheduler)
+        plan = self._scheduler.adopt(following.plan, time.monotonic())
+        if self.recorder is not None:
+            self.recorder.scheduled(plan, self._scheduler)
+        # Until now the device was busy with the step before.
+        return InFlightStep(plan, following.pending, plan.start)
+
+    def _finish(self, step: InFlightStep) -> list[StepOutput]:
+        """Wait for a step, and apply its result or its failure to the sequences."""
+        plan = step.plan
+        try:
+            result = step.pending.result()
+        except Exception as error:
+            outputs = self._fail([scheduled.sequence for scheduled in plan.live], error)
+        else:
+            if plan.previous_indices is not None:
+                plan, result = _without_finished(plan, result)
+            outputs = self._apply(plan, result, step.start)
+        if self.recorder is not None:
+            self.recorder.ended(failed=self._num_consecutive_failures > 0)
+        return outputs
+
+    def _apply(self, plan: SchedulerOutput, result: StepResult, start: float) -> list[StepOutput]:
+        self._num_consecutive_failures = 0
+        metrics.observe_step(plan.num_tokens, time.monotonic() - start)
+        sampling = plan.sampling
+        accepted = accept(sampling, result.tokens)
+        if not all(accepted):
+            # Before `finish`, which takes the blocks of these sequences.
+            pairs = zip(sampling, accepted, strict=True)
+            self._recover([scheduled.sequence for scheduled, tokens in pairs if not tokens])
+        if result.prompt_logprobs:
+            for sequence in plan.sequences:
+                if sequence.prompt_logprobs is not None:
+                    sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
+        return self._scheduler.finish(plan, accepted, time.monotonic())
+
+    def _fail(self, sequences: list[Sequence], error: Exception) -> list[StepOutput]:
+        logger.error("step failed", exc_info=error, extra={"num_sequences": len(sequences)})
+        self._num_consecutive_failures += 1
+        if self._num_consecutive_failures >= _MAX_CONSECUTIVE_FAILURES:
+            self.healthy = False
+        self._recover(sequences)
+        cause = StepFailed(f"the step failed: {type(error).__name__}")
+        cause.__cause__ = error
+        return self._scheduler.fail(sequences, cause, time.monotonic())
+
+    def _recover(self, sequences: list[Sequence]) -> None:
+        # A NaN in a block would outlive its sequence: attention multiplies masked values by zero,
+        # and zero times NaN is NaN. A shared block is still read, so it stays as it is.
+        blocks = self._scheduler.block_manager.exclusive_blocks(sequences)
+        try:
+            self.runner.recover(blocks)
+        except Exception:
+            logger.exception("engine cannot recover")
+            self.healthy = False
+
+
+def _without_finished(
+    plan: SchedulerOutput, result: StepResult
+) -> tuple[SchedulerOutput, StepResult]:
+    """Drop the sequences that finished after an overlapped step was launched, and their tokens."""
+    live = plan.live
+    if len(live) == len(plan.scheduled):
+        return plan, result
+    pairs = zip(plan.scheduled, result.tokens, strict=True)
+    tokens = [token for scheduled, token in pairs if scheduled.sequence.finish is None]
+    return SchedulerOutput(live, plan.start), StepResult(tokens)
