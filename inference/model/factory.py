@@ -120,7 +120,7 @@ def _operations(config: ModelConfig, device: torch.device, options: ModelOptions
         return TorchOperations
     try:
         # Imported here: torch for CPUs comes without Triton.
-        from inference.model.kernels.operations import TritonOperations, unsupported
+        from inference.model.kernels.triton_operations import TritonOperations, unsupported
     except ImportError as error:
         reason: str | None = f"triton cannot be imported: {error}"
     else:

@@ -23,15 +23,15 @@ from inference.model.factory import Model, ModelOptions, activation_type, make_m
 from inference.model.layers.torch_operations import TorchOperations
 from inference.model.llama import Llama
 from inference.model.native.decoder import NativeDecoder
-from inference.model.native.sampler import NativeDrawer
+from inference.model.native.sampler import NativeSampler
 from inference.model.weights import Weights
 from inference.runner.cuda_graphs.cuda_capture import CudaCapture
 from inference.runner.cuda_graphs.graphed_model import GraphedModel
 from inference.runner.invariance import Invariance
 from inference.runner.model_runner import ModelRunner
-from inference.sampling.sampler import Drawer
+from inference.sampling.sampler import Sampler
 from inference.sampling.sampling_params import SamplingParams
-from inference.sampling.torch_sampler import TorchDrawer
+from inference.sampling.torch_sampler import TorchSampler
 from inference.scheduler.block_manager import BlockManager
 from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.sequence import Sequence
@@ -106,7 +106,7 @@ def load_engine(options: EngineOptions) -> Engine:
             threads=threads,
         ),
     )
-    drawer = _drawer(decoder)
+    sampler = _sampler(decoder)
     if isinstance(decoder, NativeDecoder):
         # It has threads of its own; torch's would wait for work by spinning on their cores.
         torch.set_num_threads(1)
@@ -162,7 +162,7 @@ def load_engine(options: EngineOptions) -> Engine:
             model,
             cache,
             MaskWorker(config.vocab_size),
-            drawer,
+            sampler,
             supports_async_scheduling=device.type == "cuda",
             invariance=invariance,
         ),
@@ -225,15 +225,15 @@ def _capture(
     )
 
 
-def _drawer(model: Llama | NativeDecoder) -> Drawer:
-    """What draws beside it, with kernels of the same kind."""
+def _sampler(model: Llama | NativeDecoder) -> Sampler:
+    """The sampler that uses the same kind of kernels as the model."""
     if isinstance(model, NativeDecoder):
-        return NativeDrawer(model.pool)
+        return NativeSampler(model.pool)
     if isinstance(model.operations, TorchOperations):
-        return TorchDrawer()
-    from inference.model.kernels.sample import draw  # only there is Triton sure to be
+        return TorchSampler()
+    from inference.model.kernels.sample import gumbel_argmax  # imports Triton, which may be missing
 
-    return TorchDrawer(draw)
+    return TorchSampler(gumbel_argmax)
 
 
 def _kernels(model: Llama | NativeDecoder) -> str:

@@ -17,7 +17,7 @@ from inference.runner.invariance import Invariance
 from inference.runner.staging import Fetch, to_device
 from inference.runner.step import Step
 from inference.sampling.logprobs import prompt_logprobs
-from inference.sampling.sampler import Drawer, Sampling, sample
+from inference.sampling.sampler import Sampler, SamplerOutput, sample_tokens
 from inference.scheduler.scheduler_output import Row, SchedulerOutput, rows_of
 from inference.scheduler.step_result import StepResult
 from inference.structured_output.masks import MaskWorker
@@ -32,7 +32,7 @@ class ModelRunner:
         model: Model,
         cache: KVCache,
         masks: MaskWorker,
-        drawer: Drawer,
+        sampler: Sampler,
         *,
         supports_async_scheduling: bool = False,
         invariance: Invariance = Invariance.NONE,
@@ -45,7 +45,7 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._masks = masks
-        self._drawer = drawer
+        self._sampler = sampler
         self._invariance = invariance
 
     @torch.inference_mode()
@@ -66,7 +66,7 @@ class ModelRunner:
         if logits is None:
             return LaunchedStep(None)
         logits, prompt = _take_prompt_rows(logits, plan)
-        return LaunchedStep(sample(logits, rows_of(sampling), self._drawer, wanted), prompt)
+        return LaunchedStep(sample_tokens(logits, rows_of(sampling), self._sampler, wanted), prompt)
 
     def _launch_overlapped(self, plan: SchedulerOutput, previous: LaunchedStep) -> LaunchedStep:
         is_invariant = self._invariance.holds_for(plan.sequences)
@@ -74,7 +74,7 @@ class ModelRunner:
         logits = self._model.compute(step, self._cache)
         assert logits is not None, "each sequence of an overlapped step samples"
         rows = [Row(sequence, num_ahead=1) for sequence in plan.sequences]
-        return LaunchedStep(sample(logits, rows, self._drawer))
+        return LaunchedStep(sample_tokens(logits, rows, self._sampler))
 
     @torch.inference_mode()
     def logits(self, plan: SchedulerOutput) -> Tensor | None:
@@ -99,7 +99,7 @@ class LaunchedStep:
 
     def __init__(
         self,
-        sampling: Sampling | None,
+        sampling: SamplerOutput | None,
         prompt_logprobs: Mapping[str, list[TokenLogprob]] = MappingProxyType({}),
     ) -> None:
         """`sampling` is None for a step that samples nothing."""
@@ -110,8 +110,8 @@ class LaunchedStep:
     def token_ids(self) -> Tensor:
         """[num_rows] int64 on the device; -1 where no token could be sampled."""
         assert self._sampling is not None, "the step samples nothing"
-        assert isinstance(self._sampling.drawn, Fetch), "the tokens are not on the device"
-        return self._sampling.drawn.values
+        assert isinstance(self._sampling.token_ids, Fetch), "the tokens are not on the device"
+        return self._sampling.token_ids.values
 
     @torch.inference_mode()
     def result(self) -> StepResult:

@@ -1,13 +1,12 @@
-"""Chooses the next token of each row, in one batch on the device.
+"""Samples the next token of every row of logits in one batch on the device.
 
-A seeded row gets the same token whatever else is in the batch: nothing here mixes rows, and a
-drawer's randomness is a function of seed, position and token id alone.
+A seeded row gets the same token whatever else is in the batch: no operation mixes rows, and a
+sampler's random numbers depend on seed, position and token id alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Rows
+from collections import abc
 from typing import Protocol
 
 import numpy as np
@@ -22,65 +21,80 @@ from inference.scheduler.step_result import SampledToken
 from inference.structured_output.masks import Masks
 
 
-class Drawn(Protocol):
-    """What was drawn, or is being drawn."""
+class PendingTokenIds(Protocol):
+    """Sampled token ids that the device may still be computing."""
 
     def tolist(self) -> list[int]:
-        """An id for each row; may have to wait for them."""
+        """One id per row; blocks until the device has computed them."""
         ...
 
 
-class Drawer(Protocol):
-    """Draws a token of each row by temperature, `top_k`, `top_p`, `min_p` and seed."""
+class Sampler(Protocol):
+    """Samples one token per row by temperature, `top_k`, `top_p`, `min_p` and seed."""
 
-    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> Drawn:
-        """An id for each row of `logits` [num_rows, vocab_size], float32; may change `logits`.
+    def sample(
+        self, logits: Tensor, rows: abc.Sequence[Row], masks: Masks | None
+    ) -> PendingTokenIds:
+        """One id for each row of `logits` [num_rows, vocab_size], float32; may change `logits`.
 
-        `masks` say what the constrained rows may draw. -1 where no logit is finite, or one is no
-        number.
+        `masks` holds the tokens that each constrained row allows. The id is -1 for a row that has
+        no finite logit, or an allowed logit that is NaN or positive infinity.
         """
         ...
 
 
-class Sampling:
-    """A token for each row of a step, and what was asked of it; may be on its way yet."""
+class SamplerOutput:
+    """The tokens sampled in a step, with the log probabilities that were requested.
 
-    def __init__(self, drawn: Drawn, logprobs: Tensor, asked: Mapping[int, int]) -> None:
-        """`logprobs` [len(asked), vocab_size] are of the rows that `asked` for so many each."""
-        self.drawn = drawn
+    The device may still be computing them.
+    """
+
+    def __init__(
+        self,
+        token_ids: PendingTokenIds,
+        logprobs: Tensor,
+        num_logprobs: abc.Mapping[int, int],
+    ) -> None:
+        """`num_logprobs` maps a row to the number of top tokens that its sequence requests.
+
+        `logprobs` [len(num_logprobs), vocab_size] are the log probabilities of those rows.
+        """
+        self.token_ids = token_ids
         self._logprobs = logprobs
-        self._asked = asked
+        self._num_logprobs = num_logprobs
 
     def result(self) -> list[SampledToken]:
-        """The tokens; waits for them."""
-        token_ids = self.drawn.tolist()
+        """One token per row; blocks until the device has computed them."""
+        token_ids = self.token_ids.tolist()
         tokens = [SampledToken(token_id) for token_id in token_ids]
-        chosen = [token_ids[number] for number in self._asked]
-        logprobs = token_logprobs(self._logprobs, chosen, list(self._asked.values()))
-        for number, each in zip(self._asked, logprobs, strict=True):
-            tokens[number] = SampledToken(token_ids[number], each)
+        chosen = [token_ids[row] for row in self._num_logprobs]
+        logprobs = token_logprobs(self._logprobs, chosen, list(self._num_logprobs.values()))
+        for row, each in zip(self._num_logprobs, logprobs, strict=True):
+            tokens[row] = SampledToken(token_ids[row], each)
         return tokens
 
 
-def sample(logits: Tensor, rows: Rows[Row], drawer: Drawer, masks: Masks | None = None) -> Sampling:
-    """One token for each row of `logits` [num_rows, vocab_size], float32; changes `logits`.
+def sample_tokens(
+    logits: Tensor, rows: abc.Sequence[Row], sampler: Sampler, masks: Masks | None = None
+) -> SamplerOutput:
+    """Samples one token for each row of `logits` [num_rows, vocab_size], float32, in place.
 
-    Each is sampled as if the drafts before it stood. `masks` say what the constrained rows may
-    draw. A row without finite logits gets id -1.
+    A row after draft tokens is sampled as if all of its drafts were accepted. `masks` holds the
+    tokens that each constrained row allows. A row without finite logits gets id -1.
     """
-    asked = {
+    num_logprobs = {
         number: row.sequence.params.num_logprobs
         for number, row in enumerate(rows)
         if row.sequence.params.num_logprobs is not None
     }
-    # Log probabilities are of the model's own distribution, before anything is changed.
-    raw = _logprobs(logits, list(asked))
+    # Log probabilities describe the model's own distribution, before any adjustment.
+    raw = _logprobs(logits, list(num_logprobs))
     adjust(logits, rows)
-    return Sampling(drawer.draw(logits, rows, masks), raw, asked)
+    return SamplerOutput(sampler.sample(logits, rows, masks), raw, num_logprobs)
 
 
 def _logprobs(logits: Tensor, rows: list[int]) -> Tensor:
-    """Of these rows only; a new tensor."""
+    """Log probabilities of these rows, in a new tensor [len(rows), vocab_size]."""
     if not rows:
         return logits[:0]
     if len(rows) < len(logits):

@@ -16,19 +16,20 @@ _GREEDY_BELOW = 1e-5
 class SamplingParams(sampling_params.SamplingParams):
     """Sampling parameters of one sequence; raises `InvalidSamplingParams` on construction.
 
-    Applied in this order: logit bias, `min_tokens`, penalties, constraint, temperature, `top_k`,
-    `top_p` (of what `top_k` left), `min_p`. Presence and frequency penalties apply to the
-    completion, the repetition penalty to prompt and completion. The fields below always have a
-    value here; the shared parameters leave them open to the model's own defaults.
+    The order of application is: logit bias, `min_tokens`, penalties, constraint, temperature,
+    `top_k`, `top_p` (within the tokens that `top_k` keeps), `min_p`. Presence and frequency
+    penalties apply to the completion, the repetition penalty to prompt and completion. The fields
+    below always have a value here; the shared parameters leave them open to the model's own
+    defaults.
     """
 
     temperature: float = 1.0
-    """0 is greedy: the likeliest token, whatever `top_k`, `top_p`, `min_p` and `seed` say."""
+    """0 is greedy decoding, which ignores `top_k`, `top_p`, `min_p` and `seed`."""
     top_p: float = 1.0
     top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k most likely tokens; 0 keeps all."""
     min_p: float = 0.0
-    """Drop tokens less likely than this share of the likeliest one."""
+    """Drop tokens whose probability is below this fraction of the most likely token's."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0

@@ -1,10 +1,9 @@
-"""Draws tokens with torch's operations, on any device."""
+"""The sampler that uses torch's operations, on any device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections import abc
 
 import numpy as np
 import torch
@@ -16,64 +15,64 @@ from inference.scheduler.scheduler_output import Row
 from inference.structured_output.masks import Masks
 
 _NEGATIVE_INFINITY = -math.inf
-_WHOLE = 2.0**40
-"""What a probability of 1 is counted as, where probabilities are summed."""
+_FIXED_POINT_ONE = 2.0**40
+"""Probability 1 as a fixed-point integer; sums of integers do not depend on their order."""
 
 
-Draw = Callable[[Tensor, Tensor], Tensor]
-"""The id of the largest sum of logit and noise in each row.
+GumbelArgmax = abc.Callable[[Tensor, Tensor], Tensor]
+"""The token id with the largest sum of logit and Gumbel noise in each row.
 
-Takes logits [num_rows, vocab_size] in float32 and `noise_keys` [num_rows]; gives int64 ids.
+Takes logits [num_rows, vocab_size] in float32 and `noise_keys` [num_rows]; returns int64 ids.
 """
 
 
-class TorchDrawer:
-    """Draws all rows together where the logits are."""
+class TorchSampler:
+    """Samples all rows together, on the device of the logits."""
 
-    def __init__(self, draw: Draw | None = None) -> None:
-        """`draw` adds the noise; None: torch's operations do."""
-        self._draw = draw or draw_with_noise
+    def __init__(self, argmax: GumbelArgmax | None = None) -> None:
+        """`argmax` is the Gumbel-max operation; None uses torch's operations."""
+        self._gumbel_argmax = argmax or gumbel_argmax
 
-    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> Fetch:
-        """As `inference.sampling.sampler.Drawer` has it."""
+    def sample(self, logits: Tensor, rows: abc.Sequence[Row], masks: Masks | None) -> Fetch:
+        """Implements `inference.sampling.sampler.Sampler`."""
         if masks is not None:
             _constrain(logits, masks)
         highest, chosen = _highest(logits)
-        drawing = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
-        if drawing and len(drawing) == len(rows):
-            chosen = self._draw(*_filtered(logits, rows))
-        elif drawing:
-            index = to_device(np.array(drawing), logits.device)
-            kept = _filtered(logits[index], [rows[number] for number in drawing])
-            drawn = self._draw(*kept)
-            chosen = chosen.index_copy(0, index, drawn)
+        random = [number for number, row in enumerate(rows) if not row.sequence.params.is_greedy]
+        if random and len(random) == len(rows):
+            chosen = self._gumbel_argmax(*_filtered(logits, rows))
+        elif random:
+            index = to_device(np.array(random), logits.device)
+            kept = _filtered(logits[index], [rows[number] for number in random])
+            chosen = chosen.index_copy(0, index, self._gumbel_argmax(*kept))
         return Fetch(torch.where(torch.isfinite(highest), chosen, -1))
 
 
 def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest value of each row, or NaN where there is one, and its place."""
+    """The largest value of each row and its token id; NaN if the row contains one."""
     if logits.device.type != "cpu":
         return logits.max(dim=-1)
-    # With vector instructions, where torch's search on the CPU has none.
-    places = torch.from_numpy(logits.numpy().argmax(axis=-1))
-    return logits.gather(1, places.unsqueeze(1)).squeeze(1), places
+    # numpy's argmax uses vector instructions on the CPU; torch's does not.
+    ids = torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.gather(1, ids.unsqueeze(1)).squeeze(1), ids
 
 
 def _constrain(logits: Tensor, masks: Masks) -> None:
+    """Sets the tokens that a mask forbids to minus infinity, in place."""
     rows = to_device(np.array(masks.rows), logits.device)
-    words = to_device(masks.words, logits.device)
-    bits = (words.unsqueeze(-1) >> torch.arange(32, device=logits.device)) & 1
+    bitmasks = to_device(masks.bitmasks, logits.device)
+    bits = (bitmasks.unsqueeze(-1) >> torch.arange(32, device=logits.device)) & 1
     allowed = bits.flatten(1)[:, : logits.shape[1]] != 0
     logits[rows] = logits[rows].masked_fill(~allowed, _NEGATIVE_INFINITY)
 
 
-def draw_with_noise(logits: Tensor, keys: Tensor) -> Tensor:
-    """Implements `Draw`: the maximum of logits and Gumbel noise is a draw from their softmax."""
+def gumbel_argmax(logits: Tensor, keys: Tensor) -> Tensor:
+    """Implements `GumbelArgmax`: the result is a sample from the softmax of the logits."""
     return (logits + gumbel_noise(keys, logits.shape[1])).argmax(dim=-1)
 
 
-def _filtered(logits: Tensor, rows: Rows[Row]) -> tuple[Tensor, Tensor]:
-    """What is left of the logits, and the keys of the noise, to draw from."""
+def _filtered(logits: Tensor, rows: abc.Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The logits after temperature, `top_k`, `top_p` and `min_p`, and the rows' noise keys."""
     params = [row.sequence.params for row in rows]
     scaled = logits / _column(logits, [p.temperature for p in params])
     if any(p.top_k or p.top_p < 1.0 for p in params):
@@ -87,8 +86,8 @@ def _filtered(logits: Tensor, rows: Rows[Row]) -> tuple[Tensor, Tensor]:
     return scaled, noise_keys(seeds, positions, logits.device)
 
 
-def _filter_top(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
-    """Keeps the k likeliest, and of those the smallest set that holds top_p of the mass."""
+def _filter_top(logits: Tensor, params: abc.Sequence[SamplingParams]) -> Tensor:
+    """Keeps the `top_k` most likely tokens, and of those the smallest set with mass `top_p`."""
     vocab_size = logits.shape[1]
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     top_k = _column(logits, [p.top_k or vocab_size for p in params])
@@ -96,21 +95,24 @@ def _filter_top(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
     ordered = ordered.masked_fill(ranks >= top_k, _NEGATIVE_INFINITY)
     top_p = _column(logits, [p.top_p for p in params])
     probabilities = ordered.softmax(dim=-1)
-    # A token stays while those before it have not yet reached top_p: the first always does.
-    # As integers: a GPU sums in another order for another number of rows.
-    shares = (probabilities.double() * _WHOLE).long()
-    before = shares.cumsum(dim=-1) - shares
-    is_behind = before >= (top_p.double() * _WHOLE).long()
-    ordered = ordered.masked_fill(is_behind & (top_p < 1.0), _NEGATIVE_INFINITY)
+    # A token is kept while the tokens before it have less mass than top_p, so the first always is.
+    # Fixed-point integers: a GPU's order of summation depends on the number of rows.
+    shares = (probabilities.double() * _FIXED_POINT_ONE).long()
+    mass_before = shares.cumsum(dim=-1) - shares
+    is_outside = mass_before >= (top_p.double() * _FIXED_POINT_ONE).long()
+    ordered = ordered.masked_fill(is_outside & (top_p < 1.0), _NEGATIVE_INFINITY)
     return torch.full_like(logits, _NEGATIVE_INFINITY).scatter(-1, order, ordered)
 
 
 def _column(logits: Tensor, values: list[float]) -> Tensor:
+    """[num_rows, 1] in float32 on the device of the logits."""
     return to_device(np.array(values, dtype=np.float32), logits.device).unsqueeze(1)
 
 
-def noise_keys(seeds: Rows[int], positions: Rows[int], device: torch.device) -> Tensor:
-    """[num_rows] in int64: what a row's noise is a function of, beside the token's id."""
+def noise_keys(
+    seeds: abc.Sequence[int], positions: abc.Sequence[int], device: torch.device
+) -> Tensor:
+    """[num_rows] in int64; a row's noise is a function of its key and the token id."""
     mixed = [
         _signed(_mix_int(_mix_int(seed) ^ position))
         for seed, position in zip(seeds, positions, strict=True)
@@ -119,13 +121,13 @@ def noise_keys(seeds: Rows[int], positions: Rows[int], device: torch.device) -> 
 
 
 def gumbel_noise(keys: Tensor, vocab_size: int) -> Tensor:
-    """[num_rows, vocab_size] standard Gumbel noise, a function of key and id alone.
+    """[num_rows, vocab_size] standard Gumbel noise, a function of key and token id alone.
 
-    Counter-based: splitmix64's mixer (Steele et al., 2014) of the two, in wrapping int64.
+    A counter-based generator: splitmix64's mixer (Steele et al., 2014) of both, in wrapping int64.
     """
     ids = torch.arange(vocab_size, device=keys.device).unsqueeze(0)
     bits = _mix(keys.unsqueeze(1) + ids * _signed(_GOLDEN))
-    # 52 bits and a half are a double strictly in (0, 1): none is rounded to either end.
+    # 52 bits plus a half give a double strictly between 0 and 1: no rounding to either end.
     uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52
     return -(-uniform.log()).log().float()
 

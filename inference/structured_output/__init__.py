@@ -1,1 +1,5 @@
-"""Constrained decoding: JSON schemas, regular expressions and grammars as token masks."""
+"""Structured output: token masks from JSON schemas, regular expressions and grammars.
+
+The engine's sampling applies the masks; HTTP and gRPC formats of a constraint belong to the
+services' APIs.
+"""

@@ -1,4 +1,4 @@
-"""The error for a constraint that the engine refuses."""
+"""The error for a constraint that the engine rejects."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A sequence's place in the form that its text must have."""
+"""The state of a constraint's parser for one sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Ids
+from collections import abc
 
 from llguidance import LLMatcher
 
@@ -12,22 +12,22 @@ from mesh.protocol.constraints import OutputConstraint
 
 
 class Matcher:
-    """Knows which tokens may come next. One thread at a time.
+    """Tracks a completion and computes which tokens may follow. Not thread-safe.
 
-    It follows the sequence's completion, wherever that came from: what another replica has
-    generated is replayed, and a preempted sequence keeps its matcher.
+    A resumed completion from another replica is replayed into a new matcher; a preempted sequence
+    keeps its matcher.
     """
 
     __slots__ = ("_constraint", "_num_consumed", "raw")
 
     def __init__(self, raw: LLMatcher, constraint: OutputConstraint) -> None:
-        """`raw` is the matcher's own from now on."""
+        """Takes ownership of `raw`."""
         self.raw = raw
         self._constraint = constraint
         self._num_consumed = 0
 
-    def advance(self, completion: Ids[int]) -> None:
-        """Takes what the completion has grown by since the last call."""
+    def advance(self, completion: abc.Sequence[int]) -> None:
+        """Consumes the tokens that were added to the completion since the last call."""
         new = completion[self._num_consumed :]
         if new:
             self.raw.consume_tokens(list(new))
@@ -35,7 +35,7 @@ class Matcher:
 
     @property
     def error(self) -> InvalidSamplingParams | None:
-        """Why it cannot go on: the form is too complex, or the completion does not keep to it."""
+        """The parser's error: the constraint is too complex, or the completion violates it."""
         if not self.raw.is_error():
             return None
         return invalid_constraint(
@@ -44,5 +44,5 @@ class Matcher:
 
 
 def first_line(text: str) -> str:
-    """A library's message without its picture of the place."""
+    """The first line of a library's message, without the excerpt of the source."""
     return text.strip().partition("\n")[0].removesuffix(":")

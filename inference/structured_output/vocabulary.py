@@ -1,7 +1,7 @@
-"""What bytes each token stands for, read from the model's folder: for constraints alone.
+"""The bytes of each token, read from the model's tokenizer.json, for structured output only.
 
-The engine takes and gives ids. To keep an answer to a form it must know which ids spell it, and
-that is all that is read out of tokenizer.json: the engine neither encodes nor decodes text.
+The engine's inputs and outputs are token ids; it neither encodes nor decodes text. To constrain
+an output it needs to know which token ids spell which bytes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MAX_KEPT = 32
-"""Constraints whose compiled form is kept: an application sends the same few again and again."""
+"""Size of the LRU cache of compiled constraints: an application repeats the same few."""
 
 MAX_LEXER_STATES = 50_000
-"""About 100 MB at most for a constraint that was written to take memory."""
+"""Limits the memory of a malicious constraint to about 100 MB."""
 
 _JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"\n?( {0,24}|\t{0,8})"}
-"""Indented or not, but not white space for ever, which is where small models get lost."""
+"""Limits white space: small models otherwise generate it without end."""
 
 _ANY_OBJECT = '{"type":"object"}'
 
 
 class Vocabulary:
-    """Makes the matchers of constraints. For any thread."""
+    """Compiles constraints and creates their matchers. Thread-safe."""
 
     def __init__(self, tokenizer: LLTokenizer | None, problem: str = "") -> None:
-        """`problem` says why there is no `tokenizer`."""
+        """`problem` is the reason why `tokenizer` is None."""
         self._tokenizer = tokenizer
         self._problem = problem
         self._compiled: OrderedDict[OutputConstraint, LLMatcher] = OrderedDict()
@@ -47,7 +47,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: Path, *, vocab_size: int, eos_token_ids: Iterable[int]) -> Vocabulary:
-        """Reads tokenizer.json. Where that cannot be, the vocabulary refuses every constraint."""
+        """Reads tokenizer.json; if that fails, the vocabulary rejects every constraint."""
         eos = list(eos_token_ids)
         path = folder / "tokenizer.json"
         if not eos:
@@ -58,19 +58,22 @@ class Vocabulary:
             text = path.read_text(encoding="utf-8")
             tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=eos)
         except (ValueError, OSError) as error:
-            return cls(None, f"the model's tokenizer.json is not understood: {error}")
+            return cls(None, f"the model's tokenizer.json cannot be parsed: {error}")
         return cls(tokenizer)
 
     @property
     def problem(self) -> str:
-        """Why no constraint can be kept to; empty where they can."""
+        """Why constraints are not supported; empty if they are."""
         return self._problem
 
     def matcher(self, constraint: OutputConstraint) -> Matcher:
-        """A new matcher at its beginning. Raises `InvalidSamplingParams`; may take a second."""
+        """A matcher in its initial state; compiling can take a second.
+
+        Raises `InvalidSamplingParams` if the constraint is invalid or not supported.
+        """
         if self._tokenizer is None:
             raise InvalidSamplingParams(
-                f"{constraint.field} cannot be kept to: {self._problem}", field=constraint.field
+                f"{constraint.field} is not supported: {self._problem}", field=constraint.field
             )
         with self._lock:
             compiled = self._compiled.get(constraint)
@@ -107,11 +110,11 @@ def _grammar(constraint: OutputConstraint) -> str:
 
 
 def _schema(constraint: OutputConstraint) -> str:
-    """The schema as an object: the library takes its options with no other."""
+    """The schema as a JSON object: the library accepts options only with an object."""
     try:
         schema = json.loads(constraint.text)
     except (ValueError, RecursionError) as error:
-        raise invalid_constraint(constraint, f"is no JSON: {error}") from error
+        raise invalid_constraint(constraint, f"is not valid JSON: {error}") from error
     if not isinstance(schema, dict | bool):
         kind = type(schema).__name__
         raise invalid_constraint(constraint, f"must be an object, true or false. Given: {kind}")
@@ -121,6 +124,6 @@ def _schema(constraint: OutputConstraint) -> str:
 
 
 def _reason(text: str) -> str:
-    """The first line of a message, with the line that says what is wrong where that comes later."""
+    """The first line of a message, followed by its first line that starts with "error: "."""
     detail = [line for line in text.splitlines() if line.startswith("error: ")]
     return ": ".join([first_line(text), *(line.removeprefix("error: ") for line in detail[:1])])

@@ -15,9 +15,9 @@ import torch
 from inference.engine.engine import Engine
 from inference.model.loading import EngineOptions, load_engine
 from inference.model.native.pool import ThreadPool
-from inference.model.native.sampler import NativeDrawer
-from inference.sampling.sampler import Drawer
-from inference.sampling.torch_sampler import TorchDrawer
+from inference.model.native.sampler import NativeSampler
+from inference.sampling.sampler import Sampler
+from inference.sampling.torch_sampler import TorchSampler
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import serving
 from tests.inference.model.families import FAMILIES, save
@@ -98,11 +98,11 @@ def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Cal
 
 
 @pytest.fixture(params=KERNELS)
-def drawer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Drawer:
-    """What draws with torch, then what does so natively."""
+def sampler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Sampler:
+    """Each sampler in turn: torch's, then the native one with each CPU variant."""
     if use_kernels(request.param, monkeypatch) == "torch":
-        return TorchDrawer()
-    return NativeDrawer(ThreadPool(2))
+        return TorchSampler()
+    return NativeSampler(ThreadPool(2))
 
 
 @pytest.fixture(params=sorted(FAMILIES))

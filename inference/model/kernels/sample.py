@@ -1,9 +1,8 @@
-"""Draws from logits by adding Gumbel noise, which is made where it is added.
+"""The Gumbel-max trick in one kernel: noise is generated where it is added to the logits.
 
-The noise is that of `inference.sampling.torch_sampler`: a function of a row's key and the token's
-id. With
-torch's operations it is some twenty passes over eight bytes for each logit; here it is one over
-the logits. A program takes a piece of a row's vocabulary.
+The noise equals that of `inference.sampling.torch_sampler`: a function of a row's key and the
+token id. Torch's operations make about twenty passes over eight bytes for each logit; this kernel
+makes one over the logits. One program handles a block of a row's vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _MASK_52 = tl.constexpr(2**52 - 1)
 
 
 @triton.jit
-def _draw(
+def _gumbel_argmax(
     logits: tl.tensor,
     keys: tl.tensor,
     scores: tl.tensor,
@@ -34,10 +33,10 @@ def _draw(
     BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
-    piece = tl.program_id(1)
-    token = piece * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(1)
+    token = block * BLOCK + tl.arange(0, BLOCK)
     logit = tl.load(logits + row * vocab_size + token, mask=token < vocab_size, other=float("-inf"))
-    # A shift to the right keeps the sign: what comes in from the left is masked away.
+    # `>>` is an arithmetic shift: the masks clear the copies of the sign bit.
     bits = tl.load(keys + row) + token.to(tl.int64) * _GOLDEN
     bits = (bits ^ ((bits >> 30) & _MASK_34)) * _FIRST
     bits = (bits ^ ((bits >> 27) & _MASK_37)) * _SECOND
@@ -46,17 +45,19 @@ def _draw(
     noise = -tl.log(-tl.log(uniform))
     score = logit + noise.to(tl.float32)
     best = tl.argmax(score, axis=0)
-    place = row * tl.num_programs(1) + piece
+    place = row * tl.num_programs(1) + block
     tl.store(scores + place, tl.max(score, axis=0))
-    tl.store(ids + place, piece * BLOCK + best)
+    tl.store(ids + place, block * BLOCK + best)
 
 
-def draw(logits: Tensor, keys: Tensor) -> Tensor:
-    """[num_rows] ids in int64, of `logits` [num_rows, vocab_size] in float32 and int64 `keys`."""
+def gumbel_argmax(logits: Tensor, keys: Tensor) -> Tensor:
+    """Implements `inference.sampling.torch_sampler.GumbelArgmax` on a GPU."""
     logits = logits.contiguous()
     num_rows, vocab_size = logits.shape
-    num_pieces = triton.cdiv(vocab_size, _BLOCK)
-    scores = torch.empty((num_rows, num_pieces), dtype=torch.float32, device=logits.device)
-    ids = torch.empty((num_rows, num_pieces), dtype=torch.int64, device=logits.device)
-    _draw[(num_rows, num_pieces)](logits, keys, scores, ids, vocab_size, BLOCK=_BLOCK, num_warps=8)
+    num_blocks = triton.cdiv(vocab_size, _BLOCK)
+    scores = torch.empty((num_rows, num_blocks), dtype=torch.float32, device=logits.device)
+    ids = torch.empty((num_rows, num_blocks), dtype=torch.int64, device=logits.device)
+    _gumbel_argmax[(num_rows, num_blocks)](
+        logits, keys, scores, ids, vocab_size, BLOCK=_BLOCK, num_warps=8
+    )
     return ids.gather(1, scores.argmax(dim=-1, keepdim=True)).squeeze(1)

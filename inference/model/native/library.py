@@ -22,12 +22,12 @@ from inference.model.c_compiler import CompileError, find_compiler, run_compiler
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("decoder.c", "drawer.c", "pool.c")
+SOURCES = ("decoder.c", "sampler.c", "pool.c")
 HEADERS = (
     "attention.h",
     "avx2.h",
     "avx512.h",
-    "draw.h",
+    "sample.h",
     "gemm.h",
     "noise.h",
     "pool.h",

@@ -1,7 +1,8 @@
-// Standard Gumbel noise, a function of a key and a token's id alone.
+// Standard Gumbel noise, a function of a key and a token id alone.
 //
-// Counter-based: the mixer of splitmix64 (Steele et al., 2014) makes 64 bits of the two, of which
-// 52 are a number strictly between 0 and 1. The same as inference/sampling/torch_sampler.py computes.
+// A counter-based generator: the mixer of splitmix64 (Steele et al., 2014) hashes both to 64 bits;
+// 52 of them make a uniform number strictly between 0 and 1. Must equal `gumbel_noise` in
+// inference/sampling/torch_sampler.py.
 #pragma once
 
 #include <math.h>
@@ -34,8 +35,8 @@ static float gumbel(uint64_t key, int id) {
     return (float)-log(-log(uniform));
 }
 
-// For each of LANES ids from `first` on, what its number lacks to 1, rounded down to a multiple of
-// 2^-32 (then to a float). Minus the logarithm of that is no less than the noise.
+// For each of LANES ids from `first` on: 1 - uniform, rounded down to a multiple of 2^-32 (then to a
+// float). Minus its logarithm is an upper bound of the noise.
 INLINE Floats shortfall_lanes(uint64_t key, int first) {
     const Longs steps = multiply_longs(count_longs(), all_longs(GOLDEN));
     const uint64_t begin = key + (uint64_t)first * GOLDEN;

@@ -1,11 +1,9 @@
-"""Draws tokens in C beside the native decoder, as inference/sampling/torch_sampler.py does in
-torch.
-"""
+"""The sampler in C for the native decoder; the same algorithm as `sampling/torch_sampler.py`."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence as Rows
+from collections import abc
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,32 +27,35 @@ _PARAMS = np.dtype(
         ("top_k", np.int32),
     ]
 )
-"""`Params` of draw.h."""
+"""`Params` of sample.h."""
 
 
-class NativeDrawer:
-    """Draws the rows of a step side by side, on the decoder's threads where they are free."""
+class NativeSampler:
+    """Samples the rows of a step in parallel, on the decoder's threads if they are idle."""
 
     def __init__(self, pool: ThreadPool) -> None:
         self._pool = pool
-        self._draw = library.load().weir_draw
-        self._draw.restype = None
+        self._sample = library.load().weir_sample
+        self._sample.restype = None
 
-    def draw(self, logits: Tensor, rows: Rows[Row], masks: Masks | None) -> NDArray[np.int32]:
-        """As `inference.sampling.sampler.Drawer` has it; `logits` must be on the CPU, each row in
-        one.
+    def sample(
+        self, logits: Tensor, rows: abc.Sequence[Row], masks: Masks | None
+    ) -> NDArray[np.int32]:
+        """Implements `inference.sampling.sampler.Sampler`.
+
+        `logits` must be on the CPU, each row contiguous.
         """
-        assert logits.stride(1) == 1, "the values of a row must stand side by side"
+        assert logits.stride(1) == 1, "each row of the logits must be contiguous"
         num_rows, vocab_size = logits.shape
         params = np.array([_params(row, vocab_size) for row in rows], dtype=_PARAMS)
         if masks is not None:
-            words = masks.words
-            places = words.ctypes.data + np.arange(len(words)) * words.strides[0]
-            params["mask"][masks.rows] = places
+            bitmasks = masks.bitmasks
+            addresses = bitmasks.ctypes.data + np.arange(len(bitmasks)) * bitmasks.strides[0]
+            params["mask"][masks.rows] = addresses
         token_ids = np.empty(num_rows, dtype=np.int32)
-        # While an embedding has the threads, which can take seconds, this one draws alone.
+        # An embedding can occupy the pool for seconds; then this thread samples without it.
         with self._pool.if_free() as pool:
-            self._draw(
+            self._sample(
                 pool,
                 ctypes.c_void_p(logits.data_ptr()),
                 ctypes.c_int64(logits.stride(0)),
@@ -67,7 +68,7 @@ class NativeDrawer:
 
 
 def _params(row: Row, vocab_size: int) -> tuple[float, ...]:
-    """In the order of `_PARAMS`."""
+    """The fields of `_PARAMS`, in order."""
     params = row.sequence.params
     return (
         row.sequence.seed & _MASK_64,

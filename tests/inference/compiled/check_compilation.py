@@ -23,9 +23,9 @@ from triton.runtime.jit import JITFunction
 
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.kernels.attention.launches import Launches
-from inference.model.kernels.operations import TritonOperations
 from inference.model.kernels.product import Device
-from inference.model.kernels.sample import draw
+from inference.model.kernels.sample import gumbel_argmax
+from inference.model.kernels.triton_operations import TritonOperations
 from inference.model.layers.linear import Linear
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.runner.step_inputs import make_inputs
@@ -152,7 +152,7 @@ def test_steps_of_other_sizes_take_the_same_kernels(compiled: list[Compiled]) ->
 def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
     """At the sizes of Llama 3.1, the small and the large one."""
     made = operations()
-    draw(torch.zeros(3, 128_256), torch.zeros(3, dtype=torch.int64))
+    gumbel_argmax(torch.zeros(3, 128_256), torch.zeros(3, dtype=torch.int64))
     for size, inner in ((4096, 14_336), (16_384, 53_248)):
         x, weight = torch.zeros(3, size).bfloat16(), torch.ones(size).bfloat16()
         made.norm(x, weight)

@@ -10,7 +10,7 @@ import torch
 
 from inference.engine.engine import Engine
 from inference.kv_cache.kv_cache import KVCache
-from inference.model.kernels.operations import TritonOperations
+from inference.model.kernels.triton_operations import TritonOperations
 from inference.runner.cuda_graphs.graphed_model import GraphedModel
 from tests.inference.model.families import reference_greedy
 from tests.inference.model.test_parity import prompts, run

@@ -13,15 +13,14 @@ import torch
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
 from inference.model.factory import FP8_CAPABILITY
-from inference.model.kernels import product
+from inference.model.kernels import product, sample
 from inference.model.kernels.attention.combine import combine
-from inference.model.kernels.operations import TritonOperations
-from inference.model.kernels.sample import draw
+from inference.model.kernels.triton_operations import TritonOperations
 from inference.model.layers.linear import Fp8Linear, Linear
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.layers.torch_operations import TorchOperations
 from inference.runner.step_inputs import make_inputs
-from inference.sampling.torch_sampler import draw_with_noise, noise_keys
+from inference.sampling.torch_sampler import gumbel_argmax, noise_keys
 from tests.inference.steps import Span, fill_cache, make_step
 
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -221,17 +220,17 @@ def test_parts_without_keys_are_left_out(in_order: bool, device: torch.device) -
     assert (seen[1] == 0).all()
 
 
-def test_tokens_are_drawn_as_torch_draws_them(device: torch.device) -> None:
-    """For many seeds; what is filtered away is never drawn, and one that is left always."""
+def test_sampled_tokens_equal_torch(device: torch.device) -> None:
+    """For many seeds; filtered tokens are never sampled, and a single one left always is."""
     keys = noise_keys(list(range(40)), [7] * 40, device)
     logits = (torch.randn(40, 5000) * 2).to(device)
     logits[::2, 1000:] = -torch.inf
     logits[3] = -torch.inf
     logits[3, 4321] = -5.0
-    drawn = draw(logits, keys)
-    assert torch.equal(drawn, draw_with_noise(logits, keys))
-    assert drawn[3] == 4321
-    assert len(set(drawn.tolist())) > 20
+    sampled = sample.gumbel_argmax(logits, keys)
+    assert torch.equal(sampled, gumbel_argmax(logits, keys))
+    assert sampled[3] == 4321
+    assert len(set(sampled.tolist())) > 20
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from inference.runner.cuda_graphs.graphed_model import GraphedModel
 from inference.runner.invariance import Invariance
 from inference.runner.model_runner import ModelRunner
 from inference.runner.step import Step
-from inference.sampling.torch_sampler import TorchDrawer
+from inference.sampling.torch_sampler import TorchSampler
 from inference.scheduler.block_manager import BlockManager
 from inference.structured_output.masks import MaskWorker
 from tests.inference.sampled import plan_of
@@ -54,7 +54,7 @@ def test_a_step_is_computed_as_its_sequences_need(
         Model(),  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
         MaskWorker(20),
-        TorchDrawer(),
+        TorchSampler(),
         invariance=invariance,
     )
     sequences = [make_sequence(str(n), PROMPT, seed=seed) for n, seed in enumerate(seeds)]

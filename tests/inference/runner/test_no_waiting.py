@@ -22,7 +22,7 @@ from inference.model.llama import Llama
 from inference.runner.cuda_graphs.graphed_model import GraphedModel
 from inference.runner.model_runner import ModelRunner
 from inference.runner.staging import to_device
-from inference.sampling.torch_sampler import TorchDrawer
+from inference.sampling.torch_sampler import TorchSampler
 from inference.scheduler.block_manager import BlockManager
 from inference.scheduler.scheduler_output import ScheduledSequence, SchedulerOutput
 from inference.scheduler.sequence import Sequence
@@ -130,7 +130,7 @@ def test_a_step_waits_once(model: Llama, captured: bool, monkeypatch: pytest.Mon
         runs = GraphedModel(
             model, cache, max_num_rows=8, max_context=512, capture=lambda compute: compute
         )
-    runner = ModelRunner(runs, cache, MaskWorker(199), TorchDrawer())
+    runner = ModelRunner(runs, cache, MaskWorker(199), TorchSampler())
     for mixture in (*([each] for each in SAMPLINGS), SAMPLINGS):
         batch = schedule([make_sequence([1, 2, 3], [4, 5], **each) for each in mixture])
         with watching(monkeypatch) as watch:
@@ -144,7 +144,7 @@ def test_a_step_waits_once(model: Llama, captured: bool, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
 def test_log_probabilities_cost_one_more(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """For all rows that want them together."""
-    runner = ModelRunner(model, make_cache(model), MaskWorker(199), TorchDrawer())
+    runner = ModelRunner(model, make_cache(model), MaskWorker(199), TorchSampler())
     params = ({"num_logprobs": 3}, {"num_logprobs": 0}, {"temperature": 0.0})
     batch = schedule([make_sequence([1, 2, 3], [4, 5], **each) for each in params])
     with watching(monkeypatch) as watch:
@@ -156,7 +156,7 @@ def test_log_probabilities_cost_one_more(model: Llama, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("family", ["mistral-window"])
 def test_pieces_of_prompts_wait_for_nothing(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a decoding sequence, and a chunk of which no logits are wanted."""
-    runner = ModelRunner(model, make_cache(model), MaskWorker(199), TorchDrawer())
+    runner = ModelRunner(model, make_cache(model), MaskWorker(199), TorchSampler())
     decode, prefill = schedule(
         [make_sequence([1] * 40, [2]), make_sequence([3] * 60, [])]
     ).scheduled
@@ -174,7 +174,7 @@ def test_masks_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     words = np.full((1, 7), -1, dtype=np.int32)
     rows = rows_of([make_sequence(temperature=0.0), make_sequence(seed=1)])
     with watching(monkeypatch) as watch:
-        TorchDrawer().draw(torch.empty((2, 199), device=DEVICE), rows, Masks([1], words))
+        TorchSampler().sample(torch.empty((2, 199), device=DEVICE), rows, Masks([1], words))
     assert watch.waits == []
     assert watch.num_fetches == 1
 

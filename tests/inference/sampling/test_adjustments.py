@@ -1,4 +1,4 @@
-"""Bias, penalties and `min_tokens` against plain references."""
+"""Compares bias, penalties and `min_tokens` with references in plain Python."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def penalized(logits: list[float], sequence: Sequence) -> list[float]:
     ],
 )
 def test_penalties_equal_the_reference(params: dict[str, float]) -> None:
-    """Of prompt and completion for repetition, of the completion alone for the others."""
+    """Repetition counts prompt and completion; the others count the completion alone."""
     logits = make_logits()
     prompt, completion = [1, 1, 2, 5], [5, 6, 6, 6, 8]
     rows = torch.tensor([logits, logits])
@@ -49,8 +49,8 @@ def test_penalties_equal_the_reference(params: dict[str, float]) -> None:
     assert rows[1].tolist() == pytest.approx(logits)
 
 
-def test_penalties_look_at_drafts_too() -> None:
-    """Behind a draft it counts as if it stood."""
+def test_penalties_count_drafts() -> None:
+    """A row after a draft token counts the draft as if it were accepted."""
     logits = make_logits()
     params = {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 1.1}
     drafted = make_sequence([1, 2], [5], **params)
@@ -61,8 +61,8 @@ def test_penalties_look_at_drafts_too() -> None:
         assert rows[number].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_bias_is_added_in_its_own_row_alone() -> None:
-    """Also where another row has a bias at the same token."""
+def test_a_bias_affects_its_row_alone() -> None:
+    """This holds if another row has a bias at the same token."""
     rows = torch.zeros(3, VOCAB_SIZE)
     sequences = [
         make_sequence(logit_bias={3: 100.0, 5: -2.5}),
@@ -75,7 +75,7 @@ def test_a_bias_is_added_in_its_own_row_alone() -> None:
 
 
 def test_no_stop_token_before_min_tokens() -> None:
-    """Stop tokens are out of reach, whatever their bias, until so many tokens are there."""
+    """Stop tokens get minus infinity, whatever their bias, up to `min_tokens` tokens."""
     params = {"min_tokens": 2, "stop_token_ids": frozenset([4, 7]), "logit_bias": {4: 100.0}}
     sequences = [make_sequence([0], [1] * count, **params) for count in (0, 1, 2)]
     rows = torch.zeros(3, VOCAB_SIZE)
@@ -85,8 +85,8 @@ def test_no_stop_token_before_min_tokens() -> None:
     assert rows.count_nonzero() == 5
 
 
-def test_rows_that_want_nothing_are_left_alone() -> None:
-    """Bit for bit."""
+def test_rows_without_adjustments_do_not_change() -> None:
+    """Their logits stay equal bit for bit."""
     rows = torch.tensor([make_logits()] * 2)
     adjust(rows, rows_of([make_sequence(), make_sequence(temperature=0.5, top_p=0.5)]))
     assert rows.tolist() == torch.tensor([make_logits()] * 2).tolist()

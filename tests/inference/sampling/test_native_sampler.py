@@ -1,4 +1,4 @@
-"""The native drawer against torch's, on thousands of random rows."""
+"""Compares the native sampler with torch's on thousands of random rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from inference.model.native.pool import ThreadPool
-from inference.model.native.sampler import NativeDrawer
-from inference.sampling.torch_sampler import TorchDrawer, gumbel_noise
+from inference.model.native.sampler import NativeSampler
+from inference.sampling.torch_sampler import TorchSampler, gumbel_noise
 from inference.scheduler.scheduler_output import Row
 from inference.scheduler.sequence import Sequence
 from inference.structured_output.masks import Masks
@@ -28,12 +28,12 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(autouse=True, params=VARIANTS)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With each kind of vectors."""
+    """Runs every test with each CPU variant of the library."""
     use_variant(request.param, monkeypatch)
 
 
 def random_rows(rng: random.Random, num_rows: int) -> list[Sequence]:
-    """Sequences that ask for anything."""
+    """Sequences with random sampling parameters."""
     return [
         make_sequence(
             [0],
@@ -49,9 +49,10 @@ def random_rows(rng: random.Random, num_rows: int) -> list[Sequence]:
 
 
 def random_logits(rng: random.Random, num_rows: int, vocab_size: int) -> Tensor:
-    """Flat and peaked rows, some with ties, some with impossible tokens; as a decoder gives them.
+    """Flat and peaked rows, some with ties, some with impossible tokens.
 
-    That is, cut out of wider rows, whose padding would win if anything read it.
+    As in the decoder's output, each row is a slice of a wider one; its padding would win if the
+    sampler read it.
     """
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     rows = torch.full((num_rows, vocab_size + 13), 1e9)
@@ -66,16 +67,16 @@ def random_logits(rng: random.Random, num_rows: int, vocab_size: int) -> Tensor:
 
 
 def random_masks(rng: random.Random, num_rows: int, vocab_size: int) -> Masks | None:
-    """For about a third of the rows, most tokens forbidden."""
+    """Masks for about a third of the rows; each forbids most tokens."""
     rows = [number for number in range(num_rows) if rng.random() < 0.3]
     bits = np.random.default_rng(rng.randrange(2**31))
     shape = len(rows), -(-vocab_size // 32)
-    words = bits.integers(0, 2**32, shape, np.uint32) & bits.integers(0, 2**32, shape, np.uint32)
-    return Masks(rows, words.view(np.int32)) if rows else None
+    bitmasks = bits.integers(0, 2**32, shape, np.uint32) & bits.integers(0, 2**32, shape, np.uint32)
+    return Masks(rows, bitmasks.view(np.int32)) if rows else None
 
 
 def is_right(values: Tensor, row: Row, token_id: int) -> bool:
-    """Whether exact arithmetic, give or take the tolerance, draws this token from masked logits."""
+    """Whether exact arithmetic, within the tolerance, samples this token from masked logits."""
     params = row.sequence.params
     exact = values.double() / np.float32(params.temperature)
     order = exact.argsort(descending=True, stable=True)
@@ -103,20 +104,20 @@ def is_right(values: Tensor, row: Row, token_id: int) -> bool:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("vocab_size", [1, 7, 16, 33, 500, 5003])
-def test_it_draws_what_torch_draws(vocab_size: int) -> None:
-    """The same ids, unless two candidates are so near that rounding decides between them."""
+def test_it_samples_the_same_tokens_as_torch(vocab_size: int) -> None:
+    """The ids are equal unless two candidates are so close that rounding decides."""
     rng = random.Random(vocab_size)
-    native, reference = NativeDrawer(ThreadPool(3)), TorchDrawer()
+    native, reference = NativeSampler(ThreadPool(3)), TorchSampler()
     num_rows, num_different = 0, 0
     for _ in range(20):
         rows = rows_of(random_rows(rng, 64))
         logits = random_logits(rng, len(rows), vocab_size)
         masks = random_masks(rng, len(rows), vocab_size)
         wide = logits.as_strided((len(rows), vocab_size + 13), (vocab_size + 13, 1)).clone()
-        drawn = native.draw(wide[:, :vocab_size], rows, masks).tolist()
-        assert bool((wide[:, vocab_size:] == 1e9).all()), "written beyond the vocabulary"
-        expected = reference.draw(logits, rows, masks).tolist()  # masks `logits`
-        for number, (ours, theirs) in enumerate(zip(drawn, expected, strict=True)):
+        sampled = native.sample(wide[:, :vocab_size], rows, masks).tolist()
+        assert bool((wide[:, vocab_size:] == 1e9).all()), "the sampler wrote after the vocabulary"
+        expected = reference.sample(logits, rows, masks).tolist()  # masks `logits`
+        for number, (ours, theirs) in enumerate(zip(sampled, expected, strict=True)):
             num_rows += 1
             if ours == theirs:
                 continue
@@ -128,42 +129,44 @@ def test_it_draws_what_torch_draws(vocab_size: int) -> None:
 
 @pytest.mark.parametrize("scale", [1e4, 1e7])
 def test_huge_logits_are_rounded_as_torch_rounds_them(scale: float) -> None:
-    """Where a float holds no noise any more, the first of the largest is drawn."""
+    """If the noise is below a float's precision, the first of the largest is sampled."""
     logits = (
         torch.randn(100, 300, generator=torch.Generator().manual_seed(1)).mul(4).round() * scale
     )
     rows = rows_of([make_sequence(seed=seed, temperature=1.5) for seed in range(100)])
-    expected = TorchDrawer().draw(logits.clone(), rows, None).tolist()
-    assert NativeDrawer(ThreadPool(1)).draw(logits, rows, None).tolist() == expected
+    expected = TorchSampler().sample(logits.clone(), rows, None).tolist()
+    assert NativeSampler(ThreadPool(1)).sample(logits, rows, None).tolist() == expected
 
 
 @pytest.mark.parametrize("slope", [3.0, 0.01, -3.0])
-def test_rows_in_order_are_no_worse(slope: float) -> None:
-    """Each token likelier than the last, by much or by little: the bound holds all the same."""
+def test_sorted_logits(slope: float) -> None:
+    """With logits in ascending or descending order the bound on the noise still holds."""
     logits = torch.arange(1000).mul(slope).repeat(50, 1)
     rows = rows_of([make_sequence(seed=seed) for seed in range(50)])
-    expected = TorchDrawer().draw(logits.clone(), rows, None).tolist()
-    assert NativeDrawer(ThreadPool(1)).draw(logits, rows, None).tolist() == expected
+    expected = TorchSampler().sample(logits.clone(), rows, None).tolist()
+    assert NativeSampler(ThreadPool(1)).sample(logits, rows, None).tolist() == expected
 
 
-def test_threads_change_nothing() -> None:
-    """Alone or in a batch, on one thread or four: a row draws the same."""
+def test_threads_and_batching_do_not_change_tokens() -> None:
+    """A row gets the same token alone or in a batch, on one thread or four."""
     rng = random.Random(5)
     rows = rows_of(random_rows(rng, 60))
     logits = random_logits(rng, 60, 777)
-    one = NativeDrawer(ThreadPool(1))
-    together = one.draw(logits.clone(), rows, None).tolist()
-    assert NativeDrawer(ThreadPool(4)).draw(logits.clone(), rows, None).tolist() == together
-    alone = [one.draw(logits[n : n + 1].clone(), rows[n : n + 1], None).tolist() for n in range(60)]
+    one = NativeSampler(ThreadPool(1))
+    together = one.sample(logits.clone(), rows, None).tolist()
+    assert NativeSampler(ThreadPool(4)).sample(logits.clone(), rows, None).tolist() == together
+    alone = [
+        one.sample(logits[n : n + 1].clone(), rows[n : n + 1], None).tolist() for n in range(60)
+    ]
     assert [token_id for [token_id] in alone] == together
 
 
-def test_it_does_not_wait_for_threads_that_others_use() -> None:
-    """While an embedding is computed, tokens are drawn without its threads, and the same."""
+def test_it_does_not_wait_for_a_busy_pool() -> None:
+    """While an embedding occupies the pool, the caller's thread samples the same tokens."""
     pool, rng = ThreadPool(2), random.Random(6)
     rows, logits = rows_of(random_rows(rng, 20)), random_logits(rng, 20, 100)
-    drawer = NativeDrawer(pool)
-    expected = drawer.draw(logits.clone(), rows, None).tolist()
+    sampler = NativeSampler(pool)
+    expected = sampler.sample(logits.clone(), rows, None).tolist()
     busy, over = threading.Event(), threading.Event()
 
     def embed() -> int:
@@ -174,21 +177,21 @@ def test_it_does_not_wait_for_threads_that_others_use() -> None:
         embedding = other.submit(pool.run, embed)
         assert busy.wait(30)
         try:
-            assert drawer.draw(logits.clone(), rows, None).tolist() == expected
+            assert sampler.sample(logits.clone(), rows, None).tolist() == expected
             assert not embedding.done()
         finally:
             over.set()
         assert embedding.result() == 1
-    assert drawer.draw(logits, rows, None).tolist() == expected
+    assert sampler.sample(logits, rows, None).tolist() == expected
 
 
 def test_no_rows() -> None:
-    """A step that only prefills draws nothing."""
-    assert NativeDrawer(ThreadPool(2)).draw(torch.empty(0, 50), [], None).tolist() == []
+    """A step that only prefills samples nothing."""
+    assert NativeSampler(ThreadPool(2)).sample(torch.empty(0, 50), [], None).tolist() == []
 
 
 def test_threads_end_with_the_pool() -> None:
-    """As many as asked for, the caller being one, and none when it is gone."""
+    """The pool starts the requested number of threads, less the caller's, and ends them."""
     tasks = Path(f"/proc/{os.getpid()}/task")
     before = set(tasks.iterdir())
     pool = ThreadPool(4)

@@ -1,4 +1,4 @@
-"""How likely each token of a prompt was, against transformers; with them, logits of every row."""
+"""Compares prompt logprobs, and so the logits of every row, with transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 
 
 def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprob]]:
-    """The prompts' log probabilities, which come with the first token and never again."""
+    """The prompts' log probabilities, which are returned once, with the first token."""
     found: dict[str, list[TokenLogprob]] = {}
     for sequence in sequences:
         engine.add(sequence)
@@ -50,13 +50,13 @@ def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprob]]:
 
 
 def sequence_of(name: str, prompt: list[int], **params: Any) -> Sequence:
-    """Greedy, with the likeliest two at each position of the prompt."""
+    """A greedy sequence that requests the two top tokens at each prompt position."""
     values = {"max_tokens": 3, "temperature": 0.0, "num_prompt_logprobs": 2, **params}
     return Sequence(name, prompt, SamplingParams(**values, ignore_eos=True))
 
 
 def likeliest(engine: Engine, batch: list[list[int]]) -> torch.Tensor:
-    """The token that the engine finds likeliest at each position but the last of each prompt."""
+    """The engine's most likely token at each position of each prompt but the last."""
     sequences = [
         sequence_of(str(n), prompt, num_prompt_logprobs=1) for n, prompt in enumerate(batch)
     ]
@@ -64,7 +64,7 @@ def likeliest(engine: Engine, batch: list[list[int]]) -> torch.Tensor:
 
 
 def check(family: str, prompt: list[int], found: list[TokenLogprob]) -> None:
-    """They are transformers'."""
+    """Asserts that they equal those of transformers."""
     expected = reference_logits(family, prompt).log_softmax(-1)
     assert [each.token_id for each in found] == prompt[1:]
     for row, each in zip(expected, found, strict=False):
@@ -78,10 +78,10 @@ def check(family: str, prompt: list[int], found: list[TokenLogprob]) -> None:
     "options",
     [{}, {"max_num_batched_tokens": 16, "max_num_seqs": 8}, {"num_speculative_tokens": 4}],
 )
-def test_they_are_those_of_transformers(
+def test_prompt_logprobs_equal_transformers(
     make_engine: Callable[..., Engine], options: dict[str, Any]
 ) -> None:
-    """In one piece, in chunks, beside drafts, and where the prompt is in the prefix cache."""
+    """In one prefill, in chunks, with draft tokens, and with a cached prompt."""
     engine = make_engine(**options)
     batch = prompts(50, 2, 33)
     for attempt in range(2):
@@ -90,8 +90,8 @@ def test_they_are_those_of_transformers(
             check("llama-tied-gqa", prompt, each)
 
 
-def test_a_preempted_prompt_tells_each_once(make_engine: Callable[..., Engine]) -> None:
-    """Blocks lost in the middle of prefill and of decode bring nothing twice."""
+def test_a_preempted_prompt_returns_each_once(make_engine: Callable[..., Engine]) -> None:
+    """Preemption during prefill or decode returns no prompt logprob twice."""
     engine = make_engine(kv_cache_tokens=192, max_num_batched_tokens=24, max_num_seqs=8)
     batch = prompts(40, 50, 45, 30)
     sequences = [sequence_of(str(n), prompt, max_tokens=60) for n, prompt in enumerate(batch)]
@@ -101,10 +101,10 @@ def test_a_preempted_prompt_tells_each_once(make_engine: Callable[..., Engine]) 
         check("llama-tied-gqa", prompt, each)
 
 
-def test_a_step_computes_no_more_rows_than_it_may(
+def test_a_step_limits_the_prompt_rows(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are as wide as the vocabulary: long prompts are cut, and others go on beside them."""
+    """Long prompts are prefilled in chunks; other sequences run in the same steps."""
     monkeypatch.setattr(scheduler_module, "MAX_PROMPT_LOGPROBS", 20)
     engine = make_engine()
     batch = prompts(70, 55)
@@ -117,8 +117,8 @@ def test_a_step_computes_no_more_rows_than_it_may(
     assert plain.prefill[0].num_tokens == 60
 
 
-async def test_they_come_in_one_message_before_the_first_token(stub: Stub) -> None:
-    """Over the wire, and not for a stream that goes on from another replica."""
+async def test_they_arrive_in_one_message_before_the_first_token(stub: Stub) -> None:
+    """Over gRPC; a stream that resumes another replica's completion gets none."""
     [prompt] = prompts(20)
     messages = await collect(stub, make_request(prompt, num_prompt_logprobs=2, max_tokens=4))
     filled = [n for n, message in enumerate(messages) if message.chunk.prompt_logprobs]
@@ -136,16 +136,16 @@ async def test_they_come_in_one_message_before_the_first_token(stub: Stub) -> No
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_bfloat16_says_the_same_tokens(
+def test_bfloat16_predicts_the_same_tokens(
     make_engine: Callable[..., Engine],
     family: str,
     kernels: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The likeliest token is transformers' at 99 % of the positions where bfloat16 can tell.
+    """The most likely token equals transformers' at 99 % of the positions with a clear margin.
 
-    In small random models many tokens are about as likely as each other: transformers' bfloat16
-    has the token of its own float32 at 97 to 99 % of all positions, and so far are we from both.
+    In small random models many tokens are almost equally likely: transformers' own bfloat16 and
+    float32 agree at 97 to 99 % of all positions.
     """
     engine = make_engine(family, dtype="bfloat16", kernels=use_kernels(kernels, monkeypatch))
     batch = prompts(120, 120, 120, 120, seed=3)
@@ -160,13 +160,13 @@ def test_bfloat16_says_the_same_tokens(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_weights_say_the_tokens_of_float32(
+def test_native_bfloat16_weights_predict_the_tokens_of_float32(
     make_engine: Callable[..., Engine], variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Natively, at 99 % of all positions of all families, near ties included.
+    """At 99 % of all positions of all families, near ties included.
 
-    Native code rounds less than bfloat16 does, so it is held to transformers with the same weights
-    and everything else in float32, of which transformers' own bfloat16 has 98.0 to 99.8 %.
+    Native code rounds only the weights to bfloat16, so the reference is transformers with the same
+    weights and activations in float32; transformers' own bfloat16 agrees with it at 98.0 to 99.8 %.
     """
     use_variant(variant, monkeypatch)
     batch = prompts(160, 160, 160, seed=5)

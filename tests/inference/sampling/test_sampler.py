@@ -1,4 +1,4 @@
-"""The batched sampler, with either drawer."""
+"""`sample_tokens` with each sampler."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from inference.sampling.sampler import Drawer, sample
+from inference.sampling.sampler import Sampler, sample_tokens
 from tests.inference.sampled import VOCAB_SIZE, make_logits, make_sequence, rows_of
 
 
-def test_a_seeded_row_is_the_same_alone_and_in_any_batch(drawer: Drawer) -> None:
-    """Neighbours with other filters, penalties and none do not change it."""
+def test_a_seeded_row_is_the_same_alone_and_in_any_batch(sampler: Sampler) -> None:
+    """Other rows' filters and penalties do not change its token."""
     logits = make_logits()
     mixed: list[dict[str, Any]] = [
         {"temperature": 0.0},
@@ -23,17 +23,19 @@ def test_a_seeded_row_is_the_same_alone_and_in_any_batch(drawer: Drawer) -> None
         {"min_p": 0.3, "frequency_penalty": 1.0},
     ]
     for params in mixed[1:4]:
-        [alone] = sample(
-            torch.tensor([logits]), rows_of([make_sequence(**params)]), drawer
+        [alone] = sample_tokens(
+            torch.tensor([logits]), rows_of([make_sequence(**params)]), sampler
         ).result()
         for order in (mixed, mixed[::-1]):
             rows = torch.tensor([make_logits(9) if p is not params else logits for p in order])
-            batch = sample(rows, rows_of([make_sequence(**p) for p in order]), drawer).result()
+            batch = sample_tokens(
+                rows, rows_of([make_sequence(**p) for p in order]), sampler
+            ).result()
             assert batch[order.index(params)] == alone
 
 
-def test_logprobs_are_of_the_raw_distribution(drawer: Drawer) -> None:
-    """Chosen and top ones, before bias and temperature, and only where asked for."""
+def test_logprobs_are_of_the_raw_distribution(sampler: Sampler) -> None:
+    """Those of the sampled and top tokens, before bias and temperature, if requested."""
     logits = make_logits()
     raw = torch.log_softmax(torch.tensor(logits), dim=-1).tolist()
     ranked = sorted(range(VOCAB_SIZE), key=lambda i: -raw[i])
@@ -42,7 +44,9 @@ def test_logprobs_are_of_the_raw_distribution(drawer: Drawer) -> None:
         make_sequence(seed=1, temperature=2.0, num_logprobs=0),
         make_sequence(temperature=0.0),
     ]
-    biased, chosen, none = sample(torch.tensor([logits] * 3), rows_of(sequences), drawer).result()
+    biased, chosen, none = sample_tokens(
+        torch.tensor([logits] * 3), rows_of(sequences), sampler
+    ).result()
     assert biased.logprobs is not None
     assert (biased.token_id, biased.logprobs.token_id) == (3, 3)
     assert biased.logprobs.logprob == pytest.approx(raw[3], abs=1e-5)
@@ -55,10 +59,10 @@ def test_logprobs_are_of_the_raw_distribution(drawer: Drawer) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_without_finite_logits_says_so_alone(drawer: Drawer, temperature: float) -> None:
-    """Its id is negative; its neighbours are served."""
+def test_a_row_without_finite_logits_affects_no_other(sampler: Sampler, temperature: float) -> None:
+    """Its id is negative; other rows get their tokens."""
     rows = torch.tensor([make_logits(), [math.nan] * VOCAB_SIZE, make_logits()])
     sequences = [make_sequence(temperature=temperature, seed=s) for s in range(3)]
-    first, broken, third = sample(rows, rows_of(sequences), drawer).result()
+    first, broken, third = sample_tokens(rows, rows_of(sequences), sampler).result()
     assert broken.token_id == -1
     assert min(first.token_id, third.token_id) >= 0

@@ -1,4 +1,4 @@
-"""What a request may ask of the sampler."""
+"""Bounds of the sampling parameters."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from mesh.protocol.sampling_params import BOUNDS
         ({"stop_token_ids": frozenset(range(65))}, "stop_token_ids must be at most 64 ids"),
     ],
 )
-def test_bad_params_are_refused_by_name(params: dict[str, Any], message: str) -> None:
-    """The message names the field, the limit and what was given."""
+def test_invalid_params_are_rejected_by_name(params: dict[str, Any], message: str) -> None:
+    """The message names the field, the limit and the given value."""
     with pytest.raises(InvalidSamplingParams, match=message):
         SamplingParams(**params)
 

@@ -1,4 +1,4 @@
-"""The noise that tokens are drawn with."""
+"""The Gumbel noise of the torch sampler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inference.sampling.torch_sampler import gumbel_noise, noise_keys
 
 
 def test_noise_differs_by_seed_position_and_token() -> None:
-    """Each of the three counts; the same three give the same noise in any row."""
+    """Equal seed, position and token give equal noise in any row; otherwise it is uncorrelated."""
     device = torch.device("cpu")
     noise = gumbel_noise(noise_keys([1, 2, 1, 1], [0, 0, 1, 0], device), 1000)
     assert torch.equal(noise[0], noise[3])

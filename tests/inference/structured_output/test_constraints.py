@@ -247,12 +247,12 @@ def test_a_resumed_answer_that_breaks_the_form_is_refused(make: Callable[..., En
 @pytest.mark.parametrize(
     ("form", "text", "message"),
     [
-        ("json_schema", "{", "json_schema is no JSON"),
+        ("json_schema", "{", "json_schema is not valid JSON"),
         ("json_schema", "[1]", "json_schema must be an object, true or false. Given: list"),
         ("json_schema", '{"type": "thing"}', "json_schema is not valid: Invalid type: thing"),
         ("json_schema", "false", "json_schema allows no value"),
         ("json_schema", '{"type": "array", "uniqueItems": true}', "uniqueItems"),
-        ("json_schema", "[" * 90_000, "json_schema is no JSON"),
+        ("json_schema", "[" * 90_000, "json_schema is not valid JSON"),
         ("regex", "a+(", "regex is not valid.*unclosed group"),
         ("regex", "(?=a)b", "regex is not valid.*look-ahead"),
         ("regex", "", "regex must have 1 to 100000 characters, given 0"),
