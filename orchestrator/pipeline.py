@@ -17,6 +17,11 @@ from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
 from mesh.observability.metrics import exemplar, labelled
+from mesh.protocol.chat import ToolChoice
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
+from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.usage import Usage
 from orchestrator.admission.admission import Admission, Permit
 from orchestrator.admission.request_table import ActiveRequest, RequestState, RequestTable
 from orchestrator.admission.validation import (
@@ -27,17 +32,7 @@ from orchestrator.admission.validation import (
 from orchestrator.clients.tokenizer import Encoded
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.embedding import Embedded, Input, check_inputs, embed
-from orchestrator.generation import (
-    Delta,
-    Finish,
-    FinishReason,
-    ModelInfo,
-    Progress,
-    Sampling,
-    Started,
-    ToolChoice,
-    Usage,
-)
+from orchestrator.generation import ModelInfo, Progress
 from orchestrator.observability import metrics, spans
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.search import Retrieved, Search
@@ -86,12 +81,12 @@ class Pipeline:
         prompt: Prompt,
         *,
         model: str,
-        sampling: Sampling,
+        sampling: SamplingParams,
         stop: Sequence[str],
         echo: bool = False,
         tool_choice: ToolChoice = ANY_TOOL,
     ) -> AsyncGenerator[Progress, None]:
-        """`Started` first, one `Finish` last. Raises MeshError before `Started` if refused."""
+        """Stream the start, deltas and one finish. A refusal raises MeshError before the start."""
         check_sampling(sampling)
         check_stop(stop)
         with self._admitted("Generate") as active:
@@ -143,7 +138,7 @@ class Pipeline:
                 return prompt.encoded
 
             # Greedy: the same question on the same documents has the same answer.
-            sampling = Sampling(temperature=0.0, max_tokens=question.max_tokens)
+            sampling = SamplingParams(temperature=0.0, max_tokens=question.max_tokens)
             stream = self._complete(encode, served, sampling, (), active)
             async with aclosing(stream):
                 async for event in self._summary(stream, summary, active):
@@ -166,7 +161,7 @@ class Pipeline:
                 break
         if finish is None:
             usage = Usage(active.prompt_tokens, active.completion_tokens)
-            finish = Finish(FinishReason.LENGTH, usage)
+            finish = GenerationFinish(FinishReason.LENGTH, usage)
         with tracing.stage(semconv.GROUNDING):
             rest = list(summary.finish(finish))
         for last in rest:
@@ -190,7 +185,7 @@ class Pipeline:
         self,
         encode: Callable[[], Awaitable[Encoded | Prepared]],
         model: ModelInfo,
-        sampling: Sampling,
+        sampling: SamplingParams,
         stop: Sequence[str],
         active: ActiveRequest,
     ) -> AsyncGenerator[Progress, None]:
@@ -222,8 +217,10 @@ class Pipeline:
                 raise
             annotate(finish_reason=FinishReason.ABORT.value)
             yield Progress(
-                started=None if started else Started(model.name, active.prompt_tokens),
-                finish=Finish(FinishReason.ABORT, completion.usage if completion else Usage()),
+                started=None if started else GenerationStarted(model.name, active.prompt_tokens),
+                finish=GenerationFinish(
+                    FinishReason.ABORT, completion.usage if completion else Usage()
+                ),
             )
         finally:
             _tell_first_text(active)

@@ -11,12 +11,16 @@ import grpc.aio
 
 from mesh.errors import invalid
 from mesh.process.lifecycle import SetReady
+from mesh.protocol.chat import tool_choice_from_proto
+from mesh.protocol.deltas import Delta, delta_to_proto
+from mesh.protocol.finish import REASON_TO_PROTO
+from mesh.protocol.sampling_params import sampling_from_proto
+from mesh.protocol.usage import usage_to_proto
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator import messages
 from orchestrator.admission.request_table import RequestState, RequestTable
 from orchestrator.admission.validation import DEFAULT_SUMMARY_TOKENS, check_num_results, check_query
-from orchestrator.generation import Delta
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
@@ -66,10 +70,10 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         stream = self._pipeline.generate(
             messages.prompt_of(request),
             model=request.model,
-            sampling=messages.sampling_of(request.sampling),
+            sampling=sampling_from_proto(request.sampling),
             stop=list(request.stop),
             echo=request.echo,
-            tool_choice=messages.tool_choice_of(request.tool_choice),
+            tool_choice=tool_choice_from_proto(request.tool_choice),
         )
         async with aclosing(stream):
             async for progress in stream:
@@ -82,7 +86,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Delta):
-                    yield orchestrator_pb2.SummarizeStreamResponse(delta=messages.delta(event))
+                    yield orchestrator_pb2.SummarizeStreamResponse(delta=delta_to_proto(event))
                 elif isinstance(event, SearchResults):
                     yield orchestrator_pb2.SummarizeStreamResponse(results=_results(event))
                 else:
@@ -182,8 +186,8 @@ def _results(found: SearchResults) -> orchestrator_pb2.SearchResults:
 
 def _summary_finish(finish: SummaryFinish) -> orchestrator_pb2.SummarizeFinish:
     return orchestrator_pb2.SummarizeFinish(
-        reason=messages.REASONS[finish.reason],
-        usage=messages.usage(finish.usage),
+        reason=REASON_TO_PROTO[finish.reason],
+        usage=usage_to_proto(finish.usage),
         citations=finish.citations,
         citation_details=map(_citation_detail, finish.details),
     )

@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from mesh.context import RequestContext
 from mesh.errors import ErrorKind, MeshError
-from orchestrator.generation import TokenChunk
+from mesh.protocol.tokens import TokenChunk
 
 
 def patiently(

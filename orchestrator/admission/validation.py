@@ -5,55 +5,31 @@ Messages name the field as OpenAI's API has it, the limit and the given value.
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Sequence
 
 from mesh.errors import ErrorKind, MeshError, invalid
-from orchestrator.generation import ModelInfo, Sampling
+from mesh.protocol.sampling_params import (
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    SamplingParams,
+    first_violation,
+)
+from orchestrator.generation import ModelInfo
 
-MAX_STOP_STRINGS = 4
-MAX_STOP_CHARACTERS = 256
-MAX_LOGPROBS = 20
 MAX_QUERY_CHARACTERS = 500
 MAX_RESULTS = 20
 DEFAULT_RESULTS = 5
 DEFAULT_SUMMARY_TOKENS = 256
 
-# Field, least value, greatest value.
-_BOUNDS = (
-    ("temperature", 0.0, 2.0),
-    ("min_p", 0.0, 1.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-    ("num_logprobs", 0, MAX_LOGPROBS),
-    ("num_prompt_logprobs", 0, MAX_LOGPROBS),
-)
 
-
-def check_sampling(sampling: Sampling) -> None:
+def check_sampling(sampling: SamplingParams) -> None:
     """Raises MeshError (INVALID_REQUEST) for the first value that is out of bounds."""
-    for name, low, high in _BOUNDS:
-        value = getattr(sampling, name)
-        if value is not None and not low <= value <= high:
-            public = "top_logprobs" if name.endswith("logprobs") else name
-            raise invalid(public, f"{public} must be between {low:g} and {high:g}, given {value:g}")
-    if sampling.max_tokens is not None and sampling.max_tokens < 1:
-        raise invalid("max_tokens", f"max_tokens must be at least 1, given {sampling.max_tokens}")
-    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
-        raise invalid("top_p", f"top_p must be more than 0 and at most 1, given {sampling.top_p:g}")
-    penalty = sampling.repetition_penalty
-    if penalty is not None and not 0 < penalty <= 10:
-        raise invalid(
-            "repetition_penalty",
-            f"repetition_penalty must be more than 0 and at most 10, given {penalty:g}",
-        )
-    for token_id, bias in sampling.logit_bias.items():
-        if not (math.isfinite(bias) and -100 <= bias <= 100):
-            raise invalid(
-                "logit_bias",
-                f"logit_bias[{token_id}] must be between -100 and 100, given {bias:g}",
-            )
+    violation = first_violation(sampling)
+    if violation is not None:
+        if violation.field.endswith("logprobs"):
+            violation = violation._replace(field="top_logprobs")
+        raise invalid(violation.field, violation.message)
 
 
 def check_stop(stop: Sequence[str]) -> None:

@@ -6,40 +6,19 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import grpc.aio
 from tokenizers import Tokenizer
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.chat import ChatPrompt, chat_to_proto
 from mesh.rpc.channel import call_unary, open_stream
-from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from orchestrator.text.detokenizer import Decoder
 from orchestrator.text.tools.tool_format import AnswerFormat, answer_format
 
 SERVICE = "mesh.v1.TokenizerService"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatMessage:
-    """One message of a conversation, as in the contract."""
-
-    role: str
-    content: str
-    name: str = ""
-    tool_calls_json: str = ""
-    tool_call_id: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatPrompt:
-    """A conversation for the model's own template."""
-
-    messages: Sequence[ChatMessage]
-    tools_json: str = ""
-    continue_final_message: bool = False
-    template_kwargs_json: str = ""
 
 
 class Encoded(NamedTuple):
@@ -73,22 +52,7 @@ class TokenizerClient:
 
     async def encode_chat(self, prompt: ChatPrompt) -> Encoded:
         """The ids of a conversation. Raises MeshError, also for what the template refuses."""
-        message = common_pb2.ChatPrompt(
-            messages=[
-                common_pb2.ChatMessage(
-                    role=each.role,
-                    content=each.content,
-                    name=each.name,
-                    tool_calls_json=each.tool_calls_json,
-                    tool_call_id=each.tool_call_id,
-                )
-                for each in prompt.messages
-            ],
-            tools_json=prompt.tools_json,
-            continue_final_message=prompt.continue_final_message,
-            template_kwargs_json=prompt.template_kwargs_json,
-        )
-        return await self._encode(tokenizer_pb2.EncodeRequest(chat=message), prompt)
+        return await self._encode(tokenizer_pb2.EncodeRequest(chat=chat_to_proto(prompt)), prompt)
 
     async def encode_text(self, text: str) -> Encoded:
         """The ids of raw text, with the tokenizer's own special tokens around it."""

@@ -14,8 +14,13 @@ from opentelemetry.util.types import AttributeValue
 from mesh.errors import MeshError
 from mesh.observability import semconv, telemetry, tracing
 from mesh.observability.semconv import Operation, Outcome
-from orchestrator.clients.tokenizer import ChatPrompt, Encoded
-from orchestrator.generation import Delta, Finish, ModelInfo, Sampling, Usage
+from mesh.protocol.chat import ChatPrompt
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import GenerationFinish
+from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.usage import Usage
+from orchestrator.clients.tokenizer import Encoded
+from orchestrator.generation import ModelInfo
 
 
 class GenerationSpan:
@@ -40,7 +45,7 @@ class GenerationSpan:
         if self._texts is not None:
             self._texts.append(delta.text)
 
-    def finish(self, finish: Finish) -> None:
+    def finish(self, finish: GenerationFinish) -> None:
         """The generation ended."""
         self._finish_reason = finish.reason
         self.usage = finish.usage
@@ -90,7 +95,7 @@ def operation_of(encoded: Encoded) -> Operation:
 
 
 def generation(
-    encoded: Encoded, model: ModelInfo, sampling: Sampling, stop: Sequence[str]
+    encoded: Encoded, model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
 ) -> AbstractContextManager[GenerationSpan]:
     """A span from the encoded prompt to the last text; the block may yield."""
     above = trace.get_current_span()
@@ -101,7 +106,7 @@ def generation(
 
 @contextmanager
 def _generation(
-    encoded: Encoded, model: ModelInfo, sampling: Sampling, stop: Sequence[str]
+    encoded: Encoded, model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
 ) -> Iterator[GenerationSpan]:
     operation = operation_of(encoded)
     asked = {
@@ -124,7 +129,7 @@ def _generation(
 
 
 def _request(
-    model: ModelInfo, sampling: Sampling, stop: Sequence[str]
+    model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
 ) -> dict[str, AttributeValue]:
     given: dict[str, AttributeValue | None] = {
         semconv.GEN_AI_RESPONSE_MODEL: model.name,

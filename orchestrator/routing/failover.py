@@ -9,15 +9,12 @@ from opentelemetry.trace import Span
 
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
+from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.tokens import TokenChunk
+from mesh.protocol.usage import Usage
 from orchestrator.admission.request_table import ActiveRequest
-from orchestrator.generation import (
-    Finish,
-    FinishReason,
-    ModelInfo,
-    Sampling,
-    TokenChunk,
-    Usage,
-)
+from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
 from orchestrator.routing.read_ahead import ReadAhead
 from orchestrator.routing.replica import Replica
@@ -101,7 +98,7 @@ async def generate(
     replicas: Replicas,
     model: ModelInfo,
     prompt: Sequence[int],
-    sampling: Sampling,
+    sampling: SamplingParams,
     active: ActiveRequest,
 ) -> AsyncGenerator[TokenChunk, None]:
     """Chunks of tokens, the finish in the last one. The first of each replica may be empty.
@@ -144,12 +141,16 @@ async def generate(
             reason = _ended(delivered, sampling, model)
             if reason is not None:
                 # Only the finish was lost with the replica: nothing is left to generate.
-                yield TokenChunk((), finish=Finish(reason, Usage(len(prompt), len(delivered))))
+                yield TokenChunk(
+                    (), finish=GenerationFinish(reason, Usage(len(prompt), len(delivered)))
+                )
                 return
 
 
-def _ended(delivered: Sequence[int], sampling: Sampling, model: ModelInfo) -> FinishReason | None:
-    if delivered and delivered[-1] in sampling.ends(model):
+def _ended(
+    delivered: Sequence[int], sampling: SamplingParams, model: ModelInfo
+) -> FinishReason | None:
+    if delivered and delivered[-1] in sampling.end_token_ids(model.eos_token_ids):
         return FinishReason.STOP
     if sampling.max_tokens is not None and len(delivered) >= sampling.max_tokens:
         return FinishReason.LENGTH

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from orchestrator.generation import Finish, TokenChunk, TokenLogprob
+from mesh.protocol.finish import GenerationFinish
+from mesh.protocol.logprobs import TokenLogprob
+from mesh.protocol.tokens import TokenChunk
 
 MAX_PENDING_TOKENS = 1024
 """Beyond it nothing more is read, and the engine's side holds the stream up."""
@@ -27,7 +29,7 @@ class ReadAhead:
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: Sequence[TokenLogprob] = ()
         self._has_chunk = False
-        self._finish: Finish | None = None
+        self._finish: GenerationFinish | None = None
         self._error: Exception | None = None
         self._ended = False
         self._ready = asyncio.Event()

@@ -12,19 +12,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.trace import Span
 
 from mesh.errors import MeshError
+from mesh.protocol.sampling_params import SamplingParams, sampling_to_proto
+from mesh.protocol.tokens import TokenChunk, token_chunk_from_proto
 from mesh.rpc.channel import ResponseStream, call_unary, open_channel, open_stream
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from orchestrator.generation import (
-    Constraint,
-    Finish,
-    FinishReason,
-    ModelInfo,
-    Sampling,
-    TokenChunk,
-    TokenLogprob,
-    Usage,
-)
+from orchestrator.generation import ModelInfo
 from orchestrator.routing.circuit import Circuit, Warmth
 
 logger = logging.getLogger("orchestrator.replica")
@@ -35,12 +28,6 @@ RETRY_SECONDS = 0.2
 
 CONFIRM_SECONDS = 1.0
 """For the one question to a replica that was just lost; a dropped connection is back by then."""
-
-_REASONS = {
-    common_pb2.FINISH_REASON_STOP: FinishReason.STOP,
-    common_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
-    common_pb2.FINISH_REASON_ABORT: FinishReason.ABORT,
-}
 
 
 class TokenStream:
@@ -70,23 +57,10 @@ class TokenStream:
 
     async def __anext__(self) -> TokenChunk:
         response = await anext(self._responses)
-        finish = None
-        if response.HasField("finish"):
+        chunk = token_chunk_from_proto(response)
+        if chunk.finish is not None:
             self._responses.has_last()
-            usage = response.finish.usage
-            finish = Finish(
-                _REASONS[response.finish.reason],
-                Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
-            )
-        chunk = response.chunk
-        if not (chunk.logprobs or chunk.prompt_logprobs):
-            return TokenChunk(chunk.token_ids, finish=finish)
-        return TokenChunk(
-            chunk.token_ids,
-            [_logprob(each) for each in chunk.logprobs],
-            [_logprob(each) for each in chunk.prompt_logprobs],
-            finish,
-        )
+        return chunk
 
     def cancel(self) -> None:
         """Calls the generation off; a reader gets MeshError (CANCELLED)."""
@@ -167,14 +141,14 @@ class Replica:
     def generate(
         self,
         token_ids: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingParams,
         num_resumed_tokens: int,
         parent: Span | None = None,
     ) -> TokenStream:
         """A stream of tokens, to be entered. `parent` is the call's span's; None: the current."""
         request = inference_pb2.InferenceServiceGenerateRequest(
             token_ids=token_ids,
-            sampling=_sampling(sampling),
+            sampling=sampling_to_proto(sampling),
             num_resumed_tokens=num_resumed_tokens,
         )
         return TokenStream(open_stream(self._stub.Generate, request, parent=parent))
@@ -206,39 +180,3 @@ class Replica:
             message = "replica ready" if serving else "replica lost"
             logger.log(level, message, extra={"address": self.address})
             self._on_change()
-
-
-def _sampling(sampling: Sampling) -> common_pb2.SamplingParams:
-    return common_pb2.SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        num_logprobs=sampling.num_logprobs,
-        num_prompt_logprobs=sampling.num_prompt_logprobs,
-        logit_bias=sampling.logit_bias,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        min_tokens=sampling.min_tokens,
-        constraint=_constraint(sampling.constraint),
-    )
-
-
-def _constraint(constraint: Constraint | None) -> common_pb2.OutputConstraint | None:
-    if constraint is None:
-        return None
-    if constraint.form == "json_object":
-        return common_pb2.OutputConstraint(json_object=True)
-    message = common_pb2.OutputConstraint()
-    setattr(message, constraint.form, constraint.text)
-    return message
-
-
-def _logprob(message: common_pb2.TokenLogprob) -> TokenLogprob:
-    top = tuple((each.token_id, each.logprob) for each in message.top)
-    return TokenLogprob(message.token_id, message.logprob, top)

@@ -18,7 +18,8 @@ from mesh.errors import invalid
 from mesh.observability import semconv, telemetry, tracing
 from mesh.observability.metrics import exemplar
 from mesh.observability.semconv import Operation, Outcome
-from orchestrator.clients.tokenizer import ChatMessage, ChatPrompt, Encoded
+from mesh.protocol.chat import ChatMessage, ChatPrompt
+from orchestrator.clients.tokenizer import Encoded
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from orchestrator.generation import Delta, Finish, FinishReason, Usage
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.usage import Usage
 from orchestrator.search.grounding.citations import cited_numbers
 from orchestrator.search.grounding.grounding import Citation, ground
 from orchestrator.search.markup import sanitize
@@ -102,7 +104,7 @@ class SummaryAssembler:
         """Adds a delta; yields the text that has passed the filter."""
         yield from self._delta(self._filter.push(delta.text), delta.num_tokens)
 
-    def finish(self, finish: Finish) -> Iterator[Delta | SummaryFinish]:
+    def finish(self, finish: GenerationFinish) -> Iterator[Delta | SummaryFinish]:
         """Yields the text that was held back, then the summary's finish."""
         yield from self._delta(self._filter.flush(), 0)
         reason = FinishReason.LENGTH if self.reached_limit else finish.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.generation import ToolCallDelta
+from mesh.protocol.deltas import ToolCallDelta
 from orchestrator.text.reasoning import Reasoning
 from orchestrator.text.tools.tool_calls import Told, ToolCalls
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from mesh.context import current_request
 from mesh.errors import invalid
+from mesh.protocol.deltas import Delta, DeltaLogprob
+from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
+from mesh.protocol.logprobs import TokenLogprob
+from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.tokens import TokenChunk
+from mesh.protocol.usage import Usage
 from orchestrator.admission.request_table import ActiveRequest, RequestState
 from orchestrator.admission.timeouts import patiently
 from orchestrator.admission.validation import room_for_completion
-from orchestrator.generation import (
-    Delta,
-    DeltaLogprob,
-    Finish,
-    FinishReason,
-    ModelInfo,
-    Progress,
-    Sampling,
-    Started,
-    TokenChunk,
-    TokenLogprob,
-    Usage,
-)
+from orchestrator.generation import ModelInfo, Progress
 from orchestrator.observability import metrics, spans
 from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
@@ -42,7 +37,7 @@ class Completion:
         *,
         prepared: Prepared,
         model: ModelInfo,
-        sampling: Sampling,
+        sampling: SamplingParams,
         stop: Sequence[str],
         active: ActiveRequest,
     ) -> None:
@@ -54,7 +49,7 @@ class Completion:
         self._active = active
         self._answer = prepared.answer or Answer()
         self._detokenizer = self._prompt.decoder.stream(prepared.kept)
-        self._ends = sampling.ends(model)
+        self._ends = sampling.end_token_ids(model.eos_token_ids)
         self._stop = StopStrings(stop)
         # Tokens, and their log probabilities, of text that is still held back.
         self._num_held = 0
@@ -62,7 +57,7 @@ class Completion:
         self.usage = Usage(prompt_tokens=len(self._prompt.token_ids))
 
     async def stream(self, replicas: Replicas) -> AsyncGenerator[Progress, None]:
-        """`Started` in the first, one `Finish` in the last. Raises MeshError."""
+        """Stream progress: the start is in the first, the finish in the last. Raises MeshError."""
         active = self._active
         active.state = RequestState.WAITING
         chunks = patiently(
@@ -71,7 +66,9 @@ class Completion:
             ),
             current_request(),
         )
-        started: Started | None = Started(self._model.name, self.usage.prompt_tokens)
+        started: GenerationStarted | None = GenerationStarted(
+            self._model.name, self.usage.prompt_tokens
+        )
         async with aclosing(chunks):
             async for chunk in chunks:
                 if self._echo is not None and (chunk.token_ids or self._echo_ready(chunk)):
@@ -87,7 +84,7 @@ class Completion:
                     if not self._stop.matched:
                         piece += self._flush()
                 if self._stop.matched:
-                    finish = Finish(FinishReason.STOP, self.usage)
+                    finish = GenerationFinish(FinishReason.STOP, self.usage)
                 progress = Progress(started, self._take(piece), finish)
                 if any(progress):
                     # Not so for tokens that are held back, and for the acceptance of a replica
@@ -153,7 +150,7 @@ class Completion:
 def begin(
     prepared: Prepared,
     model: ModelInfo,
-    sampling: Sampling,
+    sampling: SamplingParams,
     stop: Sequence[str],
     active: ActiveRequest,
 ) -> Completion:
@@ -169,7 +166,9 @@ def begin(
         prepared=prepared,
         model=model,
         # Made explicit: a replica that takes over in the middle needs the same limit.
-        sampling=sampling._replace(max_tokens=max_tokens, constraint=prepared.constraint),
+        sampling=dataclasses.replace(
+            sampling, max_tokens=max_tokens, constraint=prepared.constraint
+        ),
         stop=stop,
         active=active,
     )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mesh.errors import invalid
-from orchestrator.clients.tokenizer import ChatPrompt, Encoded, LocalTokenizer, TokenizerClient
-from orchestrator.generation import Constraint, ToolChoice
+from mesh.protocol.chat import ChatPrompt, ToolChoice
+from mesh.protocol.constraints import OutputConstraint
+from orchestrator.clients.tokenizer import Encoded, LocalTokenizer, TokenizerClient
 from orchestrator.text.answer import Answer
 from orchestrator.text.reasoning import Reasoning
 from orchestrator.text.tools.constraint import parse_tools, tool_constraint, with_thinking
@@ -26,7 +27,7 @@ class Prepared(NamedTuple):
     encoded: Encoded
     answer: Answer | None = None
     """Reads the answer of a conversation; None: it is its text."""
-    constraint: Constraint | None = None
+    constraint: OutputConstraint | None = None
     """What the text is held to."""
     echo: str | None = None
     """The prompt's own text, to be told first."""
@@ -42,7 +43,7 @@ def as_prepared(encoded: Encoded | Prepared) -> Prepared:
 async def prepare(
     tokenizer: TokenizerClient,
     prompt: Prompt,
-    constraint: Constraint | None,
+    constraint: OutputConstraint | None,
     echo: bool,
     tool_choice: ToolChoice,
 ) -> Prepared:
@@ -62,7 +63,7 @@ async def prepare(
 async def _prepare_chat(
     tokenizer: TokenizerClient,
     prompt: ChatPrompt,
-    constraint: Constraint | None,
+    constraint: OutputConstraint | None,
     choice: ToolChoice,
 ) -> Prepared:
     # Before the template sees them: it would refuse them in words of its own.

@@ -87,7 +87,8 @@ async def test_a_constraint_reaches_the_engine_as_it_is(form: dict[str, Any]) ->
         await generate(running, request(sampling=sampling))
         assert running.engine.requests[0].sampling.constraint == constraint
         sampling = common_pb2.SamplingParams(constraint=common_pb2.OutputConstraint())
-        with pytest.raises(MeshError, match="constraint must have one form"):
+        forms = "json_schema, json_object, regex, grammar"
+        with pytest.raises(MeshError, match=f"constraint must have one of {forms}, given none"):
             await generate(running, request(sampling=sampling))
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from mesh.errors import invalid
-from orchestrator.generation import Constraint, ToolChoice
+from mesh.protocol.chat import ToolChoice
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from orchestrator.text.tools.tool_format import LLAMA3, THINK_END, THINK_START, ToolFormat
 
 MAX_CALLS = 16
@@ -55,7 +56,7 @@ def parse_tools(tools_json: str) -> list[Tool]:
 
 def tool_constraint(
     tools: Sequence[Tool], choice: ToolChoice, format: ToolFormat | None, token_id: TokenId
-) -> Constraint | None:
+) -> OutputConstraint | None:
     """What holds the model to `choice`; None if it may do as it likes. Raises MeshError."""
     if not (choice.required or choice.name):
         return None
@@ -70,19 +71,23 @@ def tool_constraint(
         )
     single = choice.single or bool(choice.name)
     # A model without a format of its own has no marker to be told by either: plain JSON.
-    return Constraint("grammar", _grammar(chosen, format or LLAMA3, token_id, single=single))
+    return OutputConstraint(
+        ConstraintForm.GRAMMAR, _grammar(chosen, format or LLAMA3, token_id, single=single)
+    )
 
 
-def with_thinking(constraint: Constraint, token_id: TokenId, *, begun: bool) -> Constraint:
+def with_thinking(
+    constraint: OutputConstraint, token_id: TokenId, *, begun: bool
+) -> OutputConstraint:
     """The same constraint for what follows the model's thinking, which is free.
 
     Regular expressions stay as they are: they have no form in a grammar that keeps their meaning.
     """
-    if constraint.form == "json_object":
+    if constraint.form is ConstraintForm.JSON_OBJECT:
         rules = '%json {"type": "object"}'
-    elif constraint.form == "json_schema":
+    elif constraint.form is ConstraintForm.JSON_SCHEMA:
         rules = f"%json {constraint.text}"
-    elif constraint.form == "grammar" and "\nstart: " in f"\n{constraint.text}":
+    elif constraint.form is ConstraintForm.GRAMMAR and "\nstart: " in f"\n{constraint.text}":
         start, *others = f"\n{constraint.text}".split("\nstart: ", 1)[1].split("\n", 1)
         rules = "\n".join([start, *others])
     else:
@@ -95,7 +100,9 @@ def with_thinking(constraint: Constraint, token_id: TokenId, *, begun: bool) -> 
     else:
         tag = json.dumps(THINK_END)
         thinking = f"thinking: {opened}thought /\\s*/\nthought[suffix={tag}]: /(?s:.*)/"
-    return Constraint("grammar", f"start: {start}\n{thinking}\nanswer: {rules}\n")
+    return OutputConstraint(
+        ConstraintForm.GRAMMAR, f"start: {start}\n{thinking}\nanswer: {rules}\n"
+    )
 
 
 def _grammar(tools: Sequence[Tool], format: ToolFormat, token_id: TokenId, *, single: bool) -> str:

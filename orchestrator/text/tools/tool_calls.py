@@ -8,7 +8,7 @@ from collections.abc import Collection
 from enum import Enum, auto
 from typing import NamedTuple
 
-from orchestrator.generation import ToolCallDelta
+from mesh.protocol.deltas import ToolCallDelta
 from orchestrator.text.held_text import overlap
 from orchestrator.text.tools.call_reader import CallReader
 from orchestrator.text.tools.tool_format import ToolFormat

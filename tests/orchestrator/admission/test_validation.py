@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.sampling_params import SamplingParams
 from orchestrator.admission.validation import (
     check_num_results,
     check_query,
@@ -16,7 +17,7 @@ from orchestrator.admission.validation import (
     choose_model,
     room_for_completion,
 )
-from orchestrator.generation import ModelInfo, Sampling
+from orchestrator.generation import ModelInfo
 
 GOOD: list[dict[str, Any]] = [
     {},
@@ -55,14 +56,14 @@ BAD: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize("fields", GOOD)
 def test_bounds_are_allowed(fields: dict[str, Any]) -> None:
     """The limits themselves are good values, and so is nothing."""
-    check_sampling(Sampling(**fields))
+    check_sampling(SamplingParams(**fields))
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD)
 def test_beyond_a_bound_is_refused(name: str, value: Any, message: str) -> None:
     """The message names the field as the public API has it, the limit and the value."""
     with pytest.raises(MeshError) as caught:
-        check_sampling(Sampling(**{name: value}))
+        check_sampling(SamplingParams(**{name: value}))
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
     assert caught.value.param == ("top_logprobs" if name == "num_logprobs" else name)
     assert message in caught.value.message

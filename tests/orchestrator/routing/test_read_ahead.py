@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.logprobs import TokenLogprob
+from mesh.protocol.tokens import TokenChunk
+from mesh.protocol.usage import Usage
 from mesh.rpc.channel import open_stream
 from mesh.v1 import orchestrator_pb2
-from orchestrator.generation import Finish, FinishReason, TokenChunk, TokenLogprob, Usage
 from orchestrator.routing.read_ahead import MAX_PENDING_TOKENS, ReadAhead
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, orchestrator
 
-FINISH = Finish(FinishReason.STOP, Usage(1, 2, 0))
+FINISH = GenerationFinish(FinishReason.STOP, Usage(1, 2, 0))
 END = TokenChunk([], finish=FINISH)
 
 

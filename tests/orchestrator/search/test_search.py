@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mesh.errors import ErrorKind, MeshError
-from orchestrator.clients.tokenizer import ChatPrompt, Encoded, LocalTokenizer
+from mesh.protocol.chat import ChatPrompt
+from orchestrator.clients.tokenizer import Encoded, LocalTokenizer
 from orchestrator.generation import ModelInfo
 from orchestrator.search.retrieval import SearchResult
 from orchestrator.search.search import Search

@@ -10,7 +10,8 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
 from mesh.errors import MeshError
-from orchestrator.generation import Constraint, ToolChoice
+from mesh.protocol.chat import ToolChoice
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from orchestrator.text.detokenizer import Decoder
 from orchestrator.text.tools.constraint import (
     MAX_CALLS,
@@ -49,7 +50,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer()
 
 
-def allows(tokenizer: Tokenizer, constraint: Constraint | None, text: str) -> bool:
+def allows(tokenizer: Tokenizer, constraint: OutputConstraint | None, text: str) -> bool:
     """Whether an engine could have written exactly this text."""
     assert constraint is not None
     assert constraint.form == "grammar"
@@ -63,7 +64,7 @@ def allows(tokenizer: Tokenizer, constraint: Constraint | None, text: str) -> bo
 
 def constraint_of(
     tokenizer: Tokenizer, format: ToolFormat | None, choice: ToolChoice, tools: str = TOOLS
-) -> Constraint | None:
+) -> OutputConstraint | None:
     """What holds a model of this format to the choice."""
     return tool_constraint(parse_tools(tools), choice, format, Decoder(tokenizer).token_id)
 
@@ -123,7 +124,9 @@ def test_a_template_without_tools_gets_plain_json(tokenizer: Tokenizer) -> None:
     assert allows(tokenizer, named, '{"name": "now", "parameters": {}}')
 
 
-SCHEMA = Constraint("json_schema", json.dumps({"type": "object", "required": ["a"]}))
+SCHEMA = OutputConstraint(
+    ConstraintForm.JSON_SCHEMA, json.dumps({"type": "object", "required": ["a"]})
+)
 
 
 @pytest.mark.parametrize("tags", [True, False])
@@ -131,12 +134,16 @@ SCHEMA = Constraint("json_schema", json.dumps({"type": "object", "required": ["a
     ("constraint", "good", "bad"),
     [
         (SCHEMA, '{"a": 1}', "{}"),
-        (Constraint("json_object"), "{}", "[]"),
-        (Constraint("grammar", 'start: yes | no\nyes: "y"\nno: "n"\n'), "y", "x"),
+        (OutputConstraint(ConstraintForm.JSON_OBJECT), "{}", "[]"),
+        (
+            OutputConstraint(ConstraintForm.GRAMMAR, 'start: yes | no\nyes: "y"\nno: "n"\n'),
+            "y",
+            "x",
+        ),
     ],
 )
 def test_thinking_is_free(
-    tokenizer: Tokenizer, tags: bool, constraint: Constraint, good: str, bad: str
+    tokenizer: Tokenizer, tags: bool, constraint: OutputConstraint, good: str, bad: str
 ) -> None:
     """The form holds for what follows; also where the tags are no tokens."""
     ids = Decoder(tokenizer).token_id
@@ -160,7 +167,10 @@ def test_thinking_then_calls(tokenizer: Tokenizer) -> None:
     answer = ANSWERS["hermes"][1] % ROME
     assert allows(tokenizer, free, answer)
     assert allows(tokenizer, free, f"<think>\nhm\n</think>\n\n{answer}")
-    assert with_thinking(Constraint("regex", "a"), lambda _: None, begun=False).form == "regex"
+    assert (
+        with_thinking(OutputConstraint(ConstraintForm.REGEX, "a"), lambda _: None, begun=False).form
+        == "regex"
+    )
 
 
 @pytest.mark.parametrize(
