@@ -1,4 +1,4 @@
-"""The tokenizer service: renders chat templates, encodes, decodes, hands out its own files.
+"""The tokenizer service: renders chat templates, encodes, decodes, and serves its files.
 
-It knows one model's text format; it knows nothing of the model's weights or of who asks.
+It handles one model's text format. It does not load the model's weights.
 """

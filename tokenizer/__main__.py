@@ -9,7 +9,7 @@ from tokenizer.settings import TokenizerSettings
 
 
 def main() -> None:
-    """Reads the settings and serves until a signal."""
+    """Reads the settings and serves until SIGTERM or SIGINT."""
     settings = load(TokenizerSettings, "tokenizer")
     run("tokenizer", settings, lambda: application(settings))
 

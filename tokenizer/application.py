@@ -1,4 +1,4 @@
-"""Puts the service together."""
+"""Constructs the service from its settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("tokenizer")
 
 @asynccontextmanager
 async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerService]:
-    """Loads the model's tokenizer and yields the service. Raises StartupError."""
+    """Loads the tokenizer and yields the service; closes it on exit. Raises StartupError."""
     started = time.monotonic()
     files = await asyncio.to_thread(read_files, settings.model)
     tokenizer = await asyncio.to_thread(Tokenizer, settings.model, files)
@@ -33,7 +33,7 @@ async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerSer
         },
     )
     executor = BoundedExecutor(settings.num_workers, settings.max_waiting)
-    metrics.watch(lambda: executor.num_pending)
+    metrics.export_pending(lambda: executor.num_pending)
     try:
         yield TokenizerService(settings, files, tokenizer, executor)
     finally:

@@ -1,4 +1,4 @@
-"""What a tokenizer's JSON files say beside the vocabulary: special tokens, chat templates."""
+"""Reads special tokens and chat templates from a tokenizer's configuration files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SPECIAL_TOKEN_NAMES = (
     "cls_token",
     "mask_token",
 )
-"""The special tokens that a chat template may call by name, as in transformers."""
+"""The special tokens that are variables in chat templates, as in transformers."""
 
 
 def special_tokens(contents: Mapping[str, bytes]) -> dict[str, str]:
-    """The named special tokens that the model has, such as `{"eos_token": "<|im_end|>"}`."""
+    """The model's named special tokens, such as `{"eos_token": "<|im_end|>"}`."""
     config = read_object(contents, CONFIG_FILE)
-    # A config that lists its added tokens is complete; only older ones need the other file.
+    # A config with added_tokens_decoder is complete; only older ones need the second file.
     if "added_tokens_decoder" not in config:
         config = {**config, **read_object(contents, SPECIAL_TOKENS_FILE)}
     tokens: dict[str, str] = {}
@@ -39,9 +39,10 @@ def special_tokens(contents: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def template_sources(contents: Mapping[str, bytes]) -> dict[str, str]:
-    """The chat templates by name; files win over tokenizer_config.json. Empty: the model has none.
+    """The chat templates by name; empty if the model has none.
 
-    Raises StartupError on what is no template.
+    Template files take precedence over tokenizer_config.json. Raises StartupError if a template
+    is not a string.
     """
     sources: dict[str, str] = {}
     for name in contents:
@@ -61,18 +62,18 @@ def template_sources(contents: Mapping[str, bytes]) -> dict[str, str]:
         return {str(item["name"]): str(item["template"]) for item in value}  # type: ignore[attr-defined]
     except (TypeError, KeyError) as error:
         raise StartupError(
-            f"chat_template in {CONFIG_FILE} must be a string or a list of name and template"
+            f"chat_template in {CONFIG_FILE} must be a string or a list of named templates"
         ) from error
 
 
 def read_object(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
-    """The JSON object in a file; empty without the file. Raises StartupError."""
+    """The JSON object in a file; empty if the file does not exist. Raises StartupError."""
     if name not in contents:
         return {}
     try:
         value = json.loads(contents[name])
     except ValueError as error:
-        raise StartupError(f"{name} is no JSON: {error}") from error
+        raise StartupError(f"{name} must be JSON: {error}") from error
     if not isinstance(value, dict):
         raise StartupError(f"{name} must be a JSON object")
     return value
@@ -82,4 +83,4 @@ def _text(contents: Mapping[str, bytes], name: str) -> str:
     try:
         return contents[name].decode()
     except UnicodeDecodeError as error:
-        raise StartupError(f"{name} is not UTF-8: {error}") from error
+        raise StartupError(f"{name} must be UTF-8: {error}") from error

@@ -1,4 +1,4 @@
-"""Threads for blocking work, and a limit on what may wait for them."""
+"""A thread pool for blocking work, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class BoundedExecutor:
-    """Runs functions in `num_workers` threads; at most `max_waiting` more wait."""
+    """Runs functions in `num_workers` threads; at most `max_waiting` more wait in a queue."""
 
     def __init__(self, num_workers: int, max_waiting: int) -> None:
-        """Close it with `close`."""
+        """The caller must call `close`."""
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
         self._limit = num_workers + max_waiting
         self._max_waiting = max_waiting
@@ -28,14 +28,15 @@ class BoundedExecutor:
 
     @property
     def num_pending(self) -> int:
-        """Functions that run or wait."""
+        """Number of functions that run or wait."""
         return self._num_pending
 
     async def run(self, function: Callable[[], T]) -> T:
-        """The result of `function()`, run in a thread.
+        """Runs `function()` in a thread and returns its result.
 
-        Cancelling takes a function that waits out of the line; one that runs goes on to its
-        end, unheard, and counts until then. Raises MeshError OVERLOADED if the line is full.
+        Cancellation removes a waiting function from the queue. A function that already runs
+        continues to its end and counts as pending until then; its result is discarded. Raises
+        MeshError (OVERLOADED) if the queue is full.
         """
         with self._lock:
             if self._num_pending >= self._limit:
@@ -50,7 +51,7 @@ class BoundedExecutor:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Drops what waits and returns when the threads have ended."""
+        """Cancels waiting functions and blocks until the running ones have returned."""
         self._threads.shutdown(cancel_futures=True)
 
     def _done(self, future: Future[T]) -> None:

@@ -1,4 +1,4 @@
-"""The files that make up a tokenizer, and the SHA-256 by which others tell them apart."""
+"""Reads the files of a tokenizer, and computes the SHA-256 that identifies them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NAMED_TEMPLATES = "additional_chat_templates"
-"""Folder of further templates, `NAME.jinja`, as transformers writes them."""
+"""Folder of additional templates, `NAME.jinja`, as written by transformers."""
 
 FILE_PATTERNS = (
     TOKENIZER_FILE,
@@ -28,16 +28,16 @@ FILE_PATTERNS = (
 
 
 class TokenizerFiles(NamedTuple):
-    """Names and contents, in the order of the names, and the SHA-256 over both."""
+    """File contents by name, sorted by name, and the SHA-256 over names and contents."""
 
     contents: Mapping[str, bytes]
     sha256: str
 
 
 def read_files(model: str) -> TokenizerFiles:
-    """Reads what there is of `FILE_PATTERNS` in a folder or under a hub id. Blocks.
+    """Reads the files that match `FILE_PATTERNS` in a folder or a hub repository. Blocks.
 
-    Raises StartupError if the model cannot be found or has no tokenizer.json.
+    Raises StartupError if the model is not found or has no tokenizer.json.
     """
     try:
         folder = model_folder(model, FILE_PATTERNS)
@@ -55,7 +55,7 @@ def read_files(model: str) -> TokenizerFiles:
 
 
 def files_sha256(contents: Mapping[str, bytes]) -> str:
-    """SHA-256, hexadecimal: of each file, by name: name, NUL, length in decimal, NUL, bytes."""
+    """Hexadecimal SHA-256 over the files by name: name, NUL, decimal length, NUL, content."""
     digest = hashlib.sha256()
     for name in sorted(contents):
         digest.update(f"{name}\0{len(contents[name])}\0".encode())

@@ -1,11 +1,11 @@
-"""TokenizerService: the wire format on one side, `Tokenizer` on the other."""
+"""The gRPC service: converts between protobuf messages and `Tokenizer`."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from opentelemetry import trace
@@ -17,13 +17,13 @@ from mesh.observability.metrics import exemplar, labelled
 from mesh.process.lifecycle import SetReady
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tokenizer.chat.budget import Budget
 from tokenizer.chat.conversation import (
     Conversation,
     build_message,
     parse_template_kwargs,
     parse_tools,
 )
+from tokenizer.chat.render_limits import RenderLimits
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import TokenizerFiles
 from tokenizer.metrics import ENCODE_SECONDS, TOKENS
@@ -33,17 +33,16 @@ from tokenizer.tokenizer import SHORT_CHARACTERS, Tokenizer
 if TYPE_CHECKING:  # generic in the stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
 
-T = TypeVar("T")
 
-PIECE_BYTES = 1024 * 1024
-"""Most bytes of a file in one message."""
+FILE_PART_BYTES = 1024 * 1024
+"""Maximum bytes of a file in one GetTokenizer response."""
 
-RENDERED_FACTOR = 4
-"""How much longer than its input a rendered prompt may be; indented JSON of tools is the most."""
+MAX_RENDERED_RATIO = 4
+"""Maximum length of a rendered prompt relative to the input limit; indented JSON grows most."""
 
 
 class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """Serves one tokenizer; all work but that on short texts is done in `executor`."""
+    """Serves one tokenizer; runs all work except on short texts in `executor`."""
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         tokenizer: Tokenizer,
         executor: BoundedExecutor,
     ) -> None:
-        """`executor` stays the caller's, to be closed after the service."""
+        """The caller owns `executor` and closes it after the service."""
         self._settings = settings
         self._files = files
         self._tokenizer = tokenizer
@@ -60,55 +59,36 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     @property
     def servicers(self) -> list[Servicer]:
-        """What `mesh.process.lifecycle` serves."""
+        """The gRPC servicers for `mesh.process.lifecycle`."""
         descriptor = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
         register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
         return [Servicer(descriptor.full_name, register, self)]
 
     async def watch_ready(self, set_ready: SetReady) -> None:
-        """Ready from the start: there is no instance without a loaded tokenizer."""
+        """Reports ready at once, because the constructor requires a loaded tokenizer."""
         await set_ready(True)
         await asyncio.Event().wait()
 
     async def Encode(
         self, request: tokenizer_pb2.EncodeRequest, context: Context
     ) -> tokenizer_pb2.EncodeResponse:
-        """Renders and encodes; a long answer is built in the thread too."""
+        """Encodes a text, or renders and encodes a conversation.
+
+        Raises MeshError: INVALID_REQUEST, CONTEXT_TOO_LONG, or OVERLOADED if the queue is full.
+        """
         started = time.monotonic()
         kind = request.WhichOneof("input")
         if kind is None:
             raise invalid("input", "input must be text or chat, given neither")
-        limit = self._settings.max_input_characters
-        budget = Budget(
-            max_characters=RENDERED_FACTOR * limit, seconds=self._settings.template_timeout_seconds
-        )
-
-        def encode() -> tokenizer_pb2.EncodeResponse:
-            if kind == "text":
-                ids = self._tokenizer.encode_text(
-                    request.text, add_special_tokens=request.add_special_tokens
-                )
-            else:
-                ids = self._tokenizer.encode_conversation(_conversation(request.chat), budget)
-            return tokenizer_pb2.EncodeResponse(
-                token_ids=ids, tokenizer_sha256=self._tokenizer.sha256
-            )
-
         num_characters = len(request.text) if kind == "text" else _num_characters(request.chat)
-        _note(input=kind, num_characters=num_characters)
-        if num_characters > limit:
-            field = "text" if kind == "text" else "chat"
-            raise MeshError(
-                ErrorKind.CONTEXT_TOO_LONG,
-                f"{field} must be at most {limit} characters, given {num_characters}",
-                param=field,
-            )
-        # On the event loop, as it takes less than to wake a thread and return. A conversation never
-        # is: what its template does with it may take any time.
-        is_short = kind == "text" and num_characters <= SHORT_CHARACTERS
-        response = encode() if is_short else await self._run(encode, budget)
+        _record(input=kind, num_characters=num_characters)
+        self._check_length(kind, num_characters)
+        if kind == "text":
+            response = await self._encode_text(request)
+        else:
+            response = await self._encode_chat(request.chat)
         num_tokens = len(response.token_ids)
-        _note(num_tokens=num_tokens)
+        _record(num_tokens=num_tokens)
         labelled(TOKENS, "encode").inc(num_tokens)
         labelled(ENCODE_SECONDS, kind).observe(time.monotonic() - started, exemplar())
         return response
@@ -116,9 +96,13 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def Decode(
         self, request: tokenizer_pb2.DecodeRequest, context: Context
     ) -> tokenizer_pb2.DecodeResponse:
-        """Ids to text."""
+        """Decodes ids to text; `skip_special_tokens` omits special tokens.
+
+        Raises MeshError: INVALID_REQUEST for an id outside the vocabulary, CONTEXT_TOO_LONG, or
+        OVERLOADED if the queue is full.
+        """
         num_tokens = len(request.token_ids)
-        _note(num_tokens=num_tokens)
+        _record(num_tokens=num_tokens)
         limit = self._settings.max_input_characters
         if num_tokens > limit:
             raise MeshError(
@@ -139,31 +123,73 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def GetTokenizer(
         self, request: tokenizer_pb2.GetTokenizerRequest, context: Context
     ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
-        """The files in pieces, in the order of their names; an empty file is one empty piece."""
+        """Streams the files in parts, sorted by name; an empty file has one empty part.
+
+        Sends one response without a file if the client's `known_sha256` is current.
+        """
         sha256 = self._files.sha256
         if request.known_sha256 == sha256:
-            _note(num_files=0)
+            _record(num_files=0)
             yield tokenizer_pb2.GetTokenizerResponse(tokenizer_sha256=sha256)
             return
-        _note(num_files=len(self._files.contents))
+        _record(num_files=len(self._files.contents))
         for name, content in self._files.contents.items():
-            for start in range(0, max(1, len(content)), PIECE_BYTES):
+            for start in range(0, max(1, len(content)), FILE_PART_BYTES):
                 yield tokenizer_pb2.GetTokenizerResponse(
                     tokenizer_sha256=sha256,
                     file_name=name,
-                    data=content[start : start + PIECE_BYTES],
+                    data=content[start : start + FILE_PART_BYTES],
                 )
 
-    async def _run(self, work: Callable[[], T], budget: Budget) -> T:
+    def _check_length(self, field: str, num_characters: int) -> None:
+        limit = self._settings.max_input_characters
+        if num_characters > limit:
+            raise MeshError(
+                ErrorKind.CONTEXT_TOO_LONG,
+                f"{field} must be at most {limit} characters, given {num_characters}",
+                param=field,
+            )
+
+    async def _encode_text(
+        self, request: tokenizer_pb2.EncodeRequest
+    ) -> tokenizer_pb2.EncodeResponse:
+        def encode() -> tokenizer_pb2.EncodeResponse:
+            return self._response(
+                self._tokenizer.encode_text(
+                    request.text, add_special_tokens=request.add_special_tokens
+                )
+            )
+
+        # On the event loop, because encoding a short text takes less time than a thread switch.
+        if len(request.text) <= SHORT_CHARACTERS:
+            return encode()
+        return await self._executor.run(encode)
+
+    async def _encode_chat(self, chat: common_pb2.ChatPrompt) -> tokenizer_pb2.EncodeResponse:
+        limits = RenderLimits(
+            max_characters=MAX_RENDERED_RATIO * self._settings.max_input_characters,
+            seconds=self._settings.template_timeout_seconds,
+        )
+
+        def encode() -> tokenizer_pb2.EncodeResponse:
+            return self._response(self._tokenizer.encode_conversation(_conversation(chat), limits))
+
+        # Always in a thread, because a template may run for any time.
         try:
-            return await self._executor.run(work)
+            return await self._executor.run(encode)
         except asyncio.CancelledError:
-            budget.cancel()
+            limits.cancel()
             raise
 
+    def _response(self, token_ids: list[int]) -> tokenizer_pb2.EncodeResponse:
+        """Built in the worker thread: copying many ids into a message takes time."""
+        return tokenizer_pb2.EncodeResponse(
+            token_ids=token_ids, tokenizer_sha256=self._tokenizer.sha256
+        )
 
-def _note(**fields: str | int) -> None:
-    """Tells the access line and the span."""
+
+def _record(**fields: str | int) -> None:
+    """Adds fields to the access log line and attributes to the RPC's span."""
     annotate(**fields)
     span = trace.get_current_span()
     if span.is_recording():

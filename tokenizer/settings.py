@@ -1,4 +1,4 @@
-"""What the tokenizer service can be told."""
+"""Settings of the tokenizer service."""
 
 from __future__ import annotations
 
@@ -9,29 +9,40 @@ from mesh.process.settings import Address, ServiceSettings
 
 
 class TokenizerSettings(ServiceSettings):
-    """Variables `TOKENIZER_*`; flags without the prefix."""
+    """Read from variables `TOKENIZER_*` and from flags without that prefix."""
 
     model_config = SettingsConfigDict(env_prefix="TOKENIZER_")
 
-    listen: Address = Field("127.0.0.1:50052", description="Address to serve on, HOST:PORT.")
+    listen: Address = Field("127.0.0.1:50052", description="gRPC listen address, HOST:PORT.")
     model: str = Field(
         "models/demo",
         min_length=1,
-        description="Folder with tokenizer.json, or a hub id such as Qwen/Qwen3-0.6B.",
+        description="Folder that contains tokenizer.json, or a Hugging Face hub id such as "
+        "Qwen/Qwen3-0.6B.",
     )
     max_input_characters: int = Field(
         1_000_000,
         ge=1,
         le=16_000_000,
-        description="Most characters of one Encode, tools and template variables included; "
-        "most ids of one Decode.",
+        description="Maximum characters of one Encode request, including tools and template "
+        "variables, and maximum ids of one Decode request.",
     )
     num_workers: int = Field(
-        2, ge=1, le=256, description="Threads that render, encode and decode; one a core."
+        2,
+        ge=1,
+        le=256,
+        description="Worker threads that render, encode and decode. Set it to the number of CPU "
+        "cores of the process.",
     )
     max_waiting: int = Field(
-        256, ge=0, description="Most calls that wait for a thread; beyond it they are refused."
+        256,
+        ge=0,
+        description="Maximum calls that wait for a worker thread. Further calls are refused with "
+        "RESOURCE_EXHAUSTED.",
     )
     template_timeout_seconds: float = Field(
-        5.0, gt=0, description="Longest time that rendering a chat template may take, in seconds."
+        5.0,
+        gt=0,
+        description="Maximum time to render one chat template, in seconds. Increase it only for "
+        "slow templates with very long conversations.",
     )

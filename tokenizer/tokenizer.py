@@ -1,7 +1,8 @@
-"""One model's tokenizer: text and conversations to ids, ids to text. Blocking and thread-safe.
+"""One model's tokenizer: encodes text and conversations, decodes ids. Blocking and thread-safe.
 
-All calls but those of short texts go through the library's batch forms, also for one text: only
-those release the interpreter's lock, and the event loop goes on meanwhile.
+Uses the batch methods of the tokenizers library even for a single text, unless the text is short:
+only the batch methods release Python's global interpreter lock (GIL), so that the event loop runs
+during the work.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ import tokenizers
 
 from mesh.errors import invalid
 from mesh.process.lifecycle import StartupError
-from tokenizer.chat.budget import Budget
 from tokenizer.chat.control_tokens import ControlTokens
 from tokenizer.chat.conversation import Conversation
+from tokenizer.chat.render_limits import RenderLimits
 from tokenizer.chat.structural_tokens import structural_tokens
 from tokenizer.chat.template import ChatTemplate
 from tokenizer.config import special_tokens, template_sources
 from tokenizer.files import TOKENIZER_FILE, TokenizerFiles
 
 SHORT_CHARACTERS = 512
-"""A text up to here is encoded where it is asked for, holding the interpreter's lock meanwhile.
+"""Maximum length of a text that is encoded in the calling thread, with the GIL held.
 
-Of a longer one the library's own threads encode, which takes some time to begin.
+Longer texts are encoded by the library's own threads, which take some time to start.
 """
 
 
@@ -29,7 +30,7 @@ class Tokenizer:
     """Encodes and decodes for one model."""
 
     def __init__(self, model: str, files: TokenizerFiles) -> None:
-        """`model` is how error messages name it. Raises StartupError on bad files."""
+        """`model` is the name for error messages. Raises StartupError if a file is invalid."""
         self.sha256 = files.sha256
         self._library = _load(model, files)
         self._ids = frozenset(self._library.get_vocab(with_added_tokens=True).values())
@@ -40,28 +41,28 @@ class Tokenizer:
         special = [token.content for token in added if token.special]
         ordinary = [token.content for token in added if not token.special]
         self._control = ControlTokens(special, structural_tokens(sources, ordinary))
-        self._quoted_ids: dict[str, list[int]] = {}
+        self._literal_ids: dict[str, list[int]] = {}
 
     def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The ids of a text as it stands; special tokens in it are special tokens."""
+        """Encodes a text; special tokens that occur in it are encoded as special tokens."""
         return self._encode([text], add_special_tokens=add_special_tokens)[0]
 
-    def encode_conversation(self, conversation: Conversation, budget: Budget) -> list[int]:
-        """The ids of a rendered conversation; its special tokens are the template's alone.
+    def encode_conversation(self, conversation: Conversation, limits: RenderLimits) -> list[int]:
+        """Renders and encodes a conversation; only the template can produce special tokens.
 
-        What looks like a special token inside the messages is encoded as ordinary text.
-        Raises MeshError where the template refuses or `budget` is used up.
+        A special token inside a message is encoded as ordinary text. Raises MeshError if the
+        template rejects the conversation or exceeds `limits`.
         """
         marked = self._control.mark(conversation)
-        rendered = self._template.render(marked or conversation, budget)
+        rendered = self._template.render(marked or conversation, limits)
         if not _is_unicode(rendered):
-            raise invalid("messages", "messages and tools must not hold a lone surrogate")
+            raise invalid("messages", "messages and tools must not contain a lone surrogate")
         if marked is None:
             return self._encode([rendered])[0]
         return self._encode_marked(rendered)
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of `ids`. Raises MeshError on an id that is not in the vocabulary."""
+        """Decodes `ids`. Raises MeshError (INVALID_REQUEST) if one is not in the vocabulary."""
         unknown = set(ids) - self._ids
         if unknown:
             raise invalid(
@@ -78,27 +79,25 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def _encode_marked(self, rendered: str) -> list[int]:
-        """The ids of a rendered conversation with marks: forged tokens as text, the rest whole."""
-        pieces = list(self._control.split(rendered))
-        texts = [piece.text for piece in pieces if not piece.forged]
-        encoded = iter(self._encode_middles(texts))
-        first = bool(pieces) and not pieces[0].forged
+        """Encodes a marked rendering: marked control tokens as ordinary text, the rest as usual."""
+        segments = list(self._control.split(rendered))
+        texts = [segment.text for segment in segments if not segment.is_literal]
+        encoded = iter(self._encode_continuations(texts))
         ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            if piece.forged:
-                ids += self._quote(piece.text)
-            elif number == 0 and first:
-                next(encoded)
-                ids += self._encode([piece.text])[0]
-            else:
-                ids += next(encoded)
+        for number, segment in enumerate(segments):
+            if segment.is_literal:
+                ids += self._encode_literally(segment.text)
+                continue
+            continuation = next(encoded)
+            ids += self._encode([segment.text])[0] if number == 0 else continuation
         return ids
 
-    def _encode_middles(self, texts: list[str]) -> list[list[int]]:
-        """The ids of texts that stand in the middle of a longer one.
+    def _encode_continuations(self, texts: list[str]) -> list[list[int]]:
+        """Encodes texts that continue another text.
 
-        SentencePiece puts a space before the beginning of a text. So a newline goes before it,
-        and out again; where it melts into the text, the text is encoded as if at the beginning.
+        SentencePiece adds a space before the beginning of a text. To prevent it, each text is
+        encoded with a leading newline, whose ids are removed. If a tokenizer merges the newline
+        with the text, the text is encoded without it.
         """
         length = len(self._newline_ids)
         results = []
@@ -107,20 +106,21 @@ class Tokenizer:
             results.append(ids[length:] if kept else self._encode([text])[0])
         return results
 
-    def _quote(self, token: str) -> list[int]:
-        """The ids of a control token's own letters. Raises MeshError if they give the token."""
-        if token not in self._quoted_ids:
-            ids = self._ordinary(f"\n{token}")
+    def _encode_literally(self, token: str) -> list[int]:
+        """Encodes a control token's spelling. Raises MeshError if the ids contain the token."""
+        if token not in self._literal_ids:
+            ids = self._encode_without_added_tokens(f"\n{token}")
             length = len(self._newline_ids)
             kept = ids[:length] == self._newline_ids
-            self._quoted_ids[token] = ids[length:] if kept else self._ordinary(token)
-        ids = self._quoted_ids[token]
+            literal_ids = ids[length:] if kept else self._encode_without_added_tokens(token)
+            self._literal_ids[token] = literal_ids
+        ids = self._literal_ids[token]
         if self._library.token_to_id(token) in ids:
-            raise invalid("messages", f"messages must not hold the special token {token!r}")
+            raise invalid("messages", f"messages must not contain the special token {token!r}")
         return ids
 
-    def _ordinary(self, text: str) -> list[int]:
-        """Ids without any added token. The library can switch off special ones only."""
+    def _encode_without_added_tokens(self, text: str) -> list[int]:
+        """Encodes without any added token; the library's own option covers special ones only."""
         library = self._library
         if library.normalizer is not None:
             text = library.normalizer.normalize_str(text)
@@ -133,9 +133,9 @@ class Tokenizer:
 def _load(model: str, files: TokenizerFiles) -> tokenizers.Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_buffer(files.contents[TOKENIZER_FILE])
-    except Exception as error:  # the library raises nothing narrower
-        raise StartupError(f"{TOKENIZER_FILE} of model {model!r} is broken: {error}") from error
-    # Some files keep the settings of a training run; a prompt is never cut or filled up.
+    except Exception as error:  # the library raises plain Exception
+        raise StartupError(f"{TOKENIZER_FILE} of model {model!r} is invalid: {error}") from error
+    # Some files contain truncation and padding settings of a training run.
     library.no_truncation()
     library.no_padding()
     return library

@@ -1,4 +1,4 @@
-"""A small real tokenizer, and the service around it."""
+"""Fixtures: a small trained tokenizer, model folders, and a served TokenizerService."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SPECIAL = [
     *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
 ]
 ORDINARY = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>"]
-"""Added tokens that are not special, as Qwen has them."""
+"""Added tokens that are not special, as in Qwen's tokenizer."""
 
 MakeModel = Callable[..., Path]
 
 
 def train_tokenizer() -> tokenizers.Tokenizer:
-    """A byte-level BPE whose own special token is a leading `<s>`."""
+    """A byte-level BPE that adds a leading `<s>`."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +51,7 @@ def train_tokenizer() -> tokenizers.Tokenizer:
 
 
 def train_sentencepiece(kind: str) -> tokenizers.Tokenizer:
-    """A BPE that puts a space before texts: as Llama 2 does ("normalizer"), or by Metaspace."""
+    """A BPE that adds a space before texts: by a normalizer as in Llama 2, or by Metaspace."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     if kind == "normalizer":
         steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
@@ -70,13 +70,13 @@ def train_sentencepiece(kind: str) -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="session")
 def tokenizer_json() -> str:
-    """What stands in tokenizer.json."""
+    """The content of tokenizer.json."""
     return train_tokenizer().to_str()
 
 
 @pytest.fixture
 def make_model(tmp_path: Path, tokenizer_json: str) -> MakeModel:
-    """Makes a model folder; `template` None leaves the template out."""
+    """Factory of model folders; `template` None omits the template."""
 
     def make(template: object = CHATML, files: dict[str, str] | None = None) -> Path:
         config: dict[str, object] = {
@@ -100,7 +100,7 @@ def make_model(tmp_path: Path, tokenizer_json: str) -> MakeModel:
 
 @pytest.fixture
 def load_tokenizer(make_model: MakeModel) -> Callable[..., Tokenizer]:
-    """Makes a model folder and loads its tokenizer."""
+    """Factory of tokenizers, each loaded from a new model folder."""
 
     def load(template: object = CHATML, files: dict[str, str] | None = None) -> Tokenizer:
         folder = make_model(template, files)
@@ -111,7 +111,7 @@ def load_tokenizer(make_model: MakeModel) -> Callable[..., Tokenizer]:
 
 @pytest.fixture
 async def service(make_model: MakeModel) -> AsyncIterator[TokenizerService]:
-    """A service with small limits, not served."""
+    """A service with small limits, without a server."""
     folder = make_model(files={"generation_config.json": "{}", "special_tokens_map.json": "{}"})
     settings = TokenizerSettings(model=str(folder), max_input_characters=2_000_000)
     files = read_files(settings.model)
@@ -122,12 +122,12 @@ async def service(make_model: MakeModel) -> AsyncIterator[TokenizerService]:
 
 @pytest.fixture
 async def served(service: TokenizerService) -> AsyncIterator[Served]:
-    """The service behind a real server."""
+    """The service on a gRPC server."""
     async with serve(*service.servicers) as served:
         yield served
 
 
 @pytest.fixture
 def stub(served: Served) -> tokenizer_pb2_grpc.TokenizerServiceAsyncStub:
-    """Calls it."""
+    """A client stub of the service."""
     return tokenizer_pb2_grpc.TokenizerServiceStub(served.channel)

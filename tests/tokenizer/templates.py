@@ -1,4 +1,4 @@
-"""Chat templates as models in the field have them, shortened to what tells them apart."""
+"""Chat templates of published models, shortened to their distinguishing parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real process: its exit codes, its drain."""
+"""The tokenizer process: exit codes and draining."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def listening_port(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_exits_with_0(
+def test_a_signal_drains_and_exits_with_status_0(
     process: subprocess.Popen[str], number: signal.Signals
 ) -> None:
-    """A process that serves ends cleanly, soon after the signal."""
+    """A serving process ends within seconds of the signal."""
     with grpc.insecure_channel(f"127.0.0.1:{listening_port(process)}") as channel:
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         response = stub.Encode(tokenizer_pb2.EncodeRequest(text="hello"), timeout=10)
@@ -57,8 +57,8 @@ def test_a_signal_drains_and_exits_with_0(
     assert len(response.token_ids) > 0
 
 
-def test_bad_settings_are_told_all_at_once() -> None:
-    """Exit code 3, and one line for each bad variable with its value."""
+def test_all_invalid_settings_are_reported_together() -> None:
+    """Exit code 3, and one log line for each invalid variable with its value."""
     with start(
         TOKENIZER_LISTEN="nowhere",
         TOKENIZER_NUM_WORKERS="0",
@@ -71,8 +71,8 @@ def test_bad_settings_are_told_all_at_once() -> None:
     assert "TOKENIZER_MAX_INPUT_CHARACTERS='many'" in log
 
 
-def test_a_missing_model_is_a_failure_to_start(tmp_path: Path) -> None:
-    """Exit code 3, and the reason in the log."""
+def test_a_missing_model_fails_the_start(tmp_path: Path) -> None:
+    """Exit code 3, with the reason in the log."""
     with start(*LOCAL, "--model", str(tmp_path / "none")) as process:
         _, log = process.communicate(timeout=20)
     assert process.returncode == 3

@@ -1,4 +1,4 @@
-"""The service over real gRPC."""
+"""TokenizerService over gRPC."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.tokenizer.conftest import SPECIAL
 from tokenizer import metrics
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import files_sha256
-from tokenizer.service import PIECE_BYTES, TokenizerService
+from tokenizer.service import FILE_PART_BYTES, TokenizerService
 from tokenizer.tokenizer import SHORT_CHARACTERS
 
 Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
@@ -40,8 +40,8 @@ def chat(*messages: Message, **fields: object) -> Encode:
     return Encode(chat=common_pb2.ChatPrompt(messages=messages, **fields))  # type: ignore[arg-type]
 
 
-async def test_text_goes_to_ids_and_back(stub: Stub, service: TokenizerService) -> None:
-    """Encode and Decode agree, and both say which tokenizer it was."""
+async def test_decode_inverts_encode(stub: Stub, service: TokenizerService) -> None:
+    """Both responses contain the tokenizer's SHA-256."""
     encoded = await call_unary(stub.Encode, Encode(text="A weir 🌊", add_special_tokens=True))
     request = tokenizer_pb2.DecodeRequest(token_ids=encoded.token_ids, skip_special_tokens=True)
     decoded = await call_unary(stub.Decode, request)
@@ -50,8 +50,8 @@ async def test_text_goes_to_ids_and_back(stub: Stub, service: TokenizerService) 
     assert encoded.tokenizer_sha256 == decoded.tokenizer_sha256 == service._files.sha256
 
 
-async def test_a_chat_gets_no_special_tokens_beyond_its_template(stub: Stub) -> None:
-    """add_special_tokens is for text; calls, tools and variables reach the template."""
+async def test_a_chat_has_only_its_templates_special_tokens(stub: Stub) -> None:
+    """add_special_tokens applies to text only; tool calls, tools and variables are rendered."""
     calls = json.dumps([{"function": {"name": "f", "arguments": '{"x": [1, "é"]}'}}])
     request = chat(
         Message(role="user", content="Call f."),
@@ -76,7 +76,7 @@ USER = Message(role="user", content="Hi")
     ("request_", "param", "message"),
     [
         (Encode(), "input", "input must be text or chat, given neither"),
-        (chat(), "messages", "messages must hold at least 1 message, given 0"),
+        (chat(), "messages", "messages must contain at least 1 message, given 0"),
         (chat(Message(role="us er")), "messages[0].role", "given 'us er'"),
         (chat(USER, tools_json="{"), "tools_json", "tools_json must be JSON: "),
         (chat(USER, tools_json="[1]"), "tools_json", "must be an array of objects"),
@@ -105,10 +105,10 @@ USER = Message(role="user", content="Hi")
         ),
     ],
 )
-async def test_bad_requests_name_their_field(
+async def test_invalid_requests_name_their_field(
     stub: Stub, request_: Encode, param: str, message: str
 ) -> None:
-    """Each is INVALID_ARGUMENT, with the field and what is wrong with it."""
+    """Each error is INVALID_ARGUMENT and contains the field and the reason."""
     with pytest.raises(MeshError) as caught:
         await call_unary(stub.Encode, request_)
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
@@ -117,7 +117,7 @@ async def test_bad_requests_name_their_field(
 
 
 async def test_an_unknown_id_is_invalid(stub: Stub) -> None:
-    """Decode names the id."""
+    """The error of Decode names the id."""
     with pytest.raises(MeshError, match="given 4000000000") as caught:
         await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(token_ids=[1, 4_000_000_000]))
     assert caught.value.param == "token_ids"
@@ -131,7 +131,7 @@ async def test_an_unknown_id_is_invalid(stub: Stub) -> None:
     ],
 )
 async def test_a_long_input_is_refused(stub: Stub, request_: Encode, field: str) -> None:
-    """Field, limit and given length are in the message; the status is INVALID_ARGUMENT."""
+    """The status is INVALID_ARGUMENT; the message has the field, the limit and the length."""
     with pytest.raises(grpc.aio.AioRpcError) as raw:
         await stub.Encode(request_)
     with pytest.raises(MeshError) as caught:
@@ -142,24 +142,24 @@ async def test_a_long_input_is_refused(stub: Stub, request_: Encode, field: str)
     assert caught.value.message == f"{field} must be at most 2000000 characters, given {given}"
 
 
-async def test_the_files_arrive_whole(stub: Stub, service: TokenizerService) -> None:
-    """Pieces put together have the SHA-256 that every message states."""
-    large = {**service._files.contents, "tokenizer.json": b"abc" * PIECE_BYTES, "empty": b""}
+async def test_get_tokenizer_streams_all_files(stub: Stub, service: TokenizerService) -> None:
+    """The assembled files have the SHA-256 that every response contains."""
+    large = {**service._files.contents, "tokenizer.json": b"abc" * FILE_PART_BYTES, "empty": b""}
     service._files = service._files._replace(contents=large, sha256=files_sha256(large))
-    pieces: dict[str, list[bytes]] = defaultdict(list)
+    parts: dict[str, list[bytes]] = defaultdict(list)
     async with open_stream(stub.GetTokenizer, tokenizer_pb2.GetTokenizerRequest()) as responses:
         async for response in responses:
-            assert len(response.data) <= PIECE_BYTES
+            assert len(response.data) <= FILE_PART_BYTES
             assert response.tokenizer_sha256 == service._files.sha256
-            pieces[response.file_name].append(response.data)
-    contents = {name: b"".join(parts) for name, parts in pieces.items()}
+            parts[response.file_name].append(response.data)
+    contents = {name: b"".join(data) for name, data in parts.items()}
     assert files_sha256(contents) == service._files.sha256
-    assert len(pieces["tokenizer.json"]) == 3
+    assert len(parts["tokenizer.json"]) == 3
     assert {"empty", "tokenizer_config.json", "generation_config.json"} < contents.keys()
 
 
-async def test_no_file_is_sent_to_who_has_them(stub: Stub, service: TokenizerService) -> None:
-    """known_sha256 gives one message without a file; an outdated one gives the files."""
+async def test_known_sha256_skips_the_files(stub: Stub, service: TokenizerService) -> None:
+    """A current value gives one response without a file; an outdated one gives all files."""
     for known, num_files in ((service._files.sha256, 0), ("0" * 64, len(service._files.contents))):
         request = tokenizer_pb2.GetTokenizerRequest(known_sha256=known)
         async with open_stream(stub.GetTokenizer, request) as responses:
@@ -169,11 +169,11 @@ async def test_no_file_is_sent_to_who_has_them(stub: Stub, service: TokenizerSer
 
 
 async def test_health_answers_during_a_big_encode(served: Served, stub: Stub) -> None:
-    """The event loop goes on while megabytes are encoded: nine of ten answers within 50 ms."""
+    """The event loop runs while megabytes are encoded: nine of ten answers within 50 ms."""
     health = health_pb2_grpc.HealthStub(served.channel)
     encoding = asyncio.create_task(call_unary(stub.Encode, Encode(text="a1 b2é " * 280_000)))
     await eventually(lambda: served.server.interceptor.num_active > 0, "encoding")
-    await asyncio.sleep(0.05)  # past the parsing of the request, which is gRPC's
+    await asyncio.sleep(0.05)  # until gRPC has parsed the request
     times = []
     while not encoding.done():
         started = time.monotonic()
@@ -181,13 +181,13 @@ async def test_health_answers_during_a_big_encode(served: Served, stub: Stub) ->
         times.append(time.monotonic() - started)
         await asyncio.sleep(0.005)
     assert len((await encoding).token_ids) > 1_000_000
-    # Some meet a busy neighbour, the last ones the answer, a message of megabytes.
+    # Other processes delay some answers; the serialization of the response delays the last ones.
     assert len(times) >= 10
     assert statistics.quantiles(times, n=10)[-1] < 0.05
 
 
 async def test_metrics_count_tokens(stub: Stub) -> None:
-    """tokenizer_tokens_total and tokenizer_encode_seconds go up by what was done."""
+    """tokenizer_tokens_total and tokenizer_encode_seconds count one request."""
 
     def value(name: str, **labels: str) -> float:
         return REGISTRY.get_sample_value(name, labels) or 0
@@ -201,7 +201,7 @@ async def test_metrics_count_tokens(stub: Stub) -> None:
 
 
 async def test_the_span_has_counts(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The RPC's span says how much was encoded."""
+    """The RPC's span has the numbers of characters and tokens."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=ALWAYS_ON)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -228,14 +228,14 @@ async def test_the_access_line_has_counts(stub: Stub, caplog: pytest.LogCaptureF
     assert "secret" not in str(vars(record))
 
 
-async def test_the_line_before_the_threads_is_bounded() -> None:
-    """What does not fit is refused at once with OVERLOADED; a cancelled wait leaves the line."""
+async def test_the_executors_queue_is_bounded() -> None:
+    """Further calls are refused with OVERLOADED; cancellation removes a call from the queue."""
     executor = BoundedExecutor(num_workers=1, max_waiting=1)
     release = threading.Event()
     running = asyncio.create_task(executor.run(release.wait))
     waiting = asyncio.create_task(executor.run(lambda: pytest.fail("was cancelled")))
-    await eventually(lambda: executor.num_pending == 2, "both in")
-    metrics.watch(lambda: executor.num_pending)
+    await eventually(lambda: executor.num_pending == 2, "both pending")
+    metrics.export_pending(lambda: executor.num_pending)
     assert REGISTRY.get_sample_value("tokenizer_num_requests_running") == 2
     with pytest.raises(MeshError, match="at most 1 calls may wait") as caught:
         await executor.run(lambda: None)
@@ -250,8 +250,8 @@ async def test_the_line_before_the_threads_is_bounded() -> None:
     executor.close()
 
 
-async def test_a_short_text_waits_for_no_thread(stub: Stub, service: TokenizerService) -> None:
-    """It is encoded at once while all threads are busy, where a longer one waits."""
+async def test_a_short_text_needs_no_thread(stub: Stub, service: TokenizerService) -> None:
+    """It is encoded at once while all threads are busy; a longer text waits."""
     release = threading.Event()
     busy = [
         asyncio.create_task(service._executor.run(release.wait))
@@ -269,7 +269,7 @@ async def test_a_short_text_waits_for_no_thread(stub: Stub, service: TokenizerSe
 async def test_a_cancelled_encode_stops_its_template(
     stub: Stub, service: TokenizerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the caller goes, the thread is free again long before the template's time is up."""
+    """The thread is free again long before the template's time limit."""
     endless = "{% for a in range(99999) %}{% for b in range(99999) %} {% endfor %}{% endfor %}"
     template = service._tokenizer._template
     monkeypatch.setitem(template._templates, "default", template._compile("default", endless))

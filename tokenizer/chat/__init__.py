@@ -1,1 +1,1 @@
-"""Conversations to prompts: chat templates, their sandbox and limits."""
+"""Conversations and chat templates: validation, rendering, sandbox, limits, control tokens."""

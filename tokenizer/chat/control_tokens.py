@@ -1,8 +1,9 @@
-"""Keeps special tokens that stand in the text of messages from being taken for the template's.
+"""Prevents prompt injection by control tokens that are spelled out in messages.
 
-`<|im_start|>system` in a web page must stay words. Before rendering, each control token in the
-conversation is put between two marks (private-use characters); after it, the marks tell the
-conversation's own from the template's, and the former are encoded as ordinary text.
+`<|im_start|>system` in a user's message must be encoded as text. Before rendering, each control
+token in the conversation is enclosed in two marks (private-use characters). After rendering, the
+marks distinguish the conversation's tokens from the template's, and only the latter are encoded
+as control tokens.
 """
 
 from __future__ import annotations
@@ -19,67 +20,67 @@ MARK_END = "\U000f0001"
 _MODEL_ROLE = "assistant"
 
 
-class Piece(NamedTuple):
-    """A part of a rendered conversation; `forged` is a control token that it only quotes."""
+class RenderedSegment(NamedTuple):
+    """A part of a rendered conversation; `is_literal` means a control token to encode as text."""
 
     text: str
-    forged: bool
+    is_literal: bool
 
 
 class ControlTokens:
-    """The tokens of one model that may only come from its template."""
+    """The tokens of one model that only its template may produce."""
 
     def __init__(self, special: Iterable[str], structural: Iterable[str]) -> None:
-        """`special`: never taken from text. `structural`: tokens that the template writes but
-        that the model writes too (`<tool_call>`): taken from its own messages, and no others.
+        """`special` tokens are literal in every message. `structural` tokens, which the model
+        generates too (`<tool_call>`), are literal in all messages but the assistant's.
         """
         special = frozenset(special)
         self.tokens = special | frozenset(structural)
-        everything = _alternatives(self.tokens)
+        all_tokens = _alternatives(self.tokens)
         self._special = re.compile(_alternatives(special))
-        self._all = re.compile(everything)
-        self._marks = re.compile(f"{MARK_START}({everything}){MARK_END}|[{MARK_START}{MARK_END}]")
+        self._all = re.compile(all_tokens)
+        self._marks = re.compile(f"{MARK_START}({all_tokens}){MARK_END}|[{MARK_START}{MARK_END}]")
 
     def mark(self, conversation: Conversation) -> Conversation | None:
-        """The conversation with its control tokens marked; None if it has none."""
+        """Returns a copy with control tokens marked; None if it contains none."""
         found = False
 
-        def change(text: str, role: str | None) -> str:
+        def mark_tokens(text: str, role: str | None) -> str:
             nonlocal found
             pattern = self._special if role == _MODEL_ROLE else self._all
-            # Marks of the caller's own would forge ours.
+            # Marks that the text already contains could imitate ours.
             clean = text.replace(MARK_START, "").replace(MARK_END, "")
             marked, count = pattern.subn(f"{MARK_START}\\g<0>{MARK_END}", clean)
             found = found or count > 0
             return marked
 
-        marked = conversation.map_strings(change)
+        marked = conversation.map_strings(mark_tokens)
         return marked if found else None
 
-    def split(self, rendered: str) -> Iterator[Piece]:
-        """The pieces of a rendered marked conversation, without the marks.
+    def split(self, rendered: str) -> Iterator[RenderedSegment]:
+        """Splits a rendering at the marks and removes them.
 
-        A mark that lost its partner, because the template cut the text between, only splits.
+        An unpaired mark, left when the template truncated the text, only splits.
         """
         parts = self._marks.split(rendered)
         for number, part in enumerate(parts):
             if part:
-                yield Piece(part, forged=number % 2 == 1)
+                yield RenderedSegment(part, is_literal=number % 2 == 1)
 
 
 _Trie: TypeAlias = "dict[str, _Trie]"
 
 
-def _alternatives(words: Iterable[str]) -> str:
-    """A pattern for the longest of `words`, as a trie.
+def _alternatives(tokens: Iterable[str]) -> str:
+    """A pattern that matches the longest of `tokens`, built as a trie.
 
-    A plain `a|b|…` over a model's hundreds of tokens takes seconds on a megabyte made of their
-    beginnings, and `re` holds the interpreter's lock meanwhile.
+    A plain `a|b|…` over hundreds of tokens takes seconds on a megabyte of their prefixes, and `re`
+    holds the GIL during that time.
     """
     root: _Trie = {}
-    for word in words:
+    for token in tokens:
         node = root
-        for character in word:
+        for character in token:
             node = node.setdefault(character, {})
         node[""] = {}
     return _pattern(root) if root else "(?!)"
@@ -90,7 +91,7 @@ def _pattern(node: _Trie) -> str:
     for character, child in sorted(node.items()):
         if character:
             prefix = re.escape(character)
-            # Chains without branches stay flat: tokens are long, and `re` nests to a limit.
+            # A chain without branches needs no group: `re` limits the nesting depth.
             while len(child) == 1 and "" not in child:
                 [(character, child)] = child.items()
                 prefix += re.escape(character)

@@ -1,4 +1,4 @@
-"""A conversation as a chat template sees it: plain JSON data, checked."""
+"""Conversations as validated JSON data, the input of chat templates."""
 
 from __future__ import annotations
 
@@ -17,50 +17,51 @@ Message: TypeAlias = dict[str, Json]
 RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
-"""Variables that the rest of the request decides."""
+"""Template variables that `template_kwargs_json` must not set."""
 
 MAX_DEPTH = 100
-"""Deepest nesting of JSON; what renders it is recursive."""
+"""Maximum nesting of JSON, because rendering is recursive."""
 
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-class ChangeString(Protocol):
-    """Changes one string."""
+class StringTransform(Protocol):
+    """A function that transforms one string of a conversation."""
 
     def __call__(self, text: str, role: str | None) -> str:
-        """`role` is that of the message it stands in; None outside of messages."""
+        """`role` is the role of the string's message; None outside of messages."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What a chat template renders."""
+    """The input of a chat template."""
 
     messages: list[Message]
     tools: list[Json] | None = None
     continue_final_message: bool = False
     template_kwargs: dict[str, Json]
 
-    def map_strings(self, change: ChangeString) -> Conversation:
-        """A copy in which every string is changed, except the names that templates go by.
+    def map_strings(self, transform: StringTransform) -> Conversation:
+        """Returns a copy with every string transformed.
 
-        Those are the keys of messages and of variables; keys further inside are data.
+        The keys of messages and of template variables stay unchanged, because templates refer to
+        them; keys of nested objects are transformed.
         """
         messages = [
-            _map_values(message, partial(change, role=str(message["role"])))
+            _map_values(message, partial(transform, role=str(message["role"])))
             for message in self.messages
         ]
-        elsewhere = partial(change, role=None)
-        tools = None if self.tools is None else [_map(tool, elsewhere) for tool in self.tools]
-        variables = _map_values(self.template_kwargs, elsewhere)
+        outside = partial(transform, role=None)
+        tools = None if self.tools is None else [_map(tool, outside) for tool in self.tools]
+        variables = _map_values(self.template_kwargs, outside)
         return replace(self, messages=messages, tools=tools, template_kwargs=variables)
 
 
 def build_message(
     index: int, *, role: str, content: str, name: str, tool_calls_json: str, tool_call_id: str
 ) -> Message:
-    """One message, with the fields that are set. Raises MeshError naming message `index`."""
+    """Builds a message from its non-empty fields. Raises MeshError, which names `index`."""
     if not _ROLE.fullmatch(role):
         raise invalid(
             f"messages[{index}].role",
@@ -78,7 +79,7 @@ def build_message(
 
 
 def parse_tools(tools_json: str) -> list[Json] | None:
-    """The tools, or None without any. Raises MeshError."""
+    """Parses the tools; None if there are none. Raises MeshError."""
     if not tools_json:
         return None
     tools = _parse(tools_json, "tools_json")
@@ -88,7 +89,7 @@ def parse_tools(tools_json: str) -> list[Json] | None:
 
 
 def parse_template_kwargs(template_kwargs_json: str) -> dict[str, Json]:
-    """Further variables for the template. Raises MeshError."""
+    """Parses additional template variables. Raises MeshError."""
     if not template_kwargs_json:
         return {}
     name = "template_kwargs_json"
@@ -102,7 +103,7 @@ def parse_template_kwargs(template_kwargs_json: str) -> dict[str, Json]:
 
 
 def _tool_calls(index: int, tool_calls_json: str) -> list[Json]:
-    """The calls with their arguments as objects: OpenAI sends strings, templates want objects."""
+    """Parses tool calls; arguments, which OpenAI sends as strings, become JSON objects."""
     name = f"messages[{index}].tool_calls_json"
     calls = _parse(tool_calls_json, name)
     if not isinstance(calls, list):
@@ -146,17 +147,17 @@ def _children(value: Json) -> list[Json]:
     return value if isinstance(value, list) else []
 
 
-def _map_values(values: dict[str, Json], change: Callable[[str], str]) -> dict[str, Json]:
-    return {key: _map(value, change) for key, value in values.items()}
+def _map_values(values: dict[str, Json], transform: Callable[[str], str]) -> dict[str, Json]:
+    return {key: _map(value, transform) for key, value in values.items()}
 
 
-def _map(value: Json, change: Callable[[str], str]) -> Json:
+def _map(value: Json, transform: Callable[[str], str]) -> Json:
     if isinstance(value, str):
-        return change(value)
+        return transform(value)
     if isinstance(value, list):
-        return [_map(item, change) for item in value]
+        return [_map(item, transform) for item in value]
     if isinstance(value, dict):
-        return {change(key): _map(item, change) for key, item in value.items()}
+        return {transform(key): _map(item, transform) for key, item in value.items()}
     return value
 
 

@@ -1,7 +1,7 @@
-"""The sandbox that chat templates run in; what they may use there is what transformers gives.
+"""The jinja2 sandbox of chat templates, with the same helpers that transformers provides.
 
-A template is the model owner's program, and models come from strangers: it gets no Python
-objects, only JSON data and the helpers below.
+A template is untrusted code, because models come from third parties: it gets JSON data and the
+helpers below, and no Python objects.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jinja2.utils import Namespace
 
 from tokenizer.chat.control_tokens import MARK_END, MARK_START
 
-# json.dumps(ensure_ascii=True) writes the marks as surrogate pairs, which would hide them.
+# json.dumps(ensure_ascii=True) escapes the marks as surrogate pairs; they must stay findable.
 _ESCAPED_MARKS = {json.dumps(mark)[1:-1]: mark for mark in (MARK_START, MARK_END)}
 
 
 def template_environment() -> ImmutableSandboxedEnvironment:
-    """A fresh sandbox."""
+    """Creates a new sandbox."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -37,7 +37,7 @@ def template_environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what training learns from; serving only renders it."""
+    """`{% generation %}` marks text for training; here its body is only rendered."""
 
     tags = {"generation"}  # noqa: RUF012 (declared on the instance by jinja2)
 
@@ -48,7 +48,7 @@ class _Generation(Extension):
 
 
 class _Dict:
-    """`dict(…)` without the class, whose attributes lead to the rest of Python."""
+    """`dict(…)` without the real class, whose attributes give access to Python internals."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -58,10 +58,10 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """`namespace(…)` that holds no underscored names."""
+    """`namespace(…)` that rejects attribute names with a leading underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        # As in jinja2, so that a template may name an attribute `self`.
+        # Signature as in jinja2, so that a template can use an attribute named `self`.
         self, *rest = args
         attributes = dict(*rest, **kwargs)
         for name in attributes:
@@ -85,7 +85,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike jinja2's own, escapes no HTML: this is a prompt."""
+    """Serializes JSON without jinja2's HTML escaping, because the output is a prompt."""
     text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -1,4 +1,4 @@
-"""Finds the tokens that a chat template uses as structure, though they are not marked special."""
+"""Finds structural tokens of a chat template that the tokenizer does not mark as special."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tokenizer.chat.environment import template_environment
 
 
 def structural_tokens(sources: Mapping[str, str], added_tokens: Iterable[str]) -> list[str]:
-    """Those of `added_tokens` that the templates write, such as DeepSeek's `<|User|>`.
+    """Returns those of `added_tokens` that the templates write, such as DeepSeek's `<|User|>`.
 
-    Left out are tokens that a template looks for inside messages (`'</think>' in content`,
-    `content.split('</think>')`): those belong to the language of the messages. Whitespace is
-    nobody's structure. The templates must be known to be sound.
+    Excludes tokens that a template searches for inside messages (`'</think>' in content`,
+    `content.split('</think>')`), because they are part of the messages' own text, and white
+    space. The templates must have valid syntax.
     """
     environment = template_environment()
     trees = [environment.parse(source) for source in sources.values()]
     written = "\0".join(text for tree in trees for text in _written(tree))
-    sought = "\0".join(text for tree in trees for text in _sought(tree))
+    searched = "\0".join(text for tree in trees for text in _searched(tree))
     return [
         token
         for token in added_tokens
-        if token in written and token not in sought and not token.isspace()
+        if token in written and token not in searched and not token.isspace()
     ]
 
 
@@ -31,7 +31,7 @@ def _written(tree: nodes.Template) -> set[str]:
     return {data.data for data in tree.find_all(nodes.TemplateData)} | _constants(tree)
 
 
-def _sought(tree: nodes.Template) -> set[str]:
+def _searched(tree: nodes.Template) -> set[str]:
     texts: set[str] = set()
     for compare in tree.find_all(nodes.Compare):
         texts |= _constants(compare)

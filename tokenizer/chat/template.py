@@ -1,4 +1,4 @@
-"""A model's chat templates, rendered as transformers' `apply_chat_template` renders them."""
+"""Renders a model's chat templates like transformers' `apply_chat_template`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from jinja2 import Template, TemplateError
 
 from mesh.errors import MeshError, invalid
 from mesh.process.lifecycle import StartupError
-from tokenizer.chat.budget import Budget
 from tokenizer.chat.conversation import Conversation, Message
 from tokenizer.chat.environment import template_environment
+from tokenizer.chat.render_limits import RenderLimits
 from tokenizer.config import DEFAULT_TEMPLATE
 
 TOOL_TEMPLATE = "tool_use"
-"""Name of the template that some models keep for requests with tools."""
+"""Name of the template that some models provide for requests with tools."""
 
-# Appended to the message that is to be continued; all behind it is the template's end of turn.
+# Appended to the final message; the text after it is the template's end of turn, and is cut off.
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class ChatTemplate:
-    """Renders conversations. Safe to use from several threads."""
+    """Renders conversations. Thread-safe."""
 
     def __init__(
         self, model: str, sources: Mapping[str, str], special_tokens: Mapping[str, str]
     ) -> None:
-        """Compiles all `sources`, by name. Raises StartupError on bad syntax."""
+        """Compiles `sources`, templates by name. Raises StartupError on a syntax error."""
         self._model = model
         self._special_tokens = dict(special_tokens)
         self._environment = template_environment()
@@ -37,13 +37,13 @@ class ChatTemplate:
             return self._environment.from_string(source)
         except TemplateError as error:
             raise StartupError(
-                f"chat template {name!r} of model {self._model!r} is broken: {error}"
+                f"chat template {name!r} of model {self._model!r} is invalid: {error}"
             ) from error
 
-    def render(self, conversation: Conversation, budget: Budget) -> str:
-        """The prompt. Raises MeshError where the template refuses or `budget` is used up."""
+    def render(self, conversation: Conversation, limits: RenderLimits) -> str:
+        """Returns the prompt. Raises MeshError if the template fails or exceeds `limits`."""
         if not conversation.messages:
-            raise invalid("messages", "messages must hold at least 1 message, given 0")
+            raise invalid("messages", "messages must contain at least 1 message, given 0")
         template = self._select(with_tools=conversation.tools is not None)
         messages = [dict(message) for message in conversation.messages]
         if conversation.continue_final_message:
@@ -56,7 +56,7 @@ class ChatTemplate:
             "tools": conversation.tools,
             "add_generation_prompt": not conversation.continue_final_message,
         }
-        rendered = self._run(template, variables, budget)
+        rendered = self._run(template, variables, limits)
         if conversation.continue_final_message:
             return _cut_at_tag(rendered, conversation.messages[-1])
         return rendered
@@ -77,23 +77,25 @@ class ChatTemplate:
             f"model {self._model!r} has no chat template; send a prompt instead of messages",
         )
 
-    def _run(self, template: Template, variables: Mapping[str, object], budget: Budget) -> str:
+    def _run(
+        self, template: Template, variables: Mapping[str, object], limits: RenderLimits
+    ) -> str:
         pieces: list[str] = []
         num_characters = 0
-        budget.check(0)
+        limits.check(0)
         try:
             for piece in template.generate(variables):
                 pieces.append(piece)
                 num_characters += len(piece)
-                budget.check(num_characters)
+                limits.check(num_characters)
         except MeshError:
             raise
         except Exception as error:
-            # A template is a program: on messages it was not made for it fails in any way.
+            # A template may raise any exception on messages that it does not support.
             reason = str(error) or type(error).__name__
             raise invalid(
                 "messages",
-                f"the chat template of model {self._model!r} refuses these messages: {reason}",
+                f"the chat template of model {self._model!r} rejects these messages: {reason}",
             ) from error
         return "".join(pieces)
 
@@ -104,10 +106,10 @@ def _cut_at_tag(rendered: str, final: Message) -> str:
     if content.strip() not in rendered or tag not in rendered:
         raise invalid(
             "continue_final_message",
-            "continue_final_message needs a chat template that keeps the final message as it is",
+            "continue_final_message needs a chat template that keeps the final message unchanged",
         )
     start = rendered.rindex(tag)
     if rendered.startswith(_CONTINUE_TAG, start):
         return rendered[:start]
-    # The template trimmed the message; so must the prompt be.
+    # The template trimmed the message, so the prompt is trimmed too.
     return rendered[:start].rstrip()

@@ -1,4 +1,4 @@
-"""Chat templates: rendered and encoded as transformers does, in a sandbox that holds."""
+"""Chat templates: rendered and encoded as in transformers, in a secure sandbox."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.process.lifecycle import StartupError
 from tests.tokenizer import templates
 from tests.tokenizer.conftest import MakeModel
-from tokenizer.chat.budget import Budget
 from tokenizer.chat.conversation import Conversation, Message, build_message, parse_tools
+from tokenizer.chat.render_limits import RenderLimits
 from tokenizer.chat.template import ChatTemplate
 from tokenizer.files import read_files
 from tokenizer.tokenizer import Tokenizer
@@ -50,8 +50,8 @@ WITH_CALL: list[Any] = [
 ]
 
 
-def budget(max_characters: int = 1_000_000, seconds: float = 30) -> Budget:
-    return Budget(max_characters=max_characters, seconds=seconds)
+def limits(max_characters: int = 1_000_000, seconds: float = 30) -> RenderLimits:
+    return RenderLimits(max_characters=max_characters, seconds=seconds)
 
 
 def conversation(messages: list[Any], **fields: Any) -> Conversation:
@@ -70,13 +70,13 @@ def transformers_tokenizer(folder: Path) -> Any:
 def test_ids_equal_those_of_transformers(
     make_model: MakeModel, name: str, tools: list[Any] | None, messages: list[Any]
 ) -> None:
-    """Every template, with and without tools and calls, gives transformers' very ids."""
+    """For every template, with and without tools and tool calls."""
     folder = make_model(templates.ALL[name])
     theirs = transformers_tokenizer(folder).apply_chat_template(
         messages, tools=tools, add_generation_prompt=True, return_dict=False
     )
     tokenizer = Tokenizer("m", read_files(str(folder)))
-    ours = tokenizer.encode_conversation(conversation(messages, tools=tools), budget())
+    ours = tokenizer.encode_conversation(conversation(messages, tools=tools), limits())
     assert ours == theirs
     assert len(ours) > 10
 
@@ -94,13 +94,13 @@ def test_a_final_message_is_continued_as_in_transformers(
     )
     tokenizer = Tokenizer("m", read_files(str(folder)))
     continued = conversation(messages, continue_final_message=True)
-    ours = tokenizer.encode_conversation(continued, budget())
+    ours = tokenizer.encode_conversation(continued, limits())
     assert tokenizer.decode(ours, skip_special_tokens=False) == theirs
     assert theirs.rstrip().endswith("The level is")
 
 
 def test_template_kwargs_and_documents_reach_the_template(make_model: MakeModel) -> None:
-    """Variables of the request steer the template as they do in transformers."""
+    """Variables of the request are available to the template, as in transformers."""
     template = "{{ greeting }} {{ documents[0].title }} {{ messages[0].content }}"
     folder = make_model(template)
     variables = {"greeting": "Grüezi", "documents": [{"title": "Weirs"}]}
@@ -108,46 +108,46 @@ def test_template_kwargs_and_documents_reach_the_template(make_model: MakeModel)
         SHORT, tokenize=False, add_generation_prompt=True, **variables
     )
     chat = ChatTemplate("m", {"default": template}, {})
-    assert chat.render(conversation(SHORT, template_kwargs=variables), budget()) == theirs
+    assert chat.render(conversation(SHORT, template_kwargs=variables), limits()) == theirs
     assert theirs.startswith("Grüezi Weirs What")
 
 
-def test_tools_choose_the_tool_template(load_tokenizer: LoadTokenizer) -> None:
-    """A list of templates gives `tool_use` to requests with tools, `default` to the rest."""
+def test_tools_select_the_tool_template(load_tokenizer: LoadTokenizer) -> None:
+    """Requests with tools use the template `tool_use`, all others use `default`."""
     sources = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     tokenizer = load_tokenizer(sources)
     for tools, text in ((None, "plain"), (TOOLS, "tools")):
-        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), budget())
+        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), limits())
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_template_files_win_over_the_config(load_tokenizer: LoadTokenizer) -> None:
+def test_template_files_take_precedence_over_the_config(load_tokenizer: LoadTokenizer) -> None:
     """chat_template.jinja and additional_chat_templates/ are read as transformers reads them."""
     files = {"chat_template.jinja": "file", "additional_chat_templates/tool_use.jinja": "extra"}
     tokenizer = load_tokenizer("config", files)
     for tools, text in ((None, "file"), (TOOLS, "extra")):
-        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), budget())
+        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), limits())
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_a_model_without_a_template_says_so(load_tokenizer: LoadTokenizer) -> None:
-    """Chat on a base model is the request's error, and names the model."""
+def test_a_chat_without_a_template_is_an_invalid_request(load_tokenizer: LoadTokenizer) -> None:
+    """The error names the model."""
     with pytest.raises(MeshError, match="'a-model' has no chat template") as caught:
-        load_tokenizer(None).encode_conversation(conversation(SHORT), budget())
+        load_tokenizer(None).encode_conversation(conversation(SHORT), limits())
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
 
 
-def test_a_broken_template_stops_the_start(load_tokenizer: LoadTokenizer) -> None:
-    """Syntax errors show when the model is loaded, not with the first request."""
-    with pytest.raises(StartupError, match="'default' of model 'a-model' is broken"):
+def test_an_invalid_template_raises_startup_error(load_tokenizer: LoadTokenizer) -> None:
+    """Syntax errors are found when the model is loaded, not at the first request."""
+    with pytest.raises(StartupError, match="'default' of model 'a-model' is invalid"):
         load_tokenizer("{% if %}")
 
 
-def test_a_refusal_of_the_template_is_told(load_tokenizer: LoadTokenizer) -> None:
-    """raise_exception reaches the caller with the template's own words."""
+def test_raise_exception_is_an_invalid_request(load_tokenizer: LoadTokenizer) -> None:
+    """The client receives the message that the template passes to raise_exception."""
     messages = [{"role": "assistant", "content": "first"}]
     with pytest.raises(MeshError, match="roles must alternate") as caught:
-        load_tokenizer(templates.MISTRAL).encode_conversation(conversation(messages), budget())
+        load_tokenizer(templates.MISTRAL).encode_conversation(conversation(messages), limits())
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
 
 
@@ -171,40 +171,40 @@ def test_a_refusal_of_the_template_is_told(load_tokenizer: LoadTokenizer) -> Non
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     ],
 )
-def test_the_sandbox_holds(template: str) -> None:
-    """Ways out of jinja2 that are known from elsewhere are refused."""
+def test_the_sandbox_refuses_known_escapes(template: str) -> None:
+    """Published escapes from jinja2, and templates that run or write too much, are refused."""
     chat = ChatTemplate("m", {"default": template}, {})
     with pytest.raises(MeshError) as caught:
-        chat.render(conversation(SHORT), budget())
+        chat.render(conversation(SHORT), limits())
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
 
 
-def test_a_rendering_has_an_end() -> None:
-    """Too much output, too much time and a caller that has gone each stop a template."""
+def test_rendering_is_limited() -> None:
+    """Too much output, too much time and cancellation each stop a template."""
     loop = "{% for i in range(90000) %}{% for k in range(90000) %}x{% endfor %}{% endfor %}"
     chat = ChatTemplate("m", {"default": loop}, {})
-    cancelled = budget()
+    cancelled = limits()
     cancelled.cancel()
     with pytest.raises(MeshError, match="at most 1000 characters, given 1001"):
-        chat.render(conversation(SHORT), budget(max_characters=1000))
+        chat.render(conversation(SHORT), limits(max_characters=1000))
     with pytest.raises(MeshError, match=r"within 0\.05 s"):
-        chat.render(conversation(SHORT), budget(10**9, seconds=0.05))
+        chat.render(conversation(SHORT), limits(10**9, seconds=0.05))
     with pytest.raises(MeshError) as caught:
         chat.render(conversation(SHORT), cancelled)
     assert caught.value.kind is ErrorKind.CANCELLED
 
 
-def test_messages_are_not_changed_by_rendering() -> None:
-    """The conversation can be rendered again."""
+def test_rendering_does_not_modify_messages() -> None:
+    """The same conversation can be rendered twice."""
     messages: list[Message] = [{"role": "assistant", "content": "a"}]
     chat = ChatTemplate("m", {"default": "{{ messages[0].content }}"}, {})
     for _ in range(2):
         continued = conversation(messages, continue_final_message=True)
-        assert chat.render(continued, budget()) == "a"
+        assert chat.render(continued, limits()) == "a"
 
 
-def test_json_fields_reach_templates_as_data() -> None:
-    """Calls arrive with their arguments parsed, empty arguments as an empty object."""
+def test_json_fields_are_parsed_for_templates() -> None:
+    """Tool call arguments are parsed; empty arguments become an empty object."""
     calls = [
         {"function": {"name": "f", "arguments": '{"a": 1}'}},
         {"function": {"name": "g", "arguments": ""}},

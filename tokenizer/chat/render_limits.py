@@ -1,4 +1,4 @@
-"""What one rendering may cost: time, characters, and whether anyone still wants it."""
+"""Limits of rendering one chat template: time, output length, cancellation."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import time
 from mesh.errors import ErrorKind, MeshError, invalid
 
 
-class Budget:
-    """Checked by the worker between two pieces of output; `cancel` comes from another thread."""
+class RenderLimits:
+    """Checked by the worker thread after each piece of output; another thread may call `cancel`."""
 
     def __init__(self, *, max_characters: int, seconds: float) -> None:
-        """The time runs from the first check: waiting for a thread does not count."""
+        """`seconds` is measured from the first check, so it excludes the wait for a thread."""
         self._max_characters = max_characters
         self._seconds = seconds
         self._started: float | None = None
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Makes the next check fail: the caller has gone."""
+        """Makes the next check fail, because the client has cancelled the call."""
         self._cancelled = True
 
     def check(self, num_characters: int) -> None:
-        """Raises MeshError once anything is used up."""
+        """Raises MeshError if a limit is exceeded or the call is cancelled."""
         if self._cancelled:
-            raise MeshError(ErrorKind.CANCELLED, "the caller has gone")
+            raise MeshError(ErrorKind.CANCELLED, "the client cancelled the call")
         if num_characters > self._max_characters:
             raise invalid(
                 "messages",
