@@ -94,7 +94,7 @@ class StepLoop:
     def run_overlapped(self) -> list[StepOutput]:
         """Finish the step in flight, after the next one is launched where that is possible."""
         step, self._in_flight = self._in_flight, None
-        if step is None or not step.plan.live:
+        if step is None or step.plan.is_finished:
             plan = self._schedule()
             if plan is None:
                 return []
@@ -142,7 +142,7 @@ class StepLoop:
 
     def _adopt(self, following: InFlightStep | None) -> InFlightStep | None:
         """Make an overlapped step the current one; None if all its sequences have finished."""
-        if following is None or not following.plan.live:
+        if following is None or following.plan.is_finished:
             return None
         if self.recorder is not None:
             self.recorder.before_schedule(self._scheduler)

@@ -52,9 +52,11 @@ class AsyncScheduling:
 
     def adopt(self, plan: SchedulerOutput, now: float) -> SchedulerOutput:
         """Start an overlapped plan's step now that the step before it has ended."""
-        for sequence, *_ in plan.live:
+        batch_size = len(plan.scheduled)
+        for current in plan.live:
+            sequence = current.sequence
             sequence.num_steps += 1
-            sequence.num_batched_sequences += len(plan.scheduled)
+            sequence.num_batched_sequences += batch_size
             self._drafter.skip(sequence)
         return SchedulerOutput(plan.scheduled, now, plan.previous_indices)
 

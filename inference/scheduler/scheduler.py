@@ -90,12 +90,15 @@ class Scheduler:
         budget = self._schedule_prefills(scheduled, budget)
         if self.num_preemptions == num_preemptions:  # else a new sequence would be preempted next
             budget = self._schedule_waiting(scheduled, budget, now)
-        self._schedule_drafts(scheduled, budget)
-        for sequence, *_ in scheduled:
+        budget = self._schedule_drafts(scheduled, budget)
+        batch_size = len(scheduled)
+        for current in scheduled:
+            sequence = current.sequence
             sequence.num_steps += 1
-            sequence.num_batched_sequences += len(scheduled)
-        # The runner has a faster path for sequences of one token. The sort is stable.
-        scheduled.sort(key=_has_several_tokens)
+            sequence.num_batched_sequences += batch_size
+        if self.max_num_batched_tokens - budget > batch_size:
+            # The runner has a faster path for sequences of one token. The sort is stable.
+            scheduled.sort(key=_has_several_tokens)
         return SchedulerOutput(scheduled, now)
 
     def schedule_next(self, plan: SchedulerOutput) -> SchedulerOutput | None:
@@ -234,10 +237,10 @@ class Scheduler:
             budget -= self._schedule_chunk(sequence, scheduled, budget)
         return budget
 
-    def _schedule_drafts(self, scheduled: list[ScheduledSequence], budget: int) -> None:
+    def _schedule_drafts(self, scheduled: list[ScheduledSequence], budget: int) -> int:
         """Propose drafts, oldest sequence first, with budget and blocks that nothing else needs."""
         if not self._drafter.num_tokens:
-            return
+            return budget
         for index, current in enumerate(scheduled):
             if budget <= 0:
                 break
@@ -254,6 +257,7 @@ class Scheduler:
                     num_tokens=1 + len(drafts), draft_token_ids=drafts
                 )
                 budget -= len(drafts)
+        return budget
 
     def _schedule_chunk(
         self, sequence: Sequence, scheduled: list[ScheduledSequence], budget: int

@@ -52,6 +52,11 @@ class SchedulerOutput:
         return [scheduled for scheduled in self.scheduled if scheduled.sequence.finish is None]
 
     @property
+    def is_finished(self) -> bool:
+        """Whether no sequence is live."""
+        return all(scheduled.sequence.finish is not None for scheduled in self.scheduled)
+
+    @property
     def sampling(self) -> list[ScheduledSequence]:
         """The sequences whose next token this step samples."""
         return [scheduled for scheduled in self.scheduled if scheduled.samples]

@@ -101,6 +101,10 @@ def accept(
     accepted: list[list[SampledToken]] = []
     for scheduled in sampling:
         drafts = scheduled.draft_token_ids
+        if not drafts:  # the usual case, once per token
+            token = next(tokens)
+            accepted.append([token] if token.token_id >= 0 else [])
+            continue
         kept: list[SampledToken] = []
         candidates = [next(tokens) for _ in range(1 + len(drafts))]
         for token, draft in zip(candidates, [*drafts, None], strict=True):
