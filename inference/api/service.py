@@ -1,4 +1,4 @@
-"""mesh.v1.InferenceService on an engine: protobuf in and out, and nothing of how it is done."""
+"""mesh.v1.InferenceService: translates between protobuf and an engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from inference.api import metrics, spans
+from inference.api import spans
+from inference.api.request_account import RequestAccount
 from inference.api.spans import StepSpans
 from inference.engine import errors
 from inference.engine.interface import EngineClient, Finish, SequenceOutput
@@ -32,7 +33,7 @@ _KIND_OF_ERROR: tuple[tuple[type[errors.EngineError], ErrorKind], ...] = (
     (errors.ContextTooLong, ErrorKind.CONTEXT_TOO_LONG),
     (errors.Overloaded, ErrorKind.OVERLOADED),
     (errors.DeadlineExceeded, ErrorKind.DEADLINE),
-    # The callers' cure for both is another replica.
+    # A caller should retry both on another replica.
     (errors.EngineUnavailable, ErrorKind.UNAVAILABLE),
     (errors.StepFailed, ErrorKind.UNAVAILABLE),
 )
@@ -44,14 +45,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Serves one engine, which must be started."""
 
     def __init__(self, engine: EngineClient, steps: StepSpans | None = None) -> None:
-        """`engine` stays its owner's: this neither starts nor stops it."""
+        """The caller owns `engine`, and starts and stops it."""
         self._engine = engine
         self._steps = steps or StepSpans()
         self._backlog = Backlog()
 
     @property
     def servicer(self) -> Servicer:
-        """For the server."""
+        """The service as `mesh.rpc.server` takes it."""
         register = inference_pb2_grpc.add_InferenceServiceServicer_to_server
         return Servicer(SERVICE, register, self)
 
@@ -59,7 +60,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.InferenceServiceGenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.InferenceServiceGenerateResponse]:
         current = current_request()
-        # Not the request's id: that is the caller's to choose, and to repeat.
+        # Not the caller's request id, which the caller may use more than once.
         request_id = new_request_id()
         with (
             _engine_errors(self._backlog),
@@ -68,36 +69,27 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         ):
             params = self._sampling_params(request.sampling)
             spans.describe(self._engine.model_info.name, params, request.num_resumed_tokens)
-            chunks = self._engine.generate(
+            account = RequestAccount(work, self._num_expected(len(request.token_ids), params))
+            outputs = self._engine.generate(
                 request_id,
                 request.token_ids,
                 params,
                 num_resumed_tokens=request.num_resumed_tokens,
                 deadline=None if current is None else current.deadline,
-                on_abandoned=_tell,
+                on_abandoned=account.abandoned,
             )
-            async with aclosing(chunks):
-                accepted = False
-                async for chunk in chunks:
-                    if not accepted:
-                        accepted = True
-                        work.expect(self._num_expected(len(request.token_ids), params))
-                    work.done(len(chunk.token_ids))
-                    metrics.observe_chunk(chunk)
-                    finish = chunk.finish
-                    if finish is not None:
-                        # Before anything is sent: who sends may find that its caller has gone.
-                        metrics.observe(finish)
-                        _tell(finish)
-                    if chunk.prompt_logprobs:
-                        yield _prompt_message(chunk)
-                    failure = None if finish is None else finish.error
-                    if failure is None:
-                        yield _message(chunk, finish)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    account.record(output)
+                    if output.prompt_logprobs:
+                        yield _prompt_message(output)
+                    finish = output.finish
+                    if finish is None or finish.error is None:
+                        yield _message(output, finish)
                         continue
-                    if chunk.token_ids:
-                        yield _message(chunk, None)
-                    raise failure
+                    if output.token_ids:
+                        yield _message(output, None)
+                    raise finish.error
 
     async def Embed(
         self, request: inference_pb2.InferenceServiceEmbedRequest, context: Context
@@ -111,7 +103,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         )
 
     def _num_expected(self, num_prompt_tokens: int, params: SamplingParams) -> int:
-        """Tokens that a sequence may still take to generate."""
+        """Most tokens that a sequence may still generate."""
         room = self._engine.model_info.max_context - num_prompt_tokens
         return max(0, min(room, room if params.max_tokens is None else params.max_tokens))
 
@@ -149,21 +141,21 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return SamplingParams(**{**defaults, **sampling_values(message)})
 
 
-def _prompt_message(chunk: SequenceOutput) -> inference_pb2.InferenceServiceGenerateResponse:
-    logprobs = [token_logprob_to_proto(logprobs) for logprobs in chunk.prompt_logprobs]
+def _prompt_message(output: SequenceOutput) -> inference_pb2.InferenceServiceGenerateResponse:
+    logprobs = [token_logprob_to_proto(logprobs) for logprobs in output.prompt_logprobs]
     return inference_pb2.InferenceServiceGenerateResponse(
         chunk=inference_pb2.TokenChunk(prompt_logprobs=logprobs)
     )
 
 
 def _message(
-    chunk: SequenceOutput, finish: Finish | None
+    output: SequenceOutput, finish: Finish | None
 ) -> inference_pb2.InferenceServiceGenerateResponse:
-    """The tokens of a chunk, and the end behind them; the first chunk may hold none."""
+    """The output's tokens, and the finish if there is one; the first message may have no tokens."""
     tokens = None
-    if chunk.token_ids or finish is None:
-        logprobs = [token_logprob_to_proto(logprobs) for logprobs in chunk.logprobs]
-        tokens = inference_pb2.TokenChunk(token_ids=chunk.token_ids, logprobs=logprobs)
+    if output.token_ids or finish is None:
+        logprobs = [token_logprob_to_proto(logprobs) for logprobs in output.logprobs]
+        tokens = inference_pb2.TokenChunk(token_ids=output.token_ids, logprobs=logprobs)
     return inference_pb2.InferenceServiceGenerateResponse(
         chunk=tokens, finish=None if finish is None else _finish(finish)
     )
@@ -171,36 +163,20 @@ def _message(
 
 def _finish(finish: Finish) -> inference_pb2.GenerationFinish:
     timings = finish.timings
-    scheduled = timings.finish if timings.scheduled is None else timings.scheduled
-    first_token = timings.finish if timings.first_token is None else timings.first_token
     return inference_pb2.GenerationFinish(
         reason=REASON_TO_PROTO[finish.reason],
         usage=usage_to_proto(
             Usage(finish.num_prompt_tokens, finish.num_completion_tokens, finish.num_cached_tokens)
         ),
-        queue_seconds=scheduled - timings.arrival,
-        prefill_seconds=first_token - scheduled,
-        decode_seconds=timings.finish - first_token,
-    )
-
-
-def _tell(finish: Finish) -> None:
-    """Tells span and access line how far a sequence came."""
-    spans.record(finish)
-    timings = finish.timings
-    ttft = None if timings.first_token is None else timings.first_token - timings.arrival
-    annotate(
-        prompt_tokens=finish.num_prompt_tokens,
-        completion_tokens=finish.num_completion_tokens,
-        cached_tokens=finish.num_cached_tokens,
-        ttft_seconds=ttft,
-        finish_reason=finish.reason.value,
+        queue_seconds=timings.queue_seconds,
+        prefill_seconds=timings.prefill_seconds,
+        decode_seconds=timings.decode_seconds,
     )
 
 
 @contextmanager
 def _engine_errors(backlog: Backlog) -> Iterator[None]:
-    """Turns what the engine raises into what the mesh raises; the one place that does."""
+    """Raise the engine's errors as `MeshError`s."""
     try:
         yield
     except errors.EngineError as error:

@@ -1,4 +1,4 @@
-"""Spans of a sequence's way through the engine, made from the engine's own timestamps."""
+"""OpenTelemetry spans of sequences and of engine steps, built from the engine's timestamps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mesh.protocol.finish import FinishReason
 
 
 def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> None:
-    """Says on the current span what is asked of the engine."""
+    """Set the request's GenAI attributes on the current span."""
     span = trace.get_current_span()
     if not span.is_recording():
         return
-    asked: dict[str, AttributeValue | None] = {
+    attributes: dict[str, AttributeValue | None] = {
         semconv.GEN_AI_OPERATION_NAME: Operation.TEXT_COMPLETION,
         semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
         semconv.GEN_AI_REQUEST_MODEL: model,
@@ -37,16 +37,16 @@ def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> Non
         semconv.GEN_AI_REQUEST_SEED: params.seed,
         semconv.NUM_RESUMED_TOKENS: num_resumed_tokens or None,
     }
-    span.set_attributes({name: value for name, value in asked.items() if value is not None})
+    span.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
 
-def record(finish: Finish) -> None:
-    """Adds `queue`, `prefill` and `decode` below the current span, and the counts to it."""
+def record_finish(finish: Finish) -> None:
+    """Add child spans `queue`, `prefill` and `decode` to the current span, and counts to it."""
     span = trace.get_current_span()
     if not span.is_recording():
         return
     timings = finish.timings
-    told: dict[str, AttributeValue] = {
+    attributes: dict[str, AttributeValue] = {
         semconv.GEN_AI_USAGE_INPUT_TOKENS: finish.num_prompt_tokens,
         semconv.GEN_AI_USAGE_OUTPUT_TOKENS: finish.num_completion_tokens,
         semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: finish.num_cached_tokens,
@@ -56,24 +56,24 @@ def record(finish: Finish) -> None:
         semconv.MEAN_BATCH_SIZE: finish.mean_batch_size,
     }
     clock = _Clock(span)
-    if timings.first_token is not None:
-        first = timings.first_token
-        told[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = first - timings.arrival
-        span.add_event(semconv.FIRST_TOKEN, timestamp=clock.at(first))
-    span.set_attributes(told)
+    first_token, ttft = timings.first_token, timings.ttft_seconds
+    if first_token is not None and ttft is not None:
+        attributes[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = ttft
+        span.add_event(semconv.FIRST_TOKEN, timestamp=clock.at(first_token))
+    span.set_attributes(attributes)
     stages = _stages(finish)
     for stage in stages:
         _add(stage, clock, _outcome(finish) if stage is stages[-1] else Outcome.OK)
 
 
 class StepSpans:
-    """Spans of engine steps, linked to the requests that each step carried."""
+    """Spans of engine steps, linked to the spans of the requests that each step ran."""
 
     def __init__(self) -> None:
         self._live: dict[str, SpanContext] = {}
 
     def request(self, request_id: str) -> AbstractContextManager[None]:
-        """Inside the block, steps that carry this sequence link to the current span."""
+        """Inside the block, spans of steps that run this sequence link to the current span."""
         span = trace.get_current_span()
         if not span.is_recording():
             return nullcontext()
@@ -88,7 +88,7 @@ class StepSpans:
             del self._live[request_id]
 
     def record(self, step: StepRecord) -> None:
-        """Makes the span of a step, unless no request in it is being traced."""
+        """Record the span of a step, if a request in it is traced."""
         contexts = [self._live.get(request_id) for request_id in step.request_ids]
         links = [Link(context) for context in contexts if context is not None]
         if not links:
@@ -96,7 +96,7 @@ class StepSpans:
         clock = _Clock(None)
         span = tracing.TRACER.start_span(
             semconv.ENGINE_STEP,
-            context=Context(),  # a trace of its own: it belongs to no single request
+            context=Context(),  # a separate trace, because a step belongs to several requests
             links=links,
             start_time=clock.at(step.start),
             attributes={
@@ -124,9 +124,9 @@ class _Stage(NamedTuple):
 
 
 class _Clock:
-    """Turns `time.monotonic()` readings of this host into nanoseconds since 1970.
+    """Converts `time.monotonic()` seconds of this host into nanoseconds since 1970.
 
-    Nothing gets a time before its parent's start: the two clocks are not steered alike.
+    No time is before the start of `parent`: the wall clock may be adjusted in between.
     """
 
     def __init__(self, parent: Span | None) -> None:
@@ -138,7 +138,7 @@ class _Clock:
 
 
 def _stages(finish: Finish) -> list[_Stage]:
-    """The stages that the sequence reached; the last one ends with it."""
+    """The stages that the sequence reached; the last one ends with the sequence."""
     timings = finish.timings
     scheduled, first_token = timings.scheduled, timings.first_token
     stages = [_Stage(semconv.QUEUE, timings.arrival, scheduled or timings.finish, {}, [])]
@@ -159,7 +159,7 @@ def _stages(finish: Finish) -> list[_Stage]:
     stages.append(_Stage(semconv.PREFILL, scheduled, end, attributes, chunks))
     if first_token is None:
         return stages
-    # What a preemption made it compute anew after its first token.
+    # Chunks computed again after a preemption that came after the first token.
     again = [chunk for chunk in timings.prefill if chunk.end > end]
     attributes = {
         semconv.GEN_AI_USAGE_OUTPUT_TOKENS: finish.num_completion_tokens,

@@ -1,7 +1,7 @@
-"""What the service sees of an engine, whichever engine it is.
+"""The interface between the gRPC service and an engine, real or fake.
 
-Everything here is plain data, so that an engine can move to a process of its own. All times
-are `time.monotonic()` seconds of the engine's host.
+Everything here is plain data, so that an engine could run in a separate process. All times are
+`time.monotonic()` seconds of the engine's host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mesh.protocol.logprobs import TokenLogprob
 
 
 class PrefillChunk(NamedTuple):
-    """A step that computed a piece of one sequence's prompt."""
+    """A step that computed a part of one sequence's prompt."""
 
     start: float
     end: float
@@ -28,14 +28,41 @@ class PrefillChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """When a sequence passed its stations; None where it never did."""
+    """When a sequence reached each stage; None for a stage that it did not reach."""
 
     arrival: float
     scheduled: float | None
     first_token: float | None
     finish: float
     prefill: tuple[PrefillChunk, ...] = ()
-    """In order; after a preemption there are more, which compute the prompt anew."""
+    """In order. After a preemption, more chunks follow that compute the prompt again."""
+
+    @property
+    def queue_seconds(self) -> float:
+        """From arrival to the first step, or to the end."""
+        return (self.finish if self.scheduled is None else self.scheduled) - self.arrival
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Time to first token, from arrival."""
+        return None if self.first_token is None else self.first_token - self.arrival
+
+    @property
+    def prefill_seconds(self) -> float:
+        """From the first step to the first token, or to the end."""
+        if self.scheduled is None:
+            return 0.0
+        return (self.finish if self.first_token is None else self.first_token) - self.scheduled
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first token to the end."""
+        return 0.0 if self.first_token is None else self.finish - self.first_token
+
+    @property
+    def e2e_seconds(self) -> float:
+        """From arrival to the end."""
+        return self.finish - self.arrival
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +78,17 @@ class Finish:
     num_preemptions: int = 0
     num_steps: int = 0
     num_drafted_tokens: int = 0
-    """Guesses at the completion that were verified, and how many of them stood."""
+    """Draft tokens that were verified, and how many of them were accepted."""
     num_accepted_tokens: int = 0
     mean_batch_size: float = 0.0
-    """Sequences in an average step that carried this one."""
+    """Mean number of sequences in the steps that ran this one."""
     error: EngineError | None = None
-    """The cause of an ERROR, or of an ABORT the consumer did not ask for."""
+    """The cause of an ERROR, or of an ABORT that the consumer did not request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One step of an engine, for all sequences that it carried."""
+    """One step of an engine, for tracing."""
 
     number: int
     start: float
@@ -72,32 +99,32 @@ class StepRecord:
     num_waiting: int
     kv_usage: float
     num_preemptions: int
-    """Sequences that lost their blocks to this step."""
+    """Sequences that were preempted to make room for this step."""
     failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceOutput:
-    """Every token that became ready since the consumer took the last chunk.
+    """All tokens of a sequence that became ready since the consumer took the previous output.
 
-    The first chunk of a stream says that the sequence is accepted, and is empty unless a token is
-    there at once. The last one, and only that, carries `finish`; it may carry tokens as well.
-    `logprobs` is empty or as long as `token_ids`.
+    The first output of a stream means that the sequence is accepted; it is usually empty. The last
+    output, and only that, has `finish`; it may have tokens as well. `logprobs` is empty or as long
+    as `token_ids`.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprob]
     prompt_logprobs: Sequence[TokenLogprob] = ()
-    """With the first token, where they were asked for: of the prompt's tokens but the first."""
+    """If requested, with the first token: one for each prompt token except the first."""
     finish: Finish | None = None
     intervals: Sequence[float] = ()
-    """Seconds from each token, or all that one step brought, to the next, as the engine made them;
-    the sequence's first one has none."""
+    """Inter-token latencies in seconds; none for the sequence's first token. A step that yields
+    several tokens counts its time in equal shares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a caller must know of the model to send it token ids."""
+    """The properties of a model that a caller needs in order to send it token ids."""
 
     name: str
     architecture: str
@@ -105,7 +132,7 @@ class ModelInfo:
     device: str
     vocab_size: int
     max_context: int
-    """Most tokens of prompt + completion."""
+    """Most tokens of prompt and completion together."""
     num_parameters: int
     eos_token_ids: tuple[int, ...]
     default_sampling: Mapping[str, float] = field(default_factory=dict)
@@ -119,40 +146,40 @@ class Load:
     num_running: int
     num_waiting: int
     kv_usage: float
-    """Share of KV blocks that live sequences hold, 0 to 1."""
+    """Share of the KV-cache blocks that live sequences hold, 0 to 1."""
     num_cached_tokens: int
-    """Tokens whose KV the prefix cache can hand out."""
+    """Tokens in the prefix cache."""
     max_num_seqs: int
     kv_capacity_tokens: int
     num_preemptions: int
-    """Preemptions since the start."""
+    """Since the start."""
     block_size: int = 1
     """Tokens in a block of the KV cache."""
 
 
 class EngineClient(Protocol):
-    """An engine as the service uses it. All methods belong to one event loop."""
+    """An engine as the service uses it. Call all methods from one event loop."""
 
     @property
     def model_info(self) -> ModelInfo:
-        """Raises `EngineUnavailable` before `start` is done."""
+        """Raises `EngineUnavailable` before `start` returns."""
         ...
 
     @property
     def healthy(self) -> bool:
-        """True while the engine can produce tokens; once False after `start`, it stays so."""
+        """Whether the engine can produce tokens. Once False after `start`, it stays False."""
         ...
 
     async def wait_broken(self) -> None:
-        """Returns once a started engine is not `healthy` any more."""
+        """Return when a started engine is no longer `healthy`."""
         ...
 
     async def start(self) -> None:
-        """Load and warm up; returns when tokens can be produced. Raises `EngineError`."""
+        """Load the model and warm up. Raises `EngineError`."""
         ...
 
     async def stop(self, *, drain_timeout: float = 0.0) -> None:
-        """Refuse new sequences, let live ones finish for `drain_timeout` s, abort the rest."""
+        """Refuse new sequences, wait `drain_timeout` seconds for live ones, abort the rest."""
         ...
 
     def generate(
@@ -165,23 +192,23 @@ class EngineClient(Protocol):
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
     ) -> AsyncGenerator[SequenceOutput, None]:
-        """Stream the completion: a chunk on acceptance, mostly empty, the finish on the last one.
+        """Stream the completion; the first output signals acceptance, the last has the finish.
 
-        A refusal (`ContextTooLong`, `Overloaded`, …) is raised by the first `anext`. Closing or
+        The first `anext` raises a refusal (`ContextTooLong`, `Overloaded`, …). Closing or
         cancelling the generator aborts the sequence and frees its KV blocks within one step:
-        wrap it in `contextlib.aclosing`. `deadline` is absolute, of `time.monotonic()`. The last
-        `num_resumed_tokens` of the prompt count as completion: another replica made them.
-        `on_abandoned` is told how far the sequence came if its consumer leaves before the end.
+        wrap it in `contextlib.aclosing`. `deadline` is in `time.monotonic()` seconds. The last
+        `num_resumed_tokens` of the prompt count as completion: another replica generated them.
+        `on_abandoned` is called with the finish so far if the consumer leaves before the end.
         """
         ...
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """A vector of length 1 for each input; beside what is generated, not before it.
+        """Return a vector of length 1 for each input; runs concurrently with generation.
 
         Raises `InvalidPrompt`, `ContextTooLong`, `Overloaded` or `EngineUnavailable`.
         """
         ...
 
     def load(self) -> Load:
-        """The engine's load as of its last step, sequences not yet taken up included."""
+        """The load after the last step, including sequences that are still to be added."""
         ...

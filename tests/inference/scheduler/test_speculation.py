@@ -190,7 +190,7 @@ def test_drafts_are_counted(make_engine: Callable[..., Engine]) -> None:
     assert finish.num_drafted_tokens >= finish.num_accepted_tokens > 0
     counters = (metrics.DRAFT_TOKENS, metrics.ACCEPTED_TOKENS)
     before = [total(counter) for counter in counters]
-    metrics.observe(finish)
+    metrics.observe_finish(finish)
     grown = [total(counter) - old for counter, old in zip(counters, before, strict=True)]
     assert grown == [finish.num_drafted_tokens, finish.num_accepted_tokens]
 
