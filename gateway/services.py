@@ -16,12 +16,14 @@ from gateway.streaming.disconnects import Interruption
 from gateway.streaming.event_stream import EventStream
 from gateway.streaming.resumption import Resumption
 from gateway.upstream.client import Orchestrator
-from gateway.upstream.generation import Delta, Event, Finish, SearchResults, Started, TokenLogprob
+from gateway.upstream.generation import Event, SearchResults
 from gateway.upstream.readiness import Readiness
 from mesh.context import annotate
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.protocol.deltas import Delta, DeltaLogprob
+from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
-First = TypeVar("First", Started, SearchResults)
+First = TypeVar("First", GenerationStarted, SearchResults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,8 @@ class Collected(NamedTuple):
     """A whole generation."""
 
     text: str
-    logprobs: tuple[TokenLogprob, ...]
-    finish: Finish
+    logprobs: tuple[DeltaLogprob, ...]
+    finish: GenerationFinish
 
 
 async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First:
@@ -60,7 +62,7 @@ async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First
     event = await anext(events)
     if not isinstance(event, kind):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
-    if isinstance(event, Started):
+    if isinstance(event, GenerationStarted):
         annotate(model=event.model)
     return event
 
@@ -70,11 +72,11 @@ async def collect(events: AsyncGenerator[Event], kind: type[First]) -> tuple[Fir
     async with aclosing(events):
         first = await first_event(events, kind)
         texts: list[str] = []
-        logprobs: list[TokenLogprob] = []
+        logprobs: list[DeltaLogprob] = []
         async for event in events:
             if isinstance(event, Delta):
                 texts.append(event.text)
                 logprobs.extend(event.logprobs)
-            elif isinstance(event, Finish):
+            elif isinstance(event, GenerationFinish):
                 return first, Collected("".join(texts), tuple(logprobs), event)
     raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)

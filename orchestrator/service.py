@@ -15,12 +15,13 @@ from mesh.protocol.chat import tool_choice_from_proto
 from mesh.protocol.deltas import Delta, delta_to_proto
 from mesh.protocol.finish import REASON_TO_PROTO
 from mesh.protocol.sampling_params import sampling_from_proto
+from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS
 from mesh.protocol.usage import usage_to_proto
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator import messages
 from orchestrator.admission.request_table import RequestState, RequestTable
-from orchestrator.admission.validation import DEFAULT_SUMMARY_TOKENS, check_num_results, check_query
+from orchestrator.admission.validation import check_num_results, check_query
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas

@@ -25,8 +25,8 @@ from gateway.openai.usage import Tally
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.services import Services
 from gateway.streaming.event_stream import EventStream
-from gateway.upstream.generation import Delta, TokenLogprob
 from gateway.validation.body import read_json
+from mesh.protocol.deltas import Delta, DeltaLogprob
 
 ROUTE = "/v1/chat/completions"
 
@@ -71,7 +71,7 @@ class _Message:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._calls = ToolCalls()
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs: list[DeltaLogprob] = []
         self.finish_reason = ""
 
     def add(self, delta: Delta) -> None:

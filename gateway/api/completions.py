@@ -17,8 +17,9 @@ from gateway.openai.usage import Tally
 from gateway.schemas.completions import CompletionRequest
 from gateway.services import Services
 from gateway.streaming.event_stream import EventStream
-from gateway.upstream.generation import ABORT, Delta, Finish, TokenLogprob
 from gateway.validation.body import read_json
+from mesh.protocol.deltas import Delta, DeltaLogprob
+from mesh.protocol.finish import FinishReason, GenerationFinish
 
 ROUTE = "/v1/completions"
 
@@ -41,7 +42,7 @@ class Completions:
             frames = _frames(events, observation, body, len(generations))
             return self._services.event_stream(frames, error_frame)
         texts: list[list[str]] = [[] for _ in generations]
-        logprobs: list[list[TokenLogprob]] = [[] for _ in generations]
+        logprobs: list[list[DeltaLogprob]] = [[] for _ in generations]
         reasons = [""] * len(generations)
         async with self._services.interruption(request), aclosing(events):
             accepted = await first_of(events)
@@ -103,10 +104,11 @@ async def _prompts_only(events: Events) -> Events:
         async for each in events:
             if isinstance(each, Accepted):
                 yield each
-            elif isinstance(each.event, Finish):
+            elif isinstance(each.event, GenerationFinish):
                 usage = each.event.usage._replace(completion_tokens=0)
-                reason = each.event.reason if each.event.reason == ABORT else "length"
-                yield ChoiceEvent(each.number, Finish(reason, usage))
+                aborted = each.event.reason is FinishReason.ABORT
+                reason = FinishReason.ABORT if aborted else FinishReason.LENGTH
+                yield ChoiceEvent(each.number, GenerationFinish(reason, usage))
             elif each.number not in told:
                 told.add(each.number)
                 if not each.event.num_tokens:

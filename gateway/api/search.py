@@ -25,11 +25,12 @@ from gateway.streaming.resumption import (
     parse_event_id,
 )
 from gateway.streaming.sse import named_frame, token_frame
-from gateway.upstream.generation import Delta, Event, Finish, SearchResults
+from gateway.upstream.generation import Event, SearchResults, SummaryFinish
 from gateway.validation.body import read_json, read_query
 from mesh.context import current_request
 from mesh.errors import MeshError
 from mesh.observability.telemetry import trace_id
+from mesh.protocol.deltas import Delta
 
 ROUTE = "/api/v1/search"
 STREAM_ROUTE = "/api/v1/search/{stream}"
@@ -64,13 +65,15 @@ class SearchEndpoint:
         events = self._services.orchestrator.search(asked.search())
         async with self._services.interruption(request):
             found, answer = await collect(events, SearchResults)
-        Observation.of(request.scope).finished(answer.finish)
+        finish = answer.finish
+        assert isinstance(finish, SummaryFinish), "a search ends with its citations"
+        Observation.of(request.scope).finished(finish)
         fields = {
             "query": found.query,
             "status": "completed",
             "search_results": _results(found),
             "summary": answer.text,
-            **_end(answer.finish),
+            **_end(finish),
         }
         return json_response(fields)
 
@@ -116,7 +119,7 @@ async def _frames(
                 observation.text(ROUTE)
                 yield token_frame(event.text, position, id_prefix)
                 position += 1
-            elif isinstance(event, Finish):
+            elif isinstance(event, SummaryFinish):
                 observation.finished(event)
                 fields = {"type": "complete", **_end(event)}
                 yield named_frame("complete", fields, id_prefix + COMPLETE)
@@ -133,7 +136,7 @@ def _results(found: SearchResults) -> list[dict[str, object]]:
     return [result._asdict() for result in found.results]
 
 
-def _end(finish: Finish) -> dict[str, object]:
+def _end(finish: SummaryFinish) -> dict[str, object]:
     request = current_request()
     return {
         "finish_reason": finish.reason,

@@ -12,10 +12,10 @@ from starlette.types import Scope
 
 from gateway.http.errors import HttpError
 from gateway.observability import metrics
-from gateway.upstream.generation import Finish
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv
+from mesh.protocol.finish import GenerationFinish
 
 logger = logging.getLogger("gateway.access")
 
@@ -79,7 +79,7 @@ class Observation:
         annotate(ttft_seconds=seconds)
         trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=self._first_token_at)
 
-    def finished(self, finish: Finish) -> None:
+    def finished(self, finish: GenerationFinish) -> None:
         """The generation ended."""
         usage = finish.usage
         if self._first_token is not None and usage.completion_tokens > 1:

@@ -7,8 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple, TypeAlias, cast
 
-from gateway.upstream.generation import Delta, Event, Finish, Started
+from gateway.upstream.generation import Event
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
 Stream: TypeAlias = AsyncGenerator[Event]
 
@@ -16,7 +18,7 @@ Stream: TypeAlias = AsyncGenerator[Event]
 class Accepted(NamedTuple):
     """Every choice is accepted; the first event."""
 
-    started: tuple[Started, ...]
+    started: tuple[GenerationStarted, ...]
 
     @property
     def model(self) -> str:
@@ -28,7 +30,7 @@ class ChoiceEvent(NamedTuple):
     """An event of one choice, which are numbered from 0."""
 
     number: int
-    event: Delta | Finish
+    event: Delta | GenerationFinish
 
 
 Events: TypeAlias = AsyncGenerator[Accepted | ChoiceEvent]
@@ -47,7 +49,7 @@ def rest_of(events: Events) -> AsyncGenerator[ChoiceEvent]:
 
 
 async def choices(streams: Sequence[Stream]) -> Events:
-    """`Accepted`, then the choices' events as they come, one `Finish` each. Raises MeshError.
+    """`Accepted`, then the choices' events as they come, one finish each. Raises MeshError.
 
     Owns the streams: all are closed in the end, and one that fails ends them all.
     """
@@ -78,7 +80,7 @@ class _Merge:
 
     def __init__(self, num_streams: int) -> None:
         self._num_running = num_streams
-        self._started: list[Started | None] = [None] * num_streams
+        self._started: list[GenerationStarted | None] = [None] * num_streams
         self._decided = asyncio.Event()
         self._refusal: Exception | None = None
         self._queue: asyncio.Queue[ChoiceEvent | Exception | None] = asyncio.Queue(1)
@@ -102,7 +104,7 @@ class _Merge:
                 self._decided.set()
         await self._queue.put(end)
 
-    async def accepted(self) -> tuple[Started, ...]:
+    async def accepted(self) -> tuple[GenerationStarted, ...]:
         """Waits until every stream has begun; raises what one raised instead."""
         await self._decided.wait()
         if self._refusal is not None:
@@ -121,13 +123,13 @@ class _Merge:
                 yield item
 
 
-def _started(event: Event) -> Started:
-    if not isinstance(event, Started):
+def _started(event: Event) -> GenerationStarted:
+    if not isinstance(event, GenerationStarted):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
     return event
 
 
-def _later(event: Event) -> Delta | Finish:
-    if not isinstance(event, (Delta, Finish)):
+def _later(event: Event) -> Delta | GenerationFinish:
+    if not isinstance(event, (Delta, GenerationFinish)):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
     return event

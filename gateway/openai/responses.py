@@ -9,9 +9,10 @@ from typing import TypeAlias
 
 from gateway.http.errors import error_body
 from gateway.streaming.sse import data_frame
-from gateway.upstream.generation import ABORT, Finish, TokenLogprob, ToolCallDelta
 from mesh.context import current_request
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.deltas import DeltaLogprob, ToolCallDelta
+from mesh.protocol.finish import FinishReason, GenerationFinish
 
 LEAST_LOGPROB = -9999.0
 """What OpenAI writes for an impossible token, as JSON has no infinity."""
@@ -24,9 +25,9 @@ def error_frame(error: MeshError) -> bytes:
     return data_frame(error_body(error))
 
 
-def check_not_aborted(finish: Finish) -> None:
+def check_not_aborted(finish: GenerationFinish) -> None:
     """Raises MeshError for a generation that somebody ended: OpenAI's wire has no word for it."""
-    if finish.reason == ABORT:
+    if finish.reason is FinishReason.ABORT:
         raise MeshError(ErrorKind.CANCELLED, "the request was ended by an operator")
 
 
@@ -42,14 +43,14 @@ def head(prefix: str, kind: str, model: str) -> dict[str, object]:
     }
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
+def chat_logprobs(logprobs: Sequence[DeltaLogprob]) -> dict[str, object] | None:
     """The logprobs of a chat choice; None without any."""
     if not logprobs:
         return None
     return {"content": [_chat_logprob(each, with_top=True) for each in logprobs], "refusal": None}
 
 
-def _chat_logprob(each: TokenLogprob, *, with_top: bool) -> dict[str, object]:
+def _chat_logprob(each: DeltaLogprob, *, with_top: bool) -> dict[str, object]:
     fields: dict[str, object] = {
         "token": each.token,
         "logprob": _finite(each.logprob),
@@ -72,7 +73,7 @@ class TextLogprobs:
         # A token may be a part of a character: counted are the characters that are whole.
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def of(self, logprobs: Sequence[TokenLogprob]) -> dict[str, object] | None:
+    def of(self, logprobs: Sequence[DeltaLogprob]) -> dict[str, object] | None:
         """The next tokens; None without any."""
         if not logprobs:
             return None
@@ -93,7 +94,7 @@ class TextLogprobs:
         }
 
 
-def _token_name(each: TokenLogprob) -> str:
+def _token_name(each: DeltaLogprob) -> str:
     """The token, by its bytes where those are no text, as two of them would look the same."""
     try:
         each.token_bytes.decode()

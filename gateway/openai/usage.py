@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.observability.observation import Observation
-from gateway.upstream.generation import Delta, Finish, Started
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
 
 class Tally:
     """Counts while the choices are generated, so that it is right whenever they end."""
 
-    def __init__(self, started: Sequence[Started], n: int, observation: Observation) -> None:
+    def __init__(
+        self, started: Sequence[GenerationStarted], n: int, observation: Observation
+    ) -> None:
         """`n` choices follow each other for each prompt, which counts once."""
         self._prompt_tokens = sum(each.prompt_tokens for each in started[::n])
         self._n = n
@@ -28,7 +31,7 @@ class Tally:
         if delta.reasoning:
             self._reasoning_tokens += delta.num_tokens
 
-    def finish(self, index: int, finish: Finish) -> None:
+    def finish(self, index: int, finish: GenerationFinish) -> None:
         """The end of a choice."""
         self._completion_tokens[index] = finish.usage.completion_tokens
         if index % self._n == 0:

@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gateway.schemas.common import MAX_UINT32, Answer, Body, OpenAIUsage, to_json
-from gateway.schemas.sampling import MAX_LOGPROBS, SamplingFields
+from gateway.schemas.common import Answer, Body, OpenAIUsage, to_json
+from gateway.schemas.sampling import SamplingFields, bounded
 from gateway.schemas.tools import ResponseFormat, ToolCall, ToolChoiceField, Tools
-from gateway.upstream.generation import ChatPrompt, Generation, Message, ToolChoice
+from gateway.upstream.generation import Generation
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
+from mesh.protocol import chat
+from mesh.protocol.chat import ChatPrompt, ToolChoice
 
 
 class TextPart(Body):
@@ -56,11 +58,11 @@ class ChatMessage(Body):
             raise FieldError("is required", "content")
         return self
 
-    def message(self, index: int) -> Message:
+    def message(self, index: int) -> chat.ChatMessage:
         """The same for the orchestrator, as message number `index`. Raises MeshError."""
         field = f"messages[{index}].tool_calls"
         calls = to_json(self.tool_calls, field) if self.tool_calls else ""
-        return Message(
+        return chat.ChatMessage(
             role=self.role,
             content=self.content or "",
             name=self.name or "",
@@ -73,11 +75,11 @@ class ChatCompletionRequest(SamplingFields):
     """A conversation to be continued by the assistant."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_UINT32, description="OpenAI's newer name of max_tokens; it wins."
+    max_completion_tokens: Annotated[int | None, bounded("max_tokens")] = Field(
+        None, description="OpenAI's newer name of max_tokens; it wins."
     )
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: Annotated[int | None, bounded("num_logprobs")] = None
     tools: Tools = Field([], description="Shown to the model by its template.")
     tool_choice: ToolChoiceField = Field(
         "auto", description="auto, none, required, or one tool that must be called."

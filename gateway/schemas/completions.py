@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from gateway.schemas.common import MAX_UINT32, Answer, OpenAIUsage, only
-from gateway.schemas.sampling import MAX_CHOICES, MAX_LOGPROBS, SamplingFields
-from gateway.upstream.generation import Generation, TokenIds
+from gateway.schemas.sampling import MAX_CHOICES, SamplingFields, bounded
+from gateway.upstream.generation import Generation
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
+from mesh.protocol.tokens import TokenIds
 
 Prompt: TypeAlias = str | tuple[int, ...]
 
@@ -65,7 +66,7 @@ class CompletionRequest(SamplingFields):
         description="0 only with echo: the prompt alone comes back.",
         json_schema_extra={"minimum": 0},
     )
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    logprobs: Annotated[int | None, bounded("num_logprobs")] = None
     echo: bool = Field(
         False, description="Send the prompt before the text; with logprobs, also its tokens'."
     )

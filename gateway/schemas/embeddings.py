@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from gateway.schemas.common import Answer, Body, only
 from gateway.schemas.completions import Prompt, prompt_list
-from gateway.upstream.generation import TokenIds
 from gateway.validation.field_error import FieldError
+from mesh.protocol.tokens import TokenIds
 
 MAX_INPUTS = 2048
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
+from pydantic.fields import FieldInfo
 
 from gateway.schemas.common import MAX_UINT32, MAX_UINT64, Body
-from gateway.upstream.generation import Constraint, SamplingParams
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
+from mesh.protocol.constraints import OutputConstraint
+from mesh.protocol.sampling_params import BOUNDS, MAX_STOP_STRINGS, SamplingParams
 
-MAX_STOP_STRINGS = 4
-MAX_LOGPROBS = 20
 MAX_CHOICES = 32
 """Of all prompts of a request together: each takes a place of its own behind the gateway."""
+
+
+def bounded(parameter: str, least: float | None = None) -> FieldInfo:
+    """The shared bounds of a sampling parameter, for `Annotated`; `least` replaces the lower."""
+    bounds = BOUNDS[parameter]
+    field: FieldInfo = Field(
+        gt=bounds.least if bounds.excludes_least else None,
+        ge=None if bounds.excludes_least else bounds.least if least is None else least,
+        le=MAX_UINT32 if bounds.greatest is None else bounds.greatest,
+    )
+    return field
 
 
 def _stop(value: object) -> object:
@@ -42,7 +53,7 @@ Stop = Annotated[
 """A string or a list of them."""
 
 LogitBias = Annotated[
-    dict[int, Annotated[float, Field(ge=-100, le=100)]],
+    dict[int, Annotated[float, bounded("logit_bias")]],
     BeforeValidator(_logit_bias, json_schema_input_type=dict[str, float]),
 ]
 
@@ -59,15 +70,15 @@ class SamplingFields(Body):
     """How to draw, in OpenAI's words and, for what OpenAI does not have, in vLLM's."""
 
     model: str = Field("", max_length=500, description="Empty: the only one served.")
-    max_tokens: int | None = Field(None, ge=1, le=MAX_UINT32)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=MAX_UINT32, description="0 or -1: all.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(
+    max_tokens: Annotated[int | None, bounded("max_tokens")] = None
+    temperature: Annotated[float | None, bounded("temperature")] = None
+    top_p: Annotated[float | None, bounded("top_p")] = None
+    top_k: Annotated[int | None, bounded("top_k", least=-1)] = Field(
+        None, description="0 or -1: all."
+    )
+    min_p: Annotated[float | None, bounded("min_p")] = None
+    seed: Annotated[int | None, bounded("seed")] = Field(
         None,
-        ge=-(2**63),
-        le=MAX_UINT64,
         description="Same seed, same text. Choice number i of a prompt is drawn with seed + i.",
     )
     # Lists and objects are made anew, which takes less than the copy that pydantic makes of a
@@ -77,16 +88,16 @@ class SamplingFields(Body):
         description="A string or up to 4; none is part of the text.",
         json_schema_extra={"default": []},
     )
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: Annotated[float | None, bounded("presence_penalty")] = None
+    frequency_penalty: Annotated[float | None, bounded("frequency_penalty")] = None
+    repetition_penalty: Annotated[float | None, bounded("repetition_penalty")] = None
     logit_bias: LogitBias = Field(
         default_factory=dict,
         description="Token id to bias, -100 to 100.",
         json_schema_extra={"default": {}},
     )
     ignore_eos: bool = False
-    min_tokens: int = Field(0, ge=0, le=MAX_UINT32)
+    min_tokens: Annotated[int, bounded("min_tokens")] = 0
     n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate, for each prompt.")
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -99,7 +110,7 @@ class SamplingFields(Body):
         max_tokens: int | None,
         num_logprobs: int | None,
         num_prompt_logprobs: int | None = None,
-        constraint: Constraint | None = None,
+        constraint: OutputConstraint | None = None,
     ) -> SamplingParams:
         """The same for the orchestrator, for choice number `choice` of a prompt."""
         return SamplingParams(

@@ -10,8 +10,12 @@ from pydantic import AfterValidator, Field, StringConstraints
 from gateway.schemas.common import MAX_UINT32, Answer, Body, UsageAnswer
 from gateway.upstream.generation import Search
 from gateway.validation.field_error import FieldError
-
-MAX_QUERY_CHARACTERS = 500
+from mesh.protocol.search import (
+    DEFAULT_RESULTS,
+    DEFAULT_SUMMARY_TOKENS,
+    MAX_QUERY_CHARACTERS,
+    MAX_RESULTS,
+)
 
 
 def _no_control_characters(query: str) -> str:
@@ -38,8 +42,12 @@ class SearchRequest(Body):
     streaming: bool = Field(
         False, description="Answer as server-sent events; so does Accept: text/event-stream."
     )
-    num_results: int = Field(5, ge=1, le=20, description="Most documents to find.")
-    max_tokens: int = Field(256, ge=1, le=MAX_UINT32, description="Most tokens of summary.")
+    num_results: int = Field(
+        DEFAULT_RESULTS, ge=1, le=MAX_RESULTS, description="Most documents to find."
+    )
+    max_tokens: int = Field(
+        DEFAULT_SUMMARY_TOKENS, ge=1, le=MAX_UINT32, description="Most tokens of summary."
+    )
     safe_search: bool = Field(False, description="Leave out documents marked as unsafe.")
     model: str = Field("", max_length=500, description="Empty: the only one served.")
     resumable: bool | None = Field(

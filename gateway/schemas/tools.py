@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from gateway.schemas.common import Answer, Body, to_json
-from gateway.upstream.generation import Constraint, ToolChoice
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value, json_kind
+from mesh.protocol.chat import ToolChoice
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 
 MAX_TOOLS = 128
 
@@ -118,13 +119,14 @@ class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
-    def constraint(self) -> Constraint | None:
+    def constraint(self) -> OutputConstraint | None:
         """The same for the orchestrator; None: any text. Raises MeshError."""
         if self.type == "json_object":
-            return Constraint("json_object")
+            return OutputConstraint(ConstraintForm.JSON_OBJECT)
         if self.type == "json_schema" and self.json_schema is not None:
             field = "response_format.json_schema.schema"
-            return Constraint("json_schema", to_json(self.json_schema.schema_, field))
+            schema = to_json(self.json_schema.schema_, field)
+            return OutputConstraint(ConstraintForm.JSON_SCHEMA, schema)
         return None
 
 

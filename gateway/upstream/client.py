@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
 
@@ -9,21 +10,34 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.keys.allowance import Spending
-from gateway.upstream import messages
 from gateway.upstream.generation import (
-    Delta,
+    Citation,
     Embedded,
     Event,
-    Finish,
     Generation,
     Search,
+    SearchResult,
+    SearchResults,
     ServedModel,
-    Started,
-    TokenIds,
+    SummaryFinish,
 )
-from mesh.errors import MeshError
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.protocol.chat import chat_to_proto, tool_choice_to_proto
+from mesh.protocol.deltas import Delta, delta_from_proto
+from mesh.protocol.finish import (
+    FinishReason,
+    GenerationFinish,
+    GenerationStarted,
+    reason_from_proto,
+    started_from_proto,
+)
+from mesh.protocol.sampling_params import sampling_to_proto
+from mesh.protocol.tokens import TokenIds
+from mesh.protocol.usage import usage_from_proto
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+
+logger = logging.getLogger("gateway.upstream.client")
 
 SERVICE = "mesh.v1.OrchestratorService"
 
@@ -40,31 +54,29 @@ class Orchestrator:
         self._health = health_pb2_grpc.HealthStub(channel)
 
     def generate(self, generation: Generation) -> AsyncGenerator[Event]:
-        """Started, deltas, one Finish; raises MeshError. Close it to cancel the call."""
-        return _events(
-            self._stub.Generate, generation, messages.generate_request, messages.generate_events
-        )
+        """GenerationStarted, deltas, one finish; raises MeshError. Close it to cancel the call."""
+        return _events(self._stub.Generate, generation, generate_request, generate_events)
 
     def search(self, search: Search) -> AsyncGenerator[Event]:
-        """SearchResults, deltas, one Finish; raises MeshError. Close it to cancel the call."""
+        """SearchResults, deltas, one finish; raises MeshError. Close it to cancel the call."""
         return _events(
             self._stub.SummarizeStream,
             search,
-            messages.summarize_request,
-            messages.summarize_events,
+            summarize_request,
+            summarize_events,
         )
 
     async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
         """The inputs' vectors, batch by batch; raises MeshError. Close it to cancel the call."""
         spending = Spending()
         num_tokens = 0
-        request = messages.embed_request(inputs, model)
+        request = embed_request(inputs, model)
         async with open_stream(self._stub.Embed, request) as responses:
             async for response in responses:
-                embedded = messages.embedded(response)
-                num_tokens += embedded.prompt_tokens
-                spending.add(embedded.prompt_tokens)
-                yield embedded
+                batch = embedded(response)
+                num_tokens += batch.prompt_tokens
+                spending.add(batch.prompt_tokens)
+                yield batch
         spending.settle(num_tokens)
 
     async def models(self) -> tuple[ServedModel, ...]:
@@ -98,17 +110,130 @@ async def _events(
         async for response in responses:
             for last in events_of(response):
                 _charge(spending, last)
-                if isinstance(last, Finish):
+                if isinstance(last, GenerationFinish):
                     responses.has_last()
                 yield last
-    if not isinstance(last, Finish):
-        raise messages.broken("the stream ended without a finish")
+    if not isinstance(last, GenerationFinish):
+        raise broken("the stream ended without a finish")
 
 
 def _charge(spending: Spending, event: Event) -> None:
     if isinstance(event, Delta):
         spending.add(event.num_tokens)
-    elif isinstance(event, Started):
+    elif isinstance(event, GenerationStarted):
         spending.add(event.prompt_tokens)
-    elif isinstance(event, Finish):
+    elif isinstance(event, GenerationFinish):
         spending.settle(event.usage.prompt_tokens + event.usage.completion_tokens)
+
+
+def broken(what: str) -> MeshError:
+    """Log that the orchestrator broke the contract; the error that the client gets for it."""
+    logger.error("upstream broke the contract", extra={"error": what})
+    return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+
+
+def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest:
+    """Convert to protobuf."""
+    choice = generation.tool_choice
+    request = orchestrator_pb2.GenerateRequest(
+        model=generation.model,
+        sampling=sampling_to_proto(generation.sampling),
+        stop=generation.stop,
+        echo=generation.echo,
+        tool_choice=None if choice is None else tool_choice_to_proto(choice),
+    )
+    prompt = generation.prompt
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif isinstance(prompt, TokenIds):
+        request.token_ids.ids.extend(prompt.ids)
+        request.token_ids.SetInParent()
+    else:
+        request.chat.CopyFrom(chat_to_proto(prompt))
+    return request
+
+
+def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
+    """The events in a message, at least one, in order. Raises MeshError."""
+    events: list[Event] = []
+    if response.HasField("started"):
+        events.append(started_from_proto(response.started))
+    if response.HasField("delta"):
+        events.append(delta_from_proto(response.delta))
+    if response.HasField("finish"):
+        finish = response.finish
+        events.append(GenerationFinish(_reason(finish.reason), usage_from_proto(finish.usage)))
+    if not events:
+        raise broken("a message without an event")
+    return events
+
+
+def summarize_request(search: Search) -> orchestrator_pb2.SummarizeRequest:
+    """Convert to protobuf."""
+    return orchestrator_pb2.SummarizeRequest(
+        query=search.query,
+        num_results=search.num_results,
+        max_tokens=search.max_tokens,
+        model=search.model,
+        safe_search=search.safe_search,
+    )
+
+
+def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list[Event]:
+    """The event in a message. Raises MeshError."""
+    kind = response.WhichOneof("event")
+    if kind == "delta":
+        return [delta_from_proto(response.delta)]
+    if kind == "results":
+        return [_results(response.results)]
+    if kind == "finish":
+        finish = response.finish
+        details = tuple(map(_citation, finish.citation_details))
+        citations = tuple(finish.citations)
+        usage = usage_from_proto(finish.usage)
+        return [SummaryFinish(_reason(finish.reason), usage, citations, details)]
+    raise broken("a message without an event")
+
+
+def _results(results: orchestrator_pb2.SearchResults) -> SearchResults:
+    return SearchResults(
+        results.query,
+        tuple(
+            SearchResult(each.position, each.title, each.url, each.snippet, each.score)
+            for each in results.results
+        ),
+    )
+
+
+def _citation(detail: orchestrator_pb2.CitationDetail) -> Citation:
+    sentence, span = detail.sentence, detail.span
+    return Citation(
+        detail.position or None,
+        (sentence.begin, sentence.end),
+        (span.begin, span.end) if detail.HasField("span") else None,
+    )
+
+
+def _reason(number: int) -> FinishReason:
+    try:
+        return reason_from_proto(number)
+    except ValueError as error:
+        raise broken(str(error)) from None
+
+
+def embed_request(inputs: Sequence[str | TokenIds], model: str) -> orchestrator_pb2.EmbedRequest:
+    """Convert to protobuf."""
+    request = orchestrator_pb2.EmbedRequest(model=model)
+    for each in inputs:
+        added = request.inputs.add()
+        if isinstance(each, str):
+            added.text = each
+        else:
+            added.token_ids.ids.extend(each.ids)
+    return request
+
+
+def embedded(response: orchestrator_pb2.EmbedResponse) -> Embedded:
+    """Convert from protobuf."""
+    vectors = tuple(embedding.values for embedding in response.embeddings)
+    return Embedded(response.model, vectors, response.prompt_tokens)

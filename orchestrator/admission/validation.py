@@ -15,12 +15,8 @@ from mesh.protocol.sampling_params import (
     SamplingParams,
     first_violation,
 )
+from mesh.protocol.search import DEFAULT_RESULTS, MAX_QUERY_CHARACTERS, MAX_RESULTS
 from orchestrator.generation import ModelInfo
-
-MAX_QUERY_CHARACTERS = 500
-MAX_RESULTS = 20
-DEFAULT_RESULTS = 5
-DEFAULT_SUMMARY_TOKENS = 256
 
 
 def check_sampling(sampling: SamplingParams) -> None:

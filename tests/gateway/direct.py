@@ -14,24 +14,23 @@ from gateway.keys.key_ring import KeyRing
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 from gateway.streaming.resumption import Resumption
-from gateway.upstream.client import Orchestrator
+from gateway.upstream.client import Orchestrator, embed_request, generate_request, summarize_request
 from gateway.upstream.generation import (
-    Delta,
     Embedded,
     Event,
-    Finish,
     Generation,
     Search,
     SearchResults,
     ServedModel,
-    Started,
-    TokenIds,
-    Usage,
+    SummaryFinish,
 )
-from gateway.upstream.messages import embed_request, generate_request, summarize_request
 from gateway.upstream.readiness import Readiness
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import FinishReason, GenerationStarted
+from mesh.protocol.tokens import TokenIds
+from mesh.protocol.usage import Usage
 
-FINISH = Finish("stop", Usage(1, 1, 0))
+FINISH = SummaryFinish(FinishReason.STOP, Usage(1, 1, 0))
 
 
 class DirectOrchestrator:
@@ -40,7 +39,7 @@ class DirectOrchestrator:
     async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """One token."""
         assert generate_request(generation).SerializeToString()
-        yield Started("fake", 1)
+        yield GenerationStarted("fake", 1)
         yield Delta("text", 1, ())
         yield FINISH
 
