@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,31 @@ def test_some_libraries_belong_to_one_package(library: str, package: str) -> Non
     """Torch is the engine's, HTTP the gateway's, templates the tokenizer's."""
     others = tuple(other for other in PACKAGES if other != package)
     assert violations(others, library) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_has_a_circular_import(package: str) -> None:
+    """Imports under TYPE_CHECKING and inside functions count, too."""
+    graphlib.TopologicalSorter(import_graph(ROOT, package)).prepare()  # CycleError names the cycle
+
+
+def import_graph(root: Path, package: str) -> dict[str, set[str]]:
+    """The modules of a package by dotted name, with the modules of it that each imports."""
+    paths = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (root / package).rglob("*.py")
+    }
+    return {name: set(imports_of(path)) & paths.keys() - {name} for name, path in paths.items()}
+
+
+def test_a_circular_import_would_be_found(tmp_path: Path) -> None:
+    """Two modules that import each other, one for its types alone."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").write_text("")
+    (tmp_path / "package/one.py").write_text("from package.two import f\n")
+    (tmp_path / "package/two.py").write_text("if TYPE_CHECKING:\n    from package import one\n")
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(import_graph(tmp_path, "package")).prepare()
 
 
 def test_tests_and_their_tools_stay_outside() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
 from inference.model.layers.linear import Fp8Linear, Int8Linear, Linear
-from inference.model.layers.operations import Attention, Operations, Quantise
-from inference.model.layers.quantise import quantise_rows
+from inference.model.layers.operations import Attention, Operations
+from inference.model.layers.quantise import Quantise, quantise_rows
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.layers.torch_operations import TorchOperations
 from inference.model.weights import Weights
@@ -105,8 +105,8 @@ class Llama:
         self.dtype = dtype
         self.device = device
         self.operations = make_operations(config, RotaryEmbedding(config, max_context, device))
-        self.invariant = self.operations.invariant()
-        """What computes the steps that are to be; may be the same."""
+        self.batch_invariant_operations = self.operations.batch_invariant()
+        """For batch-invariant steps; the same object as `operations` if they are invariant."""
         quantise = self.operations.quantise
         reader = Reader(weights, dtype, device, quantisation=quantisation, quantise=quantise)
         self._embeddings, head = reader.embeddings_and_head(config)
@@ -147,7 +147,7 @@ class Llama:
         return operations.add_norm(x, residual, self._norm)[0]
 
     def _operations(self, is_invariant: bool) -> Operations:
-        return self.invariant if is_invariant else self.operations
+        return self.batch_invariant_operations if is_invariant else self.operations
 
 
 class Reader:
@@ -180,6 +180,7 @@ class Reader:
         shape = (config.vocab_size, config.hidden_size)
         embeddings = self.tensor("model.embed_tokens.weight", *shape)
         if config.tie_word_embeddings:
+            self._weights.skip("lm_head.weight")  # a copy of the embeddings in some checkpoints
             return embeddings, embeddings
         return embeddings, self.tensor("lm_head.weight", *shape)
 

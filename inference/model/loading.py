@@ -1,4 +1,4 @@
-"""Makes an engine from a model's folder: weights, cache, scheduler, one step to warm up."""
+"""Builds an engine from a model's folder: weights, KV cache, scheduler, warm-up."""
 
 from __future__ import annotations
 
@@ -41,9 +41,11 @@ from inference.structured_output.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-
 MAX_CAPTURED_ROWS = 512
-"""Of a step with drafts; a larger one takes the GPU longer than the host."""
+"""Largest captured step with drafts; in a larger one the GPU takes longer than kernel launches."""
+
+MAX_LOGGED_TENSORS = 8
+"""How many unused tensors a log line names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,106 +83,51 @@ class EngineOptions:
         return cls.from_settings(InferenceSettings.model_construct(model_name=name), folder)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LoadedModel:
+    """A model on its device with its KV cache."""
+
+    config: ModelConfig
+    weight_type: str
+    max_context: int
+    model: Model
+    """Replays CUDA graphs if decode steps are captured, else the same object as `decoder`."""
+    decoder: Llama | NativeDecoder
+    cache: KVCache
+    invariance: Invariance
+
+
 def load_engine(options: EngineOptions) -> Engine:
-    """A warm engine; blocks. Raises ModelLoadError saying what is wrong with the files."""
+    """Loads the model and returns a warm engine; blocks meanwhile.
+
+    Raises ModelLoadError if a file is missing or invalid, or an option does not fit the model.
+    """
     started = time.monotonic()
     device = _device(options.device)
     threads = options.threads or available_cpus()
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    config = load_config(options.folder)
-    max_context = _max_context(options.max_context, config)
-    weights = Weights(options.folder)
-    weights_as = weight_type(options.dtype, config, device)
-    dtype = activation_type(weights_as)
-    max_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
-    decoder = make_model(
-        config,
-        weights,
-        device,
-        ModelOptions(
-            dtype=weights_as,
-            kernels=options.kernels,
-            max_context=max_context,
-            block_size=options.block_size,
-            threads=threads,
-        ),
-    )
-    sampler = _sampler(decoder)
-    if isinstance(decoder, NativeDecoder):
-        # It has threads of its own; torch's would wait for work by spinning on their cores.
-        torch.set_num_threads(1)
-    invariance = _invariance(options.batch_invariance, decoder)
-    capture = _capture(options, decoder, max_context, invariance)
-    num_blocks = num_kv_blocks(
-        decoder,
-        block_size=options.block_size,
-        num_tokens=options.kv_cache_tokens,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=max_tokens,
-        max_context=max_context,
-        capture=capture,
-        kinds=invariance.kinds,
-    )
-    cache = KVCache(config, num_blocks, options.block_size, dtype, device)
-    model: Model = decoder if capture is None else capture(cache)
+    loaded = _load_model(options, device, threads)
     vocabulary = Vocabulary.load(
-        options.folder, vocab_size=config.vocab_size, eos_token_ids=config.eos_token_ids
+        options.folder,
+        vocab_size=loaded.config.vocab_size,
+        eos_token_ids=loaded.config.eos_token_ids,
     )
     if vocabulary.problem:
-        logger.warning("constraints are refused", extra={"reason": vocabulary.problem})
-    engine = Engine(
-        model_info=ModelInfo(
-            name=options.name,
-            architecture=config.architecture,
-            dtype=weights_as,
-            device=_device_name(device),
-            vocab_size=config.vocab_size,
-            max_context=max_context,
-            num_parameters=model.num_parameters,
-            eos_token_ids=config.eos_token_ids,
-            default_sampling=config.default_sampling,
-        ),
-        admission=Admission(
-            vocab_size=config.vocab_size,
-            max_context=max_context,
-            kv_capacity_tokens=num_blocks * options.block_size,
-            max_num_seqs=options.max_num_seqs,
-            max_num_waiting=options.max_num_waiting,
-        ),
-        scheduler=Scheduler(
-            BlockManager(
-                num_blocks,
-                options.block_size,
-                separates_seeded=invariance is Invariance.SEEDED,
-            ),
-            max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=max_tokens,
-            num_speculative_tokens=options.num_speculative_tokens,
-        ),
-        runner=ModelRunner(
-            model,
-            cache,
-            MaskWorker(config.vocab_size),
-            sampler,
-            supports_async_scheduling=device.type == "cuda",
-            invariance=invariance,
-        ),
-        vocabulary=vocabulary,
-        embedder=MeanPoolingEmbedder(model, options.max_num_batched_tokens),
-    )
+        logger.warning("structured output is disabled", extra={"reason": vocabulary.problem})
+    engine = _build_engine(options, loaded, vocabulary)
     _warm_up(engine)
     logger.info(
         "model loaded",
         extra={
             "model": options.name,
-            "num_parameters": model.num_parameters,
-            "dtype": weights_as,
+            "num_parameters": loaded.model.num_parameters,
+            "dtype": loaded.weight_type,
             "device": str(device),
-            "kv_cache_tokens": num_blocks * options.block_size,
-            "kernels": _kernels(decoder),
-            "graphs": capture is not None,
-            "batch_invariance": invariance.value,
+            "kv_cache_tokens": loaded.cache.num_blocks * options.block_size,
+            "kernels": _kernels(loaded.decoder),
+            "graphs": loaded.model is not loaded.decoder,
+            "batch_invariance": loaded.invariance.value,
             "threads": threads,
             "duration_seconds": time.monotonic() - started,
         },
@@ -188,8 +135,121 @@ def load_engine(options: EngineOptions) -> Engine:
     return engine
 
 
+def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _LoadedModel:
+    config = load_config(options.folder)
+    max_context = _max_context(options.max_context, config)
+    name = weight_type(options.dtype, config, device)
+    decoder = _load_decoder(
+        options.folder,
+        config,
+        device,
+        ModelOptions(
+            dtype=name,
+            kernels=options.kernels,
+            max_context=max_context,
+            block_size=options.block_size,
+            threads=threads,
+        ),
+    )
+    invariance = _invariance(options.batch_invariance, decoder)
+    capture = _capture(options, decoder, max_context, invariance)
+    num_blocks = num_kv_blocks(
+        decoder,
+        block_size=options.block_size,
+        num_tokens=options.kv_cache_tokens,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=_max_batched_tokens(options),
+        max_context=max_context,
+        capture=capture,
+        kinds=invariance.kinds,
+    )
+    cache = KVCache(config, num_blocks, options.block_size, activation_type(name), device)
+    return _LoadedModel(
+        config=config,
+        weight_type=name,
+        max_context=max_context,
+        model=decoder if capture is None else capture(cache),
+        decoder=decoder,
+        cache=cache,
+        invariance=invariance,
+    )
+
+
+def _load_decoder(
+    folder: Path, config: ModelConfig, device: torch.device, options: ModelOptions
+) -> Llama | NativeDecoder:
+    """Reads the weights; logs a warning about tensors that the architecture does not use."""
+    weights = Weights(folder)
+    decoder = make_model(config, weights, device, options)
+    unused = weights.unused
+    if unused:
+        logger.warning(
+            "checkpoint has unused tensors",
+            extra={
+                "num_tensors": len(unused),
+                "tensors": ", ".join(unused[:MAX_LOGGED_TENSORS]),
+            },
+        )
+    if isinstance(decoder, NativeDecoder):
+        # The decoder has its own thread pool; torch's threads would spin on the same cores.
+        torch.set_num_threads(1)
+    return decoder
+
+
+def _build_engine(options: EngineOptions, loaded: _LoadedModel, vocabulary: Vocabulary) -> Engine:
+    return Engine(
+        model_info=_model_info(options, loaded),
+        admission=Admission(
+            vocab_size=loaded.config.vocab_size,
+            max_context=loaded.max_context,
+            kv_capacity_tokens=loaded.cache.num_blocks * options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_waiting=options.max_num_waiting,
+        ),
+        scheduler=Scheduler(
+            BlockManager(
+                loaded.cache.num_blocks,
+                options.block_size,
+                separates_seeded=loaded.invariance is Invariance.SEEDED,
+            ),
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=_max_batched_tokens(options),
+            num_speculative_tokens=options.num_speculative_tokens,
+        ),
+        runner=ModelRunner(
+            loaded.model,
+            loaded.cache,
+            MaskWorker(loaded.config.vocab_size),
+            _sampler(loaded.decoder),
+            supports_async_scheduling=loaded.model.device.type == "cuda",
+            invariance=loaded.invariance,
+        ),
+        vocabulary=vocabulary,
+        embedder=MeanPoolingEmbedder(loaded.model, options.max_num_batched_tokens),
+    )
+
+
+def _model_info(options: EngineOptions, loaded: _LoadedModel) -> ModelInfo:
+    return ModelInfo(
+        name=options.name,
+        architecture=loaded.config.architecture,
+        dtype=loaded.weight_type,
+        device=_device_name(loaded.model.device),
+        vocab_size=loaded.config.vocab_size,
+        max_context=loaded.max_context,
+        num_parameters=loaded.model.num_parameters,
+        eos_token_ids=loaded.config.eos_token_ids,
+        default_sampling=loaded.config.default_sampling,
+    )
+
+
+def _max_batched_tokens(options: EngineOptions) -> int:
+    """At least one token for each running sequence."""
+    return max(options.max_num_batched_tokens, options.max_num_seqs)
+
+
 def _warm_up(engine: Engine) -> None:
-    """Prefill and decode, greedy and sampled: the first request does not pay for lazy set-up."""
+    """Runs prefill and decode, greedy and sampled, so that no request pays for lazy set-up."""
     for temperature in (0.0, 1.0):
         params = SamplingParams(max_tokens=2, temperature=temperature, ignore_eos=True)
         engine.add(Sequence("warm-up", [0, 0], params))
@@ -198,22 +258,25 @@ def _warm_up(engine: Engine) -> None:
 
 
 def _invariance(wanted: Invariance, model: Model) -> Invariance:
-    """What is to be done for it: nothing where nothing else can be, or need be."""
-    if isinstance(model, Llama) and model.invariant is not model.operations:
+    """The batch invariance that the engine provides.
+
+    NONE if the model has no batch-invariant operations, or is invariant without them.
+    """
+    if isinstance(model, Llama) and model.batch_invariant_operations is not model.operations:
         return wanted
     if model.device.type == "cuda" and wanted is not Invariance.NONE:
-        logger.warning("tokens may depend on what else runs: torch computes the model")
+        logger.warning("batch invariance is disabled: it needs the Triton kernels")
     return Invariance.NONE
 
 
 def _capture(
     options: EngineOptions, model: Model, max_context: int, invariance: Invariance
 ) -> Callable[[KVCache], GraphedModel] | None:
-    """What captures the decode steps on a cache; None where they are not to be captured."""
+    """Returns a function that captures the decode steps as CUDA graphs; None without capture."""
     if not options.cuda_graphs or model.device.type != "cuda" or not isinstance(model, Llama):
         return None
     if isinstance(model.operations, TorchOperations):
-        return None  # a captured step of theirs would gather `max_context` tokens a sequence
+        return None  # their captured step would gather `max_context` tokens for each sequence
     with_drafts = options.max_num_seqs * (1 + options.num_speculative_tokens)
     return lambda cache: GraphedModel(
         model,
@@ -241,7 +304,7 @@ def _kernels(model: Llama | NativeDecoder) -> str:
 
 
 def uses_gpu(wanted: str) -> bool:
-    """Whether a model will be on a GPU, with INFERENCE_DEVICE as `wanted`."""
+    """Whether INFERENCE_DEVICE = `wanted` places the model on a GPU."""
     return wanted != "cpu" and torch.cuda.is_available()
 
 

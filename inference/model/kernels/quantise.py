@@ -1,4 +1,4 @@
-"""Rounds rows to float8_e4m3fn, each with a scale of its own, one program a row."""
+"""Quantises rows to float8_e4m3fn with one scale per row; one program per row."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from inference.model.layers.operations import Quantised
-from inference.model.layers.quantise import FP8, FP8_MAX, SMALLEST_AMAX
+from inference.model.layers.quantise import FP8, FP8_MAX, SMALLEST_AMAX, Quantised
 
 _LARGEST_BLOCK = 8192
-"""Longer rows are read in pieces, twice."""
+"""A longer row is read twice, block by block."""
 
 
 @triton.jit
@@ -41,7 +40,7 @@ def _quantise(
 
 
 def quantise(x: Tensor) -> Quantised:
-    """As `inference.model.layers.operations.Operations.quantise` has it."""
+    """Implements `inference.model.layers.quantise.Quantise`."""
     x = x.contiguous()
     num_rows, size = x.shape
     rows = torch.empty(x.shape, dtype=FP8, device=x.device)

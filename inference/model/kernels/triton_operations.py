@@ -19,7 +19,8 @@ from inference.model.kernels.norm import add_norm, norm
 from inference.model.kernels.product import Products
 from inference.model.kernels.quantise import quantise
 from inference.model.layers.linear import Linear
-from inference.model.layers.operations import Attention, Operations, Quantised
+from inference.model.layers.operations import Attention, Operations
+from inference.model.layers.quantise import Quantised
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.runner.step_inputs import StepInputs
 
@@ -95,11 +96,11 @@ class TritonOperations(Operations):
     def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
         return TritonAttention(self, inputs, cache)
 
-    def invariant(self) -> InvariantOperations:
-        return InvariantOperations(self.config, self.rotary)
+    def batch_invariant(self) -> BatchInvariantOperations:
+        return BatchInvariantOperations(self.config, self.rotary)
 
 
-class InvariantOperations(TritonOperations):
+class BatchInvariantOperations(TritonOperations):
     """The same, with each row's sums in an order that no other row has a say in."""
 
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
@@ -112,7 +113,7 @@ class InvariantOperations(TritonOperations):
     def multiply_gate(self, x: Tensor, matrix: Linear) -> Tensor:
         return self.gate(self.multiply(x, matrix))
 
-    def invariant(self) -> InvariantOperations:
+    def batch_invariant(self) -> BatchInvariantOperations:
         return self
 
 

@@ -1,4 +1,4 @@
-"""Matrices of a decoder: in the activations' type, or in eight bits to save memory."""
+"""The matrices of a decoder, in the activations' type or quantised to eight bits."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference.model.layers.operations import Quantise
-from inference.model.layers.quantise import quantise_rows
+from inference.model.layers.quantise import Quantise, quantise_rows
 
 
 class Linear:
-    """A matrix and, for some models, a bias."""
+    """A weight matrix [num_outputs, num_inputs] with an optional bias."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight
         self.bias = bias
         self.scales: Tensor | None = None
-        """Of the outputs, where the weights are in eight bits."""
+        """Scales of the outputs; None unless the weights are quantised."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
 class Int8Linear(Linear):
-    """A matrix stored in int8 with a scale an output; the product is in the activations' type."""
+    """A matrix in int8 with one scale per output; it is multiplied in the activations' type."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127.0
@@ -37,12 +36,12 @@ class Int8Linear(Linear):
 
 
 class Fp8Linear(Linear):
-    """A matrix in float8_e4m3fn with a scale an output, times rows rounded the same way."""
+    """A matrix in float8_e4m3fn with one scale per output; activations are quantised, too."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, quantise: Quantise = quantise_rows
     ) -> None:
-        """`quantise` rounds the activations; what it is made of is the device's affair."""
+        """`quantise` quantises the activations, by an implementation for their device."""
         rows, scales = quantise_rows(weight)
         super().__init__(rows, bias)
         self.scales: Tensor = scales.view(1, -1)
@@ -51,7 +50,7 @@ class Fp8Linear(Linear):
     def __call__(self, x: Tensor) -> Tensor:
         rows, scales = self._quantise(x)
         if x.device.type == "cpu":
-            # The same numbers, multiplied in float32: slow, and exact where the GPU is.
+            # The same quantised values, multiplied in float32: slow but exact.
             wide = F.linear(rows.float(), self.weight.float())
             product = (wide * scales * self.scales).to(x.dtype)
         else:

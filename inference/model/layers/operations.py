@@ -1,49 +1,40 @@
-"""What a decoder is computed with, apart from its matrices: by torch, or by Triton's kernels."""
+"""The operations of a decoder layer other than its matrices, as a protocol.
+
+`TorchOperations` implements it with torch's operations, `TritonOperations` with Triton kernels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from inference.kv_cache.kv_cache import KVCache
+from inference.model.layers.linear import Linear
+from inference.model.layers.quantise import Quantised
 from inference.runner.step_inputs import StepInputs
-
-if TYPE_CHECKING:  # it rounds with what is defined here
-    from inference.model.layers.linear import Linear
-
-
-class Quantised(NamedTuple):
-    """Rows in float8_e4m3fn, [num_rows, size], and what each is to be multiplied by."""
-
-    rows: Tensor
-    scales: Tensor
-    """[num_rows, 1] in float32."""
-
-
-Quantise = Callable[[Tensor], Quantised]
 
 
 class Attention(Protocol):
-    """The attention of one step; the same object for all layers."""
+    """The attention of one step; all layers use the same object."""
 
     def __call__(
         self, qkv: Tensor, layer: int, norms: tuple[Tensor, Tensor] | None, *, rotates: bool
     ) -> Tensor:
-        """Stores the keys and values of these tokens, and gives what their queries see.
+        """Stores the keys and values of the step's tokens in the cache and computes attention.
 
         `qkv` is [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]; the result is
-        [num_tokens, num_heads * head_dim]. `norms` are weights [head_dim] of norms on each head's
-        query and key, for models that have them; `rotates` says whether positions are put in.
+        [num_tokens, num_heads * head_dim]. `norms` are the weights [head_dim] of the RMS norms on
+        each head's query and key, for models that have them. `rotates` enables the rotary
+        embedding.
         """
         ...
 
 
 class Operations(Protocol):
-    """The operations of one model on its device. None of them waits for the device.
+    """The operations of one model on its device; none of them synchronises with the device.
 
-    Those that have a body may be done in other steps, with other roundings.
+    An implementation may fuse the composed operations, so their roundings may differ.
     """
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -51,35 +42,35 @@ class Operations(Protocol):
         ...
 
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of the sum, and the sum; both arguments [num_tokens, hidden_size].
+        """Returns the RMS norm of `x + residual`, and the sum; each [num_tokens, hidden_size].
 
-        The sum may take the residual's place in memory.
+        The sum may be written to the residual's memory.
         """
         ...
 
     def gate(self, gate_up: Tensor) -> Tensor:
-        """silu(left half) * right half of [num_tokens, 2 * intermediate_size]."""
+        """SwiGLU: silu(left half) * right half of [num_tokens, 2 * intermediate_size]."""
         ...
 
     def quantise(self, x: Tensor) -> Quantised:
-        """Rounds [num_rows, size] to eight bits, each row with a scale of its own."""
+        """Quantises [num_rows, size] to eight-bit floats with one scale per row."""
         ...
 
     def multiply(self, x: Tensor, matrix: Linear) -> Tensor:
-        """The product."""
+        """The matrix product, plus the bias if there is one."""
         return matrix(x)
 
     def multiply_gate(self, x: Tensor, matrix: Linear) -> Tensor:
-        """The gate over the product, half as wide."""
+        """`gate` of the product, [num_tokens, intermediate_size]."""
         return self.gate(self.multiply(x, matrix))
 
     def attention(self, inputs: StepInputs, cache: KVCache) -> Attention:
         """Prepares the attention of a step."""
         ...
 
-    def invariant(self) -> Operations:
-        """Those that give a token the same numbers whatever else is in its step.
+    def batch_invariant(self) -> Operations:
+        """Operations whose results for a token do not depend on the rest of its batch.
 
-        These, where they do so already or nothing does.
+        Returns itself if it is batch-invariant already, or if there is no such implementation.
         """
         return self

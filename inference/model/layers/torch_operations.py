@@ -1,4 +1,4 @@
-"""A decoder's operations with torch's own, on any device."""
+"""The `Operations` protocol with torch's operations, on any device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
 from inference.model.layers.attention import attend
-from inference.model.layers.operations import Attention, Operations, Quantised
+from inference.model.layers.operations import Attention, Operations
 from inference.model.layers.plan import make_plan
-from inference.model.layers.quantise import quantise_rows
+from inference.model.layers.quantise import Quantised, quantise_rows
 from inference.model.layers.rotary import RotaryEmbedding, rotate
 from inference.runner.step_inputs import StepInputs
 
 
 class TorchOperations(Operations):
-    """One after another."""
+    """Runs each operation as separate torch calls, without fusion."""
 
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         self.config = config

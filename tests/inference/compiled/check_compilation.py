@@ -202,7 +202,7 @@ def test_products_fit(capability: int, compiled: list[Compiled], fp8: bool) -> N
 @pytest.mark.parametrize("capability", [90])
 def test_attention_in_parts_fits(capability: int, compiled: list[Compiled]) -> None:
     """Split, and with two sums in one program; what is put aside is so between two parts."""
-    made = operations().invariant()
+    made = operations().batch_invariant()
     made.launches = Launches(num_heads=32, num_kv_heads=8, num_programs=264, part=256)
     cache = KVCache(made.config, 100, 16, torch.bfloat16, CPU)
     steps: list[list[Span]] = [[(4000, 1)], [(0, 500)]]

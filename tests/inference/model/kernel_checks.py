@@ -117,7 +117,7 @@ def test_products(kind: str, dtype: torch.dtype, device: torch.device) -> None:
         if kind == "fp8":
             rows, scales = triton.quantise(x)
             rounded = (rows.float() * scales).to(dtype)
-        for operations in (triton, triton.invariant()):
+        for operations in (triton, triton.batch_invariant()):
             close(operations.multiply(x, matrix), plain.multiply(rounded, wide))
             close(operations.multiply_gate(x, matrix), plain.multiply_gate(rounded, wide))
 
@@ -185,7 +185,7 @@ def test_attention(
     for operations in both(config, device):
         cache = KVCache(config, 60, block_size, dtype, device)
         fill_cache(cache, 1)
-        chosen = operations.invariant() if invariant else operations
+        chosen = operations.batch_invariant() if invariant else operations
         attention = chosen.attention(inputs, cache)
         results.append((attention(qkv, 0, norms, rotates=rotates), *cache.layer(0)))
     for got, wanted in zip(*results, strict=True):

@@ -186,8 +186,38 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     """Half a download is no model."""
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ModelLoadError, match=r"model\.safetensors is no safetensors file"):
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is not a safetensors file"):
         load(folder)
+
+
+def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
+    """Adds tensors to the checkpoint; `__` in a name stands for a dot."""
+    path = folder / "model.safetensors"
+    named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file({**load_file(path), **named}, path)
+
+
+def test_unused_tensors_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning names some of the tensors that the model does not use, and their number."""
+    extra = {f"model__layers__0__adapter{n:02}": torch.zeros(2) for n in range(20)}
+    add_tensors(folder, **extra)
+    load(folder)
+    [record] = [r for r in caplog.records if r.getMessage() == "checkpoint has unused tensors"]
+    assert record.levelname == "WARNING"
+    assert record.__dict__["num_tensors"] == 20
+    named = record.__dict__["tensors"].split(", ")
+    assert named == [f"model.layers.0.adapter{n:02}" for n in range(8)]
+
+
+def test_redundant_tensors_are_not_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rotary frequencies are computed from the config; a tied lm_head repeats the embeddings."""
+    add_tensors(
+        folder,
+        model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(8),
+        lm_head__weight=torch.zeros(VOCAB_SIZE, 64),
+    )
+    load(folder)
+    assert "checkpoint has unused tensors" not in caplog.messages
 
 
 def test_a_context_beyond_the_model_is_refused(folder: Path) -> None:

@@ -97,7 +97,7 @@ def model(model_folder: Callable[[str], Path]) -> Llama:
             product: Tensor = -super().multiply(x, matrix)
             return product
 
-    made.invariant = Negating(made.config, made.operations.rotary)  # type: ignore[attr-defined]
+    made.batch_invariant_operations = Negating(made.config, made.operations.rotary)  # type: ignore[attr-defined]
     return made
 
 
@@ -139,4 +139,4 @@ def test_what_is_not_needed_is_not_done(
         assert loading._invariance(Invariance.NONE, plain) is Invariance.NONE
         assert not caplog.messages
         assert loading._invariance(Invariance.ALL, plain) is Invariance.NONE
-    assert caplog.messages == ["tokens may depend on what else runs: torch computes the model"]
+    assert caplog.messages == ["batch invariance is disabled: it needs the Triton kernels"]
