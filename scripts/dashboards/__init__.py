@@ -1,1 +1,1 @@
-"""Grafana dashboards as code: `python -m scripts.dashboards` writes charts/weir/dashboards."""
+"""Grafana dashboards as code. `python -m scripts.dashboards` writes charts/weir/dashboards."""

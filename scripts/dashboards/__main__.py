@@ -1,4 +1,4 @@
-"""Writes charts/weir/dashboards; `--check` changes nothing and fails if a file would change."""
+"""Writes charts/weir/dashboards. With `--check`: writes nothing, exits 1 if a file is stale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "charts" / "weir" / "dashboards"
 
 
 def files() -> dict[Path, str]:
-    """What the folder holds."""
+    """The generated files, by path."""
     made = [overview(), engine(), search(), trace()]
     return {
         FOLDER / f"{each['uid'].removeprefix('weir-')}.json": json.dumps(each, indent=2) + "\n"
@@ -24,13 +24,13 @@ def files() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code."""
+    """Returns the exit code."""
     wanted = files()
     found = {path: path.read_text() for path in FOLDER.glob("*.json")}
     if arguments == ["--check"]:
         stale = [path for path in wanted | found if found.get(path) != wanted.get(path)]
         for path in stale:
-            print(f"{path.name} is stale: python -m scripts.dashboards", file=sys.stderr)
+            print(f"{path.name} is stale: run python -m scripts.dashboards", file=sys.stderr)
         return int(bool(stale))
     for path in found.keys() - wanted.keys():
         path.unlink()

@@ -1,4 +1,4 @@
-"""Weir engine: batches, steps, the KV cache, and what becomes of sequences."""
+"""The dashboard "Weir engine": load, latency, steps, and lost sequences of the engines."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _MODEL = 'model_name=~"$model"'
 
 
 def engine() -> Json:
-    """For whoever sizes and tunes the engines."""
+    """For sizing and tuning the engines."""
     return dashboard(
         "weir-engine",
         "Weir engine",
-        "Batches, steps, the KV cache, and what becomes of sequences.",
+        "Batches, steps, KV cache, and outcomes of sequences.",
         [
             data_source("prometheus", "prometheus"),
             values_of("namespace", "namespace", "mesh_build_info"),
             values_of("model", "model_name", "vllm:num_requests_running"),
         ],
-        [*_load(), *_latency(), *_steps(), *_lost()],
+        [*_load(), *_throughput(), *_latency(), *_steps(), *_lost()],
     )
 
 
@@ -61,14 +61,19 @@ def _load() -> list[Json]:
                 "{{model_name}}",
             ),
         ),
+    ]
+
+
+def _throughput() -> list[Json]:
+    return [
         timeseries(
-            "Tokens a second",
+            "Tokens per second",
             "short",
             Query(rate("vllm:prompt_tokens_total", "model_name", _MODEL), "prompts"),
             Query(rate("vllm:generation_tokens_total", "model_name", _MODEL), "generated"),
         ),
         timeseries(
-            "Sequences that ended",
+            "Finished sequences",
             "reqps",
             Query(
                 rate("vllm:request_success_total", "finished_reason", _MODEL), "{{finished_reason}}"
@@ -84,7 +89,7 @@ def _load() -> list[Json]:
 
 def _latency() -> list[Json]:
     return [
-        row("Where a sequence spends its time"),
+        row("Latency of a sequence"),
         timeseries("Queue", "s", *quantiles("vllm:request_queue_time_seconds", _MODEL)),
         timeseries("Prefill", "s", *quantiles("vllm:request_prefill_time_seconds", _MODEL)),
         timeseries("Decode", "s", *quantiles("vllm:request_decode_time_seconds", _MODEL)),
@@ -99,8 +104,8 @@ def _latency() -> list[Json]:
             "s",
             *quantiles("vllm:request_time_per_output_token_seconds", _MODEL),
         ),
-        timeseries("Whole sequence", "s", *quantiles("vllm:e2e_request_latency_seconds", _MODEL)),
-        heatmap("Inter-token latency, spread", "vllm:inter_token_latency_seconds", w=16),
+        timeseries("End to end", "s", *quantiles("vllm:e2e_request_latency_seconds", _MODEL)),
+        heatmap("Inter-token latency, distribution", "vllm:inter_token_latency_seconds", w=16),
     ]
 
 
@@ -108,19 +113,19 @@ def _steps() -> list[Json]:
     tokens, steps = "vllm:iteration_tokens_total", "inference_step_seconds"
     return [
         row("Steps"),
-        timeseries("Step", "s", *quantiles(steps, _MODEL)),
+        timeseries("Step duration", "s", *quantiles(steps, _MODEL)),
         timeseries(
-            "Steps a second",
+            "Steps per second",
             "ops",
             Query(rate(f"{steps}_count", "model_name", _MODEL), "{{model_name}}"),
         ),
-        timeseries("Tokens a step", "short", *quantiles(tokens, _MODEL)),
+        timeseries("Tokens per step", "short", *quantiles(tokens, _MODEL)),
         timeseries("Prompt length", "short", *quantiles("vllm:request_prompt_tokens", _MODEL)),
         timeseries(
             "Completion length", "short", *quantiles("vllm:request_generation_tokens", _MODEL)
         ),
         timeseries(
-            "Engines by size of their KV cache",
+            "Engines by KV cache size",
             "short",
             Query(
                 "sum by (model_name, block_size, num_gpu_blocks) "
@@ -133,9 +138,9 @@ def _steps() -> list[Json]:
 
 def _lost() -> list[Json]:
     return [
-        row("Cancelled and lost"),
+        row("Cancellation and failover"),
         timeseries(
-            "Cancellation to free blocks",
+            "Cancellation to release of blocks",
             "s",
             *quantiles("inference_cancel_to_slot_free_seconds", _MODEL),
         ),
@@ -146,7 +151,7 @@ def _lost() -> list[Json]:
             Query(rate("orchestrator_replayed_tokens_total", "namespace"), "replayed tokens"),
         ),
         timeseries(
-            "Event-loop lag",
+            "Event loop lag, p99",
             "s",
             Query(
                 quantile(0.99, "mesh_event_loop_lag_seconds", "", 'component="inference"'), "p99"

@@ -1,4 +1,4 @@
-"""Weir overview: what users see, and each service's rate, errors and duration."""
+"""The dashboard "Weir overview": user-visible latency, and each service's RED metrics."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ _ALL_HTTP = f"sum(rate({_HTTP}{{{SELECTED}}}[$__rate_interval]))"
 
 
 def overview() -> Json:
-    """The first dashboard that one opens."""
+    """The dashboard to open first."""
     failed = f'sum(rate({_HTTP}{{{SELECTED},status=~"5.."}}[$__rate_interval]))'
     now = [
         stat("Requests", "reqps", Query(_ALL_HTTP)),
         stat("Failed", "percentunit", Query(f"({failed} or 0 * {_ALL_HTTP}) / {_ALL_HTTP}")),
-        stat("First token, p95", "s", Query(quantile(0.95, _TTFT))),
-        stat("In flight", "short", Query(f"sum(gateway_num_requests_running{{{SELECTED}}})")),
+        stat("Time to first token, p95", "s", Query(quantile(0.95, _TTFT))),
         stat(
-            "Tokens a second",
+            "Running requests", "short", Query(f"sum(gateway_num_requests_running{{{SELECTED}}})")
+        ),
+        stat(
+            "Tokens per second",
             "short",
             Query(f"sum(rate(vllm:generation_tokens_total{{{SELECTED}}}[$__rate_interval]))"),
         ),
@@ -43,33 +45,33 @@ def overview() -> Json:
     return dashboard(
         "weir-overview",
         "Weir overview",
-        "What users see, and the rate, errors and duration of each service.",
+        "User-visible latency, and the rate, errors and duration (RED) of each service.",
         [
             data_source("prometheus", "prometheus"),
             values_of("namespace", "namespace", "mesh_build_info"),
         ],
-        [*now, *_latency(), *_services(), *_room()],
+        [*now, *_latency(), *_gateway(), *_services(), *_load(), *_engines()],
     )
 
 
 def _latency() -> list[Json]:
     return [
-        row("What users wait for"),
+        row("Latency"),
         timeseries(
             "Time to first token",
             "s",
             *quantiles(_TTFT),
-            description="From the arrival of a request at the gateway, all waits included. "
-            "A dot is one request; it opens its trace.",
+            description="From the arrival of a request at the gateway, queue times included. "
+            "A dot is one request; click it to open its trace.",
         ),
         timeseries(
             "Inter-token latency",
             "s",
             *quantiles("vllm:inter_token_latency_seconds"),
-            description="As the engine makes the tokens.",
+            description="Measured in the engine.",
         ),
         timeseries("Duration", "s", *quantiles(_DURATION)),
-        heatmap("Time to first token, spread", _TTFT, w=12),
+        heatmap("Time to first token, distribution", _TTFT, w=12),
         timeseries(
             "Time to first token by operation, p95",
             "s",
@@ -79,7 +81,7 @@ def _latency() -> list[Json]:
     ]
 
 
-def _services() -> list[Json]:
+def _gateway() -> list[Json]:
     return [
         row("Rate, errors, duration"),
         timeseries(
@@ -97,6 +99,11 @@ def _services() -> list[Json]:
             "s",
             Query(quantile(0.95, "gateway_http_request_duration_seconds", "route"), "{{route}}"),
         ),
+    ]
+
+
+def _services() -> list[Json]:
+    return [
         timeseries(
             "Services: calls",
             "reqps",
@@ -105,7 +112,7 @@ def _services() -> list[Json]:
             ),
         ),
         timeseries(
-            "Services: calls that did not end well",
+            "Services: failed calls",
             "reqps",
             Query(
                 rate(f"{_RPC}_count", "rpc_service, code", 'code!="OK"'),
@@ -122,11 +129,11 @@ def _services() -> list[Json]:
     ]
 
 
-def _room() -> list[Json]:
+def _load() -> list[Json]:
     return [
-        row("Room"),
+        row("Load and capacity"),
         timeseries(
-            "In flight",
+            "Running requests",
             "short",
             Query(f"sum(gateway_num_requests_running{{{SELECTED}}})", "gateway, requests"),
             Query(f"sum(gateway_num_streams_active{{{SELECTED}}})", "gateway, streams"),
@@ -137,11 +144,16 @@ def _room() -> list[Json]:
             Query(f"sum(vllm:num_requests_waiting{{{SELECTED}}})", "engines, waiting"),
         ),
         timeseries(
-            "Refused",
+            "Refused requests",
             "reqps",
             Query(rate("orchestrator_refused_total", "reason"), "{{reason}}"),
             Query(rate("gateway_key_refusals_total", "limit"), "key: {{limit}}"),
         ),
+    ]
+
+
+def _engines() -> list[Json]:
+    return [
         timeseries(
             "KV cache in use",
             "percentunit",
@@ -150,7 +162,7 @@ def _room() -> list[Json]:
             ),
         ),
         timeseries(
-            "Tokens a second",
+            "Tokens per second",
             "short",
             Query(rate("orchestrator_prompt_tokens_total", "namespace"), "prompts"),
             Query(rate("vllm:generation_tokens_total", "model_name"), "generated, {{model_name}}"),
@@ -165,7 +177,7 @@ def _room() -> list[Json]:
             ),
         ),
         timeseries(
-            "Event-loop lag, p99",
+            "Event loop lag, p99",
             "s",
             Query(quantile(0.99, "mesh_event_loop_lag_seconds", "component"), "{{component}}"),
         ),

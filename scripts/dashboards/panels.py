@@ -1,4 +1,4 @@
-"""Panels and dashboards of Grafana, as little of their JSON as it takes."""
+"""Functions that build the JSON of Grafana's dashboards and panels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TEMPO: Json = {"type": "tempo", "uid": "${tempo}"}
 WIDTH = 24
 
 SELECTED = 'namespace=~"$namespace"'
-"""What every query selects; `.*` also matches series that have no namespace, as in a local run."""
+"""Matcher of every query. `.*` also matches series without a namespace, as in a local run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query in PromQL, and what its series are called."""
+    """A PromQL query, and the legend of its series."""
 
     expression: str
     legend: str = ""
@@ -26,19 +26,19 @@ class Query:
 
 
 def rate(metric: str, by: str, *matchers: str) -> str:
-    """The sum of a counter's rates."""
+    """PromQL: a counter's rate, summed by labels."""
     chosen = ",".join([SELECTED, *matchers])
     return f"sum by ({by}) (rate({metric}{{{chosen}}}[$__rate_interval]))"
 
 
 def quantile(share: float, metric: str, by: str = "", *matchers: str) -> str:
-    """A quantile of a histogram."""
+    """PromQL: a quantile of a histogram, by labels."""
     labels = f"{by}, le" if by else "le"
     return f"histogram_quantile({share}, {rate(f'{metric}_bucket', labels, *matchers)})"
 
 
 def quantiles(metric: str, *matchers: str) -> list[Query]:
-    """The median and the tail of a histogram, with its exemplars."""
+    """p50, p95 (with exemplars) and p99 of a histogram."""
     return [
         Query(quantile(share, metric, "", *matchers), f"p{share * 100:g}", exemplars=share == 0.95)
         for share in (0.5, 0.95, 0.99)
@@ -46,7 +46,7 @@ def quantiles(metric: str, *matchers: str) -> list[Query]:
 
 
 def timeseries(title: str, unit: str, *queries: Query, description: str = "", **size: int) -> Json:
-    """Lines over time; `unit` is one of Grafana's: s, reqps, short, percentunit, …"""
+    """A line chart over time. `unit` is a Grafana unit: s, reqps, short, percentunit, …"""
     panel = _panel("timeseries", title, description, size)
     panel["datasource"] = PROMETHEUS
     panel["targets"] = _targets(queries)
@@ -66,7 +66,7 @@ def timeseries(title: str, unit: str, *queries: Query, description: str = "", **
 
 
 def stat(title: str, unit: str, query: Query, *, description: str = "", **size: int) -> Json:
-    """One number, now, over its course."""
+    """The latest value as a number, on a sparkline."""
     panel = _panel("stat", title, description, {"w": 4, "h": 4, **size})
     panel["datasource"] = PROMETHEUS
     panel["targets"] = _targets([query])
@@ -80,7 +80,7 @@ def stat(title: str, unit: str, query: Query, *, description: str = "", **size: 
 
 
 def heatmap(title: str, metric: str, *, description: str = "", **size: int) -> Json:
-    """How a histogram of seconds is spread over time."""
+    """The distribution of a histogram of seconds over time."""
     panel = _panel("heatmap", title, description, size)
     panel["datasource"] = PROMETHEUS
     panel["targets"] = _targets([Query(rate(f"{metric}_bucket", "le"), "{{le}}", exemplars=True)])
@@ -96,7 +96,7 @@ def heatmap(title: str, metric: str, *, description: str = "", **size: int) -> J
 
 
 def traces(title: str, *, description: str = "", **size: int) -> Json:
-    """The waterfall of the trace whose id is in the variable `trace_id`."""
+    """The waterfall of the trace in the dashboard variable `trace_id`."""
     panel = _panel("traces", title, description, {"w": WIDTH, "h": 20, **size})
     panel["datasource"] = TEMPO
     panel["targets"] = [
@@ -106,7 +106,7 @@ def traces(title: str, *, description: str = "", **size: int) -> Json:
 
 
 def found_traces(title: str, query: str, *, description: str = "", **size: int) -> Json:
-    """A table of traces that match a query in TraceQL; a click on one shows it."""
+    """A table of the traces that match a TraceQL query, with links to show each."""
     panel = _panel("table", title, description, {"w": WIDTH, "h": 9, **size})
     panel["datasource"] = TEMPO
     target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": query}
@@ -124,24 +124,24 @@ def found_traces(title: str, query: str, *, description: str = "", **size: int) 
 
 
 def text(content: str, **size: int) -> Json:
-    """A note in Markdown."""
+    """A Markdown panel."""
     panel = _panel("text", "", "", {"w": WIDTH, "h": 3, **size})
     panel["options"] = {"mode": "markdown", "content": content}
     return panel
 
 
 def row(title: str) -> Json:
-    """A heading."""
+    """A row: the heading of the panels below it."""
     return {**_panel("row", title, "", {"w": WIDTH, "h": 1}), "collapsed": False, "panels": []}
 
 
 def data_source(name: str, kind: str) -> Json:
-    """A variable by which a viewer chooses a data source."""
+    """A dashboard variable that selects a data source."""
     return {"name": name, "label": name.title(), "type": "datasource", "query": kind}
 
 
 def values_of(name: str, label: str, metric: str) -> Json:
-    """A variable with the values that a label of a metric has; at first, all."""
+    """A dashboard variable with the values of a metric's label; default: all."""
     query = f"label_values({metric}, {label})"
     return {
         "name": name,
@@ -159,14 +159,14 @@ def values_of(name: str, label: str, metric: str) -> Json:
 
 
 def text_box(name: str, label: str) -> Json:
-    """A variable that a viewer types."""
+    """A dashboard variable with a free text."""
     return {"name": name, "label": label, "type": "textbox", "query": ""}
 
 
 def dashboard(
     uid: str, title: str, description: str, variables: Sequence[Json], panels: Sequence[Json]
 ) -> Json:
-    """Panels from left to right and down, as many a line as fit."""
+    """A dashboard with its panels placed from left to right, and from top to bottom."""
     return {
         "uid": uid,
         "title": title,

@@ -1,4 +1,4 @@
-"""Weir trace: from a slow second to the request that it was, and along its way."""
+"""The dashboard "Weir trace": from a slow moment to one request and its trace."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _STAGES = (
 
 
 def trace() -> Json:
-    """For whoever asks why one request was slow."""
+    """For finding out why one request was slow."""
     stages = [Query(quantile(0.95, metric), f"{name}, p95", True) for metric, name in _STAGES]
     return dashboard(
         "weir-trace",
         "Weir trace",
-        "From a slow second to the request that it was, and along its way.",
+        "From a slow moment to one request and its trace.",
         [
             data_source("prometheus", "prometheus"),
             data_source("tempo", "tempo"),
@@ -41,22 +41,22 @@ def trace() -> Json:
         ],
         [
             text(
-                "Every answer has its trace id in `x-trace-id` and in its last event; put it above."
-                " Or click a dot below: it is one request, and opens its trace."
+                "Every response has its trace id in the header `x-trace-id` and in its last event: "
+                "enter it above. Or click a dot below: each is one request, and opens its trace."
             ),
             heatmap(
-                "Time to first token, request by request",
+                "Time to first token, with one dot per sampled request",
                 "gen_ai_server_time_to_first_token_seconds",
                 w=12,
             ),
-            timeseries("Where requests spend their time", "s", *stages, w=12),
+            timeseries("Latency by stage, p95", "s", *stages, w=12),
             found_traces(
                 "Slow requests",
                 '{ resource.service.name = "gateway" && kind = server && duration > 1s }',
             ),
             found_traces(
-                "Requests that failed", '{ resource.service.name = "gateway" && status = error }'
+                "Failed requests", '{ resource.service.name = "gateway" && status = error }'
             ),
-            traces("The way of one request"),
+            traces("Trace of the request"),
         ],
     )

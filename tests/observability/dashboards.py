@@ -1,4 +1,4 @@
-"""The dashboards of the chart, read as Grafana reads them."""
+"""Reads the chart's dashboards as Grafana does."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _GROUPING = re.compile(r"\b(?:by|on|without|group_left) \([^)]*\)")
 
 
 def metric_names(expression: str) -> set[str]:
-    """The metrics that an expression asks for."""
+    """The metrics that a PromQL expression queries."""
     return set(_METRIC.findall(_GROUPING.sub("", expression)))
 
 
 class PanelQuery(NamedTuple):
-    """A query to Prometheus, as it is sent with every variable at its default."""
+    """A Prometheus query of a panel, with the default value of each variable."""
 
     dashboard: str
     panel: str
@@ -30,12 +30,12 @@ class PanelQuery(NamedTuple):
 
     @property
     def metrics(self) -> set[str]:
-        """The names in it."""
+        """Names of the metrics in the query."""
         return metric_names(self.expression)
 
 
 def panel_queries() -> list[PanelQuery]:
-    """Those of all panels of all dashboards."""
+    """The queries of all panels of all dashboards."""
     return [
         PanelQuery(dashboard["title"], panel["title"], _filled_in(target["expr"]))
         for dashboard in map(json.loads, (file.read_text() for file in FILES))

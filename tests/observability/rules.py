@@ -1,4 +1,4 @@
-"""The alerts of the chart, read as Prometheus reads them."""
+"""Reads the chart's alerting rules as Prometheus does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMPARISON = re.compile(r"^(.*)\s(?:>|<|==)\s[\d.]+\s*$", re.DOTALL)
 
 
 class Alert(NamedTuple):
-    """One alert."""
+    """One alerting rule."""
 
     name: str
     expression: str
@@ -24,14 +24,14 @@ class Alert(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """The expression without its limit: what is compared, whether it is well or not."""
+        """The expression without the comparison: it has a value while the alert does not fire, too."""
         found = _COMPARISON.match(self.expression)
         assert found is not None, f"{self.name} must end in a comparison with a number"
         return found[1]
 
 
 def alerts() -> list[Alert]:
-    """All of them."""
+    """All alerting rules."""
     return [
         Alert(rule["alert"], rule["expr"], rule["labels"], rule["annotations"])
         for file in FILES

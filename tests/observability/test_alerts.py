@@ -1,4 +1,4 @@
-"""The alerts: Prometheus's own tool reads them, each fires when it should, each has a runbook."""
+"""Alerts are valid Prometheus rules, fire for their fault only, and have a runbook each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RUNBOOK_URL = "https://github.com/weir-llm/weir/blob/main/docs/runbooks/"
 
 
 def promtool(*arguments: object) -> str:
-    """Its output; skips where it is not installed."""
+    """Returns promtool's output; skips the test where promtool is not installed."""
     tool = shutil.which("promtool")
     if tool is None:
-        pytest.skip("promtool is not here: apt-get install prometheus")
+        pytest.skip("promtool is not installed: apt-get install prometheus")
     done = subprocess.run(
         [tool, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -30,17 +30,17 @@ def promtool(*arguments: object) -> str:
 
 
 def test_prometheus_reads_the_rules() -> None:
-    """Expressions, templates and durations are right."""
+    """promtool accepts the expressions, templates and durations."""
     assert promtool("check", "rules", *FILES).count("SUCCESS") == len(FILES) >= 4
 
 
-def test_each_alert_fires_for_its_trouble_and_none_when_all_is_well() -> None:
-    """The cases are in alerts_test.yaml."""
+def test_each_alert_fires_for_its_fault_and_none_in_normal_operation() -> None:
+    """promtool runs the cases of alerts_test.yaml."""
     assert "SUCCESS" in promtool("test", "rules", CASES)
 
 
-def test_no_alert_is_without_a_case() -> None:
-    """Each has one in which it fires."""
+def test_every_alert_has_a_case_in_which_it_fires() -> None:
+    """alerts_test.yaml names every alert with expected firing alerts."""
     cases = yaml.safe_load(CASES.read_text())["tests"]
     firing = {
         test["alertname"]
@@ -52,7 +52,7 @@ def test_no_alert_is_without_a_case() -> None:
 
 
 def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:
-    """What to look at and what to do, and the index lists them."""
+    """A runbook has the sections Symptom, What to look at and What to do; the index lists it."""
     linked = {alert.annotations["runbook_url"].removeprefix(RUNBOOK_URL) for alert in alerts()}
     there = {path.name for path in RUNBOOKS.glob("*.md")} - {"README.md"}
     assert linked == there

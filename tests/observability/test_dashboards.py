@@ -1,4 +1,4 @@
-"""The dashboards are what the script writes, and ask for metrics that there are."""
+"""The dashboards are the generated ones, and query existing metrics."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tests.observability.rules import alerts
 from tests.test_metrics_table import documented
 
 
-def test_the_files_are_what_would_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    """No one has edited them by hand."""
+def test_the_files_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m scripts.dashboards` would not change a file."""
     assert script.main(["--check"]) == 0, capsys.readouterr().err
     assert {file.stem for file in FILES} == {"overview", "engine", "search", "trace"}
 
 
 def shown() -> set[str]:
-    """Every name that a scrape may have: histograms have three."""
+    """All series names of a scrape; a histogram has three."""
     names = set().union(*documented().values())
     return names | {name + end for name in names for end in ("_bucket", "_count", "_sum")}
 
 
-def test_every_query_and_alert_asks_for_metrics_that_there_are() -> None:
-    """By the table of docs/metrics.md, which is held to the code."""
+def test_every_query_and_alert_uses_documented_metrics() -> None:
+    """docs/metrics.md lists them; another test compares that table with the code."""
     known = shown()
     for query in panel_queries():
         assert query.metrics, query
@@ -37,7 +37,7 @@ def test_every_query_and_alert_asks_for_metrics_that_there_are() -> None:
 
 
 def test_panels_do_not_overlap_and_ids_are_unique() -> None:
-    """Each has a place of its own within the 24 columns."""
+    """No two panels share a cell of the 24 columns."""
     for file in FILES:
         dashboard = json.loads(file.read_text())
         cells: set[tuple[int, int]] = set()
