@@ -24,7 +24,7 @@ class Alert(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """The expression without the comparison: it has a value while the alert does not fire, too."""
+        """The expression without its final comparison, which has a value in any state."""
         found = _COMPARISON.match(self.expression)
         assert found is not None, f"{self.name} must end in a comparison with a number"
         return found[1]
