@@ -1,4 +1,4 @@
-"""Values are documented, and mistakes in them are told."""
+"""Values are documented, and invalid ones are refused with a message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HUB = {"source": "hub", "hub": {"id": "a/b"}}
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "open to all": (
         {"gateway": {"service": {"type": "LoadBalancer"}}},
-        "gateway.service.type LoadBalancer let anybody in from outside",
+        "gateway.service.type LoadBalancer give clients outside the cluster access without a key",
     ),
     "never anonymous": ({"gateway": {"allowAnonymous": "never"}}, "a secret with a key file"),
     "no key for the test": (
@@ -33,14 +33,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
                 "httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]},
             }
         },
-        "let the Gateway end TLS",
+        "terminate TLS at the Gateway",
     ),
     "no model": ({"models": []}, "list a model"),
-    "same name": ({"models": [{"name": "a"}, {"name": "a"}]}, "a name of its own"),
-    "same slug": ({"models": [{"name": "a.b"}, {"name": "a-b"}]}, "let the names differ"),
+    "same name": ({"models": [{"name": "a"}, {"name": "a"}]}, "a unique name"),
+    "same slug": ({"models": [{"name": "a.b"}, {"name": "a-b"}]}, "use names that differ"),
     "hub without id": ({"models": [{"name": "a", "source": "hub"}]}, "set hub.id"),
     "pvc without claim": ({"models": [{"name": "a", "source": "pvc"}]}, "set pvc.claim"),
-    "tokenizer of nobody": (
+    "unknown tokenizer": (
         {"models": [{"name": "a", "tokenizer": "b"}]},
         "tokenizer is b, but no model of that name",
     ),
@@ -49,24 +49,27 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "set hub.accessMode to ReadWriteMany",
     ),
     "cuda without gpu": ({"inference": {"device": "cuda"}}, "set inference.gpu.count"),
-    "idle gpu": ({"inference": {"device": "cpu", "gpu": {"count": 1}}}, "would stand idle"),
+    "idle gpu": ({"inference": {"device": "cpu", "gpu": {"count": 1}}}, "would be unused"),
     "keda without prometheus": (
         {"autoscaling": {"engine": "keda"}, "networkPolicy": {"enabled": False}},
         "set autoscaling.prometheusAddress",
     ),
-    "nothing to scale by": (
+    "no metric to scale on": (
         {"inference": {"autoscaling": {"enabled": True}}},
-        "has nothing to scale by",
+        "has no metric to scale on",
     ),
     "cpu without request": (
         {"gateway": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}},
         "set gateway.resources.requests.cpu",
     ),
-    "least above most": (
+    "minimum above maximum": (
         {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 11}}},
-        "set minReplicas to at most that",
+        "lower minReplicas or raise maxReplicas",
     ),
-    "stuck rollout": ({"tokenizer": {"rollout": {"maxSurge": 0}}}, "could ever be replaced"),
+    "stuck rollout": (
+        {"tokenizer": {"rollout": {"maxSurge": 0}}},
+        "a rollout cannot replace any pod",
+    ),
     "tls without certificates": ({"tls": {"enabled": True}}, "tls.enabled needs certificates"),
     "tls twice": (
         {"tls": {"enabled": True, "existingSecret": "s", "certManager": {"enabled": True}}},
@@ -81,7 +84,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "set orchestrator.index.existingClaim",
     ),
     "query without endpoint": ({"telemetry": {"queryUrl": "http://t:3200"}}, "clear queryUrl"),
-    "metrics for nobody": (
+    "metrics without a scraper": (
         {"metrics": {"serviceMonitor": {"enabled": True}}},
         "list Prometheus there",
     ),
@@ -95,7 +98,7 @@ TYPOS: dict[str, tuple[dict[str, Any], str]] = {
         {"models": [{"name": "a", "inference": {"replica": 1}}]},
         r"models\.0\.inference.*replica",
     ),
-    "in Kubernetes' own": (
+    "in a Kubernetes type": (
         {"gateway": {"pod": {"tolerations": [{"kee": "x"}]}}},
         r"gateway\.pod\.tolerations\.0.*kee",
     ),
@@ -107,14 +110,14 @@ TYPOS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def test_generated_files_are_fresh() -> None:
-    """Schema, README and list of images are what values.yaml gives; else: make chart."""
+    """Schema, README and list of images match values.yaml; if not, run `make chart`."""
     assert stale(CHART) == []
 
 
 def test_every_key_has_a_comment(tmp_path: Any) -> None:
-    """Reading the values fails on one that has none, and names it."""
+    """A key without a comment is an error that names it."""
     values = tmp_path / "values.yaml"
-    values.write_text("# Said.\na: 1\n\nb:\n  # Said.\n  c: 1\n  d: 2\n")
+    values.write_text("# Comment.\na: 1\n\nb:\n  # Comment.\n  c: 1\n  d: 2\n")
     with pytest.raises(UncommentedKeyError, match=r"^b, b\.d$"):
         read_values(values)
 
@@ -131,7 +134,7 @@ def objects(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_the_schema_is_strict_at_every_level() -> None:
-    """Each object is closed, or says of what type its free keys are."""
+    """Each object forbids additional keys, or gives their type."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     found = list(objects(schema))
     assert len(found) > 100
@@ -140,23 +143,23 @@ def test_the_schema_is_strict_at_every_level() -> None:
 
 
 @pytest.mark.parametrize(("values", "words"), TYPOS.values(), ids=TYPOS.keys())
-def test_typos_are_told_with_their_path(values: dict[str, Any], words: str) -> None:
-    """A key that is not known, or a value that cannot be, fails and says where."""
+def test_typos_are_refused_with_their_path(values: dict[str, Any], words: str) -> None:
+    """An unknown key or an invalid value fails with its path."""
     with pytest.raises(RenderError) as failure:
         render(values=values)
     assert re.search(words, str(failure.value)), str(failure.value)
 
 
 @pytest.mark.parametrize(("values", "words"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_values_that_do_not_go_together_are_told(values: dict[str, Any], words: str) -> None:
-    """The message says what to do."""
-    with pytest.raises(RenderError, match="do not go together") as failure:
+def test_invalid_combinations_of_values_are_refused(values: dict[str, Any], words: str) -> None:
+    """The message says how to fix the values."""
+    with pytest.raises(RenderError, match="Invalid combination of values") as failure:
         render(values=values)
     assert words in str(failure.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    """One run shows them all."""
+def test_all_mistakes_are_reported_at_once() -> None:
+    """One message lists all invalid combinations."""
     values = {"tls": {"enabled": True}, "models": [], "gateway": {"ingress": {"enabled": True}}}
     with pytest.raises(RenderError) as failure:
         render(values=values)

@@ -1,4 +1,4 @@
-"""What `helm test` runs, against the real processes."""
+"""The script of `helm test`, run against the real processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIPT = ROOT / "charts" / "weir" / "files" / "helm_test.py"
 
 
 def run(stack: Stack, *arguments: str, timeout: str = "120") -> subprocess.CompletedProcess[str]:
-    """Runs the script as the pod does, without anything that is installed."""
+    """Runs the script as the pod does, in isolated mode and with the standard library only."""
     command = [sys.executable, "-I", str(SCRIPT), f"--url={stack.url}", "--query=tracing"]
     command += [f"--timeout={timeout}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
@@ -28,13 +28,13 @@ def run(stack: Stack, *arguments: str, timeout: str = "120") -> subprocess.Compl
 
 @contextmanager
 def traces(*services: str) -> Iterator[tuple[str, list[str]]]:
-    """A URL that answers as Tempo does, the trace on the second try; and the ids asked for."""
-    asked: list[str] = []
+    """Serves a trace as Tempo does, on the second request; yields its URL and the requested ids."""
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path.rpartition("/")[2])
-            self.send_response(404 if len(asked) == 1 else 200)
+            requested.append(self.path.rpartition("/")[2])
+            self.send_response(404 if len(requested) == 1 else 200)
             self.end_headers()
             names = ({"key": "service.name", "value": {"stringValue": s}} for s in services)
             batches = [{"resource": {"attributes": [name]}, "scopeSpans": []} for name in names]
@@ -47,45 +47,45 @@ def traces(*services: str) -> Iterator[tuple[str, list[str]]]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requested
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-def test_all_of_it_passes(stack: Stack) -> None:
-    """Search, chat, a disconnected client whose slot is freed, and the trace."""
-    with traces("gateway", "orchestrator", "tokenizer", "inference") as (url, asked):
+def test_all_checks_pass(stack: Stack) -> None:
+    """Search, chat, the disconnect of a client, and the trace."""
+    with traces("gateway", "orchestrator", "tokenizer", "inference") as (url, requested):
         metrics = f"--engine-metrics={stack.metrics['inference']}"
         done = run(stack, "--model=demo", metrics, f"--traces={url}")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert list(lines) == ["ready", "search", "chat with demo", "disconnect", "trace"]
-    assert lines["disconnect"].startswith("slot free")
-    assert asked[0] == asked[-1]
-    assert len(asked[0]) == 32
+    assert lines["disconnect"].startswith("sequence freed")
+    assert requested[0] == requested[-1]
+    assert len(requested[0]) == 32
 
 
 def test_a_model_that_is_not_served_fails(stack: Stack) -> None:
-    """The log says which."""
+    """The log names the model."""
     done = run(stack, "--model=demo", "--model=other", timeout="2")
     assert done.returncode == 1
     assert "no engine is ready for other" in done.stderr
 
 
-def test_a_slot_that_stays_taken_fails(stack: Stack) -> None:
-    """An engine that counts no abort has not let the sequence go."""
-    # The orchestrator's metrics have none of the engine's counters.
+def test_a_sequence_that_is_not_freed_fails(stack: Stack) -> None:
+    """The check fails if the engine's count of aborts does not rise."""
+    # The orchestrator's metrics do not contain the engine's counters.
     done = run(
         stack, "--model=demo", f"--engine-metrics={stack.metrics['orchestrator']}", timeout="2"
     )
     assert done.returncode == 1
-    assert "the slot of a client that left is free: not within 2 s" in done.stderr
+    assert "the sequence of the disconnected client is freed: not within 2 s" in done.stderr
 
 
-def test_a_trace_that_lacks_a_service_fails(stack: Stack) -> None:
-    """It says whose spans there are."""
+def test_a_trace_without_a_service_fails(stack: Stack) -> None:
+    """The log lists the services with spans."""
     with traces("gateway", "tokenizer") as (url, _):
         done = run(stack, "--model=demo", f"--traces={url}", timeout="2")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-{{/* Metadata of an object. Takes root, name and component. */}}
+{{/* metadata of an object. Takes (dict "root" $ "name" … "component" …). */}}
 {{- define "observability.metadata" -}}
 name: {{ .name }}
 namespace: {{ .root.Release.Namespace }}
@@ -8,20 +8,21 @@ labels:
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- end }}
 
-{{/* What selects a component's pods, for ever. */}}
+{{/* Labels for selectors, which are immutable. */}}
 {{- define "observability.labels" -}}
 app.kubernetes.io/name: observability
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
-{{/* An image with its registry. Takes root and image. */}}
+{{/* Reference of an image. Takes (dict "root" $ "image" …). */}}
 {{- define "observability.image" -}}
 {{- $registry := .root.Values.imageRegistry -}}
 {{- if $registry }}{{ trimSuffix "/" $registry }}/{{ end }}{{ .image.repository }}:{{ .image.tag }}
 {{- end }}
 
-{{/* The head of a pod's spec: who it runs as. Takes root, user and token. */}}
+{{/* Service account token, pull secrets and securityContext of a pod.
+     Takes (dict "root" $ "user" UID "token" bool). */}}
 {{- define "observability.podSecurity" -}}
 automountServiceAccountToken: {{ .token }}
 {{- with .root.Values.imagePullSecrets }}
@@ -37,7 +38,7 @@ securityContext:
     type: RuntimeDefault
 {{- end }}
 
-{{/* What a container may do: nothing beyond its own files. */}}
+{{/* securityContext of a container. */}}
 {{- define "observability.containerSecurity" -}}
 securityContext:
   allowPrivilegeEscalation: false

@@ -1,6 +1,6 @@
-"""What `helm test` runs: asks the gateway as a user would, and looks behind it.
+"""The script of `helm test`: sends requests to the gateway, and checks metrics and the trace.
 
-Needs Python's standard library only, so that it runs in the gateway's own image.
+Uses only Python's standard library, because it runs in the gateway's image.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from urllib.parse import quote, urlsplit
 SERVICES = {"gateway", "orchestrator", "tokenizer", "inference"}
 POLL_SECONDS = 0.5
 READ_SECONDS = 120
-"""Most silence in an answer; on a busy CPU a first token may take its time."""
+"""Read timeout; on a busy CPU the first token may be slow."""
 
 
 class Failed(Exception):
-    """What is wrong, for whoever reads the pod's log."""
+    """A check failed; the message is for the pod's log."""
 
 
 class Gateway:
-    """The gateway, as a client sees it."""
+    """An HTTP client of the gateway."""
 
     def __init__(self, url: str, key: str = "", timeout: float = READ_SECONDS) -> None:
         self._url = urlsplit(url)
@@ -41,7 +41,7 @@ class Gateway:
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Iterator[HTTPResponse]:
-        """The response, not yet read; leaving the block closes the connection."""
+        """Sends a request; yields the unread response, and closes the connection at the end."""
         connection = self._connection()
         sent = {"content-type": "application/json", **(headers or {})}
         if self._key:
@@ -56,8 +56,7 @@ class Gateway:
         host, port = str(self._url.hostname), self._url.port
         if self._url.scheme != "https":
             return HTTPConnection(host, port, timeout=self._timeout)
-        # Inside the cluster the name is another than the certificate's; what is tested here is
-        # not who answers.
+        # The certificate names the public host, not the Service. This test does not verify it.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return HTTPSConnection(host, port, timeout=self._timeout, context=context)
@@ -65,7 +64,7 @@ class Gateway:
     def stream(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Iterator[str]:
-        """The data of each server-sent event, as it arrives."""
+        """Yields the data of each server-sent event as it arrives. Raises Failed."""
         with self.request(method, path, body, headers) as response:
             if response.status != 200:
                 raise Failed(f"{method} {path}: {response.status} {response.read(500)!r}")
@@ -75,7 +74,7 @@ class Gateway:
 
 
 def metric(addresses: list[str], name: str) -> float:
-    """The sum of a metric over all pods behind HOST:PORT addresses."""
+    """The sum of a metric over all pods that the HOST:PORT addresses resolve to."""
     total = 0.0
     for address in addresses:
         host, _, port = address.rpartition(":")
@@ -93,21 +92,21 @@ def metric(addresses: list[str], name: str) -> float:
 
 
 def eventually(what: str, timeout: float, done: Callable[[], bool]) -> None:
-    """Returns once `done()`, which may fail on the way. Raises Failed."""
-    last = "it was not so yet"
+    """Calls `done()` until it returns True, retrying on errors. Raises Failed on timeout."""
+    last = "not yet true"
     started = time.monotonic()
     while time.monotonic() - started < timeout:
         try:
             if done():
                 return
         except (OSError, HTTPException, Failed, ValueError) as error:
-            last = f"last: {error}"
+            last = f"last error: {error}"
         time.sleep(POLL_SECONDS)
     raise Failed(f"{what}: not within {timeout:.0f} s ({last})")
 
 
 def check_ready(gateway: Gateway, timeout: float, models: list[str]) -> None:
-    """A token can be produced, and every model is served."""
+    """Waits until the gateway is ready and serves every model. Raises Failed."""
 
     def ready() -> bool:
         with gateway.request("GET", "/readyz") as response:
@@ -124,17 +123,17 @@ def check_ready(gateway: Gateway, timeout: float, models: list[str]) -> None:
 
 
 def check_search(gateway: Gateway, query: str, headers: dict[str, str]) -> str:
-    """A streamed search: results, tokens, the end."""
+    """Streams a search; checks its events: results, tokens, completion."""
     path = f"/api/v1/search?query={quote(query)}&streaming=true&max_tokens=64"
     events = [json.loads(data) for data in gateway.stream("GET", path, headers=headers)]
     kinds = [event["type"] for event in events]
     if kinds[:1] != ["search_results"] or kinds[-1:] != ["complete"] or "token" not in kinds:
         raise Failed(f"the search's events were {kinds[:3]} … {kinds[-3:]}: {events[-1:]}")
-    return f"{len(events[0]['results'])} results, {kinds.count('token')} events of text"
+    return f"{len(events[0]['results'])} results, {kinds.count('token')} token events"
 
 
 def check_chat(gateway: Gateway, model: str) -> str:
-    """A streamed chat, as OpenAI's clients ask for it."""
+    """Streams a chat completion, as OpenAI's clients do."""
     messages = [{"role": "user", "content": "Hello!"}]
     body = {"model": model, "messages": messages, "stream": True, "max_tokens": 16}
     chunks = list(gateway.stream("POST", "/v1/chat/completions", body))
@@ -144,29 +143,29 @@ def check_chat(gateway: Gateway, model: str) -> str:
 
 
 def check_disconnect(gateway: Gateway, model: str, engines: list[str], timeout: float) -> str:
-    """A client that leaves in the middle: the engine ends the sequence and frees its slot."""
-    left_early = "inference_cancel_to_slot_free_seconds_count"
+    """Disconnects during a stream; checks that the engine aborts the sequence."""
+    cancelled = "inference_cancel_to_slot_free_seconds_count"
     running = "inference_num_requests_running"
-    before = metric(engines, left_early), metric(engines, running)
+    before = metric(engines, cancelled), metric(engines, running)
     body = {"model": model, "prompt": "Once", "stream": True, "max_tokens": 512}
     body |= {"ignore_eos": True}
     chunks = gateway.stream("POST", "/v1/completions", body)
     next(chunks)
-    left = time.monotonic()
+    disconnected = time.monotonic()
     chunks.close()
 
     def freed() -> bool:
-        now = metric(engines, left_early), metric(engines, running)
+        now = metric(engines, cancelled), metric(engines, running)
         if now[0] > before[0] and now[1] <= before[1]:
             return True
         raise Failed(f"cancelled {before[0]:.0f} → {now[0]:.0f}, running {now[1]:.0f}")
 
-    eventually("the slot of a client that left is free", timeout, freed)
-    return f"slot free, seen after {time.monotonic() - left:.1f} s"
+    eventually("the sequence of the disconnected client is freed", timeout, freed)
+    return f"sequence freed, observed after {time.monotonic() - disconnected:.1f} s"
 
 
 def check_trace(url: str, trace_id: str, timeout: float) -> str:
-    """The search's trace is there, with a span of each service."""
+    """Waits until the trace of the search has spans of each service. Raises Failed."""
     tempo = Gateway(url, timeout=10)
     found: set[str] = set()
 
@@ -178,14 +177,14 @@ def check_trace(url: str, trace_id: str, timeout: float) -> str:
             found.update(service_names(json.load(response)))
         if found >= SERVICES:
             return True
-        raise Failed(f"spans of {', '.join(sorted(found)) or 'nobody'} so far")
+        raise Failed(f"spans of {', '.join(sorted(found)) or 'no service'} so far")
 
     eventually(f"trace {trace_id} with all services", timeout, arrived)
-    return f"trace {trace_id} has spans of all four"
+    return f"trace {trace_id} has spans of all four services"
 
 
 def service_names(trace: Any) -> Iterator[str]:
-    """Every service.name in OTLP's JSON, whatever lies around it."""
+    """All values of service.name in an OTLP JSON document, at any depth."""
     if isinstance(trace, list):
         for each in trace:
             yield from service_names(each)
@@ -197,44 +196,46 @@ def service_names(trace: Any) -> Iterator[str]:
 
 
 def run(arguments: argparse.Namespace, key: str) -> None:
-    """All checks in order, a line each. Raises Failed."""
+    """Runs all checks in order and logs a line for each. Raises Failed."""
     timeout: float = arguments.timeout
     gateway = Gateway(arguments.url, key)
     check_ready(gateway, timeout, arguments.model)
-    say("ready", ", ".join(arguments.model))
-    # Sampled, whatever share of traces is recorded otherwise.
+    log("ready", ", ".join(arguments.model))
+    # The sampled flag is set, so that this trace is recorded with any sampler.
     trace_id = secrets.token_hex(16)
     traceparent = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
-    say("search", check_search(gateway, arguments.query, traceparent))
+    log("search", check_search(gateway, arguments.query, traceparent))
     for model in arguments.model:
-        say(f"chat with {model}", check_chat(gateway, model))
+        log(f"chat with {model}", check_chat(gateway, model))
     if arguments.engine_metrics:
         model = arguments.model[0]
-        say("disconnect", check_disconnect(gateway, model, arguments.engine_metrics, timeout))
+        log("disconnect", check_disconnect(gateway, model, arguments.engine_metrics, timeout))
     else:
-        say("disconnect", "not tested: the engines are not of this release")
+        log("disconnect", "skipped: the engines are external")
     if arguments.traces:
-        say("trace", check_trace(arguments.traces, trace_id, timeout))
+        log("trace", check_trace(arguments.traces, trace_id, timeout))
     else:
-        say("trace", "not tested: telemetry.queryUrl is not set")
+        log("trace", "skipped: telemetry.queryUrl is not set")
 
 
-def say(what: str, how: str) -> None:
-    """A line of the log, at once."""
-    print(f"{what}: {how}", flush=True)
+def log(check: str, result: str) -> None:
+    """Prints a line of the log."""
+    print(f"{check}: {result}", flush=True)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", required=True, help="base URL of the gateway")
-    parser.add_argument("--query", required=True, help="what to search for")
-    parser.add_argument("--model", action="append", default=[], help="a model that is served")
+    parser.add_argument("--query", required=True, help="search query")
+    parser.add_argument("--model", action="append", default=[], help="name of a served model")
     parser.add_argument(
-        "--engine-metrics", action="append", default=[], help="HOST:PORT of engines' metrics"
+        "--engine-metrics", action="append", default=[], help="HOST:PORT of the engines' metrics"
     )
     parser.add_argument("--traces", default="", help="base URL of Tempo's query API")
-    parser.add_argument("--timeout", type=float, default=120, help="most seconds for each wait")
+    parser.add_argument(
+        "--timeout", type=float, default=120, help="timeout of each wait, in seconds"
+    )
     try:
         run(parser.parse_args(), os.environ.get("WEIR_API_KEY", "").strip())
     except (Failed, OSError, HTTPException) as error:

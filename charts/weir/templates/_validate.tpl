@@ -1,5 +1,5 @@
-{{/* Rules between values, which the schema cannot tell. Gives the mistakes, one a line; each says
-     what to do. */}}
+{{/* Constraints between values, which a JSON schema cannot express. Outputs one message a line;
+     each says how to fix the values. */}}
 {{- define "weir.mistakes" -}}
 {{- $values := .Values -}}
 {{- include "weir.mistakes.models" . -}}
@@ -24,21 +24,21 @@ certificates are set but tls.enabled is false: set it to true, or clear tls.exis
 {{- if and .ingress.enabled (not .ingress.hosts) }}
 gateway.ingress.enabled needs gateway.ingress.hosts: list at least one host name
 {{- end }}
-{{- $ways := list }}
-{{- if .ingress.enabled }}{{ $ways = append $ways "gateway.ingress" }}{{ end }}
-{{- if .httpRoute.enabled }}{{ $ways = append $ways "gateway.httpRoute" }}{{ end }}
-{{- if ne .service.type "ClusterIP" }}{{ $ways = append $ways (printf "gateway.service.type %s" .service.type) }}{{ end }}
+{{- $exposures := list }}
+{{- if .ingress.enabled }}{{ $exposures = append $exposures "gateway.ingress" }}{{ end }}
+{{- if .httpRoute.enabled }}{{ $exposures = append $exposures "gateway.httpRoute" }}{{ end }}
+{{- if ne .service.type "ClusterIP" }}{{ $exposures = append $exposures (printf "gateway.service.type %s" .service.type) }}{{ end }}
 {{- if not .apiKeys.existingSecret }}
 {{- if eq .allowAnonymous "never" }}
 gateway.allowAnonymous is never: set gateway.apiKeys.existingSecret to a secret with a key file
-{{- else if and $ways (eq .allowAnonymous "inside") }}
-{{ join " and " $ways }} let anybody in from outside: set gateway.apiKeys.existingSecret, or gateway.allowAnonymous to always if something else asks who is there
+{{- else if and $exposures (eq .allowAnonymous "inside") }}
+{{ join " and " $exposures }} give clients outside the cluster access without a key: set gateway.apiKeys.existingSecret, or gateway.allowAnonymous to always if something else authenticates clients
 {{- end }}
 {{- else if and $values.tests.enabled (not $values.tests.apiKey.existingSecret) }}
-gateway.apiKeys are set and helm test has none: set tests.apiKey.existingSecret to a secret with a key as clients send it, or tests.enabled to false
+gateway.apiKeys is set and `helm test` has no key: set tests.apiKey.existingSecret to a secret with a key, or tests.enabled to false
 {{- end }}
 {{- if and .httpRoute.enabled .tls.existingSecret }}
-gateway.httpRoute and gateway.tls are both set, but an HTTPRoute speaks plain HTTP to its backend: let the Gateway end TLS, and clear gateway.tls.existingSecret
+gateway.httpRoute and gateway.tls are both set, but an HTTPRoute sends plain HTTP to its backend: terminate TLS at the Gateway, and clear gateway.tls.existingSecret
 {{- end }}
 {{- if and .httpRoute.enabled (not .httpRoute.parentRefs) }}
 gateway.httpRoute.enabled needs gateway.httpRoute.parentRefs: list the Gateway that it attaches to
@@ -51,7 +51,7 @@ gateway.service.nodePort is set but gateway.service.type is {{ .service.type }}:
 telemetry.queryUrl is set but telemetry.endpoint is not: set where traces are sent, or clear queryUrl
 {{- end }}
 {{- if and $values.networkPolicy.enabled (not $values.networkPolicy.metricsFrom) (or $values.metrics.serviceMonitor.enabled (eq $values.autoscaling.engine "keda")) }}
-metrics are wanted but networkPolicy.metricsFrom lets nobody read them: list Prometheus there, such as - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}
+metrics are enabled but networkPolicy.metricsFrom permits no scraper: list Prometheus there, such as - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}
 {{- end }}
 {{- end -}}
 
@@ -67,36 +67,36 @@ metrics are wanted but networkPolicy.metricsFrom lets nobody read them: list Pro
 {{- range $index, $model := $models }}
 {{- $path := printf "models[%d] (%s)" $index .name }}
 {{- if has .name $names }}
-{{ $path }}: the name is there already; give each model a name of its own
+{{ $path }}: the name is used twice; give each model a unique name
 {{- else if has .slug $slugs }}
-{{ $path }}: as part of an object's name it becomes {{ .slug }}, which is there already; let the names differ in their first 20 characters
+{{ $path }}: in object names it becomes {{ .slug }}, which another model has; use names that differ in their first 20 characters
 {{- end }}
 {{- $names = append $names .name }}
 {{- $slugs = append $slugs .slug }}
 {{- if and (eq .source "hub") (not .hub.id) }}
-{{ $path }}: source is hub; set hub.id to what is to be downloaded, such as Qwen/Qwen3-0.6B
+{{ $path }}: source is hub; set hub.id to the model to download, such as Qwen/Qwen3-0.6B
 {{- end }}
 {{- if and (eq .source "pvc") (not .pvc.claim) }}
 {{ $path }}: source is pvc; set pvc.claim to the claim that holds the model
 {{- end }}
 {{- if and .tokenizer (not (has .tokenizer $owners)) }}
-{{ $path }}: tokenizer is {{ .tokenizer }}, but no model of that name has a tokenizer of its own (there are: {{ join ", " $owners }})
+{{ $path }}: tokenizer is {{ .tokenizer }}, but no model of that name has its own tokenizer (those that have: {{ join ", " $owners }})
 {{- end }}
 {{- $many := or (gt (int .inference.replicas) 1) (and .inference.autoscaling.enabled (gt (int .inference.autoscaling.maxReplicas) 1)) }}
 {{- if and (eq .source "hub") (eq .hub.accessMode "ReadWriteOnce") $many }}
-{{ $path }}: several replicas cannot share a ReadWriteOnce volume; set hub.accessMode to ReadWriteMany (with a storage class that can), or one replica
+{{ $path }}: several replicas cannot share a ReadWriteOnce volume; set hub.accessMode to ReadWriteMany (and a storage class that supports it), or use one replica
 {{- end }}
 {{- if and (eq .inference.device "cuda") (not (int .inference.gpu.count)) }}
-{{ $path }}: inference.device is cuda; set inference.gpu.count, or no GPU is visible to the pod
+{{ $path }}: inference.device is cuda; set inference.gpu.count, or the pod gets no GPU
 {{- end }}
 {{- if and (eq .inference.device "cpu") (int .inference.gpu.count) }}
-{{ $path }}: inference.device is cpu but inference.gpu.count is {{ int .inference.gpu.count }}: GPUs would stand idle; set one of them right
+{{ $path }}: inference.device is cpu but inference.gpu.count is {{ int .inference.gpu.count }}: the GPUs would be unused; change one of the two
 {{- end }}
 {{- include "weir.mistakes.autoscaling" (dict "root" $ "path" (printf "%s: inference" $path) "component" "inference" "values" .inference) }}
 {{- include "weir.mistakes.rollout" (dict "path" (printf "%s: inference" $path) "values" .inference) }}
 {{- end }}
 {{- if and (not $models) (not (and $orchestrator.tokenizerAddress $orchestrator.inferenceAddress)) }}
-models is empty: list a model, or set orchestrator.tokenizerAddress and orchestrator.inferenceAddress to services elsewhere
+models is empty: list a model, or set orchestrator.tokenizerAddress and orchestrator.inferenceAddress to external services
 {{- end }}
 {{- end -}}
 
@@ -107,7 +107,7 @@ models is empty: list a model, or set orchestrator.tokenizerAddress and orchestr
 {{- include "weir.mistakes.rollout" $scope }}
 {{- end }}
 {{- if and (eq .Values.autoscaling.engine "keda") (not .Values.autoscaling.prometheusAddress) }}
-autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus that KEDA asks
+autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus that KEDA queries
 {{- end }}
 {{- end -}}
 
@@ -116,16 +116,16 @@ autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus 
 {{- $scaling := .values.autoscaling -}}
 {{- if $scaling.enabled -}}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) }}
-{{ .path }}.autoscaling: minReplicas {{ int $scaling.minReplicas }} is more than maxReplicas {{ int $scaling.maxReplicas }}; set minReplicas to at most that
+{{ .path }}.autoscaling: minReplicas {{ int $scaling.minReplicas }} is above maxReplicas {{ int $scaling.maxReplicas }}; lower minReplicas or raise maxReplicas
 {{- end }}
 {{- $requests := default dict .values.resources.requests }}
 {{- if and $scaling.targetCPU (not (get $requests "cpu")) }}
-{{ .path }}.autoscaling.targetCPU is a share of the request: set {{ .path }}.resources.requests.cpu, or targetCPU to 0
+{{ .path }}.autoscaling.targetCPU is a percentage of the CPU request: set {{ .path }}.resources.requests.cpu, or targetCPU to 0
 {{- end }}
 {{- $ours := or (eq .root.Values.autoscaling.engine "keda") .root.Values.autoscaling.customMetrics }}
 {{- $pods := or $scaling.targetInFlight $scaling.targetWaiting $scaling.targetKvUsage }}
 {{- if not (or $scaling.targetCPU (and $ours $pods)) }}
-{{ .path }}.autoscaling has nothing to scale by: set a target other than 0; those of the pods' own metrics need autoscaling.engine keda, or autoscaling.customMetrics with an adapter
+{{ .path }}.autoscaling has no metric to scale on: set a target other than 0; targets of the pods' own metrics need autoscaling.engine keda, or autoscaling.customMetrics and an adapter
 {{- end }}
 {{- end -}}
 {{- end -}}
@@ -134,6 +134,6 @@ autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus 
 {{- define "weir.mistakes.rollout" -}}
 {{- $rollout := .values.rollout -}}
 {{- if and (has (toString $rollout.maxSurge) (list "0" "0%")) (has (toString $rollout.maxUnavailable) (list "0" "0%")) }}
-{{ .path }}.rollout: maxSurge and maxUnavailable are both 0, so that no pod could ever be replaced; set one of them to 1
+{{ .path }}.rollout: maxSurge and maxUnavailable are both 0, so a rollout cannot replace any pod; set one of them to 1
 {{- end }}
 {{- end -}}
