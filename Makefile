@@ -75,7 +75,7 @@ test-images: $(VENV)/.dev
 .PHONY: fuzz
 fuzz: $(VENV)/.dev
 	@echo "Sending 5,000 requests made from openapi.json"
-	@FUZZ_CASES=5000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/e2e/test_fuzz.py
+	@FUZZ_CASES=5000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/e2e/api/test_fuzz.py
 
 ## soak: Sends 10,000 requests through one engine, a third of them left early; minutes
 .PHONY: soak

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from tests.chaos.proxy import Proxy
-from tests.e2e.stack import ROOT, free_ports
+from tests.e2e.support.stack import ROOT, free_ports
 
 READY_SECONDS = 300.0
 """Several engines load at once, on a machine that may be busy."""

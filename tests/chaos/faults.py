@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tests.chaos.cluster import Cluster, Node
 from tests.chaos.proxy import Proxy
-from tests.e2e.stack import ROOT
+from tests.e2e.support.stack import ROOT
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 """Debian's package `faketime`. Where it is missing, no clock jumps."""

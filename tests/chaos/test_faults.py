@@ -26,7 +26,7 @@ from tests.chaos.cluster import running_cluster
 from tests.chaos.faults import FAKETIME, Breaker, plan
 from tests.chaos.load import PROMPTS, Answer, Oracle, Question, ask
 from tests.chaos.proxy import Proxy
-from tests.e2e.stack import ROOT, free_ports
+from tests.e2e.support.stack import ROOT, free_ports
 
 SEED = int(os.environ.get("SEED") or 1)
 SECONDS = float(os.environ.get("DURATION") or 60)

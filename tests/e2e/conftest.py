@@ -1,4 +1,4 @@
-"""Stacks for the tests that leave them as they found them."""
+"""Fixtures: running stacks that several tests share, and clients of them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from mesh.rpc.channel import open_channel
 from mesh.v1 import inference_pb2_grpc
-from tests.e2e.stack import ROOT, Stack, running_stack
+from tests.e2e.support.stack import ROOT, Stack, running_stack
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here starts the real processes."""
+    """Marks every test in this folder as `e2e`."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The search index of examples/corpus, built as a user builds it."""
+    """The search index of examples/corpus, built by the command line."""
     out = tmp_path_factory.mktemp("index") / "corpus.sqlite3"
     command = [sys.executable, "-m", "orchestrator.index", "examples/corpus", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
@@ -40,9 +40,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, index: Path) -> Iterator[Sta
 
 @pytest.fixture(scope="session")
 def instruct_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The four processes with a small random model, whose tokens cost next to nothing."""
-    # Imported here: it takes transformers, which takes seconds, and few tests want it.
-    from tests.e2e.instruct_model import make_instruct_model
+    """The four processes with a small random model, which generates tokens very quickly."""
+    # Imported here, because it imports transformers, which takes seconds.
+    from tests.e2e.support.instruct_model import make_instruct_model
 
     folder = make_instruct_model(tmp_path_factory.mktemp("model") / "instruct")
     settings = {
@@ -63,7 +63,7 @@ async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def inference(stack: Stack) -> AsyncIterator[inference_pb2_grpc.InferenceServiceAsyncStub]:
-    """A stub of the inference service itself, to read its load."""
+    """A stub of the inference service, to read its load."""
     channel = open_channel(stack.addresses["inference"])
     yield inference_pb2_grpc.InferenceServiceStub(channel)
     await channel.close()

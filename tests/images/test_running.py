@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.charts.rendered import COMPONENTS
-from tests.e2e.sse import Event, events
+from tests.e2e.support.sse import Event, events
 from tests.images.conftest import ORDER
 from tests.images.podman import CommandError, Podman
 from tests.images.pods import Pod

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.e2e.stack import ROOT, Stack
+from tests.e2e.support.stack import ROOT, Stack
 
 pytestmark = pytest.mark.timeout(300)
 

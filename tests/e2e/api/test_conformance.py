@@ -1,4 +1,4 @@
-"""The conformance suite against the four processes, and against a server that is none."""
+"""The conformance suite against the four processes, and against a server that fails it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import threading
 import pytest
 
 from tests.conformance.__main__ import run, table
-from tests.e2e.stack import ROOT, Stack
+from tests.e2e.support.stack import ROOT, Stack
 
 pytestmark = pytest.mark.timeout(600)
 
 
-async def test_it_passes_whole(stack: Stack) -> None:
-    """No check fails, and none is skipped."""
-    # Comment lines come after so short a silence that a prefill is one.
+async def test_every_check_passes(stack: Stack) -> None:
+    """No check fails or is skipped."""
+    # Keep-alive comments are sent so often that a prefill is long enough for one.
     with stack.another_gateway("--keep-alive-seconds", "0.002") as url:
         results = await run(url, "")
     assert {result.outcome for result in results} == {"ok"}, table(results)
 
 
-class Liar(http.server.BaseHTTPRequestHandler):
-    """Says yes to everything."""
+class AlwaysOk(http.server.BaseHTTPRequestHandler):
+    """Answers every request with status 200 and the same body."""
 
     def do_GET(self) -> None:
-        """The same to all."""
+        """Sends the body."""
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b'{"object": "list", "data": [{"id": "liar"}], "choices": []}')
+        self.wfile.write(b'{"object": "list", "data": [{"id": "always-ok"}], "choices": []}')
 
     def do_POST(self) -> None:
-        """The same to all."""
+        """Reads the request's body and sends the same body as for GET."""
         self.rfile.read(int(self.headers["content-length"]))
         self.do_GET()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
-def test_the_command_finds_a_server_out() -> None:
-    """The table names what fails, and the exit code is 1."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+def test_the_command_reports_failed_checks() -> None:
+    """The table lists the failed checks, and the exit code is 1."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), AlwaysOk) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         command = [sys.executable, "-m", "tests.conformance", "--base-url", url]
@@ -52,5 +52,5 @@ def test_the_command_finds_a_server_out() -> None:
     assert done.returncode == 1
     assert "FAILED" in done.stdout
     lines = [line for line in done.stdout.splitlines() if "  ok " in line]
-    # What a server can pass that gives the same 200 to everything.
+    # At most two checks can pass with the same status 200 for every request.
     assert len(lines) <= 2, done.stdout

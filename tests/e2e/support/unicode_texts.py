@@ -1,4 +1,4 @@
-"""Random texts of every kind of character, the same for the same seed."""
+"""Random texts of many kinds of characters; the same seed gives the same texts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEQUENCES = [
 
 
 def random_text(rng: random.Random) -> str:
-    """1 to 40 characters or sequences."""
+    """A text of 1 to 40 random characters or sequences."""
     pieces = []
     for _ in range(rng.randint(1, 40)):
         if rng.random() < 0.15:

@@ -1,4 +1,4 @@
-"""A real Prometheus and four real services: every panel and every alert finds its series."""
+"""Prometheus scrapes the four processes: every panel and alert query returns a series."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.prometheus import Prometheus, scraping, until
-from tests.e2e.stack import SERVICES, Stack
+from tests.e2e.support.prometheus import Prometheus, scraping, until
+from tests.e2e.support.stack import SERVICES, Stack
 from tests.observability.dashboards import panel_queries
 from tests.observability.rules import FILES, alerts
 from tests.test_metrics_table import documented
@@ -30,20 +30,20 @@ pytestmark = [
     ),
 ]
 
-# What shows nothing as long as all is well, and why.
+# Panels and alerts without a series while all services work, and the reason.
 NEEDS_A_FAILURE = {
-    ("Weir overview", "Refused"): "needs more requests than there are places for",
-    ("alert", "WeirServiceAbsent"): "needs a service that is gone",
+    ("Weir overview", "Refused"): "needs more requests than the admission limit",
+    ("alert", "WeirServiceAbsent"): "needs a service that is down",
 }
 
 START_SECONDS = 240.0
-"""The processes may start beside many others."""
+"""Time to start the processes on a busy machine."""
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "What is a token?"}]}
 
 
 class _Sink(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans and forgets them: observations have exemplars only where spans are recorded."""
+    """Discards spans: exemplars exist only if spans are recorded."""
 
     def Export(self, request: Any, context: Any) -> trace_service_pb2.ExportTraceServiceResponse:
         return trace_service_pb2.ExportTraceServiceResponse()
@@ -75,7 +75,7 @@ def watched(
 
 @pytest.fixture(scope="module")
 def trace_ids() -> set[str]:
-    """Those of all searches of this module."""
+    """The trace ids of all searches of this module."""
     return set()
 
 
@@ -83,11 +83,11 @@ def trace_ids() -> set[str]:
 def prometheus(
     watched: Stack, tmp_path_factory: pytest.TempPathFactory, trace_ids: set[str]
 ) -> Iterator[Prometheus]:
-    """One that has seen a load twice, with a scrape between, so that rates are of something."""
+    """A Prometheus that has scraped two rounds of load, so that rates have values."""
     with scraping(watched, tmp_path_factory.mktemp("prometheus"), FILES) as prometheus:
         until(
             lambda: len(prometheus.query("up == 1")) == len(SERVICES),
-            lambda: f"not all are scraped: {prometheus.query('up')}",
+            lambda: f"not all services are scraped: {prometheus.query('up')}",
         )
         for _ in range(2):
             _load_and_wait(prometheus, watched.url, trace_ids)
@@ -106,7 +106,7 @@ def _load_and_wait(prometheus: Prometheus, url: str, trace_ids: set[str]) -> Non
 
 
 def load(url: str) -> set[str]:
-    """One of each kind of request, one that fails, and one whose client leaves; trace ids."""
+    """Sends each kind of request, a failing one and an abandoned one; returns trace ids."""
     trace_ids = set()
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
         for streaming in ("true", "false"):
@@ -115,21 +115,21 @@ def load(url: str) -> set[str]:
             assert answer.status_code == 200, answer.text
             trace_ids.add(answer.headers["x-trace-id"])
         for stream in (True, False):
-            asked = {**CHAT, "max_tokens": 16, "stream": stream}
-            assert client.post("/v1/chat/completions", json=asked).status_code == 200
+            body = {**CHAT, "max_tokens": 16, "stream": stream}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
         text = {"model": "demo", "prompt": "A token is", "max_tokens": 16, "stream": True}
         assert client.post("/v1/completions", json=text).status_code == 200
         assert client.post("/v1/chat/completions", json={**CHAT, "model": "x"}).status_code == 404
-        leave_early(client)
+        disconnect_early(client)
         assert client.get("/v1/models").status_code == 200
     return trace_ids
 
 
-def leave_early(client: httpx.Client) -> None:
-    """A client that closes its connection when the first text has come."""
+def disconnect_early(client: httpx.Client) -> None:
+    """Streams a completion and closes the connection after the first event."""
     text = {"model": "demo", "prompt": "A token is", "max_tokens": 400, "stream": True}
-    asked = {**text, "ignore_eos": True}
-    with client.stream("POST", "/v1/completions", json=asked) as answer:
+    body = {**text, "ignore_eos": True}
+    with client.stream("POST", "/v1/completions", json=body) as answer:
         for line in answer.iter_lines():
             if line.startswith("data:"):
                 break
@@ -140,7 +140,7 @@ def values(series: list[dict[str, Any]]) -> list[float]:
 
 
 def missing(prometheus: Prometheus, wanted: dict[tuple[str, str], list[str]]) -> dict[Any, str]:
-    """What gives no series, or none with a number, by place."""
+    """The expressions that return no series, or only NaN, by panel or alert."""
     return {
         place: expression
         for place, expressions in wanted.items()
@@ -152,7 +152,7 @@ def missing(prometheus: Prometheus, wanted: dict[tuple[str, str], list[str]]) ->
 def until_none_is_missing(
     prometheus: Prometheus, wanted: dict[tuple[str, str], list[str]], again: Callable[[], None]
 ) -> None:
-    """Loads again as long as something is missing: rates look back at the last minute only."""
+    """Repeats the load while series are missing: rates cover the last minute only."""
     end = time.monotonic() + 60
     while left := missing(prometheus, wanted):
         assert time.monotonic() < end, left
@@ -164,10 +164,8 @@ def load_again(prometheus: Prometheus, watched: Stack, trace_ids: set[str]) -> C
     return lambda: _load_and_wait(prometheus, watched.url, trace_ids)
 
 
-def test_every_panel_shows_something(
-    prometheus: Prometheus, load_again: Callable[[], None]
-) -> None:
-    """Each query gives a number, save those that need a failure."""
+def test_every_panel_has_data(prometheus: Prometheus, load_again: Callable[[], None]) -> None:
+    """Each query returns a number, except those that need a failure."""
     wanted: dict[tuple[str, str], list[str]] = {}
     for query in panel_queries():
         place = (query.dashboard, query.panel)
@@ -177,10 +175,10 @@ def test_every_panel_shows_something(
     until_none_is_missing(prometheus, wanted, load_again)
 
 
-def test_every_alert_measures_something_and_none_fires(
+def test_every_alert_has_data_and_none_fires(
     prometheus: Prometheus, load_again: Callable[[], None]
 ) -> None:
-    """What stands before the limit has a value; what needs a failure is at least understood."""
+    """The measured expression of each alert has a value; all alerts parse."""
     wanted = {
         ("alert", alert.name): [alert.measured]
         for alert in alerts()
@@ -188,32 +186,36 @@ def test_every_alert_measures_something_and_none_fires(
     }
     until_none_is_missing(prometheus, wanted, load_again)
     for alert in alerts():
-        prometheus.query(alert.expression)  # fails if it is not understood
+        prometheus.query(alert.expression)  # fails if it does not parse
     assert prometheus.query('ALERTS{alertstate="firing"}') == []
     for place in NEEDS_A_FAILURE:
         assert place[0] != "alert" or place[1] in {alert.name for alert in alerts()}
 
 
-def test_a_bucket_leads_to_the_trace_of_the_request(
+def test_exemplars_have_the_trace_ids_of_requests(
     prometheus: Prometheus, trace_ids: set[str]
 ) -> None:
-    """The exemplars of the time to first token have trace ids that clients were told."""
+    """The time-to-first-token exemplars have trace ids from response headers."""
 
-    def told() -> set[str]:
+    def exemplar_ids() -> set[str]:
         name = 'gen_ai_server_time_to_first_token_seconds_bucket{gen_ai_operation_name="search"}'
         found = prometheus.exemplars(name)
         return {
             exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]
         }
 
-    until(lambda: bool(told() & trace_ids), lambda: f"{told()} are none of {trace_ids}", 30)
+    until(
+        lambda: bool(exemplar_ids() & trace_ids),
+        lambda: f"{exemplar_ids()} are none of {trace_ids}",
+        30,
+    )
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_running_service_shows_exactly_what_is_documented(
+def test_a_running_service_exports_exactly_the_documented_metrics(
     prometheus: Prometheus, watched: Stack, service: str
 ) -> None:
-    """/metrics of the process against docs/metrics.md, both ways."""
+    """The metrics in the process's /metrics equal those in docs/metrics.md."""
     address = watched.addresses if service == "gateway" else watched.metrics
     text = httpx.get(f"http://{address[service]}/metrics", trust_env=False).text
     shown = {

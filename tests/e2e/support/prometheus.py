@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a stack, and what it answers."""
+"""Runs a Prometheus server that scrapes a stack, and queries it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.e2e.stack import Stack, free_ports
+from tests.e2e.support.stack import Stack, free_ports
 
 
 class Prometheus:
-    """Asks the HTTP interface of a running one."""
+    """Client of the HTTP API of a Prometheus server."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=10, trust_env=False)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series that an expression gives now. Fails with Prometheus's own words."""
+        """The series that an expression returns now. Fails with Prometheus's error message."""
         return self._get("/api/v1/query", query=expression)["result"]  # type: ignore[no-any-return]
 
     def exemplars(self, expression: str) -> list[dict[str, Any]]:
-        """The exemplars of the last minutes."""
+        """The exemplars of the last five minutes."""
         now = time.time()
         found = self._get("/api/v1/query_exemplars", query=expression, start=now - 300, end=now)
         return found  # type: ignore[no-any-return]
 
     def is_ready(self) -> bool:
-        """Whether it answers."""
+        """Whether the server is ready."""
         try:
             return self._client.get("/-/ready").status_code == 200
         except httpx.TransportError:
             return False
 
     def close(self) -> None:
-        """Lets go of the connection."""
+        """Closes the connection."""
         self._client.close()
 
     def _get(self, path: str, **parameters: object) -> Any:
@@ -51,7 +51,7 @@ class Prometheus:
 
 @contextmanager
 def scraping(stack: Stack, folder: Path, rules: list[Path]) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes the four services every second, with these rules loaded."""
+    """Runs a Prometheus with `rules` that scrapes the four services every second."""
     addresses = {**stack.metrics, "gateway": stack.addresses["gateway"]}
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -85,7 +85,7 @@ def scraping(stack: Stack, folder: Path, rules: list[Path]) -> Iterator[Promethe
 
 
 def until(condition: Callable[[], bool], what: Callable[[], str], timeout: float = 60.0) -> None:
-    """Waits until `condition()` holds; fails with `what()`."""
+    """Waits until `condition()` is true; fails with the message `what()`."""
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, what()

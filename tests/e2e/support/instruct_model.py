@@ -1,4 +1,4 @@
-"""A small random model with an instruct model's shape: control tokens, a template with tools."""
+"""A small random model with the files of an instruct model: control tokens, a tool template."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTEXT = 2048
 
 
 def make_instruct_model(folder: Path) -> Path:
-    """Writes the model's folder: weights, tokenizer, template; the same each time."""
+    """Writes weights, tokenizer and chat template into `folder`; the result is deterministic."""
     tokenizer = train_tokenizer()
     eos = tokenizer.token_to_id("<|im_end|>")
     torch.manual_seed(4)

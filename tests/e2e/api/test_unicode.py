@@ -1,4 +1,4 @@
-"""Texts of every kind of character go through tokenizer, deltas and SSE byte for byte."""
+"""Texts of all kinds of characters pass tokenizer, deltas and SSE unchanged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from mesh.rpc.channel import open_channel
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from tests.e2e.sse import events
-from tests.e2e.stack import Stack
-from tests.e2e.unicode_texts import random_text
+from tests.e2e.support.sse import events
+from tests.e2e.support.stack import Stack
+from tests.e2e.support.unicode_texts import random_text
 
 NUM_TEXTS = 1000
 NUM_GENERATED = 24
@@ -26,24 +26,26 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture
 def stack(instruct_stack: Stack) -> Stack:
-    """What the model makes of the texts does not matter, only that it is real."""
+    """The stack with the random model: the quality of its output does not matter here."""
     return instruct_stack
 
 
 async def echoed(client: httpx.AsyncClient, prompts: Sequence[Any]) -> list[bytes]:
-    """What a stream tells of these prompts, each as the bytes that stand in its events."""
+    """The echoed prompts, each as the concatenated bytes of its events."""
     body = {"prompt": prompts, "max_tokens": 0, "echo": True, "stream": True}
-    told = [b""] * len(prompts)
+    texts = [b""] * len(prompts)
     async with client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200, await response.aread()
         async for event in events(response):
             for choice in event.data["choices"]:
-                told[choice["index"]] += choice["text"].encode()
-    return told
+                texts[choice["index"]] += choice["text"].encode()
+    return texts
 
 
-async def test_a_thousand_random_texts_come_back(client: httpx.AsyncClient, stack: Stack) -> None:
-    """Encoded by the tokenizer, sent as ids, spelled from the ids, and read off the stream."""
+async def test_a_thousand_random_texts_round_trip_as_ids(
+    client: httpx.AsyncClient, stack: Stack
+) -> None:
+    """Encoded by the tokenizer, sent as token ids, echoed, and read from the stream."""
     rng = random.Random(1000)
     texts = [random_text(rng) for _ in range(NUM_TEXTS)]
     channel = open_channel(stack.addresses["tokenizer"])
@@ -60,7 +62,7 @@ async def test_a_thousand_random_texts_come_back(client: httpx.AsyncClient, stac
         await channel.close()
 
 
-async def test_texts_come_back_as_they_were_given(client: httpx.AsyncClient) -> None:
+async def test_texts_are_echoed_unchanged(client: httpx.AsyncClient) -> None:
     """A prompt that is a text is echoed as that text."""
     rng = random.Random(2)
     texts = [random_text(rng) for _ in range(4 * BATCH)]
@@ -70,7 +72,7 @@ async def test_texts_come_back_as_they_were_given(client: httpx.AsyncClient) -> 
 
 
 async def generated(client: httpx.AsyncClient, text: str) -> str:
-    """The text that a model writes which may write nothing but this text, as JSON."""
+    """The output of a model that is constrained to exactly this text, as JSON."""
     schema = {"type": "string", "enum": [text]}
     body = {
         "messages": [{"role": "user", "content": "Write."}],
@@ -80,19 +82,19 @@ async def generated(client: httpx.AsyncClient, text: str) -> str:
         "max_tokens": 1000,
         "stream": True,
     }
-    told = b""
+    output = b""
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200, await response.aread()
         async for event in events(response):
             for choice in event.data["choices"]:
-                told += choice["delta"].get("content", "").encode()
-    value = json.loads(told)
+                output += choice["delta"].get("content", "").encode()
+    value = json.loads(output)
     assert isinstance(value, str)
     return value
 
 
-async def test_generated_texts_come_token_by_token(client: httpx.AsyncClient) -> None:
-    """Whatever tokens the model spells a text with, and wherever characters are cut."""
+async def test_generated_texts_arrive_unchanged(client: httpx.AsyncClient) -> None:
+    """For any tokenization of the text, and any split of its characters between tokens."""
     rng = random.Random(24)
     texts = [random_text(rng) for _ in range(NUM_GENERATED)]
     for begin in range(0, NUM_GENERATED, BATCH):
@@ -100,8 +102,8 @@ async def test_generated_texts_come_token_by_token(client: httpx.AsyncClient) ->
         assert await asyncio.gather(*(generated(client, text) for text in batch)) == batch
 
 
-async def test_halves_of_surrogate_pairs_are_refused(client: httpx.AsyncClient) -> None:
-    """In JSON they can be written, but they are no Unicode; whole pairs are."""
+async def test_lone_surrogates_are_refused(client: httpx.AsyncClient) -> None:
+    """JSON escapes can contain them, but they are not valid Unicode; pairs are accepted."""
     rng = random.Random(3)
 
     async def post(text: str) -> httpx.Response:

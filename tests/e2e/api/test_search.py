@@ -1,4 +1,4 @@
-"""A search through all four processes, as the quickstart makes it."""
+"""Searches through all four processes, as in the quickstart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from mesh.v1 import inference_pb2, inference_pb2_grpc
-from tests.e2e.sse import Event, events
+from tests.e2e.support.sse import Event, events
 
 QUERIES = ("AI", "kubernetes", "what is backpressure", "gRPC", "tracing", "attention", "TLS", "DNS")
 
@@ -26,11 +26,11 @@ async def search(client: httpx.AsyncClient, query: str) -> list[Event]:
 
 
 def text_of(stream: list[Event]) -> str:
-    """The summary that a stream spells."""
+    """The concatenated tokens of a stream."""
     return "".join(event.data["token"] for event in stream if event.name == "token")
 
 
-async def test_a_search_gives_results_then_tokens_then_the_end(client: httpx.AsyncClient) -> None:
+async def test_a_search_streams_results_tokens_and_complete(client: httpx.AsyncClient) -> None:
     """The stream has the documented events in the documented order."""
     stream = await search(client, "AI")
     names = [event.name for event in stream]
@@ -51,7 +51,7 @@ async def test_a_search_gives_results_then_tokens_then_the_end(client: httpx.Asy
 
 
 async def test_the_summary_quotes_the_documents(client: httpx.AsyncClient) -> None:
-    """The text is whole sentences, each with the number of a document that was found."""
+    """The text is whole sentences, each with the number of a search result."""
     stream = await search(client, "AI")
     sentences = re.findall(r"(.+?[.!?]) \[(\d+)\](?: |$)", text_of(stream))
     assert len(sentences) >= 1
@@ -60,8 +60,8 @@ async def test_the_summary_quotes_the_documents(client: httpx.AsyncClient) -> No
     assert all(sentence[0].isupper() for sentence, _ in sentences)
 
 
-async def test_sentences_are_matched_to_the_passages(client: httpx.AsyncClient) -> None:
-    """Spans point into the snippets that the results carried; what is quoted is supported."""
+async def test_sentences_are_grounded_in_the_passages(client: httpx.AsyncClient) -> None:
+    """Spans refer to the results' snippets; a quoted sentence is supported."""
     num_supported = 0
     for query in ("gRPC deadlines", "attention", "what is backpressure"):
         stream = await search(client, query)
@@ -83,7 +83,7 @@ async def test_sentences_are_matched_to_the_passages(client: httpx.AsyncClient) 
 
 
 async def test_tokens_arrive_as_they_are_generated(client: httpx.AsyncClient) -> None:
-    """The answer comes over time, not in one burst at its end."""
+    """The tokens arrive over time, not all at the end."""
     stream = await search(client, "what is backpressure")
     tokens = [event for event in stream if event.name == "token"]
     arrivals = {round(event.at, 3) for event in tokens}
@@ -92,8 +92,8 @@ async def test_tokens_arrive_as_they_are_generated(client: httpx.AsyncClient) ->
     assert tokens[0].at < tokens[len(tokens) // 2].at < tokens[-1].at
 
 
-async def test_eight_searches_stream_side_by_side(client: httpx.AsyncClient) -> None:
-    """Each of eight concurrent streams is alive before any of them ends."""
+async def test_eight_searches_stream_concurrently(client: httpx.AsyncClient) -> None:
+    """Most of eight streams have their first token before the last stream ends."""
     streams = await asyncio.gather(*(search(client, query) for query in QUERIES))
     first_tokens = [next(e.at for e in stream if e.name == "token") for stream in streams]
     ends = [stream[-1].at for stream in streams]
@@ -103,8 +103,8 @@ async def test_eight_searches_stream_side_by_side(client: httpx.AsyncClient) -> 
     assert [text_of(stream) for stream in streams[:2]] == alone
 
 
-async def test_json_says_the_same_as_the_stream(client: httpx.AsyncClient) -> None:
-    """Without streaming the same answer comes as one object."""
+async def test_json_has_the_same_content_as_the_stream(client: httpx.AsyncClient) -> None:
+    """Without streaming, the same answer is one JSON object."""
     stream = await search(client, "kubernetes")
     answer = (await client.get("/api/v1/search", params={"query": "kubernetes"})).json()
     assert answer["status"] == "completed"
@@ -113,8 +113,8 @@ async def test_json_says_the_same_as_the_stream(client: httpx.AsyncClient) -> No
     assert answer["citations"] == stream[-1].data["citations"]
 
 
-async def test_nothing_found_is_said(client: httpx.AsyncClient) -> None:
-    """A query that no document answers gets no results and a sentence that says so."""
+async def test_a_search_without_results(client: httpx.AsyncClient) -> None:
+    """The summary says that nothing was found, without citations."""
     answer = (await client.get("/api/v1/search", params={"query": "zzzqqq xylophonist"})).json()
     assert answer["search_results"] == []
     assert answer["summary"] == "Nothing was found about this in the sources."
@@ -124,12 +124,12 @@ async def test_nothing_found_is_said(client: httpx.AsyncClient) -> None:
 async def test_closing_the_connection_frees_the_sequence(
     client: httpx.AsyncClient, inference: inference_pb2_grpc.InferenceServiceAsyncStub
 ) -> None:
-    """A client that leaves in mid-stream leaves nothing behind in the engine."""
+    """A client that disconnects in mid-stream leaves no sequence and no KV block in the engine."""
     body = {"model": "demo", "prompt": "Once", "max_tokens": 1500, "stream": True}
     request = {"json": {**body, "ignore_eos": True}}
     async with client.stream("POST", "/v1/completions", **request) as response:  # type: ignore[arg-type]
         stream = events(response)
-        for _ in range(5):  # some tokens, so that it is surely in the running batch
+        for _ in range(5):  # after some tokens the sequence is in the running batch
             await anext(stream)
         assert (await load(inference)).num_requests_running == 1
     async with asyncio.timeout(10):
@@ -142,7 +142,7 @@ async def test_closing_the_connection_frees_the_sequence(
 async def load(
     inference: inference_pb2_grpc.InferenceServiceAsyncStub,
 ) -> inference_pb2.GetLoadResponse:
-    """The engine's own account of what it is doing."""
+    """The engine's load, by GetLoad."""
     return await inference.GetLoad(inference_pb2.GetLoadRequest())
 
 
@@ -159,10 +159,10 @@ BAD_SEARCHES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("params", "named"), BAD_SEARCHES)
-async def test_a_bad_search_is_refused(
+async def test_an_invalid_search_is_refused(
     client: httpx.AsyncClient, params: dict[str, Any], named: str
 ) -> None:
-    """The answer is 400 and names the field or the value; the service goes on."""
+    """The response is 400 and names the field or the value; the service stays ready."""
     response = await client.get("/api/v1/search", params=params)
     error = response.json()["error"]
     assert response.status_code == 400
@@ -173,7 +173,11 @@ async def test_a_bad_search_is_refused(
 
 BAD_CHATS: list[tuple[bytes, int, str]] = [
     (b'{"model": "demo", "messages": [', 400, "JSON"),
-    (b'{"model": "nobody", "messages": [{"role": "user", "content": "Hi"}]}', 404, "nobody"),
+    (
+        b'{"model": "missing-model", "messages": [{"role": "user", "content": "Hi"}]}',
+        404,
+        "missing-model",
+    ),
     (b'{"model": "demo", "messages": []}', 400, "messages"),
     (b'{"model": "demo", "messages": "Hi"}', 400, "messages"),
     (
@@ -195,10 +199,10 @@ BAD_CHATS: list[tuple[bytes, int, str]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "named"), BAD_CHATS)
-async def test_a_bad_chat_is_refused(
+async def test_an_invalid_chat_is_refused(
     client: httpx.AsyncClient, body: bytes, status: int, named: str
 ) -> None:
-    """The answer is a 4xx with a message that names what is wrong; the service goes on."""
+    """The response is 4xx and its message names the cause; the service stays ready."""
     headers = {"content-type": "application/json"}
     response = await client.post("/v1/chat/completions", content=body, headers=headers)
     assert response.status_code == status

@@ -1,6 +1,6 @@
-"""Forms, tools, echo and embeddings: the official client, four processes, a random model.
+"""Structured output, tools, echo and embeddings with the official client and a random model.
 
-A random model writes nonsense, so whatever has a form has it because it was held to it.
+A random model generates nonsense, so output that matches a schema proves that it was constrained.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.stack import Stack
+from tests.e2e.support.stack import Stack
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -36,7 +36,7 @@ TOOLS: Any = [
 
 @pytest.fixture
 async def official(instruct_stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The client, told nothing but the address."""
+    """The official client, configured with the address only."""
     http = openai.DefaultAsyncHttpxClient(trust_env=False)
     async with openai.AsyncOpenAI(
         base_url=f"{instruct_stack.url}/v1", api_key="none", max_retries=0, http_client=http
@@ -44,8 +44,8 @@ async def official(instruct_stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-def check(text: str) -> None:
-    """Fails unless `text` is a value of the schema."""
+def check_matches_schema(text: str) -> None:
+    """Fails unless `text` is JSON that matches the schema."""
     value = json.loads(text)
     assert set(value) == {"city", "days", "warm"}
     assert value["city"] in ("Rome", "Oslo é")
@@ -54,10 +54,10 @@ def check(text: str) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-async def test_an_answer_keeps_to_its_schema(
+async def test_an_answer_matches_its_json_schema(
     official: openai.AsyncOpenAI, temperature: float
 ) -> None:
-    """In one piece and streamed, greedy and drawn."""
+    """Streamed and not, greedy and sampled."""
     format: Any = {
         "type": "json_schema",
         "json_schema": {"name": "weather", "schema": SCHEMA, "strict": True},
@@ -65,16 +65,16 @@ async def test_an_answer_keeps_to_its_schema(
     ask: Any = {"model": "instruct", "messages": MESSAGES, "response_format": format, "seed": 1}
     create = official.chat.completions.create
     whole = await create(**ask, temperature=temperature, max_tokens=200)
-    check(whole.choices[0].message.content)
+    check_matches_schema(whole.choices[0].message.content)
     assert whole.choices[0].finish_reason == "stop"
     stream = await create(**ask, temperature=temperature, max_tokens=200, stream=True)
     texts = [chunk.choices[0].delta.content or "" async for chunk in stream]
-    check("".join(texts))
+    check_matches_schema("".join(texts))
     assert len(texts) > 3
 
 
-async def test_any_object(official: openai.AsyncOpenAI) -> None:
-    """json_object: what was written so far is the beginning of one, at least."""
+async def test_json_object_mode(official: openai.AsyncOpenAI) -> None:
+    """The text is a JSON object, or the beginning of one if max_tokens ends it."""
     answer = await official.chat.completions.create(
         model="instruct",
         messages=MESSAGES,
@@ -96,10 +96,10 @@ CHOICES: list[tuple[Any, set[str]]] = [
 
 
 @pytest.mark.parametrize(("choice", "names"), CHOICES)
-async def test_a_forced_call_is_made(
+async def test_a_required_tool_is_called(
     official: openai.AsyncOpenAI, choice: Any, names: set[str]
 ) -> None:
-    """In one piece; its result can be sent back."""
+    """Without streaming; the tool's result can be sent back."""
     ask: Any = {"model": "instruct", "tools": TOOLS, "tool_choice": choice, "max_tokens": 300}
     create = official.chat.completions.create
     answer = await create(**ask, messages=MESSAGES, parallel_tool_calls=False)
@@ -108,36 +108,36 @@ async def test_a_forced_call_is_made(
     assert choice_made.finish_reason == "tool_calls"
     assert choice_made.message.content is None
     assert call.function.name in names
-    check(call.function.arguments)
+    check_matches_schema(call.function.arguments)
     result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
     message = choice_made.message.model_dump(exclude_none=True)
     again = await create(**ask, messages=[*MESSAGES, message, result], parallel_tool_calls=False)
     assert again.choices[0].message.tool_calls
 
 
-async def test_calls_stream(official: openai.AsyncOpenAI) -> None:
-    """Id and name first, then arguments in pieces; calls are numbered."""
+async def test_tool_calls_stream(official: openai.AsyncOpenAI) -> None:
+    """Id and name come first, then the arguments in deltas; calls have consecutive indexes."""
     ask: Any = {"model": "instruct", "tools": TOOLS, "tool_choice": "required", "seed": 3}
     stream = await official.chat.completions.create(
         **ask, messages=MESSAGES, stream=True, max_tokens=400
     )
     calls: dict[int, list[str]] = {}
-    num_pieces = 0
+    num_deltas = 0
     async for chunk in stream:
-        for piece in chunk.choices[0].delta.tool_calls or []:
-            if piece.index not in calls:
-                assert piece.id
-                assert piece.function.name in ("weather", "forecast")
-            calls.setdefault(piece.index, []).append(piece.function.arguments)
-            num_pieces += 1
+        for delta in chunk.choices[0].delta.tool_calls or []:
+            if delta.index not in calls:
+                assert delta.id
+                assert delta.function.name in ("weather", "forecast")
+            calls.setdefault(delta.index, []).append(delta.function.arguments)
+            num_deltas += 1
         assert not chunk.choices[0].delta.content
     assert list(calls) == list(range(len(calls)))
-    check("".join(calls[0]))
-    assert num_pieces > 3
+    check_matches_schema("".join(calls[0]))
+    assert num_deltas > 3
 
 
-async def test_echo_and_lists(official: openai.AsyncOpenAI) -> None:
-    """Prompts come back in front of what was generated, each under its own index."""
+async def test_echo_with_several_prompts(official: openai.AsyncOpenAI) -> None:
+    """Each choice has its own index and begins with its prompt."""
     answer = await official.completions.create(
         model="instruct", prompt=["Héllo 👋", "ab"], echo=True, max_tokens=4, n=2, temperature=0
     )
@@ -145,12 +145,12 @@ async def test_echo_and_lists(official: openai.AsyncOpenAI) -> None:
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert all(text.startswith("Héllo 👋") for text in texts[:2])
     assert all(text.startswith("ab") for text in texts[2:])
-    # Greedy: the choices of one prompt are the same.
+    # Greedy decoding: both choices of one prompt are equal.
     assert texts[0] == texts[1]
 
 
-async def test_a_prompt_is_scored(official: openai.AsyncOpenAI) -> None:
-    """echo with logprobs and no token to generate: what evaluations ask for."""
+async def test_prompt_logprobs(official: openai.AsyncOpenAI) -> None:
+    """echo with logprobs and max_tokens 0, as evaluation tools request it."""
     answer = await official.completions.create(
         model="instruct", prompt="A weir is é 👋", echo=True, max_tokens=0, logprobs=2
     )
@@ -166,7 +166,7 @@ async def test_a_prompt_is_scored(official: openai.AsyncOpenAI) -> None:
 
 
 async def test_embeddings(official: openai.AsyncOpenAI) -> None:
-    """Of length 1, the same for the same text alone and among others."""
+    """Vectors have norm 1, and do not depend on the other texts in the request."""
     create = official.embeddings.create
     many = await create(model="instruct", input=["Rome", "A weir is a dam", "Rome 🏛"])
     alone = await create(model="instruct", input="Rome")

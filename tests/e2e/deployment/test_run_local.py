@@ -1,4 +1,4 @@
-"""`make run-local` as a person types it: at a terminal, ended with Ctrl-C."""
+"""`make run-local` in a terminal, stopped with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import time
 import httpx
 import pytest
 
-from tests.e2e.stack import ROOT, SERVICES, free_ports
+from tests.e2e.support.stack import ROOT, SERVICES, free_ports
 
 
 @pytest.mark.timeout(120)
-def test_it_says_when_it_is_ready_and_ends_well() -> None:
-    """The curl line it prints works; Ctrl-C ends make with 0, without a traceback."""
+def test_run_local_prints_a_working_command_and_stops_cleanly() -> None:
+    """The printed curl command works; after Ctrl-C, make exits with 0 without a traceback."""
     addresses = dict(zip(SERVICES, (f"127.0.0.1:{port}" for port in free_ports(4)), strict=True))
     metrics = dict(zip(SERVICES, (f"127.0.0.1:{port}" for port in free_ports(4)), strict=True))
     environment = {
@@ -44,7 +44,7 @@ def test_it_says_when_it_is_ready_and_ends_well() -> None:
 
 
 def read_until(terminal: int, text: str | None, timeout: float) -> str:
-    """What the terminal shows, up to `text` or to the end."""
+    """The terminal's output up to `text`, or to the end if `text` is None."""
     shown, end = "", time.monotonic() + timeout
     while time.monotonic() < end and (text is None or text not in shown):
         if select.select([terminal], [], [], 0.2)[0]:

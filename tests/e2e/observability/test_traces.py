@@ -1,4 +1,4 @@
-"""One trace a request: its whole tree, from the four real processes, for each way it can end."""
+"""The trace of a request: its complete span tree across four processes, for each outcome."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from mesh.observability.semconv import SCHEMA_URL
 from mesh.rpc.channel import open_channel
 from mesh.v1 import inference_pb2, inference_pb2_grpc
-from tests.e2e.collector import Span
-from tests.e2e.long_stream import COMPLETIONS, read, stream
-from tests.e2e.span_tree import STAGES, SpanTree
-from tests.e2e.trace_trees import (
+from tests.e2e.support.long_stream import COMPLETIONS, read, stream
+from tests.e2e.support.tracing.collector import Span
+from tests.e2e.support.tracing.span_tree import STAGES, SpanTree
+from tests.e2e.support.tracing.trace_trees import (
     ENGINE,
     FAILED_OVER,
     OK,
@@ -27,22 +27,22 @@ from tests.e2e.trace_trees import (
     UNKNOWN_MODEL,
     completion,
 )
-from tests.e2e.traced_stack import MAX_CONCURRENT, TracedStack, traced_stack
+from tests.e2e.support.tracing.traced_stack import MAX_CONCURRENT, TracedStack, traced_stack
 
 pytestmark = pytest.mark.timeout(420)
 
 ENGINES = ("inference", "inference-2")
 HOP_SECONDS = 0.5
-"""How much later than its caller a service may learn of a cancellation, on a busy machine."""
+"""Maximum delay of a cancellation between two services, on a busy machine."""
 
 NUM_TRIES = 12
-"""A neighbour's burst may lie between two stages, but not each time."""
+"""Tries until the spans cover enough time: another process may cause a gap between two stages."""
 
-CALLED = STAGES | {ORCHESTRATOR}
-"""What there is of a request that ends early."""
+STAGES_AND_CALL = STAGES | {ORCHESTRATOR}
+"""Names of the spans of a request that ends early."""
 
 QUERY = "what is backpressure"
-# Each word is several tokens, and in no other prompt, so that no prefix is cached.
+# Each word is several tokens and occurs in no other prompt, so that no prefix is cached.
 LONG_PROMPT = " ".join(f"{n}th" for n in range(600, 850))
 
 
@@ -59,7 +59,7 @@ async def client(stack: TracedStack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def tree(stack: TracedStack, trace_id: str, expected: str) -> SpanTree:
-    """The trace, once it has as many spans as expected; its shape must be that."""
+    """Waits until the trace has as many spans as `expected`, and checks its tree."""
     number = expected.count("\n") + 1
 
     def complete(spans: list[Span]) -> bool:
@@ -74,14 +74,14 @@ async def tree(stack: TracedStack, trace_id: str, expected: str) -> SpanTree:
 async def refused(
     stack: TracedStack, client: httpx.AsyncClient, body: dict[str, Any], expected: str
 ) -> tuple[httpx.Response, SpanTree]:
-    """The answer to a completion that fails at once, and its trace, which explains its time."""
+    """The response to a completion that is refused, and its trace, which covers its time."""
     for _ in range(NUM_TRIES):
         response = await client.post(COMPLETIONS, json=body)
         found = await tree(stack, response.headers["x-trace-id"], expected)
-        if found.is_explained(CALLED):
+        if found.is_explained(STAGES_AND_CALL):
             break
     found.assert_nested()
-    assert found.is_explained(CALLED), found
+    assert found.is_explained(STAGES_AND_CALL), found
     return response, found
 
 
@@ -90,7 +90,7 @@ Engines = dict[str, "inference_pb2_grpc.InferenceServiceAsyncStub"]
 
 @pytest.fixture
 async def engines(stack: TracedStack) -> AsyncIterator[Engines]:
-    """Stubs of both engines, connected: on a starved machine that alone may take seconds."""
+    """Connected stubs of both engines: connecting may take seconds on a busy machine."""
     channels = {name: open_channel(stack.addresses[name]) for name in ENGINES}
     stubs = {name: inference_pb2_grpc.InferenceServiceStub(c) for name, c in channels.items()}
     for stub in stubs.values():
@@ -101,7 +101,7 @@ async def engines(stack: TracedStack) -> AsyncIterator[Engines]:
 
 
 async def running_engine(engines: Engines) -> str:
-    """The name of the engine that works on something, once one does."""
+    """Waits until an engine runs a request; returns the engine's name."""
     async with asyncio.timeout(60):
         while True:
             for name, stub in engines.items():
@@ -110,13 +110,13 @@ async def running_engine(engines: Engines) -> str:
 
 
 def attributes(span: Span, **expected: Any) -> None:
-    """Checks attributes; `__` stands for a dot."""
+    """Checks a span's attributes; `__` in a name means a dot."""
     named = {name.replace("__", "."): value for name, value in expected.items()}
     assert {name: span.attributes.get(name) for name in named} == named
 
 
 async def test_a_search(stack: TracedStack, client: httpx.AsyncClient) -> None:
-    """Every hop and stage is there, ended well, nested, and together they explain the time."""
+    """All hops and stages succeed, are nested, and cover the request's time."""
     coverage = []
     for number in range(NUM_TRIES):
         params = {"query": f"{QUERY} {'?' * number}", "streaming": "true"}
@@ -135,7 +135,7 @@ async def test_a_search(stack: TracedStack, client: httpx.AsyncClient) -> None:
 
 
 def check_search_attributes(found: SpanTree, response: httpx.Response) -> None:
-    """What the conventions ask for, and what the engine knows."""
+    """Checks the attributes of the semantic conventions and those of the engine."""
     attributes(
         found.roots[0],
         http__route="/api/v1/search",
@@ -183,7 +183,7 @@ def check_search_attributes(found: SpanTree, response: httpx.Response) -> None:
 async def test_steps_link_to_the_requests_in_their_batch(
     stack: TracedStack, client: httpx.AsyncClient
 ) -> None:
-    """A sampled step has a trace of its own, and leads to the spans of those it carried."""
+    """A sampled step has a separate trace with links to the spans of its requests."""
     body = {"prompt": "Once", "max_tokens": 200, "ignore_eos": True}
     response = await client.post(COMPLETIONS, json=body)
     stages = ("queue ok", "prefill ok", "decode ok")
@@ -200,27 +200,25 @@ async def test_steps_link_to_the_requests_in_their_batch(
     assert "weir.step.num_decode_tokens" in linked[-1].attributes
 
 
-async def test_a_client_that_leaves_in_prefill(
+async def test_a_disconnect_during_prefill(
     stack: TracedStack, client: httpx.AsyncClient, engines: Engines
 ) -> None:
-    """Every hop says cancelled, none is an error, and the engine stopped in the prompt."""
+    """Every hop is cancelled, none is an error, and the engine stops within the prompt."""
     async with stream(client, LONG_PROMPT, max_tokens=50) as response:
         await running_engine(engines)
     expected = completion("cancelled", "queue ok", "prefill cancelled")
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
-    assert found.is_explained(CALLED), found
+    assert found.is_explained(STAGES_AND_CALL), found
     attributes(found.roots[0], http__response__status_code=499)
     assert "weir.client_disconnected" in [name for name, _, _ in found.roots[0].events]
     attributes(found.find(ENGINE, "server"), rpc__response__status_code="CANCELLED")
 
 
-async def test_a_client_that_leaves_in_decode(
-    stack: TracedStack, client: httpx.AsyncClient
-) -> None:
-    """The same, with the tokens that there were."""
+async def test_a_disconnect_during_decode(stack: TracedStack, client: httpx.AsyncClient) -> None:
+    """Every hop is cancelled; the decode span has the number of generated tokens."""
     async with stream(client, "Once", max_tokens=1900) as response:
-        await read(response, 150)  # an event has several tokens where the client is slow
+        await read(response, 150)  # an event has several tokens if the client is slow
     expected = completion("cancelled", "queue ok", "prefill ok", "decode cancelled")
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
@@ -229,8 +227,10 @@ async def test_a_client_that_leaves_in_decode(
     attributes(found.find("text_completion demo"), gen_ai__request__max_tokens=1900)
 
 
-async def test_a_request_too_many(stack: TracedStack, client: httpx.AsyncClient) -> None:
-    """429: refused at admission, an error to the caller's call and to nobody else."""
+async def test_a_request_over_the_admission_limit(
+    stack: TracedStack, client: httpx.AsyncClient
+) -> None:
+    """429: refused at admission; only the client span of the call is an error."""
     async with AsyncExitStack() as held:
         for _ in range(MAX_CONCURRENT):
             await held.enter_async_context(stream(client, "Once"))
@@ -241,10 +241,10 @@ async def test_a_request_too_many(stack: TracedStack, client: httpx.AsyncClient)
         attributes(span, rpc__response__status_code="RESOURCE_EXHAUSTED")
 
 
-async def test_a_request_whose_time_is_up(stack: TracedStack) -> None:
-    """504: the deadline is an error at every hop, and the last stage is the one that met it."""
+async def test_a_request_that_exceeds_its_deadline(stack: TracedStack) -> None:
+    """504: the deadline is an error at every hop and in the last stage."""
     body = {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True}
-    url = f"http://{stack.addresses['impatient']}{COMPLETIONS}"
+    url = f"http://{stack.addresses['short-timeout']}{COMPLETIONS}"
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
         response = await client.post(url, json=body)
     assert response.status_code == 504
@@ -258,14 +258,14 @@ async def test_a_request_whose_time_is_up(stack: TracedStack) -> None:
         attributes(span, rpc__response__status_code="DEADLINE_EXCEEDED")
 
 
-async def test_a_bad_request(stack: TracedStack, client: httpx.AsyncClient) -> None:
-    """400 is the gateway's own and has one span; an unknown model is found out one hop on."""
+async def test_an_invalid_request(stack: TracedStack, client: httpx.AsyncClient) -> None:
+    """The gateway refuses with 400 in one span; the orchestrator refuses an unknown model."""
     body = {"prompt": "Once", "max_tokens": -1}
     expected = "gateway: POST /v1/completions invalid"
     response, found = await refused(stack, client, body, expected)
     assert response.status_code == 400
     attributes(found.roots[0], http__response__status_code=400, error__type=None)
-    body = {"prompt": "Once", "model": "nobody"}
+    body = {"prompt": "Once", "model": "no-such-model"}
     response, found = await refused(stack, client, body, UNKNOWN_MODEL)
     assert response.status_code == 404
 
@@ -273,7 +273,7 @@ async def test_a_bad_request(stack: TracedStack, client: httpx.AsyncClient) -> N
 async def test_an_engine_is_killed(
     stack: TracedStack, client: httpx.AsyncClient, engines: Engines
 ) -> None:
-    """The stream goes on: the lost call is an error, the request is not, and says what it did."""
+    """The stream continues: the lost call is an error, and the request records the failover."""
     async with stream(client, "Once") as response:
         lost = await running_engine(engines)
         await read(response, 50, stack.processes[lost].kill)
@@ -288,12 +288,12 @@ async def test_an_engine_is_killed(
     attributes(found.find(ENGINE, "server"), weir__num_resumed_tokens=failover["weir.num_tokens"])
     lost_call, _ = found.find_all(ENGINE, "client")
     attributes(lost_call, rpc__response__status_code="UNAVAILABLE", error__type="UNAVAILABLE")
-    # What the lost engine did is known by the call to it alone.
+    # The lost engine exported no spans; only the call to it covers its time.
     assert found.coverage(STAGES | {ENGINE}) >= 0.95, found
 
 
-async def test_nobody_traces_health(stack: TracedStack) -> None:
-    """Health is asked all the time, over HTTP and gRPC, and has no spans."""
+async def test_health_checks_are_not_traced(stack: TracedStack) -> None:
+    """Health checks over HTTP and gRPC have no spans."""
     names = {span.name for span in stack.collector.spans()}
     assert ENGINE in names
     assert [name for name in names if re.search("health|Health|livez|readyz|metrics", name)] == []

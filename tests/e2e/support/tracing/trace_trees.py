@@ -1,6 +1,6 @@
-"""What the trace of a request looks like, by how the request ends.
+"""Expected span trees of a request, for each outcome.
 
-A line a span: service, name, `weir.outcome`, and `!` where the status is an error.
+One line a span: service, name, `weir.outcome`, and `!` if the status is an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ gateway: GET /api/v1/search ok
 
 
 def completion(end: str, *stages: str) -> str:
-    """The tree of a completion that ended so at every hop, after these stages in the engine."""
+    """The tree of a completion with outcome `end` at every hop and these stages in the engine."""
     lines = [f"            inference: {stage}" for stage in stages]
     return f"""\
 gateway: POST /v1/completions {end}
@@ -61,7 +61,7 @@ gateway: POST /v1/completions invalid
     orchestrator: {ORCHESTRATOR} invalid
       orchestrator: admission ok"""
 
-# The killed engine takes its own spans along.
+# The killed engine exports no spans.
 FAILED_OVER = f"""\
 gateway: POST /v1/completions ok
   gateway: {ORCHESTRATOR} ok

@@ -1,4 +1,4 @@
-"""The official TypeScript client, compiled against its own types, streams from the processes."""
+"""The official TypeScript client, type-checked and run against the four processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from mesh.v1 import inference_pb2, inference_pb2_grpc
-from tests.e2e.stack import Stack
+from tests.e2e.support.stack import Stack
 
 SOURCES = Path(__file__).parent / "typescript"
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def skip(reason: str) -> None:
-    """Skips, and is heard: a warning stands in the summary of every run."""
+    """Skips the test with a warning, which appears in the summary of the run."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.warn(f"the TypeScript client is not tested: {reason}", stacklevel=2)
@@ -30,7 +30,7 @@ def skip(reason: str) -> None:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled program, beside the packages from npm."""
+    """The compiled program, in a folder with its npm packages."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         skip("node and npm are missing")
@@ -48,13 +48,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "stream.js"
 
 
-async def test_it_streams(
+async def test_the_client_streams(
     stack: Stack,
     program: Path,
     client: httpx.AsyncClient,
     inference: inference_pb2_grpc.InferenceServiceAsyncStub,
 ) -> None:
-    """Text, reason, usage and errors are what the client's types promise; leaving ends a stream."""
+    """Text, finish reason, usage and errors match; leaving a stream early aborts it."""
     command = ["node", str(program), f"{stack.url}/v1"]
     done = await asyncio.to_thread(
         subprocess.run, command, cwd=program.parent, capture_output=True, text=True, timeout=300

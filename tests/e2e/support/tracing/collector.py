@@ -1,4 +1,4 @@
-"""An OTLP collector for tests: a real gRPC server, which keeps the spans it is sent."""
+"""An OTLP collector for tests: a gRPC server that stores the spans it receives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A span as it came; ids are hexadecimal, times are nanoseconds since 1970."""
+    """A received span; ids are hexadecimal, times are nanoseconds since the Unix epoch."""
 
     service: str
     schema_url: str
@@ -36,17 +36,17 @@ class Span:
 
     @property
     def outcome(self) -> str:
-        """Its `weir.outcome`."""
+        """The value of the attribute `weir.outcome`."""
         return str(self.attributes.get("weir.outcome"))
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration in seconds."""
         return (self.end - self.start) / 1e9
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes what exporters send; may be asked from another thread."""
+    """Stores exported spans. Thread-safe."""
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -54,7 +54,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self._changed = threading.Condition()
 
     def Export(self, request: Any, context: grpc.ServicerContext) -> Any:
-        """The OTLP call."""
+        """Handles OTLP's Export RPC."""
         spans = [
             _span(resource, scope, span)
             for resource in request.resource_spans
@@ -67,14 +67,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def spans(self) -> list[Span]:
-        """All so far."""
+        """All spans received so far."""
         with self._changed:
             return list(self._spans)
 
     def wait(
         self, trace_id: str, complete: Callable[[list[Span]], bool], timeout: float = 20.0
     ) -> list[Span]:
-        """The spans of a trace, once they are `complete`; whatever there is after `timeout` s."""
+        """Waits until a trace is `complete` or for `timeout` seconds; returns its spans."""
         end = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -86,7 +86,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 @contextmanager
 def running_collector() -> Iterator[Collector]:
-    """A collector on a free port of 127.0.0.1."""
+    """Runs a collector on a free port of 127.0.0.1."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)

@@ -1,4 +1,4 @@
-// Streams with the official client and prints what it saw as one line of JSON.
+// Streams with the official client and prints the results as one line of JSON.
 import OpenAI from "openai";
 
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
@@ -28,14 +28,14 @@ for await (const chunk of await client.completions.create({
 let refusal = 0;
 let code: string | null | undefined;
 try {
-  await client.chat.completions.create({ ...ask, model: "nobody", stream: true });
+  await client.chat.completions.create({ ...ask, model: "no-such-model", stream: true });
 } catch (error) {
   if (!(error instanceof OpenAI.NotFoundError)) throw error;
   refusal = error.status;
   code = error.code;
 }
 
-// Leaving a stream early must end it on the other side; the test looks.
+// Leaving a stream early must abort it in the engine; the test checks the engine's load.
 const long = await client.completions.create({
   model: "demo", prompt: "Once", max_tokens: 1500, stream: true,
   ...({ ignore_eos: true } as object),

@@ -1,4 +1,4 @@
-"""Reads a stream of server-sent events as a client does, with the time of each."""
+"""Parses server-sent events from a response, with the arrival time of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One event; `at` is by `time.monotonic()`."""
+    """One event; `at` is its arrival, a `time.monotonic()` value."""
 
     name: str
     data: dict[str, Any]
@@ -22,7 +22,7 @@ class Event:
 
 
 async def events(response: httpx.Response) -> AsyncIterator[Event]:
-    """The events of a response, comments and `[DONE]` left out."""
+    """Yields the events of a response, without comments and `[DONE]`."""
     name, data, number = "message", "", None
     async for line in response.aiter_lines():
         field, _, value = line.partition(": ")

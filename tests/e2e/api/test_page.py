@@ -1,4 +1,4 @@
-"""The search page in a real browser, on the four real processes."""
+"""The search page in Chromium, served by the four processes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 
 from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.browser import Browser, browser, needs_chromium
-from tests.e2e.stack import Stack
+from tests.e2e.support.stack import Stack
 from tests.gateway.proxy import proxy
 
 pytestmark = [needs_chromium, pytest.mark.timeout(600)]
 
-PATIENCE_SECONDS = 180.0
+TIMEOUT_SECONDS = 180.0
 
 
 async def until(call, what: str):  # type: ignore[no-untyped-def]
-    """Asks the browser until the answer is true."""
+    """Calls `call` in a thread until its result is true; returns the result."""
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not (answer := await asyncio.to_thread(call)):
                 await asyncio.sleep(0.05)
             return answer
@@ -33,13 +33,13 @@ async def until(call, what: str):  # type: ignore[no-untyped-def]
 
 
 async def num_running(inference: inference_pb2_grpc.InferenceServiceAsyncStub) -> int:
-    """Sequences in the engine, by its own account."""
+    """Sequences that run or wait in the engine."""
     load = await inference.GetLoad(inference_pb2.GetLoadRequest())
     return load.num_requests_running + load.num_requests_waiting
 
 
 def type_query(tab: Browser, query: str) -> None:
-    """As a person does."""
+    """Types a query and clicks the search button."""
     tab.one("#query").clear()
     tab.one("#query").send_keys(query)
     tab.one("#search").click()
@@ -48,7 +48,7 @@ def type_query(tab: Browser, query: str) -> None:
 async def test_a_search_from_query_to_stop(
     stack: Stack, inference: inference_pb2_grpc.InferenceServiceAsyncStub, tmp_path: Path
 ) -> None:
-    """Results are seen, tokens grow, Stop empties the engine; the next answer comes whole."""
+    """Results appear, the text grows, Stop aborts the sequence; the next search completes."""
     with browser(tmp_path) as tab:
         await asyncio.to_thread(tab.driver.get, stack.url)
         await asyncio.to_thread(type_query, tab, "what is backpressure")
@@ -74,7 +74,7 @@ async def test_a_search_from_query_to_stop(
 async def test_a_connection_lost_in_mid_stream(
     stack: Stack, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
-    """The page takes the stream up again: the text is what an unbroken one gives."""
+    """The page resumes the stream: the text equals that of an uninterrupted stream."""
     query = "how does a queue differ from a stream"
     answer = await client.get("/api/v1/search", params={"query": query})
     whole = [stream async for stream in token_events(client, query)]
@@ -92,7 +92,7 @@ async def test_a_connection_lost_in_mid_stream(
 
 
 async def token_events(client: httpx.AsyncClient, query: str) -> AsyncIterator[str]:
-    """The tokens of an unbroken stream."""
+    """The tokens of an uninterrupted stream."""
     params = {"query": query, "streaming": "true"}
     async with client.stream("GET", "/api/v1/search", params=params) as response:
         async for line in response.aiter_lines():
@@ -101,5 +101,5 @@ async def token_events(client: httpx.AsyncClient, query: str) -> AsyncIterator[s
 
 
 def letters(text: str) -> str:
-    """What is left where the page may set citations and spaces its own way."""
+    """The word characters of a text; the page may format citations and spaces differently."""
     return re.sub(r"[^\w]", "", text)

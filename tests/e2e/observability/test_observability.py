@@ -1,4 +1,4 @@
-"""`OBSERVABILITY=1`: a local run whose traces can be looked at, with nothing from the network."""
+"""`OBSERVABILITY=1`: a local run with a trace viewer, without downloads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.stack import ROOT, SERVICES, free_ports
+from tests.e2e.support.stack import ROOT, SERVICES, free_ports
 
 
 @pytest.mark.timeout(300)
-def test_a_local_run_shows_its_traces(tmp_path: Path) -> None:
-    """The trace of a search is in the view, the search page links to it, and all ends well."""
+def test_a_local_run_has_a_trace_viewer(tmp_path: Path) -> None:
+    """The viewer has the trace of a search, the search page links to it, and all exit cleanly."""
     ports = [f"127.0.0.1:{port}" for port in free_ports(10)]
     addresses, metrics = ports[:4], ports[4:8]
     view, receiver = ports[8:]
@@ -60,7 +60,7 @@ def test_a_local_run_shows_its_traces(tmp_path: Path) -> None:
 
 
 def wait_for(output: Path, text: str, process: subprocess.Popen[bytes]) -> None:
-    """Returns once `text` was printed."""
+    """Waits until `text` is in the output."""
     end = time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:
         if text in output.read_text():
@@ -70,7 +70,7 @@ def wait_for(output: Path, text: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_trace(client: httpx.Client, url: str) -> list[dict[str, Any]]:
-    """The spans of the trace, once those of all services have come."""
+    """Waits until the trace has spans of all services; returns its spans."""
     end = time.monotonic() + 20
     spans: list[dict[str, Any]] = []
     while time.monotonic() < end:

@@ -1,19 +1,19 @@
-"""A trace as a tree of lines, and what its times say."""
+"""A trace as a tree of spans: its shape as text, and checks of its times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tests.e2e.collector import Span
+from tests.e2e.support.tracing.collector import Span
 
 STAGES = frozenset(
     "admission retrieval encode choose_replica queue prefill decode grounding".split()
 )
-"""Spans of work; the others are hops and what holds them together."""
+"""Names of the spans that measure work; the others are RPCs and their callers."""
 
 
 OWN_SECONDS = 0.02
-"""What the gateway may take for a request around its call, on a busy machine."""
+"""Maximum time of the gateway outside of its RPC, on a busy machine."""
 
 
 class SpanTree:
@@ -25,18 +25,18 @@ class SpanTree:
 
     @property
     def roots(self) -> list[Span]:
-        """Those whose parent is not here."""
+        """Spans whose parent is not in this trace."""
         return [span for span in self.spans if span.parent_id not in self._by_id]
 
     def parent(self, span: Span) -> Span | None:
         return self._by_id.get(span.parent_id)
 
     def children(self, span: Span) -> list[Span]:
-        """In order of their start."""
+        """Child spans, ordered by start."""
         return [each for each in self.spans if each.parent_id == span.span_id]
 
     def find(self, name: str, kind: str | None = None) -> Span:
-        """The one span of this name."""
+        """The only span of this name; fails if there is not exactly one."""
         found = self.find_all(name, kind)
         assert len(found) == 1, f"{len(found)} spans {name}:\n{self}"
         return found[0]
@@ -45,7 +45,7 @@ class SpanTree:
         return [each for each in self.spans if each.name == name and kind in (None, each.kind)]
 
     def __str__(self) -> str:
-        """A line a span: service, name, outcome, and `!` where its status is an error."""
+        """One line a span: service, name, outcome, and `!` if its status is an error."""
         return "\n".join(line for root in self.roots for line in self._lines(root, 0))
 
     def _lines(self, span: Span, depth: int) -> Iterator[str]:
@@ -55,7 +55,7 @@ class SpanTree:
             yield from self._lines(child, depth + 1)
 
     def assert_nested(self, tolerance: float = 0.0) -> None:
-        """Each span lies inside its parent, `tolerance` seconds beyond the end allowed."""
+        """Checks that each span lies within its parent; it may end `tolerance` seconds later."""
         for span in self.spans:
             parent = self.parent(span)
             if parent is None:
@@ -66,7 +66,7 @@ class SpanTree:
             assert late <= tolerance, f"{span.name} ends {late} s after its parent\n{self}"
 
     def coverage(self, names: frozenset[str] = STAGES) -> float:
-        """The share of the root's time in which at least one span of `names` was open."""
+        """Fraction of the root's duration in which at least one span of `names` is open."""
         [root] = self.roots
         covered, reached = 0, root.start
         for span in self.spans:
@@ -77,10 +77,10 @@ class SpanTree:
         return covered / (root.end - root.start)
 
     def is_explained(self, names: frozenset[str]) -> bool:
-        """Whether spans of `names` are open for 95 % of the root's time, or all but `OWN_SECONDS`.
+        """Whether spans of `names` cover 95 % of the root's duration, or all but `OWN_SECONDS`.
 
-        A request that is refused is over in a few milliseconds, of which the gateway's own
-        reading and answering are more than a twentieth.
+        A refused request takes a few milliseconds, and more than 5 % of them are the gateway's
+        own parsing and answering.
         """
         [root] = self.roots
         covered = self.coverage(names)

@@ -1,4 +1,4 @@
-"""The four real processes on free ports, as `make run-local` starts them."""
+"""Runs the four processes on free ports, as `make run-local` does."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("tokenizer", "inference", "orchestrator", "gateway")
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on, at this moment."""
+    """Ports that are free at the moment of the call."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -31,7 +31,7 @@ class Stack:
     """Four processes, their addresses and their logs."""
 
     def __init__(self, folder: Path, index: Path | None, settings: Mapping[str, str]) -> None:
-        """Starts nothing yet. Logs go to `folder`; `settings` overrides the environment."""
+        """Starts no process. Logs go to `folder`; `settings` overrides the environment."""
         ports = iter(free_ports(8))
         self.folder = folder
         self.addresses = {name: f"127.0.0.1:{next(ports)}" for name in SERVICES}
@@ -52,11 +52,11 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the gateway answers."""
+        """URL of the gateway."""
         return f"http://{self.addresses['gateway']}"
 
     def start(self, *names: str) -> None:
-        """Starts these services, or all."""
+        """Starts the named services; all of them by default."""
         for name in names or SERVICES:
             self.start_as(name, name)
 
@@ -72,7 +72,7 @@ class Stack:
 
     @contextmanager
     def another_gateway(self, *flags: str) -> Iterator[str]:
-        """A second gateway with further flags, inside the block; gives its URL."""
+        """Runs a second gateway with additional flags; yields its URL."""
         name = "another"
         self.addresses[name] = f"127.0.0.1:{free_ports(1)[0]}"
         self.start_as(name, "gateway", *flags)
@@ -86,11 +86,11 @@ class Stack:
             process.wait(20)
 
     def log(self, name: str) -> Path:
-        """Where a service's output goes."""
+        """The file that receives a service's output."""
         return self.folder / f"{name}.log"
 
     def wait_ready(self, timeout: float = 180.0, url: str = "") -> float:
-        """Returns the seconds until `/readyz` said 200; fails with the logs otherwise."""
+        """Waits until `/readyz` returns 200 and returns the seconds; fails with the logs."""
         started = time.monotonic()
         while time.monotonic() - started < timeout:
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
@@ -106,7 +106,7 @@ class Stack:
         raise AssertionError(f"the stack is not ready:\n{logs}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> dict[str, int]:
-        """Signals all at once; gives their exit codes."""
+        """Sends a signal to all processes and returns their exit codes."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(number)
@@ -122,7 +122,7 @@ class Stack:
 def running_stack(
     folder: Path, index: Path | None = None, settings: Mapping[str, str] | None = None
 ) -> Iterator[Stack]:
-    """A stack that is ready, and is stopped at the end whatever happens."""
+    """Yields a ready stack; always stops it at the end."""
     stack = Stack(folder, index, settings or {})
     try:
         stack.start()

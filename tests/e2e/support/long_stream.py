@@ -1,4 +1,4 @@
-"""A completion that goes on for long, as a client reads it, or leaves it."""
+"""A long streamed completion, for tests that read it or disconnect from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPLETIONS = "/v1/completions"
 async def stream(
     client: httpx.AsyncClient, prompt: str, max_tokens: int = 1000
 ) -> AsyncIterator[httpx.Response]:
-    """A completion that goes on for long, streamed; leaving the block drops the connection."""
+    """Streams a long completion; leaving the block closes the connection."""
     body = {"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
     async with client.stream("POST", COMPLETIONS, json=body) as response:
         assert response.status_code == 200
@@ -24,7 +24,7 @@ async def stream(
 async def read(
     response: httpx.Response, num_tokens: int, then: Callable[[], object] | None = None
 ) -> None:
-    """Reads so many events and leaves the rest; or does `then`, and reads it to its end."""
+    """Reads `num_tokens` events and returns; with `then`, calls it and reads to the end."""
     async for line in response.aiter_lines():
         num_tokens -= line.startswith("data:")
         if num_tokens == 0:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
-from tests.e2e.stack import Stack
+from tests.e2e.support.stack import Stack
 
 MESSAGES = [
     {
@@ -23,15 +23,15 @@ MESSAGES = [
 
 @pytest.fixture
 async def openai_client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The client, told nothing but the address."""
+    """The official client, configured with the address only."""
     async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
         yield client
 
 
-async def test_chat_streams_what_it_answers_in_one_piece(
+async def test_chat_deltas_concatenate_to_the_message(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
-    """The concatenated deltas are the message; usage comes when asked for."""
+    """The stream equals the message; include_usage adds usage."""
     create = openai_client.chat.completions.create
     whole = await create(model="demo", messages=MESSAGES, temperature=0)  # type: ignore[call-overload]
     stream = await create(  # type: ignore[call-overload]
@@ -46,14 +46,14 @@ async def test_chat_streams_what_it_answers_in_one_piece(
     assert "".join(deltas) == whole.choices[0].message.content
     assert "Paris" in whole.choices[0].message.content
     assert whole.choices[0].finish_reason == "stop"
-    # The second time the prompt's beginning is cached, so that alone may differ.
+    # Only the cached tokens may differ, because the second request reuses the first's prefix.
     assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert whole.usage.completion_tokens > 0
 
 
-async def test_completions_and_models_answer(openai_client: openai.AsyncOpenAI) -> None:
-    """The other endpoints speak the client's types."""
+async def test_completions_and_models(openai_client: openai.AsyncOpenAI) -> None:
+    """The client parses the responses of the other endpoints."""
     models = [model.id async for model in openai_client.models.list()]
     completion = await openai_client.completions.create(
         model="demo", prompt="The", max_tokens=4, temperature=0
@@ -63,13 +63,13 @@ async def test_completions_and_models_answer(openai_client: openai.AsyncOpenAI) 
     assert completion.usage.completion_tokens <= 4
 
 
-async def test_an_unknown_model_is_the_clients_own_exception(
+async def test_errors_raise_the_clients_exceptions(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
-    """Errors map to the exception classes that users of the client catch."""
+    """An unknown model raises NotFoundError, an invalid value BadRequestError."""
     with pytest.raises(openai.NotFoundError) as caught:
         await openai_client.chat.completions.create(
-            model="nobody",
+            model="no-such-model",
             messages=MESSAGES,  # type: ignore[arg-type]
         )
     assert caught.value.code == "model_not_found"

@@ -1,4 +1,4 @@
-"""What the four processes log of a request: one JSON line each, and nothing of its text."""
+"""Access logs: one JSON line per request and service, without the request's text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.stack import SERVICES, Stack
+from tests.e2e.support.stack import SERVICES, Stack
 
 pytestmark = pytest.mark.timeout(240)
 
 REQUEST_ID = "log-test-1"
-SECRET = "xylophone zebra"  # a word of the query that no document holds
+SECRET = "xylophone zebra"  # words of the query that no document contains
 
 
 async def access_lines(stack: Stack, request_id: str) -> dict[str, list[dict[str, Any]]]:
-    """The lines that end a request, by service, once each service has one."""
+    """The access log lines of a request by service; waits until each service has one."""
     async with asyncio.timeout(20):
         while True:
             found = {name: _lines(stack, name, request_id) for name in SERVICES}
@@ -68,8 +68,10 @@ async def test_every_hop_logs_a_request_once(stack: Stack, client: httpx.AsyncCl
     assert lines["tokenizer"][-1]["num_tokens"] == usage["prompt_tokens"]
 
 
-async def test_nothing_of_a_request_is_logged(stack: Stack, client: httpx.AsyncClient) -> None:
-    """Neither what was asked nor what was answered, also where it was refused."""
+async def test_request_and_response_texts_are_not_logged(
+    stack: Stack, client: httpx.AsyncClient
+) -> None:
+    """Neither prompt nor answer, nor an invalid value of a refused request."""
     headers = {"x-request-id": f"{REQUEST_ID}-secret"}
     body = {"prompt": SECRET, "max_tokens": 8}
     answered = await client.post("/v1/completions", json=body, headers=headers)

@@ -1,4 +1,4 @@
-"""Start and end of the processes themselves."""
+"""Starting and stopping the four processes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.stack import Stack
+from tests.e2e.support.stack import Stack
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_four_cleanly(
+def test_a_signal_stops_all_four_cleanly(
     tmp_path: Path, index: Path, number: signal.Signals
 ) -> None:
-    """Every process exits with 0 and without a traceback, also with a stream in flight."""
+    """Every process exits with status 0 and without a traceback, even during a stream."""
     stack = Stack(tmp_path, index, {f"{s}_DRAIN_SECONDS": "1" for s in ("INFERENCE", "GATEWAY")})
     try:
         stack.start()
@@ -36,7 +36,7 @@ def test_a_signal_ends_all_four_cleanly(
 
 @pytest.mark.timeout(120)
 def test_not_ready_until_a_token_can_be_produced(tmp_path: Path) -> None:
-    """Without an engine the gateway lives but is not ready; with one it becomes so."""
+    """Without an engine the gateway is live but not ready; with one it becomes ready."""
     stack = Stack(tmp_path, None, {})
     try:
         stack.start("gateway", "orchestrator", "tokenizer")
@@ -49,7 +49,7 @@ def test_not_ready_until_a_token_can_be_produced(tmp_path: Path) -> None:
 
 
 def wait_alive(stack: Stack) -> None:
-    """Returns once the gateway's process answers at all."""
+    """Waits until the gateway answers `/livez`."""
     transport = httpx.HTTPTransport(retries=8)
     with httpx.Client(transport=transport, trust_env=False) as client:
         assert client.get(f"{stack.url}/livez").status_code == 200

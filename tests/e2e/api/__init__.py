@@ -1,0 +1,1 @@
+"""What clients see of the four processes: HTTP API, official clients, the search page."""

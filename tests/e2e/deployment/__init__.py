@@ -1,0 +1,1 @@
+"""Starting and stopping the processes, `make run-local` and `helm test`."""

@@ -1,0 +1,1 @@
+"""An OTLP collector, traced processes, and trees of spans. No tests."""
