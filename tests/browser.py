@@ -1,4 +1,4 @@
-"""A real Chromium without a window, for tests of the page."""
+"""Headless Chromium, for tests of the search page."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FLAGS = (
 
 
 class Browser:
-    """One tab. Its calls block: an asynchronous test runs them in a thread."""
+    """One browser tab. Its methods block, so asynchronous tests call them in a thread."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
     def one(self, selector: str) -> WebElement:
-        """The first element that matches; an error if there is none."""
+        """The first element that matches; raises if there is none."""
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def all(self, selector: str) -> list[WebElement]:
@@ -42,31 +42,31 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def text(self, selector: str) -> str:
-        """What a reader of the first element that matches sees; "" where it is hidden."""
+        """The visible text of the first element that matches; "" if it is hidden."""
         return self.one(selector).text
 
     def run(self, script: str, *arguments: object) -> Any:
-        """What JavaScript returns."""
+        """Runs JavaScript and returns its result."""
         return self.driver.execute_script(script, *arguments)
 
     def prefers(self, scheme: str) -> None:
-        """Light or dark."""
+        """Emulates the colour scheme `light` or `dark`."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
     def width(self, pixels: int) -> None:
-        """As wide as a phone, or as a desk."""
+        """Emulates a viewport width; below 600 pixels also a mobile device."""
         metrics = {"width": pixels, "height": 844, "deviceScaleFactor": 1, "mobile": pixels < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def errors(self) -> list[str]:
-        """What the console complains of, a failed request included."""
+        """The messages in the browser's console log, including failed requests."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
-    """A Chromium with a fresh profile in `folder`; blocks while it starts and stops."""
+    """Runs Chromium with a new profile in `folder`; blocks while it starts and stops."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in [*FLAGS, f"--user-data-dir={folder}"]:

@@ -1,10 +1,10 @@
-"""Time for tests of what waits: it passes when told to."""
+"""A fake clock for tests of timeouts: tests set its time."""
 
 from __future__ import annotations
 
 
 class Clock:
-    """Stands in for the module `time` where only `monotonic` is used."""
+    """Replaces the module `time` in code that uses only `monotonic`."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Hooks and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from mesh.observability import telemetry, tracing
-from tests.workers import WholeFiles, is_of_stack
+from tests.workers import FileScheduling, is_e2e
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> WholeFiles:
-    """Two workers never start stacks at once."""
-    return WholeFiles(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FileScheduling:
+    """Schedules all end-to-end tests on one worker."""
+    return FileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Among workers, what takes longest comes first."""
+    """With several workers, runs the slow end-to-end tests first."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not is_of_stack(item.nodeid))
+        items.sort(key=lambda item: not is_e2e(item.nodeid))
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the person who runs the tests leaks into them."""
+    """Removes the services' settings from the environment of the tests."""
     for prefix in ("GATEWAY_", "ORCHESTRATOR_", "TOKENIZER_", "INFERENCE_", "OTEL_"):
         for name in list(os.environ):
             if name.startswith(prefix):
@@ -39,15 +39,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def tracer_provider() -> None:
-    """Spans have ids in the tests as they have in a service, and go nowhere."""
+    """Starts tracing as in a service, without an exporter."""
     telemetry.start("tests")
 
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """Every span of this test, once it has ended."""
+    """Exporter with all finished spans of this test."""
     exporter = InMemorySpanExporter()
-    # The callers' spans are not recorded in the tests, and a parent's word would count.
+    # Client spans are not sampled in the tests; by default their server spans would follow them.
     provider = TracerProvider(sampler=ALWAYS_ON)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
@@ -59,7 +59,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
 
 @pytest.fixture
 async def no_tasks_left() -> AsyncIterator[None]:
-    """After the test, no task but its own is alive: nothing was left running."""
+    """Checks that the test leaves no asyncio task running."""
     before = asyncio.all_tasks()
     yield
     async with asyncio.timeout(5):

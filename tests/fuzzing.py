@@ -1,4 +1,4 @@
-"""Requests made from openapi.json, as many as are asked for, and what must hold of the answers."""
+"""Generates random requests from openapi.json and checks that no response is a server error."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 MAX_TOKENS = 2
-"""A made-up request may ask for thousands, which tells nothing more."""
+"""Limit of generated tokens; a random request may ask for thousands, which tests nothing more."""
 
-LEFT_OUT = {"/metrics", "/livez", "/readyz"}
+EXCLUDED_PATHS = {"/metrics", "/livez", "/readyz"}
 
 
-OFTEN_REFUSED = frozenset(
+OFTEN_INVALID = frozenset(
     "suffix best_of dimensions min_tokens logit_bias tool_choice top_logprobs tools "
     "response_format continue_final_message chat_template_kwargs".split()
 )
-"""Left out of three requests of four, so that those get further than the first check."""
+"""Fields removed from three of four requests, so that those pass validation more often."""
 
 
-class Asked(NamedTuple):
-    """A request, ready to be sent."""
+class FuzzRequest(NamedTuple):
+    """A generated request."""
 
     method: str
     path: str
@@ -31,23 +31,23 @@ class Asked(NamedTuple):
     body: bytes
 
 
-Send = Callable[[Asked], int]
-"""Sends a request and gives the status of its answer."""
+Send = Callable[[FuzzRequest], int]
+"""Sends a request and returns the status of its response."""
 
 
 def fuzz(document: dict[str, Any], send: Send, num_cases: int, seed_number: int) -> dict[str, int]:
-    """Sends `num_cases` requests, spread over the operations; fails on the first 5xx.
+    """Sends `num_cases` requests, spread over the operations; fails at the first 5xx.
 
-    Gives how often each operation was called and, for bodies, how often it said 200.
+    Returns the number of calls of each operation, and the number of its responses with 200.
     """
     schema = schemathesis.openapi.from_dict(document)
     operations = [
         each.ok()
         for each in schema.get_all_operations()
-        if each.ok().path not in LEFT_OUT  # type: ignore[union-attr]
+        if each.ok().path not in EXCLUDED_PATHS  # type: ignore[union-attr]
     ]
     counts: dict[str, int] = {}
-    # Operations without any input have one request only; others make up for them.
+    # Operations without input have only one request; the others get their share.
     for number, operation in enumerate(sorted(operations, key=lambda each: bool(each.body))):
         sent = sum(count for label, count in counts.items() if not label.endswith(" 200"))
         share = -(-(num_cases - sent) // (len(operations) - number))
@@ -71,30 +71,30 @@ def _fuzz_operation(
     )
     @given(case=operation.as_strategy())
     def run(case: Any) -> None:
-        asked = _asked(case)
-        status = send(asked)
+        request = _request(case)
+        status = send(request)
         counts[label] += 1
         counts[f"{label} 200"] += status == 200
-        assert status < 500, (status, asked)
+        assert status < 500, (status, request)
 
     run()
 
 
-def _asked(case: Any) -> Asked:
+def _request(case: Any) -> FuzzRequest:
     body = b""
     if case.operation.body:
         value = case.body if not isinstance(case.body, schemathesis.core.NotSet) else None
         if isinstance(value, dict):
-            steered = len(json.dumps(value)) % 4
-            kept = {k: v for k, v in value.items() if not (steered and k in OFTEN_REFUSED)}
-            # Made-up names are of no model.
-            value = {**kept, **_short(value), **(_steered(value) if steered else {})}
+            is_steered = len(json.dumps(value)) % 4
+            kept = {k: v for k, v in value.items() if not (is_steered and k in OFTEN_INVALID)}
+            # Values that pass validation replace random ones in three of four requests.
+            value = {**kept, **_short(value), **(_steered(value) if is_steered else {})}
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return Asked(case.method, case.formatted_path, dict(case.query or {}), body)
+    return FuzzRequest(case.method, case.formatted_path, dict(case.query or {}), body)
 
 
 def _steered(body: dict[str, Any]) -> dict[str, Any]:
-    """Values that lead further: made-up names are of no model, and made-up roles of no template."""
+    """Valid values for `model` and `messages`, which are never valid at random."""
     steered: dict[str, Any] = {"model": ""}
     if isinstance(body.get("messages"), list):
         contents = [m.get("content") for m in body["messages"] if isinstance(m, dict)]
@@ -104,7 +104,7 @@ def _steered(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(body: dict[str, Any]) -> dict[str, Any]:
-    """What keeps an answer short, where the request is not wrong in just that."""
+    """Small values for the fields that limit the output, unless theirs are invalid."""
     short: dict[str, Any] = {}
     for name in ("max_tokens", "max_completion_tokens"):
         given = body.get(name)

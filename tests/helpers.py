@@ -1,4 +1,4 @@
-"""Where every gRPC test starts: a real server on a free port, and a channel to it."""
+"""Runs a gRPC server on a free port for a test, with a channel to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Served(NamedTuple):
 
 @asynccontextmanager
 async def serve(*servicers: Servicer) -> AsyncIterator[Served]:
-    """Serves on 127.0.0.1, ready at once; drained without patience at the end."""
+    """Serves on 127.0.0.1, ready at once; drains with a timeout of 0 at the end."""
     server = Server(servicers)
     port = await server.start("127.0.0.1:0")
     await server.set_ready(True)
@@ -37,7 +37,7 @@ async def serve(*servicers: Servicer) -> AsyncIterator[Served]:
 
 
 async def eventually(condition: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
-    """Waits until `condition()` holds; fails saying that `what` never happened."""
+    """Waits until `condition()` is true; fails with `what` in its message."""
     try:
         async with asyncio.timeout(timeout):
             while not condition():

@@ -1,4 +1,4 @@
-"""What the metrics of this process say, and by how much they have grown."""
+"""Reads the Prometheus metrics of this process, and their changes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ Key = tuple[str, frozenset[tuple[str, str]]]
 
 
 class Change:
-    """How much samples have grown since this was made."""
+    """The increase of samples since this object was created."""
 
     def __init__(self) -> None:
         self._before = _samples()
 
     def of(self, name: str, **labels: str) -> float:
-        """The growth of all samples of this name that have these labels, among others."""
+        """The increase of the sum of all samples with this name and at least these labels."""
         return _sum(_samples(), name, labels) - _sum(self._before, name, labels)
 
 
 def value(name: str, **labels: str) -> float:
-    """The sum of all samples of this name that have these labels, among others."""
+    """The sum of all samples with this name and at least these labels."""
     return _sum(_samples(), name, labels)
 
 

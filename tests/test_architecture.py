@@ -1,4 +1,4 @@
-"""The rules that hold the four services apart, read from their sources."""
+"""Architecture rules, checked in the source code: which package may import what."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ENVIRONMENT_READERS = {
     "mesh/process/settings.py",
     "mesh/observability/telemetry.py",
 }
-"""Whoever else wants a variable gets it as a setting."""
+"""The only files that read environment variables; other code uses settings."""
 
 GENERATED_TYPES_IN = {"service.py", "client.py", "messages.py", "replica.py"}
-"""And in a package `clients`; messages.py translates for the other two. The rest of a service
-does not know the wire format."""
+"""The only files that import generated protobuf types, besides the packages `clients` and
+`protocol`. messages.py converts between them and the service's own types."""
 
 ONLY_IN = {
     "torch": "inference",
@@ -33,7 +33,7 @@ ONLY_IN = {
     "uvicorn": "gateway",
     "jinja2": "tokenizer",
 }
-"""Libraries that one package alone may import."""
+"""Libraries that only one package may import."""
 
 FORBIDDEN = {"transformers", "pytest", "tests", "hypothesis"}
 """Libraries that only tests, scripts and benchmarks may import."""
@@ -49,7 +49,7 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Every module that a file imports, at the top or inside of a function, with its names."""
+    """All modules and names that a file imports, at the top or in functions."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -74,18 +74,18 @@ def violations(packages: tuple[str, ...], *forbidden: str) -> list[str]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_services_never_import_one_another(service: str) -> None:
-    """They share mesh and the contracts, and nothing else."""
+    """They share only `mesh` and the protobuf contracts."""
     assert violations((service,), *(set(SERVICES) - {service})) == []
 
 
 def test_mesh_imports_no_service() -> None:
-    """The arrow goes from the service to mesh."""
+    """Services depend on mesh, not the reverse."""
     assert violations(("mesh",), *SERVICES) == []
 
 
 @pytest.mark.parametrize(("library", "package"), ONLY_IN.items())
 def test_some_libraries_belong_to_one_package(library: str, package: str) -> None:
-    """Torch is the engine's, HTTP the gateway's, templates the tokenizer's."""
+    """Only inference imports torch, only the gateway starlette, only the tokenizer jinja2."""
     others = tuple(other for other in PACKAGES if other != package)
     assert violations(others, library) == []
 
@@ -97,7 +97,7 @@ def test_no_package_has_a_circular_import(package: str) -> None:
 
 
 def import_graph(root: Path, package: str) -> dict[str, set[str]]:
-    """The modules of a package by dotted name, with the modules of it that each imports."""
+    """The modules of a package by dotted name, each with the modules of the package it imports."""
     paths = {
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
         for path in (root / package).rglob("*.py")
@@ -106,7 +106,7 @@ def import_graph(root: Path, package: str) -> dict[str, set[str]]:
 
 
 def test_a_circular_import_would_be_found(tmp_path: Path) -> None:
-    """Two modules that import each other, one for its types alone."""
+    """Two modules that import each other, one of them for type annotations only."""
     (tmp_path / "package").mkdir()
     (tmp_path / "package/__init__.py").write_text("")
     (tmp_path / "package/one.py").write_text("from package.two import f\n")
@@ -115,12 +115,12 @@ def test_a_circular_import_would_be_found(tmp_path: Path) -> None:
         graphlib.TopologicalSorter(import_graph(tmp_path, "package")).prepare()
 
 
-def test_tests_and_their_tools_stay_outside() -> None:
-    """No service needs what is installed for development only."""
+def test_services_import_no_development_libraries() -> None:
+    """Images do not contain the libraries that only tests, scripts and benchmarks need."""
     assert violations(PACKAGES, *FORBIDDEN) == []
 
 
-def test_generated_types_stay_at_the_border() -> None:
+def test_generated_types_are_imported_only_at_the_edge() -> None:
     """mesh.v1 is imported by service.py, client(s).py and messages.py only."""
     offenders = [
         name_of(path)
@@ -150,8 +150,8 @@ def reads_environment(path: Path) -> bool:
     return bool(names & imported or names & set(attributes))
 
 
-def test_every_file_of_a_package_says_what_it_is() -> None:
-    """A module docstring each, and postponed annotations wherever there is code."""
+def test_every_file_has_a_docstring_and_postponed_annotations() -> None:
+    """Files with only a docstring need no `from __future__ import annotations`."""
     offenders = []
     for path in own_files(*PACKAGES):
         tree = ast.parse(path.read_text(), str(path))
@@ -162,8 +162,8 @@ def test_every_file_of_a_package_says_what_it_is() -> None:
     assert offenders == []
 
 
-def test_no_exception_is_swallowed_whole() -> None:
-    """`except Exception: pass`, or a bare except, hides what nobody thought of."""
+def test_no_exception_is_ignored_silently() -> None:
+    """`except Exception: pass` and a bare `except` hide unexpected errors."""
     offenders = [
         f"{name_of(path)}:{handler.lineno}"
         for path in own_files(*PACKAGES)
@@ -183,8 +183,8 @@ def swallows(handler: ast.ExceptHandler) -> bool:
     return broad and all(isinstance(statement, ast.Pass) for statement in handler.body)
 
 
-def test_the_rules_would_notice(tmp_path: Path) -> None:
-    """Imports inside of functions, of names, and each way to the environment are seen."""
+def test_the_rules_find_violations(tmp_path: Path) -> None:
+    """Imports in functions, imported names, and each way to read the environment are found."""
     path = tmp_path / "module.py"
     path.write_text("def f():\n    import torch.nn as nn\n    from mesh.v1 import common_pb2\n")
     assert {"torch.nn", "mesh.v1", "mesh.v1.common_pb2"} <= set(imports_of(path))

@@ -1,4 +1,4 @@
-"""The rules of the Dockerfiles and the compose file, read from the files themselves."""
+"""Rules for the Dockerfiles and the compose file, checked in their text."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def instructions(service: str) -> list[str]:
-    """The instructions of a Dockerfile, one line each."""
+    """The instructions of a Dockerfile, with continuation lines joined."""
     text = re.sub(r"^#.*\n", "", (ROOT / service / "Dockerfile").read_text(), flags=re.MULTILINE)
     return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def value_of(lines: list[str], name: str) -> str:
-    """The last value that an ENV gives a name."""
+    """The last value of a name in ENV instructions."""
     found = [match[1] for line in lines for match in [re.search(rf"\b{name}=(\S+)", line)] if match]
     return found[-1]
 
 
 @pytest.mark.parametrize("service", COMPONENTS)
 def test_an_image_is_built_in_two_stages_from_one_base(service: str) -> None:
-    """The base is an argument, so that it can be pinned by digest, and never `latest`."""
+    """The base is a build argument, so that it can be pinned by digest; it is never `latest`."""
     lines = instructions(service)
     assert lines[0] == "ARG BASE_IMAGE=python:3.11-slim-bookworm"
     assert [line for line in lines if line.startswith("FROM")] == [
@@ -37,14 +37,14 @@ def test_an_image_is_built_in_two_stages_from_one_base(service: str) -> None:
     ]
     final = lines[lines.index("FROM ${BASE_IMAGE}") :]
     assert "USER 10001:10001" in final
-    # Nothing runs in the final stage: what is in it was made in the other one.
+    # The final stage runs no command; it copies the result of the build stage.
     assert [line for line in final if line.startswith("RUN")] == []
     assert f'ENTRYPOINT ["python", "-m", "{service}"]' in final
 
 
 @pytest.mark.parametrize("service", COMPONENTS)
-def test_an_image_serves_where_the_chart_expects_it(service: str) -> None:
-    """Addresses and account are the same in both, so an image also runs without the chart."""
+def test_an_image_listens_where_the_chart_expects_it(service: str) -> None:
+    """Listen addresses and user are the same in both, so an image also runs without the chart."""
     lines = instructions(service)
     try:
         pod = render("kind").deployment(service)["spec"]["template"]["spec"]
@@ -61,8 +61,8 @@ def test_an_image_serves_where_the_chart_expects_it(service: str) -> None:
     assert f"USER {user}:{group}" in lines
 
 
-def test_the_four_dockerfiles_say_the_same() -> None:
-    """They differ in the service's name, ports and data, and in torch for the engine."""
+def test_the_four_dockerfiles_are_alike() -> None:
+    """They differ only in the service's name, ports and data, and in torch for inference."""
     tailored = re.compile(
         r"ENV|EXPOSE|ENTRYPOINT|LABEL|ARG (VARIANT|TORCH)|COPY (models|examples)|RUN"
     )
@@ -73,8 +73,8 @@ def test_the_four_dockerfiles_say_the_same() -> None:
     assert len(common) == 1
 
 
-def test_the_context_has_all_that_is_copied() -> None:
-    """What a Dockerfile copies is let through by .dockerignore."""
+def test_the_build_context_contains_all_copied_files() -> None:
+    """.dockerignore allows every path that a Dockerfile copies."""
     allowed = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     for service in COMPONENTS:
         for line in instructions(service):
@@ -82,8 +82,8 @@ def test_the_context_has_all_that_is_copied() -> None:
                 assert set(line.split()[1:-1]) <= allowed, line
 
 
-def test_the_compose_file_confines_as_the_chart_does() -> None:
-    """Read-only, no capability, no more privileges; the images are those that are built."""
+def test_the_compose_file_restricts_containers_like_the_chart() -> None:
+    """Read-only root, no capabilities, no privilege escalation; the images are the built ones."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     assert len(compose["services"]) == len(COMPONENTS)
     for service in compose["services"].values():

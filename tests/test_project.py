@@ -1,4 +1,4 @@
-"""The project's own files agree with each other."""
+"""Consistency of the project's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SERVICES = ("mesh", "gateway", "orchestrator", "tokenizer", "inference")
 
 
 def test_every_package_is_installed() -> None:
-    """A folder that setuptools does not find would be missing from the images."""
+    """A package that setuptools does not find would be missing from the images."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     found = {
         path.parent.relative_to(ROOT).as_posix().replace("/", ".")
@@ -25,7 +25,7 @@ def test_every_package_is_installed() -> None:
 
 
 def test_torch_is_pinned_once() -> None:
-    """The constraints make an install repeatable."""
+    """Each package occurs once in constraints.txt, so that an installation is reproducible."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     names = [line.partition("==")[0].lower() for line in lines if line and not line.startswith("#")]
     assert "torch==2.13.0" in lines
@@ -33,7 +33,7 @@ def test_torch_is_pinned_once() -> None:
 
 
 def test_every_make_target_is_described() -> None:
-    """`make help` lists all that a person may call."""
+    """`make help` lists every phony target."""
     lines = (ROOT / "Makefile").read_text().splitlines()
     phony = {line.split()[1] for line in lines if line.startswith(".PHONY:")}
     described = {line[3:].partition(":")[0] for line in lines if line.startswith("## ")}
@@ -42,8 +42,8 @@ def test_every_make_target_is_described() -> None:
     assert wanted <= phony
 
 
-def test_all_that_ci_needs_has_a_rule() -> None:
-    """`make` itself follows the targets of `ci`; nothing is run."""
+def test_every_target_of_ci_has_a_rule() -> None:
+    """A dry run of `make ci` succeeds."""
     command = ["make", "--dry-run", "ci"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

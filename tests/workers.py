@@ -1,26 +1,26 @@
-"""How `pytest --numprocesses` shares the tests out."""
+"""Distributes tests to workers for `pytest --numprocesses` (pytest-xdist)."""
 
 from __future__ import annotations
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-STACKS = "tests/e2e"
-"""Tests of real processes: a machine that starts one stack starts no other beside it."""
+E2E_FOLDER = "tests/e2e"
+"""Tests that start the four processes; only one worker runs them, to limit the load."""
 
 
-class WholeFiles(LoadScopeScheduling):
-    """A worker takes a file of tests at a time; one takes all that start stacks, and first."""
+class FileScheduling(LoadScopeScheduling):
+    """Assigns whole test files to workers, and all end-to-end tests to one worker, first."""
 
     def __init__(self, config: pytest.Config, log: object = None) -> None:
         super().__init__(config, log)  # type: ignore[arg-type]
         config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:
-        """What is not divided among workers: a file, or all of `STACKS`."""
-        return STACKS if is_of_stack(nodeid) else nodeid.partition("::")[0]
+        """The unit that is assigned to one worker: a file, or all of `E2E_FOLDER`."""
+        return E2E_FOLDER if is_e2e(nodeid) else nodeid.partition("::")[0]
 
 
-def is_of_stack(nodeid: str) -> bool:
-    """Whether this test starts the real processes."""
-    return nodeid.startswith(f"{STACKS}/")
+def is_e2e(nodeid: str) -> bool:
+    """Whether this test is in `E2E_FOLDER`."""
+    return nodeid.startswith(f"{E2E_FOLDER}/")

@@ -174,9 +174,9 @@ async def test_an_invalid_search_is_refused(
 BAD_CHATS: list[tuple[bytes, int, str]] = [
     (b'{"model": "demo", "messages": [', 400, "JSON"),
     (
-        b'{"model": "missing-model", "messages": [{"role": "user", "content": "Hi"}]}',
+        b'{"model": "absent", "messages": [{"role": "user", "content": "Hi"}]}',
         404,
-        "missing-model",
+        "absent",
     ),
     (b'{"model": "demo", "messages": []}', 400, "messages"),
     (b'{"model": "demo", "messages": "Hi"}', 400, "messages"),

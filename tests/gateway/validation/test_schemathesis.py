@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.fuzzing import Asked, fuzz
+from tests.fuzzing import FuzzRequest, fuzz
 from tests.gateway.direct import direct_client
 
 NUM_CASES = 150
@@ -19,7 +19,7 @@ def test_nothing_that_the_document_allows_breaks_it() -> None:
         client_of = direct_client()
         client = runner.run(client_of.__aenter__())
 
-        def send(asked: Asked) -> int:
+        def send(asked: FuzzRequest) -> int:
             headers = {"content-type": "application/json"}
             sending = client.request(
                 asked.method, asked.path, params=asked.query, content=asked.body, headers=headers
