@@ -1,6 +1,6 @@
 """Async scheduling: plan a step before the tokens of the step before it are known.
 
-See docs/decisions/0055. Each sequence continues from the token that the running step is about to
+See docs/decisions/0012. Each sequence continues from the token that the running step is about to
 sample, so the next step may not depend on that token: no draft tokens, no constraint, no penalty.
 If the token turns out to be a stop token, the sequence's result of the next step is discarded.
 """

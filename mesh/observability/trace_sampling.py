@@ -1,6 +1,6 @@
 """Which requests are traced where nobody says otherwise: all, up to some a second.
 
-A request that is recorded costs some 2 ms of CPU more (docs/decisions/0053). Somebody who tries
+A request that is recorded costs some 2 ms of CPU more (docs/decisions/0029). Somebody who tries
 a query finds it in Grafana; a thousand clients do not pay for that a thousand times.
 """
 

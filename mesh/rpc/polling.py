@@ -3,7 +3,7 @@
 Since 1.7x the core reads and writes in threads of an "event engine" and hands each message from
 one of them to the thread that Python's event loop listens to. Its older poller does both in one
 thread, which spares a small message two changes of thread: a quarter less CPU time for a relayed
-token (docs/decisions/0054).
+token (docs/performance.md).
 """
 
 from __future__ import annotations
