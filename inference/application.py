@@ -64,7 +64,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
             tokens_per_second=settings.fake_tokens_per_second,
             max_num_seqs=settings.max_num_seqs,
             max_num_waiting=settings.max_num_waiting,
-            max_chunks_per_second=settings.max_messages_per_second,
+            max_messages_per_second=settings.max_messages_per_second,
         )
 
     # Imported here: the fake model needs no torch, and torch takes seconds. What it makes stays,
@@ -85,6 +85,6 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         lambda: load_engine(options),
         on_step=steps.record,
         traced_steps=settings.traced_steps if telemetry.exporter_configured() else 0,
-        max_chunks_per_second=settings.max_messages_per_second,
+        max_messages_per_second=settings.max_messages_per_second,
         on_cpu=not uses_gpu(settings.device),
     )

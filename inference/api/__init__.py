@@ -1,1 +1,4 @@
-"""The gRPC service on an engine, its metrics and its spans."""
+"""The gRPC service, and what is recorded of its requests and steps: metrics, spans, log fields.
+
+Nothing here computes tokens; that is the engine.
+"""

@@ -1,1 +1,1 @@
-"""Embeddings: token ids to vectors."""
+"""Embeddings: the queue of calls, and the model that turns token ids into vectors."""

@@ -1,7 +1,8 @@
-"""Token ids to vectors: the mean of the last hidden states, apart from the engine's KV cache.
+"""Turns token ids into vectors: the mean of the last hidden states.
 
-The inputs of a batch lie one behind the other, as a step's sequences do, so nothing is padded.
-Keys and values live for one layer only, in a scratch that every layer uses in turn.
+Does not use the engine's KV cache. The inputs of a batch are concatenated without padding, as a
+step's sequences are. Keys and values are stored for one layer at a time, in a scratch buffer that
+all layers share.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BLOCK_SIZE = 16
 
 
 class Scratch(KVCache):
-    """Room for the keys and values of one layer at a time."""
+    """A KV cache for one layer at a time."""
 
     def __init__(
         self, config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device
@@ -30,21 +31,21 @@ class Scratch(KVCache):
         super().__init__(replace(config, num_layers=1), num_blocks, BLOCK_SIZE, dtype, device)
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
-        """The same for every layer."""
+        """The same buffer for every layer."""
         return super().layer(0)
 
 
 class MeanPoolingEmbedder:
-    """Embeds with a served model, whose weights it shares. For one thread at a time."""
+    """Embeds with the served model, whose weights it shares. For one thread at a time."""
 
     def __init__(self, model: Model, max_num_batched_tokens: int) -> None:
-        """A forward pass takes whole inputs of at most so many tokens together, or one input."""
+        """A forward pass takes up to `max_num_batched_tokens` of whole inputs, or one input."""
         self._model = model
         self._max_num_batched_tokens = max_num_batched_tokens
 
     @torch.inference_mode()
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One vector [hidden_size] of length 1 for each input; blocks. No input may be empty."""
+        """Return a vector [hidden_size] of length 1 for each input, none empty. Blocks."""
         return [vector for batch in self._batches(inputs) for vector in self._embed(batch)]
 
     def _batches(self, inputs: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
@@ -64,7 +65,7 @@ class MeanPoolingEmbedder:
         step = pack([(0, each) for each in batch], BLOCK_SIZE, outputs=False)
         num_blocks = step.block_tables[-1][-1] + 1
         scratch = Scratch(model.config, num_blocks, model.dtype, model.device)
-        # Means in float32: thousands of bfloat16 values do not add up.
+        # Means in float32: a sum of thousands of bfloat16 values is too inexact.
         hidden = model.hidden(step, scratch).float()
         means = [rows.mean(0) for rows in torch.split(hidden, [len(each) for each in batch])]
         vectors: list[list[float]] = F.normalize(torch.stack(means), dim=-1).tolist()

@@ -1,4 +1,4 @@
-"""Where calls for embeddings wait for the one thread that computes them."""
+"""The queue of embedding calls, and the single thread that computes them."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from inference.engine.errors import ContextTooLong, InvalidPrompt, Overloaded
 from inference.engine.interface import ModelInfo
 
 MAX_INPUTS = 64
-"""In one call; a caller with more makes several calls, and others come in between."""
+"""Most inputs per call. A caller with more makes several calls, so that others get their turn."""
 
 MAX_WAITING = 32
-"""Calls that wait behind the one that runs."""
+"""Most calls that wait while one runs."""
 
 Inputs = Sequence[Sequence[int]]
 
 
 class InputEmbedder(Protocol):
-    """Computes the vectors of a call; blocks."""
+    """Computes the vectors of a call."""
 
     def embed(self, inputs: Inputs) -> list[list[float]]:
-        """One vector for each input, in order."""
+        """Return a vector for each input, in order. Blocks."""
         ...
 
 
 class EmbeddingQueue:
-    """A line with a bound, and its thread. For one event loop."""
+    """A bounded queue and its thread. For one event loop."""
 
-    def __init__(self, begin_thread: Callable[[], None] | None = None) -> None:
-        """Close it with `close`. `begin_thread` is called in its thread, first of all."""
-        # A single one: two forward passes at once would only take turns on the same cores.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed", initializer=begin_thread)
+    def __init__(self, set_up_thread: Callable[[], None] | None = None) -> None:
+        """`set_up_thread` runs first in the queue's thread. End the thread with `close`."""
+        # One thread: two forward passes at once would compete for the same cores.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed", initializer=set_up_thread)
         self._pending: set[Future[list[list[float]]]] = set()
 
     async def embed(self, embedder: InputEmbedder, inputs: Inputs) -> list[list[float]]:
-        """The vectors of checked inputs. Cancelling takes a call that waits out of the line.
+        """Return the vectors of checked inputs. Cancelling removes a call that still waits.
 
-        Raises Overloaded where the line is full.
+        Raises Overloaded if the queue is full.
         """
         self._pending = {future for future in self._pending if not future.done()}
         if len(self._pending) > MAX_WAITING:
-            raise Overloaded(f"at most {MAX_WAITING} calls for embeddings may wait")
+            raise Overloaded(f"at most {MAX_WAITING} embedding calls may wait")
         future = self._thread.submit(embedder.embed, inputs)
         self._pending.add(future)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Drops what waits; what runs goes on to its end."""
+        """Drop the calls that wait; the one that runs continues to its end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def check_inputs(inputs: Inputs, model: ModelInfo) -> None:
-    """Raises InvalidPrompt or ContextTooLong for the first input that cannot be embedded."""
+    """Raise InvalidPrompt or ContextTooLong for the first input that cannot be embedded."""
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise InvalidPrompt(f"a call must have 1 to {MAX_INPUTS} inputs. Given: {len(inputs)}")
     for token_ids in inputs:

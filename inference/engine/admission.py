@@ -1,4 +1,4 @@
-"""Refuses a sequence that can never run, or for which there is no room, before any work."""
+"""Admission: refuses sequences that cannot run, or that exceed the queues, before any work."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from inference.scheduler.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """The limits of one engine. Holds no state: the caller knows how many sequences live."""
+    """The limits of one engine. Stateless: the caller counts the live sequences."""
 
     vocab_size: int
     max_context: int
-    """Most tokens of prompt + completion."""
+    """Most tokens of prompt and completion together."""
     kv_capacity_tokens: int
-    """Tokens that the whole KV cache holds."""
+    """Capacity of the whole KV cache in tokens."""
     max_num_seqs: int
     max_num_waiting: int
 
     def admit(self, sequence: Sequence, *, num_live: int) -> None:
-        """Check a new sequence beside `num_live` others, and settle its `max_tokens`.
+        """Check a new sequence while `num_live` others are live, and set its `max_tokens`.
 
         Raises `InvalidPrompt`, `InvalidSamplingParams`, `ContextTooLong` or `Overloaded`.
         """
         self._check_token_ids(sequence)
-        self._settle_max_tokens(sequence)
+        self._set_max_tokens(sequence)
         if num_live >= self.max_num_seqs + self.max_num_waiting:
             raise Overloaded(
-                f"at most {self.max_num_seqs} sequences run and {self.max_num_waiting} wait; "
-                f"{num_live} are here"
+                f"at most {self.max_num_seqs} sequences may run and {self.max_num_waiting} wait. "
+                f"Live: {num_live}"
             )
 
     def _check_token_ids(self, sequence: Sequence) -> None:
@@ -56,9 +56,9 @@ class Admission:
     def _outside_vocabulary(self, token_ids: Iterable[int]) -> int | None:
         return next((i for i in token_ids if not 0 <= i < self.vocab_size), None)
 
-    def _settle_max_tokens(self, sequence: Sequence) -> None:
+    def _set_max_tokens(self, sequence: Sequence) -> None:
         num_prompt_tokens = sequence.num_prompt_tokens
-        # The last sampled token ends the sequence, so its KV is never stored.
+        # The last sampled token ends the sequence; its KV is never stored.
         room = min(self.max_context, self.kv_capacity_tokens + 1) - num_prompt_tokens
         given = f"prompt ({num_prompt_tokens})"
         num_tokens = num_prompt_tokens + max(sequence.num_completion_tokens + 1, 1)

@@ -1,4 +1,4 @@
-"""An engine in a thread of its own, behind an asyncio face.
+"""Runs an engine in a separate thread, with an asyncio interface.
 
 event loop                              engine thread
 generate ──add──▶ commands ──────────▶ add, abort
@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+from collections import abc, deque
 from collections.abc import AsyncGenerator, Callable
-from collections.abc import Sequence as Ids
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,7 +25,7 @@ from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, EngineUnavailable
 from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, StepRecord
 from inference.engine.streams import Streams
-from inference.engine.threads import let_others_go_first
+from inference.engine.threads import lower_priority
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepOutput
@@ -38,7 +37,7 @@ Command = Callable[[Engine], StepOutput | None]
 
 
 class AsyncEngine:
-    """Implements `EngineClient`. Idle, it sleeps; it never polls."""
+    """Implements `EngineClient`. The thread sleeps while it is idle."""
 
     def __init__(
         self,
@@ -46,13 +45,13 @@ class AsyncEngine:
         *,
         on_step: Callable[[StepRecord], None] | None = None,
         traced_steps: int = 0,
-        max_chunks_per_second: float = 0.0,
+        max_messages_per_second: float = 0.0,
         on_cpu: bool = False,
     ) -> None:
-        """`load` makes the engine, in its thread; it may take long and raise EngineError.
+        """`load` makes the engine, in the engine's thread; it may raise EngineError.
 
-        One step in `traced_steps` is told to `on_step`, on the event loop; 0: none. For
-        `max_chunks_per_second` see `Streams`. `on_cpu` is whether its threads compute themselves.
+        `on_step` is called on the event loop for one step in `traced_steps`; 0: never. `Streams`
+        describes `max_messages_per_second`. `on_cpu`: the forward pass runs on CPU threads.
         """
         self._load_engine = load
         self._on_cpu = on_cpu
@@ -63,19 +62,19 @@ class AsyncEngine:
         self._commands: deque[Command] = deque()
         self._wake = threading.Condition()
         self._closed: EngineUnavailable | None = None
-        """Why no command is taken any more; set with the last look at the commands."""
+        """Set when the thread has taken its last commands: the reason to refuse others."""
         self._stopping = False
         self._draining = False
-        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="constraints")
-        self._num_preparing = 0
+        self._compiling = ThreadPoolExecutor(2, thread_name_prefix="constraints")
+        self._num_compiling = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
-        self._embeddings = EmbeddingQueue(self._begin_thread)
+        self._embeddings = EmbeddingQueue(self._set_up_thread)
         self._streams = Streams(
             submit=self._submit,
             abort=self._abort,
-            max_chunks_per_second=max_chunks_per_second,
+            max_messages_per_second=max_messages_per_second,
         )
 
     @property
@@ -109,16 +108,16 @@ class AsyncEngine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._preparing.shutdown(wait=False)
+        self._compiling.shutdown(wait=False)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
-            # What the thread delivered last is still on its way to the loop.
+            # Let the loop run the callbacks that the thread scheduled last.
             await asyncio.sleep(0)
 
     async def generate(
         self,
         request_id: str,
-        prompt_token_ids: Ids[int],
+        prompt_token_ids: abc.Sequence[int],
         params: SamplingParams,
         *,
         num_resumed_tokens: int = 0,
@@ -136,14 +135,14 @@ class AsyncEngine:
             eos_token_ids=engine.model_info.eos_token_ids,
             deadline=deadline,
         )
-        engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_preparing)
+        engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_compiling)
         if params.constraint is not None:
-            await self._prepare(engine, sequence)
-        async with aclosing(self._streams.generate(sequence, on_abandoned)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+            await self._compile_constraint(engine, sequence)
+        async with aclosing(self._streams.generate(sequence, on_abandoned)) as outputs:
+            async for output in outputs:
+                yield output
 
-    async def embed(self, inputs: Ids[Ids[int]]) -> list[list[float]]:
+    async def embed(self, inputs: abc.Sequence[abc.Sequence[int]]) -> list[list[float]]:
         engine = self._started()
         if engine.embedder is None or self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no inputs to embed")
@@ -154,18 +153,18 @@ class AsyncEngine:
         load = self._load
         if load is None:
             raise EngineUnavailable("the engine is not started")
-        # Counted here, not by the engine: what waits in the commands, or was taken up by the
-        # step that runs now, is in none of the engine's last numbers.
+        # The engine's last numbers do not include sequences that are in the commands, or that the
+        # current step has started.
         return replace(load, num_waiting=max(0, self._streams.num_live - load.num_running))
 
-    async def _prepare(self, engine: Engine, sequence: Sequence) -> None:
-        """Compiles the sequence's constraint, neither on the event loop nor in the engine's way."""
-        self._num_preparing += 1
+    async def _compile_constraint(self, engine: Engine, sequence: Sequence) -> None:
+        """Compile in a separate thread, which blocks neither the event loop nor the engine."""
+        self._num_compiling += 1
         try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._preparing, engine.prepare, sequence)
+            await loop.run_in_executor(self._compiling, engine.prepare, sequence)
         finally:
-            self._num_preparing -= 1
+            self._num_compiling -= 1
 
     def _started(self) -> Engine:
         if self._engine is None:
@@ -174,7 +173,7 @@ class AsyncEngine:
 
     def _submit(self, sequence: Sequence) -> None:
         if not self._command(lambda engine: self._add(engine, sequence)):
-            # The thread ended between the check of its health and here.
+            # The thread has ended since `healthy` was checked.
             assert self._closed is not None
             finish = sequence.refuse(self._closed)
             self._streams.deliver([StepOutput(sequence.request_id, [], [], finish)])
@@ -184,7 +183,7 @@ class AsyncEngine:
         self._command(lambda engine: self._free(engine, request_id, cancelled))
 
     def _command(self, command: Command) -> bool:
-        """Hand a command to the thread; False if it takes none any more."""
+        """Pass a command to the thread; False if it has taken its last."""
         with self._wake:
             if self._closed is not None:
                 return False
@@ -192,31 +191,32 @@ class AsyncEngine:
             self._wake.notify()
             return True
 
-    # What follows runs in the engine's thread.
+    # The methods below run in the engine's thread.
 
     def _add(self, engine: Engine, sequence: Sequence) -> StepOutput | None:
         try:
             engine.add(sequence)
         except EngineError as error:
-            # Admitted by the loop's count, and refused by the engine's own.
+            # The event loop's count of sequences admitted it; the engine's own count did not.
             finish = sequence.refuse(error)
             return StepOutput(sequence.request_id, [], [], finish)
         return None
 
     def _free(self, engine: Engine, request_id: str, cancelled: metrics.Cancellation) -> None:
-        # Its consumer is gone: there is nobody but the metrics to tell of the end.
+        # The consumer has left, so only metrics record the end.
         output = engine.abort(request_id)
         if output is not None and output.finish is not None:
             metrics.observe_cancelled(output.finish, cancelled)
 
-    def _begin_thread(self) -> None:
-        # Whoever computes can wait for those that answer; the decoder's threads inherit it.
+    def _set_up_thread(self) -> None:
+        # Threads that answer requests go before those that compute. The threads of the native
+        # decoder inherit both settings.
         cpu_scheduling.ask_for(cpu_scheduling.USUAL_SECONDS)
         if self._on_cpu:
-            let_others_go_first()
+            lower_priority()
 
     def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
-        self._begin_thread()
+        self._set_up_thread()
         try:
             engine = self._load_engine()
             self._load = engine.load()
@@ -228,16 +228,19 @@ class AsyncEngine:
             loop.call_soon_threadsafe(_fail, loaded, error)
             return
         loop.call_soon_threadsafe(_succeed, loaded)
-        cause = EngineUnavailable("the engine has stopped")
         try:
             while self._step(engine, loop):
                 pass
         except Exception:
             logger.exception("the engine broke")
             engine.steps.healthy = False
-            cause = EngineUnavailable("the engine broke")
-        if not engine.healthy:
-            cause = EngineUnavailable("the engine broke")
+        self._close(engine, loop)
+
+    def _close(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the last commands, and end every sequence."""
+        cause = EngineUnavailable(
+            "the engine has stopped" if engine.healthy else "the engine broke"
+        )
         with self._wake:
             commands, self._commands = list(self._commands), deque()
             self._closed = cause
@@ -248,7 +251,7 @@ class AsyncEngine:
         self._call(loop, self._ended.set)
 
     def _step(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> bool:
-        """Commands, then one step; False once the thread is to end."""
+        """Run the waiting commands, then one step; False if the thread should end."""
         with self._wake:
             while not (self._commands or engine.has_work or self._stopping):
                 self._wake.wait()

@@ -1,62 +1,62 @@
-"""What the engine refuses or fails with.
+"""The engine's exceptions.
 
 EngineError
 ├── InvalidSamplingParams   a sampling field is outside its limit
-├── InvalidPrompt           the prompt is empty or holds an id the model does not know
-├── ContextTooLong          prompt + max_tokens can never fit
+├── InvalidPrompt           the prompt is empty or has an id outside the vocabulary
+├── ContextTooLong          prompt + max_tokens exceed the context or the KV cache
 ├── DuplicateRequest        a live sequence already has this request id
-├── Overloaded              running and waiting lines are full; worth another try
+├── Overloaded              the running and waiting queues are full; retry later
 ├── DeadlineExceeded        the sequence's deadline passed before it finished
 ├── EngineUnavailable       the engine is not started, draining, stopped or unhealthy
-├── StepFailed              a step broke under this sequence
-└── ModelLoadError          the model's files are missing, unsupported or do not fit together
+├── StepFailed              a step that ran this sequence failed
+└── ModelLoadError          the model's files are missing, unsupported or inconsistent
 
-Only the service maps them to the mesh's error kinds; the engine knows no protocol.
+The service maps them to `mesh.errors.ErrorKind`; the engine does not depend on a protocol.
 """
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of everything the engine raises on purpose; the message is fit for a client."""
+    """Base of the engine's exceptions; the message may be shown to a client."""
 
 
 class InvalidSamplingParams(EngineError, ValueError):
-    """Raised where a sampling field is outside its limit; names field, limit and given value."""
+    """A sampling field is outside its limit; the message names field, limit and given value."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
-        """`field` is the name of a field that a caller may want to call otherwise."""
+        """`field` is the field's name, for a caller whose API names it differently."""
         super().__init__(message)
         self.field = field
 
 
 class InvalidPrompt(EngineError, ValueError):
-    """Raised where the prompt is empty or holds a token id outside the vocabulary."""
+    """The prompt is empty or has a token id outside the vocabulary."""
 
 
 class ContextTooLong(EngineError, ValueError):
-    """Raised where prompt + max_tokens can never fit the context or the KV cache."""
+    """Prompt and max_tokens together exceed the context or the KV cache."""
 
 
 class DuplicateRequest(EngineError, ValueError):
-    """Raised where a live sequence already carries the request id."""
+    """A live sequence already has the request id."""
 
 
 class Overloaded(EngineError):
-    """Raised where as many sequences run and wait as may."""
+    """The running and waiting queues are full."""
 
 
 class DeadlineExceeded(EngineError):
-    """The cause of an abort: the deadline passed before the sequence finished."""
+    """The deadline passed before the sequence finished; the cause of an abort."""
 
 
 class EngineUnavailable(EngineError):
-    """Raised, or the cause of an abort, where the engine does not take or finish work."""
+    """The engine is not started, draining, stopped or unhealthy; also the cause of an abort."""
 
 
 class StepFailed(EngineError):
-    """The cause of an error finish: the step that carried the sequence broke."""
+    """A step that ran the sequence failed; the cause of an error finish."""
 
 
 class ModelLoadError(EngineError):
-    """Raised where a model cannot be loaded; says which file or field is at fault."""
+    """The model cannot be loaded; the message names the file or field that is wrong."""

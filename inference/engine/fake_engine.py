@@ -1,15 +1,15 @@
-"""An engine without a model, for tests and relay benchmarks: made-up ids at a settable pace.
+"""An engine without a model, for tests and relay benchmarks: generated ids at a settable speed.
 
-Never a default. It imports no torch. The ids are a function of the prompt and the position, so a
-stream that goes on elsewhere has the same ids; its load numbers are true.
+Never a default. Imports no torch. The ids are a function of the prompt and the position, so a
+stream that fails over to another replica continues with the same ids. Its load is real.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import abc
 from collections.abc import AsyncGenerator, Callable
-from collections.abc import Sequence as Ids
 from contextlib import aclosing
 from zlib import crc32
 
@@ -28,10 +28,11 @@ from mesh.protocol.logprobs import TokenLogprob
 
 FIRST_ID = 600
 NUM_IDS = 1024
-"""The ids lie where vocabularies have words: above bytes and special tokens."""
+"""Ids in a range where vocabularies have words, above bytes and special tokens."""
 
 TOKENS_AT_ONCE = 8
-"""Made in one turn of the event loop while nobody waits: a turn costs as much as one of them."""
+"""Tokens generated per iteration of the event loop while all consumers are delayed: an iteration
+costs as much as a token."""
 
 KV_CAPACITY_TOKENS = 1 << 22
 EMBEDDING_SIZE = 8
@@ -49,19 +50,10 @@ class FakeEngine:
         max_num_waiting: int = 1024,
         max_context: int = 32_768,
         vocab_size: int = 6144,
-        max_chunks_per_second: float = 0.0,
+        max_messages_per_second: float = 0.0,
     ) -> None:
-        """`tokens_per_second` paces each stream; 0: whenever a consumer waits or is held up."""
-        self.model_info = ModelInfo(
-            name=name,
-            architecture="Fake",
-            dtype="none",
-            device="none",
-            vocab_size=vocab_size,
-            max_context=max_context,
-            num_parameters=0,
-            eos_token_ids=(),
-        )
+        """`tokens_per_second` is the speed of each stream; 0: as fast as consumers read."""
+        self.model_info = _model_info(name, max_context, vocab_size)
         self._interval = 1 / tokens_per_second if tokens_per_second else 0.0
         self._max_num_seqs = max_num_seqs
         self._admission = Admission(
@@ -77,7 +69,7 @@ class FakeEngine:
             submit=self._submit,
             abort=self._abort,
             on_demand=self._wanted.set,
-            max_chunks_per_second=max_chunks_per_second,
+            max_messages_per_second=max_messages_per_second,
         )
         self._stepping: asyncio.Task[None] | None = None
         self._draining = False
@@ -106,7 +98,7 @@ class FakeEngine:
     async def generate(
         self,
         request_id: str,
-        prompt_token_ids: Ids[int],
+        prompt_token_ids: abc.Sequence[int],
         params: SamplingParams,
         *,
         num_resumed_tokens: int = 0,
@@ -116,7 +108,7 @@ class FakeEngine:
         if self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no new sequences")
         if params.constraint is not None:
-            raise invalid_constraint(params.constraint, "cannot be kept to: the model is a fake")
+            raise invalid_constraint(params.constraint, "is not supported by the fake model")
         sequence = Sequence(
             request_id,
             prompt_token_ids,
@@ -125,13 +117,13 @@ class FakeEngine:
             deadline=deadline,
         )
         self._admission.admit(sequence, num_live=self._streams.num_live)
-        async with aclosing(self._streams.generate(sequence, on_abandoned)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async with aclosing(self._streams.generate(sequence, on_abandoned)) as outputs:
+            async for output in outputs:
+                yield output
 
-    async def embed(self, inputs: Ids[Ids[int]]) -> list[list[float]]:
+    async def embed(self, inputs: abc.Sequence[abc.Sequence[int]]) -> list[list[float]]:
         check_inputs(inputs, self.model_info)
-        # As a vector has it: each input points along one axis, which its ids decide.
+        # Unit vectors: the sum of an input's ids selects the axis.
         axes = [sum(token_ids) % EMBEDDING_SIZE for token_ids in inputs]
         return [[float(place == axis) for place in range(EMBEDDING_SIZE)] for axis in axes]
 
@@ -156,7 +148,7 @@ class FakeEngine:
         if self._interval or len(self._sequences) > self._max_num_seqs:
             self._wanted.set()
         else:
-            # At full speed a token is there as soon as somebody waits for one.
+            # At full speed, the first token is ready before the consumer waits for it.
             self._streams.deliver(self._step([sequence]))
 
     def _abort(self, request_id: str) -> None:
@@ -169,8 +161,8 @@ class FakeEngine:
         due = time.monotonic()
         while True:
             if not self._sequences or not self._interval:
-                # Nothing to do, or at full speed: whoever waits for tokens asks for a step.
-                # Cleared after the wait: one who asked before this task first ran is not lost.
+                # Idle, or at full speed: a waiting consumer requests a step. Cleared after the
+                # wait, so that a request from before this task first ran is not lost.
                 await self._wanted.wait()
                 self._wanted.clear()
                 due = max(due, time.monotonic())
@@ -179,7 +171,7 @@ class FakeEngine:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
             self._streams.deliver(self._step(self._live()))
             if self._streams.num_holding and not self._interval:
-                # An engine at full speed does not wait for those whose turn is yet to come.
+                # An engine at full speed does not wait for delayed consumers.
                 for _ in range(TOKENS_AT_ONCE // max(1, len(self._sequences))):
                     self._streams.deliver(self._step(self._live()))
                 self._wanted.set()
@@ -223,8 +215,21 @@ class FakeEngine:
         return StepOutput(sequence.request_id, [token_id], logprobs, finish)
 
 
+def _model_info(name: str, max_context: int, vocab_size: int) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        architecture="Fake",
+        dtype="none",
+        device="none",
+        vocab_size=vocab_size,
+        max_context=max_context,
+        num_parameters=0,
+        eos_token_ids=(),
+    )
+
+
 def fake_token(sequence: Sequence) -> int:
-    """The next id of a sequence; the prompt's ids and the position decide it."""
+    """The next id of a sequence, a function of the prompt's ids and the position."""
     prompt = sequence.token_ids[: sequence.num_prompt_tokens].tobytes()
     return FIRST_ID + crc32(prompt, sequence.num_completion_tokens) % NUM_IDS
 

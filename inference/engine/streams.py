@@ -1,12 +1,12 @@
-"""The consumers' side of an engine: one stream a sequence, all on one event loop."""
+"""The consumers' side of an engine: one stream per sequence, all on one event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
+from collections import abc
 from collections.abc import AsyncGenerator, Callable
-from collections.abc import Sequence as Outputs
 
 from inference.engine.errors import DuplicateRequest
 from inference.engine.interface import Finish, SequenceOutput
@@ -16,15 +16,15 @@ from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
 
 BURST_SECONDS = 0.02
-"""Streams that wait for their turn leave at multiples of this time."""
+"""Under load, delayed outputs leave together at multiples of this time."""
 
 MIN_INTERVAL_SECONDS = 0.004
-"""Between two chunks of a stream, however few there are: sooner is no use to any reader, and what
-follows a first token would be in its way at every hop."""
+"""Least time between two outputs of a stream, even with few streams. Readers do not notice it, and
+more frequent messages would delay the first tokens of other streams at every hop."""
 
 
-class TokenStream:
-    """The one pending chunk of a sequence: it grows until its consumer takes it."""
+class SequenceStream:
+    """The pending output of a sequence, which grows until its consumer takes it."""
 
     __slots__ = (
         "_ending",
@@ -32,12 +32,17 @@ class TokenStream:
         "_intervals",
         "_last",
         "_logprobs",
+        "_loop",
         "_prompt",
         "_token_ids",
         "_waiter",
+        "taken",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.taken: float | None = None
+        """When the last output was taken, by the loop's clock; None: none yet."""
+        self._loop = loop
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._prompt: list[TokenLogprob] = []
@@ -48,11 +53,11 @@ class TokenStream:
         self._ending: asyncio.Future[None] | None = None
 
     def put(self, output: StepOutput) -> None:
-        """Add what a step brought, and wake the consumer if it waits."""
+        """Add a step's output, and wake the consumer if it waits."""
         if output.token_ids:
             now = time.monotonic() if output.time is None else output.time
             if self._last is not None:
-                # A step that verified drafts brings several tokens at once: each took its share.
+                # A step that verified drafts yields several tokens: each gets an equal share.
                 share = (now - self._last) / len(output.token_ids)
                 self._intervals += [share] * len(output.token_ids)
             self._last = now
@@ -66,7 +71,7 @@ class TokenStream:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has had a token."""
+        """Whether the sequence has had a token."""
         return self._last is not None
 
     @property
@@ -74,12 +79,11 @@ class TokenStream:
         return not self._token_ids and self._finish is None
 
     async def hold(self, until: float) -> None:
-        """Let the chunk grow until a time of the event loop, or until the sequence ends."""
+        """Let the output grow until a time of the event loop, or until the sequence ends."""
         if self._finish is not None:
             return
-        loop = asyncio.get_running_loop()
-        self._ending = loop.create_future()
-        timer = loop.call_at(until, _wake, self._ending)
+        self._ending = self._loop.create_future()
+        timer = self._loop.call_at(until, _wake, self._ending)
         try:
             await self._ending
         finally:
@@ -87,14 +91,14 @@ class TokenStream:
             self._ending = None
 
     async def take(self) -> SequenceOutput:
-        """Wait until something is ready and take all of it. One consumer at a time."""
+        """Wait until there is output, and take all of it. One consumer at a time."""
         if self.is_empty:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        chunk = SequenceOutput(
+        output = SequenceOutput(
             token_ids=self._token_ids,
             logprobs=self._logprobs,
             prompt_logprobs=self._prompt,
@@ -102,7 +106,8 @@ class TokenStream:
             intervals=self._intervals,
         )
         self._token_ids, self._logprobs, self._prompt, self._intervals = [], [], [], []
-        return chunk
+        self.taken = self._loop.time()
+        return output
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:
@@ -113,8 +118,8 @@ def _wake(future: asyncio.Future[None] | None) -> None:
 class Streams:
     """The streams of all live sequences, by request id.
 
-    A stream leaves when its finish is delivered or its consumer goes; a consumer that has yet
-    to take the last chunk holds that chunk and nothing here.
+    A stream is removed when its finish is delivered or its consumer leaves. A consumer that has
+    yet to take the last output holds that output itself.
     """
 
     def __init__(
@@ -123,20 +128,20 @@ class Streams:
         submit: Callable[[Sequence], None],
         abort: Callable[[str], None],
         on_demand: Callable[[], None] = lambda: None,
-        max_chunks_per_second: float = 0.0,
+        max_messages_per_second: float = 0.0,
     ) -> None:
-        """`submit` and `abort` hand over to the engine; `on_demand` runs when a consumer waits.
+        """`submit` and `abort` pass to the engine; `on_demand` runs when a consumer waits.
 
-        At most `max_chunks_per_second` are given in all, shared evenly by the streams that live;
-        0: no limit. First chunks and last ones never wait.
+        `max_messages_per_second` limits the outputs of all streams together, in equal shares;
+        0: no limit. First and last outputs are never delayed.
         """
-        self._seconds_per_chunk = 1 / max_chunks_per_second if max_chunks_per_second else 0.0
+        self._seconds_per_message = 1 / max_messages_per_second if max_messages_per_second else 0.0
         self._submit = submit
         self._abort = abort
         self._on_demand = on_demand
-        self._streams: dict[str, TokenStream] = {}
+        self._streams: dict[str, SequenceStream] = {}
         self.num_holding = 0
-        """Streams that could have tokens now, and wait for their turn."""
+        """Streams whose output is delayed by `max_messages_per_second`."""
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -149,77 +154,42 @@ class Streams:
     ) -> AsyncGenerator[SequenceOutput, None]:
         """Submit an admitted sequence and stream it; closing the generator aborts it.
 
-        `on_abandoned` is told how far it came if it is closed before the last chunk is taken.
+        `on_abandoned` is called with the finish so far if it is closed before the last output.
         """
-        request_id = sequence.request_id
-        if request_id in self._streams:
-            raise DuplicateRequest(f"request id {request_id!r} is already in use")
-        stream = self._streams[request_id] = TokenStream()
-        self._empty.clear()
-        delivered = False
-        time_of = asyncio.get_running_loop().time
-        taken: float | None = None
+        stream = self._open(sequence.request_id)
+        finished = False
         self._submit(sequence)
         try:
             if stream.is_empty:
                 yield SequenceOutput(token_ids=[], logprobs=[])
-            while True:
+            while not finished:
                 if stream.is_empty:
                     self._on_demand()
-                if taken is not None and self._seconds_per_chunk:
-                    await self._hold(stream, taken)
-                chunk = await stream.take()
-                taken = time_of()
-                delivered = chunk.finish is not None
-                yield chunk
-                if chunk.finish is not None:
-                    return
+                if stream.taken is not None and self._seconds_per_message:
+                    await self._hold(stream, stream.taken)
+                output = await stream.take()
+                finished = output.finish is not None
+                yield output
         except (asyncio.CancelledError, GeneratorExit):
-            if on_abandoned is not None and not delivered:
+            if on_abandoned is not None and not finished:
                 now = time.monotonic()
                 on_abandoned(sequence.finish or sequence.so_far(FinishReason.ABORT, now))
             raise
         finally:
             # The id may belong to a later sequence by now: only this one's stream is closed.
-            if self._streams.get(request_id) is stream:
-                self._remove(request_id)
-                self._abort(request_id)
+            if self._streams.get(sequence.request_id) is stream:
+                self._remove(sequence.request_id)
+                self._abort(sequence.request_id)
 
-    async def _hold(self, stream: TokenStream, taken: float) -> None:
-        """Lets the stream's chunk grow until it is its turn again."""
-        interval = max(self._seconds_per_chunk * len(self._streams), MIN_INTERVAL_SECONDS)
-        due = taken + interval
-        if interval >= BURST_SECONDS:
-            # Together: what many streams send at once costs a fraction of as many single wakes.
-            due = math.ceil(due / BURST_SECONDS) * BURST_SECONDS
-        if due > asyncio.get_running_loop().time():
-            self.num_holding += 1
-            try:
-                await stream.hold(due)
-            finally:
-                self.num_holding -= 1
-
-    def deliver(self, outputs: Outputs[StepOutput]) -> None:
-        """Hand a step's outputs to the consumers that are still there, in the order of `_rank`."""
+    def deliver(self, outputs: abc.Sequence[StepOutput]) -> None:
+        """Pass a step's outputs to the consumers that are still there, in the order of `_rank`."""
         for output in sorted(outputs, key=self._rank) if len(outputs) > 1 else outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:
-                continue  # its consumer went away during the step
+                continue  # its consumer left during the step
             stream.put(output)
             if output.finish is not None:
                 self._remove(output.request_id)
-
-    def _rank(self, output: StepOutput) -> int:
-        """First tokens before others, ends behind them.
-
-        What leaves together is handled one after another at every hop. A first token's client has
-        nothing to read while it waits; an end takes the longest at each hop, and brings the
-        client's next request.
-        """
-        stream = self._streams.get(output.request_id)
-        if stream is None or not stream.has_begun:
-            return 0
-        return 1 if output.finish is None else 2
 
     async def wait_empty(self, timeout: float) -> bool:
         """Wait until no sequence lives; False if some still do after `timeout` seconds."""
@@ -229,6 +199,39 @@ class Streams:
         except TimeoutError:
             return False
         return True
+
+    def _open(self, request_id: str) -> SequenceStream:
+        if request_id in self._streams:
+            raise DuplicateRequest(f"request id {request_id!r} is already in use")
+        stream = self._streams[request_id] = SequenceStream(asyncio.get_running_loop())
+        self._empty.clear()
+        return stream
+
+    async def _hold(self, stream: SequenceStream, taken: float) -> None:
+        """Let the stream's output grow until the stream may send again."""
+        interval = max(self._seconds_per_message * len(self._streams), MIN_INTERVAL_SECONDS)
+        due = taken + interval
+        if interval >= BURST_SECONDS:
+            # Sending many streams' outputs at once costs a fraction of as many single wake-ups.
+            due = math.ceil(due / BURST_SECONDS) * BURST_SECONDS
+        if due > asyncio.get_running_loop().time():
+            self.num_holding += 1
+            try:
+                await stream.hold(due)
+            finally:
+                self.num_holding -= 1
+
+    def _rank(self, output: StepOutput) -> int:
+        """First tokens before other tokens, finishes last.
+
+        Outputs that leave together are handled one after another at every hop. The client of a
+        first token has nothing to read meanwhile. A finish takes longest at each hop, and is
+        followed by the client's next request.
+        """
+        stream = self._streams.get(output.request_id)
+        if stream is None or not stream.has_begun:
+            return 0
+        return 1 if output.finish is None else 2
 
     def _remove(self, request_id: str) -> None:
         del self._streams[request_id]

@@ -1,4 +1,4 @@
-"""The threads of the forward pass: how many the container really gets, and who goes first."""
+"""Number and priority of the threads that compute."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 
 NICENESS = 10
-"""Of threads that compute: beside one that answers they get a tenth of what that gets of a CPU."""
+"""Niceness of compute threads: on a shared CPU they get about a tenth of the time that a thread of
+normal priority gets, such as the event loop's."""
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cpus(cpu_max: Path = _CPU_MAX) -> int:
-    """The CPUs of this process: its affinity, cut by the cgroup's quota; at least 1.
+    """The CPUs of this process: its affinity, limited by the cgroup's quota; at least 1.
 
-    `os.cpu_count` tells the machine's, and threads beyond the quota only wait for each other.
+    `os.cpu_count` counts the machine's CPUs; threads beyond the quota only slow each other down.
     """
     cpus = len(os.sched_getaffinity(0))
     try:
@@ -28,11 +29,10 @@ def available_cpus(cpu_max: Path = _CPU_MAX) -> int:
     return max(1, min(cpus, int(quota) // int(period)))
 
 
-def let_others_go_first() -> None:
-    """Lowers the priority of the calling thread, and of those that it starts from now on.
+def lower_priority() -> None:
+    """Lower the priority of the calling thread and of the threads that it starts afterwards.
 
-    Linux counts niceness by thread. Elsewhere it is the whole process's, and stays as it is, as it
-    does where a sandbox refuses.
+    Does nothing where niceness belongs to the whole process (not Linux) or a sandbox refuses.
     """
     if sys.platform == "linux":
         with suppress(OSError):

@@ -1,8 +1,8 @@
-"""Which requests get the same tokens whatever else the engine computes beside them.
+"""Batch invariance: requests whose tokens do not depend on what else runs in the batch.
 
-On a GPU sums of floats are made in another order for another number of rows, unless kernels are
-used that keep to one, which is slower where there are many rows. A step is computed so when a
-sequence of its asks for it.
+GPU kernels usually sum floats in an order that depends on the number of rows. Batch-invariant
+kernels use a fixed order, and are slower for many rows. A step uses them if one of its sequences
+requires it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # settings need no more of it
+if TYPE_CHECKING:
     from inference.scheduler.sequence import Sequence
 
 
 class Invariance(StrEnum):
-    """Whose requests."""
+    """The requests that are batch-invariant."""
 
     SEEDED = "seeded"
-    """Those with a seed, which is a wish to see the same again."""
+    """Requests with a seed, because their clients expect reproducible tokens."""
     ALL = "all"
     NONE = "none"
 
     @property
     def kinds(self) -> tuple[bool, ...]:
-        """Of steps that there will be: those that are not invariant, those that are."""
+        """The kinds of steps that may occur: False for usual kernels, True for invariant ones."""
         return {self.SEEDED: (False, True), self.ALL: (True,), self.NONE: (False,)}[self]
 
     def holds_for(self, sequences: Iterable[Sequence]) -> bool:
-        """Whether a step with these is to be invariant."""
+        """Whether a step with these sequences uses batch-invariant kernels."""
         if self is Invariance.SEEDED:
             return any(sequence.is_seeded for sequence in sequences)
         return self is Invariance.ALL

@@ -1,4 +1,4 @@
-"""Takes values from the host to a device and back, and waits only where they are needed."""
+"""Asynchronous copies between host and device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
-    """A tensor with these values; on the CPU it shares their memory.
+    """Return a tensor with these values; on the CPU it shares their memory.
 
-    Elsewhere the copy is queued behind what the device does already, and nobody waits for it.
-    That takes pinned memory, which torch's allocator gives to nobody else before the copy is done.
+    On a GPU the copy is asynchronous, in stream order. It needs pinned memory, which torch's
+    caching allocator does not reuse before the copy is done.
     """
     tensor = torch.from_numpy(values)
     if device.type == "cpu":
@@ -22,11 +22,11 @@ def to_device(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Fetch:
-    """Values on their way from a device to the host, behind what the device does already."""
+    """An asynchronous copy from the device to the host, in stream order."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        """Where they were made."""
+        """On the device."""
         self._host = values.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if values.device.type == "cuda":
@@ -34,8 +34,8 @@ class Fetch:
             self._arrived.record()
 
     def tolist(self) -> list[int]:
-        """The values; waits for them, not for what the device was given to do since."""
+        """Wait for the copy, and not for later work of the device; return the values."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        found: list[int] = self._host.tolist()
-        return found
+        values: list[int] = self._host.tolist()
+        return values

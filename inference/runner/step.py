@@ -1,8 +1,8 @@
-"""What the model is asked to compute in one step."""
+"""The input of the model's forward pass, on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,41 +12,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Tokens of several sequences as one flat batch; a sequence's rows lie together, in order."""
+    """The tokens of several sequences as one flat batch, in rows.
+
+    The rows of a sequence are contiguous and in order.
+    """
 
     token_ids: list[int]
     positions: list[int]
-    """Of each token in its sequence, counted from 0."""
+    """Position of each token in its sequence, from 0."""
     begins: list[int]
-    """First row of each sequence, and at the end the number of rows."""
-    block_tables: list[Rows[int]]
-    """Of each sequence: blocks for at least its tokens up to the end of its rows here."""
+    """First row of each sequence, and last the number of rows."""
+    block_tables: list[abc.Sequence[int]]
+    """For each sequence: its blocks, at least for the tokens up to its last row."""
     outputs: list[int]
-    """Rows whose logits are wanted, ascending."""
+    """Rows whose logits are computed, ascending."""
     drawn: Tensor | None = None
-    """[num_tokens] ids in int64 on the device, instead of `token_ids`, which nobody knows yet."""
+    """[num_tokens] int64 ids on the device, in place of `token_ids`, in an overlapped step."""
     is_invariant: bool = False
-    """Each token is to get the same numbers whatever else is in its step."""
+    """Whether to use kernels whose results do not depend on the rest of the batch."""
 
     @property
     def num_sequences(self) -> int:
         return len(self.block_tables)
 
     def context(self, sequence: int) -> int:
-        """Tokens of a sequence up to the end of its rows here."""
+        """Number of tokens of a sequence up to its last row."""
         return self.positions[self.begins[sequence + 1] - 1] + 1
 
 
-def pack(sequences: Rows[tuple[int, Rows[int]]], block_size: int, *, outputs: bool) -> Step:
-    """A step of sequences whose blocks lie one behind the other, in a cache of their own.
+def pack(sequences: abc.Sequence[tuple[int, abc.Sequence[int]]], block_size: int, *, outputs: bool) -> Step:
+    """Make a step of sequences whose blocks are consecutive, for a separate cache.
 
-    Of each: how many tokens it has already, and its rows' tokens. `outputs`: all are wanted, or
-    none.
+    `sequences`: for each, the number of tokens that it already has, and the tokens to compute.
+    `outputs`: whether the logits of all rows are computed, or of none.
     """
     token_ids: list[int] = []
     positions: list[int] = []
     begins = [0]
-    tables: list[Rows[int]] = []
+    tables: list[abc.Sequence[int]] = []
     num_blocks = 0
     for before, rows in sequences:
         end = before + len(rows)

@@ -1,4 +1,4 @@
-"""A step as tensors on the device: one buffer, one copy, no wait."""
+"""Converts a step into tensors on the device, in one buffer with one asynchronous copy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ids = NDArray[np.int32]
 
 
 class Piece(NamedTuple):
-    """Rows [begin, end) of the step, of a sequence that then has `context` tokens."""
+    """Rows [begin, end) of a sequence that has `context` tokens after the step."""
 
     sequence: int
     begin: int
@@ -27,32 +27,32 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
-    """What a step's kernels read, all int32; and what of it the host knows as well.
+    """The int32 tensors that a step's kernels read, and values that the host needs.
 
-    Only `num_decodes`, `num_blocks` and `pieces` shape the work. Where there are no pieces, the
-    same shape serves whatever the tensors hold: that is what a captured graph relies on.
+    Only `num_decodes`, `num_blocks` and `pieces` determine which kernels are launched and their
+    grids. Without pieces these do not depend on the tensors' contents, as CUDA graphs require.
     """
 
     token_ids: Tensor
     """[num_tokens]"""
     positions: Tensor
-    """[num_tokens] in their sequences."""
+    """[num_tokens]: position of each token in its sequence."""
     slots: Tensor
-    """[num_tokens]: where each token's key and value go."""
+    """[num_tokens]: the KV-cache slot of each token (the slot mapping)."""
     begins: Tensor
-    """[num_sequences + 1]: first row of each sequence, and the number of rows."""
+    """[num_sequences + 1]: first row of each sequence, and last the number of rows."""
     contexts: Tensor
-    """[num_sequences]: tokens of each up to the end of its rows here."""
+    """[num_sequences]: number of tokens of each sequence up to its last row."""
     outputs: Tensor
-    """[num_outputs] rows whose logits are wanted."""
+    """[num_outputs]: rows whose logits are computed."""
     tables: Tensor
-    """[num_sequences, most blocks], padded with block 0."""
+    """[num_sequences, most blocks]: block tables, padded with block 0."""
     num_decodes: int
-    """So many sequences at the beginning have one row each."""
+    """Number of sequences with one row; they come first."""
     num_blocks: int
-    """Blocks that the longest of those can have."""
+    """Most blocks that one of those sequences has."""
     pieces: tuple[Piece, ...]
-    """All other sequences."""
+    """The sequences with several rows."""
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +60,7 @@ class StepInputs:
 
 
 def make_inputs(step: Step, block_size: int, device: torch.device) -> StepInputs:
-    """The tensors of a step."""
+    """Make the tensors of a step."""
     positions = np.array(step.positions, dtype=np.int32)
     begins = np.array(step.begins, dtype=np.int32)
     contexts = positions[begins[1:] - 1] + 1
@@ -101,7 +101,7 @@ def make_inputs(step: Step, block_size: int, device: torch.device) -> StepInputs
 
 
 def padded_tables(step: Step, width: int) -> Ids:
-    """[num_sequences, width]: the block tables, cut or filled up with block 0."""
+    """[num_sequences, width]: the block tables, truncated or padded with block 0."""
     tables = np.zeros((step.num_sequences, width), dtype=np.int32)
     for row, table in zip(tables, step.block_tables, strict=True):
         blocks = table[:width]
@@ -110,7 +110,7 @@ def padded_tables(step: Step, width: int) -> Ids:
 
 
 def slots_of(blocks: Ids, positions: Ids, block_size: int) -> Ids:
-    """Where tokens at these positions lie, whose blocks are these."""
+    """The KV-cache slots of tokens at `positions`, which are in `blocks`."""
     return blocks * block_size + positions % block_size
 
 

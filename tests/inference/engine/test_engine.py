@@ -128,7 +128,7 @@ def test_the_waiting_line_is_bounded() -> None:
     engine = make_stub_engine(StubRunner(), max_num_seqs=2, max_num_waiting=3)
     for number in range(5):
         engine.add(make_sequence(str(number), [1]))
-    with pytest.raises(Overloaded, match="2 sequences run and 3 wait"):
+    with pytest.raises(Overloaded, match="2 sequences may run and 3 wait"):
         engine.add(make_sequence("x", [1]))
     engine.abort("4")
     engine.add(make_sequence("x", [1]))

@@ -131,7 +131,7 @@ async def test_an_expired_deadline_ends_the_stream() -> None:
 
 async def test_with_many_streams_each_chunk_has_more() -> None:
     """Ten streams share a hundred chunks a second; the first token and the end do not wait."""
-    async with running(tokens_per_second=100, max_chunks_per_second=100) as engine:
+    async with running(tokens_per_second=100, max_messages_per_second=100) as engine:
 
         async def watch(number: int) -> tuple[float, list[int]]:
             began = time.monotonic()

@@ -16,13 +16,13 @@ from tests.inference.stub_runner import make_sequence
 class Engine:
     """Streams of sequences that a test steps itself; `seen` are the requests that were told."""
 
-    def __init__(self, *names: str, max_chunks_per_second: float = 0.0) -> None:
+    def __init__(self, *names: str, max_messages_per_second: float = 0.0) -> None:
         self.seen: list[str] = []
         self.sequences: dict[str, Sequence] = {}
         self.streams = Streams(
             submit=lambda sequence: self.sequences.update({sequence.request_id: sequence}),
             abort=lambda _: None,
-            max_chunks_per_second=max_chunks_per_second,
+            max_messages_per_second=max_messages_per_second,
         )
         self._tasks = [asyncio.create_task(self._consume(name)) for name in names]
 
@@ -92,7 +92,7 @@ async def test_an_end_without_a_token_is_a_first_one() -> None:
 
 async def test_a_stream_that_could_send_at_once_waits_a_little() -> None:
     """However many chunks are allowed: what comes close behind another one goes together."""
-    engine = Engine("a", max_chunks_per_second=1e6)
+    engine = Engine("a", max_messages_per_second=1e6)
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     engine.streams.deliver([token("a")])

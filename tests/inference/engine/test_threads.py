@@ -1,4 +1,4 @@
-"""How many threads the container's quota allows, and that they let others go first."""
+"""The number of compute threads follows the container's quota, and their priority is lower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.engine.threads import NICENESS, available_cpus, let_others_go_first
+from inference.engine.threads import NICENESS, available_cpus, lower_priority
 from tests.inference.stub_engine import running
 from tests.inference.stub_runner import StubRunner
 
@@ -26,10 +26,10 @@ from tests.inference.stub_runner import StubRunner
         (None, 8),
     ],
 )
-def test_the_quota_cuts_the_affinity(
+def test_available_cpus_is_the_affinity_limited_by_the_quota(
     cpu_max: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounded down, at least one, and never more than the process may run on."""
+    """Rounded down, at least 1, and at most the CPUs in the affinity mask."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     path = tmp_path / "cpu.max"
     if cpu_max is not None:
@@ -38,20 +38,20 @@ def test_the_quota_cuts_the_affinity(
 
 
 def niceness(thread: int = 0) -> int:
-    """Of a thread by its number, 0 being the calling one."""
+    """The niceness of a thread by its id; 0 is the calling thread."""
     return os.getpriority(os.PRIO_PROCESS, thread)
 
 
-by_thread = pytest.mark.skipif(sys.platform != "linux", reason="niceness is the process's")
+by_thread = pytest.mark.skipif(sys.platform != "linux", reason="niceness belongs to the process")
 
 
 @by_thread
-def test_a_thread_and_those_it_starts_let_others_go_first() -> None:
-    """And nobody else's priority changes."""
+def test_lower_priority_applies_to_the_thread_and_those_it_starts() -> None:
+    """The priority of other threads does not change."""
     before = niceness()
 
     def compute() -> tuple[int, int]:
-        let_others_go_first()
+        lower_priority()
         with ThreadPoolExecutor(1) as started:
             return niceness(), started.submit(niceness).result()
 
@@ -60,20 +60,20 @@ def test_a_thread_and_those_it_starts_let_others_go_first() -> None:
     assert niceness() == before
 
 
-def test_a_refusal_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a sandbox that does not let priorities be set."""
+def test_lower_priority_ignores_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox may forbid changing priorities."""
 
     def refuse(_: int) -> int:
         raise PermissionError
 
     monkeypatch.setattr(os, "nice", refuse)
-    let_others_go_first()
+    lower_priority()
 
 
 @by_thread
 @pytest.mark.parametrize("on_cpu", [True, False])
-async def test_an_engine_on_a_cpu_lets_others_go_first(on_cpu: bool) -> None:
-    """Its own thread does, where it computes itself; on a GPU there is nobody to wait for."""
+async def test_an_engine_on_a_cpu_has_a_lower_priority(on_cpu: bool) -> None:
+    """The engine's thread computes on a CPU; on a GPU it only launches kernels."""
     async with running(StubRunner(), on_cpu=on_cpu):
         (thread,) = (each for each in threading.enumerate() if each.name == "engine")
         assert thread.native_id is not None
