@@ -1,4 +1,4 @@
-"""Puts the service together."""
+"""Builds the service from its settings."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ logger = logging.getLogger("inference")
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The service, and whether its engine can still produce tokens."""
+    """The running service."""
 
     engine: EngineClient
     servicers: Sequence[Servicer]
 
     async def watch_ready(self, set_ready: SetReady) -> None:
-        """Ready from the start, until the engine breaks."""
+        """Report ready until the engine breaks; then raise EngineError."""
         await set_ready(True)
         await self.engine.wait_broken()
-        logger.error("engine unhealthy, not ready any more")
+        logger.error("engine unhealthy, no longer ready")
         await set_ready(False)
-        # A broken engine does not mend: end, so that the pod is started anew.
+        # A broken engine does not recover: end the process, so that the pod restarts.
         raise EngineError("the engine broke")
 
 
 @asynccontextmanager
 async def application(settings: InferenceSettings) -> AsyncIterator[Application]:
-    """Loads the model, warms it up and yields the service. Raises StartupError."""
+    """Load the model, warm it up and yield the service. Raises StartupError."""
     steps = StepSpans()
     engine = await _engine(settings, steps)
     try:
@@ -67,8 +67,8 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
             max_messages_per_second=settings.max_messages_per_second,
         )
 
-    # Imported here: the fake model needs no torch, and torch takes seconds. What it makes stays,
-    # so looking for garbage meanwhile is a quarter of a second for nothing.
+    # Imported here, because the fake model needs no torch, and importing torch takes seconds. The
+    # objects that an import makes stay alive, so garbage collection would waste 0.25 s.
     gc.disable()
     from inference.engine.engine_thread import AsyncEngine
     from inference.model.loading import EngineOptions, load_engine, uses_gpu

@@ -1,4 +1,4 @@
-"""What the inference service can be told."""
+"""Settings of the inference service."""
 
 from __future__ import annotations
 
@@ -13,80 +13,117 @@ from mesh.process.settings import Address, ServiceSettings
 
 
 class InferenceSettings(ServiceSettings):
-    """Variables `INFERENCE_…` and the flags of the same names."""
+    """Read from the variables `INFERENCE_…` and the flags of the same names."""
 
     model_config = SettingsConfigDict(env_prefix="INFERENCE_")
 
-    listen: Address = Field("127.0.0.1:50053", description="Address to serve on, HOST:PORT.")
+    listen: Address = Field("127.0.0.1:50053", description="Address of the gRPC server, HOST:PORT.")
     model: str = Field(
-        "models/demo", min_length=1, description="Folder or hub id of the model, safetensors only."
+        "models/demo",
+        min_length=1,
+        description="Model to serve: a folder or a Hugging Face hub id, with safetensors weights.",
     )
     model_name: str = Field(
-        "", description="Name that clients ask for; empty: the folder's name or the hub id."
+        "",
+        description="Name under which clients request the model. Empty: the folder's name, or the "
+        "hub id.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where to run; auto takes a GPU if there is one."
+        "auto", description="Device that runs the model. auto: a GPU if there is one, else the CPU."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = Field(
         "auto",
-        description="Type of the weights; auto takes the model's own. int8 (on CPUs) and fp8 (on "
-        "GPUs since Ada and Hopper) quantise at load.",
+        description="Type of the weights. auto: the type in the model's files. int8 (CPU) and fp8 "
+        "(GPU, from Ada and Hopper on) quantise at load, for less memory and faster decoding.",
     )
     kernels: Literal["auto", "native", "triton", "torch"] = Field(
         "auto",
-        description="What computes. auto takes native on a CPU that has AVX-512 or AVX2, triton on "
-        "a GPU, and torch where these cannot.",
+        description="Implementation of the model's operations. auto: native on a CPU with AVX2 or "
+        "AVX-512, triton on a GPU, else torch. Set torch to rule out the other kernels when "
+        "debugging.",
     )
     cuda_graphs: bool = Field(
-        True, description="Capture decode steps on a GPU: longer to load, faster steps."
+        True,
+        description="Capture decode steps as CUDA graphs: faster steps, longer start, more memory. "
+        "No effect on a CPU. Turn off if capturing fails.",
     )
     batch_invariance: Invariance = Field(
         Invariance.SEEDED,
-        description="Whose tokens do not depend on what else runs on a GPU: of requests with a "
-        "seed, of all, or of none. Large steps with them are slower. On CPUs it changes nothing.",
+        description="Requests whose tokens on a GPU do not depend on what else is in the batch: "
+        "those with a seed, all, or none. Large steps with such requests are slower. No effect on "
+        "a CPU, where this always holds.",
     )
-    max_num_seqs: int = Field(64, ge=1, le=4096, description="Most sequences in a batch.")
+    max_num_seqs: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="Most sequences that run at once. Raise it for throughput, lower it for a "
+        "shorter inter-token latency.",
+    )
     max_num_waiting: int = Field(
-        256, ge=0, description="Most sequences that may wait for a place; beyond it: refused."
+        256,
+        ge=0,
+        description="Most sequences in the waiting queue; further ones are refused as overloaded.",
     )
     max_num_batched_tokens: int = Field(
-        2048, ge=16, description="Most tokens in a step; longer prompts are cut into pieces."
+        2048,
+        ge=16,
+        description="Token budget of a step. Longer prompts are computed in several steps (chunked "
+        "prefill). Lower it if long prompts delay running streams too much.",
     )
     max_context: int = Field(
-        0, ge=0, description="Most tokens of prompt and completion; 0: what the model was made for."
+        0,
+        ge=0,
+        description="Most tokens of prompt and completion together. 0: the model's own limit. "
+        "Lower it to save memory.",
     )
-    block_size: int = Field(16, ge=1, le=256, description="Tokens in a block of the KV cache.")
+    block_size: int = Field(
+        16, ge=1, le=256, description="Tokens per block of the KV cache. Rarely needs a change."
+    )
     kv_cache_tokens: int = Field(
-        0, ge=0, description="Tokens the KV cache has room for; 0: sized from the free memory."
+        0,
+        ge=0,
+        description="Size of the KV cache in tokens. 0: as many as fit into the free memory.",
     )
     threads: int = Field(
-        0, ge=0, description="Threads of the forward pass on a CPU; 0: what the quota gives."
+        0,
+        ge=0,
+        description="Threads of the forward pass on a CPU. 0: the CPUs of the container's quota.",
     )
     max_messages_per_second: float = Field(
         1250.0,
         ge=0,
-        description="Most messages with tokens that leave in a second; with many streams each "
-        "carries more tokens instead. 0: one for each step of each stream.",
+        description="Most messages with tokens per second, of all streams together. Above it, "
+        "messages carry several tokens, which saves CPU at every hop. 0: no limit, one message per "
+        "stream and step.",
     )
     traced_steps: int = Field(
-        64, ge=0, description="One engine step in so many has a span of its own; 0: none."
+        64,
+        ge=0,
+        description="Record a trace span for every n-th engine step, if a trace exporter is "
+        "configured. 0: none.",
     )
     num_speculative_tokens: int = Field(
         8,
         ge=0,
         le=64,
-        description="Most next tokens of a sequence to guess from what it says already; 0: none.",
+        description="Most speculative tokens per sequence and step, proposed by prompt lookup "
+        "(n-gram matching). It does not change the tokens. 0: no speculative decoding.",
     )
     fake_model: bool = Field(
-        False, description="Serve made-up ids instead of a model, for tests and benchmarks only."
+        False,
+        description="Serve generated ids instead of a model. For tests and benchmarks only.",
     )
     fake_tokens_per_second: float = Field(
-        0.0, ge=0, description="Pace of a fake stream; 0: as fast as the caller reads."
+        0.0,
+        ge=0,
+        description="Tokens per second of each stream of the fake model. 0: as fast as the client "
+        "reads.",
     )
 
     @property
     def served_name(self) -> str:
-        """The name that clients ask for."""
+        """The name under which clients request the model."""
         if self.model_name:
             return self.model_name
         is_folder = self.model.startswith((".", "/", "~")) or Path(self.model).is_dir()

@@ -1,1 +1,4 @@
-"""The engine: its loop, its thread, the streams of its consumers."""
+"""The engine: its interface, its step loop and thread, admission, and the consumers' streams.
+
+Policy is in `inference.scheduler`, tensors in `inference.runner`.
+"""

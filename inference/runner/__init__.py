@@ -1,1 +1,4 @@
-"""Runs a scheduled batch on the device: input tensors, forward pass, sampling."""
+"""Runs a planned step on the device: input tensors, forward pass, CUDA graphs.
+
+The model is in `inference.model`, the sampler in `inference.sampling`.
+"""

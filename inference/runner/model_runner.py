@@ -124,10 +124,11 @@ def _overlapped_step(plan: SchedulerOutput, token_ids: Tensor, is_invariant: boo
     """One token of each sequence, from the tokens that the previous step samples on the device."""
     assert plan.previous_indices is not None, "the plan continues no step"
     # A sequence with no sampled token is about to end, so any id will do.
-    drawn = token_ids.clamp(min=0)
+    device_token_ids = token_ids.clamp(min=0)
     num_rows = len(plan.scheduled)
     if len(plan.previous_indices) != len(token_ids):
-        drawn = drawn[to_device(np.array(plan.previous_indices), drawn.device)]
+        indices = to_device(np.array(plan.previous_indices), token_ids.device)
+        device_token_ids = device_token_ids[indices]
     sequences = plan.sequences
     return Step(
         token_ids=[0] * num_rows,
@@ -135,7 +136,7 @@ def _overlapped_step(plan: SchedulerOutput, token_ids: Tensor, is_invariant: boo
         begins=list(range(num_rows + 1)),
         block_tables=[sequence.block_table for sequence in sequences],
         outputs=list(range(num_rows)),
-        drawn=drawn,
+        device_token_ids=device_token_ids,
         is_invariant=is_invariant,
     )
 

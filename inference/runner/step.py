@@ -26,7 +26,7 @@ class Step:
     """For each sequence: its blocks, at least for the tokens up to its last row."""
     outputs: list[int]
     """Rows whose logits are computed, ascending."""
-    drawn: Tensor | None = None
+    device_token_ids: Tensor | None = None
     """[num_tokens] int64 ids on the device, in place of `token_ids`, in an overlapped step."""
     is_invariant: bool = False
     """Whether to use kernels whose results do not depend on the rest of the batch."""
@@ -40,7 +40,9 @@ class Step:
         return self.positions[self.begins[sequence + 1] - 1] + 1
 
 
-def pack(sequences: abc.Sequence[tuple[int, abc.Sequence[int]]], block_size: int, *, outputs: bool) -> Step:
+def pack(
+    sequences: abc.Sequence[tuple[int, abc.Sequence[int]]], block_size: int, *, outputs: bool
+) -> Step:
     """Make a step of sequences whose blocks are consecutive, for a separate cache.
 
     `sequences`: for each, the number of tokens that it already has, and the tokens to compute.

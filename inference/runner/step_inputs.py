@@ -79,8 +79,8 @@ def make_inputs(step: Step, block_size: int, device: torch.device) -> StepInputs
     packed = to_device(np.concatenate([*fields, tables.ravel()]), device)
     *parts, flat_tables = torch.split(packed, [*map(len, fields), tables.size])
     token_ids, on_device, slots, row_begins, lengths, outputs = parts
-    if step.drawn is not None:
-        token_ids = step.drawn.int()
+    if step.device_token_ids is not None:
+        token_ids = step.device_token_ids.int()
     longest = int(contexts[:num_decodes].max(initial=0))
     return StepInputs(
         token_ids=token_ids,

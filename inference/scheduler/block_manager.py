@@ -1,13 +1,13 @@
-"""Who holds which block of the KV cache.
+"""Allocation of the KV cache's blocks to sequences, and the prefix cache.
 
 A block is in exactly one of three places:
 
-    free ──allocate──▶ used (ref_count > 0) ──free──▶ free      where its content has no hash
-                          ▲                    └────▶ cached    where it has: still reusable
+    free ──allocate──▶ used (ref_count > 0) ──free──▶ free      without a hash
+                          ▲                    └────▶ cached    with a hash: still reusable
                           └──── prefix hit ◀──────────┘
     cached ──evicted, least recently used first──▶ used
 
-Ids only: the tensors behind them belong to the KV cache. Every operation is O(1) per block.
+Handles ids only; the KV cache has the tensors. Every operation is O(1) per block.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _SEEDED_ROOT_HASH = b"seeded"
 
 
 class IntegrityError(RuntimeError):
-    """The block manager's books do not add up: a bug, never a client's fault."""
+    """The accounting of the blocks is inconsistent, which is a bug."""
 
 
 class BlockManager:
     """Allocates KV blocks to sequences, with reference counts and a prefix cache.
 
-    A full block whose KV is computed is known by a chained hash of its token ids and all ids
-    before them, so that a later sequence with the same beginning takes the block as it is.
-    Sequences never write into a block they share: only full blocks are shared.
+    A full, computed block is identified by a chained hash of its token ids and all ids before them,
+    so that a later sequence with the same prefix reuses the block. Only full blocks are shared, so
+    a sequence never writes into a shared block.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class BlockManager:
         enable_prefix_cache: bool = True,
         separates_seeded: bool = False,
     ) -> None:
-        """`separates_seeded`: no seeded sequence takes blocks that another one computed."""
+        """`separates_seeded`: seeded sequences share blocks with seeded sequences only."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._enable_prefix_cache = enable_prefix_cache
@@ -55,11 +55,11 @@ class BlockManager:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._announced: Counter[bytes] = Counter()
-        """Blocks that live sequences are computing, by the hash that each is going to have."""
+        """Number of live sequences that are computing each block, by its future hash."""
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be allocated, cached ones included."""
+        """Blocks that can be allocated, including cached ones."""
         return len(self._free) + len(self._cached)
 
     @property
@@ -68,17 +68,18 @@ class BlockManager:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens whose KV a new sequence could reuse."""
+        """Tokens in the prefix cache."""
         return len(self._block_by_hash) * self.block_size
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
     def allocate(self, sequence: Sequence, *, num_reserved_blocks: int = 0) -> bool:
-        """Give a sequence blocks for all its tokens, cached ones first; False if too few are left.
+        """Allocate blocks for all tokens of a sequence, cached ones first; False if too few.
 
-        Sets `num_computed_tokens` to what the prefix cache held. At least one token is left to
-        compute, because its logits are needed. Changes nothing where it returns False.
+        Sets `num_computed_tokens` to the tokens that the prefix cache had; at least one token is
+        left to compute, because its logits are needed. `num_reserved_blocks` must stay free.
+        Changes nothing if it returns False.
         """
         assert not sequence.block_table, f"{sequence!r} already has blocks"
         hits = self._find_cached(sequence)
@@ -96,9 +97,9 @@ class BlockManager:
         return True
 
     def is_worth_waiting(self, sequence: Sequence) -> bool:
-        """Whether others are computing at least half of what the sequence would have to.
+        """Whether running sequences are computing at least half of the blocks that it needs.
 
-        They hold blocks, so they run, and each step brings the blocks nearer.
+        Then it is cheaper to wait until these blocks are in the prefix cache.
         """
         if not self._announced or sequence.awaits_prompt_logprobs:
             return False
@@ -112,9 +113,9 @@ class BlockManager:
         return 2 * sum(1 for _ in coming) >= num_missing
 
     def extend(self, sequence: Sequence, num_ahead: int = 0) -> bool:
-        """Make room for the sequence's last token and so many more, at most a block's worth.
+        """Ensure a block for the last token and `num_ahead` more, at most a block's size.
 
-        False if a block is needed and none is left.
+        False if a block is needed and none is free.
         """
         if len(sequence.block_table) * self.block_size >= sequence.num_tokens + num_ahead:
             return True
@@ -124,9 +125,9 @@ class BlockManager:
         return True
 
     def room_for_drafts(self, sequence: Sequence, most: int, *, num_reserved_blocks: int) -> int:
-        """Make room for up to `most` tokens behind the last one; returns for how many there is.
+        """Allocate blocks for up to `most` draft tokens; returns how many of them have room.
 
-        Leaves `num_reserved_blocks` free: a guess is not worth a block that another one needs.
+        Leaves `num_reserved_blocks` free for tokens that are certain.
         """
         num_blocks = self.num_blocks_for(sequence.num_tokens + most) - len(sequence.block_table)
         num_spare = max(0, self.num_free_blocks - num_reserved_blocks)
@@ -134,7 +135,7 @@ class BlockManager:
         return min(most, len(sequence.block_table) * self.block_size - sequence.num_tokens)
 
     def commit(self, sequence: Sequence) -> None:
-        """Offer the sequence's full, computed blocks to the prefix cache; call after a step."""
+        """Add the sequence's full, computed blocks to the prefix cache; call after a step."""
         if not self._enable_prefix_cache:
             return
         num_full_blocks = sequence.num_computed_tokens // self.block_size
@@ -144,16 +145,16 @@ class BlockManager:
         self._withdraw(sequence, num_full_blocks)
         for index in range(sequence.num_committed_blocks, num_full_blocks):
             block, block_hash = sequence.block_table[index], sequence.block_hashes[index]
-            # Two sequences may have computed the same block side by side; the first one stays.
+            # Two sequences may have computed the same block at once; the first one is kept.
             if block_hash not in self._block_by_hash:
                 self._block_by_hash[block_hash] = block
                 self._hashes[block] = block_hash
         sequence.num_committed_blocks = num_full_blocks
 
     def free(self, sequence: Sequence, *, forget: bool = False) -> None:
-        """Take back all blocks of a sequence; with `forget`, their content is not reused.
+        """Free all blocks of a sequence; with `forget`, remove them from the prefix cache.
 
-        A no-op for a sequence without blocks.
+        Does nothing for a sequence without blocks.
         """
         self._withdraw(sequence, sequence.num_announced_blocks)
         # Last block first, so that a prefix is evicted from its end and stays usable.
@@ -172,7 +173,7 @@ class BlockManager:
         sequence.num_announced_blocks = 0
 
     def exclusive_blocks(self, sequences: Iterable[Sequence]) -> list[int]:
-        """The blocks of these sequences that nobody else holds."""
+        """The blocks of these sequences that no other sequence holds."""
         return [
             block
             for sequence in sequences
@@ -181,9 +182,10 @@ class BlockManager:
         ]
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Raise `IntegrityError` unless the books match the block tables of all live sequences.
+        """Raise `IntegrityError` unless the accounting matches the block tables of `sequences`.
 
-        A GPU's cache has tens of thousands of blocks: what is done for each is done in C.
+        `sequences` are all live ones. Loops over all blocks run in C: a GPU's cache has tens of
+        thousands.
         """
         sequences = list(sequences)
         used = Counter(block for sequence in sequences for block in sequence.block_table)
@@ -205,10 +207,10 @@ class BlockManager:
         if not free.isdisjoint(self._block_by_hash.values()):
             raise IntegrityError("a free block has a hash")
         if any(self._hashes[block] != key for key, block in self._block_by_hash.items()):
-            raise IntegrityError("the prefix cache names a block that holds something else")
+            raise IntegrityError("the prefix cache has a block under a wrong hash")
         announced = Counter(key for sequence in sequences for key in _announced_by(sequence))
         if announced != self._announced:
-            raise IntegrityError("blocks are announced that nobody computes")
+            raise IntegrityError("blocks are announced that no sequence computes")
         if self.num_blocks - self._hashes.count(None) != len(self._block_by_hash):
             raise IntegrityError("a hashed block is missing from the prefix cache")
 
@@ -217,9 +219,9 @@ class BlockManager:
             return []
         num_full_blocks = (sequence.num_tokens - 1) // self.block_size
         if sequence.awaits_prompt_logprobs:
-            # Their logits are to be computed: only what has told its own already may be skipped.
-            told = len(sequence.prompt_logprobs or ())
-            num_full_blocks = min(num_full_blocks, told // self.block_size)
+            # The missing log probabilities need logits, so those positions must be computed.
+            num_given = len(sequence.prompt_logprobs or ())
+            num_full_blocks = min(num_full_blocks, num_given // self.block_size)
         hits: list[int] = []
         for index in range(num_full_blocks):
             self._extend_hashes(sequence, index + 1)
@@ -230,14 +232,14 @@ class BlockManager:
         return hits
 
     def _announce(self, sequence: Sequence) -> None:
-        """Let it be known which blocks the sequence is about to compute."""
+        """Register the blocks that the sequence is about to compute."""
         if self._enable_prefix_cache:
             sequence.num_announced_blocks = sequence.num_tokens // self.block_size
             self._extend_hashes(sequence, sequence.num_announced_blocks)
             self._announced.update(_announced_by(sequence))
 
     def _withdraw(self, sequence: Sequence, end: int) -> None:
-        """Take back what was announced of blocks before `end`, which are computed or given up."""
+        """Unregister the announced blocks before `end`: they are computed or abandoned."""
         for block_hash in _announced_by(sequence, end):
             self._announced[block_hash] -= 1
             if not self._announced[block_hash]:
@@ -249,7 +251,7 @@ class BlockManager:
             start = index * self.block_size
             ids = sequence.token_ids[start : start + self.block_size].tobytes()
             parent = hashes[-1] if hashes else self._root(sequence)
-            # Cryptographic: a collision would show one client's context to another.
+            # A cryptographic hash: a collision would expose one client's context to another.
             hashes.append(blake2b(parent + ids, digest_size=_HASH_BYTES).digest())
 
     def _root(self, sequence: Sequence) -> bytes:

@@ -1,1 +1,1 @@
-"""Decode steps captured as CUDA graphs."""
+"""Decode steps captured as CUDA graphs: the model wrapper, its buffers and the capture."""

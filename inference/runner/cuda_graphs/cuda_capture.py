@@ -1,4 +1,4 @@
-"""Captures what a function does on the GPU as a CUDA graph."""
+"""Captures the GPU work of a function as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from inference.engine.errors import ModelLoadError
 
 
 class CudaCapture:
-    """Implements `Capture`; all graphs of one object share their memory, so one runs at a time.
+    """Implements `Capture`. All graphs of one object share a memory pool: one runs at a time.
 
-    Raises ModelLoadError where something cannot be captured.
+    Raises ModelLoadError if the work cannot be captured.
     """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        # Once before, aside: kernels are compiled and workspaces made, which no graph may hold.
+        # Run once on a side stream: compiling kernels and allocating workspaces cannot be captured.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -32,7 +32,7 @@ class CudaCapture:
                 result = compute()
         except RuntimeError as error:
             raise ModelLoadError(
-                f"steps cannot be captured: {error}; INFERENCE_CUDA_GRAPHS=false does without"
+                f"steps cannot be captured: {error}; set INFERENCE_CUDA_GRAPHS=false to run without"
             ) from error
 
         def replay() -> Tensor:

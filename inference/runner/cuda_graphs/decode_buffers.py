@@ -1,7 +1,7 @@
-"""A step's tensors at addresses that stay, for graphs that were captured with them.
+"""Buffers at fixed addresses for a step's tensors, as CUDA graphs require.
 
-Each row of a step is a sequence of its own here: a token, how many tokens it sees, and the blocks
-that they are in. So drafts, which are several rows of a sequence, have the shape of decoding too.
+Each row of a step is a separate sequence here: a token, its context length and its block table. So
+a sequence with draft tokens, which has several rows, has the shape of a decode too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _TOKEN_IDS, _POSITIONS, _SLOTS, _CONTEXTS = range(4)
 
 
 class DecodeBuffers:
-    """Room for the inputs of up to `max_num_rows` rows.
+    """Buffers for the inputs of up to `max_num_rows` rows.
 
-    What a step leaves free is filled up with rows that see one token, which is written to the
-    cache's scrap block and read from there: finite numbers that nobody asks for.
+    Unused rows have a context of one token in the cache's scrap block: they compute finite numbers,
+    and their results are discarded.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class DecodeBuffers:
         self._tables[:, 0] = self._scrap
 
     def inputs(self, size: int) -> StepInputs:
-        """The tensors of a step of `size` rows: views, which `fill` writes to."""
+        """The tensors of a step of `size` rows: views of the buffers that `fill` writes."""
         return StepInputs(
             token_ids=self._fields[_TOKEN_IDS, :size],
             positions=self._fields[_POSITIONS, :size],
@@ -55,9 +55,9 @@ class DecodeBuffers:
         )
 
     def fill(self, step: Step, size: int) -> None:
-        """Puts a step of at most `size` rows where `inputs(size)` looks.
+        """Copy a step of at most `size` rows into the buffers of `inputs(size)`.
 
-        One copy from the host, which nobody waits for, and two on the device.
+        One asynchronous copy from the host, and two on the device.
         """
         num_rows = len(step.token_ids)
         positions = np.array(step.positions, dtype=np.int32)
@@ -76,11 +76,11 @@ class DecodeBuffers:
         packed = to_device(np.concatenate([fields.ravel(), tables.ravel()]), self._device)
         self._fields[:, :size].copy_(packed[: fields.size].view(fields.shape))
         self._tables[:size, :width].copy_(packed[fields.size :].view(tables.shape))
-        if step.drawn is not None:
-            self._fields[_TOKEN_IDS, :num_rows].copy_(step.drawn)
+        if step.device_token_ids is not None:
+            self._fields[_TOKEN_IDS, :num_rows].copy_(step.device_token_ids)
 
 
 def batch_sizes(most: int) -> list[int]:
-    """Numbers of rows that are captured, ascending: ever further apart, and at last the most."""
+    """The numbers of rows that are captured, ascending, with growing distances up to `most`."""
     steps = (range(8, 64, 8), range(64, 256, 16), range(256, most, 32))
     return [*(size for size in chain((1, 2, 4), *steps) if size < most), most]

@@ -1,4 +1,4 @@
-"""A model whose small steps are captured: the host starts one graph instead of many kernels."""
+"""A model whose small steps are CUDA graphs: the host launches one graph, not many kernels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from inference.runner.step import Step
 
 Replay = Callable[[], Tensor]
 Capture = Callable[[Callable[[], Tensor]], Replay]
-"""Records what a function does on the device; what it gives back does the same again.
+"""Captures the device work of a function; the returned function replays it.
 
-The function's tensors stay where they are, and its result is the same tensor each time.
+The function's tensors must stay at their addresses. Each replay returns the same tensor.
 """
 
 
 MAX_ROWS_EACH = 16
-"""Of a sequence in a captured step: drafts. Each of them reads its keys and values anew."""
+"""Most rows of a sequence, which has drafts, in a captured step: each row reads all its keys and
+values again."""
 
 
 class GraphedModel:
-    """Implements `Model`. A step with a longer piece of a prompt runs as it always does."""
+    """Implements `Model`. Steps with longer chunks of prompts run without a graph."""
 
     def __init__(
         self,
@@ -42,9 +43,9 @@ class GraphedModel:
         capture: Capture,
         kinds: Collection[bool] = (False,),
     ) -> None:
-        """Captures a graph for each of `batch_sizes`; only steps on this `cache` can use them.
+        """Capture a graph for each of `batch_sizes`; they work on this `cache` only.
 
-        `kinds` says which steps there will be: invariant ones, others, or both.
+        `kinds`: whether steps are batch-invariant, from `Invariance.kinds`.
         """
         self.model = model
         self.config = model.config
@@ -59,13 +60,13 @@ class GraphedModel:
         self._sizes = batch_sizes(max_num_rows)
         self._replays: dict[tuple[bool, int], Replay] = {}
         with torch.inference_mode():
-            # The largest first: what it frees of the memory that they share, the others take.
+            # The largest first: the others reuse the memory that it frees in the shared pool.
             for size, kind in product(reversed(self._sizes), kinds):
                 states = partial(model.states, self._buffers.inputs(size), cache, is_invariant=kind)
                 self._replays[kind, size] = capture(states)
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
-        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        """Return logits [len(step.outputs), vocab_size] in float32; None if `outputs` is empty."""
         if cache is not self._cache or not self._serves(step):
             return self.model.compute(step, cache)
         self.num_replayed_steps += 1
@@ -75,15 +76,15 @@ class GraphedModel:
         states = self._replays[step.is_invariant, size]()[:num_rows]
         if len(step.outputs) < num_rows:
             states = states[to_device(np.array(step.outputs), self.device)]
-        # Not captured: the logits of every batch size would need memory of their own.
+        # Not captured: each batch size would need separate memory for its logits.
         return self.model.logits(states, is_invariant=step.is_invariant)
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
-        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        """Return the last hidden states [num_tokens, hidden_size] of all rows."""
         return self.model.hidden(step, cache)
 
     def _serves(self, step: Step) -> bool:
-        """Whether it is small enough, and something is wanted of it."""
+        """Whether a captured graph can run the step."""
         if not step.outputs or len(step.token_ids) > self._sizes[-1]:
             return False
         return max(end - begin for begin, end in pairwise(step.begins)) <= MAX_ROWS_EACH
