@@ -1,0 +1,1 @@
+"""Chaos tests: killed processes, broken connections, stalled clients, rolling restarts."""

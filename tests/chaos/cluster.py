@@ -1,4 +1,4 @@
-"""Many real processes: each service as often as wanted, killed and restarted one by one."""
+"""Runs several processes of each service, which tests can kill and restart."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.chaos.proxy import Proxy
 from tests.e2e.support.stack import ROOT, free_ports
 
 READY_SECONDS = 300.0
-"""Several engines load at once, on a machine that may be busy."""
+"""Time to start several engines at once, on a busy machine."""
 
 FAKE = {
     "INFERENCE_FAKE_MODEL": "true",
     "INFERENCE_MODEL_NAME": "demo",
     "INFERENCE_FAKE_TOKENS_PER_SECOND": "100",
 }
-"""Engines that make their ids up, for work on these tests themselves: they start in a second."""
+"""Settings of the fake engine, which starts in a second; for work on these tests themselves."""
 
 SERVICES = ("tokenizer", "inference", "orchestrator", "gateway")
 
 
 class Node:
-    """One process, at an address that it keeps over restarts."""
+    """One process; it keeps its address over restarts."""
 
     def __init__(
         self, service: str, address: str, environment: Mapping[str, str], log: Path
@@ -42,7 +42,7 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the process; it need not be ready yet."""
+        """Starts the process without waiting until it is ready."""
         command = [sys.executable, "-m", self.service, "--listen", self.address]
         command += ["--metrics-listen", "127.0.0.1:0"]
         with self.log.open("ab") as log:
@@ -56,24 +56,24 @@ class Node:
         return self.process is not None and self.process.poll() is None
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal, if there is anybody to get it."""
+        """Sends a signal if the process runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
     def wait(self, timeout: float = 60.0) -> int:
-        """The exit code."""
+        """Waits for the process to exit; returns the exit code."""
         assert self.process is not None, "never started"
         return self.process.wait(timeout)
 
     def end(self) -> None:
-        """Ends it whatever state it is in."""
+        """Kills the process in any state and reaps it."""
         self.send(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
 
 
 class Cluster:
-    """Nodes that know one another. The addresses behind can be replaced by proxies'."""
+    """All nodes, configured with each other's addresses or with those of proxies."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Cluster:
         settings: Mapping[str, str] | None = None,
         routes: Mapping[str, str] | None = None,
     ) -> None:
-        """`routes`: by service, where its callers look for it instead of at its nodes."""
+        """`routes` replaces a service's addresses for its clients, for example by proxies."""
         names = [service for service in SERVICES for _ in range(numbers.get(service, 1))]
         ports = free_ports(len(names))
         addresses = [f"127.0.0.1:{port}" for port in ports]
@@ -91,17 +91,17 @@ class Cluster:
             service: [a for name, a in zip(names, addresses, strict=True) if name == service]
             for service in SERVICES
         }
-        given = routes or {}
+        routes = routes or {}
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("OTEL_")},
             "TOKENIZER_MODEL": str(ROOT / "models" / "demo"),
             "INFERENCE_MODEL": str(ROOT / "models" / "demo"),
             "INFERENCE_THREADS": "1",
             "INFERENCE_KV_CACHE_TOKENS": "65536",
-            "ORCHESTRATOR_HOST": given.get("orchestrator") or ",".join(by_service["orchestrator"]),
-            "TOKENIZER_HOST": given.get("tokenizer") or ",".join(by_service["tokenizer"]),
-            "INFERENCE_HOST": given.get("inference") or ",".join(by_service["inference"]),
-            # gRPC tells of every connection that ends, and here many do.
+            "ORCHESTRATOR_HOST": routes.get("orchestrator") or ",".join(by_service["orchestrator"]),
+            "TOKENIZER_HOST": routes.get("tokenizer") or ",".join(by_service["tokenizer"]),
+            "INFERENCE_HOST": routes.get("inference") or ",".join(by_service["inference"]),
+            # gRPC logs every lost connection, of which there are many here.
             "GRPC_VERBOSITY": "NONE",
             **(FAKE if os.environ.get("CHAOS_FAKE_MODEL") else {}),
             **(settings or {}),
@@ -117,20 +117,20 @@ class Cluster:
 
     @property
     def urls(self) -> list[str]:
-        """Where the gateways answer."""
+        """URLs of the gateways."""
         return [f"http://{node.address}" for node in self.of("gateway")]
 
     def wait_ready(self, timeout: float = READY_SECONDS) -> None:
-        """Returns once every gateway says that it is ready; fails with the logs."""
+        """Waits until every gateway is ready; fails with the logs."""
         end = time.monotonic() + timeout
         for url in self.urls:
             while not _is_ready(url):
                 if time.monotonic() > end:
-                    raise AssertionError(f"never ready:\n{self.logs()}")
+                    raise AssertionError(f"the cluster is not ready:\n{self.logs()}")
                 time.sleep(0.1)
 
     def logs(self) -> str:
-        """The last lines of every node."""
+        """The last lines of every node's log."""
         texts = [(node.log.name, node.log.read_text()[-2000:]) for node in self.nodes]
         return "\n".join(f"--- {name}\n{text}" for name, text in texts)
 
@@ -143,9 +143,9 @@ def running_cluster(
     routes: Mapping[str, str] | None = None,
     proxies: Sequence[Proxy] = (),
 ) -> Iterator[Cluster]:
-    """A cluster that is ready; every process is ended with the block.
+    """Yields a ready cluster; kills every process at the end.
 
-    `proxies` are told which engine each stands before.
+    Sets the target of each proxy in `proxies` to one engine.
     """
     cluster = Cluster(folder, numbers, settings, routes)
     for proxy, node in zip(proxies, cluster.of("inference"), strict=False):

@@ -1,4 +1,4 @@
-"""Everything here starts many processes and breaks them."""
+"""Marks the chaos tests, which start many processes and inject faults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of it is slow."""
+    """Marks every test in this folder as `e2e` and `slow`."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)

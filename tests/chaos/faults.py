@@ -1,4 +1,4 @@
-"""Faults, chosen by a seed before anything runs, so that a seed replays them."""
+"""Plans of random faults: the same seed gives the same plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.chaos.proxy import Proxy
 from tests.e2e.support.stack import ROOT
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
-"""Debian's package `faketime`. Where it is missing, no clock jumps."""
+"""Library of Debian's package `faketime`; without it, clock jumps are skipped."""
 
 KINDS = ("kill", "stop", "reset", "delay", "garbage", "full_disk", "clock_jump")
 WEIGHTS = (3, 3, 3, 2, 2, 1, 1)
@@ -28,7 +28,7 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 class Fault(NamedTuple):
-    """One fault: when it begins, which process it is for, how long it lasts."""
+    """One fault: its time in seconds, its kind, its process, its duration."""
 
     at: float
     kind: str
@@ -44,29 +44,29 @@ class Fault(NamedTuple):
 
 
 def plan(seed: int, seconds: float, numbers: dict[str, int]) -> list[Fault]:
-    """The faults of a seed, in order; the same seed gives the same."""
-    order = random.Random(seed)
+    """The faults for a seed, ordered by time; the same seed gives the same faults."""
+    rng = random.Random(seed)
     faults: list[Fault] = []
     at = 1.0
     while at < seconds:
-        [kind] = order.choices(KINDS, WEIGHTS)
+        [kind] = rng.choices(KINDS, WEIGHTS)
         services = ["inference"] if kind in ("reset", "delay") else [*numbers, "inference"]
-        service = order.choice(services)
+        service = rng.choice(services)
         fault = Fault(
             at=at,
             kind=kind,
             service=service,
-            number=order.randrange(numbers[service]),
-            seconds=order.uniform(0.3, 3.0),
-            seed=order.randrange(2**31),
+            number=rng.randrange(numbers[service]),
+            seconds=rng.uniform(0.3, 3.0),
+            seed=rng.randrange(2**31),
         )
         faults.append(fault)
-        at += order.uniform(0.5, 3.0)
+        at += rng.uniform(0.5, 3.0)
     return faults
 
 
-class Breaker:
-    """Does what a plan says. At most one process of each service is down or stopped at a time."""
+class FaultInjector:
+    """Injects faults; at most one process of a service is down or stopped at a time."""
 
     def __init__(self, cluster: Cluster, proxies: Sequence[Proxy], index: Path, clock: Path):
         self._cluster = cluster
@@ -77,14 +77,14 @@ class Breaker:
         self.num_done: dict[str, int] = {}
 
     async def run(self, faults: Sequence[Fault]) -> None:
-        """All of them, at their times; returns once each is over and what it broke is repaired."""
+        """Injects all faults at their times; returns when all are over and repaired."""
         began = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as tasks:
             for fault in faults:
                 await asyncio.sleep(began + fault.at - asyncio.get_running_loop().time())
-                tasks.create_task(self._do(fault), name=str(fault))
+                tasks.create_task(self._inject(fault), name=str(fault))
 
-    async def _do(self, fault: Fault) -> None:
+    async def _inject(self, fault: Fault) -> None:
         node = self._cluster.of(fault.service)[fault.number]
         if fault.kind in ("kill", "stop"):
             lock = self._down.setdefault(fault.service, asyncio.Lock())
@@ -99,8 +99,8 @@ class Breaker:
         await asyncio.to_thread(node.wait)
         await asyncio.sleep(fault.seconds / 3)
         node.start()
-        # The next one of this service goes down only when this one is back.
-        await self._back(node)
+        # The service's next fault waits until this process listens again.
+        await self._wait_listening(node)
 
     async def _stop(self, fault: Fault, node: Node) -> None:
         node.send(signal.SIGSTOP)
@@ -117,7 +117,7 @@ class Breaker:
         proxy.delay = 0.0
 
     async def _garbage(self, fault: Fault, node: Node) -> None:
-        """Bytes that are no HTTP, and frames of HTTP/2 that are none."""
+        """Sends random bytes, and random bytes after an HTTP/2 preface."""
         noise = random.Random(fault.seed).randbytes(2000)
         host, _, port = node.address.rpartition(":")
         for preface in (b"", HTTP2_PREFACE):
@@ -133,12 +133,12 @@ class Breaker:
                     writer.close()
 
     async def _full_disk(self, fault: Fault, node: Node) -> None:
-        """The index is updated where no room is left: it must fail and leave the index usable."""
+        """Updates the index on a full disk: the update must fail and leave the index unchanged."""
         before = _contents(self._index)
         folder = self._index.parent / f"documents-{fault.seed}"
         folder.mkdir()
         for number in range(40):
-            text = f"# Document {number}\n\n" + f"Words about the number {number}. " * 400
+            text = f"# Document {number}\n\n" + f"Sentences about the number {number}. " * 400
             (folder / f"{number}.md").write_text(text)
         command = [sys.executable, "-m", "orchestrator.index", str(folder)]
         done = await asyncio.to_thread(
@@ -146,12 +146,12 @@ class Breaker:
             [*command, "--out", str(self._index)],
             cwd=ROOT,
             capture_output=True,
-            preexec_fn=_no_room,
+            preexec_fn=_limit_file_size,
             timeout=120,
         )
-        assert done.returncode != 0, "there was room"
+        assert done.returncode != 0, "the update did not fail"
         assert b"Traceback" not in done.stderr, done.stderr.decode()
-        assert _contents(self._index) == before, "the index was spoiled"
+        assert _contents(self._index) == before, "the index has changed"
 
     async def _clock_jump(self, fault: Fault, node: Node) -> None:
         hours = random.Random(fault.seed).choice([-48, -1, 1, 48])
@@ -159,7 +159,7 @@ class Breaker:
         await asyncio.sleep(fault.seconds)
         self._clock.write_text("+0h\n")
 
-    async def _back(self, node: Node) -> None:
+    async def _wait_listening(self, node: Node) -> None:
         async with asyncio.timeout(300):
             while True:
                 host, _, port = node.address.rpartition(":")
@@ -172,18 +172,18 @@ class Breaker:
 
 
 def _contents(index: Path) -> tuple[str, int, int]:
-    """Whether the file is sound, and what it holds; its bytes may change without that."""
+    """Result of the integrity check, number of documents, number of passages."""
     with closing(sqlite3.connect(index, timeout=30)) as database:
-        [sound] = database.execute("PRAGMA integrity_check").fetchone()
+        [integrity] = database.execute("PRAGMA integrity_check").fetchone()
         [documents] = database.execute("SELECT count(*) FROM documents").fetchone()
         [passages] = database.execute("SELECT count(*) FROM passages").fetchone()
-    return sound, documents, passages
+    return integrity, documents, passages
 
 
-def _no_room() -> None:
-    """In the child: files may grow to this, which is an error then, and not a signal.
+def _limit_file_size() -> None:
+    """Limits the size of files in the child process, so that writes fail with an error.
 
-    Enough to begin with, so that the transaction breaks in the middle.
+    The limit lets the transaction start, so that it fails in the middle.
     """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, 256 * 1024))

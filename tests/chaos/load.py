@@ -1,4 +1,4 @@
-"""Clients that know every answer: greedy text, computed before anything was broken."""
+"""Sends requests under load; greedy answers from before the faults are the expected texts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PROMPTS = tuple(f"{word} is" for word in "Water Light Music Paris Bread Iron Tim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A prompt, and how long the answer is to be."""
+class CompletionRequest:
+    """A prompt and its number of tokens to generate."""
 
     prompt: str
     max_tokens: int
 
     @property
     def body(self) -> dict[str, object]:
-        """As OpenAI's completions take it."""
+        """The body of a request to /v1/completions."""
         return {
             "model": "demo",
             "prompt": self.prompt,
@@ -32,14 +32,14 @@ class Question:
 
 
 @dataclass(kw_only=True)
-class Answer:
-    """What a client got."""
+class CompletionResult:
+    """The response that a client received."""
 
     text: str = ""
     status: int = 0
-    """Of HTTP; 0: no connection."""
+    """HTTP status; 0 without a connection."""
     error: str = ""
-    """In the stream, or of the transport."""
+    """Error message in the stream or of the transport; empty without an error."""
     finish_reason: str = ""
     num_finishes: int = 0
     done: bool = False
@@ -47,76 +47,76 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether it ended as it should, once."""
+        """Whether the stream ended normally, with exactly one finish reason."""
         return self.status == 200 and not self.error and self.done and self.num_finishes == 1
 
 
 @dataclass
 class Oracle:
-    """The right answers."""
+    """The expected texts."""
 
-    texts: dict[Question, str] = field(default_factory=dict)
+    texts: dict[CompletionRequest, str] = field(default_factory=dict)
 
-    async def learn(self, url: str, questions: Sequence[Question]) -> None:
-        """Asks while nothing is broken, twice: the answers must be the same."""
+    async def learn(self, url: str, requests: Sequence[CompletionRequest]) -> None:
+        """Sends each request twice before any fault; both texts must be equal."""
         async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
-            for question in questions:
-                first, second = [await ask(client, question) for _ in range(2)]
+            for request in requests:
+                first, second = [await stream_completion(client, request) for _ in range(2)]
                 assert first.complete, first
                 assert first.text == second.text
                 assert first.text
-                self.texts[question] = first.text
+                self.texts[request] = first.text
 
-    def check(self, question: Question, answer: Answer) -> None:
-        """Fails unless what came is right as far as it goes, and whole if it says so."""
-        right = self.texts[question]
-        assert right.startswith(answer.text), f"{answer.text!r} is not how {right!r} begins"
-        if answer.complete:
-            assert answer.text == right
-        assert answer.num_finishes <= 1
-        assert answer.complete or answer.error or answer.status != 200, f"no true end: {answer}"
+    def check(self, request: CompletionRequest, result: CompletionResult) -> None:
+        """Checks that the text is a prefix of the expected one, and complete or with an error."""
+        expected = self.texts[request]
+        assert expected.startswith(result.text), f"{result.text!r} is no prefix of {expected!r}"
+        if result.complete:
+            assert result.text == expected
+        assert result.num_finishes <= 1
+        assert result.complete or result.error or result.status != 200, f"no valid end: {result}"
 
 
-async def ask(
-    client: httpx.AsyncClient, question: Question, *, started: asyncio.Event | None = None
-) -> Answer:
-    """One streamed completion, to its end; never raises for what the server did."""
-    answer = Answer()
+async def stream_completion(
+    client: httpx.AsyncClient, request: CompletionRequest, *, started: asyncio.Event | None = None
+) -> CompletionResult:
+    """Streams one completion to its end; sets `started` at its first text. Returns errors."""
+    result = CompletionResult()
     try:
-        request = client.build_request(
-            "POST", "/v1/completions", json={**question.body, "stream": True}
+        http_request = client.build_request(
+            "POST", "/v1/completions", json={**request.body, "stream": True}
         )
-        response = await client.send(request, stream=True)
+        response = await client.send(http_request, stream=True)
         try:
-            answer.status = response.status_code
-            if answer.status != 200:
-                answer.error = (await response.aread()).decode()
-                return answer
+            result.status = response.status_code
+            if result.status != 200:
+                result.error = (await response.aread()).decode()
+                return result
             async for line in response.aiter_lines():
-                _take(answer, line)
-                if answer.text and started is not None:
+                _parse_line(result, line)
+                if result.text and started is not None:
                     started.set()
         finally:
             await response.aclose()
     except httpx.TransportError as error:
-        answer.error = f"{type(error).__name__}: {error}"
-    return answer
+        result.error = f"{type(error).__name__}: {error}"
+    return result
 
 
-def _take(answer: Answer, line: str) -> None:
+def _parse_line(result: CompletionResult, line: str) -> None:
     if not line.startswith("data: "):
         return
     data = line.removeprefix("data: ")
-    assert not answer.done, f"{line!r} after [DONE]"
+    assert not result.done, f"{line!r} after [DONE]"
     if data == "[DONE]":
-        answer.done = True
+        result.done = True
         return
     event = json.loads(data)
     if "error" in event:
-        answer.error = event["error"]["message"]
+        result.error = event["error"]["message"]
         return
     for choice in event["choices"]:
-        answer.text += choice["text"]
+        result.text += choice["text"]
         if choice["finish_reason"]:
-            answer.finish_reason = choice["finish_reason"]
-            answer.num_finishes += 1
+            result.finish_reason = choice["finish_reason"]
+            result.num_finishes += 1

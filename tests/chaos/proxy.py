@@ -1,4 +1,4 @@
-"""A small TCP proxy that spoils connections on command."""
+"""A TCP proxy that delays and resets connections on command."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from contextlib import asynccontextmanager, suppress
 
 
 class Proxy:
-    """Listens on an address of its own and forwards to `target`, HOST:PORT."""
+    """Listens on a local port and forwards to `target`, HOST:PORT."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.target = ""
         self.delay = 0.0
-        """Seconds by which each piece is held up, either way."""
+        """Delay in seconds of each read, in both directions."""
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def address(self) -> str:
-        """Where callers connect."""
+        """The proxy's own address, HOST:PORT."""
         return f"127.0.0.1:{self.port}"
 
     def reset(self) -> int:
-        """Breaks every connection with a reset; gives their number."""
+        """Resets all connections (TCP RST); returns their number."""
         writers = list(self._writers)
         for writer in writers:
-            # Lingering for no time makes the close a reset instead of an orderly end.
+            # SO_LINGER with a timeout of 0 makes close() send RST instead of FIN.
             raw = writer.get_extra_info("socket")
             with suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -36,7 +36,7 @@ class Proxy:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
-        """Forwards inside the block."""
+        """Runs the proxy inside the block."""
         server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
         try:
             yield self
@@ -58,7 +58,7 @@ class Proxy:
                 self._pump(reader, up_writer), self._pump(up_reader, writer), return_exceptions=True
             )
         except asyncio.CancelledError:
-            return  # the loop ends; asyncio's own callback would log it as a failure
+            return  # at shutdown; asyncio's callback would log the exception
         finally:
             self._writers -= both
             for each in both:
@@ -66,10 +66,10 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while piece := await reader.read(65536):
+            while data := await reader.read(65536):
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                writer.write(piece)
+                writer.write(data)
                 await writer.drain()
         finally:
             writer.close()

@@ -1,4 +1,4 @@
-"""Clients that do not read, through all four real processes."""
+"""Clients that do not read their streams, through all four processes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ import pytest
 from mesh.rpc.channel import call_unary, open_channel
 from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.chaos.cluster import Cluster, Node, running_cluster
-from tests.chaos.load import Oracle, Question, ask
+from tests.chaos.load import CompletionRequest, Oracle, stream_completion
 
 NUM_STALLED = 8
-QUESTION = Question(prompt="Water is", max_tokens=24)
+REQUEST = CompletionRequest(prompt="Water is", max_tokens=24)
 DEADLINE_SECONDS = 120
 
 MAX_BYTES = 8 * 2**20
-"""What a stalled stream may hold in gateway and orchestrator together. A chunk grows to 1,024
-tokens, which with twenty alternatives each are two megabytes of JSON; as text they are four KiB."""
+"""Maximum memory of a stalled stream in gateway and orchestrator together.
+
+A chunk grows to 1,024 tokens, which are 2 MB of JSON with 20 top logprobs each, and 4 KiB as text.
+"""
 
 pytestmark = pytest.mark.timeout(900)
 
-# With twenty alternatives a token each stream is megabytes: more than sockets hold by themselves.
+# With 20 top logprobs a token, a stream has megabytes, which exceed the sockets' buffers.
 LONG = {
     "model": "demo",
     "messages": [{"role": "user", "content": "Water is"}],
@@ -44,8 +46,8 @@ LONG = {
 
 
 @asynccontextmanager
-async def stalled(cluster: Cluster) -> AsyncIterator[socket.socket]:
-    """A client that asks for a long stream and reads nothing of it."""
+async def stalled_client(cluster: Cluster) -> AsyncIterator[socket.socket]:
+    """Requests a long stream and reads nothing of it."""
     [node] = cluster.of("gateway")
     host, _, port = node.address.rpartition(":")
     body = json.dumps(LONG).encode()
@@ -60,14 +62,14 @@ async def stalled(cluster: Cluster) -> AsyncIterator[socket.socket]:
 
 
 def memory(node: Node) -> int:
-    """Resident bytes of a process."""
+    """Resident set size of a process in bytes."""
     assert node.process is not None
     pages = int(Path(f"/proc/{node.process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def num_streams(cluster: Cluster) -> int:
-    """Streams that the gateway holds now, by its own count."""
+    """Number of active streams, from the gateway's metrics."""
     text = httpx.get(f"{cluster.urls[0]}/metrics", trust_env=False, timeout=10).text
     found = re.search(r"^gateway_num_streams_active (\S+)$", text, re.MULTILINE)
     assert found
@@ -75,21 +77,21 @@ def num_streams(cluster: Cluster) -> int:
 
 
 def num_finished(cluster: Cluster) -> int:
-    """Long generations that have ended in the engine, by its own log."""
+    """Number of long generations that the engine has finished, from its log."""
     log = cluster.of("inference")[0].log.read_text()
     return log.count(f'"completion_tokens": {LONG["max_tokens"]}')
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float) -> None:
-    """Waits for something that other processes do."""
+    """Waits until `condition()` is true; fails after `seconds` with `what` in its message."""
     end = time.monotonic() + seconds
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < end, f"never happened: {what}"
         await asyncio.sleep(0.2)
 
 
-async def engine_is_free(cluster: Cluster) -> None:
-    """The engine has finished all that it was asked for, and holds no block."""
+async def wait_engine_idle(cluster: Cluster) -> None:
+    """Waits until the engine has no sequence; fails if KV blocks are still allocated."""
     channel = open_channel(cluster.of("inference")[0].address)
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
     try:
@@ -104,35 +106,37 @@ async def engine_is_free(cluster: Cluster) -> None:
         await channel.close()
 
 
-async def seconds_of(client: httpx.AsyncClient, oracle: Oracle) -> float:
-    """How long a client that reads waits for its answer, which must be right."""
+async def completion_seconds(client: httpx.AsyncClient, oracle: Oracle) -> float:
+    """Duration of a completion of a client that reads; checks its text."""
     began = time.monotonic()
-    answer = await ask(client, QUESTION)
-    assert answer.complete, answer
-    oracle.check(QUESTION, answer)
+    result = await stream_completion(client, REQUEST)
+    assert result.complete, result
+    oracle.check(REQUEST, result)
     return time.monotonic() - began
 
 
-async def test_who_does_not_read_holds_only_its_own_request(tmp_path: Path) -> None:
-    """The engine finishes their sequences and goes on; others are served; memory stays flat."""
+async def test_a_stalled_client_affects_only_its_own_request(tmp_path: Path) -> None:
+    """The engine finishes the sequences, other clients are served, and memory does not grow."""
     settings = {"GATEWAY_REQUEST_TIMEOUT_SECONDS": str(DEADLINE_SECONDS)}
     with running_cluster(tmp_path, {}, settings) as cluster:
         oracle = Oracle()
-        await oracle.learn(cluster.urls[0], [QUESTION])
+        await oracle.learn(cluster.urls[0], [REQUEST])
         relays = [*cluster.of("gateway"), *cluster.of("orchestrator")]
         async with httpx.AsyncClient(
             base_url=cluster.urls[0], timeout=DEADLINE_SECONDS, trust_env=False
         ) as client:
-            alone = min([await seconds_of(client, oracle) for _ in range(3)])
+            alone = min([await completion_seconds(client, oracle) for _ in range(3)])
             before = sum(map(memory, relays))
-            clients = [stalled(cluster) for _ in range(NUM_STALLED)]
+            clients = [stalled_client(cluster) for _ in range(NUM_STALLED)]
             for each in clients:
                 await each.__aenter__()
-            await until(lambda: num_finished(cluster) >= NUM_STALLED, "they end in the engine", 300)
-            # By policy the engine finishes a sequence whose client does not read: its tokens wait
-            # as one chunk, and its place and its blocks are free for others.
-            await engine_is_free(cluster)
-            beside = min([await seconds_of(client, oracle) for _ in range(3)])
+            await until(
+                lambda: num_finished(cluster) >= NUM_STALLED, "the engine finishes all", 300
+            )
+            # The engine finishes the sequence of a client that does not read: its tokens wait in
+            # one chunk, and its KV blocks are freed.
+            await wait_engine_idle(cluster)
+            beside = min([await completion_seconds(client, oracle) for _ in range(3)])
             assert beside < 5 * alone + 1
             grown = sum(map(memory, relays)) - before
             assert grown < NUM_STALLED * MAX_BYTES, f"{grown / 2**20:.0f} MiB more"
@@ -140,5 +144,5 @@ async def test_who_does_not_read_holds_only_its_own_request(tmp_path: Path) -> N
             assert sum(map(memory, relays)) - before - grown < 4 * 2**20, "memory still grows"
             for each in clients:
                 await each.__aexit__(None, None, None)
-            await until(lambda: num_streams(cluster) == 0, "the gateway lets them go", 30)
-            await seconds_of(client, oracle)
+            await until(lambda: num_streams(cluster) == 0, "the gateway ends the streams", 30)
+            await completion_seconds(client, oracle)

@@ -1,4 +1,4 @@
-"""Real engines that die, and services that are restarted one after another, under load."""
+"""Killed engines, rolling restarts and lost services, under load."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from tests.chaos.cluster import Cluster, running_cluster
-from tests.chaos.load import PROMPTS, Answer, Oracle, Question, ask
+from tests.chaos.load import PROMPTS, CompletionRequest, CompletionResult, Oracle, stream_completion
 
 NUM_STREAMS = 32
-QUESTIONS = tuple(Question(prompt=prompt, max_tokens=160) for prompt in PROMPTS[:4])
+REQUESTS = tuple(CompletionRequest(prompt=prompt, max_tokens=160) for prompt in PROMPTS[:4])
 SETTINGS = {
     "ORCHESTRATOR_MAX_CONCURRENT_REQUESTS": "128",
     **{f"{name}_DRAIN_SECONDS": "60" for name in ("GATEWAY", "ORCHESTRATOR", "TOKENIZER")},
@@ -36,62 +36,64 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @asynccontextmanager
 async def clients(cluster: Cluster) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """One for each gateway."""
+    """One HTTP client for each gateway."""
     limits = httpx.Limits(max_connections=None)
-    made = [
+    opened = [
         httpx.AsyncClient(base_url=url, timeout=300, trust_env=False, limits=limits)
         for url in cluster.urls
     ]
-    yield made
-    for client in made:
+    yield opened
+    for client in opened:
         await client.aclose()
 
 
-async def test_an_engine_killed_under_32_streams_costs_no_client_anything(
+async def test_a_killed_engine_interrupts_none_of_32_streams(
     cluster: Cluster,
 ) -> None:
-    """SIGKILL in mid-stream: every text is byte for byte what it would have been."""
+    """SIGKILL in mid-stream: every text equals that of an undisturbed request."""
     oracle = Oracle()
-    await oracle.learn(cluster.urls[0], QUESTIONS)
-    async with clients(cluster) as made:
-        begun = [asyncio.Event() for _ in range(NUM_STREAMS)]
-        asked = [QUESTIONS[number % len(QUESTIONS)] for number in range(NUM_STREAMS)]
+    await oracle.learn(cluster.urls[0], REQUESTS)
+    async with clients(cluster) as opened:
+        started = [asyncio.Event() for _ in range(NUM_STREAMS)]
+        requests = [REQUESTS[number % len(REQUESTS)] for number in range(NUM_STREAMS)]
         streams = [
-            asyncio.create_task(ask(made[number % 2], question, started=begun[number]))
-            for number, question in enumerate(asked)
+            asyncio.create_task(
+                stream_completion(opened[number % 2], request, started=started[number])
+            )
+            for number, request in enumerate(requests)
         ]
-        await asyncio.gather(*(event.wait() for event in begun))
-        assert not any(stream.done() for stream in streams), "too fast to be cut in the middle"
+        await asyncio.gather(*(event.wait() for event in started))
+        assert not any(stream.done() for stream in streams), "a stream ended before the kill"
         cluster.of("inference")[0].send(signal.SIGKILL)
-        answers = await asyncio.gather(*streams)
-    assert [each for each in answers if not each.complete] == []
-    for question, answer in zip(asked, answers, strict=True):
-        assert answer.text == oracle.texts[question]
+        results = await asyncio.gather(*streams)
+    assert [each for each in results if not each.complete] == []
+    for request, result in zip(requests, results, strict=True):
+        assert result.text == oracle.texts[request]
     lost = sum("replica lost under" in n.log.read_text() for n in cluster.of("orchestrator"))
-    assert lost >= 1, "nothing ran on the one that was killed"
+    assert lost >= 1, "no stream ran on the killed engine"
 
 
-async def test_a_rolling_restart_breaks_no_stream(cluster: Cluster) -> None:
-    """Each process in turn is told to end, ends with 0, and is started again, under load."""
+async def test_a_rolling_restart_interrupts_no_stream(cluster: Cluster) -> None:
+    """Each process in turn gets SIGTERM, exits with 0, and is restarted, under load."""
     oracle = Oracle()
-    await oracle.learn(cluster.urls[0], QUESTIONS)
-    answers: list[tuple[Question, Answer]] = []
+    await oracle.learn(cluster.urls[0], REQUESTS)
+    results: list[tuple[CompletionRequest, CompletionResult]] = []
     restarting = True
     draining: set[str] = set()
 
-    async def keep_asking(number: int) -> None:
+    async def send_requests(number: int) -> None:
         while restarting:
-            # As a Service's endpoints do: no new request to a gateway that is not ready.
+            # Like a Kubernetes Service: no new request goes to a gateway that is not ready.
             urls = [url for url in cluster.urls if url not in draining]
-            question = QUESTIONS[(number + len(answers)) % len(QUESTIONS)]
+            request = REQUESTS[(number + len(results)) % len(REQUESTS)]
             async with httpx.AsyncClient(
                 base_url=urls[number % len(urls)], timeout=120, trust_env=False
             ) as client:
-                answers.append((question, await ask(client, question)))
+                results.append((request, await stream_completion(client, request)))
 
     async with asyncio.TaskGroup() as tasks:
         for number in range(6):
-            tasks.create_task(keep_asking(number))
+            tasks.create_task(send_requests(number))
         for node in cluster.nodes:
             url = f"http://{node.address}"
             draining.add(url)
@@ -102,15 +104,15 @@ async def test_a_rolling_restart_breaks_no_stream(cluster: Cluster) -> None:
             await wait_serving(cluster, node.service)
             draining.discard(url)
         restarting = False
-    broken = [each for _, each in answers if not each.complete]
-    assert broken == []
-    for question, answer in answers:
-        assert answer.text == oracle.texts[question]
-    assert len(answers) > len(cluster.nodes)
+    incomplete = [each for _, each in results if not each.complete]
+    assert incomplete == []
+    for request, result in results:
+        assert result.text == oracle.texts[request]
+    assert len(results) > len(cluster.nodes)
 
 
 async def wait_serving(cluster: Cluster, service: str) -> None:
-    """Until whoever calls the service has had the time to find the new process."""
+    """Waits until the service listens again and its clients have had time to reconnect."""
     await asyncio.to_thread(cluster.wait_ready)
     node = cluster.of(service)
     end = time.monotonic() + 60
@@ -120,37 +122,37 @@ async def wait_serving(cluster: Cluster, service: str) -> None:
     await asyncio.sleep(1.0)
 
 
-async def test_what_is_lost_with_a_service_has_a_true_status(tmp_path: Path) -> None:
-    """One orchestrator, killed: its streams end with an error that says so; then it is back."""
+async def test_a_lost_service_gives_correct_errors(tmp_path: Path) -> None:
+    """Streams of a killed orchestrator end with an error; after its restart, requests succeed."""
     with running_cluster(tmp_path, {"orchestrator": 1}) as cluster:
         oracle = Oracle()
-        question = Question(prompt="Water is", max_tokens=400)
-        await oracle.learn(cluster.urls[0], [question])
+        request = CompletionRequest(prompt="Water is", max_tokens=400)
+        await oracle.learn(cluster.urls[0], [request])
         async with clients(cluster) as [client]:
-            begun = asyncio.Event()
-            stream = asyncio.create_task(ask(client, question, started=begun))
-            await begun.wait()
+            started = asyncio.Event()
+            stream = asyncio.create_task(stream_completion(client, request, started=started))
+            await started.wait()
             [node] = cluster.of("orchestrator")
             node.send(signal.SIGKILL)
-            answer = await stream
-            oracle.check(question, answer)
-            assert answer.error == "a service behind this one cannot be reached"
-            refused = await ask(client, question)
+            result = await stream
+            oracle.check(request, result)
+            assert result.error == "a service behind this one cannot be reached"
+            refused = await stream_completion(client, request)
             assert refused.status == 503
             node.wait()
             node.start()
             await asyncio.to_thread(cluster.wait_ready)
-            assert (await ask(client, question)).text == oracle.texts[question]
-            # The tokenizer: what is already generating goes on, what comes new is refused.
-            begun = asyncio.Event()
-            stream = asyncio.create_task(ask(client, question, started=begun))
-            await begun.wait()
+            assert (await stream_completion(client, request)).text == oracle.texts[request]
+            # A killed tokenizer: running streams continue, new requests are refused.
+            started = asyncio.Event()
+            stream = asyncio.create_task(stream_completion(client, request, started=started))
+            await started.wait()
             [tokenizer] = cluster.of("tokenizer")
             tokenizer.send(signal.SIGKILL)
-            refused = await ask(client, question)
+            refused = await stream_completion(client, request)
             assert refused.status == 503
-            assert (await stream).text == oracle.texts[question]
+            assert (await stream).text == oracle.texts[request]
             tokenizer.wait()
             tokenizer.start()
             await asyncio.to_thread(cluster.wait_ready)
-            assert (await ask(client, question)).complete
+            assert (await stream_completion(client, request)).complete

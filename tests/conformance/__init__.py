@@ -1,1 +1,1 @@
-"""Checks of any server that speaks OpenAI's API: `python -m tests.conformance --base-url URL`."""
+"""Checks any server with OpenAI's API: `python -m tests.conformance --base-url URL`."""

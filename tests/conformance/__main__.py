@@ -1,4 +1,4 @@
-"""Runs the checks against a server and prints a table; exit code 1 if one fails."""
+"""Runs the checks against a server and prints a table; exit code 1 if a check fails."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import httpx
 from tests.conformance.checks import CHECKS, Check
 from tests.conformance.client import Server, Skipped
 
-SECONDS_A_CHECK = 120.0
+CHECK_TIMEOUT_SECONDS = 120.0
 
 
 class Result(NamedTuple):
-    """How one check went."""
+    """The result of one check."""
 
     name: str
     outcome: str
@@ -28,24 +28,24 @@ class Result(NamedTuple):
 
 
 async def run_check(check: Check, server: Server) -> Result:
-    """Makes one check, within its time."""
+    """Runs one check with a timeout of `CHECK_TIMEOUT_SECONDS`."""
     started = time.monotonic()
     outcome, detail = "ok", ""
     try:
-        async with asyncio.timeout(SECONDS_A_CHECK):
+        async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
             await check(server)
     except Skipped as reason:
         outcome, detail = "skipped", str(reason)
     except (AssertionError, httpx.HTTPError, LookupError, ValueError, TypeError) as error:
         outcome, detail = "FAILED", f"{type(error).__name__}: {error}"
     except TimeoutError:
-        outcome, detail = "FAILED", f"took longer than {SECONDS_A_CHECK:g} s"
+        outcome, detail = "FAILED", f"took longer than {CHECK_TIMEOUT_SECONDS:g} s"
     sentence = (check.__doc__ or check.__name__).strip()
     return Result(sentence, outcome, time.monotonic() - started, detail.split("\n")[0][:200])
 
 
 async def run(base_url: str, model: str, api_key: str = "", timeout: float = 60) -> list[Result]:
-    """Makes all checks, one after the other; `model` "" takes the first that is listed."""
+    """Runs all checks in sequence; an empty `model` selects the first listed one."""
     server = Server(base_url, model, api_key, timeout)
     try:
         if not model:
@@ -56,7 +56,7 @@ async def run(base_url: str, model: str, api_key: str = "", timeout: float = 60)
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results, a line each."""
+    """The results as a table, one per line."""
     width = max(len(result.name) for result in results)
     lines = [f"{'check':{width}}  outcome  seconds", "-" * (width + 18)]
     for result in results:
@@ -67,14 +67,20 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
-    parser.add_argument("--base-url", required=True, help="such as http://127.0.0.1:8080")
-    parser.add_argument("--model", default="", help="empty: the first that the server lists")
-    parser.add_argument("--api-key", default="", help="sent as a bearer token")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds for a request")
-    given = parser.parse_args()
-    results = asyncio.run(run(given.base_url, given.model, given.api_key, given.timeout))
+    parser.add_argument(
+        "--base-url", required=True, help="URL of the server, such as http://127.0.0.1:8080"
+    )
+    parser.add_argument(
+        "--model", default="", help="model to request; default: the first that the server lists"
+    )
+    parser.add_argument("--api-key", default="", help="API key, sent as a bearer token")
+    parser.add_argument("--timeout", type=float, default=60, help="timeout of a request in seconds")
+    arguments = parser.parse_args()
+    results = asyncio.run(
+        run(arguments.base_url, arguments.model, arguments.api_key, arguments.timeout)
+    )
     print(table(results))
     return int(any(result.outcome == "FAILED" for result in results))
 

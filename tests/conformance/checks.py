@@ -1,4 +1,4 @@
-"""The checks. Each has a sentence, and raises AssertionError or Skipped."""
+"""The checks. A check's docstring is its name; it raises AssertionError or Skipped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def models(server: Server) -> None:
 
 
 async def chat_shape(server: Server) -> None:
-    """a chat has an id, choices, a finish reason and usage"""
+    """a chat completion has an id, choices, a finish reason and usage"""
     response = await server.post(CHAT, messages=MESSAGES, max_tokens=8)
     answer = response.json()
     assert response.status_code == 200, answer
@@ -40,7 +40,7 @@ async def chat_shape(server: Server) -> None:
 
 
 async def stream_equals_whole(server: Server) -> None:
-    """the deltas of a stream spell the answer in one piece"""
+    """the deltas of a stream concatenate to the message"""
     ask = {"messages": MESSAGES, "max_tokens": 24, "temperature": 0}
     whole = (await server.post(CHAT, **ask)).json()
     streamed = await server.stream(CHAT, **ask)
@@ -49,7 +49,7 @@ async def stream_equals_whole(server: Server) -> None:
 
 
 async def stream_frames(server: Server) -> None:
-    """a stream has the role first, one finish reason, then [DONE]"""
+    """a stream has the role first, then one finish reason, then [DONE]"""
     streamed = await server.stream(CHAT, messages=MESSAGES, max_tokens=8)
     assert streamed.done
     assert streamed.choices[0]["delta"].get("role") == "assistant"
@@ -61,14 +61,14 @@ async def stream_frames(server: Server) -> None:
 
 
 async def stream_is_incremental(server: Server) -> None:
-    """tokens come while later ones are still made"""
+    """tokens arrive while later ones are being generated"""
     streamed = await server.stream(TEXT, prompt="Once upon", **{**LONG, "max_tokens": 96})
-    assert len(streamed.chunks) > 8, "the stream came in a few pieces"
-    assert streamed.times[-1] - streamed.times[0] > 0.005, "the stream came all at once"
+    assert len(streamed.chunks) > 8, "the stream had too few chunks"
+    assert streamed.times[-1] - streamed.times[0] > 0.005, "all chunks arrived at the same time"
 
 
 async def utf8(server: Server) -> None:
-    """every event is whole UTF-8, and no character is broken between two"""
+    """every event is valid UTF-8, and no character is split between events"""
     ask = {"prompt": "日本語 👩‍👩‍👧 é", "max_tokens": 24, "temperature": 1.5, "seed": 7}
     whole = (await server.post(TEXT, **ask)).json()["choices"][0]["text"]
     streamed = await server.stream(TEXT, **ask)  # reading decodes each event by itself
@@ -76,7 +76,7 @@ async def utf8(server: Server) -> None:
 
 
 async def echo_unicode(server: Server) -> None:
-    """a prompt of every kind of character comes back as it is"""
+    """a prompt with unusual characters is echoed unchanged"""
     prompt = "a\u0000b\tc\r\nd\u2028e\u0085f é e\u0301 👩‍👩‍👧 \U0010ffff 日本 \ufeff\u200f"
     response = await server.post(TEXT, prompt=prompt, echo=True, max_tokens=1)
     if response.status_code != 200:
@@ -85,11 +85,11 @@ async def echo_unicode(server: Server) -> None:
 
 
 async def stop_is_held_back(server: Server) -> None:
-    """a stop string ends the text, and no part of it is sent"""
+    """a stop string ends the text and is not sent, not even in part"""
     ask = {"prompt": "The", "max_tokens": 24, "temperature": 0}
     text = (await server.post(TEXT, **ask)).json()["choices"][0]["text"]
     if len(text) < 12:
-        raise Skipped("the model says too little")
+        raise Skipped("the model's text is too short")
     stop = text[6:10]
     expected = text[: text.index(stop)]
     streamed = await server.stream(TEXT, **ask, stop=[stop])
@@ -98,17 +98,17 @@ async def stop_is_held_back(server: Server) -> None:
     assert whole["finish_reason"] == streamed.choices[-1]["finish_reason"] == "stop"
 
 
-async def length_is_told(server: Server) -> None:
-    """max_tokens ends the text with reason length and that many tokens"""
+async def length_is_reported(server: Server) -> None:
+    """max_tokens ends the text after that many tokens, with finish reason length"""
     answer = (await server.post(TEXT, prompt="The", max_tokens=5, ignore_eos=True)).json()
     if answer["usage"]["completion_tokens"] < 5:
-        raise Skipped("the model ended before, and ignore_eos is not supported")
+        raise Skipped("the model stopped earlier, and ignore_eos is not supported")
     assert answer["usage"]["completion_tokens"] == 5
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
 async def usage_in_streams(server: Server) -> None:
-    """include_usage gives usage in a last chunk without choices, null before"""
+    """include_usage adds a last chunk with usage and without choices"""
     ask = {"messages": MESSAGES, "max_tokens": 8, "temperature": 0}
     whole = (await server.post(CHAT, **ask)).json()["usage"]
     streamed = await server.stream(CHAT, **ask, stream_options={"include_usage": True})
@@ -127,18 +127,18 @@ async def seeds(server: Server) -> None:
 
 
 async def logprobs(server: Server) -> None:
-    """logprobs come with each token, and spell the text"""
+    """each token has logprobs, and their bytes concatenate to the text"""
     ask = {"messages": MESSAGES, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}
     response = await server.post(CHAT, **ask, temperature=0)
     choice = response.json()["choices"][0]
     content = choice["logprobs"]["content"]
     assert all(each["logprob"] <= 0 and len(each["top_logprobs"]) == 2 for each in content)
-    spelled = b"".join(bytes(each["bytes"]) for each in content)
-    assert choice["message"]["content"].encode() in spelled
+    concatenated = b"".join(bytes(each["bytes"]) for each in content)
+    assert choice["message"]["content"].encode() in concatenated
 
 
 async def choices_interleave(server: Server) -> None:
-    """n > 1 gives n choices, which a stream interleaves"""
+    """n > 1 returns n choices, interleaved in a stream"""
     ask = {"prompt": "The", "n": 3, "seed": 1, **LONG, "max_tokens": 12}
     response = await server.post(TEXT, **ask)
     if response.status_code == 400:
@@ -148,7 +148,7 @@ async def choices_interleave(server: Server) -> None:
     order = [choice["index"] for choice in streamed.choices if choice.get("text")]
     assert set(order) == {0, 1, 2}
     changes = sum(a != b for a, b in pairwise(order))
-    assert changes > 2, f"the choices came one after the other: {order}"
+    assert changes > 2, f"the choices are not interleaved: {order}"
 
 
 ERRORS = [
@@ -161,7 +161,7 @@ ERRORS = [
 
 
 async def error_bodies(server: Server) -> None:
-    """errors have their status and OpenAI's body, streamed or not"""
+    """errors have the right status and OpenAI's error body, streamed or not"""
     for path, body, status in ERRORS:
         for stream in (False, True):
             response = await server.post(path, **{**body, "stream": stream})
@@ -173,7 +173,7 @@ async def error_bodies(server: Server) -> None:
 
 
 async def bad_bytes(server: Server) -> None:
-    """a body that is no JSON, or no Unicode, is refused with 400"""
+    """a body that is not valid JSON or Unicode is refused with 400"""
     surrogate = b'{"prompt": "\\ud800", "model": %s}' % json.dumps(server.model).encode()
     for body in (b"", b"{", b"[]", b'"x"', b"\xff\xfe", surrogate):
         response = await server.post_bytes(TEXT, body)
@@ -182,13 +182,13 @@ async def bad_bytes(server: Server) -> None:
 
 
 async def unknown_fields(server: Server) -> None:
-    """fields that nobody knows do not break a request"""
+    """unknown fields are ignored"""
     response = await server.post(CHAT, messages=MESSAGES, max_tokens=1, no_such_field={"a": 1})
     assert response.status_code == 200
 
 
 async def disconnect_frees(server: Server) -> None:
-    """a client that leaves frees its place at once"""
+    """a disconnect aborts the request at once"""
     await server.wait_idle(10)
     async with server.open(TEXT, prompt="Once", **LONG) as response:
         async for _ in response.aiter_bytes():
@@ -198,10 +198,10 @@ async def disconnect_frees(server: Server) -> None:
 
 
 async def keep_alive(server: Server) -> None:
-    """silence is filled with comments, which are no events"""
+    """a stream without events for some time has keep-alive comments"""
     streamed = await server.stream(TEXT, prompt="Once " * 400, **{**LONG, "max_tokens": 16})
     if not streamed.comments:
-        raise Skipped("the stream was never silent for as long as that takes")
+        raise Skipped("the stream had no pause that was long enough")
     assert len(streamed.choices) > 0
 
 
@@ -214,7 +214,7 @@ CHECKS: list[Check] = [
     utf8,
     echo_unicode,
     stop_is_held_back,
-    length_is_told,
+    length_is_reported,
     usage_in_streams,
     seeds,
     logprobs,

@@ -1,4 +1,4 @@
-"""What the checks ask a server with: plain HTTP, so that bytes and borders can be looked at."""
+"""The HTTP client of the checks; it exposes raw bytes and the boundaries of events."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import httpx
 
 
 class Skipped(Exception):
-    """This check cannot be made of this server; says why."""
+    """The check does not apply to this server; the message contains the reason."""
 
 
 @dataclass
-class Streamed:
-    """A stream that was read to its end."""
+class StreamedResponse:
+    """A stream that has been read to its end."""
 
     status: int = 0
     content_type: str = ""
     raw: bytes = b""
     chunks: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    """When each chunk came, by `time.monotonic()`."""
+    """Arrival time of each chunk, a `time.monotonic()` value."""
     comments: list[str] = field(default_factory=list)
     done: bool = False
     """Whether the last event was `[DONE]`."""
 
     @property
     def choices(self) -> list[dict[str, Any]]:
-        """The choices of all chunks."""
+        """The choices of all chunks, in order."""
         return [choice for chunk in self.chunks for choice in chunk.get("choices", [])]
 
     def text(self, index: int = 0) -> str:
-        """What one choice says."""
-        mine = [choice for choice in self.choices if choice["index"] == index]
-        return "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in mine)
+        """The concatenated text of one choice."""
+        choices = [choice for choice in self.choices if choice["index"] == index]
+        return "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in choices)
 
 
 class Server:
     """A server under test."""
 
     def __init__(self, base_url: str, model: str, api_key: str, timeout: float) -> None:
-        """`base_url` ends before `/v1`."""
+        """A trailing `/v1` of `base_url` is ignored."""
         self.model = model
         self._http = httpx.AsyncClient(
             base_url=base_url.rstrip("/").removesuffix("/v1"),
@@ -56,45 +56,45 @@ class Server:
         )
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Closes all connections."""
         await self._http.aclose()
 
     async def get(self, path: str) -> httpx.Response:
-        """An answer to GET."""
+        """Sends a GET request."""
         return await self._http.get(path)
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
-        """An answer to a JSON body; the model is filled in."""
+        """Sends a POST request with a JSON body, to which it adds the model."""
         return await self._http.post(path, json={"model": self.model, **body})
 
     async def post_bytes(self, path: str, body: bytes) -> httpx.Response:
-        """An answer to a body that may be no JSON at all."""
+        """Sends a POST request with any body, declared as JSON."""
         headers = {"content-type": "application/json"}
         return await self._http.post(path, content=body, headers=headers)
 
     @asynccontextmanager
     async def open(self, path: str, **body: Any) -> AsyncIterator[httpx.Response]:
-        """A stream that the block may leave early."""
-        asked = {"model": self.model, "stream": True, **body}
-        async with self._http.stream("POST", path, json=asked) as response:
+        """Opens a stream; leaving the block closes the connection."""
+        request = {"model": self.model, "stream": True, **body}
+        async with self._http.stream("POST", path, json=request) as response:
             yield response
 
-    async def stream(self, path: str, **body: Any) -> Streamed:
-        """A stream, read to its end."""
-        streamed = Streamed()
+    async def stream(self, path: str, **body: Any) -> StreamedResponse:
+        """Reads a stream to its end."""
+        streamed = StreamedResponse()
         async with self.open(path, **body) as response:
             streamed.status = response.status_code
             streamed.content_type = response.headers.get("content-type", "")
             buffer = b""
-            async for piece in response.aiter_raw():
-                streamed.raw += piece
-                *events, buffer = (buffer + piece).replace(b"\r\n", b"\n").split(b"\n\n")
+            async for data in response.aiter_raw():
+                streamed.raw += data
+                *events, buffer = (buffer + data).replace(b"\r\n", b"\n").split(b"\n\n")
                 for event in events:
                     _read_event(event, streamed)
         return streamed
 
     async def num_running(self) -> float:
-        """Requests that the server says it works on. Raises Skipped where it does not say."""
+        """Number of running requests in the server's metrics. Raises Skipped if there is none."""
         response = await self._http.get("/metrics")
         if response.status_code != 200:
             raise Skipped("there is no /metrics")
@@ -106,10 +106,10 @@ class Server:
             ]
             if values:
                 return sum(values)
-        raise Skipped("/metrics tells no number of running requests")
+        raise Skipped("/metrics has no number of running requests")
 
     async def wait_idle(self, seconds: float) -> float:
-        """Returns the seconds until nothing runs; fails after so many."""
+        """Waits until no request runs and returns the seconds; fails after `seconds`."""
         started = time.monotonic()
         while await self.num_running() > 0:
             assert time.monotonic() - started < seconds, f"still running after {seconds} s"
@@ -117,7 +117,7 @@ class Server:
         return time.monotonic() - started
 
 
-def _read_event(event: bytes, streamed: Streamed) -> None:
+def _read_event(event: bytes, streamed: StreamedResponse) -> None:
     data = ""
     for line in event.decode("utf-8", "strict").split("\n"):
         if line.startswith(":"):
