@@ -1,1 +1,4 @@
-"""Traces of a local run, without anything else: an OTLP receiver and a small view of them."""
+"""Trace viewer for local runs: an OTLP receiver, a web page and a terminal printer.
+
+It needs no other service. In a cluster, use Grafana and Tempo (`charts/observability`).
+"""

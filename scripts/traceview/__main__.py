@@ -1,4 +1,4 @@
-"""`python -m scripts.traceview`: takes traces until it is stopped, and shows them."""
+"""`python -m scripts.traceview`: receives traces over OTLP and shows them, until a signal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from scripts.traceview.terminal import Printer
 from scripts.traceview.web import web_server
 
 FLUSH_SECONDS = 2.0
-"""Services that are stopped at the same time still send their last spans; with nobody to take
-them they would try again until somebody kills them."""
+"""Time to keep receiving after a signal.
+
+Services that stop at the same time export their last spans, and would retry without a receiver.
+"""
 
 
 def main() -> int:
-    """Runs until a signal; gives the exit code."""
+    """Runs until a signal; returns the exit code."""
     options = _options()
     store = Store(options.keep)
     write = sys.stdout.write
@@ -51,18 +53,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--listen",
         default="127.0.0.1:4318",
-        help="address of the page and of OTLP over HTTP (default: %(default)s)",
+        help="listen address of the web page and of OTLP over HTTP (default: %(default)s)",
     )
     parser.add_argument(
         "--grpc-listen",
         default="127.0.0.1:4317",
-        help="address of OTLP over gRPC (default: %(default)s)",
+        help="listen address of OTLP over gRPC (default: %(default)s)",
     )
     parser.add_argument(
-        "--keep", type=int, default=200, help="how many traces to keep (default: %(default)s)"
+        "--keep",
+        type=int,
+        default=200,
+        help="maximum traces in memory (default: %(default)s)",
     )
     parser.add_argument(
-        "--terminal", action="store_true", help="print each trace as a waterfall when it is over"
+        "--terminal", action="store_true", help="print each complete trace as a waterfall"
     )
     options = parser.parse_args()
     if options.keep < 1:
@@ -72,7 +77,7 @@ def _options() -> argparse.Namespace:
 
 def _announce(listen: str, port: int, grpc_listen: str, grpc_port: int) -> None:
     print(
-        f"traces at http://{at_port(listen, port)}, sent there or, over gRPC, to "
+        f"traces at http://{at_port(listen, port)}, OTLP over HTTP there, OTLP over gRPC at "
         f"http://{at_port(grpc_listen, grpc_port)}",
         flush=True,
     )

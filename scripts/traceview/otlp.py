@@ -1,4 +1,4 @@
-"""Spans in OpenTelemetry's wire format, and the gRPC service that takes them."""
+"""Parses OTLP trace exports, and receives them over gRPC."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AddSpans = Callable[[Iterable[Span]], None]
 
 
 def parse(request: ExportTraceServiceRequest) -> Iterator[Span]:
-    """The spans of an export."""
+    """Parses the spans of an export."""
     for resource in request.resource_spans:
         service = str(_values(resource.resource.attributes).get(semconv.SERVICE_NAME, "unknown"))
         for scope in resource.scope_spans:
@@ -36,21 +36,21 @@ def parse(request: ExportTraceServiceRequest) -> Iterator[Span]:
 
 
 def parse_bytes(body: bytes) -> Iterator[Span]:
-    """The same, of the bytes that OTLP over HTTP carries. Raises google's DecodeError."""
+    """Parses the body of an OTLP/HTTP export. Raises google.protobuf's DecodeError."""
     return parse(ExportTraceServiceRequest.FromString(body))
 
 
 def empty_response() -> bytes:
-    """What an export over HTTP is answered."""
+    """The response body of an OTLP/HTTP export."""
     return bytes(ExportTraceServiceResponse().SerializeToString())
 
 
 @contextmanager
 def grpc_receiver(address: str, add: AddSpans) -> Iterator[int]:
-    """Takes exports at `address`, HOST:PORT, inside the block; gives the port. Raises OSError."""
+    """Receives exports at `address`, HOST:PORT; yields the port. Raises OSError."""
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # Else a second receiver would share the port and take half of the spans.
+        # With SO_REUSEPORT, a second receiver could share the port and get half of the spans.
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.server(ThreadPoolExecutor(4, "otlp"), options=options)
@@ -110,7 +110,7 @@ def _value(value: AnyValue) -> Value:
         case "array_value":
             return [_value(each) for each in value.array_value.values]
         case "string_value" | "bool_value" | "int_value" | "double_value" as plain:
-            found: Value = getattr(value, plain)
-            return found
+            parsed: Value = getattr(value, plain)
+            return parsed
         case other:
             return f"<{other}>"

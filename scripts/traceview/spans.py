@@ -1,4 +1,4 @@
-"""What the view knows of a span and of a trace; no protobuf, no HTTP."""
+"""Spans, and traces as trees and summaries; without protobuf and HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Value = str | bool | int | float | list["Value"] | None
 
 
 class Event(NamedTuple):
-    """Something that happened while a span was open; `time` is in nanoseconds since 1970."""
+    """A span event; `time` is in nanoseconds since the Unix epoch."""
 
     name: str
     time: int
@@ -21,7 +21,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One span. Ids are hexadecimal, times are nanoseconds since 1970."""
+    """One span. Ids are hexadecimal, times are nanoseconds since the Unix epoch."""
 
     service: str
     trace_id: str
@@ -36,28 +36,28 @@ class Span:
     attributes: dict[str, Value]
     events: tuple[Event, ...]
     links: tuple[str, ...]
-    """The traces that it links to."""
+    """Ids of the linked traces."""
 
     @property
     def outcome(self) -> str:
-        """How it ended, in our words, or as far as its status tells."""
-        told = self.attributes.get(semconv.OUTCOME)
-        if isinstance(told, str):
-            return told
+        """The value of `weir.outcome`, or `ok` or `failed` from the span's status."""
+        outcome = self.attributes.get(semconv.OUTCOME)
+        if isinstance(outcome, str):
+            return outcome
         return "failed" if self.failed else "ok"
 
 
 class Row(NamedTuple):
-    """A line of a waterfall."""
+    """A row of a waterfall: a span and its depth in the tree."""
 
     span: Span
     depth: int
 
 
 def waterfall(spans: Iterable[Span]) -> list[Row]:
-    """The spans of a trace as a tree, each below its parent, siblings by their start.
+    """Orders the spans of a trace as a tree: children after their parent, siblings by start.
 
-    A span whose parent is missing, because it is still open or was lost, is a root.
+    A span whose parent is missing, because it is not finished or was lost, is a root.
     """
     ordered = sorted(spans, key=lambda span: (span.start, -span.end))
     known = {span.span_id for span in ordered}
@@ -65,21 +65,21 @@ def waterfall(spans: Iterable[Span]) -> list[Row]:
     for span in ordered:
         parent = span.parent_id if span.parent_id in known else ""
         children.setdefault(parent, []).append(span)
-    return list(_below("", children, 0, set()))
+    return list(_descendants("", children, 0, set()))
 
 
-def _below(
+def _descendants(
     parent: str, children: dict[str, list[Span]], depth: int, seen: set[str]
 ) -> Iterator[Row]:
     for span in children.get(parent, ()):
-        if span.span_id not in seen:  # whoever sends spans may send a circle
+        if span.span_id not in seen:  # received parent ids may form a cycle
             seen.add(span.span_id)
             yield Row(span, depth)
-            yield from _below(span.span_id, children, depth + 1, seen)
+            yield from _descendants(span.span_id, children, depth + 1, seen)
 
 
 class Summary(NamedTuple):
-    """A trace in a line."""
+    """A trace as an entry of the list."""
 
     trace_id: str
     name: str
@@ -90,22 +90,22 @@ class Summary(NamedTuple):
     failed: bool
     num_spans: int
     complete: bool
-    """Whether the span is here that all others hang from."""
+    """Whether the root span has been received."""
 
 
 def summarize(trace_id: str, spans: Sequence[Span]) -> Summary:
-    """What a list of traces says of this one."""
+    """Summarizes a trace: by its root span, or by its first span without a root."""
     start, end = min(s.start for s in spans), max(s.end for s in spans)
-    top = next((span for span in spans if not span.parent_id), None)
-    shown = top or min(spans, key=lambda span: span.start)
+    root = next((span for span in spans if not span.parent_id), None)
+    shown = root or min(spans, key=lambda span: span.start)
     return Summary(
         trace_id=trace_id,
         name=shown.name,
         service=shown.service,
         start=start,
-        duration=end - start if top is None else top.end - top.start,
-        outcome=shown.outcome if top is not None else "open",
+        duration=end - start if root is None else root.end - root.start,
+        outcome=shown.outcome if root is not None else "open",
         failed=shown.failed,
         num_spans=len(spans),
-        complete=top is not None,
+        complete=root is not None,
     )

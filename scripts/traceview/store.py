@@ -1,4 +1,4 @@
-"""The last traces, in memory, for many threads."""
+"""Thread-safe in-memory store of the last traces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mesh.observability import semconv
 from scripts.traceview.spans import Span, Summary, summarize
 
 MAX_SPANS = 2000
-"""Of one trace; what comes after that is dropped."""
+"""Maximum spans of one trace; further spans are dropped."""
 
 MAX_STEPS = 200
-"""Engine steps that are kept for one trace."""
+"""Maximum engine steps stored for one trace."""
 
 
 class Store:
-    """Holds the spans of the last `keep` traces; the oldest trace leaves first."""
+    """Stores the spans of the last `keep` traces; evicts the oldest trace first."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -26,17 +26,17 @@ class Store:
         self._lock = threading.Lock()
         self._on_change: Callable[[set[str]], None] = lambda trace_ids: None
 
-    def on_change(self, call: Callable[[set[str]], None]) -> None:
-        """`call` is told of the traces that grew, from the thread that brought the spans."""
-        self._on_change = call
+    def on_change(self, callback: Callable[[set[str]], None]) -> None:
+        """Sets `callback`, called with the ids of changed traces in the thread that calls `add`."""
+        self._on_change = callback
 
     def add(self, spans: Iterable[Span]) -> None:
-        """Takes spans in any order; one that comes twice replaces itself."""
+        """Adds spans in any order; a span with a known id replaces the stored one."""
         changed: set[str] = set()
         with self._lock:
             for span in spans:
                 if span.name == semconv.ENGINE_STEP and span.links:
-                    # A trace of one span tells nothing alone: it is shown with its requests'.
+                    # An engine step has its own trace, but is shown in the traces of its requests.
                     for trace_id in set(span.links):
                         _append(self._steps, trace_id, span, self._keep)
                     continue
@@ -50,26 +50,26 @@ class Store:
             self._on_change(changed)
 
     def summaries(self) -> list[Summary]:
-        """All traces, the newest first."""
+        """Summaries of all traces, newest first."""
         with self._lock:
             traces = [(trace_id, list(spans.values())) for trace_id, spans in self._traces.items()]
         found = [summarize(trace_id, spans) for trace_id, spans in traces if spans]
         return sorted(found, key=lambda summary: -summary.start)
 
     def spans(self, trace_id: str) -> list[Span]:
-        """The spans of a trace so far; none if it is not known, or not any more."""
+        """The spans received of a trace; empty if it is unknown or evicted."""
         with self._lock:
             return list(self._traces.get(trace_id, {}).values())
 
     def steps(self, trace_id: str) -> list[Span]:
-        """The sampled engine steps that carried this trace's requests."""
+        """The sampled engine steps that are linked to this trace."""
         with self._lock:
             return list(self._steps.get(trace_id, ()))
 
 
 def _append(steps: OrderedDict[str, list[Span]], trace_id: str, span: Span, keep: int) -> None:
-    found = steps.setdefault(trace_id, [])
-    if len(found) < MAX_STEPS:
-        found.append(span)
+    stored = steps.setdefault(trace_id, [])
+    if len(stored) < MAX_STEPS:
+        stored.append(span)
     while len(steps) > keep:
         steps.popitem(last=False)

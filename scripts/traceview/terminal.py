@@ -1,4 +1,4 @@
-"""A trace as lines of text, for a terminal.
+"""Prints traces as waterfalls in a terminal.
 
 GET /api/v1/search  ok  1.24 s  4bf92f3577b34da6a3ce929d0e0e4736
   gateway       GET /api/v1/search   ████████████████████████   1.24 s
@@ -15,7 +15,7 @@ from scripts.traceview.spans import Row, Span, summarize, waterfall
 from scripts.traceview.store import Store
 
 QUIET_SECONDS = 1.0
-"""A trace is shown once its root is here and no span has come for so long."""
+"""Time without new spans after which a trace with a root span is printed."""
 
 NAME_WIDTH = 46
 BAR_WIDTH = 40
@@ -27,7 +27,7 @@ _BAD = "\x1b[31m"
 
 
 def render(trace_id: str, spans: Sequence[Span], color: bool = False) -> str:
-    """The waterfall of a trace."""
+    """Renders the waterfall of a trace."""
     summary = summarize(trace_id, spans)
     start = min(span.start for span in spans)
     total = max(1, max(span.end for span in spans) - start)
@@ -37,7 +37,7 @@ def render(trace_id: str, spans: Sequence[Span], color: bool = False) -> str:
 
 
 def duration(nanoseconds: int) -> str:
-    """`850 µs`, `12.3 ms`, `1.24 s`."""
+    """Formats a duration with three significant digits: `850 µs`, `12.3 ms`, `1.24 s`."""
     for unit, size in (("s", 1e9), ("ms", 1e6)):
         if nanoseconds >= size:
             value = nanoseconds / size
@@ -69,13 +69,13 @@ def _paint(text: str, outcome: str, color: bool) -> str:
 
 
 class Printer:
-    """Prints each trace of a store once, when it seems complete."""
+    """Prints each trace of a store once, after its root span and `QUIET_SECONDS`."""
 
     def __init__(self, store: Store, write: Callable[[str], object], color: bool) -> None:
         self._store = store
         self._write = write
         self._color = color
-        self._grown: dict[str, float] = {}
+        self._last_changes: dict[str, float] = {}
         self._printed: set[str] = set()
         self._lock = threading.Lock()
         store.on_change(self._changed)
@@ -83,19 +83,20 @@ class Printer:
     def _changed(self, trace_ids: set[str]) -> None:
         with self._lock:
             for trace_id in trace_ids - self._printed:
-                self._grown[trace_id] = time.monotonic()
+                self._last_changes[trace_id] = time.monotonic()
 
     def print_complete(self) -> None:
-        """Prints what has become complete; to be called every now and then."""
+        """Prints the traces that are complete; call it periodically."""
         now = time.monotonic()
         with self._lock:
-            quiet = [t for t, grown in self._grown.items() if now - grown >= QUIET_SECONDS]
+            changes = self._last_changes.items()
+            quiet = [trace_id for trace_id, last in changes if now - last >= QUIET_SECONDS]
         for trace_id in quiet:
             spans = self._store.spans(trace_id)
             if spans and not summarize(trace_id, spans).complete:
                 continue
             with self._lock:
-                del self._grown[trace_id]
+                del self._last_changes[trace_id]
                 self._printed.add(trace_id)
             if spans:
                 self._write(render(trace_id, spans, self._color) + "\n")

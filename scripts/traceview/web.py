@@ -1,8 +1,9 @@
-"""The HTTP side: OTLP over HTTP in, the page and the traces as JSON out.
+"""HTTP server: receives OTLP over HTTP, and serves the web page and the traces as JSON.
 
-GET  /, /trace/ID       the page
-GET  /api/traces[/ID]   the list; one trace
-POST /v1/traces         an export, protobuf, gzip or not
+GET  /, /trace/ID       the web page
+GET  /api/traces        summaries of all traces
+GET  /api/traces/ID     one trace
+POST /v1/traces         an OTLP export in protobuf, optionally compressed with gzip
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _TRACE = re.compile("/api/traces/([0-9a-f]{32})")
 
 @contextmanager
 def web_server(address: str, store: Store) -> Iterator[int]:
-    """Serves at `address`, HOST:PORT, inside the block; gives the port. Raises OSError."""
+    """Serves at `address`, HOST:PORT; yields the port. Raises OSError."""
     host, _, port = address.rpartition(":")
     handler = type("_BoundHandler", (_Handler,), {"store": store})
     server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
@@ -54,7 +55,7 @@ def web_server(address: str, store: Store) -> Iterator[int]:
 
 
 def trace_json(store: Store, trace_id: str) -> dict[str, Any] | None:
-    """One trace for the page, times in milliseconds from its start; None if it is not known."""
+    """One trace for the page, times in milliseconds from its start; None if it is unknown."""
     spans = store.spans(trace_id)
     if not spans:
         return None
@@ -98,7 +99,7 @@ def _list_json(store: Store) -> list[dict[str, Any]]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request; `store` is bound by `web_server`."""
+    """Handles one connection; `web_server` sets `store`."""
 
     store: Store
     protocol_version = "HTTP/1.1"
@@ -108,28 +109,28 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if _TRACE_PAGE.fullmatch(path):
             path = "/"
-        one = _TRACE.fullmatch(path)
+        match = _TRACE.fullmatch(path)
         if path in FILES:
-            name, kind = FILES[path]
-            self._answer(HTTPStatus.OK, (FOLDER / name).read_bytes(), kind)
+            name, content_type = FILES[path]
+            self._respond(HTTPStatus.OK, (FOLDER / name).read_bytes(), content_type)
         elif path == "/api/traces":
-            self._answer_json(_list_json(self.store))
-        elif one is not None:
-            found = trace_json(self.store, one[1])
-            missing = HTTPStatus.NOT_FOUND
-            self._answer_json(found, HTTPStatus.OK if found is not None else missing)
+            self._respond_json(_list_json(self.store))
+        elif match is not None:
+            trace = trace_json(self.store, match[1])
+            status = HTTPStatus.NOT_FOUND if trace is None else HTTPStatus.OK
+            self._respond_json(trace, status)
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+            self._respond(HTTPStatus.NOT_FOUND, b"not found\n")
 
     def do_POST(self) -> None:
         length = self.headers.get("content-length", "")
         if self.path != "/v1/traces" or not length.isdigit():
             self.close_connection = True  # the body is not read
-            self._answer(HTTPStatus.NOT_FOUND, b"not found\n")
+            self._respond(HTTPStatus.NOT_FOUND, b"not found\n")
             return
         if int(length) > MAX_MESSAGE_BYTES:
             self.close_connection = True
-            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"too large\n")
+            self._respond(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"too large\n")
             return
         body = self.rfile.read(int(length))
         try:
@@ -137,20 +138,20 @@ class _Handler(BaseHTTPRequestHandler):
                 body = gzip.decompress(body)
             self.store.add(list(parse_bytes(body)))
         except (DecodeError, OSError, EOFError, zlib.error):
-            self._answer(HTTPStatus.BAD_REQUEST, b"not an OTLP export in protobuf\n")
+            self._respond(HTTPStatus.BAD_REQUEST, b"body must be an OTLP export in protobuf\n")
             return
-        self._answer(HTTPStatus.OK, empty_response(), "application/x-protobuf")
+        self._respond(HTTPStatus.OK, empty_response(), "application/x-protobuf")
 
-    def _answer_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self._answer(status, json.dumps(value).encode(), "application/json")
+    def _respond_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self._respond(status, json.dumps(value).encode(), "application/json")
 
-    def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain") -> None:
+    def _respond(self, status: HTTPStatus, body: bytes, content_type: str = "text/plain") -> None:
         self.send_response(status)
-        for name, value in {**HEADERS, "Content-Type": kind}.items():
+        for name, value in {**HEADERS, "Content-Type": content_type}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Not worth a line."""
+        """Logs nothing."""

@@ -1,4 +1,4 @@
-"""The trace view: what it takes, what it keeps, what it shows."""
+"""The trace viewer: receiving, storing and showing spans."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRACE = "1" * 32
 
 
 def span(name: str, start: int, end: int, *, parent: str = "", **other: object) -> Span:
-    """A span of milliseconds, whose id is its name."""
+    """A span with times in milliseconds, whose id is its name."""
     fields: dict[str, object] = {
         "service": "gateway",
         "trace_id": TRACE,
@@ -55,7 +55,7 @@ def store() -> Store:
 
 @pytest.fixture
 def exported() -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
-    """Real spans: a failed server span with an event, and a child."""
+    """A tracer provider, and the exporter that collects its spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(resource=Resource({"service.name": "bakery"}))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -64,7 +64,7 @@ def exported() -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
 
 
 def make_spans(provider: TracerProvider) -> str:
-    """Two spans; gives their trace id."""
+    """Records a failed server span with an event, and a child; returns their trace id."""
     tracer = provider.get_tracer("t")
     with tracer.start_as_current_span("bake", kind=SpanKind.SERVER) as parent:
         parent.set_attributes({"bread.num_loaves": 3, "bread.kinds": ["rye", "<b>"]})
@@ -75,8 +75,8 @@ def make_spans(provider: TracerProvider) -> str:
     return f"{parent.get_span_context().trace_id:032x}"
 
 
-def test_it_takes_what_the_exporter_sends_over_grpc(store: Store) -> None:
-    """The real exporter of the services, to a real receiver."""
+def test_spans_are_received_over_grpc(store: Store) -> None:
+    """From the OTLP exporter that the services use."""
     with grpc_receiver("127.0.0.1:0", store.add) as port:
         provider = TracerProvider(resource=Resource({"service.name": "bakery"}))
         exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{port}", insecure=True)
@@ -96,10 +96,10 @@ def test_it_takes_what_the_exporter_sends_over_grpc(store: Store) -> None:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_it_takes_the_same_over_http(
+def test_spans_are_received_over_http(
     store: Store, exported: tuple[TracerProvider, InMemorySpanExporter], compressed: bool
 ) -> None:
-    """OTLP over HTTP in protobuf, compressed or not; then the page's JSON has it."""
+    """OTLP over HTTP in protobuf, compressed or not; the page's JSON contains the trace."""
     provider, exporter = exported
     trace_id = make_spans(provider)
     body = encode_spans(exporter.get_finished_spans()).SerializeToString()
@@ -123,8 +123,8 @@ def client(port: int) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10)
 
 
-def test_the_page_is_safe_and_complete(store: Store) -> None:
-    """The page, its style and its script are served, and load nothing from elsewhere."""
+def test_the_page_is_self_contained(store: Store) -> None:
+    """The page, its style sheet and its script are served, and load nothing from other hosts."""
     with web_server("127.0.0.1:0", store) as port, client(port) as http:
         for path in ("/", f"/trace/{TRACE}", "/traceview.css", "/traceview.js"):
             response = http.get(path)
@@ -138,8 +138,8 @@ def test_the_page_is_safe_and_complete(store: Store) -> None:
 
 
 @pytest.mark.parametrize("body", [b"\xff\xff", b"{}" * 50])
-def test_what_is_no_export_is_refused(store: Store, body: bytes) -> None:
-    """With 400, also compressed, and the server goes on."""
+def test_an_invalid_export_is_refused(store: Store, body: bytes) -> None:
+    """The response is 400, compressed or not, and the server continues."""
     with web_server("127.0.0.1:0", store) as port, client(port) as http:
         assert http.post("/v1/traces", content=body).status_code == 400
         headers = {"content-encoding": "gzip"}
@@ -147,8 +147,8 @@ def test_what_is_no_export_is_refused(store: Store, body: bytes) -> None:
         assert http.get("/api/traces").json() == []
 
 
-def test_the_oldest_trace_leaves(store: Store) -> None:
-    """As many traces are kept as were asked for, and a trace is not endless."""
+def test_the_oldest_trace_is_evicted(store: Store) -> None:
+    """The numbers of traces, and of spans of a trace, are limited."""
     for number in range(5):
         store.add([span("a", number, number + 1, trace_id=f"{number:032x}")])
     assert [int(each.trace_id, 16) for each in store.summaries()] == [4, 3, 2]
@@ -156,8 +156,8 @@ def test_the_oldest_trace_leaves(store: Store) -> None:
     assert len(store.spans(TRACE)) == MAX_SPANS
 
 
-def test_a_waterfall_holds_every_span_once() -> None:
-    """Also where parents are missing, or lead in a circle among what is known."""
+def test_a_waterfall_contains_every_span_once() -> None:
+    """Children are below their parent; a span without a known parent is a root."""
     spans = [
         span("late", 5, 6, parent="root"),
         span("early", 1, 9, parent="root"),
@@ -169,8 +169,8 @@ def test_a_waterfall_holds_every_span_once() -> None:
     assert rows == [("root", 0), ("early", 1), ("inner", 2), ("late", 1), ("lost", 0)]
 
 
-def test_a_trace_is_open_until_its_root_is_here() -> None:
-    """What is known so far is shown by its first span."""
+def test_a_trace_is_open_until_its_root_is_received() -> None:
+    """Before that, its first span names it."""
     spans = [span("child", 1, 3, parent="root")]
     assert summarize(TRACE, spans)[1:] == ("child", "gateway", 1e6, 2e6, "open", False, 1, False)
     spans.append(span("root", 0, 4, attributes={"weir.outcome": "cancelled"}))
@@ -178,10 +178,10 @@ def test_a_trace_is_open_until_its_root_is_here() -> None:
     assert summarize(TRACE, spans).complete
 
 
-def test_steps_are_shown_with_the_requests_they_carried(
+def test_engine_steps_belong_to_their_requests_traces(
     store: Store, exported: tuple[TracerProvider, InMemorySpanExporter]
 ) -> None:
-    """A step is no trace of its own in the list."""
+    """A step's own trace is not in the list."""
     provider, _ = exported
     with provider.get_tracer("t").start_as_current_span("request") as request:
         pass
@@ -198,12 +198,12 @@ def test_steps_are_shown_with_the_requests_they_carried(
     [(850_000, "850 µs"), (1_234_000, "1.23 ms"), (123_400_000, "123 ms"), (6.12e10, "61.2 s")],
 )
 def test_durations_are_short(nanoseconds: float, text: str) -> None:
-    """Three digits and a unit."""
+    """Three significant digits and a unit."""
     assert duration(round(nanoseconds)) == text
 
 
 def test_a_terminal_shows_the_waterfall() -> None:
-    """Bars stand where the time went; what did not end well says so."""
+    """A bar shows a span's time; a failed span has its outcome."""
     spans = [span("GET /x", 0, 1000), span("half", 500, 1000, parent="GET /x", failed=True)]
     head, first, second = render(TRACE, spans).splitlines()
     assert head == f"GET /x  ok  1.00 s  {TRACE}"
@@ -214,7 +214,7 @@ def test_a_terminal_shows_the_waterfall() -> None:
 
 
 def test_the_printer_waits_for_the_root(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each trace is printed once, when its root is here and nothing more comes."""
+    """Each trace is printed once, when its root is received and no more spans arrive."""
     printed: list[str] = []
     printer = Printer(store, printed.append, color=False)
     monkeypatch.setattr("scripts.traceview.terminal.QUIET_SECONDS", 0.0)
@@ -229,7 +229,7 @@ def test_the_printer_waits_for_the_root(store: Store, monkeypatch: pytest.Monkey
 
 
 def test_the_process_starts_and_ends(exported: tuple[TracerProvider, InMemorySpanExporter]) -> None:
-    """It says where it listens, prints a trace in the terminal, and exits with 0 on SIGTERM."""
+    """It prints its addresses and a received trace, and exits with 0 on SIGTERM."""
     addresses = ["--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
     command = [sys.executable, "-m", "scripts.traceview", "--terminal", *addresses]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -1,6 +1,6 @@
 "use strict";
 
-// Text from a trace reaches the page as text nodes only; nothing of it is ever parsed as HTML.
+// Text from traces is inserted as text nodes only and never parsed as HTML.
 
 const SERVICES = ["gateway", "orchestrator", "tokenizer", "inference"];
 const REFRESH_MS = 1500;
@@ -15,10 +15,10 @@ const detail = document.getElementById("detail");
 let shown = { id: "", numSpans: -1, selected: "" };
 
 function element(name, options = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(options)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(options)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
 
 function duration(ms) {
@@ -67,7 +67,7 @@ function showList(traces) {
 
 function bar(span, total, steps) {
   const svg = document.createElementNS(SVG, "svg");
-  const draw = (from, width, className, y, height, title) => {
+  const addBox = (from, width, className, y, height, title) => {
     const box = document.createElementNS(SVG, "rect");
     const numbers = { x: `${from}%`, width: `${width}%`, y: `${y}%`, height: `${height}%`, rx: 2 };
     for (const [key, value] of Object.entries(numbers)) box.setAttribute(key, value);
@@ -80,13 +80,13 @@ function bar(span, total, steps) {
   const percent = (ms) => Math.max(0, Math.min(100, (ms / total) * 100));
   const kind = span.failed ? "failed" : colorOf(span.service);
   const title = `${span.service}: ${span.name}, ${duration(span.duration_ms)}`;
-  draw(percent(span.start_ms), Math.max(0.25, percent(span.duration_ms)),
+  addBox(percent(span.start_ms), Math.max(0.25, percent(span.duration_ms)),
     `${kind} ${span.kind === "client" ? "client" : ""}`, 15, 70, title);
   for (const event of span.events) {
-    draw(percent(event.at_ms), 0.25, "event", 5, 90, `${event.name} at ${duration(event.at_ms)}`);
+    addBox(percent(event.at_ms), 0.25, "event", 5, 90, `${event.name} at ${duration(event.at_ms)}`);
   }
   for (const step of steps) {
-    draw(percent(step.start_ms), Math.max(0.2, percent(step.duration_ms)), "step", 86, 14,
+    addBox(percent(step.start_ms), Math.max(0.2, percent(step.duration_ms)), "step", 86, 14,
       `engine step ${step.attributes["weir.step.number"]}, ${duration(step.duration_ms)}`);
   }
   return svg;
@@ -113,6 +113,28 @@ function showDetail(span) {
   detail.replaceChildren(...parts);
 }
 
+function spanRow(span, trace, total) {
+  const short = span.name.includes("/") && span.kind !== "server" || span.name.includes(".v1.")
+    ? span.name.split(".").pop() : span.name;
+  const name = element("span", { class: "name", title: `${span.service}: ${span.name}` },
+    short, " ", element("small", {}, span.kind === "internal" ? "" : span.kind), " ",
+    badge(span.outcome));
+  name.style.paddingLeft = `${span.depth * 0.9}rem`;
+  const steps = ["prefill", "decode"].includes(span.name)
+    ? trace.steps.filter((step) => {
+      const middle = step.start_ms + step.duration_ms / 2;
+      return middle > span.start_ms && middle < span.start_ms + span.duration_ms;
+    })
+    : [];
+  const row = element("button", { class: "row", role: "treeitem", type: "button",
+    "aria-level": span.depth + 1 }, name,
+    element("span", { class: "track" }, bar(span, total, steps)),
+    element("span", { class: "time" }, duration(span.duration_ms)));
+  row.dataset.id = span.id;
+  row.addEventListener("click", () => showDetail(span));
+  return row;
+}
+
 function showTrace(trace) {
   const root = trace.spans[0];
   const total = Math.max(trace.duration_ms, 0.001);
@@ -126,28 +148,7 @@ function showTrace(trace) {
     element("span", { class: "track" },
       ...[0, 0.25, 0.5, 0.75, 1].map((part) => element("span", {}, duration(part * total)))),
     element("span"));
-  const lines = trace.spans.map((span) => {
-    const short = span.name.includes("/") && span.kind !== "server" || span.name.includes(".v1.")
-      ? span.name.split(".").pop() : span.name;
-    const name = element("span", { class: "name", title: `${span.service}: ${span.name}` },
-      short, " ", element("small", {}, span.kind === "internal" ? "" : span.kind), " ",
-      badge(span.outcome));
-    name.style.paddingLeft = `${span.depth * 0.9}rem`;
-    const carried = ["prefill", "decode"].includes(span.name)
-      ? trace.steps.filter((step) => {
-        const middle = step.start_ms + step.duration_ms / 2;
-        return middle > span.start_ms && middle < span.start_ms + span.duration_ms;
-      })
-      : [];
-    const row = element("button", { class: "row", role: "treeitem", type: "button",
-      "aria-level": span.depth + 1 }, name,
-      element("span", { class: "track" }, bar(span, total, carried)),
-      element("span", { class: "time" }, duration(span.duration_ms)));
-    row.dataset.id = span.id;
-    row.addEventListener("click", () => showDetail(span));
-    return row;
-  });
-  rows.replaceChildren(scale, ...lines);
+  rows.replaceChildren(scale, ...trace.spans.map((span) => spanRow(span, trace, total)));
   showDetail(trace.spans.find((span) => span.id === shown.selected) || root);
 }
 
@@ -163,8 +164,8 @@ async function refresh() {
       shown = { id, numSpans, selected: id === shown.id ? shown.selected : "" };
       showTrace(trace);
     } else {
-      head.replaceChildren(element("h2", {}, "This trace is not here"),
-        element("p", {}, `trace ${id}: not sent yet, not sampled, or too old`));
+      head.replaceChildren(element("h2", {}, "Trace not found"),
+        element("p", {}, `trace ${id}: not received yet, not sampled, or evicted`));
       rows.replaceChildren();
       detail.replaceChildren();
       shown = { id, numSpans: -1, selected: "" };
