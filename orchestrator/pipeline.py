@@ -20,6 +20,7 @@ from mesh.observability.metrics import exemplar, labelled
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
+from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.usage import Usage
 from orchestrator.admission.admission import Admission, Permit
@@ -45,7 +46,7 @@ from orchestrator.search.summary import (
     as_sources,
 )
 from orchestrator.text.completion import Completion, begin
-from orchestrator.text.preparation import Prepared, Prompt, as_prepared, prepare
+from orchestrator.text.preparation import Prepared, as_prepared, prepare
 
 logger = logging.getLogger("orchestrator.pipeline")
 

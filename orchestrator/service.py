@@ -13,15 +13,17 @@ from mesh.errors import invalid
 from mesh.process.lifecycle import SetReady
 from mesh.protocol.chat import tool_choice_from_proto
 from mesh.protocol.deltas import Delta, delta_to_proto
-from mesh.protocol.finish import REASON_TO_PROTO
+from mesh.protocol.finish import REASON_TO_PROTO, finish_to_proto, started_to_proto
+from mesh.protocol.prompt import prompt_from_proto
 from mesh.protocol.sampling_params import sampling_from_proto
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS
 from mesh.protocol.usage import usage_to_proto
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
-from orchestrator import messages
 from orchestrator.admission.request_table import RequestState, RequestTable
 from orchestrator.admission.validation import check_num_results, check_query
+from orchestrator.embedding import Input
+from orchestrator.generation import Progress
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
@@ -69,7 +71,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
         stream = self._pipeline.generate(
-            messages.prompt_of(request),
+            prompt_from_proto(request),
             model=request.model,
             sampling=sampling_from_proto(request.sampling),
             stop=list(request.stop),
@@ -78,7 +80,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
         async with aclosing(stream):
             async for progress in stream:
-                yield messages.progress(progress)
+                yield _progress(progress)
 
     async def SummarizeStream(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
@@ -113,7 +115,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Embed(
         self, request: orchestrator_pb2.EmbedRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.EmbedResponse]:
-        inputs = messages.inputs_of(request)
+        inputs = _inputs(request)
         batches = self._pipeline.embed(inputs, model=request.model)
         async with aclosing(batches):
             async for batch in batches:
@@ -176,6 +178,27 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             safe_search=request.safe_search,
         )
         return self._pipeline.summarize(question, method=method)
+
+
+def _inputs(request: orchestrator_pb2.EmbedRequest) -> list[Input]:
+    """Convert the inputs of a request. Raises MeshError (INVALID_REQUEST) for an empty one."""
+    inputs: list[Input] = []
+    for number, each in enumerate(request.inputs):
+        kind = each.WhichOneof("input")
+        if kind is None:
+            raise invalid("input", f"input[{number}] must be text or token_ids, given neither")
+        inputs.append(each.text if kind == "text" else list(each.token_ids.ids))
+    return inputs
+
+
+def _progress(progress: Progress) -> orchestrator_pb2.GenerateResponse:
+    """Convert to protobuf."""
+    started, delta, finish = progress
+    return orchestrator_pb2.GenerateResponse(
+        started=None if started is None else started_to_proto(started),
+        delta=None if delta is None else delta_to_proto(delta),
+        finish=None if finish is None else finish_to_proto(finish),
+    )
 
 
 def _results(found: SearchResults) -> orchestrator_pb2.SearchResults:

@@ -21,9 +21,25 @@ ENVIRONMENT_READERS = {
 }
 """The only files that read environment variables; other code uses settings."""
 
-GENERATED_TYPES_IN = {"service.py", "client.py", "messages.py", "replica.py"}
-"""The only files that import generated protobuf types, besides the packages `clients` and
-`protocol`. messages.py converts between them and the service's own types."""
+GENERATED_TYPES_IN = {
+    "mesh/protocol",
+    "gateway/upstream/client.py",
+    "orchestrator/clients",
+    "orchestrator/routing/replica.py",
+    "orchestrator/service.py",
+    "tokenizer/service.py",
+    "inference/api/service.py",
+}
+"""The only files and folders that import generated protobuf types: servicers, clients and the
+mapping of the shared values."""
+
+DEFINED_AGAIN = {
+    # The engine's parameters: a subclass in which every default is filled in.
+    "inference/sampling/sampling_params.py": {"SamplingParams"},
+    # A pydantic schema of the public API.
+    "gateway/schemas/chat.py": {"ChatMessage"},
+}
+"""Classes of a service with the name of a shared value, and why."""
 
 ONLY_IN = {
     "torch": "inference",
@@ -121,15 +137,26 @@ def test_services_import_no_development_libraries() -> None:
 
 
 def test_generated_types_are_imported_only_at_the_edge() -> None:
-    """mesh.v1 is imported by service.py, client(s).py and messages.py only."""
+    """mesh.v1 is imported by servicers, clients and mesh/protocol only."""
     offenders = [
         name_of(path)
         for path in own_files(*PACKAGES)
-        if path.name not in GENERATED_TYPES_IN
-        and path.parent.name not in ("clients", "protocol")
+        if not {name_of(path), name_of(path.parent)} & GENERATED_TYPES_IN
         and any((module + ".").startswith("mesh.v1.") for module in imports_of(path))
     ]
     assert offenders == []
+
+
+def test_shared_values_are_defined_once() -> None:
+    """No service defines a class with the name of a value of mesh/protocol."""
+    shared = set().union(*map(classes_of, own_files("mesh/protocol")))
+    again = {name_of(path): classes_of(path) & shared for path in own_files(*SERVICES)}
+    assert {name: classes for name, classes in again.items() if classes} == DEFINED_AGAIN
+
+
+def classes_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(), str(path))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 def test_the_environment_is_read_in_one_place() -> None:

@@ -22,7 +22,7 @@ from gateway.upstream.generation import (
     SummaryFinish,
 )
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
-from mesh.protocol.chat import chat_to_proto, tool_choice_to_proto
+from mesh.protocol.chat import tool_choice_to_proto
 from mesh.protocol.deltas import Delta, delta_from_proto
 from mesh.protocol.finish import (
     FinishReason,
@@ -31,6 +31,7 @@ from mesh.protocol.finish import (
     reason_from_proto,
     started_from_proto,
 )
+from mesh.protocol.prompt import set_prompt
 from mesh.protocol.sampling_params import sampling_to_proto
 from mesh.protocol.tokens import TokenIds
 from mesh.protocol.usage import usage_from_proto
@@ -142,14 +143,7 @@ def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest
         echo=generation.echo,
         tool_choice=None if choice is None else tool_choice_to_proto(choice),
     )
-    prompt = generation.prompt
-    if isinstance(prompt, str):
-        request.text = prompt
-    elif isinstance(prompt, TokenIds):
-        request.token_ids.ids.extend(prompt.ids)
-        request.token_ids.SetInParent()
-    else:
-        request.chat.CopyFrom(chat_to_proto(prompt))
+    set_prompt(request, generation.prompt)
     return request
 
 

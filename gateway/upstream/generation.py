@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from mesh.protocol.chat import ChatPrompt, ToolChoice
+from mesh.protocol.chat import ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
+from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
-from mesh.protocol.tokens import TokenIds
-
-Prompt: TypeAlias = ChatPrompt | TokenIds | str
 
 
 class Generation(NamedTuple):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from mesh.errors import invalid
 from mesh.protocol.chat import ChatPrompt, ToolChoice
 from mesh.protocol.constraints import OutputConstraint
+from mesh.protocol.prompt import Prompt
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer, TokenizerClient
 from orchestrator.text.answer import Answer
 from orchestrator.text.reasoning import Reasoning
 from orchestrator.text.tools.constraint import parse_tools, tool_constraint, with_thinking
 from orchestrator.text.tools.tool_calls import ToolCalls
 from orchestrator.text.tools.tool_format import LLAMA3, THINK_START
-
-Prompt = ChatPrompt | str | Sequence[int]
 
 TAIL_TOKENS = 8
 """Of a prompt's end: what a template writes behind the last message to open a tag."""
@@ -55,8 +53,8 @@ async def prepare(
     if isinstance(prompt, str):
         encoded = await tokenizer.encode_text(prompt)
         return Prepared(encoded, constraint=constraint, echo=prompt if echo else None)
-    encoded = Encoded(prompt, (await tokenizer.current()).decoder)
-    text = encoded.decoder.text(prompt) if echo else None
+    encoded = Encoded(prompt.ids, (await tokenizer.current()).decoder)
+    text = encoded.decoder.text(prompt.ids) if echo else None
     return Prepared(encoded, constraint=constraint, echo=text)
 
 

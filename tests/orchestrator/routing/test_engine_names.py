@@ -86,6 +86,6 @@ async def test_a_name_without_engines_keeps_nobody_elses(monkeypatch: pytest.Mon
 async def test_a_missing_index_is_no_start(tmp_path: Path) -> None:
     """The message names the variable, the file and what makes it."""
     settings = OrchestratorSettings(index=str(tmp_path / "none"))
-    with pytest.raises(StartupError, match=r"ORCHESTRATOR_INDEX: .*none is missing; make it with"):
+    with pytest.raises(StartupError, match=r"ORCHESTRATOR_INDEX: .*none is missing; build it with"):
         async with application(settings):
             pass
