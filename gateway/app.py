@@ -18,13 +18,14 @@ from gateway.api.completions import Completions
 from gateway.api.embeddings import ROUTE as EMBEDDINGS
 from gateway.api.embeddings import Embeddings
 from gateway.api.models import Models
-from gateway.api.operations import Operations
 from gateway.api.page import STATIC_FILES, Page
+from gateway.api.probes import Probes
 from gateway.api.search import ROUTE as SEARCH
 from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
 from gateway.api.validate import ROUTE as VALIDATE
 from gateway.api.validate import ValidateEndpoint
+from gateway.dependencies import Dependencies
 from gateway.http.errors import HttpError
 from gateway.http.json_text import json_response
 from gateway.http.openapi import openapi
@@ -38,17 +39,16 @@ from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from gateway.schemas.models import Model, ModelList
 from gateway.schemas.search import SearchAnswer, SearchRequest, ValidationAnswer
-from gateway.services import Services
 
 READ = ("GET", "HEAD")
 
 
-def build_app(services: Services) -> Router:
+def build_app(dependencies: Dependencies) -> Router:
     """The application of one gateway."""
-    settings = services.settings
-    routes = [*_api_routes(services), *_page_routes(settings.trace_url_template)]
+    settings = dependencies.settings
+    routes = [*_api_routes(dependencies), *_page_routes(settings.trace_url_template)]
     # Made when it is first asked for: it takes longer than all the rest of the application.
-    document = cache(lambda: openapi(routes, secured=services.keys.required))
+    document = cache(lambda: openapi(routes, secured=dependencies.keys.required))
 
     async def describe(request: Request) -> Response:
         return json_response(document())
@@ -72,15 +72,19 @@ def build_app(services: Services) -> Router:
             Middleware(
                 OriginMiddleware, hosts=settings.allowed_host_list, origins=settings.origin_list
             ),
-            Middleware(DrainMiddleware, drain=services.drain),
-            Middleware(AuthMiddleware, keys=services.keys, open_paths=open_paths),
+            Middleware(DrainMiddleware, drain=dependencies.drain),
+            Middleware(AuthMiddleware, keys=dependencies.keys, open_paths=open_paths),
         ],
     )
 
 
-def _api_routes(services: Services) -> list[ApiRoute]:
-    chat, completions = ChatCompletions(services), Completions(services)
-    models, search, operations = Models(services), SearchEndpoint(services), Operations(services)
+def _api_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    chat, completions = ChatCompletions(dependencies), Completions(dependencies)
+    models, search, operations = (
+        Models(dependencies),
+        SearchEndpoint(dependencies),
+        Probes(dependencies),
+    )
     return [
         ApiRoute(
             SEARCH,
@@ -113,7 +117,7 @@ def _api_routes(services: Services) -> list[ApiRoute]:
         ),
         ApiRoute(
             VALIDATE,
-            ValidateEndpoint(services).check,
+            ValidateEndpoint(dependencies).check,
             Operation(
                 summary="Check a search without searching.",
                 body=SearchRequest,
@@ -148,7 +152,7 @@ def _api_routes(services: Services) -> list[ApiRoute]:
         ),
         ApiRoute(
             EMBEDDINGS,
-            Embeddings(services).create,
+            Embeddings(dependencies).create,
             Operation(
                 summary="Turn texts into vectors.",
                 body=EmbeddingRequest,

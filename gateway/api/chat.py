@@ -8,9 +8,10 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
-from gateway.observability.observation import Observation
-from gateway.openai.choices import Events, choices, first_of, rest_of
+from gateway.observability.request_record import RequestRecord
+from gateway.openai.choices import Events, accepted_event, choice_events, choices
 from gateway.openai.chunks import Chunks
 from gateway.openai.responses import (
     Choice,
@@ -21,9 +22,8 @@ from gateway.openai.responses import (
     head,
     tool_call_delta,
 )
-from gateway.openai.usage import Tally
+from gateway.openai.usage import UsageTotal
 from gateway.schemas.chat import ChatCompletionRequest
-from gateway.services import Services
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import read_json
 from mesh.protocol.deltas import Delta, DeltaLogprob
@@ -34,33 +34,33 @@ ROUTE = "/v1/chat/completions"
 class ChatCompletions:
     """Chat, as OpenAI's clients ask for it."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def create(self, request: Request) -> Response | EventStream:
         """Answers a chat."""
-        limit = self._services.settings.max_body_bytes
+        limit = self._dependencies.settings.max_body_bytes
         body = await read_json(request, ChatCompletionRequest, limit)
-        events = choices(list(map(self._services.orchestrator.generate, body.generations())))
-        observation = Observation.of(request.scope)
+        events = choices(list(map(self._dependencies.orchestrator.generate, body.generations())))
+        record = RequestRecord.of(request.scope)
         if body.stream:
-            frames = _frames(events, observation, body.n, body.stream_options.include_usage)
-            return self._services.event_stream(frames, error_frame)
+            frames = _frames(events, record, body.n, body.stream_options.include_usage)
+            return self._dependencies.event_stream(frames, error_frame)
         messages = [_Message(index) for index in range(body.n)]
-        async with self._services.interruption(request), aclosing(events):
-            accepted = await first_of(events)
-            tally = Tally(accepted.started, body.n, observation)
-            async for index, event in rest_of(events):
+        async with self._dependencies.cancel_scope(request), aclosing(events):
+            accepted = await accepted_event(events)
+            usage_total = UsageTotal(accepted.started, body.n, record)
+            async for index, event in choice_events(events):
                 if isinstance(event, Delta):
-                    tally.add(index, event)
+                    usage_total.add(index, event)
                     messages[index].add(event)
                 else:
-                    tally.finish(index, event)
+                    usage_total.finish(index, event)
                     check_not_aborted(event)
                     messages[index].finish_reason = event.reason
         fields = head("chatcmpl", "chat.completion", accepted.model)
         whole = [message.choice() for message in messages]
-        return json_response({**fields, "choices": whole, "usage": tally.usage()})
+        return json_response({**fields, "choices": whole, "usage": usage_total.usage()})
 
 
 class _Message:
@@ -100,31 +100,31 @@ class _Message:
 
 
 async def _frames(
-    events: Events, observation: Observation, n: int, include_usage: bool
+    events: Events, record: RequestRecord, n: int, include_usage: bool
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
-        accepted = await first_of(events)
-        tally = Tally(accepted.started, n, observation)
+        accepted = await accepted_event(events)
+        usage_total = UsageTotal(accepted.started, n, record)
         fields = head("chatcmpl", "chat.completion.chunk", accepted.model)
         chunks = Chunks(fields, _text_choice, num_choices=n, include_usage=include_usage)
         called = [False] * n
         role: dict[str, object] = {"role": "assistant", "content": ""}
         yield b"".join(chunks.chunk(_choice(index, role)) for index in range(n))
-        async for index, event in rest_of(events):
+        async for index, event in choice_events(events):
             if isinstance(event, Delta):
-                observation.text(ROUTE)
-                tally.add(index, event)
+                record.text(ROUTE)
+                usage_total.add(index, event)
                 called[index] = called[index] or bool(event.tool_calls)
                 if event.logprobs or event.reasoning or event.tool_calls:
                     yield chunks.chunk(_delta_choice(index, event))
                 else:
                     yield chunks.text(index, event.text)
             else:
-                tally.finish(index, event)
+                usage_total.finish(index, event)
                 check_not_aborted(event)
                 reason = _reason(event.reason, calls=called[index])
                 yield chunks.chunk(_choice(index, {}, reason))
-        yield chunks.end(tally.usage())
+        yield chunks.end(usage_total.usage())
 
 
 def _reason(reason: str, *, calls: bool) -> str:

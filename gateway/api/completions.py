@@ -8,14 +8,21 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
-from gateway.observability.observation import Observation
-from gateway.openai.choices import Accepted, ChoiceEvent, Events, choices, first_of, rest_of
+from gateway.observability.request_record import RequestRecord
+from gateway.openai.choices import (
+    Accepted,
+    ChoiceEvent,
+    Events,
+    accepted_event,
+    choice_events,
+    choices,
+)
 from gateway.openai.chunks import Chunks
 from gateway.openai.responses import Choice, TextLogprobs, check_not_aborted, error_frame, head
-from gateway.openai.usage import Tally
+from gateway.openai.usage import UsageTotal
 from gateway.schemas.completions import CompletionRequest
-from gateway.services import Services
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import read_json
 from mesh.protocol.deltas import Delta, DeltaLogprob
@@ -27,33 +34,35 @@ ROUTE = "/v1/completions"
 class Completions:
     """Plain completions, as OpenAI's clients ask for them."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def create(self, request: Request) -> Response | EventStream:
         """Continues one prompt or several."""
-        body = await read_json(request, CompletionRequest, self._services.settings.max_body_bytes)
+        body = await read_json(
+            request, CompletionRequest, self._dependencies.settings.max_body_bytes
+        )
         generations = body.generations()
-        events = choices(list(map(self._services.orchestrator.generate, generations)))
+        events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
         if body.max_tokens == 0:
             events = _prompts_only(events)
-        observation = Observation.of(request.scope)
+        record = RequestRecord.of(request.scope)
         if body.stream:
-            frames = _frames(events, observation, body, len(generations))
-            return self._services.event_stream(frames, error_frame)
+            frames = _frames(events, record, body, len(generations))
+            return self._dependencies.event_stream(frames, error_frame)
         texts: list[list[str]] = [[] for _ in generations]
         logprobs: list[list[DeltaLogprob]] = [[] for _ in generations]
         reasons = [""] * len(generations)
-        async with self._services.interruption(request), aclosing(events):
-            accepted = await first_of(events)
-            tally = Tally(accepted.started, body.n, observation)
-            async for index, event in rest_of(events):
+        async with self._dependencies.cancel_scope(request), aclosing(events):
+            accepted = await accepted_event(events)
+            usage_total = UsageTotal(accepted.started, body.n, record)
+            async for index, event in choice_events(events):
                 if isinstance(event, Delta):
-                    tally.add(index, event)
+                    usage_total.add(index, event)
                     texts[index].append(event.text)
                     logprobs[index].extend(event.logprobs)
                 else:
-                    tally.finish(index, event)
+                    usage_total.finish(index, event)
                     check_not_aborted(event)
                     reasons[index] = event.reason
         whole = [
@@ -61,15 +70,15 @@ class Completions:
             for index, text in enumerate(texts)
         ]
         fields = head("cmpl", "text_completion", accepted.model)
-        return json_response({**fields, "choices": whole, "usage": tally.usage()})
+        return json_response({**fields, "choices": whole, "usage": usage_total.usage()})
 
 
 async def _frames(
-    events: Events, observation: Observation, body: CompletionRequest, num_choices: int
+    events: Events, record: RequestRecord, body: CompletionRequest, num_choices: int
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
-        accepted = await first_of(events)
-        tally = Tally(accepted.started, body.n, observation)
+        accepted = await accepted_event(events)
+        usage_total = UsageTotal(accepted.started, body.n, record)
         chunks = Chunks(
             head("cmpl", "text_completion", accepted.model),
             _choice,
@@ -79,20 +88,20 @@ async def _frames(
         logprobs = [TextLogprobs() for _ in range(num_choices)]
         # Nothing to say yet, but the status and the headers can go.
         yield b""
-        async for index, event in rest_of(events):
+        async for index, event in choice_events(events):
             if isinstance(event, Delta):
-                observation.text(ROUTE)
-                tally.add(index, event)
+                record.text(ROUTE)
+                usage_total.add(index, event)
                 if event.logprobs:
                     told = logprobs[index].of(event.logprobs)
                     yield chunks.chunk(_choice(index, event.text, told))
                 else:
                     yield chunks.text(index, event.text)
             else:
-                tally.finish(index, event)
+                usage_total.finish(index, event)
                 check_not_aborted(event)
                 yield chunks.chunk(_choice(index, "", None, event.reason))
-        yield chunks.end(tally.usage())
+        yield chunks.end(usage_total.usage())
 
 
 async def _prompts_only(events: Events) -> Events:

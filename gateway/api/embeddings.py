@@ -10,10 +10,10 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
-from gateway.observability.observation import Observation
+from gateway.observability.request_record import RequestRecord
 from gateway.schemas.embeddings import EmbeddingRequest
-from gateway.services import Services
 from gateway.validation.body import read_json
 
 ROUTE = "/v1/embeddings"
@@ -22,18 +22,20 @@ ROUTE = "/v1/embeddings"
 class Embeddings:
     """Texts to vectors, as OpenAI's clients ask for them."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def create(self, request: Request) -> Response:
         """Embeds one text or several."""
-        body = await read_json(request, EmbeddingRequest, self._services.settings.max_body_bytes)
+        body = await read_json(
+            request, EmbeddingRequest, self._dependencies.settings.max_body_bytes
+        )
         num_tokens = 0
         model = ""
         data: list[dict[str, object]] = []
-        batches = self._services.orchestrator.embed(body.inputs(), body.model)
-        Observation.of(request.scope).summary = lambda: {"prompt_tokens": num_tokens}
-        async with self._services.interruption(request), aclosing(batches):
+        batches = self._dependencies.orchestrator.embed(body.inputs(), body.model)
+        RequestRecord.of(request.scope).summary = lambda: {"prompt_tokens": num_tokens}
+        async with self._dependencies.cancel_scope(request), aclosing(batches):
             async for batch in batches:
                 model = batch.model
                 num_tokens += batch.prompt_tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
-from gateway.services import Services
 from gateway.upstream.generation import ServedModel
 from mesh.errors import ErrorKind, MeshError
 
@@ -14,8 +14,8 @@ from mesh.errors import ErrorKind, MeshError
 class Models:
     """The models that can be asked for."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def list(self, request: Request) -> Response:
         """All of them."""
@@ -34,8 +34,8 @@ class Models:
         raise MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
 
     async def _models(self, request: Request) -> tuple[ServedModel, ...]:
-        async with self._services.interruption(request):
-            return await self._services.orchestrator.models()
+        async with self._dependencies.cancel_scope(request):
+            return await self._dependencies.orchestrator.models()
 
 
 def _model(model: ServedModel) -> dict[str, object]:

@@ -9,19 +9,19 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.dependencies import Dependencies, collect, first_event
 from gateway.http.errors import HttpError, error_body
 from gateway.http.headers import headers_of
 from gateway.http.json_text import json_response
-from gateway.observability.observation import Observation
+from gateway.observability.request_record import RequestRecord
 from gateway.schemas.search import SearchRequest
-from gateway.services import Services, collect, first_event
 from gateway.streaming.event_stream import EventStream
-from gateway.streaming.resumption import (
+from gateway.streaming.resumable_streams import (
     COMPLETE,
     ERROR,
     RESULTS,
     RETRY_MILLISECONDS,
-    comes_back,
+    client_resumes,
     parse_event_id,
 )
 from gateway.streaming.sse import named_frame, token_frame
@@ -40,8 +40,8 @@ EVENT_STREAM = "text/event-stream"
 class SearchEndpoint:
     """Search, by GET and by POST."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def get(self, request: Request) -> Response | EventStream:
         """The fields come as a query string."""
@@ -49,25 +49,25 @@ class SearchEndpoint:
 
     async def post(self, request: Request) -> Response | EventStream:
         """The fields come as a JSON object."""
-        limit = self._services.settings.max_body_bytes
+        limit = self._dependencies.settings.max_body_bytes
         return await self._answer(request, await read_json(request, SearchRequest, limit))
 
     async def stop(self, request: Request) -> Response:
         """Ends a resumable stream at once, instead of after its grace."""
         stream = request.path_params["stream"]
-        if not self._services.resumption.stop(stream):
+        if not self._dependencies.resumable_streams.stop(stream):
             raise HttpError(404, f"there is no stream {stream[:80]!r}", code="not_found")
         return Response(status_code=204)
 
     async def _answer(self, request: Request, asked: SearchRequest) -> Response | EventStream:
         if asked.streaming or EVENT_STREAM in headers_of(request.scope).get("accept", ""):
             return self._stream(request, asked)
-        events = self._services.orchestrator.search(asked.search())
-        async with self._services.interruption(request):
+        events = self._dependencies.orchestrator.search(asked.search())
+        async with self._dependencies.cancel_scope(request):
             found, answer = await collect(events, SearchResults)
         finish = answer.finish
         assert isinstance(finish, SummaryFinish), "a search ends with its citations"
-        Observation.of(request.scope).finished(finish)
+        RequestRecord.of(request.scope).finished(finish)
         fields = {
             "query": found.query,
             "status": "completed",
@@ -78,33 +78,35 @@ class SearchEndpoint:
         return json_response(fields)
 
     def _stream(self, request: Request, asked: SearchRequest) -> Response | EventStream:
-        resumption = self._services.resumption
+        resumable_streams = self._dependencies.resumable_streams
         headers = headers_of(request.scope)
         last_event_id = headers.get("last-event-id", "")
         if last_event_id:
             place = parse_event_id(last_event_id)
             if place.is_last:
                 # It has everything. No content: what makes an EventSource stop asking.
-                resumption.stop(place.stream)
+                resumable_streams.stop(place.stream)
                 return Response(status_code=204)
-            frames = resumption.resume(place)
-            return self._services.event_stream(frames, partial(_error_frame, f"{place.stream}."))
-        observation = Observation.of(request.scope)
+            frames = resumable_streams.resume(place)
+            return self._dependencies.event_stream(
+                frames, partial(_error_frame, f"{place.stream}.")
+            )
+        record = RequestRecord.of(request.scope)
 
         def make(id_prefix: str) -> AsyncGenerator[bytes]:
-            events = self._services.orchestrator.search(asked.search())
-            return _frames(events, observation, id_prefix)
+            events = self._dependencies.orchestrator.search(asked.search())
+            return _frames(events, record, id_prefix)
 
-        resumable = comes_back(headers) if asked.resumable is None else asked.resumable
-        if resumable and resumption.accepts:
-            frames, id_prefix = resumption.start(make)
+        resumable = client_resumes(headers) if asked.resumable is None else asked.resumable
+        if resumable and resumable_streams.accepts:
+            frames, id_prefix = resumable_streams.start(make)
         else:
             frames, id_prefix = make(""), ""
-        return self._services.event_stream(frames, partial(_error_frame, id_prefix))
+        return self._dependencies.event_stream(frames, partial(_error_frame, id_prefix))
 
 
 async def _frames(
-    events: AsyncGenerator[Event], observation: Observation, id_prefix: str
+    events: AsyncGenerator[Event], record: RequestRecord, id_prefix: str
 ) -> AsyncGenerator[bytes]:
     """The events of one search; with an `id_prefix` they can be resumed."""
     async with aclosing(events):
@@ -116,11 +118,11 @@ async def _frames(
         position = 0
         async for event in events:
             if isinstance(event, Delta):
-                observation.text(ROUTE)
+                record.text(ROUTE)
                 yield token_frame(event.text, position, id_prefix)
                 position += 1
             elif isinstance(event, SummaryFinish):
-                observation.finished(event)
+                record.finished(event)
                 fields = {"type": "complete", **_end(event)}
                 yield named_frame("complete", fields, id_prefix + COMPLETE)
 

@@ -6,9 +6,9 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
 from gateway.schemas.search import SearchRequest
-from gateway.services import Services
 from gateway.validation.body import read_object
 from gateway.validation.problems import problems_of
 from mesh.errors import MeshError
@@ -19,12 +19,12 @@ ROUTE = "/api/v1/validate"
 class ValidateEndpoint:
     """The check of a search's input."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def check(self, request: Request) -> Response:
         """Takes the body of a search. Raises MeshError for what is no JSON object."""
-        fields, problem = await read_object(request, self._services.settings.max_body_bytes)
+        fields, problem = await read_object(request, self._dependencies.settings.max_body_bytes)
         query, problems = None, [problem] if problem is not None else list[MeshError]()
         if not problems:
             try:

@@ -16,13 +16,13 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 
 from gateway.app import build_app
+from gateway.dependencies import Dependencies
 from gateway.http.drain import Drain
 from gateway.http.protocol import LimitedProtocol
 from gateway.keys.key_file import KeyFileError
 from gateway.keys.key_ring import KeyRing
-from gateway.services import Services
 from gateway.settings import GatewaySettings
-from gateway.streaming.resumption import Resumption
+from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import Orchestrator
 from gateway.upstream.readiness import Readiness
 from mesh.observability.metrics import metrics_server
@@ -96,11 +96,11 @@ class _Uvicorn(uvicorn.Server):
 class GatewayServer:
     """A gateway that serves; `running` makes one."""
 
-    def __init__(self, settings: GatewaySettings, services: Services) -> None:
+    def __init__(self, settings: GatewaySettings, dependencies: Dependencies) -> None:
         self._settings = settings
-        self.services = services
+        self.dependencies = dependencies
         config = uvicorn.Config(
-            build_app(services),
+            build_app(dependencies),
             http=LimitedProtocol,
             ws="none",
             lifespan="off",
@@ -130,7 +130,7 @@ class GatewayServer:
 
     async def drain(self) -> int:
         """Ends everything in order; gives the number of requests that were cut off."""
-        drain = self.services.drain
+        drain = self.dependencies.drain
         drain.begin()
         cut_off = 0
         if not await _within(self._settings.drain_seconds, drain.wait_idle()):
@@ -174,16 +174,16 @@ async def running(
     keys = _key_ring(settings)
     channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings), balanced=True)
     orchestrator, drain = Orchestrator(channel), Drain()
-    services = Services(
+    dependencies = Dependencies(
         settings=settings,
         orchestrator=orchestrator,
         readiness=Readiness(orchestrator, drain),
         drain=drain,
         keys=keys,
-        resumption=Resumption(settings.resume_seconds),
+        resumable_streams=ResumableStreams(settings.resume_seconds),
     )
     try:
-        server = GatewayServer(settings, services)
+        server = GatewayServer(settings, dependencies)
         serving = asyncio.create_task(server.serve(), name="http")
         watching = [
             asyncio.create_task(keys.watch(), name="keys"),
@@ -200,7 +200,7 @@ async def running(
             await serving
             logger.info("drained", extra={"cut_off": cut_off})
     finally:
-        await services.resumption.close()
+        await dependencies.resumable_streams.close()
         await channel.close()
 
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from gateway.keys.allowance import Allowance
 from gateway.keys.key_file import Key, KeyFileError, Limits, find_key, hash_key, read_keys
+from gateway.keys.rate_limiter import RateLimiter
 from mesh.process.watched_files import WatchedFiles
 
 logger = logging.getLogger("gateway.keys")
@@ -28,7 +28,7 @@ class KeyRing:
             Key(name=f"env-{number}", sha256=hash_key(key)) for number, key in enumerate(plain, 1)
         )
         self._keys = self._plain + (read_keys(path) if path else ())
-        self._allowances: dict[str, Allowance] = {}
+        self._rate_limiters: dict[str, RateLimiter] = {}
 
     @property
     def required(self) -> bool:
@@ -39,12 +39,12 @@ class KeyRing:
         """The key that `given` is, if any."""
         return find_key(self._keys, given)
 
-    def allowance(self, key: Key) -> Allowance:
+    def rate_limiter(self, key: Key) -> RateLimiter:
         """What this key may still do."""
-        allowance = self._allowances.get(key.name)
-        if allowance is None or allowance.limits != key.limits:
-            allowance = self._allowances[key.name] = _changed(allowance, key.limits)
-        return allowance
+        rate_limiter = self._rate_limiters.get(key.name)
+        if rate_limiter is None or rate_limiter.limits != key.limits:
+            rate_limiter = self._rate_limiters[key.name] = _changed(rate_limiter, key.limits)
+        return rate_limiter
 
     def reload(self) -> bool:
         """Reads the file again if it was replaced; one that cannot be used changes nothing."""
@@ -57,7 +57,7 @@ class KeyRing:
             return False
         self._keys = self._plain + keys
         names = {key.name for key in self._keys}
-        self._allowances = {n: each for n, each in self._allowances.items() if n in names}
+        self._rate_limiters = {n: each for n, each in self._rate_limiters.items() if n in names}
         logger.info("keys reloaded", extra={"num_keys": len(keys)})
         return True
 
@@ -68,9 +68,9 @@ class KeyRing:
             self.reload()
 
 
-def _changed(allowance: Allowance | None, limits: Limits) -> Allowance:
-    made = Allowance(limits)
-    if allowance is not None:
+def _changed(rate_limiter: RateLimiter | None, limits: Limits) -> RateLimiter:
+    made = RateLimiter(limits)
+    if rate_limiter is not None:
         # What runs under the old limits is not counted against the new ones; it ends by itself.
-        logger.info("limits of a key changed", extra={"num_running": allowance.num_running})
+        logger.info("limits of a key changed", extra={"num_running": rate_limiter.num_running})
     return made

@@ -36,7 +36,7 @@ class AuthMiddleware:
         if request is not None:
             request.key_name = key.name
             annotate(key_name=key.name)
-        with self._keys.allowance(key).request():
+        with self._keys.rate_limiter(key).request():
             await self._app(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:

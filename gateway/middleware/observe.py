@@ -14,7 +14,7 @@ from gateway.http.headers import IGNORED_FIELDS, REQUEST_ID, TRACE_ID, headers_o
 from gateway.http.routes import UNWATCHED_PATHS, route_of
 from gateway.middleware.origin import cors_headers
 from gateway.observability import metrics
-from gateway.observability.observation import Observation
+from gateway.observability.request_record import RequestRecord
 from gateway.observability.tracing import end_span, http_span, unrecorded_span
 from gateway.validation.ignored_fields import ignored_header
 from mesh.context import RequestContext, accept_request_id, annotate, use_request
@@ -50,40 +50,40 @@ class ObserveMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        observation = Observation()
-        observation.attach(scope)
+        record = RequestRecord()
+        record.attach(scope)
         headers = headers_of(scope)
         request = RequestContext(
             request_id=accept_request_id(headers.get(REQUEST_ID)),
-            deadline=observation.arrived + self._timeout_seconds,
+            deadline=record.arrived + self._timeout_seconds,
             idle_timeout=self._idle_seconds,
         )
         if self._first_token_seconds is not None:
-            request.first_token_deadline = observation.arrived + self._first_token_seconds
+            request.first_token_deadline = record.arrived + self._first_token_seconds
         watched = scope["path"] not in UNWATCHED_PATHS
         span = http_span(scope, headers) if watched else unrecorded_span()
         with use_request(request), span:
             responder = _Responder(scope, send, request.request_id, trace_id())
             if not watched:
-                await self._respond(scope, receive, responder, observation)
+                await self._respond(scope, receive, responder, record)
                 return
             with metrics.NUM_REQUESTS_RUNNING.track_inprogress():
-                await self._respond(scope, receive, responder, observation)
-                _tell(scope, observation, request)
+                await self._respond(scope, receive, responder, record)
+                _record(scope, record, request)
 
     async def _respond(
-        self, scope: Scope, receive: Receive, responder: _Responder, observation: Observation
+        self, scope: Scope, receive: Receive, responder: _Responder, record: RequestRecord
     ) -> None:
         try:
             await self._app(scope, receive, responder.send)
         except ClientDisconnected:
-            observation.status = CLIENT_CLOSED_REQUEST
+            record.status = CLIENT_CLOSED_REQUEST
         except Exception as error:
             failure = _as_failure(error)
-            observation.failed(failure)
+            record.failed(failure)
             if not responder.started:
                 await error_response(failure)(scope, receive, responder.send)
-        observation.status = observation.status or responder.status
+        record.status = record.status or responder.status
 
 
 class _Responder:
@@ -108,7 +108,7 @@ class _Responder:
     def _headers(self) -> dict[str, str]:
         """What an answer has beside its own; no answer has any of these."""
         headers = {**self._ids, **cors_headers(self._scope)}
-        ignored = Observation.of(self._scope).ignored
+        ignored = RequestRecord.of(self._scope).ignored
         if ignored:
             headers[IGNORED_FIELDS] = ignored_header(ignored)
         return headers
@@ -125,26 +125,26 @@ def _as_failure(error: Exception) -> MeshError | HttpError:
     return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
 
-def _tell(scope: Scope, observation: Observation, request: RequestContext) -> None:
-    duration = time.monotonic() - observation.arrived
-    observation.tell_first_token()
-    if observation.summary is not None:
-        annotate(**observation.summary())
-        observation.summary = None  # it holds this observation: neither would go before a search
+def _record(scope: Scope, record: RequestRecord, request: RequestContext) -> None:
+    duration = time.monotonic() - record.arrived
+    record.record_first_token()
+    if record.summary is not None:
+        annotate(**record.summary())
+        record.summary = None  # it holds this record: neither would go before a search
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
-    route, status = route_of(scope), observation.status
-    end_span(trace.get_current_span(), method, route, status, observation.error)
+    route, status = route_of(scope), record.status
+    end_span(trace.get_current_span(), method, route, status, record.error)
     metrics.observe_request(
-        route, method, status, duration, model=observation.model, error=_error_type(observation)
+        route, method, status, duration, model=record.model, error=_error_type(record)
     )
     if logger.isEnabledFor(logging.INFO):
         fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}
         logger.info("request finished", extra={**fields, **request.fields})
 
 
-def _error_type(observation: Observation) -> str:
-    if observation.error is not None:
-        return observation.error.value
-    if observation.status == CLIENT_CLOSED_REQUEST:
+def _error_type(record: RequestRecord) -> str:
+    if record.error is not None:
+        return record.error.value
+    if record.status == CLIENT_CLOSED_REQUEST:
         return ErrorKind.CANCELLED.value
-    return str(observation.status) if observation.status >= 400 else ""
+    return str(record.status) if record.status >= 400 else ""

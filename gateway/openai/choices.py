@@ -36,14 +36,14 @@ class ChoiceEvent(NamedTuple):
 Events: TypeAlias = AsyncGenerator[Accepted | ChoiceEvent]
 
 
-async def first_of(events: Events) -> Accepted:
+async def accepted_event(events: Events) -> Accepted:
     """The first event, by which the request is accepted. Raises MeshError."""
     event = await anext(events)
     assert isinstance(event, Accepted), "the first event accepts"
     return event
 
 
-def rest_of(events: Events) -> AsyncGenerator[ChoiceEvent]:
+def choice_events(events: Events) -> AsyncGenerator[ChoiceEvent]:
     """What follows it, as only the first event accepts. `events` stay their owner's to close."""
     return cast("AsyncGenerator[ChoiceEvent]", events)
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.observability.observation import Observation
+from gateway.observability.request_record import RequestRecord
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
 
-class Tally:
+class UsageTotal:
     """Counts while the choices are generated, so that it is right whenever they end."""
 
-    def __init__(
-        self, started: Sequence[GenerationStarted], n: int, observation: Observation
-    ) -> None:
+    def __init__(self, started: Sequence[GenerationStarted], n: int, record: RequestRecord) -> None:
         """`n` choices follow each other for each prompt, which counts once."""
         self._prompt_tokens = sum(each.prompt_tokens for each in started[::n])
         self._n = n
@@ -22,8 +20,8 @@ class Tally:
         self._completion_tokens = [0] * len(started)
         self._reasons: list[str] = []
         self._reasoning_tokens = 0
-        self._observation = observation
-        observation.summary = self.summary
+        self._observation = record
+        record.summary = self.summary
 
     def add(self, index: int, delta: Delta) -> None:
         """More of a choice."""

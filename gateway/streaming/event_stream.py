@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 from gateway.http.drain import Drain
 from gateway.http.errors import ClientDisconnected
 from gateway.observability import metrics
-from gateway.observability.observation import Observation
-from gateway.streaming.disconnects import Interruption
+from gateway.observability.request_record import RequestRecord
+from gateway.streaming.cancel_scope import CancelScope
 from gateway.streaming.event_writer import EventWriter
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 
@@ -57,13 +57,13 @@ class EventStream:
             if not writer.started:
                 raise
             failure = _as_mesh_error(error)
-            Observation.of(scope).failed(failure)
+            RequestRecord.of(scope).failed(failure)
             await writer.fail(self._error_frame(failure))
         finally:
             writer.close()
 
     async def _send(self, writer: EventWriter, receive: Receive) -> None:
-        interruption = Interruption(receive, self._drain, lambda: writer.complete)
+        interruption = CancelScope(receive, self._drain, lambda: writer.complete)
         async with interruption, aclosing(self._frames) as frames:
             first = await anext(frames)
             with metrics.STREAMS_ACTIVE.track_inprogress():

@@ -9,7 +9,7 @@ from typing import TypeVar
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.keys.allowance import Spending
+from gateway.keys.rate_limiter import TokenCharge
 from gateway.upstream.generation import (
     Citation,
     Embedded,
@@ -69,16 +69,16 @@ class Orchestrator:
 
     async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
         """The inputs' vectors, batch by batch; raises MeshError. Close it to cancel the call."""
-        spending = Spending()
+        charge = TokenCharge()
         num_tokens = 0
         request = embed_request(inputs, model)
         async with open_stream(self._stub.Embed, request) as responses:
             async for response in responses:
                 batch = embedded(response)
                 num_tokens += batch.prompt_tokens
-                spending.add(batch.prompt_tokens)
+                charge.add(batch.prompt_tokens)
                 yield batch
-        spending.settle(num_tokens)
+        charge.settle(num_tokens)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """The models that can be asked for; raises MeshError."""
@@ -106,11 +106,11 @@ async def _events(
 ) -> AsyncGenerator[Event]:
     last: Event | None = None
     request = request_of(asked)
-    spending = Spending()
+    charge = TokenCharge()
     async with open_stream(call, request) as responses:
         async for response in responses:
             for last in events_of(response):
-                _charge(spending, last)
+                _charge(charge, last)
                 if isinstance(last, GenerationFinish):
                     responses.has_last()
                 yield last
@@ -118,13 +118,13 @@ async def _events(
         raise broken("the stream ended without a finish")
 
 
-def _charge(spending: Spending, event: Event) -> None:
+def _charge(charge: TokenCharge, event: Event) -> None:
     if isinstance(event, Delta):
-        spending.add(event.num_tokens)
+        charge.add(event.num_tokens)
     elif isinstance(event, GenerationStarted):
-        spending.add(event.prompt_tokens)
+        charge.add(event.prompt_tokens)
     elif isinstance(event, GenerationFinish):
-        spending.settle(event.usage.prompt_tokens + event.usage.completion_tokens)
+        charge.settle(event.usage.prompt_tokens + event.usage.completion_tokens)
 
 
 def broken(what: str) -> MeshError:

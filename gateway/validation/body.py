@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from gateway.http.errors import ClientDisconnected, HttpError
 from gateway.http.headers import headers_of
-from gateway.observability.observation import Observation
+from gateway.observability.request_record import RequestRecord
 from gateway.validation.ignored_fields import ignored_fields
 from gateway.validation.problems import json_kind, path_of_surrogate, problem_of
 from mesh.errors import ErrorKind, MeshError, invalid
@@ -34,7 +34,7 @@ async def read_json(request: Request, model: type[Model], max_bytes: int) -> Mod
         made = model.model_validate(fields, strict=True)
     except ValidationError as error:
         raise problem_of(error) from None
-    Observation.of(request.scope).ignored = ignored_fields(fields, made)
+    RequestRecord.of(request.scope).ignored = ignored_fields(fields, made)
     return made
 
 

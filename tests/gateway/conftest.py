@@ -50,7 +50,7 @@ def start_gateway(upstream: Served) -> StartGateway:
         )
         async with running(made) as (server, _):
             yield server
-        assert server.services.drain.num_active == 0
+        assert server.dependencies.drain.num_active == 0
         assert metrics.STREAMS_ACTIVE._value.get() == 0
 
     return start
@@ -70,7 +70,7 @@ async def client(
     async with client_of(gateway) as client:
         yield client
     await eventually(lambda: orchestrator.num_running == 0, "no call runs upstream")
-    await eventually(lambda: gateway.services.drain.num_active == 0, "no request runs")
+    await eventually(lambda: gateway.dependencies.drain.num_active == 0, "no request runs")
 
 
 def client_of(server: GatewayServer) -> httpx.AsyncClient:

@@ -9,11 +9,11 @@ from typing import cast
 import httpx
 
 from gateway.app import build_app
+from gateway.dependencies import Dependencies
 from gateway.http.drain import Drain
 from gateway.keys.key_ring import KeyRing
-from gateway.services import Services
 from gateway.settings import GatewaySettings
-from gateway.streaming.resumption import Resumption
+from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import Orchestrator, embed_request, generate_request, summarize_request
 from gateway.upstream.generation import (
     Embedded,
@@ -69,15 +69,15 @@ async def direct_client(**settings: object) -> AsyncGenerator[httpx.AsyncClient]
     orchestrator = cast(Orchestrator, DirectOrchestrator())
     drain = Drain()
     made = GatewaySettings.model_validate(settings)
-    services = Services(
+    dependencies = Dependencies(
         settings=made,
         orchestrator=orchestrator,
         readiness=Readiness(orchestrator, drain),
         drain=drain,
         keys=KeyRing(made.api_keys_file, made.api_key_list),
-        resumption=Resumption(0),
+        resumable_streams=ResumableStreams(0),
     )
-    transport = httpx.ASGITransport(build_app(services), raise_app_exceptions=True)
+    transport = httpx.ASGITransport(build_app(dependencies), raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
     assert drain.num_active == 0

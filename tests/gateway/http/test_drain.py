@@ -33,7 +33,7 @@ async def test_drain_refuses_new_requests_and_finishes_running_ones(
         streaming = asyncio.create_task(client.get("/api/v1/search", params=SEARCH))
         await eventually(lambda: orchestrator.num_sent > 0, "the stream runs")
         draining = asyncio.create_task(server.drain())
-        await eventually(lambda: server.services.drain.draining, "draining")
+        await eventually(lambda: server.dependencies.drain.draining, "draining")
         ready = await client.get("/readyz")
         refused = await client.get("/api/v1/search", params=SEARCH)
         alive = await client.get("/livez")
@@ -89,7 +89,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
             )
             await eventually(lambda: orchestrator.num_sent > 20, "the client is behind")
         assert serving.done()
-    assert server.services.drain.num_active == 0
+    assert server.dependencies.drain.num_active == 0
     writer.transport.abort()
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from gateway.http.errors import ClientDisconnected
 from gateway.http.server import GatewayServer
-from gateway.observability.observation import Observation
-from gateway.streaming.disconnects import Interruption
+from gateway.observability.request_record import RequestRecord
+from gateway.streaming.cancel_scope import CancelScope
 from gateway.streaming.event_stream import EventStream
 from gateway.streaming.event_writer import EventWriter
 from mesh.context import RequestContext
@@ -52,8 +52,8 @@ def ours(found: list[object]) -> list[str]:
     kinds = (
         EventStream,
         EventWriter,
-        Interruption,
-        Observation,
+        CancelScope,
+        RequestRecord,
         RequestContext,
         ClientDisconnected,
     )
@@ -76,7 +76,7 @@ async def request(gateway: GatewayServer, name: str, *, whole: bool) -> None:
                 await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
         else:
             await reader.readline()
-    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+    await eventually(lambda: gateway.dependencies.drain.num_active == 0, "the request ends")
     await asyncio.sleep(0.02)
 
 

@@ -15,9 +15,9 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.http.server import GatewayServer
-from gateway.keys import allowance, key_ring
-from gateway.keys.allowance import Bucket
+from gateway.keys import key_ring, rate_limiter
 from gateway.keys.key_file import NO_LIMITS, Limits, entry
+from gateway.keys.rate_limiter import Bucket
 from gateway.settings import GatewaySettings
 from mesh.observability import log
 from tests.clock import Clock
@@ -32,7 +32,7 @@ TEXT = {"prompt": "Hello", "max_tokens": 5}
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(allowance, "time", clock)
+    monkeypatch.setattr(rate_limiter, "time", clock)
     return clock
 
 
@@ -133,7 +133,7 @@ async def test_tokens_are_paid_for_after_the_fact(
             async for line in response.aiter_lines():
                 if leaves and '"a"' in line:
                     break
-        await eventually(lambda: server.services.drain.num_active == 0, "it has ended")
+        await eventually(lambda: server.dependencies.drain.num_active == 0, "it has ended")
         refused = await client.post("/v1/completions", json=TEXT)
         assert refused.status_code == 429
         # 7 of prompt and 3 of completion, or as many as came: 6 were there, 1 must be.
@@ -151,7 +151,7 @@ async def test_the_limit_of_one_key_is_not_that_of_another(
     limits = Limits(requests_per_second=0.1)
     async with keyed(start_gateway, path, limits) as (server, client):
         path.write_text(entry("alice", "one", limits) + entry("bob", "two", limits))
-        server.services.keys.reload()
+        server.dependencies.keys.reload()
         assert (await client.get("/v1/models")).status_code == 200
         assert (await client.get("/v1/models")).status_code == 429
         client.headers["authorization"] = "Bearer two"
@@ -177,7 +177,7 @@ async def test_keys_are_reloaded_while_requests_run(
 
     point_to("v1")
     async with start_gateway(api_keys_file=str(link)) as server, client_of(server) as client:
-        keys = server.services.keys
+        keys = server.dependencies.keys
         client.headers["authorization"] = "Bearer one"
         async with client.stream("GET", "/api/v1/search", params=SEARCH) as response:
             point_to("v2")

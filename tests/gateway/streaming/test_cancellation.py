@@ -56,7 +56,7 @@ async def test_leaving_before_the_first_event_cancels(
     async with connection(gateway, name):
         await eventually(lambda: orchestrator.num_running == 1, "the call arrives")
     await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
-    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+    await eventually(lambda: gateway.dependencies.drain.num_active == 0, "the request ends")
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -70,7 +70,7 @@ async def test_leaving_in_mid_stream_cancels(
         orchestrator.script.seconds_before_delta = 60
         await asyncio.sleep(0.1)
     await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
-    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+    await eventually(lambda: gateway.dependencies.drain.num_active == 0, "the request ends")
 
 
 async def test_leaving_is_told_as_499(
@@ -81,7 +81,7 @@ async def test_leaving_is_told_as_499(
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
     async with connection(gateway, "search stream") as (reader, _):
         await reader.readuntil(b"event: token")
-    await eventually(lambda: gateway.services.drain.num_active == 0, "the request ends")
+    await eventually(lambda: gateway.dependencies.drain.num_active == 0, "the request ends")
     [line] = [record for record in caplog.records if record.name == "gateway.access"]
     assert line.status == 499  # type: ignore[attr-defined]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -118,7 +118,7 @@ async def test_a_slow_client_is_let_go_at_its_deadline(
         connection(server, "chat stream"),
     ):
         await eventually(lambda: orchestrator.num_running == 1, "the call arrives")
-        drain = server.services.drain
+        drain = server.dependencies.drain
         await eventually(lambda: drain.num_active == 0, "the request ends", 6.0)
         assert orchestrator.num_running == 0
 
@@ -134,7 +134,7 @@ async def test_many_clients_that_leave_leave_nothing(
             await asyncio.sleep(seconds)
 
     await asyncio.gather(*(leave_after(number / 100) for number in range(50)))
-    await eventually(lambda: gateway.services.drain.num_active == 0, "requests end")
+    await eventually(lambda: gateway.dependencies.drain.num_active == 0, "requests end")
     await eventually(lambda: orchestrator.num_running == 0, "calls end")
 
 
@@ -161,9 +161,9 @@ async def test_leaving_while_sending_the_body(
         writer.write(
             b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{"
         )
-        await eventually(lambda: server.services.drain.num_active == 1, "the request arrives")
+        await eventually(lambda: server.dependencies.drain.num_active == 1, "the request arrives")
         writer.close()
-        await eventually(lambda: server.services.drain.num_active == 0, "the request ends")
+        await eventually(lambda: server.dependencies.drain.num_active == 0, "the request ends")
         async with client_of(server) as client:
             assert (await client.get("/readyz")).status_code == 200
     assert orchestrator.requests == []

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from gateway.http.drain import Drain
 from gateway.keys.key_ring import KeyRing
 from gateway.settings import GatewaySettings
-from gateway.streaming.disconnects import Interruption
+from gateway.streaming.cancel_scope import CancelScope
 from gateway.streaming.event_stream import EventStream
-from gateway.streaming.resumption import Resumption
+from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import Orchestrator
 from gateway.upstream.generation import Event, SearchResults
 from gateway.upstream.readiness import Readiness
@@ -27,7 +27,7 @@ First = TypeVar("First", GenerationStarted, SearchResults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
+class Dependencies:
     """The parts of a gateway."""
 
     settings: GatewaySettings
@@ -35,11 +35,11 @@ class Services:
     readiness: Readiness
     drain: Drain
     keys: KeyRing
-    resumption: Resumption
+    resumable_streams: ResumableStreams
 
-    def interruption(self, request: Request) -> Interruption:
+    def cancel_scope(self, request: Request) -> CancelScope:
         """A block that ends when the client leaves; the body must have been read."""
-        return Interruption(request.receive, self.drain)
+        return CancelScope(request.receive, self.drain)
 
     def event_stream(
         self, frames: AsyncGenerator[bytes], error_frame: Callable[[MeshError], bytes]

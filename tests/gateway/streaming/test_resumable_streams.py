@@ -115,11 +115,11 @@ async def test_the_end_makes_an_event_source_stop(
     """It reconnects after every end; no content, and no second generation, is the answer."""
     async with reading(client) as stream:
         whole = [event async for event in stream]
-    assert len(gateway.services.resumption) == 1
+    assert len(gateway.dependencies.resumable_streams) == 1
     headers = {**EVENT_SOURCE, "last-event-id": whole[-1].id or ""}
     response = await client.get(SEARCH, headers=headers)
     assert (response.status_code, response.content) == (204, b"")
-    assert len(gateway.services.resumption) == 0
+    assert len(gateway.dependencies.resumable_streams) == 0
     plain = await client.get(SEARCH, headers={"last-event-id": "complete"})
     assert plain.status_code == 204
     assert len(orchestrator.requests) == 1
@@ -138,7 +138,7 @@ async def test_a_stream_without_its_client_is_ended_after_the_grace(
         assert orchestrator.num_cancelled == 0
         await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
         assert time.monotonic() - left > 0.9
-        assert len(server.services.resumption) == 0
+        assert len(server.dependencies.resumable_streams) == 0
         headers = {**EVENT_SOURCE, "last-event-id": first[-1].id or ""}
         late = await client.get(SEARCH, headers=headers)
         assert late.status_code == 410
@@ -196,7 +196,7 @@ async def test_a_stream_can_be_stopped(
     await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 3.0)
     again = await client.delete(f"/api/v1/search/{name}")
     assert again.status_code == 404
-    assert len(gateway.services.resumption) == 0
+    assert len(gateway.dependencies.resumable_streams) == 0
 
 
 async def test_the_latest_connection_has_the_stream(
@@ -250,7 +250,7 @@ async def test_a_refusal_keeps_its_status_and_leaves_nothing(
     orchestrator.script = Script(refusal=MeshError(ErrorKind.OVERLOADED, "full", retry_after=2))
     response = await client.get(SEARCH, headers=EVENT_SOURCE)
     assert response.status_code == 429
-    assert len(gateway.services.resumption) == 0
+    assert len(gateway.dependencies.resumable_streams) == 0
 
 
 async def test_leaving_before_the_first_event_ends_the_work(
@@ -261,7 +261,7 @@ async def test_leaving_before_the_first_event_ends_the_work(
     with pytest.raises(httpx.ReadTimeout):
         await client.get(SEARCH, headers=EVENT_SOURCE, timeout=0.3)
     await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 3.0)
-    assert len(gateway.services.resumption) == 0
+    assert len(gateway.dependencies.resumable_streams) == 0
 
 
 async def test_an_error_in_mid_stream_reaches_who_comes_back(
@@ -287,6 +287,6 @@ async def test_stopping_the_process_ends_what_nobody_reads(
     async with start_gateway(resume_seconds=60) as server:
         async with client_of(server) as client, reading(client) as stream:
             await take(stream, 3)
-        await eventually(lambda: server.services.drain.num_active == 0, "the request ends")
+        await eventually(lambda: server.dependencies.drain.num_active == 0, "the request ends")
         assert orchestrator.num_running == 1
     await eventually(lambda: orchestrator.num_running == 0, "the call ends")

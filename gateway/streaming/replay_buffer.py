@@ -23,7 +23,7 @@ MAX_UNREAD_BYTES = 32 * 1024
 """Most that is read ahead of the client: the backpressure, with or without one."""
 
 
-class Replay:
+class ReplayBuffer:
     """One stream. It belongs to nobody's request: whoever makes it calls `close` in the end."""
 
     def __init__(

@@ -19,11 +19,11 @@ from mesh.protocol.finish import GenerationFinish
 
 logger = logging.getLogger("gateway.access")
 
-_KEY = "gateway.observability.observation"
+_KEY = "gateway.observability.request_record"
 
 
 @dataclass(slots=True, kw_only=True)
-class Observation:
+class RequestRecord:
     """Filled in on the way of a request; `ObserveMiddleware` tells it in the end."""
 
     route: str = ""
@@ -40,13 +40,13 @@ class Observation:
     _first_token: float | None = None
     _first_token_at: int = 0
     """Nanoseconds since 1970, as spans have it."""
-    _first_token_told: bool = False
+    _first_token_recorded: bool = False
 
     @staticmethod
-    def of(scope: Scope) -> Observation:
-        """The observation of the request with this scope."""
-        observation: Observation = scope[_KEY]
-        return observation
+    def of(scope: Scope) -> RequestRecord:
+        """The record of the request with this scope."""
+        record: RequestRecord = scope[_KEY]
+        return record
 
     @property
     def model(self) -> str:
@@ -55,7 +55,7 @@ class Observation:
         return str(request.fields.get("model", "")) if request is not None else ""
 
     def attach(self, scope: Scope) -> None:
-        """Makes this the observation of the request with this scope."""
+        """Makes this the record of the request with this scope."""
         scope[_KEY] = self
 
     def text(self, route: str) -> None:
@@ -64,16 +64,16 @@ class Observation:
             self._route, self._first_token = route, time.monotonic()
             self._first_token_at = time.time_ns()
         else:
-            self.tell_first_token()
+            self.record_first_token()
 
-    def tell_first_token(self) -> None:
+    def record_first_token(self) -> None:
         """Tells when the first text was sent, if it was and nobody knows.
 
         Called with what follows it, so that the first text need not wait for that.
         """
-        if self._first_token is None or self._first_token_told:
+        if self._first_token is None or self._first_token_recorded:
             return
-        self._first_token_told = True
+        self._first_token_recorded = True
         seconds = self._first_token - self.arrived
         metrics.observe_first_token(self._route, self.model, seconds)
         annotate(ttft_seconds=seconds)

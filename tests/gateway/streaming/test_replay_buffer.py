@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from gateway.streaming.replay import MAX_BYTES, MAX_UNREAD_BYTES, Replay
+from gateway.streaming.replay_buffer import MAX_BYTES, MAX_UNREAD_BYTES, ReplayBuffer
 
 SIZE = 1000
 
@@ -45,7 +45,7 @@ async def test_an_unread_stream_is_not_read_ahead_without_bound(
 ) -> None:
     """The source waits for its reader, with the bytes ahead of it bounded."""
     source = Source(1000)
-    replay = Replay(source.frames(), 60, lambda: ended.append("ended"))
+    replay = ReplayBuffer(source.frames(), 60, lambda: ended.append("ended"))
     stream = replay.read(0)
     assert await anext(stream) == frame(0)
     for _ in range(2000):
@@ -59,7 +59,7 @@ async def test_an_unread_stream_is_not_read_ahead_without_bound(
 
 async def test_what_is_kept_is_bounded(no_tasks_left: None, ended: list[str]) -> None:
     """Old frames are dropped once they were read, and cannot be asked for any more."""
-    replay = Replay(Source(1000).frames(), 60, lambda: ended.append("ended"))
+    replay = ReplayBuffer(Source(1000).frames(), 60, lambda: ended.append("ended"))
     stream = replay.read(0)
     for _ in range(900):
         await anext(stream)
@@ -74,7 +74,7 @@ async def test_what_is_kept_is_bounded(no_tasks_left: None, ended: list[str]) ->
 async def test_the_grace_ends_the_source(no_tasks_left: None, ended: list[str]) -> None:
     """It is closed in its own task, and `on_end` is called once."""
     source = Source(10**9)
-    replay = Replay(source.frames(), 0.05, lambda: ended.append("ended"))
+    replay = ReplayBuffer(source.frames(), 0.05, lambda: ended.append("ended"))
     stream = replay.read(0)
     await anext(stream)
     await stream.aclose()
@@ -89,7 +89,7 @@ async def test_the_grace_ends_the_source(no_tasks_left: None, ended: list[str]) 
 
 async def test_coming_back_stops_the_grace(no_tasks_left: None, ended: list[str]) -> None:
     """The time runs only while nobody reads."""
-    replay = Replay(Source(10**9).frames(), 0.5, lambda: ended.append("ended"))
+    replay = ReplayBuffer(Source(10**9).frames(), 0.5, lambda: ended.append("ended"))
     stream = replay.read(0)
     await anext(stream)
     await stream.aclose()
@@ -106,7 +106,7 @@ async def test_a_place_that_has_not_come_yet_is_not_there(
     no_tasks_left: None, ended: list[str]
 ) -> None:
     """Nobody can have seen it."""
-    replay = Replay(Source(2).frames(), 60, lambda: ended.append("ended"))
+    replay = ReplayBuffer(Source(2).frames(), 60, lambda: ended.append("ended"))
     await asyncio.wait([replay.task])
     assert [replay.has(begin) for begin in range(4)] == [True, True, True, False]
     replay.close()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from gateway.http.errors import HttpError
 from gateway.observability import metrics
-from gateway.streaming.replay import Replay
+from gateway.streaming.replay_buffer import ReplayBuffer
 from mesh.context import current_request
 
 RESULTS, COMPLETE, ERROR = "results", "complete", "error"
@@ -67,25 +67,25 @@ def gone() -> HttpError:
     return HttpError(410, message, code="stream_gone")
 
 
-def comes_back(headers: Mapping[str, str]) -> bool:
+def client_resumes(headers: Mapping[str, str]) -> bool:
     """Whether a client is one that reconnects with `Last-Event-ID`: an EventSource."""
     asks_for_stream = headers.get("accept", "").strip() == "text/event-stream"
     return asks_for_stream and "no-cache" in headers.get("cache-control", "")
 
 
 @dataclass(slots=True)
-class _Kept:
-    replay: Replay
+class _KeptStream:
+    replay: ReplayBuffer
     key_name: str
 
 
-class Resumption:
+class ResumableStreams:
     """The streams that can be resumed now. For one event loop; `close` ends them."""
 
     def __init__(self, grace_seconds: float) -> None:
         """`grace_seconds` 0: no stream can be resumed."""
         self._grace_seconds = grace_seconds
-        self._streams: dict[str, _Kept] = {}
+        self._streams: dict[str, _KeptStream] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -100,8 +100,8 @@ class Resumption:
         """Begins to read what `make` makes, given what the ids of its events begin with."""
         stream = secrets.token_urlsafe(16)
         id_prefix = f"{stream}."
-        replay = Replay(make(id_prefix), self._grace_seconds, lambda: self._forget(stream))
-        self._streams[stream] = _Kept(replay, _key_name())
+        replay = ReplayBuffer(make(id_prefix), self._grace_seconds, lambda: self._forget(stream))
+        self._streams[stream] = _KeptStream(replay, _key_name())
         return Started(replay.read(0), id_prefix)
 
     def resume(self, place: Place) -> AsyncGenerator[bytes]:
@@ -127,7 +127,7 @@ class Resumption:
             kept.replay.close()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
-    def _find(self, stream: str) -> _Kept | None:
+    def _find(self, stream: str) -> _KeptStream | None:
         """Whoever began a stream with a key must come back with it."""
         kept = self._streams.get(stream)
         return kept if kept is not None and kept.key_name == _key_name() else None

@@ -47,7 +47,7 @@ class Bucket:
         return self._level
 
 
-class Allowance:
+class RateLimiter:
     """One key's buckets. For one event loop."""
 
     def __init__(self, limits: Limits) -> None:
@@ -95,14 +95,14 @@ class Allowance:
             _refuse("tokens_per_minute", f"this key may use {rate:g} tokens a minute", wait)
 
 
-_current: ContextVar[Allowance | None] = ContextVar("gateway_allowance", default=None)
+_current: ContextVar[RateLimiter | None] = ContextVar("gateway_rate_limiter", default=None)
 
 
-class Spending:
+class TokenCharge:
     """The tokens of one request, charged to its key as they become known."""
 
     def __init__(self) -> None:
-        self._allowance = _current.get()
+        self._rate_limiter = _current.get()
         self._spent = 0
 
     def add(self, num_tokens: int) -> None:
@@ -111,8 +111,8 @@ class Spending:
 
     def settle(self, num_tokens: int) -> None:
         """So many in all."""
-        if self._allowance is not None:
-            self._allowance.spend(num_tokens - self._spent)
+        if self._rate_limiter is not None:
+            self._rate_limiter.spend(num_tokens - self._spent)
         self._spent = num_tokens
 
 

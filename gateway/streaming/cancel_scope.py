@@ -17,7 +17,7 @@ DEADLINE_MARGIN_SECONDS = 1.0
 """The upstream call has the same deadline and better words for it: it may speak first."""
 
 
-class Interruption:
+class CancelScope:
     """A block that ends early with the reason, like `asyncio.timeout` does.
 
     Raises ClientDisconnected, or MeshError: DEADLINE or UNAVAILABLE. It reads `receive`, so the

@@ -5,16 +5,16 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from gateway.dependencies import Dependencies
 from gateway.http.headers import headers_of
-from gateway.services import Services
 from mesh.observability.exposition import expose
 
 
-class Operations:
+class Probes:
     """Small answers in plain text."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
 
     async def live(self, request: Request) -> Response:
         """200 while the process turns."""
@@ -22,7 +22,7 @@ class Operations:
 
     async def ready(self, request: Request) -> Response:
         """200 if a token can be produced, else 503 with the reason."""
-        reason = await self._services.readiness.reason_not_ready()
+        reason = await self._dependencies.readiness.reason_not_ready()
         if reason is None:
             return PlainTextResponse("ready\n")
         return PlainTextResponse(f"not ready: {reason}\n", 503)
