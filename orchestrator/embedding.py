@@ -1,39 +1,39 @@
-"""Texts to vectors: encoded by the tokenizer, embedded by any replica, told batch by batch."""
+"""Embeds inputs: the tokenizer encodes them, any replica computes the vectors, in batches."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError, invalid
 from orchestrator.admission.request_table import ActiveRequest, RequestState
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
-from orchestrator.observability import metrics
+from orchestrator.observability.request_account import EMBEDDINGS
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
 
 MAX_INPUTS = 2048
-"""In one request, as in OpenAI's API."""
+"""Maximum inputs of one request, as in OpenAI's API."""
 
 BATCH_INPUTS = 64
-"""In one call to a replica; the contract's limit."""
+"""Maximum inputs of one call to a replica, as the proto file states."""
 
 ENCODED_AT_ONCE = 8
-"""Calls to the tokenizer that one request has under way."""
+"""Maximum concurrent calls to the tokenizer for one request."""
 
 MAX_TRIES = 2
+"""Replicas that are tried for one batch."""
 
-_CURABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.OVERLOADED})
+_RETRIABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.OVERLOADED})
 
 Input = str | Sequence[int]
 
 
-class Embedded(NamedTuple):
-    """The vectors of the next inputs, and the tokens these have."""
+class EmbeddedBatch(NamedTuple):
+    """The vectors of one batch, in order, and the number of its tokens."""
 
-    model: str
     vectors: Sequence[Sequence[float]]
     prompt_tokens: int
 
@@ -47,32 +47,27 @@ def check_inputs(inputs: Sequence[Input]) -> None:
             raise invalid("input", f"input[{number}] must not be empty")
 
 
-async def embed(
+async def embed_batch(
     inputs: Sequence[Input],
-    *,
+    first: int,
     model: ModelInfo,
     tokenizer: TokenizerClient,
     replicas: Replicas,
     active: ActiveRequest,
-) -> AsyncGenerator[Embedded, None]:
-    """The vectors of checked inputs, in order. Raises MeshError.
+) -> EmbeddedBatch:
+    """Embeds at most `BATCH_INPUTS` checked inputs. Raises MeshError.
 
-    No more than one batch is held: the next one is begun when the last one has been taken.
+    `first` is the number of the first input in its request, for error messages.
     """
-    for begin in range(0, len(inputs), BATCH_INPUTS):
-        batch = inputs[begin : begin + BATCH_INPUTS]
-        async with active.cancellable():
-            active.state = RequestState.ENCODING
-            encoded = await _encode(batch, tokenizer)
-            for number, token_ids in enumerate(encoded, begin):
-                _check_length(number, token_ids, model)
-            num_tokens = sum(map(len, encoded))
-            active.prompt_tokens += num_tokens
-            active.operation = "embeddings"
-            metrics.PROMPT_TOKENS.inc(num_tokens)
-            active.state = RequestState.WAITING
-            vectors = await _embed(encoded, num_tokens, model, replicas)
-        yield Embedded(model.name, vectors, num_tokens)
+    async with active.cancellable():
+        active.state = RequestState.ENCODING
+        encoded = await _encode(inputs, tokenizer)
+        for number, token_ids in enumerate(encoded, first):
+            _check_length(number, token_ids, model)
+        num_tokens = sum(map(len, encoded))
+        active.account.encoded(num_tokens, EMBEDDINGS)
+        active.state = RequestState.WAITING
+        return EmbeddedBatch(await _embed(encoded, num_tokens, model, replicas), num_tokens)
 
 
 async def _encode(batch: Sequence[Input], tokenizer: TokenizerClient) -> list[Sequence[int]]:
@@ -97,7 +92,7 @@ async def _embed(
                 return await replica.embed(encoded)
         except MeshError as error:
             tried.append(replica)
-            if error.kind not in _CURABLE or len(tried) >= MAX_TRIES:
+            if error.kind not in _RETRIABLE or len(tried) >= MAX_TRIES:
                 raise
             if error.kind is ErrorKind.UNAVAILABLE:
                 replica.suspect()
@@ -114,5 +109,5 @@ def _check_length(number: int, token_ids: Sequence[int], model: ModelInfo) -> No
             param="input",
         )
     if not token_ids:
-        # A tokenizer without special tokens can make nothing of a text.
+        # A tokenizer without special tokens can encode a text as no tokens at all.
         raise invalid("input", f"input[{number}] must have at least 1 token, given 0")

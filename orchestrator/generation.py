@@ -1,4 +1,4 @@
-"""The values of a generation that only the orchestrator knows; the shared ones are in mesh."""
+"""Values of a generation that only the orchestrator uses; shared values are in mesh.protocol."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
 
 class ModelInfo(NamedTuple):
-    """What a replica serves."""
+    """The model that a replica serves."""
 
     name: str
     context_length: int
@@ -17,7 +17,7 @@ class ModelInfo(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """All of a generation that became known at once; at least one is set, and in this order."""
+    """One message of a generation: everything that is ready, in this order; at least one field."""
 
     started: GenerationStarted | None = None
     delta: Delta | None = None

@@ -1,56 +1,125 @@
-"""The way of a request: admitted, its prompt made and encoded, generated, told as text.
+"""The steps of a request: admit, choose a model, retrieve, encode, generate, ground, embed.
 
-Each method is one visible block; leaving it in any way gives back all that the request held.
+`service.py` calls them in this order, in one generator per RPC. Leaving the block of a step, in
+any way, releases everything that the step holds.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from functools import partial
-
-from opentelemetry import trace
+import dataclasses
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import NamedTuple
 
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
-from mesh.observability.metrics import exemplar, labelled
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
-from mesh.protocol.usage import Usage
+from mesh.protocol.tokens import TokenChunk
 from orchestrator.admission.admission import Admission, Permit
-from orchestrator.admission.request_table import ActiveRequest, RequestState, RequestTable
-from orchestrator.admission.validation import (
-    check_sampling,
-    check_stop,
-    choose_model,
+from orchestrator.admission.request_table import (
+    ActiveRequest,
+    RequestAborted,
+    RequestState,
+    RequestTable,
 )
-from orchestrator.clients.tokenizer import Encoded
+from orchestrator.admission.timeouts import TokenSource, with_timeouts
+from orchestrator.admission.validation import choose_model, room_for_completion
 from orchestrator.clients.tokenizers import Tokenizers
-from orchestrator.embedding import Embedded, Input, check_inputs, embed
+from orchestrator.embedding import EmbeddedBatch, Input, embed_batch
 from orchestrator.generation import ModelInfo, Progress
 from orchestrator.observability import metrics, spans
+from orchestrator.observability.request_account import RequestAccount
+from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
-from orchestrator.search.search import Retrieved, Search
-from orchestrator.search.summary import (
-    NOTHING_SEARCHED,
-    Found,
-    Question,
-    Summary,
-    SummaryFinish,
-    as_sources,
-)
-from orchestrator.text.completion import Completion, begin
-from orchestrator.text.preparation import Prepared, as_prepared, prepare
-
-logger = logging.getLogger("orchestrator.pipeline")
+from orchestrator.search.search import RetrievalOutcome, Search, SummaryPrompt
+from orchestrator.search.summary import SearchRequest, SummaryAssembler, SummaryFinish
+from orchestrator.text.assembler import TextAssembler
+from orchestrator.text.preparation import PreparedPrompt, prepare
 
 ANY_TOOL = ToolChoice()
+
+
+class GenerationRequest(NamedTuple):
+    """A prompt and how to continue it."""
+
+    prompt: Prompt
+    model: str
+    sampling: SamplingParams
+    stop: Sequence[str] = ()
+    echo: bool = False
+    tool_choice: ToolChoice = ANY_TOOL
+
+
+class Generation:
+    """One running generation: read `tokens`, pass each chunk to `push`, send what it returns."""
+
+    def __init__(
+        self, tokens: TokenSource, assembler: TextAssembler, model: ModelInfo, active: ActiveRequest
+    ) -> None:
+        self.tokens = tokens
+        self._assembler = assembler
+        self._model = model
+        self._active = active
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text; the tokens that follow are not needed."""
+        return self._assembler.stopped
+
+    def push(self, chunk: TokenChunk) -> list[Progress]:
+        """Records the chunk and returns the messages to send, often none or one.
+
+        The first message has the start, the last one the finish. Raises MeshError.
+        """
+        active = self._active
+        if chunk.token_ids:
+            active.state = RequestState.STREAMING
+            active.account.generated(len(chunk.token_ids))
+        deltas = self._assembler.push(chunk)
+        finish = chunk.finish
+        if self._assembler.stopped:
+            usage = active.account.usage if finish is None else finish.usage
+            finish = GenerationFinish(FinishReason.STOP, usage)
+        if finish is not None:
+            active.account.finished(finish)
+        for delta in deltas:
+            self._record_delta(delta)
+        started = None if active.started else start(self._model, active)
+        if len(deltas) < 2:  # at most one message: nothing is sent if the text is held back
+            if deltas or started is not None or finish is not None:
+                return [Progress(started, deltas[0] if deltas else None, finish)]
+            return []
+        echo, delta = deltas
+        return [Progress(started, echo), Progress(None, delta, finish)]
+
+    def report_first_text(self) -> None:
+        """Reports the time to first token, once. Call it after each message was sent."""
+        self._active.account.report_first_text()
+
+    def _record_delta(self, delta: Delta) -> None:
+        account = self._active.account
+        done = delta.num_tokens
+        if account.ttft_seconds is None:
+            done += account.prompt_tokens
+        self._active.permit.progress(done)
+        account.delta(delta)
+
+
+def start(model: ModelInfo, active: ActiveRequest) -> GenerationStarted:
+    """The start of a generation, to be sent now."""
+    active.started = True
+    return GenerationStarted(model.name, active.account.prompt_tokens)
+
+
+def abort(model: ModelInfo, active: ActiveRequest) -> Progress:
+    """The last message of a generation that an operator has ended."""
+    started = None if active.started else start(model, active)
+    return Progress(started, finish=active.account.end_early(FinishReason.ABORT))
 
 
 class Pipeline:
@@ -67,7 +136,7 @@ class Pipeline:
         request_timeout_seconds: float,
         max_summary_characters: int,
     ) -> None:
-        """`request_timeout_seconds` is for requests that come without a deadline."""
+        """`request_timeout_seconds` limits requests that arrive without a deadline."""
         self._admission = admission
         self._requests = requests
         self._tokenizers = tokenizers
@@ -77,215 +146,141 @@ class Pipeline:
         self._max_summary_characters = max_summary_characters
         metrics.NUM_REQUESTS_RUNNING.set_function(lambda: len(requests))
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        model: str,
-        sampling: SamplingParams,
-        stop: Sequence[str],
-        echo: bool = False,
-        tool_choice: ToolChoice = ANY_TOOL,
-    ) -> AsyncGenerator[Progress, None]:
-        """Stream the start, deltas and one finish. A refusal raises MeshError before the start."""
-        check_sampling(sampling)
-        check_stop(stop)
-        with self._admitted("Generate") as active:
-            served = self._choose(model, active)
-            wanted = (prompt, sampling.constraint, echo, tool_choice)
-            encode = partial(prepare, self._tokenizers.of(served.name), *wanted)
-            stream = self._complete(encode, served, sampling, stop, active)
-            async with aclosing(stream):
-                async for progress in stream:
-                    yield progress
+    @contextmanager
+    def admitted(self, method: str) -> Iterator[ActiveRequest]:
+        """Holds a permit and an entry in the request table; reports the request at its end.
 
-    async def embed(self, inputs: Sequence[Input], *, model: str) -> AsyncGenerator[Embedded, None]:
-        """The inputs' vectors, batch by batch. Raises MeshError."""
-        check_inputs(inputs)
-        with self._admitted("Embed") as active:
-            served = self._choose(model, active)
-            batches = embed(
-                inputs,
-                model=served,
-                tokenizer=self._tokenizers.of(served.name),
-                replicas=self._replicas,
-                active=active,
-            )
-            async with aclosing(batches):
-                async for batch in batches:
-                    yield batch
-            annotate(model=served.name, prompt_tokens=active.prompt_tokens)
+        Raises MeshError (OVERLOADED).
+        """
+        request = current_request()
+        account = RequestAccount(method)
+        if request is not None and request.deadline is None:
+            request.deadline = account.arrived + self._request_timeout_seconds
+        request_id, key = (request.request_id, request.key_name) if request else ("", "")
+        try:
+            with (
+                self._admit(key) as permit,
+                self._requests.track(ActiveRequest(request_id, account, permit)) as active,
+            ):
+                account.accepted()
+                yield active
+                account.succeeded()
+        except MeshError as error:
+            account.failed(error.kind)
+            raise
+        except Exception:
+            account.failed(ErrorKind.INTERNAL)
+            raise
+        finally:
+            account.report()
 
-    async def summarize(
-        self, question: Question, *, method: str
-    ) -> AsyncGenerator[Found | Delta | SummaryFinish, None]:
-        """`Found`, deltas, one `SummaryFinish`. The question must have been checked."""
-        with self._admitted(method) as active:
-            served = self._choose(question.model, active)
-            retrieved = await self._find(question, active)
-            sources = as_sources(retrieved.results)
-            yield Found(question.query, sources)
-            if retrieved.failed:
-                yield Delta(NOTHING_SEARCHED, 0)
-                yield SummaryFinish(FinishReason.STOP, Usage())
-                return
-            summary = Summary(self._max_summary_characters)
+    def choose_model(self, name: str, active: ActiveRequest) -> ModelInfo:
+        """The served model of this name; "" is the only one. Raises MeshError."""
+        served = list(self._replicas.models.values())
+        if not served:
+            raise MeshError(ErrorKind.UNAVAILABLE, "no engine is ready", retry_after=1.0)
+        model = choose_model(name, served)
+        active.account.chosen(model)
+        return model
 
-            async def encode() -> Encoded:
-                prompt = await self._search.encode(
-                    question.query, retrieved.results, question.max_tokens, served
+    async def prompt(
+        self, asked: GenerationRequest, model: ModelInfo, active: ActiveRequest
+    ) -> PreparedPrompt:
+        """Encodes the prompt of a generation. Raises MeshError."""
+        tokenizer = self._tokenizers.of(model.name)
+        active.state = RequestState.ENCODING
+        with tracing.stage(semconv.ENCODE) as span:
+            async with active.cancellable():
+                prompt = await prepare(
+                    tokenizer,
+                    asked.prompt,
+                    asked.sampling.constraint,
+                    asked.echo,
+                    asked.tool_choice,
                 )
-                summary.give(sources[: prompt.num_passages])
-                return prompt.encoded
+            span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
+        return prompt
 
-            # Greedy: the same question on the same documents has the same answer.
-            sampling = SamplingParams(temperature=0.0, max_tokens=question.max_tokens)
-            stream = self._complete(encode, served, sampling, (), active)
-            async with aclosing(stream):
-                async for event in self._summary(stream, summary, active):
-                    yield event
-
-    async def _summary(
-        self,
-        stream: AsyncGenerator[Progress, None],
-        summary: Summary,
-        active: ActiveRequest,
-    ) -> AsyncGenerator[Delta | SummaryFinish, None]:
-        """The checked text of `stream`, which is left when it is as long as it may be."""
-        finish = None
-        async for progress in stream:
-            if progress.delta is not None:
-                for delta in summary.push(progress.delta):
-                    yield delta
-            finish = progress.finish
-            if summary.full:
-                break
-        if finish is None:
-            usage = Usage(active.prompt_tokens, active.completion_tokens)
-            finish = GenerationFinish(FinishReason.LENGTH, usage)
-        with tracing.stage(semconv.GROUNDING):
-            rest = list(summary.finish(finish))
-        for last in rest:
-            if isinstance(last, SummaryFinish):
-                annotate(num_citations=len(last.citations))
-            yield last
-
-    async def _find(self, question: Question, active: ActiveRequest) -> Retrieved:
+    async def retrieve(self, asked: SearchRequest, active: ActiveRequest) -> RetrievalOutcome:
+        """Finds passages for a query; none if an operator ends the request meanwhile."""
         active.state = RequestState.RETRIEVING
         try:
             async with active.cancellable():
-                return await self._search.find(
-                    question.query, question.num_results, question.safe_search
+                return await self._search.retrieve(
+                    asked.query, asked.num_results, asked.safe_search
                 )
-        except MeshError:
-            if not active.cancelled:
-                raise
-            return Retrieved(())  # the finish that follows says that the request was ended
+        except RequestAborted:
+            return RetrievalOutcome(())  # `search_prompt` raises it again
 
-    async def _complete(
+    async def search_prompt(
         self,
-        encode: Callable[[], Awaitable[Encoded | Prepared]],
+        asked: SearchRequest,
+        retrieved: RetrievalOutcome,
+        model: ModelInfo,
+        active: ActiveRequest,
+    ) -> SummaryPrompt:
+        """Encodes the prompt of a search, with as many passages as fit. Raises MeshError."""
+        active.state = RequestState.ENCODING
+        with tracing.stage(semconv.ENCODE) as span:
+            async with active.cancellable():
+                prompt = await self._search.build_prompt(
+                    asked.query, retrieved.results, asked.max_tokens, model
+                )
+            span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
+        return prompt
+
+    @asynccontextmanager
+    async def generate(
+        self,
+        prompt: PreparedPrompt,
         model: ModelInfo,
         sampling: SamplingParams,
         stop: Sequence[str],
         active: ActiveRequest,
-    ) -> AsyncGenerator[Progress, None]:
-        started = False
-        completion: Completion | None = None
-        try:
-            active.state = RequestState.ENCODING
-            with tracing.stage(semconv.ENCODE) as span:
-                async with active.cancellable():
-                    prepared = as_prepared(await encode())
-                span.set_attribute(semconv.NUM_TOKENS, len(prepared.encoded.token_ids))
-            completion = begin(prepared, model, sampling, stop, active)
-            stream = completion.stream(self._replicas)
-            with spans.generation(prepared.encoded, model, sampling, stop) as active.generation:
-                async with aclosing(stream):
-                    async for progress in stream:
-                        if progress.delta is not None:
-                            _count(active, progress.delta)
-                            active.generation.delta(progress.delta)
-                        if progress.finish is not None:
-                            annotate(finish_reason=progress.finish.reason.value)
-                            active.generation.finish(progress.finish)
-                        active.generation.usage = completion.usage
-                        started = True
-                        yield progress
-                        _tell_first_text(active)  # it need not wait for that
-        except MeshError as error:
-            if error.kind is not ErrorKind.CANCELLED or not active.cancelled:
-                raise
-            annotate(finish_reason=FinishReason.ABORT.value)
-            yield Progress(
-                started=None if started else GenerationStarted(model.name, active.prompt_tokens),
-                finish=GenerationFinish(
-                    FinishReason.ABORT, completion.usage if completion else Usage()
-                ),
+    ) -> AsyncIterator[Generation]:
+        """Runs a generation inside the block. Raises MeshError, also if the prompt is too long."""
+        num_tokens = len(prompt.encoded.token_ids)
+        max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
+        active.permit.reserve(num_tokens + max_tokens)
+        account = active.account
+        account.encoded(num_tokens, spans.operation_of(prompt.encoded))
+        # Explicit, because a replica that takes over during the stream needs the same limit.
+        sampling = dataclasses.replace(
+            sampling, max_tokens=max_tokens, constraint=prompt.constraint
+        )
+        active.state = RequestState.WAITING
+        assembler = TextAssembler(prompt, model, sampling, stop)
+        with account.generating(prompt.encoded, model, sampling, stop):
+            tokens = failover.generate(
+                self._replicas, model, prompt.encoded.token_ids, sampling, active
             )
-        finally:
-            _tell_first_text(active)
-            annotate(
-                model=model.name,
-                prompt_tokens=active.prompt_tokens,
-                completion_tokens=active.completion_tokens,
-            )
+            async with aclosing(with_timeouts(tokens, current_request())) as source:
+                yield Generation(source, assembler, model, active)
 
-    def _choose(self, model: str, active: ActiveRequest) -> ModelInfo:
-        served = list(self._replicas.models.values())
-        if not served:
-            raise MeshError(ErrorKind.UNAVAILABLE, "no engine is ready", retry_after=1.0)
-        chosen = choose_model(model, served)
-        active.model = chosen.name
-        return chosen
+    def new_summary(self) -> SummaryAssembler:
+        """Assembles the summary of one search; its text is limited in length."""
+        return SummaryAssembler(self._max_summary_characters)
 
-    @contextmanager
-    def _admitted(self, method: str) -> Iterator[ActiveRequest]:
-        """A permit, a row in the table, and the request's metrics at its end."""
-        request = current_request()
-        started = time.monotonic()
-        if request is not None and request.deadline is None:
-            request.deadline = started + self._request_timeout_seconds
-        outcome, active = metrics.REFUSED_AT_ADMISSION, None
-        try:
-            with (
-                self._admit(request.key_name if request else "") as permit,
-                self._requests.track(request.request_id if request else "", method) as active,
-            ):
-                active.permit = permit
-                outcome = "cancelled"
-                try:
-                    yield active
-                    outcome = "ok"
-                except MeshError as error:
-                    outcome = error.kind.value
-                    raise
-                except Exception:
-                    outcome = ErrorKind.INTERNAL.value
-                    raise
-        finally:
-            metrics.observe(method, outcome, time.monotonic() - started, active)
+    def ground(
+        self, summary: SummaryAssembler, finish: GenerationFinish
+    ) -> list[Delta | SummaryFinish]:
+        """The last events of a summary: text that was held back, and the finish with citations."""
+        with tracing.stage(semconv.GROUNDING):
+            events = list(summary.finish(finish))
+        for event in events:
+            if isinstance(event, SummaryFinish):
+                annotate(num_citations=len(event.citations))
+        return events
+
+    async def embed(
+        self, inputs: Sequence[Input], first: int, model: ModelInfo, active: ActiveRequest
+    ) -> EmbeddedBatch:
+        """The vectors of one batch; `first` is the number of its first input. Raises MeshError."""
+        tokenizer = self._tokenizers.of(model.name)
+        return await embed_batch(inputs, first, model, tokenizer, self._replicas, active)
 
     def _admit(self, key: str) -> Permit:
         limit = {semconv.ADMISSION_LIMIT: self._admission.limit}
         with tracing.stage(semconv.ADMISSION, limit) as span:
             span.set_attribute(semconv.NUM_ADMITTED, self._admission.num_admitted)
             return self._admission.permit(key)
-
-
-def _count(active: ActiveRequest, delta: Delta) -> None:
-    first = not active.first_token_seen
-    if active.permit is not None:
-        active.permit.progress(delta.num_tokens + first * active.prompt_tokens)
-    if first:
-        active.first_token_seen = True
-        active.untold_ttft = active.age_seconds
-
-
-def _tell_first_text(active: ActiveRequest) -> None:
-    ttft, active.untold_ttft = active.untold_ttft, None
-    if ttft is not None:
-        labelled(metrics.TIME_TO_FIRST_TOKEN, active.method).observe(ttft, exemplar())
-        annotate(ttft_seconds=ttft)
-        was = time.time_ns() - int(1e9 * (active.age_seconds - ttft))
-        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=was)

@@ -1,4 +1,4 @@
-"""mesh.v1.OrchestratorService on the pipeline: protobuf in and out."""
+"""The RPCs of mesh.v1.OrchestratorService: each calls the steps of the pipeline in order."""
 
 from __future__ import annotations
 
@@ -13,22 +13,39 @@ from mesh.errors import invalid
 from mesh.process.lifecycle import SetReady
 from mesh.protocol.chat import tool_choice_from_proto
 from mesh.protocol.deltas import Delta, delta_to_proto
-from mesh.protocol.finish import REASON_TO_PROTO, finish_to_proto, started_to_proto
+from mesh.protocol.finish import (
+    REASON_TO_PROTO,
+    FinishReason,
+    finish_to_proto,
+    started_to_proto,
+)
 from mesh.protocol.prompt import prompt_from_proto
-from mesh.protocol.sampling_params import sampling_from_proto
+from mesh.protocol.sampling_params import SamplingParams, sampling_from_proto
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS
-from mesh.protocol.usage import usage_to_proto
+from mesh.protocol.usage import Usage, usage_to_proto
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
-from orchestrator.admission.request_table import RequestState, RequestTable
-from orchestrator.admission.validation import check_num_results, check_query
-from orchestrator.embedding import Input
+from orchestrator.admission.request_table import RequestAborted, RequestState, RequestTable
+from orchestrator.admission.validation import (
+    check_num_results,
+    check_query,
+    check_sampling,
+    check_stop,
+)
+from orchestrator.embedding import BATCH_INPUTS, Input, check_inputs
 from orchestrator.generation import Progress
-from orchestrator.pipeline import Pipeline
+from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.grounding.grounding import Citation
-from orchestrator.search.summary import SearchRequest, SearchResults, SummaryFinish
+from orchestrator.search.summary import (
+    RETRIEVAL_FAILED,
+    SearchRequest,
+    Source,
+    SummaryFinish,
+    to_sources,
+)
+from orchestrator.text.preparation import PreparedPrompt
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,7 +61,7 @@ _STATES = {
 
 
 class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
-    """The RPCs, and when they can be served."""
+    """Implements the RPCs; `watch_ready` reports when they can be served."""
 
     def __init__(
         self,
@@ -70,57 +87,99 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        stream = self._pipeline.generate(
-            prompt_from_proto(request),
-            model=request.model,
-            sampling=sampling_from_proto(request.sampling),
-            stop=list(request.stop),
-            echo=request.echo,
-            tool_choice=tool_choice_from_proto(request.tool_choice),
-        )
-        async with aclosing(stream):
-            async for progress in stream:
-                yield _progress(progress)
+        asked = _generation_request(request)
+        check_sampling(asked.sampling)
+        check_stop(asked.stop)
+        pipeline = self._pipeline
+        with pipeline.admitted("Generate") as active:
+            model = pipeline.choose_model(asked.model, active)
+            try:
+                prompt = await pipeline.prompt(asked, model, active)
+                async with pipeline.generate(
+                    prompt, model, asked.sampling, asked.stop, active
+                ) as generation:
+                    async for chunk in generation.tokens:
+                        for progress in generation.push(chunk):
+                            yield _progress(progress)
+                            generation.report_first_text()
+                        if generation.stopped:
+                            break
+            except RequestAborted:
+                yield _progress(abort(model, active))
 
-    async def SummarizeStream(
+    def SummarizeStream(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.SummarizeStreamResponse]:
-        events = self._summarize(request, "SummarizeStream")
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Delta):
-                    yield orchestrator_pb2.SummarizeStreamResponse(delta=delta_to_proto(event))
-                elif isinstance(event, SearchResults):
-                    yield orchestrator_pb2.SummarizeStreamResponse(results=_results(event))
-                else:
-                    yield orchestrator_pb2.SummarizeStreamResponse(finish=_summary_finish(event))
+        return self._summarize(request, "SummarizeStream")
 
     async def Summarize(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
     ) -> orchestrator_pb2.SummarizeResponse:
         response = orchestrator_pb2.SummarizeResponse()
         summary: list[str] = []
-        events = self._summarize(request, "Summarize")
-        async with aclosing(events):
+        async with aclosing(self._summarize(request, "Summarize")) as events:
             async for event in events:
-                if isinstance(event, Delta):
-                    summary.append(event.text)
-                elif isinstance(event, SearchResults):
-                    response.results.CopyFrom(_results(event))
-                else:
-                    response.finish.CopyFrom(_summary_finish(event))
+                match event.WhichOneof("event"):
+                    case "results":
+                        response.results.CopyFrom(event.results)
+                    case "delta":
+                        summary.append(event.delta.text)
+                    case "finish":
+                        response.finish.CopyFrom(event.finish)
         response.summary = "".join(summary)
         return response
+
+    async def _summarize(
+        self, request: orchestrator_pb2.SummarizeRequest, method: str
+    ) -> AsyncGenerator[orchestrator_pb2.SummarizeStreamResponse, None]:
+        """Retrieves, builds the prompt, generates, grounds."""
+        asked = _search_request(request)
+        pipeline = self._pipeline
+        with pipeline.admitted(method) as active:
+            model = pipeline.choose_model(asked.model, active)
+            retrieved = await pipeline.retrieve(asked, active)
+            sources = to_sources(retrieved.results)
+            yield _search_results(asked.query, sources)
+            if retrieved.failed:
+                yield _summary_event(Delta(RETRIEVAL_FAILED, 0))
+                yield _summary_event(SummaryFinish(FinishReason.STOP, Usage()))
+                return
+            summary = pipeline.new_summary()
+            try:
+                prompt = await pipeline.search_prompt(asked, retrieved, model, active)
+                summary.set_sources(sources[: prompt.num_passages])
+                # Greedy, so that the same question about the same documents has one answer.
+                sampling = SamplingParams(temperature=0.0, max_tokens=asked.max_tokens)
+                async with pipeline.generate(
+                    PreparedPrompt(prompt.encoded), model, sampling, (), active
+                ) as generation:
+                    async for chunk in generation.tokens:
+                        for progress in generation.push(chunk):
+                            if progress.delta is not None:
+                                for delta in summary.push(progress.delta):
+                                    yield _summary_event(delta)
+                            generation.report_first_text()
+                        if summary.reached_limit:
+                            break
+                finish = active.account.finish or active.account.end_early(FinishReason.LENGTH)
+            except RequestAborted:
+                finish = active.account.end_early(FinishReason.ABORT)
+            for event in pipeline.ground(summary, finish):
+                yield _summary_event(event)
 
     async def Embed(
         self, request: orchestrator_pb2.EmbedRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.EmbedResponse]:
         inputs = _inputs(request)
-        batches = self._pipeline.embed(inputs, model=request.model)
-        async with aclosing(batches):
-            async for batch in batches:
+        check_inputs(inputs)
+        pipeline = self._pipeline
+        with pipeline.admitted("Embed") as active:
+            model = pipeline.choose_model(request.model, active)
+            for first in range(0, len(inputs), BATCH_INPUTS):
+                inputs_of_batch = inputs[first : first + BATCH_INPUTS]
+                batch = await pipeline.embed(inputs_of_batch, first, model, active)
                 yield orchestrator_pb2.EmbedResponse(
-                    model=batch.model,
+                    model=model.name,
                     embeddings=[common_pb2.Embedding(values=vector) for vector in batch.vectors],
                     prompt_tokens=batch.prompt_tokens,
                 )
@@ -148,12 +207,12 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             requests=[
                 orchestrator_pb2.ActiveRequest(
                     request_id=active.request_id,
-                    method=active.method,
-                    model=active.model,
+                    method=active.account.method,
+                    model=active.account.model,
                     state=_STATES[active.state],
-                    prompt_tokens=active.prompt_tokens,
-                    completion_tokens=active.completion_tokens,
-                    age_seconds=active.age_seconds,
+                    prompt_tokens=active.account.prompt_tokens,
+                    completion_tokens=active.account.completion_tokens,
+                    age_seconds=active.account.age_seconds,
                 )
                 for active in self._requests
             ]
@@ -167,21 +226,21 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         cancelled = self._requests.cancel(request.request_id)
         return orchestrator_pb2.CancelRequestResponse(cancelled=cancelled)
 
-    def _summarize(
-        self, request: orchestrator_pb2.SummarizeRequest, method: str
-    ) -> AsyncGenerator[SearchResults | Delta | SummaryFinish, None]:
-        question = SearchRequest(
-            query=check_query(request.query),
-            num_results=check_num_results(request.num_results),
-            max_tokens=request.max_tokens or DEFAULT_SUMMARY_TOKENS,
-            model=request.model,
-            safe_search=request.safe_search,
-        )
-        return self._pipeline.summarize(question, method=method)
+
+def _generation_request(request: orchestrator_pb2.GenerateRequest) -> GenerationRequest:
+    """The prompt and how to continue it, unchecked. Raises MeshError if the prompt is missing."""
+    return GenerationRequest(
+        prompt_from_proto(request),
+        request.model,
+        sampling_from_proto(request.sampling),
+        list(request.stop),
+        request.echo,
+        tool_choice_from_proto(request.tool_choice),
+    )
 
 
 def _inputs(request: orchestrator_pb2.EmbedRequest) -> list[Input]:
-    """Convert the inputs of a request. Raises MeshError (INVALID_REQUEST) for an empty one."""
+    """The inputs to embed. Raises MeshError for an input without text and token ids."""
     inputs: list[Input] = []
     for number, each in enumerate(request.inputs):
         kind = each.WhichOneof("input")
@@ -192,7 +251,7 @@ def _inputs(request: orchestrator_pb2.EmbedRequest) -> list[Input]:
 
 
 def _progress(progress: Progress) -> orchestrator_pb2.GenerateResponse:
-    """Convert to protobuf."""
+    """One message of a generation."""
     started, delta, finish = progress
     return orchestrator_pb2.GenerateResponse(
         started=None if started is None else started_to_proto(started),
@@ -201,19 +260,38 @@ def _progress(progress: Progress) -> orchestrator_pb2.GenerateResponse:
     )
 
 
-def _results(found: SearchResults) -> orchestrator_pb2.SearchResults:
-    return orchestrator_pb2.SearchResults(
-        query=found.query,
-        results=[orchestrator_pb2.SearchResult(**source._asdict()) for source in found.sources],
+def _search_request(request: orchestrator_pb2.SummarizeRequest) -> SearchRequest:
+    """The query and its parameters. Raises MeshError (INVALID_REQUEST) if one is out of bounds."""
+    return SearchRequest(
+        query=check_query(request.query),
+        num_results=check_num_results(request.num_results),
+        max_tokens=request.max_tokens or DEFAULT_SUMMARY_TOKENS,
+        model=request.model,
+        safe_search=request.safe_search,
     )
 
 
-def _summary_finish(finish: SummaryFinish) -> orchestrator_pb2.SummarizeFinish:
-    return orchestrator_pb2.SummarizeFinish(
-        reason=REASON_TO_PROTO[finish.reason],
-        usage=usage_to_proto(finish.usage),
-        citations=finish.citations,
-        citation_details=map(_citation_detail, finish.details),
+def _search_results(
+    query: str, sources: Sequence[Source]
+) -> orchestrator_pb2.SummarizeStreamResponse:
+    """The first message of a summary."""
+    results = [orchestrator_pb2.SearchResult(**source._asdict()) for source in sources]
+    return orchestrator_pb2.SummarizeStreamResponse(
+        results=orchestrator_pb2.SearchResults(query=query, results=results)
+    )
+
+
+def _summary_event(event: Delta | SummaryFinish) -> orchestrator_pb2.SummarizeStreamResponse:
+    """A later message of a summary."""
+    if isinstance(event, Delta):
+        return orchestrator_pb2.SummarizeStreamResponse(delta=delta_to_proto(event))
+    return orchestrator_pb2.SummarizeStreamResponse(
+        finish=orchestrator_pb2.SummarizeFinish(
+            reason=REASON_TO_PROTO[event.reason],
+            usage=usage_to_proto(event.usage),
+            citations=event.citations,
+            citation_details=map(_citation_detail, event.details),
+        )
     )
 
 

@@ -1,20 +1,19 @@
-"""The table of requests that are being worked on. It lives in memory only."""
+"""The table of active requests, in memory only."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
 
 from mesh.errors import ErrorKind, MeshError
 from orchestrator.admission.admission import Permit
-from orchestrator.observability.spans import NO_SPAN
+from orchestrator.observability.request_account import RequestAccount
 
 
 class RequestState(StrEnum):
-    """Where a request is on its way."""
+    """The stage that a request has reached."""
 
     RETRIEVING = "retrieving"
     ENCODING = "encoding"
@@ -22,65 +21,59 @@ class RequestState(StrEnum):
     STREAMING = "streaming"
 
 
-class ActiveRequest:
-    """One request; the pipeline keeps it up to date."""
+class RequestAborted(MeshError):
+    """An operator ended the request with CancelRequest."""
 
-    def __init__(self, request_id: str, method: str) -> None:
+    def __init__(self) -> None:
+        super().__init__(ErrorKind.CANCELLED, "an operator ended the request")
+
+
+class ActiveRequest:
+    """One active request: its state, its permit, its account, and a way to cancel it."""
+
+    def __init__(self, request_id: str, account: RequestAccount, permit: Permit) -> None:
         self.request_id = request_id
-        self.method = method
-        self.model = ""
-        self.operation = ""
-        """What is asked of the model, as OpenTelemetry names it."""
+        self.account = account
+        self.permit = permit
         self.state = RequestState.ENCODING
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
         self.cancelled = False
-        self.first_token_seen = False
-        self.untold_ttft: float | None = None
-        """Seconds to the first text, until metrics and access line know of it."""
-        self.generation = NO_SPAN
-        self.permit: Permit | None = None
-        self._started = time.monotonic()
+        self.started = False
+        """Whether the client has been sent the start of the generation."""
         self._on_cancel: Callable[[], object] | None = None
 
-    @property
-    def age_seconds(self) -> float:
-        """Since it was admitted."""
-        return time.monotonic() - self._started
-
     def cancel(self) -> None:
-        """Ends the request: what it waits for now is called off, and nothing new is begun."""
+        """Ends the request: cancels the operation in progress; no further one is started."""
         self.cancelled = True
         if self._on_cancel is not None:
             self._on_cancel()
 
-    def cancels(self, call_off: Callable[[], object]) -> _Cancels:
-        """Inside the block, `cancel` also runs `call_off`; at once if it has been called."""
-        return _Cancels(self, call_off)
+    def on_cancel(self, callback: Callable[[], object]) -> _OnCancel:
+        """Inside the block, `cancel` calls `callback`; at once if it was called before."""
+        return _OnCancel(self, callback)
 
     def cancellable(self) -> _Cancellable:
-        """Inside the block, `cancel` ends whatever is awaited; raises MeshError (CANCELLED)."""
+        """Inside the block, `cancel` ends whatever is awaited. Raises RequestAborted."""
         return _Cancellable(self)
 
-    def on_cancel(self, call_off: Callable[[], object] | None) -> None:
-        """For the two above."""
-        self._on_cancel = call_off
-        if self.cancelled and call_off is not None:
-            call_off()
+    def set_cancel_callback(self, callback: Callable[[], object] | None) -> None:
+        """Used by `on_cancel` and `cancellable`."""
+        self._on_cancel = callback
+        if self.cancelled and callback is not None:
+            callback()
 
 
-class _Cancels:
-    __slots__ = ("_call_off", "_request")
+class _OnCancel:
+    __slots__ = ("_callback", "_request")
 
-    def __init__(self, request: ActiveRequest, call_off: Callable[[], object]) -> None:
+    def __init__(self, request: ActiveRequest, callback: Callable[[], object]) -> None:
         self._request = request
-        self._call_off = call_off
+        self._callback = callback
 
     def __enter__(self) -> None:
-        self._request.on_cancel(self._call_off)
+        self._request.set_cancel_callback(self._callback)
 
     def __exit__(self, *_: object) -> None:
-        self._request.on_cancel(None)
+        self._request.set_cancel_callback(None)
 
 
 class _Cancellable:
@@ -92,21 +85,21 @@ class _Cancellable:
 
     async def __aenter__(self) -> None:
         await self._scope.__aenter__()
-        self._request.on_cancel(lambda: self._scope.reschedule(0))
+        self._request.set_cancel_callback(lambda: self._scope.reschedule(0))
 
     async def __aexit__(self, *error: Any) -> None:
-        self._request.on_cancel(None)
+        self._request.set_cancel_callback(None)
         try:
             await self._scope.__aexit__(*error)
-        except TimeoutError:  # the scope's own; another one passes it by
-            raise MeshError(ErrorKind.CANCELLED, "an operator ended the request") from None
+        except TimeoutError:  # from this scope; any other TimeoutError passes unchanged
+            raise RequestAborted from None
 
 
 class RequestTable:
     """All active requests, oldest first. For one event loop."""
 
     def __init__(self) -> None:
-        # A dict keeps the order; ids are the callers' to choose, so they may repeat.
+        # A dict keeps insertion order. Clients choose request ids, so ids may repeat.
         self._requests: dict[ActiveRequest, None] = {}
 
     def __len__(self) -> int:
@@ -115,12 +108,12 @@ class RequestTable:
     def __iter__(self) -> Iterator[ActiveRequest]:
         return iter(list(self._requests))
 
-    def track(self, request_id: str, method: str) -> _Tracked:
-        """Holds an entry, an `ActiveRequest`, inside the block."""
-        return _Tracked(self._requests, ActiveRequest(request_id, method))
+    def track(self, request: ActiveRequest) -> _Tracked:
+        """Keeps `request` in the table inside the block."""
+        return _Tracked(self._requests, request)
 
     def cancel(self, request_id: str) -> bool:
-        """Cancels what has this id; False if nothing has."""
+        """Cancels every request with this id; returns whether there was one."""
         found = [request for request in self if request.request_id == request_id]
         for request in found:
             request.cancel()

@@ -1,7 +1,7 @@
-"""How long to wait for the first token, and for each next one.
+"""Timeouts of a token stream: for the first token, and between two tokens.
 
-Time counts only while tokens are waited for: a client that is slow to read does not use it up.
-What is waited for includes other replicas, where one was lost.
+Time counts only while the orchestrator waits for tokens: a client that reads slowly does not use
+it up. Waiting for another replica during a failover counts.
 """
 
 from __future__ import annotations
@@ -9,50 +9,58 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from typing import Protocol
 
 from mesh.context import RequestContext
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.tokens import TokenChunk
 
 
-def patiently(
-    tokens: AsyncGenerator[TokenChunk, None], request: RequestContext | None
-) -> AsyncGenerator[TokenChunk, None]:
-    """`tokens`, within the request's first-token deadline and idle time-out, if it has any.
+class TokenSource(Protocol):
+    """Chunks of one generation, from any number of replicas. Must be closed by its reader."""
 
-    Raises MeshError (DEADLINE). Close what is returned; that closes `tokens`.
+    def __aiter__(self) -> AsyncIterator[TokenChunk]: ...
+
+    async def aclose(self) -> None: ...
+
+
+def with_timeouts(
+    tokens: AsyncGenerator[TokenChunk, None], request: RequestContext | None
+) -> TokenSource:
+    """`tokens`, limited by the request's first-token deadline and idle timeout, if it has any.
+
+    Reading raises MeshError (DEADLINE). Closing the result closes `tokens`.
     """
     if request is None or (request.first_token_deadline is None and not request.idle_timeout):
-        return tokens  # nothing to pay for on the way of each token
-    return _within(tokens, request)
+        return tokens  # no cost per token
+    return _WithTimeouts(tokens, request)
 
 
-async def _within(
-    tokens: AsyncGenerator[TokenChunk, None], request: RequestContext
-) -> AsyncGenerator[TokenChunk, None]:
-    has_token = False
-    async with aclosing(tokens):
-        while True:
-            if has_token or request.first_token_deadline is None:
-                limit, what = request.idle_timeout, "no token came in time after the last one"
-            else:
-                limit = max(0.0, request.first_token_deadline - time.monotonic())
-                what = "the first token did not come in time"
-            chunk = await _next(tokens, limit, what)
-            if chunk is None:
-                return
-            has_token = has_token or bool(chunk.token_ids)
-            yield chunk
+class _WithTimeouts:
+    def __init__(self, tokens: AsyncGenerator[TokenChunk, None], request: RequestContext) -> None:
+        self._tokens = tokens
+        self._request = request
+        self._has_token = False
 
+    def __aiter__(self) -> _WithTimeouts:
+        return self
 
-async def _next(
-    tokens: AsyncIterator[TokenChunk], limit: float | None, what: str
-) -> TokenChunk | None:
-    try:
-        async with asyncio.timeout(limit) as scope:
-            return await anext(tokens, None)
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise MeshError(ErrorKind.DEADLINE, what) from None
+    async def __anext__(self) -> TokenChunk:
+        request = self._request
+        if self._has_token or request.first_token_deadline is None:
+            limit, message = request.idle_timeout, "no token came in time after the last one"
+        else:
+            limit = max(0.0, request.first_token_deadline - time.monotonic())
+            message = "the first token did not come in time"
+        try:
+            async with asyncio.timeout(limit) as scope:
+                chunk = await anext(self._tokens)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise MeshError(ErrorKind.DEADLINE, message) from None
+        self._has_token = self._has_token or bool(chunk.token_ids)
+        return chunk
+
+    async def aclose(self) -> None:
+        await self._tokens.aclose()

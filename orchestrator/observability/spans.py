@@ -1,4 +1,4 @@
-"""The span of a generation: what was asked of the model, how it went, what came of it."""
+"""The span of a generation: its request parameters, events and results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mesh.errors import MeshError
 from mesh.observability import semconv, telemetry, tracing
 from mesh.observability.semconv import Operation, Outcome
 from mesh.protocol.chat import ChatPrompt
-from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.usage import Usage
@@ -24,34 +23,27 @@ from orchestrator.generation import ModelInfo
 
 
 class GenerationSpan:
-    """Filled in while the generation runs; `generation` makes one and ends it."""
+    """A span and what it collects while the generation runs. `generation` creates and ends it."""
 
     def __init__(self, span: Span, captures_content: bool) -> None:
         self.span = span
-        self.usage = Usage()
         self._started = time.monotonic()
-        self._first_seen = False
         self._num_failovers = 0
-        self._finish_reason = ""
         self._texts: list[str] | None = [] if captures_content else None
 
-    def delta(self, delta: Delta) -> None:
-        """Text is about to be sent."""
-        if not self._first_seen:
-            self._first_seen = True
-            seconds = time.monotonic() - self._started
-            self.span.set_attribute(semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, seconds)
-            self.span.add_event(semconv.FIRST_TOKEN)
+    def text(self, text: str) -> None:
+        """Text is about to be sent; kept only if the span captures content."""
         if self._texts is not None:
-            self._texts.append(delta.text)
+            self._texts.append(text)
 
-    def finish(self, finish: GenerationFinish) -> None:
-        """The generation ended."""
-        self._finish_reason = finish.reason
-        self.usage = finish.usage
+    def first_text(self, when: float, timestamp: int) -> None:
+        """Records the first text, at `when` (`time.monotonic`), `timestamp` (ns since 1970)."""
+        seconds = when - self._started
+        self.span.set_attribute(semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, seconds)
+        self.span.add_event(semconv.FIRST_TOKEN, timestamp=timestamp)
 
     def failover(self, address: str, error: MeshError, num_tokens: int) -> None:
-        """A replica was lost after `num_tokens`, and another one will be tried."""
+        """Adds an event: the replica at `address` was lost after `num_tokens`."""
         self._num_failovers += 1
         self.span.add_event(
             semconv.FAILOVER,
@@ -62,70 +54,70 @@ class GenerationSpan:
             },
         )
 
-    def tell(self) -> None:
-        """Puts what came of it on the span."""
+    def set_result(self, usage: Usage, finish: GenerationFinish | None) -> None:
+        """Sets the attributes that are known at the end of the generation."""
         if not self.span.is_recording():
             return
-        told: dict[str, AttributeValue] = {
-            semconv.GEN_AI_USAGE_INPUT_TOKENS: self.usage.prompt_tokens,
-            semconv.GEN_AI_USAGE_OUTPUT_TOKENS: self.usage.completion_tokens,
-            semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: self.usage.cached_tokens,
+        reason = "" if finish is None else finish.reason.value
+        result: dict[str, AttributeValue] = {
+            semconv.GEN_AI_USAGE_INPUT_TOKENS: usage.prompt_tokens,
+            semconv.GEN_AI_USAGE_OUTPUT_TOKENS: usage.completion_tokens,
+            semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: usage.cached_tokens,
         }
-        if self._finish_reason:
-            told[semconv.GEN_AI_RESPONSE_FINISH_REASONS] = [self._finish_reason]
+        if reason:
+            result[semconv.GEN_AI_RESPONSE_FINISH_REASONS] = [reason]
         if self._num_failovers:
-            told[semconv.NUM_FAILOVERS] = self._num_failovers
-            told[semconv.OUTCOME] = Outcome.FAILED_OVER
+            result[semconv.NUM_FAILOVERS] = self._num_failovers
+            result[semconv.OUTCOME] = Outcome.FAILED_OVER
         if self._texts is not None:
-            message = {
-                **_message("assistant", "".join(self._texts)),
-                "finish_reason": self._finish_reason,
-            }
-            told[semconv.GEN_AI_OUTPUT_MESSAGES] = json.dumps([message], ensure_ascii=False)
-        self.span.set_attributes(told)
+            message = {**_message("assistant", "".join(self._texts)), "finish_reason": reason}
+            result[semconv.GEN_AI_OUTPUT_MESSAGES] = json.dumps([message], ensure_ascii=False)
+        self.span.set_attributes(result)
 
 
 NO_SPAN = GenerationSpan(INVALID_SPAN, captures_content=False)
 
 
 def operation_of(encoded: Encoded) -> Operation:
-    """What is asked of the model with this prompt."""
+    """The GenAI operation that this prompt requests."""
     is_chat = isinstance(encoded.source, ChatPrompt)
     return Operation.CHAT if is_chat else Operation.TEXT_COMPLETION
 
 
 def generation(
-    encoded: Encoded, model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
+    encoded: Encoded,
+    model: ModelInfo,
+    sampling: SamplingParams,
+    stop: Sequence[str],
 ) -> AbstractContextManager[GenerationSpan]:
-    """A span from the encoded prompt to the last text; the block may yield."""
-    above = trace.get_current_span()
-    if not telemetry.recorded(above):
-        return nullcontext(GenerationSpan(above, captures_content=False))
+    """A span from the encoded prompt to the last text. The block may contain `yield`."""
+    parent = trace.get_current_span()
+    if not telemetry.recorded(parent):
+        return nullcontext(GenerationSpan(parent, captures_content=False))
     return _generation(encoded, model, sampling, stop)
 
 
 @contextmanager
 def _generation(
-    encoded: Encoded, model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
+    encoded: Encoded,
+    model: ModelInfo,
+    sampling: SamplingParams,
+    stop: Sequence[str],
 ) -> Iterator[GenerationSpan]:
     operation = operation_of(encoded)
-    asked = {
+    attributes = {
         semconv.GEN_AI_OPERATION_NAME: operation,
         semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
         semconv.GEN_AI_REQUEST_MODEL: model.name,
         **_request(model, sampling, stop),
     }
     name = f"{operation} {model.name}"
-    with tracing.detached_stage(name, asked, kind=SpanKind.CLIENT) as span:
+    with tracing.detached_stage(name, attributes, kind=SpanKind.CLIENT) as span:
         captures_content = span.is_recording() and telemetry.captures_content()
         if captures_content and encoded.source is not None:
             messages = json.dumps(_input_messages(encoded.source), ensure_ascii=False)
             span.set_attribute(semconv.GEN_AI_INPUT_MESSAGES, messages)
-        generation = GenerationSpan(span, captures_content)
-        try:
-            yield generation
-        finally:
-            generation.tell()
+        yield GenerationSpan(span, captures_content)
 
 
 def _request(

@@ -1,4 +1,4 @@
-"""A stream of tokens that outlives the replica it began on."""
+"""Generates on one replica, and continues on another if that one is lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from mesh.protocol.finish import FinishReason, GenerationFinish
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
 from mesh.protocol.usage import Usage
-from orchestrator.admission.request_table import ActiveRequest
+from orchestrator.admission.request_table import ActiveRequest, RequestAborted
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
+from orchestrator.observability.request_account import RequestAccount
 from orchestrator.routing.read_ahead import ReadAhead
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
@@ -23,27 +24,34 @@ from orchestrator.routing.replicas import Lease, Replicas
 logger = logging.getLogger("orchestrator.routing.failover")
 
 MAX_LOST_REPLICAS = 2
-"""A request under which this many replicas broke is likely what breaks them."""
+"""A request that loses this many replicas is given up: it probably causes their failures."""
 
-# What another replica may cure. INTERNAL is a broken transport or a bug of that one engine;
-# CANCELLED, where nobody here cancelled, is a server that was stopped.
-_CURABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.CANCELLED})
+# Errors after which another replica may succeed. INTERNAL is a broken transport or a bug in that
+# engine; CANCELLED without a cancellation here means that the server was stopped.
+_RETRIABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.CANCELLED})
 
 
 class _Attempts:
-    """What has been tried for one request: who was full, who was lost, and how often."""
+    """The replicas tried for one request: which were full, which were lost, and how often."""
 
-    def __init__(self, replicas: Replicas, model: ModelInfo, prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        replicas: Replicas,
+        model: ModelInfo,
+        prompt: Sequence[int],
+        account: RequestAccount,
+    ) -> None:
         self._replicas = replicas
         self._model = model
         self._prompt = prompt
+        self._record = account
         self._excluded: set[Replica] = set()
         self._lost: list[Replica] = []
         self._full: MeshError | None = None
         self._num_broken = 0
 
     async def next_replica(self, parent: Span) -> Replica:
-        """Who is tried next. Raises MeshError if nobody is left."""
+        """The replica to try next. Raises MeshError if there is none."""
         with tracing.detached_stage(semconv.CHOOSE_REPLICA, parent=parent) as span:
             replica = await self._next_replica()
             if span.is_recording():
@@ -58,31 +66,37 @@ class _Attempts:
         except MeshError:
             if self._full is not None:
                 raise self._full from None
-            # The only one there is may have lost no more than a connection: if it says that it
-            # serves, it gets one more try.
+            # A lost replica may have lost only its connection: try it once more if its health
+            # check succeeds.
             for replica in dict.fromkeys(self._lost):
                 if self._lost.count(replica) < MAX_LOST_REPLICAS and await replica.confirm():
                     return replica
             raise
 
-    def failed(self, replica: Replica, error: MeshError, *, accepted: bool, so_far: int) -> None:
-        """Notes a failure. Raises MeshError if no other replica should be tried."""
+    def failed(
+        self, replica: Replica, error: MeshError, delivered: Sequence[int], *, accepted: bool
+    ) -> None:
+        """Records a failure after the tokens `delivered`. Raises MeshError if it is final."""
         self._excluded.add(replica)
         if error.kind is ErrorKind.OVERLOADED:
             self._full = error
             return
-        if error.kind not in _CURABLE:
+        if error.kind not in _RETRIABLE:
             raise error
         if error.kind is ErrorKind.UNAVAILABLE:
             replica.suspect()
         logger.warning(
-            "replica lost under a request",
-            extra={"address": replica.address, "num_tokens": so_far, "error": error.message},
+            "replica lost during a request",
+            extra={
+                "address": replica.address,
+                "num_tokens": len(delivered),
+                "error": error.message,
+            },
         )
         self._lost.append(replica)
         if (accepted or error.kind is ErrorKind.INTERNAL) and replica.circuit.failure():
-            logger.warning("replica ejected", extra={"address": replica.address})
-        # One that refused, as it drains or cannot be reached, was not broken by this request.
+            logger.warning("circuit breaker opened", extra={"address": replica.address})
+        # A replica that did not accept the request (draining, unreachable) was not broken by it.
         self._num_broken += accepted
         if self._num_broken >= MAX_LOST_REPLICAS:
             raise MeshError(
@@ -91,7 +105,8 @@ class _Attempts:
                 retry_after=1.0,
             ) from error
         metrics.FAILOVERS.inc()
-        metrics.REPLAYED_TOKENS.inc(so_far)
+        metrics.REPLAYED_TOKENS.inc(len(delivered))
+        self._record.failover(replica.address, error, len(delivered))
 
 
 async def generate(
@@ -101,29 +116,25 @@ async def generate(
     sampling: SamplingParams,
     active: ActiveRequest,
 ) -> AsyncGenerator[TokenChunk, None]:
-    """Chunks of tokens, the finish in the last one. The first of each replica may be empty.
+    """Chunks of tokens; the last one has the finish. The first of each replica may be empty.
 
-    If a replica is lost, another one gets the prompt and the tokens so far and goes on; it counts
-    those as output, so penalties, seeds and limits hold as if nothing had happened, and greedy
-    output is the same. Raises MeshError once there is no replica left to try.
+    If a replica is lost, another one receives the prompt and the tokens so far and continues. It
+    counts those tokens as output, so penalties, seeds and limits apply unchanged, and greedy
+    output is identical. Raises MeshError once there is no replica left to try.
     """
-    attempts = _Attempts(replicas, model, prompt)
+    attempts = _Attempts(replicas, model, prompt, active.account)
+    span = active.account.generation.span
     delivered: list[int] = []
     while True:
-        replica = await attempts.next_replica(active.generation.span)
+        replica = await attempts.next_replica(span)
         accepted = False
-        token_ids = [*prompt, *delivered]
-        num_tokens = len(prompt) + (sampling.max_tokens or 0)
+        lease = Lease(replica, len(prompt) + (sampling.max_tokens or 0))
+        call = replica.generate([*prompt, *delivered], sampling, len(delivered), span)
         try:
-            with Lease(replica, num_tokens):
-                async with (
-                    replica.generate(
-                        token_ids, sampling, len(delivered), active.generation.span
-                    ) as tokens,
-                    ReadAhead(tokens) as ahead,
-                ):
-                    with active.cancels(tokens.cancel):
-                        async for chunk in ahead:
+            with lease:
+                async with call as stream, ReadAhead(stream) as chunks:
+                    with active.on_cancel(stream.cancel):
+                        async for chunk in chunks:
                             accepted = True
                             delivered += chunk.token_ids
                             if chunk.finish is not None:
@@ -133,23 +144,23 @@ async def generate(
                             yield chunk
             raise MeshError(ErrorKind.UNAVAILABLE, "the engine ended a stream without a finish")
         except MeshError as error:
+            if active.cancelled and error.kind is ErrorKind.CANCELLED:
+                raise RequestAborted from None
             if active.cancelled:
                 raise
-            attempts.failed(replica, error, accepted=accepted, so_far=len(delivered))
-            if error.kind is not ErrorKind.OVERLOADED:
-                active.generation.failover(replica.address, error, len(delivered))
-            reason = _ended(delivered, sampling, model)
-            if reason is not None:
-                # Only the finish was lost with the replica: nothing is left to generate.
-                yield TokenChunk(
-                    (), finish=GenerationFinish(reason, Usage(len(prompt), len(delivered)))
-                )
-                return
+            attempts.failed(replica, error, delivered, accepted=accepted)
+        reason = _finish_reason(delivered, sampling, model)
+        if reason is not None:
+            # Only the finish was lost with the replica: there is nothing left to generate.
+            usage = Usage(len(prompt), len(delivered))
+            yield TokenChunk((), finish=GenerationFinish(reason, usage))
+            return
 
 
-def _ended(
+def _finish_reason(
     delivered: Sequence[int], sampling: SamplingParams, model: ModelInfo
 ) -> FinishReason | None:
+    """Why a generation with these tokens is complete; None if it is not."""
     if delivered and delivered[-1] in sampling.end_token_ids(model.eos_token_ids):
         return FinishReason.STOP
     if sampling.max_tokens is not None and len(delivered) >= sampling.max_tokens:

@@ -118,13 +118,6 @@ class Search:
                 )
             overhead += excess
 
-    # Former names, until orchestrator.pipeline uses the new ones.
-    find = retrieve
-    encode = build_prompt
-
-
-Retrieved = RetrievalOutcome
-
 
 def _record_outcome(span: Span, query: str, results: Sequence[SearchResult], outcome: str) -> None:
     """Sets the outcome on the retrieval span; a failed retrieval does not fail the request."""

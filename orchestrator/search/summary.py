@@ -116,14 +116,3 @@ class SummaryAssembler:
         if text:
             yield Delta(text, self._num_held)
             self._num_held = 0
-
-    # Former names, until orchestrator.pipeline uses the new ones.
-    give = set_sources
-    full = reached_limit
-
-
-NOTHING_SEARCHED = RETRIEVAL_FAILED
-Question = SearchRequest
-Found = SearchResults
-as_sources = to_sources
-Summary = SummaryAssembler

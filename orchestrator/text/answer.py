@@ -1,60 +1,61 @@
-"""One answer of a chat model, told apart: thinking, text, calls of tools."""
+"""Parses the answer of a chat model into reasoning, text and tool calls."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mesh.protocol.deltas import ToolCallDelta
-from orchestrator.text.reasoning import Reasoning
-from orchestrator.text.tools.tool_calls import Told, ToolCalls
+from orchestrator.text.reasoning import ReasoningParser
+from orchestrator.text.tools.tool_calls import ToolCallParser
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What more of the text came to; all empty while it is held back."""
+class AnswerDelta(NamedTuple):
+    """New parts of an answer; all fields are empty while the text is held back."""
 
     text: str = ""
     reasoning: str = ""
-    calls: tuple[ToolCallDelta, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
-    def __add__(self, other: Piece) -> Piece:
-        """This piece and the next one."""
-        return Piece(
-            self.text + other.text, self.reasoning + other.reasoning, self.calls + other.calls
+    def joined(self, other: AnswerDelta) -> AnswerDelta:
+        """This delta and the next one as one."""
+        return AnswerDelta(
+            self.text + other.text,
+            self.reasoning + other.reasoning,
+            self.tool_calls + other.tool_calls,
         )
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to tell."""
-        return not (self.text or self.reasoning or self.calls)
+
+NO_DELTA = AnswerDelta()
 
 
-class Answer:
-    """Reads one answer; without thinking and tools it is its text."""
+class AnswerParser:
+    """Parses one answer. Without a reasoning or tool-call parser all of it is text."""
 
     def __init__(
-        self, reasoning: Reasoning | None = None, tool_calls: ToolCalls | None = None
+        self,
+        reasoning: ReasoningParser | None = None,
+        tool_calls: ToolCallParser | None = None,
     ) -> None:
         self._reasoning = reasoning
         self._tool_calls = tool_calls
 
-    def push(self, text: str) -> Piece:
-        """Takes more text, gives what is certain now."""
+    def push(self, text: str) -> AnswerDelta:
+        """Takes more text and returns what is certain now."""
         reasoning = ""
         if self._reasoning is not None:
             reasoning, text = self._reasoning.push(text)
-        return self._piece(reasoning, text)
+        return self._delta(reasoning, text)
 
-    def flush(self) -> Piece:
-        """What was held back; at the end of the text."""
-        last = Piece() if self._reasoning is None else self._piece(*self._reasoning.flush())
+    def flush(self) -> AnswerDelta:
+        """Returns what was held back. Called once, at the end of the text."""
+        last = NO_DELTA if self._reasoning is None else self._delta(*self._reasoning.flush())
         if self._tool_calls is None:
             return last
-        told = self._tool_calls.flush()
-        return last + Piece(told.text, "", told.calls)
+        text, calls = self._tool_calls.flush()
+        return last.joined(AnswerDelta(text, "", calls))
 
-    def _piece(self, reasoning: str, text: str) -> Piece:
-        told = Told(text, ())
-        if self._tool_calls is not None and text:
-            told = self._tool_calls.push(text)
-        return Piece(told.text, reasoning, told.calls)
+    def _delta(self, reasoning: str, text: str) -> AnswerDelta:
+        if self._tool_calls is None or not text:
+            return AnswerDelta(text, reasoning)
+        text, calls = self._tool_calls.push(text)
+        return AnswerDelta(text, reasoning, calls)

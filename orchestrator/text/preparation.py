@@ -1,4 +1,4 @@
-"""What is asked becomes what is generated: a prompt's ids, its constraint, its answer's reader."""
+"""Turns a request's prompt into what a generation needs: token ids, constraint, answer parser."""
 
 from __future__ import annotations
 
@@ -9,33 +9,28 @@ from mesh.protocol.chat import ChatPrompt, ToolChoice
 from mesh.protocol.constraints import OutputConstraint
 from mesh.protocol.prompt import Prompt
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer, TokenizerClient
-from orchestrator.text.answer import Answer
-from orchestrator.text.reasoning import Reasoning
+from orchestrator.text.answer import AnswerParser
+from orchestrator.text.reasoning import ReasoningParser
 from orchestrator.text.tools.constraint import parse_tools, tool_constraint, with_thinking
-from orchestrator.text.tools.tool_calls import ToolCalls
+from orchestrator.text.tools.tool_calls import ToolCallParser
 from orchestrator.text.tools.tool_format import LLAMA3, THINK_START
 
 TAIL_TOKENS = 8
-"""Of a prompt's end: what a template writes behind the last message to open a tag."""
+"""Tokens at the end of a prompt that are searched for an opened `<think>` tag."""
 
 
-class Prepared(NamedTuple):
-    """A prompt that is ready to be generated from."""
+class PreparedPrompt(NamedTuple):
+    """A prompt that is ready for generation."""
 
     encoded: Encoded
-    answer: Answer | None = None
-    """Reads the answer of a conversation; None: it is its text."""
+    answer: AnswerParser | None = None
+    """Parses the answer to a conversation; None: the answer is plain text."""
     constraint: OutputConstraint | None = None
-    """What the text is held to."""
+    """Form that the generated text must have."""
     echo: str | None = None
-    """The prompt's own text, to be told first."""
+    """Text of the prompt, to be sent before the generated text."""
     kept: frozenset[str] = frozenset()
-    """Special tokens that the answer's reader must see."""
-
-
-def as_prepared(encoded: Encoded | Prepared) -> Prepared:
-    """Ids alone are a prompt with nothing more to it."""
-    return encoded if isinstance(encoded, Prepared) else Prepared(encoded)
+    """Special tokens that stay in the text because the answer parser needs them."""
 
 
 async def prepare(
@@ -44,18 +39,18 @@ async def prepare(
     constraint: OutputConstraint | None,
     echo: bool,
     tool_choice: ToolChoice,
-) -> Prepared:
-    """Encodes the prompt. Raises MeshError for what fits neither the template nor its tools."""
+) -> PreparedPrompt:
+    """Encodes the prompt. Raises MeshError if the template or the tools reject it."""
     if isinstance(prompt, ChatPrompt):
         if echo:
             raise invalid("echo", "echo must be false for a conversation, given true")
         return await _prepare_chat(tokenizer, prompt, constraint, tool_choice)
     if isinstance(prompt, str):
         encoded = await tokenizer.encode_text(prompt)
-        return Prepared(encoded, constraint=constraint, echo=prompt if echo else None)
+        return PreparedPrompt(encoded, constraint=constraint, echo=prompt if echo else None)
     encoded = Encoded(prompt.ids, (await tokenizer.current()).decoder)
     text = encoded.decoder.text(prompt.ids) if echo else None
-    return Prepared(encoded, constraint=constraint, echo=text)
+    return PreparedPrompt(encoded, constraint=constraint, echo=text)
 
 
 async def _prepare_chat(
@@ -63,8 +58,8 @@ async def _prepare_chat(
     prompt: ChatPrompt,
     constraint: OutputConstraint | None,
     choice: ToolChoice,
-) -> Prepared:
-    # Before the template sees them: it would refuse them in words of its own.
+) -> PreparedPrompt:
+    # Checked before the template is rendered: its own error messages do not name the field.
     tools = parse_tools(prompt.tools_json)
     encoded = await tokenizer.encode_chat(prompt)
     local = await tokenizer.current()
@@ -79,14 +74,14 @@ async def _prepare_chat(
     calls = None
     if tools and (format.tools is not None or forced is not None):
         names = frozenset(tool.name for tool in tools)
-        calls = ToolCalls(format.tools or LLAMA3, names, single=choice.single)
-    reasoning = Reasoning(begun=begun) if format.thinks else None
-    answer = None if calls is None and reasoning is None else Answer(reasoning, calls)
+        calls = ToolCallParser(format.tools or LLAMA3, names, single=choice.single)
+    reasoning = ReasoningParser(begun=begun) if format.thinks else None
+    answer = None if calls is None and reasoning is None else AnswerParser(reasoning, calls)
     kept = format.markers if answer is not None else frozenset[str]()
-    return Prepared(encoded, answer=answer, constraint=constraint, kept=kept)
+    return PreparedPrompt(encoded, answer=answer, constraint=constraint, kept=kept)
 
 
 def _thinking_begun(encoded: Encoded, local: LocalTokenizer) -> bool:
-    pieces = [local.decoder.token_bytes(i) for i in encoded.token_ids[-TAIL_TOKENS:]]
-    tail = b"".join(pieces).decode(errors="replace")
+    spelled = [local.decoder.token_bytes(i) for i in encoded.token_ids[-TAIL_TOKENS:]]
+    tail = b"".join(spelled).decode(errors="replace")
     return tail.rstrip().endswith(THINK_START)

@@ -1,4 +1,4 @@
-"""Tells a model's thinking, inside of tags, from its answer."""
+"""Separates a model's reasoning, inside `<think>` tags, from its answer."""
 
 from __future__ import annotations
 
@@ -9,78 +9,78 @@ from orchestrator.text.held_text import overlap
 from orchestrator.text.tools.tool_format import THINK_END, THINK_START
 
 
-class Thought(NamedTuple):
-    """What a piece of text comes to."""
+class SplitText(NamedTuple):
+    """New text, split into its two parts."""
 
     reasoning: str
     answer: str
 
 
-class _At(Enum):
+class _State(Enum):
     BEGIN = auto()
-    THINKING = auto()
-    BEHIND = auto()
-    """Behind the end tag: white space before the answer is none of it."""
+    REASONING = auto()
+    AFTER_END_TAG = auto()
+    """White space between the end tag and the answer is dropped."""
     ANSWER = auto()
 
 
-class Reasoning:
-    """Splits one text. Thinking stands at its beginning or nowhere; white space around it goes."""
+class ReasoningParser:
+    """Splits one text. Reasoning can only be at the beginning; white space around it is dropped."""
 
     def __init__(self, *, begun: bool) -> None:
         """`begun`: the prompt has already opened the tag."""
-        self._at = _At.THINKING if begun else _At.BEGIN
+        self._state = _State.REASONING if begun else _State.BEGIN
         self._pending = ""
-        self._shown = False
+        self._has_reasoning = False
 
-    def push(self, text: str) -> Thought:
-        """Takes more text, gives what is certain now."""
-        if self._at is _At.ANSWER:
-            return Thought("", text)
+    def push(self, text: str) -> SplitText:
+        """Takes more text and returns what is certain now."""
+        if self._state is _State.ANSWER:
+            return SplitText("", text)
         self._pending += text
-        if self._at is _At.BEGIN:
-            self._begin()
-        reasoning = self._think() if self._at is _At.THINKING else ""
-        return Thought(reasoning, self._answer())
+        if self._state is _State.BEGIN:
+            self._find_start_tag()
+        reasoning = self._take_reasoning() if self._state is _State.REASONING else ""
+        return SplitText(reasoning, self._take_answer())
 
-    def flush(self) -> Thought:
-        """What was held back; at the end of the text."""
+    def flush(self) -> SplitText:
+        """Returns what was held back. Called once, at the end of the text."""
         pending, self._pending = self._pending, ""
-        if self._at is _At.THINKING:
-            # The beginning of an end tag, or white space, which is told only before more.
+        if self._state is _State.REASONING:
+            # An incomplete end tag is part of the reasoning; trailing white space is not.
             held = overlap(pending, THINK_END)
-            return Thought(pending if held and pending[-held:].strip() else "", "")
-        return Thought("", pending if self._at is _At.BEGIN else "")
+            return SplitText(pending if held and pending[-held:].strip() else "", "")
+        return SplitText("", pending if self._state is _State.BEGIN else "")
 
-    def _begin(self) -> None:
+    def _find_start_tag(self) -> None:
         begun = self._pending.lstrip()
         if begun.startswith(THINK_START):
             self._pending = begun[len(THINK_START) :]
-            self._at = _At.THINKING
+            self._state = _State.REASONING
         elif not THINK_START.startswith(begun):
-            self._at = _At.ANSWER
+            self._state = _State.ANSWER
 
-    def _think(self) -> str:
-        if not self._shown:
+    def _take_reasoning(self) -> str:
+        if not self._has_reasoning:
             self._pending = self._pending.lstrip()
         found = self._pending.find(THINK_END)
         if found >= 0:
             reasoning = self._pending[:found].rstrip()
             self._pending = self._pending[found + len(THINK_END) :]
-            self._at = _At.BEHIND
+            self._state = _State.AFTER_END_TAG
             return reasoning
-        shown = len(self._pending) - overlap(self._pending, THINK_END)
-        reasoning = self._pending[:shown].rstrip()
+        certain = len(self._pending) - overlap(self._pending, THINK_END)
+        reasoning = self._pending[:certain].rstrip()
         self._pending = self._pending[len(reasoning) :]
-        self._shown = self._shown or bool(reasoning)
+        self._has_reasoning = self._has_reasoning or bool(reasoning)
         return reasoning
 
-    def _answer(self) -> str:
-        if self._at is _At.BEHIND:
+    def _take_answer(self) -> str:
+        if self._state is _State.AFTER_END_TAG:
             self._pending = self._pending.lstrip()
             if self._pending:
-                self._at = _At.ANSWER
-        if self._at is not _At.ANSWER:
+                self._state = _State.ANSWER
+        if self._state is not _State.ANSWER:
             return ""
         answer, self._pending = self._pending, ""
         return answer

@@ -1,15 +1,18 @@
-"""Cuts a stream of text at the first stop string; what might become one is held back."""
+"""Ends a stream of text at the first stop string; holds back what may become one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.text.held_text import overlap
+
 
 class StopStrings:
-    """Text goes in by `push`, and comes out once it cannot be part of a stop string.
+    """Takes text by `push` and returns it once it cannot be part of a stop string.
 
-    After a match nothing comes out any more. The concatenated output is the whole text up to
-    the stop string that is complete first, of several the longest, however the text was cut.
+    After a match nothing is returned any more. The concatenated output is the text before the
+    stop string that is complete first (the longest, if several are complete at the same
+    character), however the text was split into pushes.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -20,7 +23,7 @@ class StopStrings:
         self.matched = False
 
     def push(self, text: str) -> str:
-        """Takes more text, gives what can be shown."""
+        """Takes more text and returns what is certain now."""
         if not self._stop:
             return text
         if self.matched:
@@ -33,19 +36,11 @@ class StopStrings:
             self.matched = True
             self._held = ""
             return text[: min(matches)[1]]
-        held = max(_overlap(text, stop) for stop in self._stop)
+        held = max(overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
     def flush(self) -> str:
-        """What was held back and turned out to be none; at the end of the text."""
+        """Returns what was held back. Called once, at the end of the text."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

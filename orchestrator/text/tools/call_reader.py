@@ -1,4 +1,4 @@
-"""Reads one call, a JSON object with a name and arguments, as its text comes."""
+"""Parses one tool call, a JSON object with a name and arguments, incrementally."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from enum import Enum, auto
 NAME = "name"
 ARGUMENTS = ("arguments", "parameters")
 OTHERS = ("type", "id", "function")
-"""Further keys that models write; their values are passed over."""
+"""Other keys that models write; their values are ignored."""
 
 _SPACE = " \t\r\n"
 
 
-class _At(Enum):
+class _State(Enum):
     OPEN = auto()
     KEY = auto()
     IN_KEY = auto()
@@ -25,15 +25,15 @@ class _At(Enum):
     BROKEN = auto()
 
 
-class CallReader:
-    """Takes text until the object is complete; arguments come out while they are written."""
+class ToolCallReader:
+    """Takes text until the object is complete and returns its arguments incrementally."""
 
     def __init__(self) -> None:
         self.raw = ""
-        """All that was taken, for whoever finds that it is no call."""
+        """All text taken so far, for the caller to restore if this is not a call."""
         self.name: str | None = None
-        """The tool, once its name is complete."""
-        self._at = _At.OPEN
+        """Name of the tool; None until it is complete."""
+        self._state = _State.OPEN
         self._key = ""
         self._value = _Value()
         self._arguments: list[str] = []
@@ -42,17 +42,17 @@ class CallReader:
     @property
     def complete(self) -> bool:
         """Whether the object has ended."""
-        return self._at is _At.END
+        return self._state is _State.END
 
     @property
     def broken(self) -> bool:
-        """Whether this is no call's JSON."""
-        return self._at is _At.BROKEN or (self.complete and self.name is None)
+        """Whether this is not the JSON of a call."""
+        return self._state is _State.BROKEN or (self.complete and self.name is None)
 
     def push(self, text: str) -> str:
-        """Takes what belongs to the object; gives the rest, empty until it has ended."""
+        """Takes the object's text; returns the text after it, empty until the object has ended."""
         for number, character in enumerate(text):
-            if self._at in (_At.END, _At.BROKEN):
+            if self._state in (_State.END, _State.BROKEN):
                 self.raw += text[:number]
                 return text[number:]
             self._take(character)
@@ -60,7 +60,7 @@ class CallReader:
         return ""
 
     def take_arguments(self) -> str:
-        """The arguments' text since the last call; an object without any has `{}`."""
+        """Returns the arguments' text since the last time; `{}` for an object without any."""
         if self.complete and not self._has_arguments:
             self._has_arguments = True
             return "{}"
@@ -69,44 +69,44 @@ class CallReader:
         return text
 
     def _take(self, character: str) -> None:
-        if self._at is _At.IN_VALUE:
+        if self._state is _State.IN_VALUE:
             self._take_value(character)
-        elif self._at is _At.IN_KEY:
+        elif self._state is _State.IN_KEY:
             if self._value.push(character):
                 self._end_key()
         elif character not in _SPACE:
             self._take_structure(character)
 
     def _take_structure(self, character: str) -> None:
-        at = self._at
-        if at is _At.OPEN and character == "{":
-            self._at = _At.KEY
-        elif at is _At.KEY and character == '"':
-            self._at = _At.IN_KEY
+        state = self._state
+        if state is _State.OPEN and character == "{":
+            self._state = _State.KEY
+        elif state is _State.KEY and character == '"':
+            self._state = _State.IN_KEY
             self._value = _Value()
             self._value.push(character)
-        elif at is _At.COLON and character == ":":
-            self._at = _At.VALUE
-        elif at is _At.VALUE and character not in ",:}]":
-            self._at = _At.IN_VALUE
+        elif state is _State.COLON and character == ":":
+            self._state = _State.VALUE
+        elif state is _State.VALUE and character not in ",:}]":
+            self._state = _State.IN_VALUE
             self._value = _Value()
             self._take_value(character)
-        elif at is _At.COMMA and character == ",":
-            self._at = _At.KEY
-        elif at is _At.COMMA and character == "}":
-            self._at = _At.END
+        elif state is _State.COMMA and character == ",":
+            self._state = _State.KEY
+        elif state is _State.COMMA and character == "}":
+            self._state = _State.END
         else:
-            self._at = _At.BROKEN
+            self._state = _State.BROKEN
 
     def _end_key(self) -> None:
         self._key = str(_parse(self._value.text))
         known = self._key == NAME or self._key in ARGUMENTS or self._key in OTHERS
-        # Told early: an answer that is just JSON need not wait for its end.
-        self._at = _At.COLON if known else _At.BROKEN
+        # Decided early, so that an answer which is other JSON is not held back to its end.
+        self._state = _State.COLON if known else _State.BROKEN
 
     def _take_value(self, character: str) -> None:
         value = self._value
-        if value.ends_before(character):  # a number or a word has no end of its own
+        if value.ends_before(character):  # a number or literal has no end marker
             self._end_value()
             self._take(character)
             return
@@ -118,7 +118,7 @@ class CallReader:
             self._end_value()
 
     def _end_value(self) -> None:
-        self._at = _At.COMMA
+        self._state = _State.COMMA
         if self._value.first == "{":
             return
         text = self._value.text
@@ -132,28 +132,28 @@ class CallReader:
 
 
 class _Value:
-    """One JSON value, told where it ends."""
+    """Finds the end of one JSON value."""
 
     def __init__(self) -> None:
         self.first = ""
-        self._pieces: list[str] = []
+        self._characters: list[str] = []
         self._depth = 0
         self._in_string = False
         self._escaped = False
 
     @property
     def text(self) -> str:
-        return "".join(self._pieces)
+        return "".join(self._characters)
 
     def ends_before(self, character: str) -> bool:
-        """Whether a value that has begun as a number or a word is over."""
-        bare = self._pieces and self._depth == 0 and not self._in_string
+        """Whether `character` ends a value that is a number or a literal."""
+        bare = self._characters and self._depth == 0 and not self._in_string
         return bool(bare) and (character in ",}]" or character in _SPACE)
 
     def push(self, character: str) -> bool:
-        """Takes a character; True if it is the value's last."""
+        """Takes a character; returns whether it is the last of the value."""
         self.first = self.first or character
-        self._pieces.append(character)
+        self._characters.append(character)
         if self._in_string:
             if self._escaped:
                 self._escaped = False

@@ -7,7 +7,8 @@ import pytest
 from mesh.errors import ErrorKind, MeshError
 from mesh.process.backlog import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS
 from orchestrator.admission.admission import Admission
-from orchestrator.admission.request_table import RequestTable
+from orchestrator.admission.request_table import ActiveRequest, RequestTable
+from orchestrator.observability.request_account import RequestAccount
 
 
 def test_permits_are_given_back_whatever_happens() -> None:
@@ -34,16 +35,19 @@ def test_beyond_the_limit_is_refused_with_a_delay() -> None:
     assert len(delays) > 1
 
 
-def test_the_table_lists_the_oldest_first_and_forgets() -> None:
-    """Ids may repeat; cancelling ends all that have the id."""
-    table = RequestTable()
-    called_off = []
-    with table.track("a", "Generate") as first, table.track("a", "Generate") as second:
-        with first.cancels(lambda: called_off.append("first")):
+def test_the_table_lists_active_requests_oldest_first() -> None:
+    """Ids may repeat; cancelling an id ends all requests that have it."""
+    table, admission = RequestTable(), Admission(2)
+    one, two = (
+        ActiveRequest("a", RequestAccount("Generate"), admission.permit()) for _ in range(2)
+    )
+    cancelled = []
+    with table.track(one) as first, table.track(two) as second:
+        with first.on_cancel(lambda: cancelled.append("first")):
             assert [request for request in table] == [first, second]
             assert table.cancel("a")
         assert first.cancelled
         assert second.cancelled
-    assert called_off == ["first"]
+    assert cancelled == ["first"]
     assert len(table) == 0
     assert not table.cancel("a")

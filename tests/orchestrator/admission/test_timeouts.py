@@ -42,6 +42,7 @@ async def test_a_late_first_token_ends_the_request_and_frees_the_engine() -> Non
 async def test_a_pause_between_tokens_ends_the_request() -> None:
     """The first token came in time; what came before the pause was delivered."""
     async with orchestrator(FakeInference()) as running:
+        running.engine.delay = 0.05
         with use_request(within(first=20, idle=1)):
             async with open_stream(running.stub.Generate, request()) as responses:
                 await anext(responses)

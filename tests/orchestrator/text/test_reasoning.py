@@ -1,12 +1,12 @@
-"""Thinking is told from the answer, however the text is cut."""
+"""Reasoning is separated from the answer, however the text is split."""
 
 from __future__ import annotations
 
 import pytest
 
-from orchestrator.text.answer import Answer, Piece
-from orchestrator.text.reasoning import Reasoning
-from orchestrator.text.tools.tool_calls import ToolCalls
+from orchestrator.text.answer import AnswerDelta, AnswerParser
+from orchestrator.text.reasoning import ReasoningParser
+from orchestrator.text.tools.tool_calls import ToolCallParser
 from orchestrator.text.tools.tool_format import HERMES
 from tests.orchestrator.text.tools.test_tool_calls import cuts
 
@@ -26,33 +26,33 @@ CASES = [
 
 
 @pytest.mark.parametrize(("begun", "text", "reasoning", "answer"), CASES)
-def test_thinking_and_answer(begun: bool, text: str, reasoning: str, answer: str) -> None:
-    """The tags and the white space around them belong to neither."""
+def test_reasoning_and_answer(begun: bool, text: str, reasoning: str, answer: str) -> None:
+    """The tags and the white space around them are dropped."""
     for pieces in cuts(text):
-        reader = Reasoning(begun=begun)
-        told = [reader.push(piece) for piece in pieces]
-        told.append(reader.flush())
-        assert "".join(each.reasoning for each in told) == reasoning, pieces
-        assert "".join(each.answer for each in told) == answer, pieces
+        parser = ReasoningParser(begun=begun)
+        deltas = [parser.push(piece) for piece in pieces]
+        deltas.append(parser.flush())
+        assert "".join(each.reasoning for each in deltas) == reasoning, pieces
+        assert "".join(each.answer for each in deltas) == answer, pieces
 
 
-def test_thinking_then_calls() -> None:
-    """What looks like a call inside of the thinking is a thought."""
+def test_calls_follow_reasoning() -> None:
+    """A tool call inside the reasoning stays reasoning."""
     call = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
     text = f"<think>{call}</think>\n\nOk.\n{call}"
     for pieces in cuts(text):
-        answer = Answer(Reasoning(begun=False), ToolCalls(HERMES, ["f"]))
-        whole = Piece()
+        answer = AnswerParser(ReasoningParser(begun=False), ToolCallParser(HERMES, ["f"]))
+        whole = AnswerDelta()
         for piece in pieces:
-            whole += answer.push(piece)
-        whole += answer.flush()
+            whole = whole.joined(answer.push(piece))
+        whole = whole.joined(answer.flush())
         assert (whole.reasoning, whole.text) == (call, "Ok.")
-        assert {each.number for each in whole.calls} == {0}
-        assert "".join(each.arguments for each in whole.calls) == '{"a": 1}'
+        assert {each.number for each in whole.tool_calls} == {0}
+        assert "".join(each.arguments for each in whole.tool_calls) == '{"a": 1}'
 
 
-def test_without_either_the_answer_is_the_text() -> None:
-    """At once, and unchanged."""
-    answer = Answer()
-    assert answer.push(" a\n") == Piece(" a\n")
-    assert answer.flush().empty
+def test_without_parsers_the_answer_is_the_text() -> None:
+    """The text passes at once and unchanged."""
+    answer = AnswerParser()
+    assert answer.push(" a\n") == AnswerDelta(" a\n")
+    assert not any(answer.flush())

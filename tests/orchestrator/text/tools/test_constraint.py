@@ -19,7 +19,7 @@ from orchestrator.text.tools.constraint import (
     tool_constraint,
     with_thinking,
 )
-from orchestrator.text.tools.tool_calls import ToolCalls
+from orchestrator.text.tools.tool_calls import ToolCallParser
 from orchestrator.text.tools.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat
 from tests.tokenizer.conftest import train_tokenizer
 
@@ -95,7 +95,7 @@ def test_what_the_grammar_allows_the_reader_reads(tokenizer: Tokenizer, name: st
     assert allows(tokenizer, constraint_of(tokenizer, format, ToolChoice(required=True)), text)
     single = constraint_of(tokenizer, format, ToolChoice(required=True, single=True))
     assert not allows(tokenizer, single, text)
-    reader = ToolCalls(format, ["weather", "now"])
+    reader = ToolCallParser(format, ["weather", "now"])
     calls = (*reader.push(text).calls, *reader.flush().calls)
     assert [each.name for each in calls if each.name] == ["weather", "now"]
     assert "".join(each.arguments for each in calls) == ROME + "{}"

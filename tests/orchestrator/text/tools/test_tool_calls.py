@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.text.tools.tool_calls import ToolCalls
+from orchestrator.text.tools.tool_calls import ToolCallParser
 from orchestrator.text.tools.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat, answer_format
 from tests.tokenizer.templates import CHATML, PLAIN
 from tests.tokenizer.templates import LLAMA3 as LLAMA3_TEMPLATE
@@ -28,7 +28,7 @@ def read(
     format: ToolFormat, pieces: Iterable[str], *, single: bool = False
 ) -> tuple[str, Calls, list[str]]:
     """The text, the calls and their ids; each id comes with a name, once, before arguments."""
-    reader = ToolCalls(format, NAMES, single=single)
+    reader = ToolCallParser(format, NAMES, single=single)
     told = [reader.push(piece) for piece in pieces]
     told.append(reader.flush())
     calls: list[tuple[str, str]] = []
@@ -121,7 +121,7 @@ def test_calls_and_text_are_told_apart(
 
 def test_arguments_stream_as_they_are_written() -> None:
     """The name comes first; then each piece of the arguments, at once."""
-    reader = ToolCalls(HERMES, NAMES)
+    reader = ToolCallParser(HERMES, NAMES)
     assert reader.push('<tool_call>{"name": "f"').calls[0].name == "f"
     assert reader.push(', "arguments": {"a"').calls[0].arguments == '{"a"'
     assert reader.push(": 1").calls[0].arguments == ": 1"
@@ -131,11 +131,11 @@ def test_arguments_stream_as_they_are_written() -> None:
 
 def test_text_streams_as_it_is_written() -> None:
     """Only what may become a marker waits, and white space."""
-    reader = ToolCalls(HERMES, NAMES)
+    reader = ToolCallParser(HERMES, NAMES)
     assert reader.push("Hello ").text == "Hello"
     assert reader.push("world <").text == " world"
     assert reader.push("b>").text == " <b>"
-    plain = ToolCalls(LLAMA3, NAMES)
+    plain = ToolCallParser(LLAMA3, NAMES)
     assert plain.push('{"answer"').text == '{"answer"'
     assert plain.push(": 42}").text == ": 42}"
 

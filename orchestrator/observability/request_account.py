@@ -1,0 +1,161 @@
+"""The account of one request: what happened to it and when.
+
+Each event is recorded here once. Metrics, the access log line and the spans all read it, so they
+agree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from opentelemetry import trace
+
+from mesh.context import annotate
+from mesh.errors import ErrorKind, MeshError
+from mesh.observability import semconv
+from mesh.observability.metrics import exemplar, labelled
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.usage import Usage
+from orchestrator.clients.tokenizer import Encoded
+from orchestrator.generation import ModelInfo
+from orchestrator.observability import metrics, spans
+
+EMBEDDINGS = "embeddings"
+"""Value of `gen_ai.operation.name` for requests that embed their inputs."""
+
+
+class RequestAccount:
+    """Arrival, admission, prompt, tokens, first text, finish or failure of one request."""
+
+    def __init__(self, method: str) -> None:
+        """Starts the clock: the request has arrived."""
+        self.method = method
+        self.model = ""
+        """Name of the model that answers; empty until it is chosen."""
+        self.operation = ""
+        """The operation on the model, a value of `gen_ai.operation.name`."""
+        self.outcome = metrics.REFUSED_AT_ADMISSION
+        """Label of the request metrics: refused, ok, cancelled or an error kind."""
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.ttft_seconds: float | None = None
+        """Time from arrival to the first text; None until then."""
+        self.finish: GenerationFinish | None = None
+        self.generation = spans.NO_SPAN
+        """Span of the generation that runs for this request."""
+        self.arrived = time.monotonic()
+        self._unreported_ttft = False
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since the request arrived."""
+        return time.monotonic() - self.arrived
+
+    @property
+    def usage(self) -> Usage:
+        """The engine's own usage once the generation has finished, else the tokens counted."""
+        if self.finish is not None:
+            return self.finish.usage
+        return Usage(self.prompt_tokens, self.completion_tokens)
+
+    def accepted(self) -> None:
+        """The request holds a permit. It counts as cancelled unless it succeeds or fails."""
+        self.outcome = metrics.CANCELLED
+
+    def chosen(self, model: ModelInfo) -> None:
+        """The model that answers is known."""
+        self.model = model.name
+
+    def encoded(self, num_tokens: int, operation: str) -> None:
+        """A prompt, or a batch of inputs to embed, was encoded."""
+        self.operation = operation
+        self.prompt_tokens += num_tokens
+        metrics.PROMPT_TOKENS.inc(num_tokens)
+
+    @contextmanager
+    def generating(
+        self, prompt: Encoded, model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
+    ) -> Iterator[None]:
+        """Keeps the generation's span open inside the block, which may contain `yield`."""
+        with spans.generation(prompt, model, sampling, stop) as self.generation:
+            try:
+                yield
+            finally:
+                self.report_first_text()
+                self.generation.set_result(self.usage, self.finish)
+
+    def generated(self, num_tokens: int) -> None:
+        """Tokens arrived from a replica."""
+        self.completion_tokens += num_tokens
+        metrics.GENERATION_TOKENS.inc(num_tokens)
+
+    def delta(self, delta: Delta) -> None:
+        """A delta is about to be sent."""
+        if self.ttft_seconds is None:
+            self.ttft_seconds = self.age_seconds
+            self._unreported_ttft = True
+        self.generation.text(delta.text)
+
+    def failover(self, address: str, error: MeshError, num_tokens: int) -> None:
+        """The replica at `address` was lost after `num_tokens`; another one will be tried."""
+        self.generation.failover(address, error, num_tokens)
+
+    def finished(self, finish: GenerationFinish) -> None:
+        """The generation ended."""
+        self.finish = finish
+
+    def end_early(self, reason: FinishReason) -> GenerationFinish:
+        """The generation was ended here, not by the engine; returns the finish to send."""
+        self.finish = GenerationFinish(reason, self.usage)
+        return self.finish
+
+    def succeeded(self) -> None:
+        """The response is complete."""
+        self.outcome = metrics.OK
+
+    def failed(self, kind: ErrorKind) -> None:
+        """The request ended with an error. A refusal at admission stays a refusal."""
+        if self.outcome != metrics.REFUSED_AT_ADMISSION:
+            self.outcome = kind.value
+
+    def report_first_text(self) -> None:
+        """Reports the time to first token, once. Called after sending, off the token's path."""
+        if not self._unreported_ttft or self.ttft_seconds is None:
+            return
+        self._unreported_ttft = False
+        seconds = self.ttft_seconds
+        labelled(metrics.TIME_TO_FIRST_TOKEN, self.method).observe(seconds, exemplar())
+        timestamp = time.time_ns() - int(1e9 * (self.age_seconds - seconds))
+        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=timestamp)
+        self.generation.first_text(self.arrived + seconds, timestamp)
+
+    def report(self) -> None:
+        """Reports the request's end to metrics and to the access log line. Called once."""
+        self.report_first_text()
+        self._observe()
+        if self.model:
+            annotate(model=self.model, prompt_tokens=self.prompt_tokens)
+            if self.operation != EMBEDDINGS:
+                annotate(completion_tokens=self.completion_tokens)
+        if self.ttft_seconds is not None:
+            annotate(ttft_seconds=self.ttft_seconds)
+        if self.finish is not None:
+            annotate(finish_reason=self.finish.reason.value)
+
+    def _observe(self) -> None:
+        """Counts the request and observes its duration and tokens."""
+        labelled(metrics.REQUESTS, self.method, self.outcome).inc()
+        if self.outcome in metrics.REFUSAL_REASONS and self.ttft_seconds is None:
+            reason = metrics.REFUSAL_REASONS[self.outcome]
+            labelled(metrics.REFUSED, self.method, reason).inc()
+        if self.outcome == metrics.REFUSED_AT_ADMISSION:
+            return
+        labelled(metrics.E2E_LATENCY, self.method).observe(self.age_seconds, exemplar())
+        if self.prompt_tokens:
+            labels = (self.operation, semconv.PROVIDER, self.model)
+            for kind, number in (("input", self.prompt_tokens), ("output", self.completion_tokens)):
+                labelled(metrics.TOKEN_USAGE, *labels, kind).observe(number, exemplar())
