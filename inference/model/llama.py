@@ -136,7 +136,7 @@ class Llama:
     def states(self, inputs: StepInputs, cache: KVCache, *, is_invariant: bool = False) -> Tensor:
         """Last hidden states [num_tokens, hidden_size].
 
-        Without `inputs.pieces` it does the same whatever is in the tensors: it can be captured.
+        Without `inputs.row_ranges` it does the same whatever is in the tensors: it can be captured.
         """
         operations = self._operations(is_invariant)
         attention = operations.attention(inputs, cache)

@@ -16,7 +16,7 @@ from inference.runner.step import Step
 Ids = NDArray[np.int32]
 
 
-class Piece(NamedTuple):
+class RowRange(NamedTuple):
     """Rows [begin, end) of a sequence that has `context` tokens after the step."""
 
     sequence: int
@@ -29,8 +29,8 @@ class Piece(NamedTuple):
 class StepInputs:
     """The int32 tensors that a step's kernels read, and values that the host needs.
 
-    Only `num_decodes`, `num_blocks` and `pieces` determine which kernels are launched and their
-    grids. Without pieces these do not depend on the tensors' contents, as CUDA graphs require.
+    Only `num_decodes`, `num_blocks` and `row_ranges` determine which kernels are launched and their
+    grids. Without row ranges these do not depend on the tensors' contents, as CUDA graphs require.
     """
 
     token_ids: Tensor
@@ -51,7 +51,7 @@ class StepInputs:
     """Number of sequences with one row; they come first."""
     num_blocks: int
     """Most blocks that one of those sequences has."""
-    pieces: tuple[Piece, ...]
+    row_ranges: tuple[RowRange, ...]
     """The sequences with several rows."""
 
     @property
@@ -92,8 +92,8 @@ def make_inputs(step: Step, block_size: int, device: torch.device) -> StepInputs
         tables=flat_tables.view(tables.shape),
         num_decodes=num_decodes,
         num_blocks=-(-longest // block_size),
-        pieces=tuple(
-            Piece(sequence, step.begins[sequence], step.begins[sequence + 1], context)
+        row_ranges=tuple(
+            RowRange(sequence, step.begins[sequence], step.begins[sequence + 1], context)
             for sequence, context in enumerate(contexts.tolist())
             if sequence >= num_decodes
         ),

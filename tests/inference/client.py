@@ -1,4 +1,4 @@
-"""A caller of the inference service over real gRPC."""
+"""A client of the inference service over real gRPC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Message = inference_pb2.InferenceServiceGenerateResponse
 
 @asynccontextmanager
 async def serving(load: Callable[[], Engine]) -> AsyncIterator[Served]:
-    """The service on an engine of its own, both stopped at the end."""
+    """Serve a separate engine; stop both at the end."""
     engine = AsyncEngine(load)
     await engine.start()
     try:
@@ -39,7 +39,7 @@ async def serving(load: Callable[[], Engine]) -> AsyncIterator[Served]:
 def make_request(
     token_ids: list[int] | None = None, *, resumed: int = 0, **sampling: Any
 ) -> inference_pb2.InferenceServiceGenerateRequest:
-    """A request for a few tokens, greedy where nothing else is said."""
+    """A request for a few tokens, greedy by default."""
     return inference_pb2.InferenceServiceGenerateRequest(
         token_ids=PROMPT if token_ids is None else token_ids,
         sampling=common_pb2.SamplingParams(**{"max_tokens": 12, **GREEDY, **sampling}),
@@ -64,12 +64,12 @@ async def generate(stub: Stub, *args: Any, **sampling: Any) -> list[int]:
 
 
 async def get_load(stub: Stub) -> inference_pb2.GetLoadResponse:
-    """How busy the service says it is."""
+    """The load that the service reports."""
     return await call_unary(stub.GetLoad, inference_pb2.GetLoadRequest(), timeout=5)
 
 
 async def wait_for_load(stub: Stub, running: int, waiting: int, limit: float = 5.0) -> None:
-    """Asks until so many run and wait; fails after `limit` seconds with what it was last."""
+    """Poll until the load is as given; fail after `limit` seconds with the last load."""
     deadline = time.monotonic() + limit
     while True:
         load = await get_load(stub)

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
 
 LONG_CONTEXT = 12_288
-"""Tokens whose prefill takes the small model far longer than a look at its health may."""
+"""A prompt of this length takes the small model far longer than a health check may take."""
 
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small models are quicker so: on busy cores, two threads mostly wait for each other."""
+    """Use one thread: with small models on busy cores, two threads mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes the folder of a family's model, once a session."""
+    """Make the folder of a family's model, once per session."""
     made: dict[str, Path] = {}
 
     def folder(family: str) -> Path:
@@ -55,7 +55,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 @pytest.fixture
 def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., Engine]:
-    """Makes an engine of a family's model; keyword arguments are engine options."""
+    """Make an engine with a family's model; keyword arguments are engine options."""
 
     def make(family: str = "llama-tied-gqa", **options: Any) -> Engine:
         threads = torch.get_num_threads()
@@ -75,7 +75,7 @@ def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., Engine]:
 
 @pytest.fixture
 def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., Engine]:
-    """Makes an engine that computes a prompt of thousands of tokens in one long step."""
+    """Make an engine that computes a prompt of thousands of tokens in one long step."""
 
     def make(**options: Any) -> Engine:
         folder = tmp_path / "long"
@@ -113,6 +113,6 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def stub(make_engine: Callable[..., Engine], no_tasks_left: None) -> AsyncIterator[Stub]:
-    """A client of a service that runs two sequences and lets one wait."""
+    """A client of a service whose engine runs two sequences and queues one."""
     async with serving(lambda: make_engine(max_num_seqs=2, max_num_waiting=1)) as served:
         yield inference_pb2_grpc.InferenceServiceStub(served.channel)

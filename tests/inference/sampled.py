@@ -1,4 +1,4 @@
-"""Logits and sequences to sample from."""
+"""Logits, sequences and plans for tests of sampling and of the runner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOCAB_SIZE = 32
 
 
 def make_logits(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> list[float]:
-    """Logits with a lively spread and no ties."""
+    """Random logits with a wide spread and no ties."""
     generator = torch.Generator().manual_seed(seed)
     return [float(x) for x in torch.randn(vocab_size, generator=generator) * 2]
 
@@ -24,7 +24,7 @@ def make_logits(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> list[float]:
 def make_sequence(
     prompt: list[int] | None = None, completion: list[int] | None = None, **params: Any
 ) -> Sequence:
-    """A sequence in the middle of its completion."""
+    """A sequence with a prompt and a part of its completion."""
     prompt, completion = prompt or [0], completion or []
     ids = [*prompt, *completion]
     return Sequence("s", ids, SamplingParams(**params), num_resumed_tokens=len(completion))

@@ -1,4 +1,4 @@
-"""A small random model that has a tokenizer, so that its answers spell something."""
+"""A small random model with a tokenizer, so that its tokens decode to text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 EOS = (1, 2)
 VOCAB_SIZE = 420
-"""A few ids more than the tokenizer has, as many models do."""
+"""Slightly more ids than the tokenizer has, as in many models."""
 
 _TEXT = ['{"name": "value", "items": [1, 2, 3], "done": true, "none": null, "no": false}'] * 20
 
 
 def make_tokenizer() -> Tokenizer:
-    """Byte-level, with merges such as JSON has, and three special tokens."""
+    """A byte-level tokenizer with merges typical of JSON, and three special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -33,7 +33,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def save_spelling(folder: Path) -> None:
-    """Writes the model, random but the same each time, and its tokenizer.json."""
+    """Write the model, with fixed random weights, and its tokenizer.json."""
     torch.manual_seed(11)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -57,7 +57,7 @@ def save_spelling(folder: Path) -> None:
 
 
 def random_schema(rng: random.Random, depth: int = 2) -> dict[str, Any]:
-    """A schema whose every value is of bounded length."""
+    """A random schema whose values have a bounded length."""
     kinds = ["integer", "string", "pattern", "boolean", "null", "enum", "const", "date"]
     if depth:
         kinds += ["array", "object", "object", "anyOf", "tuple"]

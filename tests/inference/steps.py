@@ -1,4 +1,4 @@
-"""Random steps, with caches and weights for them."""
+"""Random steps, KV caches and models for tests of the runner."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from inference.runner.step import Step
 CPU = torch.device("cpu")
 
 Span = tuple[int, int]
-"""Tokens that a sequence has already, and those of this step."""
+"""Number of tokens that a sequence already has, and number of tokens in the step."""
 
 
 def make_step(spans: list[Span], block_size: int, num_blocks: int, seed: int = 0) -> Step:
-    """A step of such sequences with random tokens, in random blocks; every row is wanted."""
+    """A step of sequences with random tokens in random blocks, with the logits of every row."""
     rng = random.Random(seed)
     blocks = rng.sample(range(num_blocks), num_blocks)
     token_ids: list[int] = []
@@ -45,7 +45,7 @@ def make_step(spans: list[Span], block_size: int, num_blocks: int, seed: int = 0
 
 
 def fill_cache(cache: KVCache, num_layers: int, seed: int = 0) -> None:
-    """Random keys and values everywhere."""
+    """Fill the cache with random keys and values."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for layer in range(num_layers):
         for stored in cache.layer(layer):
@@ -55,7 +55,7 @@ def fill_cache(cache: KVCache, num_layers: int, seed: int = 0) -> None:
 def load_llama(
     folder: Path, device: torch.device = CPU, make_operations: MakeOperations = TorchOperations
 ) -> Llama:
-    """The model in a folder, in float32."""
+    """Load the model in a folder, in float32."""
     return Llama(
         load_config(folder),
         Weights(folder),
@@ -67,5 +67,5 @@ def load_llama(
 
 
 def change(folder: Path, **values: object) -> ModelConfig:
-    """The config of the model in a folder, with other values."""
+    """The config of the model in a folder, with some values replaced."""
     return replace(load_config(folder), **values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""An engine on its thread over the stub runner, and a consumer of its streams."""
+"""An engine thread with the stub runner, and a consumer of its streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = SamplingParams(max_tokens=200)
 async def running(
     runner: StubRunner, *, on_cpu: bool = False, **limits: int
 ) -> AsyncIterator[AsyncEngine]:
-    """A started engine over the stub, stopped at the end whatever happens."""
+    """A started engine with the stub runner, stopped at the end."""
     engine = AsyncEngine(lambda: make_stub_engine(runner, **limits), on_cpu=on_cpu)
     async with asyncio.timeout(20):
         await engine.start()
@@ -33,19 +33,19 @@ async def running(
 
 
 async def until(holds: object) -> None:
-    """Waits until a condition on the engine holds; the test's timeout is the limit."""
+    """Poll until a condition holds; the test's timeout is the limit."""
     assert callable(holds)
     while not holds():
         await asyncio.sleep(0.001)
 
 
 def num_live(engine: AsyncEngine) -> int:
-    """Sequences that run or wait."""
+    """Number of running and waiting sequences."""
     return engine.load().num_running + engine.load().num_waiting
 
 
 def expected_tokens(prompt: list[int], num_tokens: int) -> list[int]:
-    """What the stub generates."""
+    """The tokens that the stub generates."""
     ids = list(prompt)
     for _ in range(num_tokens):
         ids.append(next_token(ids))
@@ -55,15 +55,17 @@ def expected_tokens(prompt: list[int], num_tokens: int) -> list[int]:
 async def collect(
     engine: AsyncEngine, request_id: str, prompt: list[int], params: SamplingParams
 ) -> tuple[list[int], Finish, int]:
-    """All tokens, the finish and how many chunks there were."""
+    """All tokens, the finish and the number of outputs."""
     token_ids: list[int] = []
-    chunks: list[SequenceOutput] = []
+    outputs: list[SequenceOutput] = []
     async with aclosing(engine.generate(request_id, prompt, params)) as stream:
-        async for chunk in stream:
-            chunks.append(chunk)
-            token_ids += chunk.token_ids
-    assert [chunk.finish is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
-    assert chunks[0].token_ids == []
-    finish = chunks[-1].finish
+        async for output in stream:
+            outputs.append(output)
+            token_ids += output.token_ids
+    assert [output.finish is not None for output in outputs] == [False] * (len(outputs) - 1) + [
+        True
+    ]
+    assert outputs[0].token_ids == []
+    finish = outputs[-1].finish
     assert finish is not None
-    return token_ids, finish, len(chunks)
+    return token_ids, finish, len(outputs)

@@ -1,4 +1,4 @@
-"""An engine without tensors: the real scheduler over a runner whose tokens are made up."""
+"""An engine without tensors: the real scheduler with a runner that computes tokens by a formula."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCK_SIZE = 4
 
 
 class LaunchedStub:
-    """Has its tokens at once."""
+    """A launched step whose tokens are already known."""
 
     def __init__(self, runner: StubRunner, token_ids: list[int]) -> None:
         self.token_ids = token_ids
@@ -34,7 +34,7 @@ class LaunchedStub:
 
 
 class StubRunner:
-    """Counts its steps; breaks, says NaN or waits where a test tells it to."""
+    """Counts its steps; fails, samples no token or blocks when a test sets its attributes."""
 
     def __init__(self, *, supports_async_scheduling: bool = False) -> None:
         self.supports_async_scheduling = supports_async_scheduling
@@ -43,16 +43,16 @@ class StubRunner:
         self.batches: list[list[str]] = []
         self.error: Exception | None = None
         self.late_error: Exception | None = None
-        """Raised where a step's tokens are waited for."""
+        """Raised by `LaunchedStub.result`, as a GPU raises its errors."""
         self.recover_error: Exception | None = None
         self.not_finite: set[str] = set()
         self.recovered: list[int] = []
         self.gate: threading.Semaphore | None = None
-        """Where set, each step waits for one release."""
+        """If set, each step waits for one release."""
 
     def launch(self, plan: SchedulerOutput, previous: PendingStep | None = None) -> LaunchedStub:
         if self.gate is not None:
-            assert self.gate.acquire(timeout=10), "no step was let through"
+            assert self.gate.acquire(timeout=10), "the test released no step"
         self.num_steps += 1
         self.batches.append([sequence.request_id for sequence in plan.sequences])
         if self.error is not None:
@@ -85,7 +85,7 @@ class StubRunner:
 
 
 def next_token(token_ids: list[int]) -> int:
-    """What the stub says after these ids."""
+    """The token that the stub samples after these ids."""
     return (token_ids[-1] * 7 + len(token_ids)) % VOCAB_SIZE
 
 
@@ -98,7 +98,7 @@ def make_stub_engine(
     max_num_batched_tokens: int = 32,
     max_context: int = 10_000,
 ) -> Engine:
-    """A small engine over the stub, with no EOS ids."""
+    """A small engine with the stub runner, without EOS ids."""
     info = ModelInfo(
         name="stub",
         architecture="Stub",
@@ -126,7 +126,7 @@ def make_stub_engine(
         admission=admission,
         scheduler=scheduler,
         runner=runner,
-        vocabulary=Vocabulary(None, "the stub knows no text"),
+        vocabulary=Vocabulary(None, "the stub has no tokenizer"),
     )
 
 
@@ -138,6 +138,6 @@ def make_sequence(
     deadline: float | None = None,
     seed: int | None = None,
 ) -> Sequence:
-    """A sequence with nothing special about it."""
+    """A sequence with few options."""
     params = SamplingParams(max_tokens=max_tokens, seed=seed)
     return Sequence(request_id, prompt, params, deadline=deadline)

@@ -1,4 +1,4 @@
-"""What the inference service can be told, and the name it serves under."""
+"""Settings of the inference service, and the served model name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesh.process.settings import load
 
 
 def read(*arguments: str) -> InferenceSettings:
-    """The settings of a process started with these arguments."""
+    """The settings of a process that is started with these arguments."""
     return load(InferenceSettings, "inference", arguments)
 
 
@@ -28,17 +28,17 @@ def read(*arguments: str) -> InferenceSettings:
         (("--model", "org/model", "--model-name", "chat"), "chat"),
     ],
 )
-def test_the_name_is_the_one_given_or_the_folders_or_the_hubs(
+def test_the_served_name_is_the_setting_or_the_folder_or_the_hub_id(
     arguments: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hub id keeps its owner; of a folder only the last part is shown to clients."""
+    """A hub id includes its owner; of a folder only the last part is used."""
     (tmp_path / "models" / "demo").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert read(*arguments).served_name == name
 
 
-def test_variables_have_the_services_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    """INFERENCE_ and the field's name; a flag goes before it."""
+def test_variables_have_the_prefix_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable is INFERENCE_ and the field's name; a flag takes precedence."""
     monkeypatch.setenv("INFERENCE_MAX_NUM_SEQS", "7")
     monkeypatch.setenv("INFERENCE_BLOCK_SIZE", "32")
     settings = read("--block-size", "8")
@@ -54,10 +54,10 @@ def test_variables_have_the_services_prefix(monkeypatch: pytest.MonkeyPatch) -> 
         (("--max-num-batched-tokens", "15"), "max_num_batched_tokens"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(
+def test_an_invalid_value_is_refused_with_its_variable(
     arguments: tuple[str, ...], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The process ends before it loads anything, and says which setting is wrong."""
+    """The process exits before it loads a model, and names the setting."""
     with pytest.raises(SystemExit):
         read(*arguments)
     said = capsys.readouterr().err.lower()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.layers.attention import AttentionPlan, Chunk, chunk_mask
-from inference.runner.step_inputs import Piece, StepInputs
+from inference.runner.step_inputs import RowRange, StepInputs
 
 
 def make_plan(inputs: StepInputs, cache: KVCache, window: int | None) -> AttentionPlan:
@@ -21,19 +21,17 @@ def make_plan(inputs: StepInputs, cache: KVCache, window: int | None) -> Attenti
         decode_blocks=blocks,
         decode_mask=mask,
         block_size=cache.block_size,
-        chunks=tuple(_chunk(piece, inputs, cache.block_size, window) for piece in inputs.pieces),
+        chunks=tuple(_chunk(rows, inputs, cache.block_size, window) for rows in inputs.row_ranges),
     )
 
 
-def _chunk(piece: Piece, inputs: StepInputs, block_size: int, window: int | None) -> Chunk:
+def _chunk(rows: RowRange, inputs: StepInputs, block_size: int, window: int | None) -> Chunk:
     device = inputs.tables.device
-    num_blocks = -(-piece.context // block_size)
-    firsts = inputs.tables[piece.sequence, :num_blocks].long().unsqueeze(1) * block_size
+    num_blocks = -(-rows.context // block_size)
+    firsts = inputs.tables[rows.sequence, :num_blocks].long().unsqueeze(1) * block_size
     slots = firsts + torch.arange(block_size, device=device)
-    mask = chunk_mask(piece.end - piece.begin, piece.context, window, device)
-    return Chunk(
-        begin=piece.begin, end=piece.end, slots=slots.flatten()[: piece.context], mask=mask
-    )
+    mask = chunk_mask(rows.end - rows.begin, rows.context, window, device)
+    return Chunk(begin=rows.begin, end=rows.end, slots=slots.flatten()[: rows.context], mask=mask)
 
 
 def _decode_tensors(

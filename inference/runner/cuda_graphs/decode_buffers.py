@@ -51,7 +51,7 @@ class DecodeBuffers:
             tables=self._tables[:size],
             num_decodes=size,
             num_blocks=self._tables.shape[1],
-            pieces=(),
+            row_ranges=(),
         )
 
     def fill(self, step: Step, size: int) -> None:

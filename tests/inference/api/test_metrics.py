@@ -1,4 +1,4 @@
-"""What Prometheus is told of the engine, over real gRPC, on a small real model."""
+"""The engine's Prometheus metrics, over real gRPC, with a small real model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def watched(make_slow_engine: Callable[..., Engine]) -> AsyncIterator[Stub
 
 
 async def test_a_sequence_is_counted_under_its_models_name(watched: Stub) -> None:
-    """Tokens, the times of its stations, and one interval for each token after the first."""
+    """Tokens, the durations of the stages, and an interval for each token after the first."""
     change = Change()
     await collect(watched, make_request(PROMPT * 5, max_tokens=12))
     await collect(watched, make_request(PROMPT * 5, max_tokens=12))
@@ -64,12 +64,12 @@ async def test_a_sequence_is_counted_under_its_models_name(watched: Stub) -> Non
     assert intervals == pytest.approx(decode, rel=0.3), "the intervals add up to the decode"
     steps = change.of("inference_step_seconds_count", **labels)
     assert steps == change.of("vllm:iteration_tokens_total_count", **labels) >= 24
-    # The last token of a sequence is never computed, and what the cache holds is not either.
+    # A sequence's last token and the cached prompt tokens are not computed.
     assert change.of("vllm:iteration_tokens_total_sum", **labels) == 80 - 32 + 2 * 11
 
 
 async def test_a_cancelled_sequence_is_counted_when_its_blocks_are_free(watched: Stub) -> None:
-    """With the time that took; what it had generated until then is not lost."""
+    """With the time that freeing took, and with the tokens generated until then."""
     change = Change()
     stream = watched.Generate(make_request(max_tokens=4000))
     while change.of("vllm:generation_tokens_total") < 3:
@@ -87,8 +87,8 @@ async def test_a_cancelled_sequence_is_counted_when_its_blocks_are_free(watched:
     assert change.of("vllm:prompt_tokens_total", model_name=MODEL) == len(PROMPT)
 
 
-async def test_a_refusal_is_no_sequence(watched: Stub) -> None:
-    """What was never admitted did not end: it is counted as an error of the RPC."""
+async def test_a_refusal_counts_as_no_sequence(watched: Stub) -> None:
+    """A request that was not admitted is counted as an error of the RPC."""
     change = Change()
     with pytest.raises(MeshError, match="token ids must be between"):
         await collect(watched, make_request([10**6]))
@@ -96,8 +96,8 @@ async def test_a_refusal_is_no_sequence(watched: Stub) -> None:
     assert change.of("mesh_errors_total", kind="invalid_request") == 1
 
 
-async def test_the_cache_is_described(watched: Stub) -> None:
-    """Block size and number, as the endpoint picker of the inference extension reads them."""
+async def test_the_cache_config_is_exported(watched: Stub) -> None:
+    """Block size and number of blocks, which the Gateway API Inference Extension reads."""
     [info] = [
         sample
         for sample in metrics.CACHE_CONFIG.collect()[0].samples
@@ -108,8 +108,8 @@ async def test_the_cache_is_described(watched: Stub) -> None:
     assert int(info.labels["num_gpu_blocks"]) > 0
 
 
-async def test_a_fake_engine_counts_as_a_real_one() -> None:
-    """So that a relay benchmark's dashboards have figures."""
+async def test_a_fake_engine_has_the_same_metrics() -> None:
+    """So dashboards work in relay benchmarks."""
     engine = FakeEngine("fake", tokens_per_second=200)
     await engine.start()
     metrics.watch(engine)

@@ -1,4 +1,4 @@
-"""What the inference service says to a request that cannot run, or not to its end."""
+"""The errors for requests that the inference service cannot run, or cannot finish."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
         ),
     ],
 )
-async def test_what_cannot_run_is_refused_with_its_kind(
+async def test_a_request_that_cannot_run_is_refused_with_its_kind(
     stub: Stub,
     request_: inference_pb2.InferenceServiceGenerateRequest,
     kind: ErrorKind,
     message: str,
 ) -> None:
-    """The message names the limit and what was given; nothing of the request stays."""
+    """The message has the limit and the given value; the engine keeps nothing."""
     with pytest.raises(MeshError) as caught:
         await collect(stub, request_)
     assert caught.value.kind is kind
@@ -65,10 +65,10 @@ async def test_what_cannot_run_is_refused_with_its_kind(
     await wait_for_load(stub, running=0, waiting=0)
 
 
-async def test_a_full_line_is_overloaded_and_worth_another_try(
+async def test_a_full_queue_is_overloaded_with_retry_after(
     make_slow_engine: Callable[..., Engine], no_tasks_left: None
 ) -> None:
-    """Who comes when all places are taken is told when to come again."""
+    """The refusal says after how many seconds to retry."""
     async with serving(lambda: make_slow_engine(max_num_seqs=1, max_num_waiting=0)) as served:
         stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
         async with open_stream(stub.Generate, make_request(max_tokens=4000)) as responses:
@@ -84,7 +84,7 @@ async def test_a_full_line_is_overloaded_and_worth_another_try(
 async def test_a_deadline_ends_the_call_and_frees_the_engine(
     make_slow_engine: Callable[..., Engine], no_tasks_left: None
 ) -> None:
-    """The caller gets DEADLINE, and nothing goes on without it."""
+    """The caller gets DEADLINE, and the sequence is aborted."""
     async with serving(make_slow_engine) as served:
         stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
         request = make_request(max_tokens=8000)

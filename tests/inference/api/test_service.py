@@ -1,4 +1,4 @@
-"""mesh.v1.InferenceService over real gRPC, on a small real model."""
+"""mesh.v1.InferenceService over real gRPC, with a small real model."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
 
 
-async def test_a_stream_is_an_empty_chunk_then_tokens_then_one_finish(stub: Stub) -> None:
-    """The tokens are those of transformers; the finish counts them and says how long it took."""
+async def test_a_stream_is_an_empty_message_then_tokens_then_one_finish(stub: Stub) -> None:
+    """The tokens equal those of transformers; the finish has their number and the durations."""
     messages = await collect(stub, make_request())
     assert [m.HasField("finish") for m in messages] == [False] * (len(messages) - 1) + [True]
     assert len(messages[0].chunk.token_ids) == 0
-    assert all(m.chunk.token_ids for m in messages[1:]), "only the first chunk may be empty"
+    assert all(m.chunk.token_ids for m in messages[1:]), "only the first message may be empty"
     token_ids = [token_id for m in messages for token_id in m.chunk.token_ids]
     assert token_ids == reference_greedy("llama-tied-gqa", PROMPT, 12)
     finish = messages[-1].finish
@@ -46,11 +46,11 @@ async def test_a_stream_is_an_empty_chunk_then_tokens_then_one_finish(stub: Stub
     assert finish.queue_seconds >= 0
     assert finish.prefill_seconds > 0
     assert finish.decode_seconds > 0
-    assert not any(m.chunk.logprobs for m in messages), "nobody asked for any"
+    assert not any(m.chunk.logprobs for m in messages), "no logprobs were requested"
 
 
 async def test_a_stop_token_is_the_last_id(stub: Stub) -> None:
-    """The reason is stop, and the id that stopped it is delivered and counted."""
+    """The reason is stop; the stop token is delivered and counted."""
     whole = reference_greedy("llama-tied-gqa", PROMPT, 12)
     stop = whole[4]
     expected = whole[: whole.index(stop) + 1]
@@ -61,7 +61,7 @@ async def test_a_stop_token_is_the_last_id(stub: Stub) -> None:
 
 
 async def test_the_model_is_described(stub: Stub) -> None:
-    """What a caller must know to send token ids."""
+    """GetModel returns the properties that a caller needs."""
     model = await call_unary(stub.GetModel, inference_pb2.GetModelRequest())
     assert (model.name, model.architecture) == ("llama-tied-gqa", "LlamaForCausalLM")
     assert (model.context_length, model.vocab_size) == (512, VOCAB_SIZE)
@@ -70,10 +70,10 @@ async def test_the_model_is_described(stub: Stub) -> None:
     assert list(model.eos_token_ids) == []
 
 
-async def test_the_load_counts_who_runs_and_who_waits_until_they_leave(
+async def test_the_load_counts_running_and_waiting_requests(
     make_slow_engine: Callable[..., Engine], no_tasks_left: None
 ) -> None:
-    """A caller that cancels is out of the load, and its KV is free, within a second."""
+    """Within a second, a cancelled request is not in the load, and its KV cache is free."""
     async with serving(lambda: make_slow_engine(max_num_seqs=2)) as served:
         stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
         streams = [
@@ -85,7 +85,7 @@ async def test_the_load_counts_who_runs_and_who_waits_until_they_leave(
         load = await get_load(stub)
         assert 0 < load.kv_cache_usage < 1
         assert (load.max_num_seqs, load.kv_cache_capacity_tokens) == (2, LONG_CONTEXT)
-        streams[2].cancel()  # the one that waits
+        streams[2].cancel()  # the waiting request
         await wait_for_load(stub, running=2, waiting=0, limit=1)
         streams[0].cancel()
         await wait_for_load(stub, running=1, waiting=0, limit=1)
@@ -94,8 +94,8 @@ async def test_the_load_counts_who_runs_and_who_waits_until_they_leave(
         assert (await get_load(stub)).kv_cache_usage == 0
 
 
-async def test_a_prefix_that_was_computed_is_counted_as_cached(stub: Stub) -> None:
-    """The second time, whole blocks of the prompt come from the cache, and the tokens are equal."""
+async def test_a_repeated_prompt_comes_from_the_prefix_cache(stub: Stub) -> None:
+    """The second request's full blocks are cached, and its tokens are the same."""
     prompt = PROMPT * 5
     first, second = [await collect(stub, make_request(prompt)) for _ in range(2)]
     assert first[-1].finish.usage.cached_tokens == 0
@@ -106,7 +106,7 @@ async def test_a_prefix_that_was_computed_is_counted_as_cached(stub: Stub) -> No
 
 
 async def test_a_seed_decides_the_tokens(stub: Stub) -> None:
-    """Alone or beside others the same seed draws the same, and another seed draws another."""
+    """The same seed gives the same tokens, alone or in a batch; another seed gives others."""
     sampled = {"temperature": 1.0, "max_tokens": 24}
     alone = await generate(stub, seed=7, **sampled)
     again, _, other = await asyncio.gather(
@@ -118,8 +118,8 @@ async def test_a_seed_decides_the_tokens(stub: Stub) -> None:
     assert other != alone
 
 
-async def test_a_resumed_stream_goes_on_where_the_other_replica_ended(stub: Stub) -> None:
-    """The ids already generated are not sent again, and count as completion."""
+async def test_a_resumed_stream_continues_where_the_other_replica_ended(stub: Stub) -> None:
+    """The ids of the first attempt are not sent again, and count as completion."""
     sampled = {"temperature": 1.0, "seed": 3}
     whole = await generate(stub, **sampled)
     messages = await collect(stub, make_request([*PROMPT, *whole[:5]], resumed=5, **sampled))
@@ -129,7 +129,7 @@ async def test_a_resumed_stream_goes_on_where_the_other_replica_ended(stub: Stub
 
 
 async def test_logprobs_are_those_of_transformers(stub: Stub) -> None:
-    """One for each token, with as many of the likeliest as were asked for."""
+    """One for each token, with the requested number of alternatives."""
     messages = await collect(stub, make_request(max_tokens=5, num_logprobs=3))
     chunks = [m.chunk for m in messages[:-1]]
     assert all(len(chunk.logprobs) == len(chunk.token_ids) for chunk in chunks)
@@ -148,7 +148,7 @@ async def test_logprobs_are_those_of_transformers(stub: Stub) -> None:
 async def test_health_answers_during_a_long_prefill(
     make_slow_engine: Callable[..., Engine], no_tasks_left: None
 ) -> None:
-    """Computing is done beside the event loop: half of the answers take less than 50 ms."""
+    """The engine does not block the event loop: half of the answers take less than 50 ms."""
     async with serving(make_slow_engine) as served:
         stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
         health = health_pb2_grpc.HealthStub(served.channel)

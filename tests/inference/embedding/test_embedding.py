@@ -1,4 +1,4 @@
-"""Embeddings: the same as transformers gives, beside generation, and bounded."""
+"""Embeddings: equal to transformers', concurrent with generation, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reference_embedding(family: str, token_ids: list[int]) -> torch.Tensor:
 
 
 def request(*inputs: Sequence[int]) -> inference_pb2.InferenceServiceEmbedRequest:
-    """A call with these inputs."""
+    """An Embed request with these inputs."""
     ids = [common_pb2.TokenIds(ids=token_ids) for token_ids in inputs]
     return inference_pb2.InferenceServiceEmbedRequest(inputs=ids)
 
@@ -56,8 +56,8 @@ def test_vectors_equal_transformers(make_engine: Callable[..., Engine], family: 
     assert (together.norm(dim=-1) - 1).abs().max() <= 1e-5
 
 
-async def test_embedding_leaves_generation_as_it_is(stub: Stub) -> None:
-    """Both at once give what each gives alone; nothing of it stays in the KV cache."""
+async def test_embedding_does_not_affect_generation(stub: Stub) -> None:
+    """Both give the same results concurrently as alone, and the KV cache is unchanged."""
     inputs = prompts(40, 7)
     alone = await generate(stub, max_tokens=24)
     tokens, response, again = await asyncio.gather(
@@ -85,7 +85,7 @@ async def test_embedding_leaves_generation_as_it_is(stub: Stub) -> None:
 async def test_bad_inputs_are_refused(
     stub: Stub, inputs: list[list[int]], kind: ErrorKind, words: str
 ) -> None:
-    """By input, limit and given value, before anything is computed."""
+    """The message has the limit and the given value; nothing is computed."""
     with pytest.raises(MeshError) as caught:
         await call_unary(stub.Embed, request(*inputs), timeout=20)
     assert caught.value.kind is kind
@@ -93,33 +93,33 @@ async def test_bad_inputs_are_refused(
 
 
 class SlowEmbedder:
-    """Embeds when it is let go."""
+    """Returns when the test opens the gate."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.inputs: list[object] = []
 
     def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """As it is told."""
+        """Wait for the gate."""
         self.inputs.append(inputs)
         assert self.gate.wait(20)
         return [[1.0] for _ in inputs]
 
 
-async def test_the_line_has_a_bound_and_lets_go_of_who_leaves() -> None:
-    """One runs, so many wait, the next is refused; a call that is cancelled is never computed."""
-    line, embedder = EmbeddingQueue(), SlowEmbedder()
+async def test_the_queue_is_bounded_and_drops_cancelled_calls() -> None:
+    """One runs, MAX_WAITING wait, the next is refused; a cancelled call is never computed."""
+    queue, embedder = EmbeddingQueue(), SlowEmbedder()
     try:
         waiting = [
-            asyncio.create_task(line.embed(embedder, [[number]]))
+            asyncio.create_task(queue.embed(embedder, [[number]]))
             for number in range(MAX_WAITING + 1)
         ]
         await eventually(lambda: len(embedder.inputs) == 1, "the first runs")
         with pytest.raises(Overloaded, match="at most 32"):
-            await line.embed(embedder, [[99]])
+            await queue.embed(embedder, [[99]])
         waiting[5].cancel()
         await asyncio.wait([waiting[5]])
-        last = asyncio.create_task(line.embed(embedder, [[100]]))
+        last = asyncio.create_task(queue.embed(embedder, [[100]]))
         await asyncio.sleep(0)
         embedder.gate.set()
         await asyncio.gather(*waiting[:5], *waiting[6:], last)
@@ -127,19 +127,21 @@ async def test_the_line_has_a_bound_and_lets_go_of_who_leaves() -> None:
         assert [[100]] in embedder.inputs
     finally:
         embedder.gate.set()
-        line.close()
+        queue.close()
 
 
-async def test_a_full_line_is_told_as_such(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over gRPC it is RESOURCE_EXHAUSTED with a delay, as for generation."""
+async def test_a_full_queue_is_resource_exhausted(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for generation, the gRPC status is RESOURCE_EXHAUSTED."""
     monkeypatch.setattr("inference.embedding.queue.MAX_WAITING", -1)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Embed(request([1]), timeout=20, wait_for_ready=True)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_the_fake_engine_has_vectors_too() -> None:
-    """Of length 1, the same for the same ids."""
+async def test_the_fake_engine_returns_vectors() -> None:
+    """They have length 1, and depend on the ids only."""
     vectors = await FakeEngine("fake").embed([[1, 2], [3], [4]])
     assert vectors[0] == vectors[1] != vectors[2]
     assert all(sum(value * value for value in vector) == 1 for vector in vectors)

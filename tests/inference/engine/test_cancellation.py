@@ -1,4 +1,4 @@
-"""A cancellation at every stage in the engine: the slot is free within one step."""
+"""Cancellation at every stage in the engine frees the sequence's place within one step."""
 
 from __future__ import annotations
 
@@ -21,46 +21,45 @@ PARAMS = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=900)
 
 
 class Watched:
-    """An engine, how many steps it has begun, and after which one each abort was asked and done.
+    """Counts an engine's steps, and records the step at which each abort is requested and done.
 
-    It is asked for in the event loop's thread, which may be held up before, and done in the
-    engine's.
+    The event loop's thread requests an abort, and the engine's thread does it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.num_steps = 0
-        self.asked_after: list[int] = []
+        self.requested_after: list[int] = []
         self.aborted_after: list[int] = []
         self._step, self._abort = engine.step, engine.abort
         engine.step = self.step  # type: ignore[method-assign]
         engine.abort = self.abort  # type: ignore[method-assign, assignment]
 
     def step(self) -> object:
-        """As the engine's own."""
+        """Count the step, and run it."""
         self.num_steps += 1
         return self._step()
 
     def abort(self, request_id: str, *args: object) -> object:
-        """As the engine's own."""
+        """Abort, and record the step."""
         done = self._abort(request_id, *args)  # type: ignore[arg-type]
         self.aborted_after.append(self.num_steps)
         return done
 
     def watch(self, streams: Streams) -> None:
-        """Notes when they ask for an abort."""
-        ask = streams._abort
+        """Record the step at which the streams request an abort."""
+        request = streams._abort
 
-        def asked(request_id: str) -> None:
-            self.asked_after.append(self.num_steps)
-            ask(request_id)
+        def requested(request_id: str) -> None:
+            self.requested_after.append(self.num_steps)
+            request(request_id)
 
-        streams._abort = asked
+        streams._abort = requested
 
 
 @asynccontextmanager
 async def running(load: Callable[[], Engine]) -> AsyncIterator[tuple[AsyncEngine, Watched]]:
-    """One place in the batch, and prompts that take many steps."""
+    """A started engine, watched; stopped at the end."""
     made: list[Watched] = []
 
     def watched() -> Engine:
@@ -79,12 +78,12 @@ async def running(load: Callable[[], Engine]) -> AsyncIterator[tuple[AsyncEngine
 async def leave(
     stream: AsyncGenerator[SequenceOutput, None], engine: AsyncEngine, watched: Watched
 ) -> None:
-    """Closes the stream as a cancelled call does, and checks how long its slot stayed taken."""
+    """Close the stream as a cancelled call does, and check that the abort follows in one step."""
     num_aborted = len(watched.aborted_after)
     await stream.aclose()
     await eventually(lambda: len(watched.aborted_after) > num_aborted, "aborted")
-    # The step that ran at that moment, at most; the abort comes before the next.
-    assert watched.aborted_after[-1] - watched.asked_after[-1] <= 1
+    # At most the step that was running; the abort comes before the next one.
+    assert watched.aborted_after[-1] - watched.requested_after[-1] <= 1
 
 
 def free(engine: AsyncEngine) -> bool:
@@ -93,10 +92,10 @@ def free(engine: AsyncEngine) -> bool:
 
 
 @pytest.mark.parametrize("stage", ["queued", "prefill", "decode"])
-async def test_the_slot_is_free_within_one_step(
+async def test_a_cancelled_sequence_is_freed_within_one_step(
     make_slow_engine: Callable[..., Engine], stage: str
 ) -> None:
-    """Also its KV blocks; and whoever waited runs then."""
+    """Its KV blocks are free as well, and other sequences continue."""
     options = {"max_num_seqs": 1, "max_num_batched_tokens": 16, "max_num_waiting": 4}
     async with running(lambda: make_slow_engine(**options)) as (engine, watched):
         if stage == "queued":
@@ -107,20 +106,22 @@ async def test_the_slot_is_free_within_one_step(
             await anext(waits)
             assert engine.load().num_waiting == 1
             await leave(waits, engine, watched)
-            await eventually(lambda: engine.load().num_waiting == 0, "nobody waits")
-            assert (await anext(runs)).token_ids  # the one beside it goes on
+            await eventually(lambda: engine.load().num_waiting == 0, "no sequence waits")
+            assert (await anext(runs)).token_ids  # the other sequence continues
             await leave(runs, engine, watched)
         else:
             prompt = LONG_PROMPT if stage == "prefill" else [5, 6, 7]
             stream = engine.generate("it", prompt, PARAMS)
-            chunk = await anext(stream)
+            output = await anext(stream)
             if stage == "prefill":
                 begun = watched.num_steps
                 await eventually(lambda: watched.num_steps > begun + 2, "in the prompt")
-                assert watched.num_steps < len(prompt) // 16, "too fast to be cut in the prompt"
-            while stage == "decode" and not chunk.token_ids:
-                chunk = await anext(stream)
+                assert watched.num_steps < len(prompt) // 16, (
+                    "the prefill was too short to be cancelled"
+                )
+            while stage == "decode" and not output.token_ids:
+                output = await anext(stream)
             await leave(stream, engine, watched)
-        await eventually(lambda: free(engine), "everything is free")
+        await eventually(lambda: free(engine), "no sequence and no block is left")
         after = engine.generate("after", [9, 9, 9], SamplingParams(temperature=0.0, max_tokens=2))
         assert [chunk async for chunk in after][-1].finish is not None

@@ -1,4 +1,4 @@
-"""The synchronous engine: admission, deadlines, aborts, and steps that break."""
+"""The engine without its thread: admission, deadlines, aborts, and steps that fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_eng
 
 
 def drain(engine: Engine) -> list[StepOutput]:
-    """Steps until there is no work; every output in order."""
+    """Run steps until there is no work; returns all outputs in order."""
     outputs: list[StepOutput] = []
     while engine.has_work:
         outputs += engine.step()
@@ -34,12 +34,12 @@ def drain(engine: Engine) -> list[StepOutput]:
 
 
 def finishes(outputs: list[StepOutput]) -> dict[str, FinishReason]:
-    """How each sequence ended."""
+    """The finish reason of each sequence that ended."""
     return {o.request_id: o.finish.reason for o in outputs if o.finish is not None}
 
 
 def test_it_runs_a_sequence_to_its_length() -> None:
-    """Each sampled token is put out once, the last one with the finish."""
+    """Each sampled token is in one output, and the last one comes with the finish."""
     engine = make_stub_engine(StubRunner())
     engine.add(make_sequence("a", [1, 2, 3], max_tokens=3))
     outputs = drain(engine)
@@ -58,7 +58,7 @@ def test_it_runs_a_sequence_to_its_length() -> None:
 
 
 def test_a_stop_token_ends_a_sequence_and_is_part_of_it() -> None:
-    """The reason is stop, and the stop token is the last id and is counted."""
+    """The reason is stop; the stop token is the last id and counts as completion."""
     engine = make_stub_engine(StubRunner())
     stop = next_token([1, 2, 3])
     params = SamplingParams(max_tokens=9, stop_token_ids=frozenset([stop]))
@@ -94,10 +94,10 @@ def test_a_stop_token_ends_a_sequence_and_is_part_of_it() -> None:
         ),
     ],
 )
-def test_what_can_never_run_is_refused(
+def test_a_sequence_that_can_never_run_is_refused(
     sequence: Sequence, error: type[Exception], message: str
 ) -> None:
-    """The message names the limit and what was given, and nothing of the sequence stays."""
+    """The message has the limit and the given value, and the engine keeps nothing."""
     engine = make_stub_engine(StubRunner(), max_context=40)
     with pytest.raises(error) as caught:
         engine.add(sequence)
@@ -106,7 +106,7 @@ def test_what_can_never_run_is_refused(
 
 
 def test_a_sequence_larger_than_the_kv_cache_is_refused() -> None:
-    """16 tokens of KV hold a sequence of 17, whose last token is never stored, and no more."""
+    """A cache of 16 tokens fits a sequence of 17, because the last token is never stored."""
     engine = make_stub_engine(StubRunner(), num_blocks=4)
     with pytest.raises(ContextTooLong, match=r"KV cache of 16 tokens\. Given: 18"):
         engine.add(make_sequence("a", [1] * 10, max_tokens=8))
@@ -114,8 +114,8 @@ def test_a_sequence_larger_than_the_kv_cache_is_refused() -> None:
     assert finishes(drain(engine)) == {"b": FinishReason.LENGTH}
 
 
-def test_no_max_tokens_means_all_there_is_room_for() -> None:
-    """Generation goes on to the end of the context."""
+def test_without_max_tokens_the_context_is_the_limit() -> None:
+    """Generation continues to the end of the context."""
     engine = make_stub_engine(StubRunner(), max_context=20)
     sequence = Sequence("a", [1] * 5, SamplingParams())
     engine.add(sequence)
@@ -123,8 +123,8 @@ def test_no_max_tokens_means_all_there_is_room_for() -> None:
     assert sequence.num_tokens == 20
 
 
-def test_the_waiting_line_is_bounded() -> None:
-    """One more than may run and wait is refused; after one is gone there is room again."""
+def test_the_waiting_queue_is_bounded() -> None:
+    """One sequence too many is refused; when one has left, another is admitted."""
     engine = make_stub_engine(StubRunner(), max_num_seqs=2, max_num_waiting=3)
     for number in range(5):
         engine.add(make_sequence(str(number), [1]))
@@ -135,7 +135,7 @@ def test_the_waiting_line_is_bounded() -> None:
 
 
 def test_a_request_id_in_use_is_refused() -> None:
-    """The live sequence goes on undisturbed."""
+    """The live sequence continues."""
     engine = make_stub_engine(StubRunner())
     engine.add(make_sequence("a", [1]))
     with pytest.raises(DuplicateRequest):
@@ -145,7 +145,7 @@ def test_a_request_id_in_use_is_refused() -> None:
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 3])
 def test_an_abort_frees_the_blocks_at_once(num_steps: int) -> None:
-    """Waiting, in the middle of its prefill or decoding: no step is needed."""
+    """No step is needed, whether the sequence waits, prefills or decodes."""
     engine = make_stub_engine(StubRunner(), max_num_batched_tokens=16)
     engine.add(make_sequence("a", [1] * 30, max_tokens=50))
     for _ in range(num_steps):
@@ -159,8 +159,8 @@ def test_an_abort_frees_the_blocks_at_once(num_steps: int) -> None:
     assert engine.abort("a") is None
 
 
-def test_no_step_is_spent_on_what_has_expired() -> None:
-    """Waiting or running, an expired sequence ends with its cause before the next step."""
+def test_an_expired_sequence_runs_in_no_further_step() -> None:
+    """Waiting or running, it ends with the deadline as the cause before the next step."""
     runner = StubRunner()
     engine = make_stub_engine(runner)
     engine.add(make_sequence("late", [1], deadline=time.monotonic() - 1))
@@ -175,8 +175,8 @@ def test_no_step_is_spent_on_what_has_expired() -> None:
     assert all(isinstance(error, DeadlineExceeded) for error in errors)
 
 
-def test_a_step_that_breaks_ends_only_what_it_carried() -> None:
-    """Those in the step end with an error; who waited is served, and the engine stays healthy."""
+def test_a_failed_step_ends_only_the_sequences_that_it_ran() -> None:
+    """They end with an error; waiting sequences are served, and the engine stays healthy."""
     runner = StubRunner()
     engine = make_stub_engine(runner, max_num_seqs=1)
     engine.add(make_sequence("a", [1, 2]))
@@ -193,8 +193,8 @@ def test_a_step_that_breaks_ends_only_what_it_carried() -> None:
     assert engine.healthy
 
 
-def test_an_engine_whose_steps_keep_breaking_is_unhealthy() -> None:
-    """Three in a row; a step that works in between starts the count anew."""
+def test_an_engine_whose_steps_keep_failing_is_unhealthy() -> None:
+    """Three failures in a row; a successful step in between resets the count."""
     runner = StubRunner()
     engine = make_stub_engine(runner)
     for number in range(5):
@@ -208,7 +208,7 @@ def test_an_engine_whose_steps_keep_breaking_is_unhealthy() -> None:
 
 
 def test_an_engine_that_cannot_recover_is_unhealthy() -> None:
-    """A lost device shows itself when the runner tries to make good."""
+    """When a device is lost, the runner's recovery fails."""
     runner = StubRunner()
     runner.error, runner.recover_error = RuntimeError("broken"), RuntimeError("device lost")
     engine = make_stub_engine(runner)
@@ -217,8 +217,8 @@ def test_an_engine_that_cannot_recover_is_unhealthy() -> None:
     assert not engine.healthy
 
 
-def test_a_shared_prefix_survives_the_failure_of_one_who_shares_it() -> None:
-    """Only blocks that nobody else reads are cleared."""
+def test_a_shared_prefix_survives_the_failure_of_one_sequence() -> None:
+    """Only blocks that no other sequence reads are cleared."""
     runner = StubRunner()
     engine = make_stub_engine(runner)
     prefix = list(range(8))
@@ -239,10 +239,10 @@ def test_a_shared_prefix_survives_the_failure_of_one_who_shares_it() -> None:
     }
 
 
-def test_not_a_number_does_not_outlive_its_sequence(
+def test_nan_does_not_reach_later_sequences(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sequence that ends in NaN leaves nothing behind for the next ones, padded over it."""
+    """A sequence that ends with NaN logits leaves no NaN in the blocks that others reuse."""
     greedy = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
 
     def completions(engine: Engine) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The engine on its thread: how it fails, stops, drains, and does not start."""
+"""The engine thread: failure, stop, drain, and a failed start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.inference.stub_engine import LONG, collect, expected_tokens, num_live
 from tests.inference.stub_runner import StubRunner, make_stub_engine
 
 
-async def test_a_broken_step_ends_its_streams_and_the_engine_goes_on() -> None:
+async def test_a_failed_step_ends_its_streams_and_the_engine_continues() -> None:
     """Every stream in the step gets an error finish; the next request is served."""
     runner = StubRunner()
     runner.error = RuntimeError("broken kernel")
@@ -30,8 +30,8 @@ async def test_a_broken_step_ends_its_streams_and_the_engine_goes_on() -> None:
         assert token_ids == expected_tokens([1], 2)
 
 
-async def test_an_unhealthy_engine_ends_everything_and_refuses() -> None:
-    """No stream is left hanging when the engine cannot go on."""
+async def test_an_unhealthy_engine_ends_all_streams_and_refuses() -> None:
+    """Every stream ends when the engine cannot continue."""
     runner = StubRunner()
     runner.error, runner.recover_error = RuntimeError("broken"), RuntimeError("device lost")
     runner.gate = threading.Semaphore(0)
@@ -48,8 +48,8 @@ async def test_an_unhealthy_engine_ends_everything_and_refuses() -> None:
             await anext(engine.generate("d", [1], LONG))
 
 
-async def test_three_broken_steps_in_a_row_break_the_engine() -> None:
-    """Twice it goes on; the third time it says so, and takes nothing any more."""
+async def test_three_failed_steps_in_a_row_break_the_engine() -> None:
+    """It continues after two; after the third it is unhealthy and refuses sequences."""
     runner = StubRunner()
     runner.error = RuntimeError("broken kernel")
     async with running(runner) as engine:
@@ -65,8 +65,8 @@ async def test_three_broken_steps_in_a_row_break_the_engine() -> None:
             await anext(engine.generate("d", [1], LONG))
 
 
-async def test_a_sequence_that_meets_the_end_of_the_thread_gets_its_finish() -> None:
-    """Taken as the engine breaks, after its last look at what is new: ended, not left hanging."""
+async def test_a_sequence_submitted_as_the_thread_ends_gets_a_finish() -> None:
+    """A sequence that arrives after the thread has taken its last commands ends at once."""
     runner = StubRunner()
     runner.error, runner.recover_error = RuntimeError("broken"), RuntimeError("device lost")
     engines: list[Engine] = []
@@ -81,7 +81,7 @@ async def test_a_sequence_that_meets_the_end_of_the_thread_gets_its_finish() -> 
         await collect(engine, "a", [1], LONG)
         await engine.wait_broken()
         with pytest.MonkeyPatch.context() as patch:
-            # As the event loop saw it a moment before the thread found out.
+            # The event loop still sees a healthy engine.
             patch.setattr(AsyncEngine, "healthy", True)
             _, finish, _ = await collect(engine, "b", [1], LONG)
         assert finish.reason is FinishReason.ABORT
@@ -89,15 +89,15 @@ async def test_a_sequence_that_meets_the_end_of_the_thread_gets_its_finish() -> 
         await engine.stop()
 
 
-async def test_a_stop_without_drain_aborts_what_runs() -> None:
-    """Each live stream ends with an abort that names the cause, so that it can go elsewhere."""
+async def test_a_stop_without_drain_aborts_running_sequences() -> None:
+    """Each live stream ends with an abort and its cause, so that the caller can fail over."""
     runner = StubRunner()
     runner.gate = threading.Semaphore(0)
     async with running(runner) as engine:
         task = asyncio.create_task(collect(engine, "a", [1], LONG))
         await until(lambda: num_live(engine) == 1)
         stopping = asyncio.create_task(engine.stop())
-        await asyncio.sleep(0)  # the stop is asked for while a step runs
+        await asyncio.sleep(0)  # the stop is requested while a step runs
         runner.gate.release(1)
         _, finish, _ = await task
         await stopping
@@ -106,7 +106,7 @@ async def test_a_stop_without_drain_aborts_what_runs() -> None:
 
 
 async def test_a_drain_lets_streams_finish_and_refuses_new_ones() -> None:
-    """What was accepted ends as it would have."""
+    """Accepted sequences end normally."""
     runner = StubRunner()
     runner.gate = threading.Semaphore(0)
     async with running(runner) as engine:
@@ -124,7 +124,7 @@ async def test_a_drain_lets_streams_finish_and_refuses_new_ones() -> None:
 
 
 async def test_a_model_that_does_not_load_fails_the_start() -> None:
-    """The cause reaches whoever starts the engine, and there is nothing to stop."""
+    """`start` raises the cause, and `stop` has nothing to do."""
 
     def load() -> None:
         raise ModelLoadError("no such file")

@@ -1,4 +1,4 @@
-"""The engine on its thread: streams, coalescing, aborts, refusals, an idle engine."""
+"""The engine thread: streams, coalescing, aborts, refusals, idle behaviour."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.inference.stub_runner import StubRunner
 
 @pytest.mark.parametrize("supports_async_scheduling", [False, True])
 async def test_many_streams_each_get_their_own_tokens(supports_async_scheduling: bool) -> None:
-    """Concurrent sequences: every token in order, an empty chunk first, one finish last."""
+    """Concurrent sequences: an empty output first, every token in order, one finish last."""
     async with running(
         StubRunner(supports_async_scheduling=supports_async_scheduling), max_num_waiting=40
     ) as engine:
@@ -34,8 +34,8 @@ async def test_many_streams_each_get_their_own_tokens(supports_async_scheduling:
         assert engine.load().kv_usage == 0
 
 
-async def test_one_token_a_chunk_while_the_consumer_keeps_up() -> None:
-    """Each step's token can be had before the next step begins."""
+async def test_each_output_has_one_token_while_the_consumer_keeps_up() -> None:
+    """Each step's token is available before the next step begins."""
     runner = StubRunner()
     runner.gate = threading.Semaphore(0)
     async with running(runner) as engine, aclosing(engine.generate("a", [1], LONG)) as stream:
@@ -45,8 +45,8 @@ async def test_one_token_a_chunk_while_the_consumer_keeps_up() -> None:
             assert (await anext(stream)).token_ids == [token_id]
 
 
-async def test_a_slow_consumer_finds_one_chunk_with_everything() -> None:
-    """Tokens coalesce while nobody takes them; nothing is lost and nothing queues."""
+async def test_a_slow_consumer_gets_all_tokens_in_one_output() -> None:
+    """Tokens coalesce until they are taken; none is lost, and outputs do not queue."""
     runner = StubRunner()
     async with running(runner) as engine, aclosing(engine.generate("slow", [1], LONG)) as stream:
         await anext(stream)
@@ -61,7 +61,7 @@ async def test_a_slow_consumer_finds_one_chunk_with_everything() -> None:
 
 
 async def test_closing_a_stream_frees_its_blocks_within_one_step() -> None:
-    """After the step that was running, the sequence is in no further batch and holds nothing."""
+    """After the step that was running, the sequence runs in no further step and has no blocks."""
     runner = StubRunner()
     runner.gate = threading.Semaphore(0)
     async with running(runner) as engine:
@@ -84,7 +84,7 @@ async def test_closing_a_stream_frees_its_blocks_within_one_step() -> None:
 
 
 async def test_cancelling_the_consumer_aborts_the_sequence() -> None:
-    """A cancelled task frees what its stream held, and its id can be used again."""
+    """A cancelled task's sequence is freed, and its request id can be used again."""
     async with running(StubRunner()) as engine:
         streaming = asyncio.Event()
 
@@ -104,8 +104,8 @@ async def test_cancelling_the_consumer_aborts_the_sequence() -> None:
         assert token_ids == expected_tokens([1], 2)
 
 
-async def test_refusals_come_before_the_first_chunk() -> None:
-    """What cannot fit, and what there is no room for, is raised by the first anext."""
+async def test_refusals_come_before_the_first_output() -> None:
+    """The first `anext` raises for a sequence that cannot fit, and for a full queue."""
     runner = StubRunner()
     runner.gate = threading.Semaphore(0)
     async with running(runner, max_num_seqs=1, max_num_waiting=1, max_context=50) as engine:
@@ -126,7 +126,7 @@ async def test_refusals_come_before_the_first_chunk() -> None:
 
 
 async def test_the_loop_is_free_during_a_step() -> None:
-    """A step that takes for ever does not hold up health, load or a refusal."""
+    """A long step does not delay health, load or a refusal."""
     runner = StubRunner()
     runner.gate = threading.Semaphore(0)
     async with running(runner) as engine, aclosing(engine.generate("a", [1], LONG)) as stream:
@@ -134,12 +134,12 @@ async def test_the_loop_is_free_during_a_step() -> None:
         begun = time.monotonic()
         await asyncio.sleep(0.05)
         assert engine.healthy
-        assert num_live(engine) == 1, "the step that runs has taken it up; it still counts"
+        assert num_live(engine) == 1, "a sequence in the current step counts as live"
         assert time.monotonic() - begun < 5
 
 
 async def test_an_expired_deadline_ends_the_stream_with_its_cause() -> None:
-    """Tokens until then, then an abort that says why."""
+    """The stream has tokens until the deadline, then an abort with the cause."""
     async with running(StubRunner()) as engine:
         stream = engine.generate("a", [1], LONG, deadline=time.monotonic() - 0.001)
         chunks = [chunk async for chunk in stream]
@@ -149,8 +149,8 @@ async def test_an_expired_deadline_ends_the_stream_with_its_cause() -> None:
         assert isinstance(finish.error, DeadlineExceeded)
 
 
-async def test_closing_a_stream_that_waits_takes_it_out_of_the_line() -> None:
-    """It is never part of a step, and who waits behind it gets its turn."""
+async def test_closing_a_waiting_stream_removes_it_from_the_queue() -> None:
+    """It is never part of a step, and the next sequence in the queue runs."""
     runner = StubRunner()
     runner.gate = threading.Semaphore(0)
     async with running(runner, max_num_seqs=1) as engine:
@@ -172,7 +172,7 @@ async def test_closing_a_stream_that_waits_takes_it_out_of_the_line() -> None:
 
 
 async def test_an_idle_engine_sleeps() -> None:
-    """Without work the thread takes no step and next to no CPU time."""
+    """Without work the thread runs no step and uses almost no CPU time."""
     runner = StubRunner()
     async with running(runner) as engine:
         await collect(engine, "a", [1], SamplingParams(max_tokens=2))

@@ -1,4 +1,4 @@
-"""The fake engine: no torch, made-up ids that are always the same, honest load."""
+"""The fake engine: no torch, reproducible ids, real load."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def running(**options: float) -> AsyncIterator[FakeEngine]:
 async def collect(
     engine: FakeEngine, request_id: str, prompt: list[int], num_tokens: int, num_resumed: int = 0
 ) -> list[int]:
-    """The tokens of one stream."""
+    """The token ids of one stream."""
     params = SamplingParams(max_tokens=num_tokens)
     stream = engine.generate(request_id, prompt, params, num_resumed_tokens=num_resumed)
     token_ids: list[int] = []
@@ -47,8 +47,8 @@ async def collect(
     return token_ids
 
 
-def test_neither_it_nor_the_scheduler_imports_torch() -> None:
-    """Policy, streams and the fake run where no torch is installed."""
+def test_the_fake_engine_and_the_scheduler_import_no_torch() -> None:
+    """Policy, streams and the fake engine run without torch."""
     engine = "fake_engine, engine, engine_thread, admission"
     scheduler = "scheduler, block_manager, sequence"
     code = (
@@ -59,7 +59,7 @@ def test_neither_it_nor_the_scheduler_imports_torch() -> None:
 
 
 async def test_the_ids_depend_on_the_prompt_alone() -> None:
-    """Same prompt, same ids; and a stream resumed elsewhere goes on with the same ones."""
+    """Same prompt, same ids; a stream resumed on another engine continues with the same ids."""
     async with running() as engine:
         first = await collect(engine, "a", [1, 2, 3], 20)
         assert len(first) == 20
@@ -68,7 +68,7 @@ async def test_the_ids_depend_on_the_prompt_alone() -> None:
         assert await collect(engine, "d", [1, 2, 3, *first[:8]], 20, 8) == first[8:]
 
 
-async def test_the_pace_is_that_of_each_stream() -> None:
+async def test_the_speed_is_per_stream() -> None:
     """Ten streams at 200 tokens a second take as long as one."""
     async with running(tokens_per_second=200) as engine:
         begun = time.monotonic()
@@ -76,18 +76,18 @@ async def test_the_pace_is_that_of_each_stream() -> None:
         assert 0.19 <= time.monotonic() - begun < 2
 
 
-async def test_a_slow_consumer_gets_one_chunk_with_everything() -> None:
-    """The pending chunk grows while others are served."""
+async def test_a_slow_consumer_gets_all_tokens_in_one_output() -> None:
+    """The pending output grows while other streams are served."""
     async with running() as engine, aclosing(engine.generate("slow", [1], LONG)) as stream:
         first = await anext(stream)
-        assert len(first.token_ids) == 1, "at full speed a token is there at once"
+        assert len(first.token_ids) == 1, "at full speed the first token is ready at once"
         await collect(engine, "quick", [2], 50)
         chunk = await anext(stream)
         assert len(chunk.token_ids) >= 49
 
 
-async def test_an_abort_frees_its_place_at_once() -> None:
-    """Load counts who runs and who waits, and forgets who is gone."""
+async def test_an_aborted_sequence_leaves_the_load_at_once() -> None:
+    """The load counts running and waiting sequences, and no aborted ones."""
     async with running(tokens_per_second=200, max_num_seqs=2, max_num_waiting=1) as engine:
         streams = [engine.generate(str(n), [n], LONG) for n in range(3)]
         for stream in streams:
@@ -104,8 +104,8 @@ async def test_an_abort_frees_its_place_at_once() -> None:
         assert engine.load().kv_usage == 0
 
 
-async def test_it_refuses_and_stops_as_the_real_one_does() -> None:
-    """What cannot fit is refused; a stop ends live streams with their cause."""
+async def test_it_refuses_and_stops_as_the_real_engine_does() -> None:
+    """A sequence that cannot fit is refused; a stop ends live streams with a cause."""
     async with running(tokens_per_second=50, max_context=100) as engine:
         with pytest.raises(ContextTooLong):
             await anext(engine.generate("a", [1] * 100, SamplingParams(max_tokens=1)))
@@ -121,7 +121,7 @@ async def test_it_refuses_and_stops_as_the_real_one_does() -> None:
 
 
 async def test_an_expired_deadline_ends_the_stream() -> None:
-    """As in the real engine, no step is spent on it."""
+    """As in the real engine, the sequence runs in no further step."""
     async with running(tokens_per_second=100) as engine:
         stream = engine.generate("a", [1], LONG, deadline=time.monotonic() + 0.05)
         chunks = [chunk async for chunk in stream]
@@ -129,8 +129,8 @@ async def test_an_expired_deadline_ends_the_stream() -> None:
         assert chunks[-1].finish.reason is FinishReason.ABORT
 
 
-async def test_with_many_streams_each_chunk_has_more() -> None:
-    """Ten streams share a hundred chunks a second; the first token and the end do not wait."""
+async def test_with_many_streams_outputs_have_several_tokens() -> None:
+    """Ten streams share 100 outputs a second; first tokens and finishes are not delayed."""
     async with running(tokens_per_second=100, max_messages_per_second=100) as engine:
 
         async def watch(number: int) -> tuple[float, list[int]]:
@@ -145,7 +145,7 @@ async def test_with_many_streams_each_chunk_has_more() -> None:
         streams = await asyncio.gather(*map(watch, range(10)))
     for first, sizes in streams:
         assert sum(sizes) == 60
-        assert sizes[0] <= 5, "the first token waited for others"
+        assert sizes[0] <= 5, "the first token was delayed"
         assert first < 1
-        # A tenth of a second is ten tokens; without a limit there were sixty chunks.
+        # 0.1 s is ten tokens; without a limit there would be sixty outputs.
         assert len(sizes) <= 12

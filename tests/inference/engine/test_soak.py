@@ -1,4 +1,4 @@
-"""A short form of `make soak`: requests of every kind, a third of them left early."""
+"""A short form of `make soak`: requests of all kinds, a third of them cancelled early."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.inference.spelling import save_spelling
 NUM_REQUESTS = 400
 
 
-async def test_nothing_is_left_of_requests_that_end_and_that_leave(
+async def test_finished_and_cancelled_requests_leave_nothing(
     tmp_path: Path, no_tasks_left: None
 ) -> None:
-    """Every block is free at the end, every sequence is gone, and memory is where it was."""
+    """At the end every block is free, no sequence is left, and memory has not grown."""
     save_spelling(tmp_path)
     options = replace(
         EngineOptions.defaults(tmp_path, "soak"),

@@ -1,4 +1,4 @@
-"""The consumers' side of an engine: in which order a step's outputs reach them."""
+"""Streams: the order in which a step's outputs reach their consumers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.inference.stub_runner import make_sequence
 
 
 class Engine:
-    """Streams of sequences that a test steps itself; `seen` are the requests that were told."""
+    """Streams whose outputs the test delivers; `seen` has the request ids in order of arrival."""
 
     def __init__(self, *names: str, max_messages_per_second: float = 0.0) -> None:
         self.seen: list[str] = []
@@ -27,36 +27,36 @@ class Engine:
         self._tasks = [asyncio.create_task(self._consume(name)) for name in names]
 
     async def _consume(self, name: str) -> None:
-        async for chunk in self.streams.generate(make_sequence(name, [1])):
-            if chunk.token_ids or chunk.finish is not None:
+        async for output in self.streams.generate(make_sequence(name, [1])):
+            if output.token_ids or output.finish is not None:
                 self.seen.append(name)
 
     async def deliver(self, *outputs: StepOutput) -> list[str]:
-        """Who is told of a step's outputs, in that order."""
+        """Deliver a step's outputs; returns the request ids in the order in which they arrive."""
         self.seen.clear()
         self.streams.deliver(outputs)
         await asyncio.sleep(0.01)
         return list(self.seen)
 
     async def close(self) -> None:
-        """Every consumer has seen an end."""
+        """Wait until every consumer has its finish."""
         await asyncio.gather(*self._tasks)
         assert self.streams.num_live == 0
 
 
 def token(name: str) -> StepOutput:
-    """A token of a sequence."""
+    """An output with one token."""
     return StepOutput(name, [7], [], None)
 
 
 def ended(sequence: Sequence) -> StepOutput:
-    """The last token of a sequence."""
+    """An output with the last token and the finish."""
     finish: Finish = sequence.end(FinishReason.STOP, 0.0)
     return StepOutput(sequence.request_id, [7], [], finish)
 
 
 async def test_first_tokens_go_first() -> None:
-    """Whoever has had a token waits behind those that have had none; else in the step's order."""
+    """First tokens are delivered before others; otherwise the step's order is kept."""
     engine = Engine("a", "b", "c", "d")
     await asyncio.sleep(0)
     assert await engine.deliver(token("c"), token("a")) == ["c", "a"]
@@ -67,8 +67,8 @@ async def test_first_tokens_go_first() -> None:
     await engine.close()
 
 
-async def test_ends_go_last() -> None:
-    """The end of an answer waits behind others' tokens, unless it is all that the answer has."""
+async def test_finishes_go_last() -> None:
+    """A finish is delivered after other tokens, unless it comes with the first token."""
     engine = Engine("a", "b", "c", "d")
     await asyncio.sleep(0)
     await engine.deliver(token("a"), token("b"), token("c"))
@@ -78,8 +78,8 @@ async def test_ends_go_last() -> None:
     await engine.close()
 
 
-async def test_an_end_without_a_token_is_a_first_one() -> None:
-    """A request that fails before it has had a token is told at once; nobody is told twice."""
+async def test_a_finish_without_tokens_counts_as_first() -> None:
+    """A request that fails before its first token is notified first, and once."""
     engine = Engine("a", "b")
     await asyncio.sleep(0)
     await engine.deliver(token("a"))
@@ -90,8 +90,8 @@ async def test_an_end_without_a_token_is_a_first_one() -> None:
     await engine.close()
 
 
-async def test_a_stream_that_could_send_at_once_waits_a_little() -> None:
-    """However many chunks are allowed: what comes close behind another one goes together."""
+async def test_outputs_of_a_stream_keep_a_minimum_distance() -> None:
+    """Tokens that follow within MIN_INTERVAL_SECONDS coalesce, whatever the rate limit."""
     engine = Engine("a", max_messages_per_second=1e6)
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
@@ -104,7 +104,7 @@ async def test_a_stream_that_could_send_at_once_waits_a_little() -> None:
     assert engine.seen == ["a"]
     while len(engine.seen) == 1:
         await asyncio.sleep(0.0005)
-    assert loop.time() - began >= MIN_INTERVAL_SECONDS / 2, "it has waited for its turn"
-    assert engine.seen == ["a", "a"], "and then all went together"
+    assert loop.time() - began >= MIN_INTERVAL_SECONDS / 2, "the second output is delayed"
+    assert engine.seen == ["a", "a"], "the delayed tokens arrive in one output"
     await engine.deliver(ended(engine.sequences["a"]))
     await engine.close()

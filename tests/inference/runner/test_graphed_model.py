@@ -1,4 +1,4 @@
-"""Captured decode steps, with a capture that computes anew on the same tensors."""
+"""CUDA graphs of decode steps, on a CPU: the capture recomputes on the same tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NONE = Invariance.NONE
 
 
 class Recorded:
-    """A capture that keeps to the rules of one: once recorded, only tensors may change."""
+    """A capture with the rules of CUDA graphs: after recording, only tensor contents change."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -47,26 +47,26 @@ class Recorded:
 
 @pytest.fixture
 def model(family: str, model_folder: Callable[[str], Path]) -> Llama:
-    """A family's model under torch."""
+    """A family's model with torch operations."""
     return load_llama(model_folder(family))
 
 
 def graphed(model: Llama, cache: KVCache, capture: Recorded | None = None) -> GraphedModel:
-    """The model with its decode steps captured."""
+    """The model with captured decode steps."""
     return GraphedModel(
         model, cache, max_num_rows=MAX_NUM_ROWS, max_context=512, capture=capture or Recorded()
     )
 
 
 def make_cache(model: Llama) -> KVCache:
-    """With the same random content each time."""
+    """A KV cache with the same random contents each time."""
     cache = KVCache(model.config, NUM_BLOCKS, 16, torch.float32, CPU)
     fill_cache(cache, model.config.num_layers)
     return cache
 
 
 def stored(cache: KVCache) -> Tensor:
-    """All that sequences can have in it."""
+    """The contents of all blocks that sequences can have."""
     keys, values = cache.layer(0)
     end = cache.scrap_block * cache.block_size
     return torch.stack([keys[:end], values[:end]])
@@ -75,9 +75,9 @@ def stored(cache: KVCache) -> Tensor:
 def check(
     model: Llama, captured: GraphedModel, step: Step, caches: tuple[KVCache, KVCache]
 ) -> None:
-    """The step is replayed; its logits, and what it leaves in the cache, are an eager one's.
+    """Check that the step is replayed, with the logits and cache contents of an eager step.
 
-    `caches` are the eager step's and the captured one's.
+    `caches` are those of the eager and of the captured model.
     """
     num_before = captured.num_replayed_steps
     expected, got = model.compute(step, caches[0]), captured.compute(step, caches[1])
@@ -90,10 +90,10 @@ def check(
 
 @torch.inference_mode()
 def test_a_captured_step_equals_an_eager_one(model: Llama) -> None:
-    """For each number of sequences: the logits, and what is left in the cache."""
+    """For each number of sequences, logits and cache contents are equal."""
     eager_cache, cache = make_cache(model), make_cache(model)
     captured = graphed(model, cache)
-    # Long contexts first: their tables are left in the buffers, and must not be read.
+    # Long contexts first: their block tables stay in the buffers and must not be read.
     for size in (11, 1, 2, 3, 5, 8, 9):
         spans = [(40 // size + place, 1) for place in range(size)]
         step = make_step(spans, 16, NUM_BLOCKS, seed=size)
@@ -103,8 +103,8 @@ def test_a_captured_step_equals_an_eager_one(model: Llama) -> None:
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
 @torch.inference_mode()
-def test_other_steps_run_as_ever(model: Llama) -> None:
-    """Too many rows, of one sequence or of many; another cache."""
+def test_other_steps_run_eagerly(model: Llama) -> None:
+    """Steps with too many rows, of one sequence or in total, or with another cache."""
     cache = make_cache(model)
     captured = graphed(model, cache)
     cases: list[tuple[list[Span], KVCache]] = [
@@ -121,8 +121,8 @@ def test_other_steps_run_as_ever(model: Llama) -> None:
 
 
 @torch.inference_mode()
-def test_drafts_are_captured_as_rows_of_their_own(model: Llama) -> None:
-    """Several rows of a sequence see one another's keys as in an eager step; some are wanted."""
+def test_steps_with_drafts_are_captured(model: Llama) -> None:
+    """The rows of a sequence attend to each other as in an eager step."""
     eager_cache, cache = make_cache(model), make_cache(model)
     captured = graphed(model, cache)
     for number, outputs in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [0, 3, 7])):
@@ -131,8 +131,8 @@ def test_drafts_are_captured_as_rows_of_their_own(model: Llama) -> None:
     assert captured.num_replayed_steps == 2
 
 
-def test_long_pieces_are_not_captured(model_folder: Callable[[str], Path]) -> None:
-    """Each of their rows would read all keys and values anew."""
+def test_long_chunks_are_not_captured(model_folder: Callable[[str], Path]) -> None:
+    """Each of their rows would read all keys and values again."""
     model = load_llama(model_folder("llama-tied-gqa"))
     cache = make_cache(model)
     captured = GraphedModel(model, cache, max_num_rows=40, max_context=512, capture=Recorded())
@@ -144,17 +144,17 @@ def test_long_pieces_are_not_captured(model_folder: Callable[[str], Path]) -> No
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
 def test_graphs_are_captured_largest_first(model: Llama) -> None:
-    """They share their memory: what comes later must find room in what the first one took."""
+    """They share a memory pool, which the first graph sizes."""
     capture = Recorded()
     graphed(model, make_cache(model), capture)
     assert capture.sizes == [11, 8, 4, 2, 1]
 
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
-def test_steps_are_captured_on_a_gpu_by_kernels_that_can_be(
+def test_steps_are_captured_on_a_gpu_with_suitable_kernels(
     model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With room for every sequence, and for drafts as far as that pays."""
+    """The graphs have rows for every sequence, and for drafts up to a limit."""
     asked: list[int] = []
     monkeypatch.setattr(loading, "CudaCapture", Recorded)
     monkeypatch.setattr(loading, "GraphedModel", lambda *_, **o: asked.append(o["max_num_rows"]))
@@ -162,7 +162,7 @@ def test_steps_are_captured_on_a_gpu_by_kernels_that_can_be(
     assert loading._capture(options, model, 512, NONE) is None
     model.device = torch.device("cuda")
     assert loading._capture(options, model, 512, NONE) is None  # torch's operations
-    monkeypatch.setattr(loading, "TorchOperations", type(None))  # as if they were others
+    monkeypatch.setattr(loading, "TorchOperations", type(None))  # as if the kernels were others
     assert loading._capture(replace(options, cuda_graphs=False), model, 512, NONE) is None
     for num_seqs, num_drafts in ((64, 0), (64, 2), (64, 8), (1000, 8)):
         each = replace(options, max_num_seqs=num_seqs, num_speculative_tokens=num_drafts)
@@ -173,7 +173,7 @@ def test_steps_are_captured_on_a_gpu_by_kernels_that_can_be(
 
 
 def test_batch_sizes() -> None:
-    """Each number of rows has a size that holds it, with less than eight or a quarter to spare."""
+    """Each number of rows has a captured size with fewer than 8, or a quarter, unused rows."""
     assert batch_sizes(1) == [1]
     assert batch_sizes(8) == [1, 2, 4, 8]
     assert batch_sizes(30) == [1, 2, 4, 8, 16, 24, 30]
@@ -186,10 +186,10 @@ def test_batch_sizes() -> None:
             assert spare < max(8, wanted / 4)
 
 
-def test_what_fills_up_a_batch_touches_the_scrap_block_only(
+def test_unused_rows_touch_the_scrap_block_only(
     model_folder: Callable[[str], Path],
 ) -> None:
-    """It is no block of the block manager's, and reading from it gives finite numbers."""
+    """The block manager does not allocate that block, and its contents stay finite."""
     config = load_config(model_folder("llama-tied-gqa"))
     cache = KVCache(config, 4, 16, torch.float32, CPU)
     buffers = DecodeBuffers(cache, max_num_rows=4, max_context=64, device=CPU)
@@ -204,7 +204,7 @@ def test_what_fills_up_a_batch_touches_the_scrap_block_only(
 
 
 def test_an_engine_gives_the_same_tokens_with_graphs(make_engine: Callable[..., Engine]) -> None:
-    """Greedy, with preemption and all; the books match at the end."""
+    """Greedy, with preemption; the accounting of the blocks is right at the end."""
     batch = prompts(30, 3, 17, 30)
     expected = run(make_engine(), batch, num_tokens=40)
     engine = make_engine(kv_cache_tokens=192)

@@ -1,4 +1,4 @@
-"""Which steps are computed so that a token's numbers do not depend on what else is in them."""
+"""Batch invariance: the steps whose tokens do not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ PROMPT = [1, 2, 3, 4, 5, 6, 7, 8, 9]
         (Invariance.NONE, (1,), False),
     ],
 )
-def test_a_step_is_computed_as_its_sequences_need(
+def test_a_step_is_invariant_if_a_sequence_requires_it(
     invariance: Invariance, seeds: tuple[int | None, ...], expected: bool
 ) -> None:
-    """One seed is enough, and zero is a seed."""
-    asked: list[bool] = []
+    """One seeded sequence is enough, and 0 is a seed."""
+    recorded: list[bool] = []
 
     class Model:
-        """Notes what it is asked for."""
+        """Records `is_invariant` of each step."""
 
         def compute(self, step: Step, cache: KVCache) -> Tensor:
-            asked.append(step.is_invariant)
+            recorded.append(step.is_invariant)
             return torch.zeros(len(step.outputs), 20)
 
     runner = ModelRunner(
@@ -65,13 +65,13 @@ def test_a_step_is_computed_as_its_sequences_need(
     assert previous.result().tokens
     following = replace(plan, previous_indices=range(len(sequences)))
     assert runner.launch(following, previous)
-    assert asked == [expected] * 2
+    assert recorded == [expected] * 2
     assert expected in invariance.kinds
 
 
 @pytest.mark.parametrize("separates", [True, False])
-def test_seeded_sequences_have_cached_blocks_of_their_own(separates: bool) -> None:
-    """None of the others' fits, where those are computed in another way."""
+def test_seeded_sequences_have_separate_cached_blocks(separates: bool) -> None:
+    """Blocks of other sequences may be computed with other kernels."""
     manager = BlockManager(16, 4, separates_seeded=separates)
     hits = []
     for seed in (None, 1, 2, None):
@@ -87,11 +87,11 @@ def test_seeded_sequences_have_cached_blocks_of_their_own(separates: bool) -> No
 
 @pytest.fixture
 def model(model_folder: Callable[[str], Path]) -> Llama:
-    """With operations for invariant steps that negate, to be told apart."""
+    """A model whose invariant operations negate products, so that tests can see them."""
     made = load_llama(model_folder("llama-tied-gqa"))
 
     class Negating(type(made.operations)):  # type: ignore[misc]
-        """All products are the others' negatives."""
+        """Operations whose products are negated."""
 
         def multiply(self, x: Tensor, matrix: object) -> Tensor:
             product: Tensor = -super().multiply(x, matrix)
@@ -103,7 +103,7 @@ def model(model_folder: Callable[[str], Path]) -> Llama:
 
 @torch.inference_mode()
 def test_each_kind_of_step_is_captured(model: Llama) -> None:
-    """And replayed for its own."""
+    """Invariant and usual steps replay their own graph."""
     cache = KVCache(model.config, 8, 16, torch.float32, CPU)
     captured = GraphedModel(
         model,
@@ -125,10 +125,10 @@ def test_each_kind_of_step_is_captured(model: Llama) -> None:
     assert not torch.allclose(found[False], found[True])
 
 
-def test_what_is_not_needed_is_not_done(
+def test_invariance_is_off_without_invariant_kernels(
     model: Llama, model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no operations differ there is one kind of step; on a GPU the log says what is lost."""
+    """On a GPU, a warning is logged; on a CPU nothing is lost."""
     assert loading._invariance(Invariance.SEEDED, model) is Invariance.SEEDED
     assert loading._invariance(Invariance.ALL, model) is Invariance.ALL
     plain = load_llama(model_folder("llama-tied-gqa"))

@@ -1,7 +1,7 @@
-"""In a step the host waits for the device once, to fetch the tokens.
+"""In a step the host waits for the device once: to fetch the tokens.
 
-Seen without a GPU: torch's meta device stands for it, which has shapes and no values. Whatever
-goes from one device to the other is looked at on its way.
+Tested without a GPU: torch's meta device, which has shapes and no values, takes its place, and a
+dispatch mode records every operation that would synchronise.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 
 class Watch(TorchDispatchMode):
-    """Notes each operation after which the host would stand still."""
+    """Records each operation that would make the host wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Watch(TorchDispatchMode):
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
         options = options or {}
-        with self:  # inference mode leaves these whole: what they are made of is looked at
+        with self:  # inference mode does not decompose operations
             result = function.decompose(*arguments, **options)
         if result is not NotImplemented:
             return result
@@ -65,7 +65,7 @@ class Watch(TorchDispatchMode):
         elif function in (aten.index.Tensor, aten.index_put_.default):
             indices = [index for index in arguments[1] if index is not None]
             if any(index.dtype == torch.bool for index in indices):
-                self.waits.append("the device tells how many rows a mask has")
+                self.waits.append("the number of rows of a mask is fetched")
             if any(index.device != arguments[0].device for index in indices):
                 self.waits.append("an index is copied")
         return function(*arguments, **options)
@@ -77,7 +77,7 @@ class Watch(TorchDispatchMode):
 
 @contextmanager
 def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """Everything that is done meanwhile is watched."""
+    """Record the operations in the block."""
     watch, make = Watch(), torch.tensor
 
     def tensor(*arguments: Any, device: Any = None, **options: Any) -> Tensor:
@@ -87,19 +87,19 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 
     with monkeypatch.context() as patch, watch:
         patch.setattr(torch, "tensor", tensor)
-        # No memory is pinned where there is no GPU.
+        # Without a GPU, memory cannot be pinned.
         patch.setattr(Tensor, "pin_memory", lambda self: self)
         yield watch
 
 
 @pytest.fixture
 def model(model_folder: Callable[[str], Path], family: str) -> Llama:
-    """Without any weights, as it has no values."""
+    """A family's model on the meta device."""
     return load_llama(model_folder(family), device=DEVICE)
 
 
 def make_cache(model: Llama) -> KVCache:
-    """On the same device."""
+    """A KV cache on the meta device."""
     return KVCache(model.config, 64, 16, torch.float32, DEVICE)
 
 
@@ -123,7 +123,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_a_step_waits_once(model: Llama, captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is asked for but log probabilities, alone and mixed."""
+    """With each combination of sampling parameters except logprobs, alone and mixed."""
     cache = make_cache(model)
     runs: Any = model
     if captured:
@@ -143,7 +143,7 @@ def test_a_step_waits_once(model: Llama, captured: bool, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("family", ["llama-tied-gqa"])
 def test_log_probabilities_cost_one_more(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For all rows that want them together."""
+    """One more fetch for all rows together."""
     runner = ModelRunner(model, make_cache(model), MaskWorker(199), TorchSampler())
     params = ({"num_logprobs": 3}, {"num_logprobs": 0}, {"temperature": 0.0})
     batch = schedule([make_sequence([1, 2, 3], [4, 5], **each) for each in params])
@@ -154,8 +154,8 @@ def test_log_probabilities_cost_one_more(model: Llama, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("family", ["mistral-window"])
-def test_pieces_of_prompts_wait_for_nothing(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a decoding sequence, and a chunk of which no logits are wanted."""
+def test_chunks_of_prompts_do_not_wait(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step with a decode and with a chunk that needs no logits."""
     runner = ModelRunner(model, make_cache(model), MaskWorker(199), TorchSampler())
     decode, prefill = schedule(
         [make_sequence([1] * 40, [2]), make_sequence([3] * 60, [])]
@@ -169,7 +169,7 @@ def test_pieces_of_prompts_wait_for_nothing(model: Llama, monkeypatch: pytest.Mo
     assert watch.num_fetches == 1
 
 
-def test_masks_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the constrained rows may draw goes to the device like all else."""
     words = np.full((1, 7), -1, dtype=np.int32)
     rows = rows_of([make_sequence(temperature=0.0), make_sequence(seed=1)])
@@ -190,10 +190,10 @@ def test_masks_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda x: bool(x.any()), "a single value is fetched"),
     ],
 )
-def test_the_watch_would_notice(
+def test_the_watch_notices_each_wait(
     do: Callable[[Tensor], object], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each way to stand still; and what is right passes."""
+    """Each synchronising operation is recorded, and an asynchronous copy is not."""
     with watching(monkeypatch) as watch:
         do(torch.empty(4, device=DEVICE))
     assert len(watch.waits) == 1

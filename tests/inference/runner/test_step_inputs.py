@@ -1,4 +1,4 @@
-"""A step's tensors say what the step says."""
+"""Conversion of steps into tensors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 
 from inference.runner.profile_run import full_step, short_steps
 from inference.runner.step import Step
-from inference.runner.step_inputs import Piece, make_inputs
+from inference.runner.step_inputs import RowRange, make_inputs
 from tests.inference.steps import make_step
 
 CPU = torch.device("cpu")
 
 
-def test_the_fields_are_those_of_the_step() -> None:
-    """Decodes first, then a prompt, a chunk and drafts."""
+def test_the_tensors_have_the_values_of_the_step() -> None:
+    """A step with decodes, a prompt, a chunk and drafts."""
     step = make_step([(4, 1), (33, 1), (0, 20), (40, 9), (8, 1)], 16, num_blocks=20)
     inputs = make_inputs(step, 16, CPU)
     assert inputs.token_ids.tolist() == step.token_ids
@@ -23,7 +23,11 @@ def test_the_fields_are_those_of_the_step() -> None:
     assert inputs.contexts.tolist() == [5, 34, 20, 49, 9]
     assert inputs.outputs.tolist() == step.outputs
     assert (inputs.num_decodes, inputs.num_blocks) == (2, 3)
-    assert inputs.pieces == (Piece(2, 2, 22, 20), Piece(3, 22, 31, 49), Piece(4, 31, 32, 9))
+    assert inputs.row_ranges == (
+        RowRange(2, 2, 22, 20),
+        RowRange(3, 22, 31, 49),
+        RowRange(4, 31, 32, 9),
+    )
     assert inputs.tables.shape == (5, 4)
     for sequence, table in enumerate(step.block_tables):
         assert inputs.tables[sequence].tolist() == [*table, *[0] * (4 - len(table))]
@@ -49,16 +53,14 @@ def test_all_tensors_are_one_copy() -> None:
 
 
 def test_blocks_that_a_step_does_not_need_are_left_out() -> None:
-    """A sequence may own some for later tokens."""
+    """A sequence may have blocks for later tokens."""
     step = Step(token_ids=[7], positions=[3], begins=[0, 1], block_tables=[[5, 6, 7]], outputs=[0])
     assert make_inputs(step, 16, CPU).tables.tolist() == [[5]]
 
 
 @pytest.mark.parametrize(("num_tokens", "max_context"), [(2048, 512), (100, 64), (30, 8192)])
-def test_the_full_step_has_every_token_and_wants_every_row(
-    num_tokens: int, max_context: int
-) -> None:
-    """In sequences as long as they may be, each in blocks of its own."""
+def test_the_full_step_has_all_tokens_and_all_logits(num_tokens: int, max_context: int) -> None:
+    """Its sequences are as long as possible, in separate blocks."""
     step = full_step(num_tokens, max_context, 16)
     assert len(step.token_ids) == len(step.outputs) == num_tokens
     assert max(step.positions) < max_context
@@ -66,8 +68,8 @@ def test_the_full_step_has_every_token_and_wants_every_row(
     assert len(set(inputs.slots.tolist())) == num_tokens
 
 
-def test_short_steps_have_each_number_of_rows_at_the_beginning_and_later() -> None:
-    """As far as the context allows."""
+def test_short_steps_have_each_number_of_rows_without_and_with_context() -> None:
+    """As far as the maximum context allows."""
     spans = [(step.positions[0], len(step.positions)) for step in short_steps(140, 16)]
     assert spans == [
         (0, 1), (128, 1), (0, 2), (128, 2), (0, 4), (128, 4), (0, 8), (128, 8), (0, 16), (0, 32),

@@ -1,4 +1,4 @@
-"""Steps that are launched before the tokens of the step before are known."""
+"""Async scheduling: steps are launched before the tokens of the previous step are known."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_eng
 
 
 def run_out(engine: Engine) -> None:
-    """Steps until nothing is left; the books match then."""
+    """Run steps until no sequence is left; then check the accounting of the blocks."""
     while engine.has_work:
         engine.step()
     engine.check_when_idle()
 
 
 def completion(sequence: Sequence) -> list[int]:
-    """What has been sampled for it."""
+    """The tokens sampled for a sequence."""
     return list(sequence.token_ids[sequence.num_prompt_tokens :])
 
 
-def test_decodes_run_ahead_and_end_on_time() -> None:
-    """All steps but the first of the batch, and no step for a sequence that has its length."""
+def test_decodes_overlap_and_end_at_their_length() -> None:
+    """All steps except the first overlap, and a sequence of known length gets no extra step."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     sequences = [make_sequence(str(n), [n, 1, 2], max_tokens=n + 3) for n in range(3)]
@@ -52,8 +52,8 @@ def test_decodes_run_ahead_and_end_on_time() -> None:
     assert engine.load().kv_usage == 0
 
 
-def test_a_stop_costs_one_row_in_vain() -> None:
-    """What was launched for the sequence that stopped is thrown away; the others go on."""
+def test_a_stop_token_discards_the_overlapped_result() -> None:
+    """The stopped sequence's token of the next step is discarded; the others continue."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     tokens = expected_tokens([5, 1, 2], 9)
@@ -72,8 +72,8 @@ def test_a_stop_costs_one_row_in_vain() -> None:
     assert completion(goes_on) == expected_tokens([7, 1, 2], 9)
 
 
-def test_an_abort_between_steps_takes_its_row_along() -> None:
-    """Also where it was the only one: nothing of the launched step is waited for."""
+def test_an_abort_between_steps_discards_the_overlapped_result() -> None:
+    """If no sequence of the launched step is left, its result is not awaited."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     first, second = (make_sequence(name, [ord(name), 1], max_tokens=20) for name in "ab")
@@ -95,8 +95,8 @@ def test_an_abort_between_steps_takes_its_row_along() -> None:
     assert engine.load().kv_usage == 0
 
 
-def test_who_waits_comes_in_with_the_next_step_but_one() -> None:
-    """The step that was launched already ends first."""
+def test_a_new_sequence_starts_after_the_step_in_flight() -> None:
+    """The overlapped step that is already launched does not include it."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     engine.add(make_sequence("old", [1, 2], max_tokens=20))
@@ -109,7 +109,7 @@ def test_who_waits_comes_in_with_the_next_step_but_one() -> None:
 
 
 def test_a_full_batch_overlaps_steps_while_others_wait() -> None:
-    """And lets the next one in as soon as one is known to end."""
+    """The next sequence starts in the step after the one that ends another by its length."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner, max_num_seqs=2)
     for number in range(4):
@@ -119,8 +119,8 @@ def test_a_full_batch_overlaps_steps_while_others_wait() -> None:
     assert runner.num_steps_ahead == 10
 
 
-def test_a_broken_step_ends_what_was_launched_behind_it() -> None:
-    """Each sequence once, with the error."""
+def test_a_launch_that_fails_ends_its_sequences_once() -> None:
+    """The step in flight finishes; the next one, which cannot be launched, ends with the error."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     sequences = [make_sequence(str(n), [n, 2], max_tokens=9) for n in range(2)]
@@ -128,7 +128,7 @@ def test_a_broken_step_ends_what_was_launched_behind_it() -> None:
         engine.add(sequence)
     engine.step()
     runner.error = RuntimeError("lost")
-    assert len(engine.step()) == 2  # was launched before; the one behind it could not be
+    assert len(engine.step()) == 2  # the step in flight; the next one cannot be launched
     ended = engine.step()
     assert [output.finish.reason for output in ended if output.finish] == [FinishReason.ERROR] * 2
     runner.error = None
@@ -136,8 +136,8 @@ def test_a_broken_step_ends_what_was_launched_behind_it() -> None:
     assert engine.load().kv_usage == 0
 
 
-def test_a_step_that_breaks_late_takes_the_one_behind_it_along() -> None:
-    """As a GPU's errors come: where the tokens are fetched. What comes later is served."""
+def test_a_result_that_fails_discards_the_overlapped_step() -> None:
+    """A GPU reports errors when tokens are fetched. Later requests are served."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     for number in range(2):
@@ -156,8 +156,8 @@ def test_a_step_that_breaks_late_takes_the_one_behind_it_along() -> None:
     assert engine.healthy
 
 
-def test_a_token_that_is_none_ends_its_sequence() -> None:
-    """Its row of the step behind is thrown away."""
+def test_a_sequence_without_a_finite_logit_ends() -> None:
+    """Its token of the overlapped step is discarded."""
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner)
     sequences = {name: make_sequence(name, [ord(name), 2], max_tokens=9) for name in "ab"}
@@ -175,14 +175,14 @@ def test_a_token_that_is_none_ends_its_sequence() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_comes_and_goes(seed: int) -> None:
-    """Random arrivals, stops, deadlines, aborts and NaNs in a cache that is too small for all."""
+def test_random_traffic_gives_the_expected_tokens(seed: int) -> None:
+    """Random arrivals, stops, deadlines, aborts and NaNs, with a KV cache too small for all."""
     rng = random.Random(seed)
     runner = StubRunner(supports_async_scheduling=True)
     engine = make_stub_engine(runner, num_blocks=24, max_num_seqs=5, max_num_waiting=50)
     live: dict[str, Sequence] = {}
     ended: list[Sequence] = []
-    num_told: dict[str, int] = {}
+    num_delivered: dict[str, int] = {}
     for number in range(400):
         if rng.random() < 0.15 and len(live) < 12:
             params = SamplingParams(
@@ -199,7 +199,7 @@ def test_whatever_comes_and_goes(seed: int) -> None:
             )
             engine.add(sequence)
             live[sequence.request_id] = sequence
-            num_told[sequence.request_id] = 0
+            num_delivered[sequence.request_id] = 0
         if live and rng.random() < 0.05:
             engine.abort(rng.choice(list(live)))
         if live and rng.random() < 0.02:
@@ -207,7 +207,7 @@ def test_whatever_comes_and_goes(seed: int) -> None:
         runner.error = RuntimeError("lost") if rng.random() < 0.01 else None
         outputs = engine.step() if engine.has_work else []
         for output in outputs:
-            num_told[output.request_id] += len(output.token_ids)
+            num_delivered[output.request_id] += len(output.token_ids)
         engine._scheduler.check_integrity()
         for request_id, sequence in list(live.items()):
             if sequence.finish is not None:
@@ -220,7 +220,7 @@ def test_whatever_comes_and_goes(seed: int) -> None:
     for sequence in ended:
         prompt = list(sequence.token_ids[: sequence.num_prompt_tokens])
         assert completion(sequence) == expected_tokens(prompt, sequence.num_completion_tokens)
-        assert num_told[sequence.request_id] == sequence.num_completion_tokens
+        assert num_delivered[sequence.request_id] == sequence.num_completion_tokens
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_whatever_comes_and_goes(seed: int) -> None:
     ],
 )
 @pytest.mark.parametrize("num_speculative_tokens", [0, 4])
-def test_the_tokens_are_the_same(
+def test_overlapped_steps_give_the_same_tokens(
     make_engine: Callable[..., Engine], params: dict[str, Any], num_speculative_tokens: int
 ) -> None:
-    """With prefill in chunks, preemption and drafts as well."""
+    """Also with chunked prefill, preemption and draft tokens."""
     batch = prompts(30, 3, 40, 30)
     options = {
         "kv_cache_tokens": 192,
@@ -261,22 +261,22 @@ def test_the_tokens_are_the_same(
     assert engines[1].load().kv_usage == 0
 
 
-def test_prompt_log_probabilities_are_told_once(make_engine: Callable[..., Engine]) -> None:
-    """A sequence that waits for its prompt's is not run ahead of."""
+def test_prompt_log_probabilities_are_delivered_once(make_engine: Callable[..., Engine]) -> None:
+    """A sequence with prompt log probabilities does not take part in overlapped steps."""
     engine = make_engine()
     runner: Any = engine.steps.runner
     runner.supports_async_scheduling = True
     params = SamplingParams(max_tokens=4, temperature=0.0, num_prompt_logprobs=1)
     sequence = Sequence("s", prompts(20)[0], params)
     engine.add(sequence)
-    told = []
+    delivered = []
     while engine.has_work:
-        told += [logprob for output in engine.step() for logprob in output.prompt_logprobs]
-    assert len(told) == 19
+        delivered += [logprob for output in engine.step() for logprob in output.prompt_logprobs]
+    assert len(delivered) == 19
 
 
-def test_an_end_for_all_reaches_what_is_launched() -> None:
-    """Nothing is left, and nobody is told twice."""
+def test_abort_all_ends_the_sequences_of_the_step_in_flight() -> None:
+    """No sequence is left, and the next step has no outputs."""
     engine = make_stub_engine(StubRunner(supports_async_scheduling=True))
     for number in range(3):
         engine.add(make_sequence(str(number), [number], max_tokens=9))

@@ -1,4 +1,4 @@
-"""The books of the blocks: whatever is wrong in them is noticed."""
+"""`check_integrity` notices each kind of wrong accounting of the blocks."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def _announce_nothing(manager: BlockManager, sequences: list[Sequence]) -> None:
         _announce_nothing,
     ],
 )
-def test_integrity_is_really_checked(
+def test_wrong_accounting_is_noticed(
     spoil: Callable[[BlockManager, list[Sequence]], None],
 ) -> None:
-    """Each of the books is looked at."""
+    """Each data structure of the block manager is checked."""
     manager = BlockManager(8, 4)
     sequences = [make_sequence(name, [1] * 9) for name in "ab"]
     for sequence in sequences:

@@ -1,4 +1,4 @@
-"""Scheduler and block manager under random traffic, and the rules one by one."""
+"""Scheduler and block manager: random traffic, then single rules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_scheduler(
     block_size: int = 4,
     num_drafts: int = 0,
 ) -> Scheduler:
-    """A small scheduler over blocks of four tokens."""
+    """A small scheduler with blocks of four tokens."""
     return Scheduler(
         BlockManager(num_blocks, block_size),
         max_num_seqs=max_num_seqs,
@@ -37,7 +37,7 @@ def make_scheduler(
 
 
 def run_step(scheduler: Scheduler) -> tuple[SchedulerOutput, list[StepOutput]]:
-    """Schedules and finishes one step, with the stub's tokens."""
+    """Schedule and finish one step, with the stub's tokens."""
     batch = scheduler.schedule(0.0)
     tokens = [[SampledToken(next_token(list(s.sequence.token_ids)))] for s in batch.sampling]
     return batch, scheduler.finish(batch, tokens, 0.0)
@@ -54,7 +54,7 @@ def sample(scheduled: ScheduledSequence) -> list[SampledToken]:
 
 
 class Traffic:
-    """Random arrivals, aborts, failures and steps; every invariant after each."""
+    """Random arrivals, aborts, failures and steps; checks all invariants after each."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -104,7 +104,7 @@ class Traffic:
         self.check_batch(batch)
         tokens = accept(batch.sampling, [token for s in batch.sampling for token in sample(s)])
         self.take(self.scheduler.finish(batch, tokens, 0.0))
-        assert batch.sequences or not before, "live sequences, and none was scheduled"
+        assert batch.sequences or not before, "there are live sequences, and none was scheduled"
 
     def check_batch(self, batch: SchedulerOutput) -> None:
         counts = [scheduled.num_tokens for scheduled in batch.scheduled]
@@ -119,17 +119,17 @@ class Traffic:
             assert num_tokens < sequence.num_prompt_tokens + sequence.max_tokens
             written = sequence.block_table[sequence.num_computed_tokens // 4 :]
             held = self.scheduler.block_manager.exclusive_blocks([sequence])
-            assert set(written) <= set(held), "nobody writes into a block that another reads"
+            assert set(written) <= set(held), "a sequence writes into a shared block"
 
     def take(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
-            assert self.ended[output.request_id] == 0, "nothing follows a finish"
+            assert self.ended[output.request_id] == 0, "an output follows the finish"
             self.ended[output.request_id] += output.finish is not None
 
     def check(self) -> None:
         self.scheduler.check_integrity()
         order = [int(sequence.request_id) for sequence in self.scheduler.sequences]
-        assert order == sorted(order), "nobody overtakes"
+        assert order == sorted(order), "a sequence overtook another"
 
     def drain(self) -> None:
         for _ in range(10_000):
@@ -139,7 +139,9 @@ class Traffic:
             self.check()
         assert not self.scheduler.has_work
         assert self.scheduler.block_manager.num_used_blocks == 0
-        assert self.ended == Counter(dict.fromkeys(self.accepted, 1)), "one finish each"
+        assert self.ended == Counter(dict.fromkeys(self.accepted, 1)), (
+            "each sequence has exactly one finish"
+        )
         for name, sequence in self.accepted.items():
             if name not in self.aborted:
                 assert sequence.num_completion_tokens == sequence.max_tokens
@@ -151,7 +153,7 @@ class Traffic:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_random_traffic_keeps_every_invariant(seed: int) -> None:
-    """Arrivals, aborts, broken steps, preemptions and evictions; integrity after each act."""
+    """Arrivals, aborts, failed steps, preemptions, evictions; integrity is checked after each."""
     traffic = Traffic(seed)
     for _ in range(100):
         act = traffic.rng.random()
@@ -166,7 +168,7 @@ def test_random_traffic_keeps_every_invariant(seed: int) -> None:
 
 
 def test_decodes_go_before_prefills() -> None:
-    """A long prompt gets what the decodes leave of the budget."""
+    """A long prompt gets the token budget that the decodes leave."""
     scheduler = make_scheduler(budget=8)
     scheduler.add(make_sequence("a", [1, 2], max_tokens=9))
     run_step(scheduler)
@@ -177,8 +179,8 @@ def test_decodes_go_before_prefills() -> None:
     assert [s.num_computed_tokens for s in batch.sequences] == [3, 7]
 
 
-def test_a_full_house_preempts_the_youngest_and_serves_it_later() -> None:
-    """Out of blocks, the youngest goes back to the head of the waiting line."""
+def test_without_free_blocks_the_youngest_is_preempted_and_served_later() -> None:
+    """The preempted sequence returns to the head of the waiting queue."""
     scheduler = make_scheduler(num_blocks=6, budget=64)
     old, young = (
         make_sequence(name, [1, 2, 3, i] * 2, max_tokens=9) for i, name in enumerate("ab")
@@ -196,7 +198,7 @@ def test_a_full_house_preempts_the_youngest_and_serves_it_later() -> None:
 
 
 def test_a_cached_prefix_is_shared_while_it_is_in_use() -> None:
-    """A second sequence takes the first one's full blocks; one token is left to compute."""
+    """A second sequence reuses the first one's full blocks; at least one token is computed."""
     scheduler = make_scheduler(budget=64)
     first = make_sequence("a", list(range(12)), max_tokens=9)
     scheduler.add(first)
@@ -210,7 +212,7 @@ def test_a_cached_prefix_is_shared_while_it_is_in_use() -> None:
 
 
 def test_the_end_of_a_prefix_is_evicted_first() -> None:
-    """What is left of an old prefix is its beginning, which alone is of use."""
+    """The beginning of an old prefix stays, because later blocks are useless without it."""
     manager = BlockManager(4, 4)
     old = make_sequence("old", list(range(13)))
     assert manager.allocate(old)
@@ -227,8 +229,8 @@ def test_the_end_of_a_prefix_is_evicted_first() -> None:
     assert again.num_computed_tokens == 8
 
 
-def test_the_same_block_after_another_beginning_is_another() -> None:
-    """Hashes are chained: equal ids at equal places are not enough."""
+def test_a_block_with_another_prefix_is_not_shared() -> None:
+    """Hashes are chained: equal ids at equal positions are not enough."""
     manager = BlockManager(16, 4)
     first = make_sequence("a", [1, 1, 1, 1, 5, 5, 5, 5, 0])
     assert manager.allocate(first)
@@ -240,7 +242,7 @@ def test_the_same_block_after_another_beginning_is_another() -> None:
 
 
 def test_a_failed_sequence_leaves_nothing_in_the_prefix_cache() -> None:
-    """What a broken sequence computed is not handed to others."""
+    """Blocks that a failed sequence computed are not reused."""
     scheduler = make_scheduler(budget=64)
     sequence = Sequence("a", [1] * 12, SamplingParams(max_tokens=3))
     scheduler.add(sequence)

@@ -1,4 +1,4 @@
-"""Sequences with the same beginning that arrive together: it is computed once."""
+"""Sequences with a common prefix that arrive together: the prefix is computed once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCK_SIZE = 4
 
 
 def run(scheduler: Scheduler, max_steps: int = 10_000) -> dict[str, int]:
-    """To the end; how many tokens of each prompt were computed."""
+    """Run all sequences to their end; returns the number of prompt tokens computed for each."""
     computed: dict[str, int] = {}
     for _ in range(max_steps):
         if not scheduler.has_work:
@@ -51,7 +51,7 @@ def run(scheduler: Scheduler, max_steps: int = 10_000) -> dict[str, int]:
 def test_copies_of_a_prompt_compute_its_blocks_once(
     length: int, copies: int, budget: int, others: list[int]
 ) -> None:
-    """Behind the first, each computes no more than what lies in no whole block."""
+    """All sequences after the first compute only the tokens outside full blocks."""
     scheduler = make_scheduler(num_blocks=400, max_num_seqs=8, budget=budget)
     for number, size in enumerate(others):
         scheduler.add(make_sequence(f"other {number}", [60 + number] * size))
@@ -60,13 +60,13 @@ def test_copies_of_a_prompt_compute_its_blocks_once(
     computed = run(scheduler)
     assert computed["0"] == length
     for number in range(1, copies):
-        # A prompt of less than two blocks is not worth waiting for where half is not shared.
+        # For a prompt of less than two blocks, less than half may be shared: it does not wait.
         most = BLOCK_SIZE if length > 2 * BLOCK_SIZE else length
         assert computed[str(number)] <= most
 
 
-def test_the_rest_of_the_line_goes_on_when_the_first_of_them_is_lost() -> None:
-    """Aborted, broken or preempted, it announces nothing any more, and the next one computes."""
+def test_waiting_copies_proceed_when_the_first_is_lost() -> None:
+    """After an abort, failure or preemption of the first, the next one computes the prefix."""
     for loss in ("abort", "fail"):
         scheduler = make_scheduler(num_blocks=64, budget=16)
         first, second = (make_sequence(name, list(range(60))) for name in "ab")
@@ -82,8 +82,8 @@ def test_the_rest_of_the_line_goes_on_when_the_first_of_them_is_lost() -> None:
         assert run(scheduler)["b"] == 60
 
 
-def test_what_shares_less_than_half_does_not_wait() -> None:
-    """A common beginning of one block holds up nobody with much else to compute."""
+def test_a_sequence_that_shares_less_than_half_does_not_wait() -> None:
+    """A common prefix of one block does not delay a sequence with much else to compute."""
     scheduler = make_scheduler(num_blocks=64, budget=64)
     beginning = [9] * BLOCK_SIZE
     first, second = (
@@ -94,8 +94,8 @@ def test_what_shares_less_than_half_does_not_wait() -> None:
     assert scheduler.schedule(0.0).sequences == [first, second]
 
 
-def test_announcements_are_part_of_the_integrity() -> None:
-    """One that nobody stands behind is noticed: it would hold a sequence up for ever."""
+def test_check_integrity_covers_announced_blocks() -> None:
+    """An announced block that no sequence computes would delay a sequence for ever."""
     scheduler = make_scheduler(num_blocks=64)
     sequence = make_sequence("a", list(range(20)))
     scheduler.add(sequence)
@@ -107,10 +107,10 @@ def test_announcements_are_part_of_the_integrity() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 32, "max_num_seqs": 8}])
-def test_choices_of_one_prompt_are_those_of_each_alone(
+def test_sequences_sharing_a_prompt_sample_as_each_does_alone(
     make_engine: Callable[..., Engine], options: dict[str, Any]
 ) -> None:
-    """Four seeds on one prompt, sharing its blocks, draw what they draw alone."""
+    """Four seeds on one prompt, sharing its blocks, give the tokens that each gives alone."""
     prompt = [number % 150 for number in range(100)]
 
     def choices() -> list[Sequence]:

@@ -1,4 +1,4 @@
-"""Prompt lookup: the same tokens with drafts as without, and fewer drafts where they fail."""
+"""Prompt lookup: drafts never change the tokens, and rejected drafts become fewer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PARAMS: list[dict[str, Any]] = [
 
 
 def random_sequences(seed: int, num_sequences: int = 12) -> list[Sequence]:
-    """Prompts that repeat themselves, of mixed lengths, drawn from in mixed ways."""
+    """Prompts with repetitions, of mixed lengths, with mixed sampling parameters."""
     rng = random.Random(seed)
     sequences = []
     for number in range(num_sequences):
@@ -52,7 +52,7 @@ def random_sequences(seed: int, num_sequences: int = 12) -> list[Sequence]:
 
 
 def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprob]]:
-    """To the end, arriving one after another; the log probabilities of each."""
+    """Add the sequences one per step and run them to their end; returns each one's logprobs."""
     logprobs: dict[str, list[TokenLogprob]] = {s.request_id: [] for s in sequences}
     waiting = list(sequences)
     while waiting or engine.has_work:
@@ -75,7 +75,7 @@ def run(engine: Engine, sequences: list[Sequence]) -> list[list[TokenLogprob]]:
 def test_drafts_change_no_token(
     make_engine: Callable[..., Engine], family: str, options: dict[str, Any]
 ) -> None:
-    """Greedy and seeded, with penalties, stops and log probabilities, in chunks and preempted."""
+    """Greedy and seeded, with penalties, stop tokens, logprobs, chunked prefill and preemption."""
     plain, drafted = random_sequences(1), random_sequences(1)
     expected = run(make_engine(family, **options), plain)
     engine = make_engine(family, num_speculative_tokens=5, **options)
@@ -83,7 +83,7 @@ def test_drafts_change_no_token(
     assert [s.token_ids for s in drafted] == [s.token_ids for s in plain]
     num_drafted = sum(s.speculation.num_drafted for s in drafted)
     num_accepted = sum(s.speculation.num_accepted for s in drafted)
-    assert 0 < num_accepted < num_drafted, "drafts that stand and drafts that do not"
+    assert 0 < num_accepted < num_drafted, "some drafts are accepted and some rejected"
     assert sum(s.num_steps for s in drafted) < sum(s.num_steps for s in plain)
     for some, others in zip(logprobs, expected, strict=True):
         assert [p.token_id for p in some] == [p.token_id for p in others]
@@ -95,7 +95,7 @@ def test_drafts_change_no_token(
 
 
 def test_drafts_keep_to_a_constraint(tmp_path: Path) -> None:
-    """Masks are those of each position, and an answer is the same with drafts as without."""
+    """Masks are computed for each position, and the tokens are the same with and without drafts."""
     save_spelling(tmp_path)
     constraint = OutputConstraint(ConstraintForm.REGEX, r"(ab|ba){4,9}(, ab){9}[0-9]{3,9}")
     answers = []
@@ -127,7 +127,7 @@ def test_drafts_keep_to_a_constraint(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 6))
 def test_lookup_equals_a_plain_search(ids: list[int], most: int) -> None:
-    """The longest run of the last tokens that stood before, at its latest place."""
+    """The longest suffix that occurred before, at its latest position."""
     expected: list[int] = []
     for length in range(LONGEST_MATCH, 0, -1):
         ends = [e for e in range(length, len(ids)) if ids[e - length : e] == ids[-length:]]
@@ -137,8 +137,8 @@ def test_lookup_equals_a_plain_search(ids: list[int], most: int) -> None:
     assert lookup(ids, most) == expected
 
 
-def test_what_stands_is_what_was_sampled() -> None:
-    """Up to the first draft that is another token, and that token; nothing where nothing was."""
+def test_accept_keeps_tokens_up_to_the_first_rejected_draft() -> None:
+    """The token sampled in place of a rejected draft is kept; empty if none could be sampled."""
     sequences = [Sequence(str(n), [1], SamplingParams(max_tokens=9)) for n in range(4)]
     drafts: list[list[int]] = [[5, 6, 7], [5, 6], [], [5]]
     sampled = [5, 6, 8, 9, 5, 6, 7, 3, -1, 5]
@@ -150,8 +150,8 @@ def test_what_stands_is_what_was_sampled() -> None:
     assert [[t.token_id for t in tokens] for tokens in accepted] == [[5, 6, 8], [5, 6, 7], [3], []]
 
 
-def test_drafts_that_fail_become_few_and_come_back() -> None:
-    """After misses in a row it pauses, ever longer; after a hit it doubles up to the most."""
+def test_the_number_of_drafts_adapts() -> None:
+    """Rejections in a row cause longer and longer pauses; acceptance doubles up to the maximum."""
     drafter = Drafter(8)
     sequence = Sequence("s", [1, 2, 3] * 9, SamplingParams(max_tokens=500))
     assert len(drafter.draft(sequence, 99)) == 8
@@ -171,17 +171,17 @@ def test_drafts_that_fail_become_few_and_come_back() -> None:
     assert lengths == [1, 2, 4, 8, 8]
     drafter.learn(sequence, 8, 2)
     assert len(drafter.draft(sequence, 99)) == 3
-    assert drafter.draft(sequence, 2) == [1, 2], "no more than there is room for"
+    assert drafter.draft(sequence, 2) == [1, 2], "at most the given number"
 
 
 def test_the_last_token_is_not_drafted() -> None:
-    """No more drafts than the sequence may still take, less the one that is sampled behind."""
+    """At most as many drafts as the sequence has tokens left, minus the one that is sampled."""
     sequence = Sequence("s", [1, 2, 3] * 9, SamplingParams(max_tokens=3))
     assert len(Drafter(8).draft(sequence, 99)) == 2
 
 
-def test_drafts_are_counted(make_engine: Callable[..., Engine]) -> None:
-    """What was guessed and what stood of it goes with the finish into the metrics."""
+def test_draft_tokens_are_in_the_metrics(make_engine: Callable[..., Engine]) -> None:
+    """Proposed and accepted drafts are in the finish and in the counters."""
     params = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
     sequence = Sequence("s", [1, 2, 3] * 5, params)
     run(make_engine(num_speculative_tokens=4), [sequence])
@@ -196,6 +196,6 @@ def test_drafts_are_counted(make_engine: Callable[..., Engine]) -> None:
 
 
 def total(counter: Counter) -> float:
-    """Over all labels."""
+    """The counter's sum over all labels."""
     samples = [sample for metric in counter.collect() for sample in metric.samples]
     return sum(sample.value for sample in samples if sample.name.endswith("_total"))

@@ -44,10 +44,10 @@ class Launches:
         if inputs.num_decodes:
             longest = inputs.num_blocks * block_size
             launches.append(self._launch(0, [1] * inputs.num_decodes, 0, longest, head_bytes))
-        if inputs.pieces:
-            first = inputs.pieces[0]
-            num_rows = [piece.end - piece.begin for piece in inputs.pieces]
-            longest = max(piece.context for piece in inputs.pieces)
+        if inputs.row_ranges:
+            first = inputs.row_ranges[0]
+            num_rows = [rows.end - rows.begin for rows in inputs.row_ranges]
+            longest = max(rows.context for rows in inputs.row_ranges)
             launches.append(
                 self._launch(first.sequence, num_rows, first.begin, longest, head_bytes)
             )
