@@ -1,10 +1,10 @@
-"""This engine against llama.cpp, CTranslate2 and transformers, on the same random weights.
+"""Compares this engine with llama.cpp, CTranslate2 and transformers on the same random weights.
 
 pip install -e '.[benchmarks]' && python -m benchmarks.engine
 
-Each contender runs in a process of its own, in turn, round after round, so that whatever else
-runs on the machine slows all. Figures are medians over the rounds; ratios are medians of each
-round's ratio to llama.cpp.
+Each contender runs in a separate process, one after the other, round after round, so that other
+load on the machine affects all alike. Figures are medians over the rounds; a ratio is the median of
+the rounds' ratios to llama.cpp.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ CONTENDERS = {
     "transformers bfloat16": ("transformers_bf16",),
 }
 BASELINE = "llama.cpp Q8_0"
-USUAL = [name for name in CONTENDERS if name != "weir int8 by torch"]
-"""Who runs unless others are named."""
+DEFAULT = [name for name in CONTENDERS if name != "weir int8 by torch"]
+"""The default of --contenders."""
 MEASURES = ("prefill_tokens_per_second", "decode_tokens_per_second")
 
 
 def measure(
     name: str, folder: Path, arguments: argparse.Namespace, streams: int
 ) -> dict[str, float]:
-    """Runs a contender; raises CalledProcessError where it fails."""
+    """Runs a contender; returns its tokens per second. Raises CalledProcessError if it fails."""
     module, *rest = CONTENDERS[name]
     numbers = (streams, arguments.prompt, arguments.output, arguments.threads)
     done = subprocess.run(
@@ -59,23 +59,13 @@ def measure(
     return found
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a folder; else random SmolLM2-135M is made")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--output", type=int, default=128, help="tokens")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=USUAL)
-    parser.add_argument("--out", type=Path, help="where to write all measurements as JSON")
-    parser.add_argument("--verbose", action="store_true", help="let contenders write their logs")
-    arguments = parser.parse_args()
-    folder = arguments.model or Path(tempfile.mkdtemp()) / "smollm2-135m"
-    if arguments.model is None:
-        make_model.make(folder, "smollm2-135m")
-    results: dict[str, dict[int, list[dict[str, float]]]] = {}
+Results = dict[str, dict[int, list[dict[str, float]]]]
+"""Measurements of all rounds, by contender and number of streams."""
+
+
+def run(folder: Path, arguments: argparse.Namespace) -> Results:
+    """Runs all rounds."""
+    results: Results = {}
     for number in range(arguments.rounds):
         for streams in arguments.streams:
             for name in arguments.contenders:
@@ -86,19 +76,53 @@ def main() -> None:
                     + ", ".join(f"{m.split('_')[0]} {found[m]:.0f}" for m in MEASURES),
                     flush=True,
                 )
+    return results
+
+
+def report(results: Results, kind: str) -> str:
+    """Medians of one measure, with the ratios to the baseline: a line for each contender."""
+    lines = []
+    for name, by_streams in results.items():
+        cells = []
+        for streams, rounds in by_streams.items():
+            values = [each[kind] for each in rounds]
+            cell = f"{streams} streams {statistics.median(values):7.0f}"
+            if BASELINE in results:
+                base = [each[kind] for each in results[BASELINE][streams]]
+                ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
+                cell += f" ({ratio:4.2f}x)"
+            cells.append(cell)
+        lines.append(f"  {name:<24}" + "   ".join(cells))
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--model", type=Path, help="model folder; default: a random SmolLM2-135M, made for the run"
+    )
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, default=128, help="prompt length, in tokens")
+    parser.add_argument("--output", type=int, default=128, help="completion length, in tokens")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
+    parser.add_argument("--out", type=Path, help="JSON file for all measurements")
+    parser.add_argument("--verbose", action="store_true", help="show the contenders' logs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs all contenders, prints the medians, and writes the measurements to `--out`."""
+    arguments = parse_arguments()
+    folder = arguments.model or Path(tempfile.mkdtemp()) / "smollm2-135m"
+    if arguments.model is None:
+        make_model.make(folder, "smollm2-135m")
+    results = run(folder, arguments)
     for kind in MEASURES:
         print(f"\n{kind.replace('_', ' ')}, median of {arguments.rounds}")
-        for name, by_streams in results.items():
-            cells = []
-            for streams, rows in by_streams.items():
-                values = [row[kind] for row in rows]
-                cell = f"{streams} streams {statistics.median(values):7.0f}"
-                if BASELINE in results:
-                    base = [row[kind] for row in results[BASELINE][streams]]
-                    ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
-                    cell += f" ({ratio:4.2f}x)"
-                cells.append(cell)
-            print(f"  {name:<24}" + "   ".join(cells))
+        print(report(results, kind))
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""This engine against that of another checkout, in one run.
+"""Compares this engine with that of another checkout in one run.
 
     git worktree add ../before COMMIT
     python -m benchmarks.engine_before ../before
@@ -67,17 +67,17 @@ def compare(model: Path, streams: int, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Compares both checkouts at each number of streams."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.engine_before", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("before", type=Path, help="the other checkout's folder")
-    parser.add_argument("--model", type=Path, help="a folder; else random SmolLM2-135M is made")
+    parser.add_argument("before", type=Path, help="folder of the other checkout")
+    parser.add_argument("--model", type=Path, help="model folder; default: a random SmolLM2-135M")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--output", type=int, default=128, help="tokens")
+    parser.add_argument("--prompt", type=int, default=128, help="prompt length, in tokens")
+    parser.add_argument("--output", type=int, default=128, help="completion length, in tokens")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7, help="of one run of each checkout")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of one run of each checkout")
     parser.add_argument("--dtype", default="int8", help="type of the weights")
     parser.add_argument("--verbose", action="store_true", help="show the engines' logs")
     arguments = parser.parse_args()

@@ -1,14 +1,14 @@
-"""A thousand idle streams and 256 active ones for ten minutes: memory, errors, a new client's wait.
+"""Memory, errors and TTFT of new clients, with 1,000 idle and 256 active streams for ten minutes.
 
     python -m benchmarks.idle_clients --out docs/benchmarks/idle_clients.json
 
-Three engines that cost nothing stand behind one gateway and one orchestrator. One has accepted
-its clients and gives them nothing: they are idle, and hear keep-alive comments, each at times of
-its own, as they come one after another. The second gives a token every tenth of a second to the
-active ones, which ask again as soon as they are answered. Twice a second a new client connects and
-asks the third, which answers at once; its time to the first token is compared with what it was
-before the others came. New clients are a process of their own: what they wait for is the services,
-not the event loop that reads all others' answers.
+One gateway and one orchestrator use three fake engines. The first accepts requests and emits no
+token: its clients are idle and receive keep-alive comments, at different times because they connect
+one after another. The second emits ten tokens a second to each active client, which sends its next
+request as soon as the last one is answered. Twice a second a new client connects and sends a
+request to the third engine, which answers at once. Its time to the first token (TTFT) is compared with that
+of new clients before the others connected. The new clients run in a separate process, so that they
+measure the services, not the event loop that reads all other streams.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from benchmarks.harness.stack import Services
 
 IDLE_TOKENS_PER_SECOND = 1 / 7200
 OPENING_SECONDS = 50.0
-"""In which the idle clients come."""
+"""Time over which the idle clients connect."""
 PROBE_TOKENS = 4
 LIMITS = {
     "orchestrator": ("--max-concurrent-requests", "4096", "--max-outstanding-tokens", "4000000"),
-    # Nobody is idle for longer than a request may take.
+    # Idle requests must not time out.
     "gateway": ("--request-timeout-seconds", "3600"),
 }
 SAMPLE_SECONDS = 5.0
 SETTLE_SECONDS = 15.0
-"""All active clients have begun then; what they cost at once is not what is asked here."""
+"""Time until all active clients have started, which is not measured."""
 SETTLE_TIMEOUT_SECONDS = 120.0
 
 KIB = 1024
 
 
 class Clients:
-    """All clients of one run; what they found."""
+    """All clients of one run, and their measurements."""
 
     def __init__(
         self, services: Services, new_clients: Executor, options: argparse.Namespace
@@ -67,7 +67,7 @@ class Clients:
         self.num_idle_lost = 0
 
     async def run(self) -> None:
-        """Everybody, for the time that is asked for."""
+        """Runs all clients for `options.minutes`."""
         idle = []
         for _ in range(self._options.idle):
             idle.append(await self._open_idle())
@@ -78,7 +78,7 @@ class Clients:
         end = time.monotonic() + SETTLE_SECONDS + self._options.minutes * 60
         async with asyncio.TaskGroup() as group:
             for number in range(self._options.active):
-                group.create_task(self._ask_again(number, end))
+                group.create_task(self._run_active(number, end))
             await asyncio.sleep(SETTLE_SECONDS)
             group.create_task(self._watch(end))
             self.probes = await asyncio.get_running_loop().run_in_executor(
@@ -93,7 +93,7 @@ class Clients:
         connection.transport.write(self._request("idle", 512))
         return connection
 
-    async def _ask_again(self, number: int, end: float) -> None:
+    async def _run_active(self, number: int, end: float) -> None:
         connection = await connect(self._services.url)
         self._held.callback(connection.transport.close)
         num_tokens = self._options.tokens
@@ -112,8 +112,8 @@ class Clients:
 
 
 def probe(url: str, seconds: float) -> list[Stream]:
-    """New clients, two a second, in a process that does nothing else."""
-    gc.disable()  # its pauses would be the clients'
+    """Runs new clients, two a second. Runs in a separate process."""
+    gc.disable()  # its pauses would add to the TTFT
     return uvloop.run(_probe(url, seconds))
 
 
@@ -134,47 +134,33 @@ async def _probe(url: str, seconds: float) -> list[Stream]:
 
 
 def growth(memory: Sequence[int]) -> float:
-    """KiB a minute, by least squares over the second half of the run."""
+    """Growth in KiB per minute: least squares over the second half of the run."""
     late = memory[len(memory) // 2 :]
     minutes = [number * SAMPLE_SECONDS / 60 for number in range(len(late))]
     return statistics.linear_regression(minutes, late).slope / KIB
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--idle", type=int, default=1000)
-    parser.add_argument("--active", type=int, default=256)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--tokens", type=int, default=100, help="of an active stream")
-    parser.add_argument("--pace", type=float, default=10.0, help="tokens a second of one")
-    parser.add_argument("--alone", type=float, default=60.0, help="seconds of new clients only")
-    parser.add_argument("--out", type=Path, help="where every figure goes, as JSON")
-    parser.add_argument("--log", type=Path, help="where the processes' output goes")
-    options = parser.parse_args()
-    gc.disable()
+def start(processes: Processes, options: argparse.Namespace) -> Services:
+    """Starts the services with the three fake engines."""
     fake = ("--fake-model", "--max-num-seqs", "2048", "--fake-tokens-per-second")
-    with tempfile.TemporaryDirectory() as folder:
-        log = options.log or Path(folder) / "processes.log"
-        with Processes(log) as processes:
-            services = Services(
-                processes,
-                engine=(*fake, str(options.pace), "--model-name", "active"),
-                more_engines={
-                    "idle": (*fake, str(IDLE_TOKENS_PER_SECOND), "--model-name", "idle"),
-                    "quick": (*fake, "0", "--model-name", "quick"),
-                },
-                limits=LIMITS,
-            )
-            services.wait_ready()
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as new_clients:
-                new_clients.submit(probe, services.url, 5).result()  # warms up
-                alone = new_clients.submit(probe, services.url, options.alone).result()
-                clients = Clients(services, new_clients, options)
-                uvloop.run(clients.run())
-    errors = [s.error for s in (*alone, *clients.probes, *clients.active) if s.error]
-    figures = {
-        "errors": len(errors),
+    services = Services(
+        processes,
+        engine=(*fake, str(options.pace), "--model-name", "active"),
+        more_engines={
+            "idle": (*fake, str(IDLE_TOKENS_PER_SECOND), "--model-name", "idle"),
+            "quick": (*fake, "0", "--model-name", "quick"),
+        },
+        limits=LIMITS,
+    )
+    services.wait_ready()
+    return services
+
+
+def figures_of(alone: list[Stream], clients: Clients) -> dict[str, float]:
+    """The reported figures; `alone` are new clients without the others."""
+    streams = (*alone, *clients.probes, *clients.active)
+    return {
+        "errors": sum(bool(stream.error) for stream in streams),
         "idle_streams_lost": clients.num_idle_lost,
         "active_answers": len(clients.active),
         "new_clients": len(clients.probes),
@@ -185,8 +171,39 @@ def main() -> None:
         "memory_mib": clients.memory[-1] / KIB**2,
         "memory_growth_kib_per_minute": growth(clients.memory),
     }
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--idle", type=int, default=1000, help="idle streams")
+    parser.add_argument("--active", type=int, default=256, help="active streams")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--tokens", type=int, default=100, help="tokens of an active stream")
+    parser.add_argument("--pace", type=float, default=10.0, help="tokens/s of an active stream")
+    parser.add_argument("--alone", type=float, default=60.0, help="seconds of new clients only")
+    parser.add_argument("--out", type=Path, help="JSON file for all figures")
+    parser.add_argument("--log", type=Path, help="file for the output of the services")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the clients, prints the figures, and writes them to `--out`."""
+    options = parse_options()
+    gc.disable()
+    with tempfile.TemporaryDirectory() as folder:
+        log = options.log or Path(folder) / "processes.log"
+        with Processes(log) as processes:
+            services = start(processes, options)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as new_clients:
+                new_clients.submit(probe, services.url, 5).result()  # warms up
+                alone = new_clients.submit(probe, services.url, options.alone).result()
+                clients = Clients(services, new_clients, options)
+                uvloop.run(clients.run())
+    figures = figures_of(alone, clients)
     for name, value in figures.items():
         print(f"{name:<30}{value:12.1f}")
+    errors = [s.error for s in (*alone, *clients.probes, *clients.active) if s.error]
     print("\n".join(errors[:3]))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

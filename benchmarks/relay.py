@@ -1,11 +1,11 @@
-"""What the relay costs: gateway and orchestrator between an engine that costs nothing and a client.
+"""Cost of the relay: gateway and orchestrator between a client and the fake engine.
 
     python -m benchmarks.relay --out docs/benchmarks/relay.json
 
-Streams of made-up tokens, all begun at once, read by a client of raw HTTP on the same cores. Once
-at full speed, where the engine gives a token whenever somebody waits for one; once paced, where
-every stream gets a token every 25 ms, all of a step together, as a real engine gives them.
-CPU time is the two services', from the kernel; memory is what they grew by while streams ran.
+A raw HTTP client on the same cores reads streams that all start at once. At full speed the engine
+emits tokens as fast as they are read; paced, all streams get a token every 25 ms in one step, as
+from a real engine. The CPU time is that of gateway and orchestrator, from the kernel;
+the memory is their growth while the streams run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.harness.stack import FAKE_MODEL, RELAY, SERVICES, Services
 
 PACES = {"full speed": 0.0, "paced": 40.0}
 MIN_TOKENS = 20_000
-"""A measurement repeats its streams until there are about so many; paced ones at most twice."""
+"""Tokens of a measurement, at least: it repeats its streams; paced ones at most twice."""
 
 LIMITS = {
     "orchestrator": ("--max-concurrent-requests", "2048", "--max-outstanding-tokens", "4000000"),
@@ -41,7 +41,7 @@ Row = dict[str, float | str]
 
 
 class Peak:
-    """The most memory that some services were seen to have."""
+    """Peak memory of the services."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -50,8 +50,8 @@ class Peak:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks ten times a second while the block runs."""
-        thread = threading.Thread(target=self._look)
+        """Samples the memory ten times a second while the block runs."""
+        thread = threading.Thread(target=self._sample)
         thread.start()
         try:
             yield
@@ -59,14 +59,14 @@ class Peak:
             self._stop.set()
             thread.join()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._stop.wait(0.1):
             self.bytes = max(self.bytes, self._services.memory_bytes())
 
 
-def measure(services: Services, num_streams: int, num_tokens: int, most_turns: int) -> Row:
-    """One round at one number of streams."""
-    turns = max(1, min(most_turns, MIN_TOKENS // (num_streams * num_tokens)))
+def measure(services: Services, num_streams: int, num_tokens: int, max_turns: int) -> Row:
+    """Measures one number of streams once."""
+    turns = max(1, min(max_turns, MIN_TOKENS // (num_streams * num_tokens)))
     cpu, memory, began = services.cpu_seconds(), services.memory_bytes(), time.perf_counter()
     by_name = {name: services.cpu_seconds((name,)) for name in SERVICES}
     peak = Peak(services)
@@ -89,7 +89,7 @@ def measure(services: Services, num_streams: int, num_tokens: int, most_turns: i
 
 
 def median_rows(rounds: Sequence[Sequence[Row]]) -> list[Row]:
-    """The median of each figure over the rounds, errors summed, by pace and number of streams."""
+    """Medians of all figures over the rounds, and the sum of errors, by pace and streams."""
     merged: list[Row] = []
     for same in zip(*rounds, strict=True):
         row: Row = {}
@@ -104,7 +104,7 @@ def median_rows(rounds: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     lines = [
         "| pace | streams | tokens/s | TTFT p50 / p99 ms | CPU µs/token, both "
         "| gateway | orchestrator | KiB/stream | errors |",
@@ -121,42 +121,60 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def start(processes: Processes, paces: Sequence[str]) -> dict[str, Services]:
+    """Starts the services once for each pace, and warms them up."""
+    stacks = {}
+    for pace in paces:
+        engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(PACES[pace]))
+        stacks[pace] = Services(processes, prefix=f"{pace} ", engine=engine, limits=LIMITS)
+    for services in stacks.values():
+        services.wait_ready()
+        asyncio.run(load(services.url, 32, 20))  # warms up
+    return stacks
+
+
+def measure_round(
+    stacks: dict[str, Services], number: int, arguments: argparse.Namespace
+) -> list[Row]:
+    """Measures every pace and number of streams once."""
+    rows: list[Row] = []
+    for pace, services in stacks.items():
+        for num_streams in arguments.streams:
+            row = measure(services, num_streams, arguments.tokens, 2 if PACES[pace] else 20)
+            rows.append({"pace": pace, **row})
+            print(
+                f"round {number}, {pace}, {num_streams} streams: "
+                f"{row['tokens_per_second']:,.0f} tokens/s, "
+                f"{row['cpu_us_per_token']:.1f} µs/token",
+                flush=True,
+            )
+    return rows
+
+
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 256, 1000])
-    parser.add_argument("--tokens", type=int, default=200, help="of each stream")
+    parser.add_argument(
+        "--streams", type=int, nargs="+", default=[1, 32, 256, 1000], help="numbers of streams"
+    )
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--paces", nargs="+", choices=PACES, default=list(PACES))
-    parser.add_argument("--out", type=Path, help="where every figure goes, as JSON")
-    parser.add_argument("--log", type=Path, help="where the processes' output goes")
-    arguments = parser.parse_args()
-    rounds: list[list[Row]] = []
+    parser.add_argument("--out", type=Path, help="JSON file for all figures")
+    parser.add_argument("--log", type=Path, help="file for the output of the services")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs all rounds, prints the table of medians, and writes the figures to `--out`."""
+    arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
         log = arguments.log or Path(folder) / "processes.log"
         with Processes(log) as processes:
-            stacks = {}
-            for pace in arguments.paces:
-                engine = (*FAKE_MODEL, "--fake-tokens-per-second", str(PACES[pace]))
-                stacks[pace] = Services(processes, prefix=f"{pace} ", engine=engine, limits=LIMITS)
-            for services in stacks.values():
-                services.wait_ready()
-                asyncio.run(load(services.url, 32, 20))  # warms up
-            for number in range(arguments.rounds):
-                rows = []
-                for pace, services in stacks.items():
-                    for num_streams in arguments.streams:
-                        row = measure(
-                            services, num_streams, arguments.tokens, 2 if PACES[pace] else 20
-                        )
-                        rows.append({"pace": pace, **row})
-                        print(
-                            f"round {number + 1}, {pace}, {num_streams} streams: "
-                            f"{row['tokens_per_second']:,.0f} tokens/s, "
-                            f"{row['cpu_us_per_token']:.1f} µs/token",
-                            flush=True,
-                        )
-                rounds.append(rows)
+            stacks = start(processes, arguments.paces)
+            rounds = [
+                measure_round(stacks, number + 1, arguments) for number in range(arguments.rounds)
+            ]
     rows = median_rows(rounds)
     print(f"\n{platform.machine()}, Python {platform.python_version()}, {' + '.join(RELAY)}")
     print(table(rows))
