@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -20,8 +19,7 @@ from gateway.upstream.generation import Event, SearchResults
 from gateway.upstream.readiness import Readiness
 from mesh.context import annotate
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
-from mesh.protocol.deltas import Delta, DeltaLogprob
-from mesh.protocol.finish import GenerationFinish, GenerationStarted
+from mesh.protocol.finish import GenerationStarted
 
 First = TypeVar("First", GenerationStarted, SearchResults)
 
@@ -49,14 +47,6 @@ class Dependencies:
         return EventStream(frames, error_frame, self.drain, keep_alive)
 
 
-class Collected(NamedTuple):
-    """A whole generation."""
-
-    text: str
-    logprobs: tuple[DeltaLogprob, ...]
-    finish: GenerationFinish
-
-
 async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First:
     """The first event, by which the request is accepted. Raises MeshError."""
     event = await anext(events)
@@ -65,18 +55,3 @@ async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First
     if isinstance(event, GenerationStarted):
         annotate(model=event.model)
     return event
-
-
-async def collect(events: AsyncGenerator[Event], kind: type[First]) -> tuple[First, Collected]:
-    """Reads a generation to its end. Raises MeshError; closes `events` in every case."""
-    async with aclosing(events):
-        first = await first_event(events, kind)
-        texts: list[str] = []
-        logprobs: list[DeltaLogprob] = []
-        async for event in events:
-            if isinstance(event, Delta):
-                texts.append(event.text)
-                logprobs.extend(event.logprobs)
-            elif isinstance(event, GenerationFinish):
-                return first, Collected("".join(texts), tuple(logprobs), event)
-    raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)

@@ -22,7 +22,6 @@ from gateway.openai.responses import (
     head,
     tool_call_delta,
 )
-from gateway.openai.usage import UsageTotal
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import read_json
@@ -49,18 +48,18 @@ class ChatCompletions:
         messages = [_Message(index) for index in range(body.n)]
         async with self._dependencies.cancel_scope(request), aclosing(events):
             accepted = await accepted_event(events)
-            usage_total = UsageTotal(accepted.started, body.n, record)
+            record.accept(ROUTE, accepted.started, body.n)
             async for index, event in choice_events(events):
                 if isinstance(event, Delta):
-                    usage_total.add(index, event)
+                    record.usage.add(index, event)
                     messages[index].add(event)
                 else:
-                    usage_total.finish(index, event)
+                    record.finish(index, event)
                     check_not_aborted(event)
                     messages[index].finish_reason = event.reason
         fields = head("chatcmpl", "chat.completion", accepted.model)
         whole = [message.choice() for message in messages]
-        return json_response({**fields, "choices": whole, "usage": usage_total.usage()})
+        return json_response({**fields, "choices": whole, "usage": record.usage.openai()})
 
 
 class _Message:
@@ -104,7 +103,7 @@ async def _frames(
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         accepted = await accepted_event(events)
-        usage_total = UsageTotal(accepted.started, n, record)
+        record.accept(ROUTE, accepted.started, n)
         fields = head("chatcmpl", "chat.completion.chunk", accepted.model)
         chunks = Chunks(fields, _text_choice, num_choices=n, include_usage=include_usage)
         called = [False] * n
@@ -112,19 +111,18 @@ async def _frames(
         yield b"".join(chunks.chunk(_choice(index, role)) for index in range(n))
         async for index, event in choice_events(events):
             if isinstance(event, Delta):
-                record.text(ROUTE)
-                usage_total.add(index, event)
+                record.delta(index, event)
                 called[index] = called[index] or bool(event.tool_calls)
                 if event.logprobs or event.reasoning or event.tool_calls:
                     yield chunks.chunk(_delta_choice(index, event))
                 else:
                     yield chunks.text(index, event.text)
             else:
-                usage_total.finish(index, event)
+                record.finish(index, event)
                 check_not_aborted(event)
                 reason = _reason(event.reason, calls=called[index])
                 yield chunks.chunk(_choice(index, {}, reason))
-        yield chunks.end(usage_total.usage())
+        yield chunks.end(record.usage.openai())
 
 
 def _reason(reason: str, *, calls: bool) -> str:

@@ -21,7 +21,6 @@ from gateway.openai.choices import (
 )
 from gateway.openai.chunks import Chunks
 from gateway.openai.responses import Choice, TextLogprobs, check_not_aborted, error_frame, head
-from gateway.openai.usage import UsageTotal
 from gateway.schemas.completions import CompletionRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import read_json
@@ -55,14 +54,14 @@ class Completions:
         reasons = [""] * len(generations)
         async with self._dependencies.cancel_scope(request), aclosing(events):
             accepted = await accepted_event(events)
-            usage_total = UsageTotal(accepted.started, body.n, record)
+            record.accept(ROUTE, accepted.started, body.n)
             async for index, event in choice_events(events):
                 if isinstance(event, Delta):
-                    usage_total.add(index, event)
+                    record.usage.add(index, event)
                     texts[index].append(event.text)
                     logprobs[index].extend(event.logprobs)
                 else:
-                    usage_total.finish(index, event)
+                    record.finish(index, event)
                     check_not_aborted(event)
                     reasons[index] = event.reason
         whole = [
@@ -70,7 +69,7 @@ class Completions:
             for index, text in enumerate(texts)
         ]
         fields = head("cmpl", "text_completion", accepted.model)
-        return json_response({**fields, "choices": whole, "usage": usage_total.usage()})
+        return json_response({**fields, "choices": whole, "usage": record.usage.openai()})
 
 
 async def _frames(
@@ -78,7 +77,7 @@ async def _frames(
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         accepted = await accepted_event(events)
-        usage_total = UsageTotal(accepted.started, body.n, record)
+        record.accept(ROUTE, accepted.started, body.n)
         chunks = Chunks(
             head("cmpl", "text_completion", accepted.model),
             _choice,
@@ -90,25 +89,24 @@ async def _frames(
         yield b""
         async for index, event in choice_events(events):
             if isinstance(event, Delta):
-                record.text(ROUTE)
-                usage_total.add(index, event)
+                record.delta(index, event)
                 if event.logprobs:
-                    told = logprobs[index].of(event.logprobs)
-                    yield chunks.chunk(_choice(index, event.text, told))
+                    formatted = logprobs[index].of(event.logprobs)
+                    yield chunks.chunk(_choice(index, event.text, formatted))
                 else:
                     yield chunks.text(index, event.text)
             else:
-                usage_total.finish(index, event)
+                record.finish(index, event)
                 check_not_aborted(event)
                 yield chunks.chunk(_choice(index, "", None, event.reason))
-        yield chunks.end(usage_total.usage())
+        yield chunks.end(record.usage.openai())
 
 
 async def _prompts_only(events: Events) -> Events:
-    """What is told of a request for no tokens: of each choice the echo, and that it is over."""
-    # The echo is a choice's first delta. A later one without tokens is what was left of a token
-    # that ends within a character.
-    told: set[int] = set()
+    """The events of a request for no tokens: the echo of each choice, and its finish."""
+    # The echo is a choice's first delta. A later delta without tokens is the rest of a token that
+    # ends within a character.
+    echoed: set[int] = set()
     async with aclosing(events):
         async for each in events:
             if isinstance(each, Accepted):
@@ -118,8 +116,8 @@ async def _prompts_only(events: Events) -> Events:
                 aborted = each.event.reason is FinishReason.ABORT
                 reason = FinishReason.ABORT if aborted else FinishReason.LENGTH
                 yield ChoiceEvent(each.number, GenerationFinish(reason, usage))
-            elif each.number not in told:
-                told.add(each.number)
+            elif each.number not in echoed:
+                echoed.add(each.number)
                 if not each.event.num_tokens:
                     yield each
 

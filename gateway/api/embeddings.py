@@ -30,19 +30,20 @@ class Embeddings:
         body = await read_json(
             request, EmbeddingRequest, self._dependencies.settings.max_body_bytes
         )
-        num_tokens = 0
+        usage = RequestRecord.of(request.scope).usage
+        usage.prompt_tokens = 0
         model = ""
         data: list[dict[str, object]] = []
         batches = self._dependencies.orchestrator.embed(body.inputs(), body.model)
-        RequestRecord.of(request.scope).summary = lambda: {"prompt_tokens": num_tokens}
         async with self._dependencies.cancel_scope(request), aclosing(batches):
             async for batch in batches:
                 model = batch.model
-                num_tokens += batch.prompt_tokens
+                usage.prompt_tokens += batch.prompt_tokens
                 for vector in batch.vectors:
                     data.append(_embedding(len(data), vector, body.encoding_format))
-        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        return json_response({"object": "list", "data": data, "model": model, "usage": usage})
+        num_tokens = usage.prompt_tokens
+        tokens = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return json_response({"object": "list", "data": data, "model": model, "usage": tokens})
 
 
 def _embedding(index: int, vector: Sequence[float], encoding: str) -> dict[str, object]:

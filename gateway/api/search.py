@@ -9,7 +9,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.dependencies import Dependencies, collect, first_event
+from gateway.dependencies import Dependencies, first_event
 from gateway.http.errors import HttpError, error_body
 from gateway.http.headers import headers_of
 from gateway.http.json_text import json_response
@@ -28,7 +28,7 @@ from gateway.streaming.sse import named_frame, token_frame
 from gateway.upstream.generation import Event, SearchResults, SummaryFinish
 from gateway.validation.body import read_json, read_query
 from mesh.context import current_request
-from mesh.errors import MeshError
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.observability.telemetry import trace_id
 from mesh.protocol.deltas import Delta
 
@@ -63,19 +63,19 @@ class SearchEndpoint:
         if asked.streaming or EVENT_STREAM in headers_of(request.scope).get("accept", ""):
             return self._stream(request, asked)
         events = self._dependencies.orchestrator.search(asked.search())
-        async with self._dependencies.cancel_scope(request):
-            found, answer = await collect(events, SearchResults)
-        finish = answer.finish
-        assert isinstance(finish, SummaryFinish), "a search ends with its citations"
-        RequestRecord.of(request.scope).finished(finish)
-        fields = {
-            "query": found.query,
-            "status": "completed",
-            "search_results": _results(found),
-            "summary": answer.text,
-            **_end(finish),
-        }
-        return json_response(fields)
+        record = RequestRecord.of(request.scope)
+        texts: list[str] = []
+        async with self._dependencies.cancel_scope(request), aclosing(events):
+            found = await first_event(events, SearchResults)
+            record.accept(ROUTE)
+            async for event in events:
+                if isinstance(event, Delta):
+                    record.usage.add(0, event)
+                    texts.append(event.text)
+                elif isinstance(event, SummaryFinish):
+                    record.finish(0, event)
+                    return json_response(_whole(found, "".join(texts), event))
+        raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
     def _stream(self, request: Request, asked: SearchRequest) -> Response | EventStream:
         resumable_streams = self._dependencies.resumable_streams
@@ -111,6 +111,7 @@ async def _frames(
     """The events of one search; with an `id_prefix` they can be resumed."""
     async with aclosing(events):
         found = await first_event(events, SearchResults)
+        record.accept(ROUTE)
         fields: dict[str, object]
         fields = {"type": "search_results", "query": found.query, "results": _results(found)}
         retry = RETRY_MILLISECONDS if id_prefix else None
@@ -118,11 +119,11 @@ async def _frames(
         position = 0
         async for event in events:
             if isinstance(event, Delta):
-                record.text(ROUTE)
+                record.delta(0, event)
                 yield token_frame(event.text, position, id_prefix)
                 position += 1
             elif isinstance(event, SummaryFinish):
-                record.finished(event)
+                record.finish(0, event)
                 fields = {"type": "complete", **_end(event)}
                 yield named_frame("complete", fields, id_prefix + COMPLETE)
 
@@ -130,8 +131,19 @@ async def _frames(
 def _error_frame(id_prefix: str, error: MeshError) -> bytes:
     fields = error_body(error)["error"]
     assert isinstance(fields, dict)
-    told = {name: fields[name] for name in ("message", "type", "code")}
-    return named_frame("error", {"type": "error", "error": told}, id_prefix + ERROR)
+    error_fields = {name: fields[name] for name in ("message", "type", "code")}
+    return named_frame("error", {"type": "error", "error": error_fields}, id_prefix + ERROR)
+
+
+def _whole(found: SearchResults, summary: str, finish: SummaryFinish) -> dict[str, object]:
+    """The answer without streaming."""
+    return {
+        "query": found.query,
+        "status": "completed",
+        "search_results": _results(found),
+        "summary": summary,
+        **_end(finish),
+    }
 
 
 def _results(found: SearchResults) -> list[dict[str, object]]:

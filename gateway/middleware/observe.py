@@ -17,7 +17,7 @@ from gateway.observability import metrics
 from gateway.observability.request_record import RequestRecord
 from gateway.observability.tracing import end_span, http_span, unrecorded_span
 from gateway.validation.ignored_fields import ignored_header
-from mesh.context import RequestContext, accept_request_id, annotate, use_request
+from mesh.context import RequestContext, accept_request_id, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.observability.telemetry import trace_id
 
@@ -80,7 +80,7 @@ class ObserveMiddleware:
             record.status = CLIENT_CLOSED_REQUEST
         except Exception as error:
             failure = _as_failure(error)
-            record.failed(failure)
+            record.fail(failure)
             if not responder.started:
                 await error_response(failure)(scope, receive, responder.send)
         record.status = record.status or responder.status
@@ -127,24 +127,13 @@ def _as_failure(error: Exception) -> MeshError | HttpError:
 
 def _record(scope: Scope, record: RequestRecord, request: RequestContext) -> None:
     duration = time.monotonic() - record.arrived
-    record.record_first_token()
-    if record.summary is not None:
-        annotate(**record.summary())
-        record.summary = None  # it holds this record: neither would go before a search
+    record.end()
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
     route, status = route_of(scope), record.status
     end_span(trace.get_current_span(), method, route, status, record.error)
     metrics.observe_request(
-        route, method, status, duration, model=record.model, error=_error_type(record)
+        route, method, status, duration, model=record.model, error=record.error_type
     )
     if logger.isEnabledFor(logging.INFO):
         fields = {"method": method, "route": route, "status": status, "duration_seconds": duration}
         logger.info("request finished", extra={**fields, **request.fields})
-
-
-def _error_type(record: RequestRecord) -> str:
-    if record.error is not None:
-        return record.error.value
-    if record.status == CLIENT_CLOSED_REQUEST:
-        return ErrorKind.CANCELLED.value
-    return str(record.status) if record.status >= 400 else ""

@@ -1,21 +1,23 @@
-"""What is told about one HTTP request: its access line, its metrics, its span."""
+"""The account of one HTTP request, from which access line, metrics and span are made."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
 from starlette.types import Scope
 
-from gateway.http.errors import HttpError
+from gateway.http.errors import CLIENT_CLOSED_REQUEST, HttpError
 from gateway.observability import metrics
+from gateway.observability.usage_total import UsageTotal
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv
-from mesh.protocol.finish import GenerationFinish
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
 logger = logging.getLogger("gateway.access")
 
@@ -24,23 +26,24 @@ _KEY = "gateway.observability.request_record"
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """Filled in on the way of a request; `ObserveMiddleware` tells it in the end."""
+    """Endpoints record each event once, when it happens; `ObserveMiddleware` reports the end.
 
-    route: str = ""
+    accept ─▶ delta … ─▶ finish
+        └──────────────▶ fail
+    """
+
     status: int = 0
     arrived: float = field(default_factory=time.monotonic)
     error: ErrorKind | None = None
-    """What ended it, also where the status was spent before."""
-    summary: Callable[[], Mapping[str, object]] | None = None
-    """What the access line says of the generation, asked once the request has ended: a client
-    that left in the middle has used tokens too."""
+    """Why the request failed, also where the status had been sent before."""
     ignored: Sequence[str] = ()
-    """Fields of the body that nothing here knows."""
+    """Unknown fields of the body."""
+    usage: UsageTotal = field(default_factory=lambda: UsageTotal(None, 0))
     _route: str = ""
-    _first_token: float | None = None
-    _first_token_at: int = 0
-    """Nanoseconds since 1970, as spans have it."""
-    _first_token_recorded: bool = False
+    _first_text: float | None = None
+    _first_text_ns: int = 0
+    """Nanoseconds since 1970, the unit of span timestamps."""
+    _first_text_reported: bool = False
 
     @staticmethod
     def of(scope: Scope) -> RequestRecord:
@@ -50,49 +53,49 @@ class RequestRecord:
 
     @property
     def model(self) -> str:
-        """The name of the model that answers; empty where that is not told."""
+        """The name of the model that answers; empty while it is unknown."""
         request = current_request()
         return str(request.fields.get("model", "")) if request is not None else ""
 
+    @property
+    def error_type(self) -> str:
+        """A bounded word for metrics; empty if the request succeeded."""
+        if self.error is not None:
+            return self.error.value
+        if self.status == CLIENT_CLOSED_REQUEST:
+            return ErrorKind.CANCELLED.value
+        return str(self.status) if self.status >= 400 else ""
+
     def attach(self, scope: Scope) -> None:
-        """Makes this the record of the request with this scope."""
+        """Make this the record of the request with this scope."""
         scope[_KEY] = self
 
-    def text(self, route: str) -> None:
-        """Text is about to be sent."""
-        if self._first_token is None:
-            self._route, self._first_token = route, time.monotonic()
-            self._first_token_at = time.time_ns()
-        else:
-            self.record_first_token()
+    def accept(self, route: str, started: Sequence[GenerationStarted] = (), n: int = 1) -> None:
+        """The orchestrator accepted the request; a search reports its prompt's tokens last.
 
-    def record_first_token(self) -> None:
-        """Tells when the first text was sent, if it was and nobody knows.
-
-        Called with what follows it, so that the first text need not wait for that.
+        Each prompt has `n` choices, which follow one another in `started`; it counts once.
         """
-        if self._first_token is None or self._first_token_recorded:
-            return
-        self._first_token_recorded = True
-        seconds = self._first_token - self.arrived
-        metrics.observe_first_token(self._route, self.model, seconds)
-        annotate(ttft_seconds=seconds)
-        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=self._first_token_at)
+        self._route = route
+        prompt_tokens = sum(each.prompt_tokens for each in started[::n]) if started else None
+        self.usage = UsageTotal(prompt_tokens, max(len(started), 1), n)
 
-    def finished(self, finish: GenerationFinish) -> None:
-        """The generation ended."""
-        usage = finish.usage
-        if self._first_token is not None and usage.completion_tokens > 1:
-            seconds = time.monotonic() - self._first_token
-            per_token = seconds / (usage.completion_tokens - 1)
+    def delta(self, index: int, delta: Delta) -> None:
+        """A delta of choice `index` is about to be streamed to the client."""
+        self.usage.add(index, delta)
+        if self._first_text is None:
+            self._first_text, self._first_text_ns = time.monotonic(), time.time_ns()
+        elif not self._first_text_reported:
+            self._report_first_text()
+
+    def finish(self, index: int, finish: GenerationFinish) -> None:
+        """Choice `index` is complete."""
+        self.usage.finish(index, finish)
+        num_tokens = finish.usage.completion_tokens
+        if self._first_text is not None and num_tokens > 1:
+            per_token = (time.monotonic() - self._first_text) / (num_tokens - 1)
             metrics.observe_time_per_output_token(self._route, self.model, per_token)
-        annotate(
-            finish_reason=finish.reason,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-        )
 
-    def failed(self, error: MeshError | HttpError) -> None:
+    def fail(self, error: MeshError | HttpError) -> None:
         """The request failed, before or after its first byte."""
         if isinstance(error, HttpError):
             annotate(error=error.message)
@@ -101,3 +104,18 @@ class RequestRecord:
         annotate(error=error.for_the_log, error_kind=error.kind.value)
         logger.debug("request failed", extra={"error": error.message})
         self.error = error.kind
+
+    def end(self) -> None:
+        """The response has ended: report what is left to report to log and span."""
+        if self._first_text is not None and not self._first_text_reported:
+            self._report_first_text()
+        annotate(**self.usage.log_fields())
+
+    def _report_first_text(self) -> None:
+        """Reported with the second delta or at the end, so that the first one is not delayed."""
+        assert self._first_text is not None, "a first text has been sent"
+        self._first_text_reported = True
+        seconds = self._first_text - self.arrived
+        metrics.observe_first_token(self._route, self.model, seconds)
+        annotate(ttft_seconds=seconds)
+        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=self._first_text_ns)

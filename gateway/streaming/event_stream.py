@@ -57,7 +57,7 @@ class EventStream:
             if not writer.started:
                 raise
             failure = _as_mesh_error(error)
-            RequestRecord.of(scope).failed(failure)
+            RequestRecord.of(scope).fail(failure)
             await writer.fail(self._error_frame(failure))
         finally:
             writer.close()

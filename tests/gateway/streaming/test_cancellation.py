@@ -87,6 +87,26 @@ async def test_leaving_is_told_as_499(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.parametrize("name", STREAMS)
+async def test_the_access_line_of_an_abandoned_stream_has_its_usage(
+    gateway: GatewayServer,
+    orchestrator: FakeOrchestrator,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    """The tokens streamed before the client left are logged; a search does not know its prompt."""
+    caplog.set_level(logging.INFO)
+    orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
+    async with connection(gateway, name) as (reader, _):
+        await reader.readuntil(b':"b"')
+    await eventually(lambda: gateway.dependencies.drain.num_active == 0, "the request ends")
+    [line] = [vars(record) for record in caplog.records if record.name == "gateway.access"]
+    assert line["completion_tokens"] >= 2
+    assert line.get("prompt_tokens") == (None if name == "search stream" else 7)
+    assert line["ttft_seconds"] > 0
+    assert "finish_reason" not in line
+
+
 async def test_a_slow_client_holds_only_its_own_request(
     gateway: GatewayServer, client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:

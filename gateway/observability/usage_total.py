@@ -1,0 +1,62 @@
+"""The tokens of one request, over all its choices."""
+
+from __future__ import annotations
+
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import GenerationFinish
+
+
+class UsageTotal:
+    """Counts tokens as they arrive, so that it is correct when a client leaves early."""
+
+    def __init__(self, prompt_tokens: int | None, num_choices: int = 1, n: int = 1) -> None:
+        """`prompt_tokens` is None until the finish reports it; each prompt has `n` choices."""
+        self.prompt_tokens = prompt_tokens
+        self._n = n
+        self._cached_tokens = 0
+        self._completion_tokens = [0] * num_choices
+        self._finish_reasons: set[str] = set()
+        self._reasoning_tokens = 0
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, for all choices."""
+        return sum(self._completion_tokens)
+
+    def add(self, index: int, delta: Delta) -> None:
+        """Count a delta of choice `index`."""
+        self._completion_tokens[index] += delta.num_tokens
+        if delta.reasoning:
+            self._reasoning_tokens += delta.num_tokens
+
+    def finish(self, index: int, finish: GenerationFinish) -> None:
+        """Take the final count of choice `index`."""
+        self._completion_tokens[index] = finish.usage.completion_tokens
+        if self.prompt_tokens is None:
+            self.prompt_tokens = finish.usage.prompt_tokens
+        if index % self._n == 0:
+            # The other choices of a prompt find most of it in the cache because of this one.
+            self._cached_tokens += finish.usage.cached_tokens
+        self._finish_reasons.add(finish.reason)
+
+    def log_fields(self) -> dict[str, object]:
+        """Fields of the access line; what is not known yet is left out."""
+        fields: dict[str, object] = {}
+        if self.prompt_tokens is not None:
+            fields["prompt_tokens"] = self.prompt_tokens
+        if self._completion_tokens:
+            fields["completion_tokens"] = self.completion_tokens
+        if self._finish_reasons:
+            fields["finish_reason"] = ",".join(sorted(self._finish_reasons))
+        return fields
+
+    def openai(self) -> dict[str, object]:
+        """OpenAI's usage object."""
+        prompt_tokens, completion_tokens = self.prompt_tokens or 0, self.completion_tokens
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self._reasoning_tokens},
+        }
