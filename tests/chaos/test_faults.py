@@ -23,7 +23,7 @@ import pytest
 
 from mesh.rpc.channel import call_unary, open_channel
 from mesh.v1 import inference_pb2, inference_pb2_grpc
-from tests.chaos.cluster import running_cluster
+from tests.chaos.cluster import Cluster, running_cluster
 from tests.chaos.faults import FAKETIME, FaultInjector, plan
 from tests.chaos.load import PROMPTS, CompletionRequest, CompletionResult, Oracle, stream_completion
 from tests.chaos.proxy import Proxy
@@ -149,18 +149,23 @@ async def test_no_token_is_lost_and_no_request_hangs(tmp_path: Path) -> None:
         print("faults:", injector.num_done)
         assert sum(injector.num_done.values()) == len(faults)
         assert len(complete) > len(clients.results) / 2
-        # After the faults, every process runs and every request succeeds.
-        assert all(node.alive for node in cluster.nodes), cluster.logs()
-        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
-            for request in REQUESTS:
-                result = await stream_completion(client, request)
-                assert result.complete, result
-                oracle.check(request, result)
-            found = (await client.get("/api/v1/search", params={"query": "kubernetes"})).json()
-            assert found["search_results"], "the search has no results"
-        for node in cluster.of("inference"):
-            await wait_idle(node.address)
+        await check_everything_works(cluster, oracle)
         shutil.rmtree(tmp_path / "documents", ignore_errors=True)
+
+
+async def check_everything_works(cluster: Cluster, oracle: Oracle) -> None:
+    """Every process runs, every request succeeds, and the engines are idle afterwards."""
+    assert all(node.alive for node in cluster.nodes), cluster.logs()
+    [url] = cluster.urls
+    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+        for request in REQUESTS:
+            result = await stream_completion(client, request)
+            assert result.complete, result
+            oracle.check(request, result)
+        found = (await client.get("/api/v1/search", params={"query": "kubernetes"})).json()
+        assert found["search_results"], "the search has no results"
+    for node in cluster.of("inference"):
+        await wait_idle(node.address)
 
 
 async def wait_idle(address: str) -> None:

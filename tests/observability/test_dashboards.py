@@ -9,7 +9,7 @@ import pytest
 from scripts.dashboards import __main__ as script
 from tests.observability.dashboards import FILES, metric_names, panel_queries
 from tests.observability.rules import alerts
-from tests.test_metrics_table import documented
+from tests.observability.test_metrics_table import documented
 
 
 def test_the_files_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:

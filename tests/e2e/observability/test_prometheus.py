@@ -20,7 +20,7 @@ from tests.e2e.support.prometheus import Prometheus, scraping, until
 from tests.e2e.support.stack import SERVICES, Stack
 from tests.observability.dashboards import panel_queries
 from tests.observability.rules import FILES, alerts
-from tests.test_metrics_table import documented
+from tests.observability.test_metrics_table import documented
 
 pytestmark = [
     pytest.mark.timeout(480),

@@ -76,7 +76,7 @@ class SpanTree:
                 reached = max(reached, end)
         return covered / (root.end - root.start)
 
-    def is_explained(self, names: frozenset[str]) -> bool:
+    def is_covered(self, names: frozenset[str]) -> bool:
         """Whether spans of `names` cover 95 % of the root's duration, or all but `OWN_SECONDS`.
 
         A refused request takes a few milliseconds, and more than 5 % of them are the gateway's

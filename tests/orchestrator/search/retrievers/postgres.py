@@ -49,16 +49,8 @@ def _run(folder: Path) -> Iterator[str]:
         cwd="/",
         **become,
     )
-    options = [
-        "-c",
-        "fsync=off",
-        "-c",
-        "listen_addresses=127.0.0.1",
-        "-p",
-        str(port),
-        "-k",
-        str(data),
-    ]
+    options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-p", str(port)]
+    options += ["-k", str(data)]
     log = (folder / "log").open("wb")
     server = subprocess.Popen(
         [BIN / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **become
