@@ -1,1 +1,7 @@
-"""Each figure in the docs has its script here."""
+"""Scripts that measure the figures in the documentation."""
+
+from __future__ import annotations
+
+from mesh.rpc.polling import use_epoll1_engine
+
+use_epoll1_engine()  # as the services do; before a script imports grpc

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from gateway.http.server import serve
-from gateway.settings import GatewaySettings
-from mesh.process.lifecycle import run_process
-from mesh.process.settings import load
+from mesh.rpc.polling import use_epoll1_engine
 
 
 def main() -> None:
-    """Reads the settings and serves until a signal."""
+    """Read the settings and serve until SIGTERM or SIGINT."""
+    use_epoll1_engine()
+    # Imported here: gRPC's core reads its configuration when it is imported.
+    from gateway.http.server import serve
+    from gateway.settings import GatewaySettings
+    from mesh.process.lifecycle import run_process
+    from mesh.process.settings import load
+
     settings = load(GatewaySettings, "gateway")
     run_process("gateway", settings, lambda stop: serve(settings, stop))
 

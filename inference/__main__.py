@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from inference.application import application
-from inference.settings import InferenceSettings
-from mesh.process.lifecycle import run
-from mesh.process.settings import load
+from mesh.rpc.polling import use_epoll1_engine
 
 
 def main() -> None:
-    """Reads the settings and serves until a signal."""
+    """Read the settings and serve until SIGTERM or SIGINT."""
+    use_epoll1_engine()
+    # Imported here: gRPC's core reads its configuration when it is imported.
+    from inference.application import application
+    from inference.settings import InferenceSettings
+    from mesh.process.lifecycle import run
+    from mesh.process.settings import load
+
     settings = load(InferenceSettings, "inference")
     run("inference", settings, lambda: application(settings))
 

@@ -1,8 +1,5 @@
-"""What all four services stand on: settings, errors, channels, servers, lifecycle, telemetry.
+"""The library of all four services: settings, errors, gRPC, lifecycle, telemetry, shared values.
 
-It knows gRPC and OpenTelemetry; it knows nothing of what any one service does.
+A module belongs here if at least two services use it. What a single service does, and anything
+that imports a service, does not belong here.
 """
-
-from __future__ import annotations
-
-from mesh.rpc import polling as polling  # first: it must run before grpc is loaded

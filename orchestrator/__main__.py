@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from mesh.process.lifecycle import run
-from mesh.process.settings import load
-from orchestrator.application import application
-from orchestrator.settings import OrchestratorSettings
+from mesh.rpc.polling import use_epoll1_engine
 
 
 def main() -> None:
-    """Reads the settings and serves until a signal."""
+    """Read the settings and serve until SIGTERM or SIGINT."""
+    use_epoll1_engine()
+    # Imported here: gRPC's core reads its configuration when it is imported.
+    from mesh.process.lifecycle import run
+    from mesh.process.settings import load
+    from orchestrator.application import application
+    from orchestrator.settings import OrchestratorSettings
+
     settings = load(OrchestratorSettings, "orchestrator")
     run("orchestrator", settings, lambda: application(settings))
 

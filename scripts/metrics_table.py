@@ -16,12 +16,21 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docs" / "metrics.md"
-SERVICES = ("gateway", "orchestrator", "tokenizer", "inference")
+MODULES = {
+    "gateway": "gateway.http.server",
+    "orchestrator": "orchestrator.application",
+    "tokenizer": "tokenizer.application",
+    "inference": "inference.application",
+}
+"""Importing it imports every module of the service that registers metrics."""
+
+SERVICES = tuple(MODULES)
 BEGIN, END = "<!-- begin of what scripts.metrics_table writes -->", "<!-- end -->"
 
 _LIST = """
 import importlib, json, sys
-importlib.import_module(sys.argv[1] + ".__main__")
+import mesh.process.lifecycle
+importlib.import_module(sys.argv[1])
 from prometheus_client import REGISTRY
 print(json.dumps([
     (family.name, family.type, list(getattr(collector, "_labelnames", ())), family.documentation)
@@ -66,7 +75,7 @@ class Metric(NamedTuple):
 @cache
 def registered(service: str) -> list[Metric]:
     """What a service registers, by name."""
-    command = [sys.executable, "-c", _LIST, service]
+    command = [sys.executable, "-c", _LIST, MODULES[service]]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     metrics = []
     for name, kind, labels, meaning in json.loads(done.stdout):

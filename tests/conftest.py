@@ -12,8 +12,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from mesh.observability import telemetry, tracing
-from tests.workers import FileScheduling, is_e2e
+from mesh.rpc.polling import use_epoll1_engine
+
+use_epoll1_engine()  # as the services do; before anything imports grpc
+
+from mesh.observability import telemetry, tracing  # noqa: E402  (imports grpc)
+from tests.workers import FileScheduling, is_e2e  # noqa: E402
 
 
 @pytest.hookimpl(optionalhook=True)

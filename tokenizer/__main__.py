@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from mesh.process.lifecycle import run
-from mesh.process.settings import load
-from tokenizer.application import application
-from tokenizer.settings import TokenizerSettings
+from mesh.rpc.polling import use_epoll1_engine
 
 
 def main() -> None:
-    """Reads the settings and serves until SIGTERM or SIGINT."""
+    """Read the settings and serve until SIGTERM or SIGINT."""
+    use_epoll1_engine()
+    # Imported here: gRPC's core reads its configuration when it is imported.
+    from mesh.process.lifecycle import run
+    from mesh.process.settings import load
+    from tokenizer.application import application
+    from tokenizer.settings import TokenizerSettings
+
     settings = load(TokenizerSettings, "tokenizer")
     run("tokenizer", settings, lambda: application(settings))
 

@@ -1,4 +1,4 @@
-"""The core's poller is chosen before the core is loaded, and the core knows what is asked of it."""
+"""Services use gRPC's epoll1 engine, and gRPC's core knows the names of the experiments."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from collections.abc import Mapping
 
 import pytest
 
-from mesh.rpc.polling import EXPERIMENTS_VARIABLE, OLDER_POLLER
+from mesh.rpc.polling import EPOLL1_ENGINE, EXPERIMENTS_VARIABLE
 
 NUM_CALLS = 50
 CALL_AND_COUNT = f"""
 import asyncio
 import re
 from pathlib import Path
+
+from mesh.rpc.polling import use_epoll1_engine
+
+use_epoll1_engine()
 
 from mesh.rpc.channel import open_channel
 from mesh.rpc.server import Server
@@ -48,7 +52,7 @@ asyncio.run(main())
 
 
 def call(environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Calls in a process of its own; it prints how often its event engine's threads woke."""
+    """Makes calls in a separate process, which prints how often its event engine's threads woke."""
     inherited = {k: v for k, v in os.environ.items() if k != EXPERIMENTS_VARIABLE}
     return subprocess.run(
         [sys.executable, "-c", CALL_AND_COUNT],
@@ -61,8 +65,8 @@ def call(environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
-def test_a_service_takes_the_older_poller() -> None:
-    """And the core does not complain of a name that it has forgotten, as a later one may."""
+def test_calls_do_not_wake_the_event_engine() -> None:
+    """With the epoll1 engine few calls wake its threads; gRPC's log names no unknown experiment."""
     done = call({})
     assert "experiment" not in done.stderr
     assert int(done.stdout) < NUM_CALLS
@@ -70,18 +74,53 @@ def test_a_service_takes_the_older_poller() -> None:
     assert int(newer.stdout) > 2 * NUM_CALLS
 
 
-def test_who_sets_the_variable_is_obeyed() -> None:
-    """Ours is a default."""
-    command = [sys.executable, "-c", "import os, mesh; print(os.environ['GRPC_EXPERIMENTS'])"]
+def test_the_environment_has_precedence() -> None:
+    """`use_epoll1_engine` sets the variable only where it is not set."""
+    script = (
+        "import os; from mesh.rpc.polling import use_epoll1_engine; use_epoll1_engine(); "
+        "print(os.environ['GRPC_EXPERIMENTS'])"
+    )
+    command = [sys.executable, "-c", script]
     environment = {**os.environ, EXPERIMENTS_VARIABLE: "tcp_rcv_lowat"}
     assert subprocess.check_output(command, env=environment, text=True).strip() == "tcp_rcv_lowat"
     del environment[EXPERIMENTS_VARIABLE]
-    assert subprocess.check_output(command, env=environment, text=True).strip() == OLDER_POLLER
+    assert subprocess.check_output(command, env=environment, text=True).strip() == EPOLL1_ENGINE
+
+
+IMPORT_ALL = """
+import importlib, os, pkgutil
+import mesh
+before = dict(os.environ)
+for module in pkgutil.walk_packages(mesh.__path__, "mesh."):
+    importlib.import_module(module.name)
+assert dict(os.environ) == before
+"""
+
+
+def test_importing_mesh_does_not_change_the_environment() -> None:
+    """No module of mesh sets a variable when it is imported."""
+    environment = {k: v for k, v in os.environ.items() if k != EXPERIMENTS_VARIABLE}
+    subprocess.run([sys.executable, "-c", IMPORT_ALL], env=environment, check=True, timeout=60)
+
+
+START = """
+import os, runpy, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            print(os.environ.get("GRPC_EXPERIMENTS"))
+
+sys.meta_path.insert(0, Watch())
+sys.argv = ["service", "--help"]
+runpy.run_module("{service}", run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("service", ["gateway", "orchestrator", "tokenizer", "inference"])
-def test_it_is_set_before_a_service_loads_grpc(service: str) -> None:
-    """The core reads the variable when it is loaded, and never again."""
-    script = f"import sys, {service}.__main__; print(*sys.modules)"
-    modules = subprocess.check_output([sys.executable, "-c", script], text=True).split()
-    assert modules.index("mesh.rpc.polling") < modules.index("grpc")
+def test_it_is_set_before_a_service_imports_grpc(service: str) -> None:
+    """When a service first imports grpc, the variable is set."""
+    environment = {k: v for k, v in os.environ.items() if k != EXPERIMENTS_VARIABLE}
+    command = [sys.executable, "-c", START.format(service=service)]
+    printed = subprocess.check_output(command, env=environment, text=True)
+    assert printed.splitlines()[0] == EPOLL1_ENGINE
