@@ -6,9 +6,9 @@ One gateway and one orchestrator use three fake engines. The first accepts reque
 token: its clients are idle and receive keep-alive comments, at different times because they connect
 one after another. The second emits ten tokens a second to each active client, which sends its next
 request as soon as the last one is answered. Twice a second a new client connects and sends a
-request to the third engine, which answers at once. Its time to the first token (TTFT) is compared with that
-of new clients before the others connected. The new clients run in a separate process, so that they
-measure the services, not the event loop that reads all other streams.
+request to the third engine, which answers at once. Its time to the first token (TTFT) is compared
+with that of new clients before the others connected. The new clients run in a separate process, so
+that they measure the services, not the event loop that reads all other streams.
 """
 
 from __future__ import annotations
