@@ -1,4 +1,4 @@
-"""Runs the machine's C compiler, for what is compiled where it is used."""
+"""Runs the machine's C compiler, for the native library and Triton's launcher."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ TIMEOUT_SECONDS = 600
 
 
 class CompileError(Exception):
-    """Why something could not be compiled."""
+    """There is no compiler, or it failed; the message is the reason."""
 
 
 def find_compiler() -> str:
-    """Its path. Raises CompileError where there is none."""
+    """The compiler's path. Raises CompileError if there is none."""
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not found:
         raise CompileError("there is no C compiler")
@@ -22,7 +22,7 @@ def find_compiler() -> str:
 
 
 def run_compiler(compiler: str, arguments: Sequence[str]) -> None:
-    """Blocks until it is done. Raises CompileError with the end of what it complained of."""
+    """Runs the compiler and waits. Raises CompileError with the end of its error output."""
     try:
         subprocess.run(
             [compiler, *arguments],

@@ -1,4 +1,4 @@
-"""What config.json and generation_config.json say of a model, as far as inference needs it."""
+"""Parses the parts of config.json and generation_config.json that inference needs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ARCHITECTURES = (
     "SmolLM3ForCausalLM",
 )
 _BIAS_BY_CONFIG = ("LlamaForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM")
-"""Where `attention_bias` is asked, and means q, k, v and the output alike."""
+"""Architectures with an `attention_bias` field, which applies to q, k, v and the output."""
 
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
-    """How rotary positions are stretched: `linear`, or Llama 3's by wavelength."""
+    """Scaling of rotary positions: `linear`, or `llama3` by wavelength."""
 
     kind: str
     factor: float
@@ -36,7 +36,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The shape of a Llama-family decoder, names as in Hugging Face's config.json."""
+    """The configuration of a Llama-family decoder, with the names of Hugging Face's config.json."""
 
     architecture: str
     vocab_size: int
@@ -52,29 +52,29 @@ class ModelConfig:
     rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     attention_bias: bool
-    """Biases on q, k and v, as Qwen2 has them."""
+    """Biases on q, k and v (Qwen2)."""
     output_bias: bool
-    """A bias on the attention's output as well."""
+    """A bias on the attention's output projection."""
     mlp_bias: bool
     qk_norm: bool
-    """RMS norm on each head's q and k, as Qwen3 has it."""
+    """RMS norm on each head's q and k (Qwen3)."""
     sliding_window: int | None
     no_rope_layers: frozenset[int]
-    """Layers without positions, as every fourth of SmolLM3 is (NoPE, arXiv:2501.18795)."""
+    """Layers without a rotary embedding: every fourth of SmolLM3 (NoPE, arXiv:2501.18795)."""
     dtype: str
     eos_token_ids: tuple[int, ...]
     default_sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_layer_weights(self) -> int:
-        """In the matrices of all layers: q, k, v, o and the three of the feed-forward."""
+        """Weights in the matrices of all layers: q, k, v, o and three of the feed-forward."""
         attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
         mlp = 3 * self.hidden_size * self.intermediate_size
         return self.num_layers * (attention + mlp)
 
 
 def load_config(folder: Path) -> ModelConfig:
-    """The config of the model in `folder`. Raises ModelLoadError naming the file and field."""
+    """The config of the model in `folder`. Raises ModelLoadError that names file and field."""
     config = _read_json(folder / "config.json", required=True)
     generation = _read_json(folder / "generation_config.json", required=False)
     architecture = str((config.get("architectures") or ["?"])[0])
@@ -91,7 +91,7 @@ def load_config(folder: Path) -> ModelConfig:
 
 def _parse(architecture: str, config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
     num_heads = config["num_attention_heads"]
-    # transformers 5 writes rope_parameters, 4 wrote rope_theta and rope_scaling.
+    # transformers 5 writes rope_parameters, transformers 4 wrote rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or {}
     has_bias = architecture in _BIAS_BY_CONFIG and bool(config.get("attention_bias"))
     activation = config.get("hidden_act", "silu")
@@ -110,7 +110,7 @@ def _parse(architecture: str, config: dict[str, Any], generation: dict[str, Any]
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
         rope_scaling=_rope_scaling(rope or config.get("rope_scaling") or {}),
-        # SmolLM3's files leave out what is its default.
+        # SmolLM3's files omit the field; its default is true.
         tie_word_embeddings=config.get("tie_word_embeddings", architecture == "SmolLM3ForCausalLM"),
         attention_bias=has_bias or architecture == "Qwen2ForCausalLM",
         output_bias=has_bias,
@@ -152,7 +152,7 @@ def _sliding_window(architecture: str, config: dict[str, Any]) -> int | None:
     elif architecture == "MistralForCausalLM":
         windowed = [True]
     elif not config.get("use_sliding_window"):
-        return None  # Qwen's files name a window and switch it off beside it
+        return None  # Qwen's files set a window and disable it with this field
     elif architecture == "SmolLM3ForCausalLM":
         without = _no_rope_layers(architecture, config)
         windowed = [number in without for number in range(num_layers)]
@@ -170,7 +170,7 @@ def _no_rope_layers(architecture: str, config: dict[str, Any]) -> frozenset[int]
     if architecture != "SmolLM3ForCausalLM":
         return frozenset()
     num_layers = config["num_hidden_layers"]
-    rotates = config.get("no_rope_layers")  # the name notwithstanding: 1 where there is rope
+    rotates = config.get("no_rope_layers")  # despite the name, 1 means that the layer has rope
     if rotates is None:
         interval = config.get("no_rope_layer_interval", 4)
         return frozenset(range(interval - 1, num_layers, interval))
@@ -185,8 +185,8 @@ def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[
 
 
 def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
-    # Without do_sample the file asks for greedy decoding, but the API's own default is to
-    # sample; only what a model's makers chose for sampling is taken over.
+    # Without do_sample the file requests greedy decoding, but the API samples by default: only
+    # values that the model's authors chose for sampling become defaults.
     if not generation.get("do_sample"):
         return {}
     given = {name: generation.get(name) for name in _SAMPLING_DEFAULTS}
@@ -201,7 +201,7 @@ def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelLoadError(f"{path} is no JSON: {error}") from error
+        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} holds no JSON object")
+        raise ModelLoadError(f"{path} is not a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""Chooses what computes a checkpoint: C on a CPU that can, Triton's kernels on a GPU, or torch."""
+"""Chooses the model implementation: native C on CPUs, Triton kernels on GPUs, or torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
 from inference.model.layers.torch_operations import TorchOperations
 from inference.model.llama import Llama, MakeOperations, Quantisation
-from inference.model.native.decoder import NativeDecoder, unsupported
+from inference.model.native import decoder
+from inference.model.native.decoder import NativeDecoder
 from inference.model.native.packing import WeightType
 from inference.model.weights import Weights
 from inference.runner.step import Step
@@ -22,7 +23,7 @@ from inference.runner.step import Step
 logger = logging.getLogger(__name__)
 
 SMALL_MODEL_PARAMETERS = 50_000_000
-"""Up to this size a CPU computes in float32 under dtype `auto`: it is no slower, and exact."""
+"""Up to this size dtype `auto` selects float32 on a CPU: it is as fast, and exact."""
 
 _TORCH_TYPES = {
     "float32": torch.float32,
@@ -32,33 +33,33 @@ _TORCH_TYPES = {
 _QUANTISATIONS: dict[str, Quantisation] = {"int8": "int8", "fp8": "fp8"}
 
 FP8_CAPABILITY = (8, 9)
-"""Of the first GPUs that multiply eight-bit floats."""
+"""Lowest compute capability with eight-bit float matrix products (Ada)."""
 
 FP8_MULTIPLE = 16
-"""Of both sizes of a matrix, for them."""
+"""Both sizes of an fp8 matrix must be multiples of this."""
 
 
 class Model(Protocol):
-    """A loaded checkpoint."""
+    """A loaded checkpoint that computes steps."""
 
     config: ModelConfig
     num_parameters: int
     dtype: torch.dtype
-    """Of the KV cache."""
+    """The type of the KV cache."""
     device: torch.device
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
-        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        """Logits [len(step.outputs), vocab_size] in float32; None if `step.outputs` is empty."""
         ...
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
-        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        """Last hidden states [num_tokens, hidden_size] of all tokens."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """How a model is to be computed."""
+    """Options that select and configure the implementation."""
 
     dtype: str
     kernels: str
@@ -68,30 +69,30 @@ class ModelOptions:
 
 
 def weight_type(wanted: str, config: ModelConfig, device: torch.device) -> str:
-    """What the weights are stored as. Raises ModelLoadError for a type that nothing computes."""
+    """The type of the stored weights. Raises ModelLoadError if the device cannot compute it."""
     name = config.dtype if wanted == "auto" else wanted
     if wanted == "auto" and device.type == "cpu" and _is_small(config):
         name = "float32"
     if name not in (*_TORCH_TYPES, "int8", "fp8"):
         raise ModelLoadError(f"config.json: dtype {name!r} is not supported")
-    reason = _why_no_such_weights(name, config, device)
+    reason = _unsupported_weights(name, config, device)
     if reason is not None:
         raise ModelLoadError(f"INFERENCE_DTYPE is {name}, but {reason}")
     return name
 
 
 def activation_type(name: str) -> torch.dtype:
-    """Of activations under torch, and of the KV cache, for weights of this type."""
+    """The type of torch's activations and of the KV cache, for weights of this type."""
     return _TORCH_TYPES.get(name, torch.bfloat16)
 
 
 def make_model(
     config: ModelConfig, weights: Weights, device: torch.device, options: ModelOptions
 ) -> NativeDecoder | Llama:
-    """Reads the weights. Raises ModelLoadError saying what is wrong with them or the options."""
-    reason = _why_not_native(config, device, options)
+    """Reads the weights. Raises ModelLoadError if they or the options are invalid."""
+    reason = _unsupported_native(config, device, options)
     if reason is None:
-        kind: WeightType = options.dtype  # type: ignore[assignment]  # checked above
+        kind: WeightType = options.dtype  # type: ignore[assignment]  # `_unsupported_native` rejects other types
         return NativeDecoder(
             config,
             weights,
@@ -102,7 +103,7 @@ def make_model(
     if options.kernels == "native":
         raise ModelLoadError(f"INFERENCE_KERNELS is native, but {reason}")
     if device.type == "cpu" and options.kernels == "auto":
-        logger.warning("torch computes the model, slower than native", extra={"reason": reason})
+        logger.warning("native decoder unavailable, using torch", extra={"reason": reason})
     return Llama(
         config,
         weights,
@@ -115,33 +116,34 @@ def make_model(
 
 
 def _operations(config: ModelConfig, device: torch.device, options: ModelOptions) -> MakeOperations:
-    """Triton's on a GPU, where they can compute the model; else torch's, and the log says why."""
+    """Triton's on a GPU if they support the model; else torch's, with the reason in the log."""
     if options.kernels == "torch" or (device.type == "cpu" and options.kernels != "triton"):
         return TorchOperations
     try:
-        # Imported here: torch for CPUs comes without Triton.
-        from inference.model.kernels.triton_operations import TritonOperations, unsupported
+        # Imported here: torch's CPU builds come without Triton.
+        from inference.model.kernels.triton_operations import TritonOperations, unsupported_reason
     except ImportError as error:
         reason: str | None = f"triton cannot be imported: {error}"
     else:
         dtype = activation_type(options.dtype)
-        reason = unsupported(config, dtype, options.block_size, device)
+        reason = unsupported_reason(config, dtype, options.block_size, device)
         if reason is None:
             return TritonOperations
     if options.kernels == "triton":
         raise ModelLoadError(f"INFERENCE_KERNELS is triton, but {reason}")
-    logger.warning("torch computes the model, slower than triton", extra={"reason": reason})
+    logger.warning("Triton kernels unavailable, using torch", extra={"reason": reason})
     return TorchOperations
 
 
-def _why_no_such_weights(name: str, config: ModelConfig, device: torch.device) -> str | None:
+def _unsupported_weights(name: str, config: ModelConfig, device: torch.device) -> str | None:
+    """Why the device cannot compute weights of this type; None if it can."""
     if name == "int8" and device.type == "cuda":
-        return "int8 weights are for CPUs; on a GPU INFERENCE_DTYPE=fp8 takes as little memory"
+        return "int8 weights are for CPUs only; on a GPU INFERENCE_DTYPE=fp8 uses as little memory"
     if name != "fp8":
         return None
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         have = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        return f"the GPU's compute capability is {have}; it takes 8.9 (Ada, Hopper) or more"
+        return f"the GPU's compute capability is {have}; fp8 requires 8.9 (Ada, Hopper) or higher"
     sizes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -149,21 +151,24 @@ def _why_no_such_weights(name: str, config: ModelConfig, device: torch.device) -
         "num_key_value_heads * head_dim": config.num_kv_heads * config.head_dim,
     }
     odd = [f"{name} {size}" for name, size in sizes.items() if size % FP8_MULTIPLE]
-    return f"{', '.join(odd)} is no multiple of {FP8_MULTIPLE}" if odd else None
+    return f"{', '.join(odd)} is not a multiple of {FP8_MULTIPLE}" if odd else None
 
 
-def _why_not_native(config: ModelConfig, device: torch.device, options: ModelOptions) -> str | None:
+def _unsupported_native(
+    config: ModelConfig, device: torch.device, options: ModelOptions
+) -> str | None:
+    """Why the native decoder cannot compute the model; None if it can."""
     if options.kernels in ("torch", "triton"):
         return f"INFERENCE_KERNELS is {options.kernels}"
     if device.type != "cpu":
         return f"the device is {device.type}"
     if options.dtype in ("float16", "fp8"):
-        return f"dtype {options.dtype} is torch's only"
-    return unsupported(config, options.block_size)
+        return f"dtype {options.dtype} is supported by torch only"
+    return decoder.unsupported_reason(config, options.block_size)
 
 
 def _is_small(config: ModelConfig) -> bool:
-    """About how many weights the config implies, against the limit."""
+    """Whether the estimated number of weights is at most `SMALL_MODEL_PARAMETERS`."""
     tables = 1 if config.tie_word_embeddings else 2
     embeddings = tables * config.vocab_size * config.hidden_size
     return config.num_layer_weights + embeddings <= SMALL_MODEL_PARAMETERS

@@ -1,9 +1,9 @@
 """The Llama family's decoder, for inference only: Llama, Mistral, Qwen2, Qwen3, SmolLM.
 
-A step's tokens, of whatever sequences, are one flat batch [num_tokens, hidden_size]; who belongs
-to whom is the attention's to know. What is computed between the matrices is `Operations`: torch's
-own anywhere, Triton's kernels on CUDA. Weights that are multiplied with the same input are
-merged (q, k, v; gate, up).
+The tokens of all sequences of a step are one flat batch [num_tokens, hidden_size]; only the
+attention distinguishes sequences. `Operations` compute everything between the matrix products:
+torch's on any device, Triton kernels on CUDA. Matrices with the same input are merged (q, k, v;
+gate, up).
 """
 
 from __future__ import annotations
@@ -67,24 +67,24 @@ class Layer:
     def __call__(
         self, x: Tensor, residual: Tensor | None, operations: Operations, attention: Attention
     ) -> tuple[Tensor, Tensor]:
-        """What this layer adds, and to what; takes the last layer's two.
+        """Returns the layer's output and the residual that it is to be added to.
 
-        The first one takes the embeddings, and no residual.
+        Takes the same two of the previous layer; the first layer takes the embeddings and None.
         """
         if residual is None:
             normed, residual = operations.norm(x, self.input_norm), x
         else:
             normed, residual = operations.add_norm(x, residual, self.input_norm)
         qkv = operations.multiply(normed, self.qkv)
-        seen = attention(qkv, self._number, self.qk_norms, rotates=self.rotates)
-        attended = operations.multiply(seen, self.out)
+        heads = attention(qkv, self._number, self.qk_norms, rotates=self.rotates)
+        attended = operations.multiply(heads, self.out)
         normed, residual = operations.add_norm(attended, residual, self.post_norm)
         gated = operations.multiply_gate(normed, self.gate_up)
         return operations.multiply(gated, self.down), residual
 
 
 class Llama:
-    """The decoder of a checkpoint, on a device."""
+    """Implements `Model` with torch tensors, on any device."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class Llama:
         quantisation: Quantisation | None = None,
         make_operations: MakeOperations = TorchOperations,
     ) -> None:
-        """Reads all weights. Raises ModelLoadError if any is missing or has another shape.
+        """Reads all weights. Raises ModelLoadError if one is missing or has another shape.
 
-        With a `quantisation` the layers' matrices are stored so; all else is in `dtype`.
+        `quantisation` applies to the layers' matrices; everything else is in `dtype`.
         """
         self.config = config
         self.dtype = dtype
@@ -116,7 +116,7 @@ class Llama:
         self.num_parameters = reader.num_parameters
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
-        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        """Logits [len(step.outputs), vocab_size] in float32; None if `step.outputs` is empty."""
         inputs = make_inputs(step, cache.block_size, self.device)
         states = self.states(inputs, cache, is_invariant=step.is_invariant)
         if not step.outputs:
@@ -126,24 +126,25 @@ class Llama:
         return self.logits(states, is_invariant=step.is_invariant)
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
-        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        """Last hidden states [num_tokens, hidden_size] of all tokens."""
         return self.states(make_inputs(step, cache.block_size, self.device), cache)
 
     def logits(self, states: Tensor, *, is_invariant: bool = False) -> Tensor:
-        """[num_rows, vocab_size] in float32, of last hidden states [num_rows, hidden_size]."""
+        """Logits [num_rows, vocab_size], float32, of last hidden states [num_rows, hidden_size]."""
         return self._operations(is_invariant).multiply(states, self._head).float()
 
     def states(self, inputs: StepInputs, cache: KVCache, *, is_invariant: bool = False) -> Tensor:
         """Last hidden states [num_tokens, hidden_size].
 
-        Without `inputs.row_ranges` it does the same whatever is in the tensors: it can be captured.
+        Without `inputs.row_ranges` the launched kernels do not depend on the tensors' values, so a
+        CUDA graph can capture them.
         """
         operations = self._operations(is_invariant)
         attention = operations.attention(inputs, cache)
         x, residual = F.embedding(inputs.token_ids, self._embeddings), None
         for layer in self._layers:
             x, residual = layer(x, residual, operations, attention)
-        assert residual is not None, "a model has layers"
+        assert residual is not None, "a model has at least one layer"
         return operations.add_norm(x, residual, self._norm)[0]
 
     def _operations(self, is_invariant: bool) -> Operations:
@@ -151,7 +152,7 @@ class Llama:
 
 
 class Reader:
-    """Takes tensors out of a checkpoint in the wanted type, and counts them."""
+    """Reads tensors of a checkpoint, converts them to a type, and counts parameters."""
 
     def __init__(
         self,
@@ -170,13 +171,13 @@ class Reader:
         self.num_parameters = 0
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """One tensor."""
+        """Reads a tensor of this name and shape."""
         tensor = self._weights.take(name, shape)
         self.num_parameters += tensor.numel()
         return tensor.to(device=self._device, dtype=self._dtype)
 
     def embeddings_and_head(self, config: ModelConfig) -> tuple[Tensor, Tensor]:
-        """Input and output embeddings, each [vocab_size, hidden_size]; one tensor where tied."""
+        """Input and output embeddings, each [vocab_size, hidden_size]; the same tensor if tied."""
         shape = (config.vocab_size, config.hidden_size)
         embeddings = self.tensor("model.embed_tokens.weight", *shape)
         if config.tie_word_embeddings:
@@ -185,7 +186,7 @@ class Reader:
         return embeddings, self.tensor("lm_head.weight", *shape)
 
     def merged(self, parts: list[tuple[str, int]], num_inputs: int, *, bias: bool) -> Linear:
-        """Matrices with the same input as one; each part is a name and its number of outputs."""
+        """Merges matrices with the same input; each part is a name and its number of outputs."""
         matrices = [self.tensor(f"{name}.weight", size, num_inputs) for name, size in parts]
         biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
         matrix, bias_vector = torch.cat(matrices), torch.cat(biases) if biases else None

@@ -1,1 +1,4 @@
-"""The decoder's operations as Triton kernels, one a file; imported only where they are used."""
+"""The decoder's operations as Triton kernels, one per file.
+
+Imported only if they are used: torch's CPU builds come without Triton.
+"""

@@ -1,4 +1,4 @@
-"""The gate of a feed-forward: silu of one half times the other."""
+"""The SwiGLU gate of a feed-forward network: silu(first half) * second half."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _gate(gate_up: tl.tensor, gated: tl.tensor, size: int, BLOCK: tl.constexpr) 
     gate = tl.load(gate_up + row * 2 * size + columns, mask=inside, other=0.0)
     up = tl.load(gate_up + (row * 2 + 1) * size + columns, mask=inside, other=0.0)
     wide = gate.to(tl.float32)
-    # Rounded between the two as torch rounds it.
+    # Rounds between the two operations, as torch does.
     silu = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype)
     tl.store(
         gated + row * size + columns,
@@ -27,7 +27,7 @@ def _gate(gate_up: tl.tensor, gated: tl.tensor, size: int, BLOCK: tl.constexpr) 
 
 
 def gate(gate_up: Tensor) -> Tensor:
-    """[num_rows, size] of `gate_up` [num_rows, 2 * size]."""
+    """The gated values [num_rows, size] of `gate_up` [num_rows, 2 * size]."""
     gate_up = gate_up.contiguous()
     num_rows, both = gate_up.shape
     size = both // 2

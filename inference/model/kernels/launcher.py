@@ -1,7 +1,8 @@
-"""Triton's launcher, compiled beforehand: python -m inference.model.kernels.launcher FOLDER
+"""Compiles Triton's launcher ahead of time: python -m inference.model.kernels.launcher FOLDER
 
-Triton makes kernels itself, but starts them by a piece of C, which it compiles at the first use.
-An image has no compiler, so this is done while it is built, without a GPU or its driver.
+Triton generates kernels without a C compiler, but launches them through a C extension that it
+compiles at the first use. Container images have no compiler, so their build runs this module; it
+needs neither a GPU nor its driver.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from inference.model.c_compiler import CompileError, find_compiler, run_compiler
 
 FOLDER = Path(__file__).parent
 NAME = "cuda_utils"
-"""What Triton calls the module."""
+"""Triton's name of the extension module."""
 
 _NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia"
 
 
 def install() -> bool:
-    """Has Triton take the launcher beside this file. False where none was compiled for it.
+    """Makes Triton use the launcher in this folder; returns False if there is none for it.
 
-    Then Triton looks for a compiler itself.
+    Without a precompiled launcher Triton looks for a compiler itself.
     """
     path = FOLDER / _file_name()
     if not path.is_file():
         return False
 
     def prebuilt(name: str, *_: Any) -> str:
-        assert name == NAME, f"{name} was not compiled beforehand"
+        assert name == NAME, f"{name} was not compiled ahead of time"
         return str(path)
 
     knobs.build.impl = prebuilt
@@ -44,11 +45,14 @@ def install() -> bool:
 
 
 def compile_to(folder: Path) -> Path:
-    """The launcher for this Triton and this Python, whole or not at all. Raises CompileError."""
+    """Compiles the launcher for this Triton and Python into `folder`, atomically.
+
+    Raises CompileError.
+    """
     compiler = find_compiler()
     headers = Path(sysconfig.get_config_var("INCLUDEPY"))
     if not (headers / "Python.h").is_file():
-        raise CompileError(f"{headers} has no Python.h; on Debian it comes with python3-dev")
+        raise CompileError(f"{headers} has no Python.h; on Debian install python3-dev")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         driver = _compile_driver(compiler, Path(temporary))
         made = Path(temporary) / "launcher.so"
@@ -64,7 +68,7 @@ def compile_to(folder: Path) -> Path:
 
 
 def _compile_driver(compiler: str, folder: Path) -> Path:
-    """A library with the names of NVIDIA's driver in it, to link against in its absence."""
+    """Compiles a stub of NVIDIA's driver library to link against."""
     source = (_NVIDIA / "driver.c").read_text()
     names = sorted(set(re.findall(r"\b(cu[A-Z]\w*)\s*\(", source)))
     empty = folder / "empty.c"
@@ -76,7 +80,7 @@ def _compile_driver(compiler: str, folder: Path) -> Path:
 
 
 def _file_name() -> str:
-    """Of all that it depends on: another Triton or Python has another file."""
+    """A name that changes with the versions of Triton and Python."""
     digest = hashlib.sha256((_NVIDIA / "driver.c").read_bytes()).hexdigest()[:16]
     return f"launcher-{digest}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -85,4 +89,4 @@ if __name__ == "__main__":
     try:
         print(compile_to(Path(sys.argv[1])))
     except CompileError as error:
-        sys.exit(f"Triton's launcher: {error}")
+        sys.exit(f"Triton's launcher cannot be compiled: {error}")

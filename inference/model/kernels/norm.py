@@ -1,4 +1,4 @@
-"""Root mean square norm of a sum, one program a row."""
+"""Root mean square norm, optionally of a sum; one program per row."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def _add_norm(
 ) -> None:
     columns = tl.arange(0, BLOCK)
     inside = columns < size
-    place = tl.program_id(0).to(tl.int64) * size + columns
-    value = tl.load(x + place, mask=inside, other=0.0)
+    offsets = tl.program_id(0).to(tl.int64) * size + columns
+    value = tl.load(x + offsets, mask=inside, other=0.0)
     if ADDS:
-        # Rounded to the activations' type before the norm, as torch rounds it.
-        total = value.to(tl.float32) + tl.load(residual + place, mask=inside, other=0.0)
+        # Rounds to the activations' type before the norm, as torch does.
+        total = value.to(tl.float32) + tl.load(residual + offsets, mask=inside, other=0.0)
         value = total.to(value.dtype)
-        tl.store(residual + place, value, mask=inside)
+        tl.store(residual + offsets, value, mask=inside)
     wide = value.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / size + eps)
     factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     result = (wide * scale).to(value.dtype).to(tl.float32) * factor
-    tl.store(normed + place, result.to(value.dtype), mask=inside)
+    tl.store(normed + offsets, result.to(value.dtype), mask=inside)
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The norm of each row of `x` [num_rows, size]."""
+    """The RMS norm of each row of `x` [num_rows, size]."""
     return _launch(x, None, weight, eps)
 
 
 def add_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm of the sum, and the sum, which is where the residual was."""
+    """The RMS norm of the sum, and the sum, which overwrites the residual."""
     return _launch(x, residual, weight, eps), residual
 
 

@@ -1,9 +1,9 @@
-"""A product of rows and a matrix in which a row's numbers do not depend on how many rows there are.
+"""A batch-invariant matrix product: a row's result does not depend on the number of rows.
 
-Libraries have kernels for some numbers of rows, which sum in different orders. Here each element
-is a sum over the inputs in their order, whatever the tile that it is computed in; only where there
-are many inputs are they cut into parts, by the matrix's size alone, whose sums are added in order.
-The order within one instruction is the device's: on Hopper it is the same for all tiles.
+Libraries choose a kernel by the number of rows, and their kernels sum in different orders. This
+kernel sums over the inputs in ascending order, whatever the tile. Long sums are split into parts,
+by the matrix's size alone, and the parts are added in order. The device determines the order
+within one instruction: on Hopper it is the same for all tiles.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import triton.language as tl
 from torch import Tensor
 
 MAX_PART = 8192
-"""Inputs that one program sums up; their number is what parts depend on, and nothing else."""
+"""Most inputs that one program sums up; the number of parts depends on nothing else."""
 
 MAX_TILES = 65_536
-"""Of a product in parts."""
+"""Most tiles of a product in parts."""
 
 
 class Device(NamedTuple):
-    """What a GPU has, or the one that is there."""
+    """Properties of a GPU; the defaults are an H200's."""
 
     num_processors: int = 132
     shared_memory: int = 227 * 1024
-    """Bytes that a program can have."""
+    """Bytes per program."""
 
 
 class Tile(NamedTuple):
-    """What one program computes."""
+    """The part of a product that one program computes, and its launch options."""
 
     rows: int
     outputs: int
     input_bytes: int
-    """Of each row and output that are read at once."""
+    """Bytes of each row and output that one iteration reads."""
     num_warps: int
     num_stages: int
 
@@ -49,14 +49,51 @@ LARGE_TILES = {
     Tile(128, 128, 128, 8, 4): 32,
     Tile(256, 128, 128, 8, 3): 57,
 }
-"""With how long a program takes, in microseconds on an H200 for 4,096 inputs."""
+"""A program's duration by tile, in microseconds on an H200 for 4,096 inputs."""
+
+
+@triton.jit
+def _sums(
+    x: tl.tensor,
+    weight: tl.tensor,
+    row: tl.tensor,
+    output: tl.tensor,
+    is_row: tl.tensor,
+    is_output: tl.tensor,
+    num_inputs: int,
+    part: int,
+    MATRIX_FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+) -> tl.tensor:
+    """The sums over the program's part of the inputs; [OUTPUTS, ROWS] if MATRIX_FIRST."""
+    if MATRIX_FIRST:
+        sums = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
+    else:
+        sums = tl.zeros([ROWS, OUTPUTS], dtype=tl.float32)
+    row_begin = row.to(tl.int64) * num_inputs
+    output_begin = output.to(tl.int64) * num_inputs
+    first = tl.program_id(1) * part
+    last = tl.minimum(first + part, num_inputs)
+    for start in range(first, last, INPUTS):
+        column = start + tl.arange(0, INPUTS)
+        across, down = column[None, :], column[:, None]
+        if MATRIX_FIRST:
+            a = tl.load(weight + output_begin + across, mask=is_output & (across < last), other=0.0)
+            b = tl.load(x + row_begin + down, mask=is_row & (down < last), other=0.0)
+        else:
+            a = tl.load(x + row_begin + across, mask=is_row & (across < last), other=0.0)
+            b = tl.load(weight + output_begin + down, mask=is_output & (down < last), other=0.0)
+        sums = tl.dot(a, b, sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
 def _store(
     sums: tl.tensor,
     product: tl.tensor,
-    place: tl.tensor,
+    offsets: tl.tensor,
     inside: tl.tensor,
     row_scales: tl.tensor,
     scales: tl.tensor,
@@ -73,11 +110,11 @@ def _store(
         sums *= tl.load(scales + output, mask=output < num_outputs, other=0.0)
     if BIASED:
         sums += tl.load(bias + output, mask=output < num_outputs, other=0.0).to(tl.float32)
-    tl.store(product + place, sums.to(product.dtype.element_ty), mask=inside)
+    tl.store(product + offsets, sums.to(product.dtype.element_ty), mask=inside)
 
 
 @triton.jit(
-    # No kernel of its own for a step whose number of rows happens to be a multiple of 16.
+    # Do not compile another kernel for a step whose number of rows is a multiple of 16.
     do_not_specialize=["num_rows"],
 )
 def _product(
@@ -106,61 +143,49 @@ def _product(
     row = tile % num_row_tiles * ROWS + tl.arange(0, ROWS)
     output = tile // num_row_tiles * OUTPUTS + tl.arange(0, OUTPUTS)
     if MATRIX_FIRST:
-        # The units want 64 rows of the first factor, and take as few as 8 columns of the second.
+        # Tensor cores need 64 rows in the first factor, but only 8 columns in the second.
         row = row[None, :]
         output = output[:, None]
-        sums = tl.zeros([OUTPUTS, ROWS], dtype=tl.float32)
     else:
         row = row[:, None]
         output = output[None, :]
-        sums = tl.zeros([ROWS, OUTPUTS], dtype=tl.float32)
     is_row = row < num_rows
     is_output = output < num_outputs
     inside = is_row & is_output
-    row_begin = row.to(tl.int64) * num_inputs
-    output_begin = output.to(tl.int64) * num_inputs
-    first = tl.program_id(1) * part
-    last = tl.minimum(first + part, num_inputs)
-    for start in range(first, last, INPUTS):
-        column = start + tl.arange(0, INPUTS)
-        if MATRIX_FIRST:
-            down, across = column[None, :], column[:, None]
-            a = tl.load(weight + output_begin + down, mask=is_output & (down < last), other=0.0)
-            b = tl.load(x + row_begin + across, mask=is_row & (across < last), other=0.0)
-        else:
-            down, across = column[None, :], column[:, None]
-            a = tl.load(x + row_begin + down, mask=is_row & (down < last), other=0.0)
-            b = tl.load(weight + output_begin + across, mask=is_output & (across < last), other=0.0)
-        sums = tl.dot(a, b, sums, input_precision="ieee")
-    place = row.to(tl.int64) * num_outputs + output
+    sums = _sums(
+        x, weight, row, output, is_row, is_output, num_inputs, part,
+        MATRIX_FIRST, ROWS, OUTPUTS, INPUTS,
+    )  # fmt: skip
+    offsets = row.to(tl.int64) * num_outputs + output
     if not PARTS:
         _store(
-            sums, product, place, inside, row_scales, scales, bias, row, output, num_rows,
+            sums, product, offsets, inside, row_scales, scales, bias, row, output, num_rows,
             num_outputs, SCALES, BIASED,
         )  # fmt: skip
         return
     size = tl.cast(num_rows, tl.int64) * num_outputs
-    tl.store(partial + tl.program_id(1) * size + place, sums, mask=inside)
-    tl.debug_barrier()  # all threads have stored before one of them says so
-    # The part that comes last adds them all up, from the first on.
+    tl.store(partial + tl.program_id(1) * size + offsets, sums, mask=inside)
+    tl.debug_barrier()  # all threads must have stored before one of them signals the arrival
+    # The program that arrives last adds all parts, from the first to the last.
     if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == tl.num_programs(1) - 1:
         tl.store(arrivals + tile, 0)
-        total = tl.load(partial + place, mask=inside, other=0.0, cache_modifier=".cg")
+        total = tl.load(partial + offsets, mask=inside, other=0.0, cache_modifier=".cg")
         for number in range(1, tl.num_programs(1)):
             total += tl.load(
-                partial + number * size + place, mask=inside, other=0.0, cache_modifier=".cg"
+                partial + number * size + offsets, mask=inside, other=0.0, cache_modifier=".cg"
             )
         _store(
-            total, product, place, inside, row_scales, scales, bias, row, output, num_rows,
+            total, product, offsets, inside, row_scales, scales, bias, row, output, num_rows,
             num_outputs, SCALES, BIASED,
         )  # fmt: skip
 
 
 def tile_for(num_rows: int, num_outputs: int, num_parts: int, device: Device) -> Tile:
-    """The tile whose programs take the device the least time, with what is read ahead cut to fit.
+    """The tile with the lowest estimated time; fewer pipeline stages if shared memory is short.
 
-    Few rows are a pass over the matrix. With more, programs run side by side, one a processor, in
-    as many turns as that takes.
+    With few rows the time is that of reading the matrix, so the smallest tile is best. With more
+    rows each multiprocessor runs one program at a time: the time is the number of waves times a
+    program's duration.
     """
     if num_rows <= SMALL_TILES[-1].rows:
         tile = next(tile for tile in SMALL_TILES if num_rows <= tile.rows)
@@ -178,7 +203,7 @@ def tile_for(num_rows: int, num_outputs: int, num_parts: int, device: Device) ->
 
 
 class Products:
-    """Multiplies on one device, one product at a time."""
+    """Computes products on one device, one at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = Device()
@@ -187,7 +212,7 @@ class Products:
             found = utils.get_device_properties(torch.cuda.current_device())
             self.device = Device(found["multiprocessor_count"], found["max_shared_mem"])
         self._arrivals = torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
-        """Parts of each tile that are there; zero again when all are."""
+        """How many parts of each tile are complete; reset to zero after the last one."""
 
     def __call__(
         self,
@@ -200,8 +225,8 @@ class Products:
     ) -> Tensor:
         """[num_rows, num_outputs] in `dtype`, or in the type of `x` [num_rows, num_inputs].
 
-        `weight` [num_outputs, num_inputs] is in the type of `x`; where that is float8_e4m3fn, there
-        are `scales` of the rows and of the outputs, in float32.
+        `weight` [num_outputs, num_inputs] has the type of `x`. If that is float8_e4m3fn, `scales`
+        are those of the rows and of the outputs, in float32.
         """
         x = x.contiguous()
         num_rows, num_inputs = x.shape
@@ -210,34 +235,18 @@ class Products:
         tile = tile_for(num_rows, num_outputs, num_parts, self.device)
         num_tiles = triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_outputs, tile.outputs)
         part = triton.cdiv(triton.cdiv(num_inputs, num_parts), 128) * 128
-        product = torch.empty((num_rows, num_outputs), dtype=dtype or x.dtype, device=x.device)
-        partial = product
+        product = partial = x.new_empty((num_rows, num_outputs), dtype=dtype or x.dtype)
         if num_parts > 1:
             assert num_tiles <= MAX_TILES, f"at most {MAX_TILES} tiles, not {num_tiles}"
-            shape = (num_parts, num_rows, num_outputs)
-            partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+            partial = x.new_empty((num_parts, num_rows, num_outputs), dtype=torch.float32)
         row_scales, output_scales = scales if scales is not None else (x, x)
         _product[(num_tiles, num_parts)](
-            x,
-            weight,
-            row_scales,
-            output_scales,
-            x if bias is None else bias,
-            product,
-            partial,
-            self._arrivals,
-            num_rows,
-            num_inputs,
-            num_outputs,
-            part,
-            SCALES=scales is not None,
-            BIASED=bias is not None,
-            PARTS=num_parts > 1,
+            x, weight, row_scales, output_scales, x if bias is None else bias,
+            product, partial, self._arrivals,
+            num_rows, num_inputs, num_outputs, part,
+            SCALES=scales is not None, BIASED=bias is not None, PARTS=num_parts > 1,
             MATRIX_FIRST=tile.rows < 128,
-            ROWS=tile.rows,
-            OUTPUTS=tile.outputs,
-            INPUTS=tile.input_bytes // x.element_size(),
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
+            ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.input_bytes // x.element_size(),
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
         return product

@@ -1,4 +1,4 @@
-"""A decoder's operations as Triton kernels."""
+"""The `Operations` protocol with Triton kernels."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from inference.model.layers.rotary import RotaryEmbedding
 from inference.runner.step_inputs import StepInputs
 
 PROGRAMS_PER_PROCESSOR = 2
-"""Of the attention, that run side by side on a multiprocessor."""
+"""Attention programs that a multiprocessor runs at the same time."""
 
 NUM_INTERPRETED = 4
-"""Multiprocessors of no GPU."""
+"""Multiprocessors that are assumed without a GPU, for Triton's interpreter."""
 
 FEW_ROWS = 32
 FEW_ROWS_IN_EIGHT_BITS = 64
-"""Up to which our product is faster than the library's on an H200."""
+"""Most rows for which our kernel is faster than cuBLAS on an H200."""
 
 CAPABILITY = (8, 0)
-"""Of the first GPUs that multiply bfloat16."""
+"""Lowest compute capability with bfloat16 matrix products (Ampere)."""
 
 MAX_HIDDEN = 16_384
-"""A row that is normed stays in registers."""
+"""The norm kernel holds a row in registers."""
 
 
 class TritonOperations(Operations):
-    """In few kernels, some of them for few rows."""
+    """Fused kernels, with special ones for few rows."""
 
     _part = 0
-    """Of the attention's launches."""
+    """`Launch.part` of the attention's launches."""
 
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         device = rotary.tables[0].device
@@ -85,7 +85,7 @@ class TritonOperations(Operations):
         return super().multiply_gate(x, matrix)
 
     def product(self, x: Tensor, matrix: Linear) -> Tensor:
-        """The same numbers for a row whatever other rows there are."""
+        """The batch-invariant product."""
         if matrix.scales is None:
             return self.products(x, matrix.weight, bias=matrix.bias)
         rows, scales = self.quantise(x)
@@ -101,7 +101,7 @@ class TritonOperations(Operations):
 
 
 class BatchInvariantOperations(TritonOperations):
-    """The same, with each row's sums in an order that no other row has a say in."""
+    """Operations whose order of summation for a row does not depend on other rows."""
 
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         self._part = part_length(len(rotary.tables[0]))
@@ -125,7 +125,7 @@ class TritonAttention:
         self._tables = operations.rotary.tables
         self._inputs = inputs
         self._cache = cache
-        self._launches = operations.launches.of(
+        self._launches = operations.launches.for_step(
             inputs, cache.block_size, self._config.head_dim * cache.dtype.itemsize
         )
 
@@ -143,18 +143,18 @@ class TritonAttention:
             self._config.rms_norm_eps,
             rotates=rotates,
         )
-        seen = torch.empty_like(queries)
+        output = torch.empty_like(queries)
         for launch in self._launches:
             attend(
                 queries,
                 stored,
-                seen,
+                output,
                 inputs,
                 launch,
                 block_size=self._cache.block_size,
                 window=self._config.sliding_window,
             )
-        return seen.flatten(1)
+        return output.flatten(1)
 
 
 def _num_processors(device: torch.device) -> int:
@@ -164,24 +164,26 @@ def _num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def unsupported(
+def unsupported_reason(
     config: ModelConfig, dtype: torch.dtype, block_size: int, device: torch.device
 ) -> str | None:
-    """Why these kernels cannot compute this model there; None if they can."""
+    """Why these kernels cannot compute the model on this device; None if they can."""
     if not knobs.runtime.interpret:
         if device.type != "cuda":
             return f"the device is {device.type}"
         if torch.cuda.get_device_capability(device) < CAPABILITY:
             return "the GPU is older than Ampere (compute capability 8.0)"
         if dtype == torch.float32:
-            return "dtype float32 is torch's only"  # it would not fit in the registers
+            return (
+                "dtype float32 is supported by torch only"  # tiles would not fit in the registers
+            )
         launcher.install()
         try:
-            assert triton.runtime.driver.active.utils  # compiled now, if it was not beforehand
+            assert triton.runtime.driver.active.utils  # compiles the launcher if it is missing
         except Exception as error:
-            return f"Triton cannot start kernels: {error}"
+            return f"Triton cannot launch kernels: {error}"
     if block_size < 16 or block_size & (block_size - 1):
-        return f"block_size {block_size} is no power of two from 16 on"
+        return f"block_size {block_size} is not a power of two of at least 16"
     if config.head_dim % 2 or config.head_dim > 256:
         return f"head_dim {config.head_dim} is odd or over 256"
     if config.hidden_size > MAX_HIDDEN:

@@ -1,1 +1,4 @@
-"""The parts of a decoder, one idea a file."""
+"""The layers of a decoder and torch's implementation of their operations.
+
+Triton kernels are in `inference/model/kernels`, native code in `inference/model/native`.
+"""

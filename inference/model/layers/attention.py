@@ -1,7 +1,6 @@
-"""Paged attention: queries of this step against keys and values in the cache.
+"""Paged attention with torch's operations, on any device.
 
-Written with torch's own operations, so it runs on any device. The sequences that decode go
-through one batched call, each chunk of a prompt through a call of its own.
+All decoding sequences share one batched call; each prefill chunk is a separate call.
 """
 
 from __future__ import annotations
@@ -14,31 +13,31 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """A prompt's piece: rows [begin, end) of the step, against the `slots` of its context."""
+class PrefillChunk:
+    """A chunk of a prompt: rows [begin, end) of the step, with the `slots` of its context."""
 
     begin: int
     end: int
     slots: Tensor
-    """[num_context] of all its tokens up to the end of this piece."""
+    """[num_context]: the cache slots of the sequence's tokens up to the chunk's end."""
     mask: Tensor | None
-    """[num_queries, num_context] of what may be seen; None where plain causal does it."""
+    """[num_queries, num_context], true for visible keys; None for a plain causal mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionPlan:
-    """Who looks at what in a step; made once, used by every layer."""
+    """Slots and masks of a step's attention; built once and used by every layer."""
 
     slot_mapping: Tensor
-    """[num_tokens]: where each token's key and value go."""
+    """[num_tokens]: the cache slot of each token's key and value."""
     num_decodes: int
-    """The first rows of the step are single tokens of decoding sequences."""
+    """The number of decoding sequences; their single tokens are the step's first rows."""
     decode_blocks: Tensor | None
-    """[num_decodes, most blocks], padded with block 0."""
+    """Block tables [num_decodes, most blocks], padded with block 0."""
     decode_mask: Tensor | None
     """[num_decodes, 1, 1, most blocks * block_size], added to the scores: 0 or minus infinity."""
     block_size: int
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[PrefillChunk, ...]
 
 
 def attend(
@@ -48,10 +47,10 @@ def attend(
     cache: tuple[Tensor, Tensor],
     plan: AttentionPlan,
 ) -> Tensor:
-    """Stores this step's keys and values, and gives what the queries see.
+    """Stores the step's keys and values in the cache and computes the attention.
 
-    `queries` [num_tokens, num_heads, head_dim], `keys` and `values` with num_kv_heads; returns
-    [num_tokens, num_heads * head_dim].
+    `queries` is [num_tokens, num_heads, head_dim], `keys` and `values` have num_kv_heads heads;
+    returns [num_tokens, num_heads * head_dim].
     """
     cached_keys, cached_values = cache
     cached_keys.index_copy_(0, plan.slot_mapping, keys)
@@ -59,17 +58,17 @@ def attend(
     grouped = queries.shape[1] != keys.shape[1]
     outputs: list[Tensor] = []
     if plan.decode_blocks is not None:
-        # The query heads that share a KV head stand as its queries: nothing is repeated.
+        # The query heads of a group become queries of their KV head, so nothing is repeated:
         # [num_decodes, num_kv_heads, group, head_dim] against [num_decodes, num_kv_heads, context]
-        seen = F.scaled_dot_product_attention(
+        output = F.scaled_dot_product_attention(
             queries[: plan.num_decodes].reshape(plan.num_decodes, keys.shape[1], -1, keys.shape[2]),
             _gather_blocks(cached_keys, plan.decode_blocks, plan.block_size),
             _gather_blocks(cached_values, plan.decode_blocks, plan.block_size),
             attn_mask=plan.decode_mask,
         )
-        outputs.append(seen.flatten(1))
+        outputs.append(output.flatten(1))
     for chunk in plan.chunks:
-        seen = F.scaled_dot_product_attention(
+        output = F.scaled_dot_product_attention(
             queries[chunk.begin : chunk.end].transpose(0, 1).unsqueeze(0),
             cached_keys[chunk.slots].transpose(0, 1).unsqueeze(0),
             cached_values[chunk.slots].transpose(0, 1).unsqueeze(0),
@@ -77,14 +76,14 @@ def attend(
             is_causal=chunk.mask is None,
             enable_gqa=grouped,
         )
-        outputs.append(seen[0].transpose(0, 1).flatten(1))
+        outputs.append(output[0].transpose(0, 1).flatten(1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _gather_blocks(cached: Tensor, blocks: Tensor, block_size: int) -> Tensor:
-    """[num_rows, num_kv_heads, context, head_dim] of the rows' blocks.
+    """The keys or values in these blocks, [num_rows, num_kv_heads, context, head_dim].
 
-    Whole blocks lie together in memory: copying them is several times as fast as their slots.
+    Whole blocks are contiguous, so copying blocks is several times as fast as copying slots.
     """
     num_rows = len(blocks)
     _, num_kv_heads, head_dim = cached.shape
@@ -97,10 +96,10 @@ def _gather_blocks(cached: Tensor, blocks: Tensor, block_size: int) -> Tensor:
 def chunk_mask(
     num_queries: int, num_context: int, window: int | None, device: torch.device
 ) -> Tensor | None:
-    """What the last `num_queries` of `num_context` tokens may see; None where causal suffices."""
+    """The keys visible to the last `num_queries` of `num_context` tokens; None for plain causal."""
     if num_queries == num_context and (window is None or num_context <= window):
         return None
     rows = torch.arange(num_context - num_queries, num_context, device=device).unsqueeze(1)
     columns = torch.arange(num_context, device=device).unsqueeze(0)
-    seen = columns <= rows
-    return seen if window is None else seen & (columns > rows - window)
+    visible = columns <= rows
+    return visible if window is None else visible & (columns > rows - window)

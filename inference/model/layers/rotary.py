@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864), halves rotated as in Llama."""
+"""Rotary position embedding (RoFormer, arXiv:2104.09864) in Llama's half-rotation layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inference.model.config import ModelConfig, RopeScaling
 
 
 class RotaryEmbedding:
-    """Cosines and sines for every position, made once in float32."""
+    """Cosines and sines of every position, computed once in float32."""
 
     def __init__(self, config: ModelConfig, max_position: int, device: torch.device) -> None:
         frequencies = inverse_frequencies(config)
@@ -26,7 +26,7 @@ class RotaryEmbedding:
         return self._cos, self._sin
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each [num_tokens, 1, head_dim / 2], for all layers of a step."""
+        """Cosines and sines at these positions, each [num_tokens, 1, head_dim / 2]."""
         return (
             self._cos[positions].unsqueeze(1).to(dtype),
             self._sin[positions].unsqueeze(1).to(dtype),
@@ -34,13 +34,13 @@ class RotaryEmbedding:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`x` [num_tokens, num_heads, head_dim], each pair (i, i + head_dim / 2) turned."""
+    """Rotates each pair (i, i + head_dim / 2) of `x` [num_tokens, num_heads, head_dim]."""
     low, high = x.chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """[head_dim / 2] radians a position, scaled as the config says."""
+    """[head_dim / 2] radians per position, with the config's scaling."""
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**steps
     scaling = config.rope_scaling
@@ -52,7 +52,7 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3.1's: long waves are stretched, short ones kept, those between interpolated."""
+    """Llama 3.1's scaling: stretches long wavelengths, keeps short ones, interpolates others."""
     wavelengths = 2 * math.pi / frequencies
     longest = scaling.original_max_position / scaling.low_freq_factor
     shortest = scaling.original_max_position / scaling.high_freq_factor

@@ -1,1 +1,4 @@
-"""The decoder on a CPU with AVX-512: C for the arithmetic, Python for everything else."""
+"""The decoder and sampler for CPUs with AVX2 or AVX-512, in C, called through ctypes.
+
+The C code computes; Python owns the memory, packs the weights and compiles the library.
+"""

@@ -1,12 +1,12 @@
 // Attention of a step's queries over the paged cache.
 //
-// Keys and values lie in pages of LANES slots, so that a vector holds one group of LANES keys, or
-// of as many dimensions of a value:
+// Keys and values are in pages of LANES slots. A vector holds one group of LANES keys, or of LANES
+// dimensions of a value:
 //   keys   [num_blocks][num_kv_heads][pages][head_dim / group][LANES slots][4 bytes]
 //   values [num_blocks][num_kv_heads][pages][LANES / group slots][head_dim][4 bytes]
-// so that what a head has of a block lies together, for the sake of the memory's bandwidth.
-// The cache is FLOAT32 for float32 weights, else BFLOAT16. A softmax runs along pieces of the
-// context (arXiv:2205.14135), so that scores stay in the cache however long the context is.
+// A head's part of a block is contiguous, for the memory bandwidth. The KV cache is FLOAT32 for
+// float32 weights, else BFLOAT16. An online softmax runs over chunks of the context
+// (arXiv:2205.14135), so the scores stay in the CPU's cache however long the context is.
 #pragma once
 
 #include <math.h>
@@ -14,23 +14,23 @@
 #include "simd.h"
 
 #define MAX_QUERIES 8
-#define PIECE 512  // slots whose scores are held at a time
+#define CHUNK 512  // slots whose scores are in memory at a time
 
 typedef struct {
     int num_heads, num_kv_heads, head_dim;
     int window;  // 0: none
-    Type type;   // of the cache
+    Type type;   // of the KV cache
 } AttentionShape;
 
-// A thread's own room.
+// One thread's buffers.
 typedef struct {
-    float scores[MAX_QUERIES][PIECE];
-    uint8_t weights[MAX_QUERIES][PIECE * 4];  // of the values, as parts
-    uint8_t queries[MAX_QUERIES][256 * 4];    // as parts, scaled
+    float scores[MAX_QUERIES][CHUNK];
+    uint8_t weights[MAX_QUERIES][CHUNK * 4];  // softmax weights of the values, as parts
+    uint8_t queries[MAX_QUERIES][256 * 4];    // scaled, as parts
     float sums[MAX_QUERIES][256];
-} AttentionRoom;
+} AttentionBuffers;
 
-// The queries of one KV head that are computed together: each sees slots [begin, end).
+// Queries of one KV head that are computed together; slots [begin, end) are visible to each.
 typedef struct {
     int count;
     const float *queries[MAX_QUERIES];  // [head_dim]
@@ -42,12 +42,11 @@ INLINE size_t page_bytes(const AttentionShape *shape) {
     return (size_t)LANES * shape->head_dim * (4 / group_size(shape->type));
 }
 
-// Scores of some neighbouring pages: out[query][LANES slots of each]. As many pages of keys that
-// come next, and these pages' values, are asked for little by little, so that the memory works
-// while this computes.
+// Computes the scores of `width` neighbouring pages: scores[query][LANES slots of each]. Meanwhile
+// it prefetches the next pages of keys and these pages' values.
 INLINE void score_pages(Type type, const int count, const int width, const uint8_t *const *pages,
                         const uint8_t *const *next, const uint8_t *const *values, int num_groups,
-                        AttentionRoom *room, int column) {
+                        AttentionBuffers *buffers, int column) {
     Floats sums[MAX_QUERIES][2];
 #pragma GCC unroll 8
     for (int q = 0; q < count; q++) sums[q][0] = sums[q][1] = all_lanes(0.0f);
@@ -65,7 +64,7 @@ INLINE void score_pages(Type type, const int count, const int width, const uint8
 #pragma GCC unroll 8
             for (int q = 0; q < count; q++) {
                 const Ints query =
-                    part_at(room->queries[q], (size_t)g * num_parts(type) + part);
+                    part_at(buffers->queries[q], (size_t)g * num_parts(type) + part);
 #pragma GCC unroll 2
                 for (int w = 0; w < width; w++) sums[q][w] = dot(type, sums[q][w], keys[w], query);
             }
@@ -74,32 +73,32 @@ INLINE void score_pages(Type type, const int count, const int width, const uint8
 #pragma GCC unroll 8
     for (int q = 0; q < count; q++)
 #pragma GCC unroll 2
-        for (int w = 0; w < width; w++) store(&room->scores[q][column + w * LANES], sums[q][w]);
+        for (int w = 0; w < width; w++) store(&buffers->scores[q][column + w * LANES], sums[q][w]);
 }
 
-// Adds weights * values of a piece to the sums of some neighbouring dimensions, from `d` on.
+// Adds weights * values of a chunk to the sums of `width` vectors of dimensions, from `d` on.
 INLINE void add_values(Type type, const int count, const int width, const uint8_t *const *pages,
-                       int num_pages, int head_dim, int d, AttentionRoom *room) {
+                       int num_pages, int head_dim, int d, AttentionBuffers *buffers) {
     const int rows_per_page = LANES / group_size(type);
     Floats sums[MAX_QUERIES][2];
 #pragma GCC unroll 8
     for (int q = 0; q < count; q++)
 #pragma GCC unroll 2
-        for (int w = 0; w < width; w++) sums[q][w] = load(&room->sums[q][d + w * LANES]);
+        for (int w = 0; w < width; w++) sums[q][w] = load(&buffers->sums[q][d + w * LANES]);
     for (int page = 0; page < num_pages; page++) {
 #pragma GCC unroll 2
         for (int r = 0; r < rows_per_page; r++) {
             const uint8_t *row = pages[page] + ((size_t)r * head_dim + d) * 4;
 #pragma GCC unroll 2
             for (int part = 0; part < num_parts(type); part++) {
-                const size_t place = (size_t)(page * rows_per_page + r) * num_parts(type) + part;
+                const size_t index = (size_t)(page * rows_per_page + r) * num_parts(type) + part;
                 Ints values[2];
 #pragma GCC unroll 2
                 for (int w = 0; w < width; w++)
                     values[w] = weight_part(type, row + w * VECTOR_BYTES, part);
 #pragma GCC unroll 8
                 for (int q = 0; q < count; q++) {
-                    const Ints weight = part_at(room->weights[q], place);
+                    const Ints weight = part_at(buffers->weights[q], index);
 #pragma GCC unroll 2
                     for (int w = 0; w < width; w++)
                         sums[q][w] = dot(type, sums[q][w], values[w], weight);
@@ -110,27 +109,27 @@ INLINE void add_values(Type type, const int count, const int width, const uint8_
 #pragma GCC unroll 8
     for (int q = 0; q < count; q++)
 #pragma GCC unroll 2
-        for (int w = 0; w < width; w++) store(&room->sums[q][d + w * LANES], sums[q][w]);
+        for (int w = 0; w < width; w++) store(&buffers->sums[q][d + w * LANES], sums[q][w]);
 }
 
-// Turns a piece's scores into weights of the values; gives what the sums so far shrink by.
-static float soften(Type type, float *scores, uint8_t *weights, int num_slots, int low, int high,
-                    float *highest, float *total) {
+// Turns a chunk's scores into softmax weights; returns the factor to rescale the previous sums by.
+static float update_softmax(Type type, float *scores, uint8_t *weights, int num_slots, int low,
+                            int high, float *highest, float *total) {
     Floats lanes_highest = all_lanes(-INFINITY);
     for (int i = 0; i < num_slots; i += LANES) {
         Floats lanes = load(scores + i);
         if (i < low || i + LANES > high) {
             const Ints slots = ints_from(i);
-            const Mask seen =
+            const Mask visible =
                 greater_ints(slots, all_ints(low - 1)) & greater_ints(all_ints(high), slots);
-            lanes = choose(seen, lanes, all_lanes(-INFINITY));
+            lanes = choose(visible, lanes, all_lanes(-INFINITY));
             store(scores + i, lanes);
         }
         lanes_highest = max_lanes(lanes_highest, lanes);
     }
     const float before = *highest;
     const float now = fmaxf(before, max_of(lanes_highest));
-    if (now == -INFINITY) {  // nothing of this piece is seen
+    if (now == -INFINITY) {  // no slot of this chunk is visible
         memset(weights, 0, part_bytes(type, (size_t)num_slots));
         return 1.0f;
     }
@@ -140,19 +139,19 @@ static float soften(Type type, float *scores, uint8_t *weights, int num_slots, i
         sum += power;
         store_values(type, weights + part_bytes(type, (size_t)i), power);
     }
-    const float shrink = before == -INFINITY ? 0.0f : exp2f(before - now);
-    *total = *total * shrink + sum_of(sum);
+    const float rescale = before == -INFINITY ? 0.0f : exp2f(before - now);
+    *total = *total * rescale + sum_of(sum);
     *highest = now;
-    return shrink;
+    return rescale;
 }
 
 INLINE void attend_typed(Type type, const int count, const AttentionShape *shape, const Tile *tile,
                          const uint8_t *keys, const uint8_t *values, const int32_t *pages,
-                         AttentionRoom *room) {
+                         AttentionBuffers *buffers) {
     const int head_dim = shape->head_dim, num_groups = head_dim / group_size(type);
     const float scale = LOG2_E / sqrtf((float)head_dim);
     const size_t page_size = page_bytes(shape);
-    // Two vectors at a time while there are registers: one alone waits for its own sums.
+    // Two vectors at a time if the registers suffice: one alone waits for the latency of its sums.
     const int width = count <= MAX_ROWS ? 2 : 1;
     float highest[MAX_QUERIES], total[MAX_QUERIES];
     int first = tile->begin[0], last = tile->end[0];
@@ -162,15 +161,15 @@ INLINE void attend_typed(Type type, const int count, const AttentionShape *shape
         if (tile->begin[q] < first) first = tile->begin[q];
         if (tile->end[q] > last) last = tile->end[q];
         for (int d = 0; d < head_dim; d += LANES) {
-            store_values(type, room->queries[q] + part_bytes(type, (size_t)d),
+            store_values(type, buffers->queries[q] + part_bytes(type, (size_t)d),
                          load(tile->queries[q] + d) * all_lanes(scale));
-            store(&room->sums[q][d], all_lanes(0.0f));
+            store(&buffers->sums[q][d], all_lanes(0.0f));
         }
     }
-    for (int begin = first / LANES * LANES; begin < last; begin += PIECE) {
+    for (int begin = first / LANES * LANES; begin < last; begin += CHUNK) {
         const int num_pages =
-            ((last - begin < PIECE ? last - begin : PIECE) + LANES - 1) / LANES;
-        const uint8_t *key_pages[PIECE / LANES], *value_pages[PIECE / LANES];
+            ((last - begin < CHUNK ? last - begin : CHUNK) + LANES - 1) / LANES;
+        const uint8_t *key_pages[CHUNK / LANES], *value_pages[CHUNK / LANES];
         for (int page = 0; page < num_pages; page++) {
             const size_t offset = (size_t)pages[begin / LANES + page] * page_size;
             key_pages[page] = keys + offset;
@@ -181,38 +180,38 @@ INLINE void attend_typed(Type type, const int count, const AttentionShape *shape
             const uint8_t *const *these = key_pages + page, *const *those = value_pages + page;
             const uint8_t *const *soon = next + width <= num_pages ? key_pages + next : these;
             if (next == page + 1)
-                score_pages(type, count, 1, these, soon, those, num_groups, room, page * LANES);
+                score_pages(type, count, 1, these, soon, those, num_groups, buffers, page * LANES);
             else
-                score_pages(type, count, 2, these, soon, those, num_groups, room, page * LANES);
+                score_pages(type, count, 2, these, soon, those, num_groups, buffers, page * LANES);
         }
         for (int q = 0; q < count; q++) {
-            const float shrink =
-                soften(type, room->scores[q], room->weights[q], num_pages * LANES,
+            const float rescale =
+                update_softmax(type, buffers->scores[q], buffers->weights[q], num_pages * LANES,
                        tile->begin[q] - begin, tile->end[q] - begin, &highest[q], &total[q]);
-            if (shrink == 1.0f) continue;
+            if (rescale == 1.0f) continue;
             for (int d = 0; d < head_dim; d += LANES)
-                store(&room->sums[q][d], load(&room->sums[q][d]) * all_lanes(shrink));
+                store(&buffers->sums[q][d], load(&buffers->sums[q][d]) * all_lanes(rescale));
         }
         int d = 0;
         if (width == 2)
             for (; d + 2 * LANES <= head_dim; d += 2 * LANES)
-                add_values(type, count, 2, value_pages, num_pages, head_dim, d, room);
+                add_values(type, count, 2, value_pages, num_pages, head_dim, d, buffers);
         for (; d < head_dim; d += LANES)
-            add_values(type, count, 1, value_pages, num_pages, head_dim, d, room);
+            add_values(type, count, 1, value_pages, num_pages, head_dim, d, buffers);
     }
     for (int q = 0; q < count; q++)
         for (int d = 0; d < head_dim; d += LANES)
-            store(tile->outputs[q] + d, load(&room->sums[q][d]) / all_lanes(total[q]));
+            store(tile->outputs[q] + d, load(&buffers->sums[q][d]) / all_lanes(total[q]));
 }
 
-// One tile against the pages of its sequence, for one KV head: `pages` are of head 0, and the
-// caches begin at this one's.
+// Attention of a tile over the pages of its sequence, for one KV head. `pages` are those of head 0;
+// `keys` and `values` point to this head's part.
 static void attend(const AttentionShape *shape, const Tile *tile, const uint8_t *keys,
-                   const uint8_t *values, const int32_t *pages, AttentionRoom *room) {
+                   const uint8_t *values, const int32_t *pages, AttentionBuffers *buffers) {
     switch (tile->count + (shape->type == FLOAT32 ? 0 : 16)) {
 #define CASES(n)                                                                         \
-    case n: attend_typed(FLOAT32, n, shape, tile, keys, values, pages, room); break;       \
-    case n + 16: attend_typed(BFLOAT16, n, shape, tile, keys, values, pages, room); break;
+    case n: attend_typed(FLOAT32, n, shape, tile, keys, values, pages, buffers); break;       \
+    case n + 16: attend_typed(BFLOAT16, n, shape, tile, keys, values, pages, buffers); break;
         CASES(1) CASES(2) CASES(3) CASES(4) CASES(5) CASES(6) CASES(7) CASES(8)
 #undef CASES
     }

@@ -1,13 +1,13 @@
-// Vectors of AVX2 with FMA: what nearly every x86 server has, Intel since Haswell, AMD since Zen.
+// Vectors of AVX2 with FMA: Intel since Haswell, AMD since Zen.
 #pragma once
 
 #define LANES 8
-#define MAX_ROWS 6  // of a product, times two vectors of sums; 16 registers
+#define MAX_ROWS 6  // rows of a product tile, with two vectors of sums each; 16 registers
 
 typedef __m256 Floats;
 typedef __m256i Ints;
-typedef __m256d Doubles;  // half as many
-typedef __m256i Longs;    // half as many, unsigned
+typedef __m256d Doubles;  // half as many lanes
+typedef __m256i Longs;    // half as many lanes, unsigned
 typedef __m256i Mask;     // all bits of a lane, or none
 
 INLINE Floats load(const float *place) { return _mm256_loadu_ps(place); }
@@ -48,7 +48,7 @@ INLINE Ints ints_from(int32_t first) {
     return add_ints(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), all_ints(first));
 }
 
-// a * 2^exponents, which are whole numbers. In two steps, for results that are denormal.
+// a * 2^exponents, for integral exponents. Two steps, for denormal results.
 INLINE Floats scale_lanes(Floats a, Floats exponents) {
     const Ints whole = to_ints(_mm256_min_ps(exponents, all_lanes(254.0f)));
     const Ints half = _mm256_srai_epi32(whole, 1);
@@ -58,10 +58,10 @@ INLINE Floats scale_lanes(Floats a, Floats exponents) {
     return a;
 }
 
-// A group of narrow values is taken in two: first those at even places, then those at odd ones.
+// A group of narrow values has two parts: the values at even and at odd positions.
 INLINE int num_parts(Type type) { return type == FLOAT32 ? 1 : 2; }
 
-// The values of a part as they are multiplied: one float, or two int16.
+// A part's weights as one float or two int16.
 INLINE Ints weight_part(Type type, const uint8_t *groups, int part) {
     const Ints whole = _mm256_loadu_si256((const __m256i *)groups);
     switch (type) {
@@ -79,8 +79,8 @@ INLINE Ints weight_part(Type type, const uint8_t *groups, int part) {
 INLINE Floats dot(Type type, Floats sums, Ints weights, Ints values) {
     if (type != INT8)
         return _mm256_fmadd_ps(_mm256_castsi256_ps(weights), _mm256_castsi256_ps(values), sums);
-    // In int16, where products of bytes cannot saturate as those of _mm256_maddubs_epi16 do. As
-    // intrinsics, gcc would add up products first and keep the sums in memory: four times as slow.
+    // In int16, because products of bytes can saturate in _mm256_maddubs_epi16. In assembly, because
+    // with intrinsics gcc adds the products first and spills the sums: four times as slow.
     Ints products;
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
             : "+x"(sums), "=&x"(products)
@@ -93,7 +93,7 @@ INLINE Floats dot_less(Floats sums, int32_t excess) {
 }
 
 INLINE void store_values(Type type, uint8_t *parts, Floats values) {
-    (void)type;  // no product is in bfloat16 here: values are not rounded
+    (void)type;  // AVX2 has no bfloat16 products, so the values are not rounded
     _mm256_storeu_ps((float *)parts, values);
 }
 
@@ -108,7 +108,7 @@ INLINE Mask to_mask(Floats compared) { return _mm256_castps_si256(compared); }
 INLINE Mask equal(Floats a, Floats b) { return to_mask(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
 INLINE Mask greater(Floats a, Floats b) { return to_mask(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 INLINE Mask not_less(Floats a, Floats b) { return to_mask(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
-INLINE Mask no_numbers(Floats a) { return to_mask(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
+INLINE Mask is_nan(Floats a) { return to_mask(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
 INLINE Mask greater_ints(Ints a, Ints b) { return _mm256_cmpgt_epi32(a, b); }
 
 INLINE unsigned bits_of(Mask mask) {
@@ -151,7 +151,7 @@ INLINE Longs all_longs(uint64_t value) { return _mm256_set1_epi64x((int64_t)valu
 INLINE Longs add_longs(Longs a, Longs b) { return _mm256_add_epi64(a, b); }
 INLINE Longs count_longs(void) { return _mm256_setr_epi64x(0, 1, 2, 3); }
 
-// The lower 64 bits of the products, by halves of 32.
+// The lower 64 bits of the products, from 32-bit halves.
 INLINE Longs multiply_longs(Longs a, Longs b) {
     const Longs crossed = add_longs(_mm256_mul_epu32(_mm256_srli_epi64(a, 32), b),
                                     _mm256_mul_epu32(a, _mm256_srli_epi64(b, 32)));
@@ -169,7 +169,7 @@ INLINE Floats lacking_lanes(Longs low, Longs high) {
     const Ints sorted =
         _mm256_permute4x64_epi64(_mm256_castps_si256(upper), _MM_SHUFFLE(3, 1, 2, 0));
     const Ints lacking = _mm256_xor_si256(sorted, all_ints(-1));
-    // As unsigned: the conversion takes them for signed, so by halves of 16 bits.
+    // The conversion is signed, so convert the unsigned values as two 16-bit halves.
     const Floats high_half = _mm256_cvtepi32_ps(_mm256_srli_epi32(lacking, 16));
     const Floats low_half = _mm256_cvtepi32_ps(_mm256_and_si256(lacking, all_ints(0xffff)));
     return fused(high_half, all_lanes(65536.0f), low_half);

@@ -2,12 +2,12 @@
 #pragma once
 
 #define LANES 16
-#define MAX_ROWS 12  // of a product, times two vectors of sums; 32 registers
+#define MAX_ROWS 12  // rows of a product tile, with two vectors of sums each; 32 registers
 
 typedef __m512 Floats;
 typedef __m512i Ints;
-typedef __m512d Doubles;  // half as many
-typedef __m512i Longs;    // half as many, unsigned
+typedef __m512d Doubles;  // half as many lanes
+typedef __m512i Longs;    // half as many lanes, unsigned
 typedef __mmask16 Mask;
 
 INLINE Floats load(const float *place) { return _mm512_loadu_ps(place); }
@@ -23,7 +23,7 @@ INLINE Floats round_lanes(Floats a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-// a * 2^exponents, which are whole numbers.
+// a * 2^exponents, for integral exponents.
 INLINE Floats scale_lanes(Floats a, Floats exponents) { return _mm512_scalef_ps(a, exponents); }
 
 INLINE Ints all_ints(int32_t value) { return _mm512_set1_epi32(value); }
@@ -37,7 +37,7 @@ INLINE Ints ints_from(int32_t first) {
                     all_ints(first));
 }
 
-// A group is used whole.
+// A group is multiplied in one step.
 INLINE int num_parts(Type type) {
     (void)type;
     return 1;
@@ -77,7 +77,7 @@ INLINE void store_bytes(uint8_t *parts, Ints values) {
 INLINE Mask equal(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 INLINE Mask greater(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 INLINE Mask not_less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-INLINE Mask no_numbers(Floats a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+INLINE Mask is_nan(Floats a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 INLINE Mask greater_ints(Ints a, Ints b) { return _mm512_cmpgt_epi32_mask(a, b); }
 INLINE unsigned bits_of(Mask mask) { return mask; }
 INLINE Mask mask_of(unsigned bits) { return (Mask)bits; }

@@ -1,8 +1,8 @@
-// A Llama-family decoder's step on a CPU: one call computes all layers for a batch of tokens.
+// A Llama-family decoder on a CPU: one call computes all layers for the tokens of a step.
 //
-// Called through ctypes; inference/model/native/decoder.py owns every tensor that is pointed to and
-// mirrors the structures below. Activations are float32; each product takes its rows in the type
-// of its weights.
+// Called through ctypes. inference/model/native/decoder.py owns all tensors that the structs point
+// to, and mirrors the structs. Activations are float32; a product converts them to the type of its
+// weights.
 #include "attention.h"
 #include "gemm.h"
 #include "pool.h"
@@ -16,23 +16,23 @@ typedef struct {
 typedef struct {
     Matrix qkv, out, gate_up, down;
     const float *input_norm, *post_norm, *q_norm, *k_norm;
-    int32_t rotates;  // 0 where the layer has no positions
+    int32_t rotates;  // 0 for a layer without rotary embedding
 } Layer;
 
-// The sequences of a step; row i of the step belongs to the sequence whose range holds it.
+// The input of a step. Sequence s has the rows [begins[s], begins[s + 1]).
 typedef struct {
     int32_t num_tokens, num_sequences, table_stride, num_outputs;
     int32_t pages_per_block;   // of the cache
-    float *hidden;             // [num_tokens][hidden_size], embeddings in
+    float *hidden;             // [num_tokens][hidden_size]; contains the embeddings, is overwritten
     const int32_t *positions;  // [num_tokens]
-    const int32_t *begins;     // [num_sequences + 1] first row of each
+    const int32_t *begins;     // [num_sequences + 1] first row of each sequence
     const int32_t *tables;     // [num_sequences][table_stride] block ids
-    const int32_t *outputs;    // [num_outputs] rows whose logits are wanted
+    const int32_t *outputs;    // [num_outputs] rows to compute logits for
     float *logits;             // [num_outputs][head's outputs]
     float *normed;             // [num_outputs][hidden_size] last hidden states, or NULL
-    uint8_t *const *keys;      // [num_layers] caches
+    uint8_t *const *keys;      // [num_layers] addresses of the caches
     uint8_t *const *values;
-} Step;
+} StepArguments;
 
 typedef struct {
     Config config;
@@ -41,42 +41,42 @@ typedef struct {
     const float *norm;
     const float *cosines, *sines;  // [max position][head_dim / 2]
     AttentionShape shape;
-    Pool *pool;  // not the decoder's own
-    Step step;
-    int num_rows;  // that there is room for
+    Pool *pool;  // not owned
+    StepArguments step;
+    int num_rows;  // capacity of the buffers below
     float *qkv, *mixed, *inner;
-    Rows narrow, wide;  // of hidden_size, and of intermediate_size or num_heads * head_dim
-    AttentionRoom *rooms;
+    Activations narrow, wide;  // of hidden_size, and of intermediate_size or num_heads * head_dim
+    AttentionBuffers *buffers;
     int32_t *pages;      // [num_sequences][table_stride * pages_per_block], of KV head 0
     int32_t *unit_sequence, *unit_row;
     int32_t num_units, unit_capacity, page_capacity;
-    atomic_int *next_unit;  // one a layer
+    atomic_int *next_unit;  // [num_layers]
 } Decoder;
 
-// How wide vectors are: inference/model/native/packing.py lays weights out by it.
+// Lanes of a vector, for inference/model/native/packing.py.
 int weir_lanes(void) { return LANES; }
 
 static void *aligned(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64 + 64); }
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
-static void rows_free(Rows *rows) {
+static void activations_free(Activations *rows) {
     free(rows->parts);
     free(rows->scales);
     free(rows->sums);
-    *rows = (Rows){NULL, NULL, NULL};
+    *rows = (Activations){NULL, NULL, NULL};
 }
 
-static int rows_allocate(Rows *rows, int num_rows, int num_values) {
+static int activations_allocate(Activations *rows, int num_rows, int num_values) {
     rows->parts = aligned((size_t)num_rows * num_values * 4);
     rows->scales = aligned((size_t)num_rows * 4);
     rows->sums = aligned((size_t)num_rows * 4);
     return rows->parts && rows->scales && rows->sums;
 }
 
-static void room_free(Decoder *d) {
-    rows_free(&d->narrow);
-    rows_free(&d->wide);
+static void buffers_free(Decoder *d) {
+    activations_free(&d->narrow);
+    activations_free(&d->wide);
     free(d->qkv);
     free(d->mixed);
     free(d->inner);
@@ -84,18 +84,19 @@ static void room_free(Decoder *d) {
     d->num_rows = 0;
 }
 
-// Makes room for a step of so many rows; it stays. 0 if memory is short.
-static int room_allocate(Decoder *d, int num_rows) {
+// Grows the buffers to a step of `num_rows` rows. Returns 0 if memory is short.
+static int buffers_allocate(Decoder *d, int num_rows) {
     if (num_rows <= d->num_rows) return 1;
     const Config *c = &d->config;
     const int heads = c->num_heads * c->head_dim;
-    room_free(d);
+    buffers_free(d);
     d->qkv = aligned((size_t)num_rows * d->layers[0].qkv.num_outputs * 4);
     d->mixed = aligned((size_t)num_rows * heads * 4);
     d->inner = aligned((size_t)num_rows * c->intermediate_size * 4);
-    if (!d->qkv || !d->mixed || !d->inner || !rows_allocate(&d->narrow, num_rows, c->hidden_size) ||
-        !rows_allocate(&d->wide, num_rows, max_int(c->intermediate_size, heads))) {
-        room_free(d);
+    if (!d->qkv || !d->mixed || !d->inner ||
+        !activations_allocate(&d->narrow, num_rows, c->hidden_size) ||
+        !activations_allocate(&d->wide, num_rows, max_int(c->intermediate_size, heads))) {
+        buffers_free(d);
         return 0;
     }
     d->num_rows = num_rows;
@@ -104,9 +105,9 @@ static int room_allocate(Decoder *d, int num_rows) {
 
 void weir_decoder_free(Decoder *d) {
     if (!d) return;
-    room_free(d);
+    buffers_free(d);
     free(d->layers);
-    free(d->rooms);
+    free(d->buffers);
     free(d->pages);
     free(d->unit_sequence);
     free(d->unit_row);
@@ -114,7 +115,7 @@ void weir_decoder_free(Decoder *d) {
     free(d);
 }
 
-// NULL if memory is short.
+// Returns NULL if memory is short.
 Decoder *weir_decoder_new(Pool *pool, const Config *config, const Layer *layers,
                           const Matrix *head, const float *norm, const float *cosines,
                           const float *sines) {
@@ -130,9 +131,9 @@ Decoder *weir_decoder_new(Pool *pool, const Config *config, const Layer *layers,
     d->shape = (AttentionShape){config->num_heads, config->num_kv_heads, config->head_dim,
                                 config->window, config->type == FLOAT32 ? FLOAT32 : BFLOAT16};
     d->layers = aligned(config->num_layers * sizeof *layers);
-    d->rooms = aligned(pool->num_threads * sizeof *d->rooms);
+    d->buffers = aligned(pool->num_threads * sizeof *d->buffers);
     d->next_unit = aligned(config->num_layers * sizeof *d->next_unit);
-    if (!d->layers || !d->rooms || !d->next_unit) {
+    if (!d->layers || !d->buffers || !d->next_unit) {
         weir_decoder_free(d);
         return NULL;
     }
@@ -147,7 +148,7 @@ static void norm_into(const float *x, const float *weight, int count, float eps,
     for (int i = 0; i < count; i += LANES) store(out + i, load(x + i) * factor * load(weight + i));
 }
 
-// Turns the pairs (i, i + half) of one head.
+// Rotates the pairs (i, i + half) of one head.
 static void rotate(float *x, const float *cosines, const float *sines, int half) {
     for (int i = 0; i < half; i++) {
         const float low = x[i], high = x[i + half];
@@ -160,8 +161,8 @@ static int share(int count, int thread, int num_threads) {
     return (int)((int64_t)count * thread / num_threads);
 }
 
-// Norms, turns and stores one token's heads; the queries stay in qkv.
-static void place_token(Decoder *d, int number, int row, const int32_t *pages) {
+// Norms and rotates a token's heads, and stores its keys and values; the queries stay in qkv.
+static void store_token(Decoder *d, int number, int row, const int32_t *pages) {
     const Config *c = &d->config;
     const Layer *layer = &d->layers[number];
     const int dim = c->head_dim, half = dim / 2, position = d->step.positions[row];
@@ -176,14 +177,14 @@ static void place_token(Decoder *d, int number, int row, const int32_t *pages) {
     for (int h = 0; h < c->num_kv_heads; h++) {
         if (c->qk_norm) norm_into(k + h * dim, layer->k_norm, dim, c->eps, k + h * dim);
         if (layer->rotates) rotate(k + h * dim, cosines, sines, half);
-        const size_t place =
+        const size_t offset =
             (size_t)(pages[position / LANES] + h * d->step.pages_per_block) * page_bytes(&d->shape);
-        store_key_value(&d->shape, d->step.keys[number] + place, d->step.values[number] + place,
+        store_key_value(&d->shape, d->step.keys[number] + offset, d->step.values[number] + offset,
                         position % LANES, k + h * dim, v + h * dim);
     }
 }
 
-// Computes units of attention until none is left; whoever is free takes the next.
+// Computes units of attention until none is left; an idle thread takes the next one.
 static void attend_units(Decoder *d, int number, int thread) {
     const Config *c = &d->config;
     const Layer *layer = &d->layers[number];
@@ -206,16 +207,16 @@ static void attend_units(Decoder *d, int number, int thread) {
             tile.end[tile.count] = end;
             tile.begin[tile.count] = c->window && end > c->window ? end - c->window : 0;
         }
-        const size_t place = (size_t)(kv_head * d->step.pages_per_block) * page_bytes(&d->shape);
-        attend(&d->shape, &tile, d->step.keys[number] + place, d->step.values[number] + place,
-               d->pages + (size_t)sequence * stride, &d->rooms[thread]);
+        const size_t offset = (size_t)(kv_head * d->step.pages_per_block) * page_bytes(&d->shape);
+        attend(&d->shape, &tile, d->step.keys[number] + offset, d->step.values[number] + offset,
+               d->pages + (size_t)sequence * stride, &d->buffers[thread]);
     }
 }
 
 static void run_step(void *argument, int thread) {
     Decoder *d = argument;
     const Config *c = &d->config;
-    const Step *step = &d->step;
+    const StepArguments *step = &d->step;
     const Type type = c->type;
     const int n = d->pool->num_threads, tokens = step->num_tokens, hidden = c->hidden_size;
     const int heads = c->num_heads * c->head_dim, stride = step->table_stride * step->pages_per_block;
@@ -234,7 +235,7 @@ static void run_step(void *argument, int thread) {
         pool_barrier(d->pool);
         for (int sequence = 0, row = first; row < last; row++) {
             while (step->begins[sequence + 1] <= row) sequence++;
-            place_token(d, number, row, d->pages + (size_t)sequence * stride);
+            store_token(d, number, row, d->pages + (size_t)sequence * stride);
         }
         pool_barrier(d->pool);
         attend_units(d, number, thread);
@@ -272,7 +273,7 @@ static void run_step(void *argument, int thread) {
              &(Output){STORE, step->logits, d->head.num_outputs}, thread, n);
 }
 
-// Makes room for `count` values of four bytes. 0 if memory is short.
+// Grows an array to `count` values of four bytes. Returns 0 if memory is short.
 static int reserve(int32_t **values, int32_t *capacity, int count) {
     if (count <= *capacity) return 1;
     int32_t *larger = realloc(*values, (size_t)count * 4);
@@ -282,9 +283,9 @@ static int reserve(int32_t **values, int32_t *capacity, int count) {
     return 1;
 }
 
-// Block tables as pages, and the tiles that attention is cut into. 0 if memory is short.
+// Converts block tables to pages and splits the attention into units. Returns 0 if memory is short.
 static int plan(Decoder *d) {
-    const Step *step = &d->step;
+    const StepArguments *step = &d->step;
     const int per_block = step->pages_per_block;
     const int group = d->config.num_heads / d->config.num_kv_heads;
     if (!reserve(&d->pages, &d->page_capacity, step->num_sequences * step->table_stride * per_block))
@@ -312,10 +313,10 @@ static int plan(Decoder *d) {
     return 1;
 }
 
-// Runs a step; 0, or 1 if memory is short.
-int weir_decoder_run(Decoder *d, const Step *step) {
+// Runs a step. Returns 1 if memory is short, else 0.
+int weir_decoder_run(Decoder *d, const StepArguments *step) {
     d->step = *step;
-    if (!room_allocate(d, step->num_tokens) || !plan(d)) return 1;
+    if (!buffers_allocate(d, step->num_tokens) || !plan(d)) return 1;
     pool_run(d->pool, run_step, d);
     return 0;
 }

@@ -1,6 +1,4 @@
-"""The Llama family's decoder as one call of C a step; the same model as
-inference/model/llama.py.
-"""
+"""The Llama family's decoder with one C call per step; the same model as `llama.Llama`."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from inference.runner.step import Step
 
 _MAX_HEAD_DIM = 256
 _MAX_HIDDEN = 16_384
-_Places = tuple["ctypes.Array[ctypes.c_void_p]", "ctypes.Array[ctypes.c_void_p]"]
+_Addresses = tuple["ctypes.Array[ctypes.c_void_p]", "ctypes.Array[ctypes.c_void_p]"]
 _TYPES: tuple[WeightType, ...] = ("float32", "bfloat16", "int8")
 
 
@@ -55,7 +53,7 @@ class _Layer(ctypes.Structure):
     ]
 
 
-class _Step(ctypes.Structure):
+class _StepArguments(ctypes.Structure):
     _fields_ = [
         *[
             (name, ctypes.c_int32)
@@ -84,8 +82,8 @@ class _Step(ctypes.Structure):
     ]
 
 
-def unsupported(config: ModelConfig, block_size: int) -> str | None:
-    """Why this model cannot be computed natively; None if it can."""
+def unsupported_reason(config: ModelConfig, block_size: int) -> str | None:
+    """Why the native decoder cannot compute this model; None if it can."""
     try:
         lanes = library.lanes()
     except library.Unavailable as error:
@@ -97,7 +95,7 @@ def unsupported(config: ModelConfig, block_size: int) -> str | None:
         ("block_size", block_size, lanes),
     ):
         if value % multiple:
-            return f"{name} {value} is no multiple of {multiple}"
+            return f"{name} {value} is not a multiple of {multiple}"
     if config.head_dim > _MAX_HEAD_DIM:
         return f"head_dim {config.head_dim} is over {_MAX_HEAD_DIM}"
     if config.hidden_size > _MAX_HIDDEN:
@@ -106,7 +104,7 @@ def unsupported(config: ModelConfig, block_size: int) -> str | None:
 
 
 class NativeDecoder:
-    """The decoder of a checkpoint on the CPU, activations in float32."""
+    """Implements `Model` on the CPU, with activations in float32."""
 
     def __init__(
         self,
@@ -117,7 +115,10 @@ class NativeDecoder:
         kind: WeightType,
         threads: int,
     ) -> None:
-        """Reads and packs all weights. Raises ModelLoadError if any is missing or misshapen."""
+        """Reads and packs all weights.
+
+        Raises ModelLoadError if a weight is missing or has another shape.
+        """
         read_as = torch.float32 if kind == "float32" else torch.bfloat16
         reader = Reader(weights, read_as, torch.device("cpu"))
         self.config = config
@@ -125,7 +126,7 @@ class NativeDecoder:
         self._library = library.load()
         self._lanes = library.lanes()
         self._embeddings, head = reader.embeddings_and_head(config)
-        self._kept: list[object] = []
+        self._kept_alive: list[object] = []
         self._layers = [
             self._pack(Layer(config, reader, number)) for number in range(config.num_layers)
         ]
@@ -140,16 +141,16 @@ class NativeDecoder:
         self._library.weir_decoder_new.restype = ctypes.c_void_p
         self.pool = ThreadPool(threads)
         self._handle: int | None = self._open()
-        self._places: WeakKeyDictionary[KVCache, _Places] = WeakKeyDictionary()
+        self._addresses: WeakKeyDictionary[KVCache, _Addresses] = WeakKeyDictionary()
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
-        """Logits [len(step.outputs), vocab_size] in float32; None where none are wanted."""
+        """Logits [len(step.outputs), vocab_size] in float32; None if `step.outputs` is empty."""
         logits = torch.empty(len(step.outputs), self._head.num_outputs)
         self._run(step, cache, step.outputs, logits=logits)
         return logits[:, : self.config.vocab_size] if step.outputs else None
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
-        """Last hidden states [num_tokens, hidden_size] of all rows."""
+        """Last hidden states [num_tokens, hidden_size] of all tokens."""
         hidden = torch.empty(len(step.token_ids), self.config.hidden_size)
         self._run(step, cache, list(range(len(step.token_ids))), normed=hidden)
         return hidden
@@ -170,7 +171,7 @@ class NativeDecoder:
             torch.tensor(values, dtype=torch.int32)
             for values in (step.positions, step.begins, tables, outputs)
         ]
-        arguments = _Step(
+        arguments = _StepArguments(
             len(step.token_ids),
             step.num_sequences,
             stride,
@@ -180,26 +181,26 @@ class NativeDecoder:
             *(array.data_ptr() for array in arrays),
             logits.data_ptr() if logits is not None and outputs else None,
             normed.data_ptr() if normed is not None else None,
-            *(ctypes.addressof(array) for array in self._places_of(cache)),
+            *(ctypes.addressof(array) for array in self._addresses_of(cache)),
         )
         run = self._library.weir_decoder_run
         if self.pool.run(run, ctypes.c_void_p(self._handle), ctypes.byref(arguments)):
-            raise MemoryError("the decoder has no memory for this step")
+            raise MemoryError("out of memory for a step of the native decoder")
 
-    def _places_of(self, cache: KVCache) -> _Places:
-        """Where each layer's keys and values begin: for a cache always the same."""
-        places = self._places.get(cache)
-        if places is None:
+    def _addresses_of(self, cache: KVCache) -> _Addresses:
+        """The addresses of each layer's keys and values, which are constant for a cache."""
+        addresses = self._addresses.get(cache)
+        if addresses is None:
             layers = [cache.layer(number) for number in range(self.config.num_layers)]
             keys, values = (
                 (ctypes.c_void_p * len(layers))(*(tensor.data_ptr() for tensor in tensors))
                 for tensors in zip(*layers, strict=True)
             )
-            places = self._places[cache] = keys, values
-        return places
+            addresses = self._addresses[cache] = keys, values
+        return addresses
 
     def close(self) -> None:
-        """Frees what the decoder holds; it cannot be used again."""
+        """Frees the decoder's memory; it cannot be used afterwards."""
         if self._handle is not None:
             self._library.weir_decoder_free(ctypes.c_void_p(self._handle))
             self._handle = None
@@ -234,7 +235,7 @@ class NativeDecoder:
             ),
         )
         if not handle:
-            raise MemoryError("the decoder has no memory")
+            raise MemoryError("out of memory for the native decoder")
         return int(handle)
 
     def _pack(self, layer: Layer) -> _Layer:
@@ -250,6 +251,6 @@ class NativeDecoder:
         ]
         norms = [layer.input_norm, layer.post_norm, *(layer.qk_norms or ())]
         floats = [norm.float().contiguous() for norm in norms]
-        self._kept += [matrices, floats]
+        self._kept_alive += [matrices, floats]
         pointers = [norm.data_ptr() for norm in floats] + [None] * (4 - len(floats))
         return _Layer(*(matrix.pointers for matrix in matrices), *pointers, layer.rotates)

@@ -1,15 +1,15 @@
-// Products of a few rows with packed weights.
+// Products of a few rows of activations with packed weights.
 //
-// Weights lie in tiles of two vectors of outputs, [num_tiles][num_groups][TILE outputs][4 bytes].
-// Rows lie in parts, [num_rows][num_groups][num_parts][4 bytes]. A tile and up to MAX_ROWS rows are
-// computed at a time, which fills the registers; the weights of a tile stay in the cache while all
-// rows pass.
+// Weights are in tiles of two vectors of outputs: [num_tiles][num_groups][TILE outputs][4 bytes].
+// Activations are in parts: [num_rows][num_groups][num_parts][4 bytes]. A tile and up to MAX_ROWS
+// rows are computed at a time, which fills the registers; a tile's weights stay in the CPU's cache
+// for all rows.
 #pragma once
 
 #include "simd.h"
 
 #define TILE (2 * LANES)
-#define BYTES_AHEAD 2048  // how far before their use weights are asked for
+#define BYTES_AHEAD 2048  // prefetch distance of the weights
 
 typedef struct {
     const uint8_t *weights;
@@ -19,17 +19,17 @@ typedef struct {
     int num_groups;       // inputs / group_size
 } Matrix;
 
-// Rows as a product takes them, in the type of the weights.
+// Rows of activations in the type of the weights.
 typedef struct {
     uint8_t *parts;  // [num_rows][num_groups][num_parts]
     float *scales;   // [num_rows], INT8 only: value = scale * stored
-    int32_t *sums;   // [num_rows], INT8 only: of the stored values
-} Rows;
+    int32_t *sums;   // [num_rows], INT8 only: sum of the stored values
+} Activations;
 
 typedef enum { STORE, ADD, GATE } Epilogue;
 
-// out[row][output], or for GATE out[row][output / 2] = silu(gate) * up, where the first half of a
-// tile is the gate and the second the same outputs of up.
+// Writes out[row][output], or for GATE out[row][output / 2] = silu(gate) * up: the first half of a
+// tile are gates, the second half the same outputs of up.
 typedef struct {
     Epilogue epilogue;
     float *values;
@@ -37,7 +37,7 @@ typedef struct {
 } Output;
 
 INLINE void finish_tile(Type type, int num_rows, Floats sums[MAX_ROWS][2], const Matrix *matrix,
-                        const Rows *rows, int first_row, int tile, const Output *out) {
+                        const Activations *rows, int first_row, int tile, const Output *out) {
     const int first = tile * TILE;
 #pragma GCC unroll 12
     for (int m = 0; m < num_rows; m++) {
@@ -47,7 +47,7 @@ INLINE void finish_tile(Type type, int num_rows, Floats sums[MAX_ROWS][2], const
         for (int t = 0; t < 2; t++) {
             const int output = first + t * LANES;
             if (type == INT8)
-                // Stored weights are 128 too high: take 128 times the row's sum off.
+                // Stored weights are 128 too high: subtract 128 times the row's sum.
                 lanes[t] = dot_less(lanes[t], 128 * rows->sums[row]) *
                            (load(matrix->scales + output) * all_lanes(rows->scales[row]));
             if (matrix->bias) lanes[t] += load(matrix->bias + output);
@@ -66,8 +66,8 @@ INLINE void finish_tile(Type type, int num_rows, Floats sums[MAX_ROWS][2], const
     }
 }
 
-INLINE void multiply_rows(Type type, const int num_rows, const Matrix *matrix, const Rows *rows,
-                          int first_row, int tile, const Output *out) {
+INLINE void multiply_rows(Type type, const int num_rows, const Matrix *matrix,
+                          const Activations *rows, int first_row, int tile, const Output *out) {
     const size_t num_groups = (size_t)matrix->num_groups, row_parts = num_groups * num_parts(type);
     const uint8_t *weights = matrix->weights + (size_t)tile * num_groups * 2 * VECTOR_BYTES;
     const uint8_t *values = rows->parts + (size_t)first_row * row_parts * 4;
@@ -93,9 +93,9 @@ INLINE void multiply_rows(Type type, const int num_rows, const Matrix *matrix, c
     finish_tile(type, num_rows, sums, matrix, rows, first_row, tile, out);
 }
 
-INLINE void multiply_typed(Type type, const Matrix *matrix, const Rows *rows, int num_rows,
+INLINE void multiply_typed(Type type, const Matrix *matrix, const Activations *rows, int num_rows,
                            int tile, const Output *out) {
-    // Blocks of even size: thirteen rows are seven and six, not twelve and one.
+    // Blocks of similar size: seven and six rows instead of twelve and one.
     const int num_blocks = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
     for (int block = 0, row = 0; block < num_blocks; block++) {
         const int count = (num_rows - row + num_blocks - block - 1) / (num_blocks - block);
@@ -112,8 +112,8 @@ INLINE void multiply_typed(Type type, const Matrix *matrix, const Rows *rows, in
     }
 }
 
-// This thread's share of out = rows * matrix. A tile is never split.
-static void multiply(Type type, const Matrix *matrix, const Rows *rows, int num_rows,
+// Computes this thread's share of out = rows * matrix. A tile is never split.
+static void multiply(Type type, const Matrix *matrix, const Activations *rows, int num_rows,
                      const Output *out, int thread, int num_threads) {
     const int num_tiles = matrix->num_outputs / TILE;
     const int begin = (int)((int64_t)num_tiles * thread / num_threads);
@@ -127,9 +127,9 @@ static void multiply(Type type, const Matrix *matrix, const Rows *rows, int num_
     }
 }
 
-// Stores one row of `count` floats (a multiple of LANES) as parts; INT8 is symmetric, by the row's
-// own largest magnitude.
-static void store_row(Type type, const float *values, int count, Rows *rows, int row) {
+// Stores a row of `count` floats (a multiple of LANES) as parts. INT8 is symmetric and scaled by
+// the row's largest magnitude.
+static void store_row(Type type, const float *values, int count, Activations *rows, int row) {
     uint8_t *parts = rows->parts + (size_t)row * part_bytes(type, (size_t)count);
     if (type != INT8) {
         for (int i = 0; i < count; i += LANES)

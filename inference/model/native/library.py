@@ -1,7 +1,8 @@
-"""Finds the compiled decoder, or compiles it: python -m inference.model.native.library OUT
+"""Finds or compiles the native library: python -m inference.model.native.library FOLDER
 
-An image carries it ready; elsewhere the machine's C compiler makes it once, in a few seconds, and
-it is kept. Without a compiler or without AVX2 there is none, and torch computes the model.
+The command compiles every CPU variant into FOLDER, as the build of an image does. Elsewhere the
+first use compiles the library with the machine's C compiler, in a few seconds, and caches it in
+~/.cache/weir. Without a compiler or AVX2 the engine uses torch.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ COMPILER_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 
 @dataclass(frozen=True)
 class Variant:
-    """What the library is compiled for: a kind of vectors, with a header of its name."""
+    """A CPU variant of the library; simd.h includes the header of its name."""
 
     name: str
     cpu_flags: tuple[str, ...]
-    """As /proc/cpuinfo names them."""
+    """Required flags of /proc/cpuinfo."""
     compiler_flags: tuple[str, ...]
-    """By feature instead of -march=native: a library that was built elsewhere must run here."""
+    """One flag per feature instead of -march=native, so that images run on other machines."""
 
 
 VARIANTS = (
@@ -64,38 +65,41 @@ VARIANTS = (
     ),
     Variant("avx2", ("avx2", "fma"), ("-mavx2", "-mfma")),
 )
-"""The fastest first."""
+"""In order of preference, fastest first."""
 
 
 class Unavailable(Exception):
-    """Why the native decoder cannot be used here."""
+    """The native library cannot be used on this machine; the message is the reason."""
 
 
 def load() -> ctypes.CDLL:
-    """The fastest library for this CPU. Raises Unavailable, always with the same reason."""
+    """The fastest library for this CPU. Raises Unavailable."""
     return load_variant(best_variant(cpu_flags()))
 
 
 @cache
 def load_variant(variant: Variant) -> ctypes.CDLL:
-    """The library for such vectors, which the CPU must have. Raises Unavailable."""
+    """The library of a variant that the CPU must support. Raises Unavailable."""
     name = _file_name(variant)
     for folder in (FOLDER, _cache_folder()):
         if (folder / name).is_file():
             return _open(folder / name)
     target = _cache_folder() / name
     compile_to(target, variant)
-    logger.info("native decoder compiled", extra={"path": str(target)})
+    logger.info("native library compiled", extra={"path": str(target)})
     return _open(target)
 
 
 def lanes() -> int:
-    """How many floats a vector of the library holds. Raises Unavailable."""
+    """The number of floats in a vector of the library. Raises Unavailable."""
     return int(load().weir_lanes())
 
 
 def best_variant(flags: Set[str]) -> Variant:
-    """The first that such a CPU can run. Raises Unavailable, which names what is lacking."""
+    """The first variant that a CPU with these flags supports.
+
+    Raises Unavailable with the flags that the last variant lacks.
+    """
     for variant in VARIANTS:
         missing = [flag for flag in variant.cpu_flags if flag not in flags]
         if not missing:
@@ -104,16 +108,19 @@ def best_variant(flags: Set[str]) -> Variant:
 
 
 def compile_to(target: Path, variant: Variant) -> None:
-    """Compiles the library; whole or not at all, whoever else does the same."""
+    """Compiles a variant to `target`, atomically: other processes may do the same.
+
+    Raises Unavailable.
+    """
     try:
         compiler = find_compiler()
     except CompileError as error:
-        raise Unavailable(f"{error} and no compiled decoder") from error
+        raise Unavailable(f"{error} and no compiled library") from error
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(dir=target.parent)
     except OSError as error:
-        raise Unavailable(f"{target.parent} cannot be written: {error}") from error
+        raise Unavailable(f"{target.parent} is not writable: {error}") from error
     try:
         made = Path(folder) / target.name
         sources = [str(FOLDER / name) for name in SOURCES]
@@ -135,7 +142,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _file_name(variant: Variant) -> str:
-    """By all that the library depends on: another source is another file."""
+    """A name with a hash of the sources and flags, so a change gives another file."""
     digest = hashlib.sha256(" ".join((*COMPILER_FLAGS, *variant.compiler_flags)).encode())
     for name in (*SOURCES, *HEADERS):
         digest.update((FOLDER / name).read_bytes())
@@ -144,7 +151,7 @@ def _file_name(variant: Variant) -> str:
 
 @cache
 def cpu_flags() -> Set[str]:
-    """What this CPU can do; empty where nothing says so."""
+    """The CPU's flags in /proc/cpuinfo; empty if it cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

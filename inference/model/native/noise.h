@@ -35,8 +35,8 @@ static float gumbel(uint64_t key, int id) {
     return (float)-log(-log(uniform));
 }
 
-// For each of LANES ids from `first` on: 1 - uniform, rounded down to a multiple of 2^-32 (then to a
-// float). Minus its logarithm is an upper bound of the noise.
+// For each of LANES ids from `first` on: 1 - uniform, rounded down to a multiple of 2^-32 (then to
+// a float). Minus its logarithm is an upper bound of the noise.
 INLINE Floats shortfall_lanes(uint64_t key, int first) {
     const Longs steps = multiply_longs(count_longs(), all_longs(GOLDEN));
     const uint64_t begin = key + (uint64_t)first * GOLDEN;

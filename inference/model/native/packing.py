@@ -1,4 +1,4 @@
-"""Lays weights out as inference/model/native/gemm.h reads them."""
+"""Packs weights into the memory layout that gemm.h reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUP_SIZES: dict[WeightType, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
 
 
 class MatrixPointers(ctypes.Structure):
-    """`Matrix` of gemm.h."""
+    """The struct `Matrix` of gemm.h."""
 
     _fields_ = [
         ("weights", ctypes.c_void_p),
@@ -26,7 +26,7 @@ class MatrixPointers(ctypes.Structure):
 
 
 class PackedMatrix:
-    """A matrix in tiles of 2 * lanes outputs, and what points to it."""
+    """A matrix in tiles of 2 * lanes outputs, and the C struct that points to it."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class PackedMatrix:
         """`weight` [num_outputs, num_inputs]; `num_inputs` must be a multiple of `lanes`.
 
         Outputs are padded with zeros to whole tiles. With `gated`, the first half of the outputs
-        are gates and the second half what they let through: each tile has as many of both.
+        are gates and the second half their inputs (SwiGLU): each tile gets equally many of both.
         """
         weight = weight.float()
         bias = None if bias is None else bias.float()
@@ -56,7 +56,7 @@ class PackedMatrix:
         stored = weight if kind == "float32" else weight.bfloat16()
         if kind == "int8":
             scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127.0
-            # The product of unsigned and signed bytes needs one unsigned side.
+            # The instructions multiply unsigned by signed bytes: the weights are the unsigned ones.
             stored = ((weight / scales[:, None]).round() + 128).to(torch.uint8)
             self._scales = scales.contiguous()
         tiles = stored.view(-1, 2 * lanes, weight.shape[1] // group, group)
@@ -71,6 +71,6 @@ class PackedMatrix:
 
 
 def _alternate(rows: Tensor, lanes: int) -> Tensor:
-    """[2 * n, ...] to the same rows, `lanes` of either half in turn."""
+    """Interleaves the two halves of the rows [2 * n, ...], `lanes` rows at a time."""
     halves = rows.view(2, -1, lanes, *rows.shape[1:])
     return halves.transpose(0, 1).reshape(rows.shape)

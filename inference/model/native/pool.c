@@ -1,4 +1,4 @@
-// The pool as inference/model/native/pool.py holds it.
+// Creates and frees the pool for inference/model/native/pool.py.
 #include "pool.h"
 
 void weir_pool_free(Pool *pool) {
@@ -7,9 +7,9 @@ void weir_pool_free(Pool *pool) {
     free(pool);
 }
 
-// NULL if memory or threads are short.
+// Returns NULL if memory or threads cannot be allocated.
 Pool *weir_pool_new(int num_threads) {
-    // The counters have cache lines of their own.
+    // Aligned: the counters are on separate cache lines.
     Pool *pool = aligned_alloc(_Alignof(Pool), sizeof *pool);
     if (!pool) return NULL;
     *pool = (Pool){0};

@@ -1,7 +1,7 @@
-// A pool of threads that run one function together, and the barrier between its phases.
+// A pool of threads that run one function together, with a barrier between its phases.
 //
-// A step of a small model takes a few milliseconds and has hundreds of phases: a thread waits
-// for the others by spinning a little before it sleeps or yields.
+// A step of a small model takes a few milliseconds and has hundreds of phases, so a waiting thread
+// spins for a while before it sleeps or yields.
 #pragma once
 
 #include <immintrin.h>
@@ -22,7 +22,7 @@ typedef struct {
     int num_threads;
     Work work;
     void *argument;
-    _Alignas(64) atomic_int generation;  // counts calls of pool_run; futex that workers sleep on
+    _Alignas(64) atomic_int generation;  // number of pool_run calls; workers sleep on this futex
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int phase;
     atomic_int stopping;
@@ -34,7 +34,7 @@ typedef struct {
     int thread;
 } Worker;
 
-// Waits until every thread of the pool has come here.
+// Waits until every thread of the pool has reached the barrier.
 static void pool_barrier(Pool *pool) {
     if (pool->num_threads == 1) return;
     const int phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
@@ -46,7 +46,7 @@ static void pool_barrier(Pool *pool) {
     int spins = 0;
     while (atomic_load_explicit(&pool->phase, memory_order_acquire) == phase) {
         if (++spins < SPINS_BEFORE_SLEEP) _mm_pause();
-        else sched_yield();  // the other thread may need this core
+        else sched_yield();  // another thread may need this core
     }
 }
 
@@ -74,7 +74,7 @@ static void pool_wake(Pool *pool) {
     syscall(SYS_futex, &pool->generation, FUTEX_WAKE_PRIVATE, MAX_THREADS, NULL, NULL, 0);
 }
 
-// Runs work(argument, thread) on every thread, the caller's included, and waits for all.
+// Runs work(argument, thread) on every thread, including the caller's, and waits for all.
 static void pool_run(Pool *pool, Work work, void *argument) {
     pool->work = work;
     pool->argument = argument;
@@ -90,7 +90,7 @@ static void pool_stop(Pool *pool) {
         pthread_join(pool->threads[thread], NULL);
 }
 
-// Starts num_threads - 1 threads; the caller is the other one. 0, or an error number.
+// Starts num_threads - 1 threads, as the caller is one. Returns 0 or an error number.
 static int pool_start(Pool *pool, int num_threads) {
     pool->num_threads = 1;
     for (int thread = 1; thread < num_threads && thread < MAX_THREADS; thread++) {
@@ -103,7 +103,7 @@ static int pool_start(Pool *pool, int num_threads) {
             free(worker);
             return error;
         }
-        // Safe while they run: nobody uses the count before the first pool_run.
+        // No race: the threads do not read the count before the first pool_run.
         pool->num_threads = thread + 1;
     }
     return 0;

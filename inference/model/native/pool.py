@@ -1,4 +1,4 @@
-"""The threads that native code computes with, shared by all of an engine that does."""
+"""The thread pool of native code; an engine's decoder, embedder and sampler share it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from inference.model.native import library
 
 
 class ThreadPool:
-    """Threads that sleep between calls; they end with it."""
+    """Threads that sleep between calls and end with the object."""
 
     def __init__(self, num_threads: int) -> None:
-        """The caller of `run` is one of them. Raises MemoryError where the others do not start."""
+        """`num_threads` includes the caller of `run`. Raises MemoryError if a thread fails."""
         self._library = library.load()
         self._library.weir_pool_new.restype = ctypes.c_void_p
-        # The engine and the embedder have threads of their own, and the pool runs one function.
+        # The engine's and the embedder's threads both use the pool, which runs one call at a time.
         self._lock = threading.Lock()
         handle = self._library.weir_pool_new(num_threads)
         if not handle:
-            raise MemoryError("the native threads have no memory or do not start")
+            raise MemoryError("the native thread pool cannot be started")
         self.handle = ctypes.c_void_p(handle)
-        """`Pool *`, for a function that `run` calls or that keeps it."""
+        """`Pool *`, for native functions that run on the pool or keep a pointer to it."""
 
     def run(self, function: Callable[..., int], *arguments: object) -> int:
-        """Calls native code that uses the pool; waits while another does."""
+        """Calls a native function that uses the pool; waits while another call uses it."""
         with self._lock:
             return function(*arguments)
 
     @contextmanager
     def if_free(self) -> Iterator[ctypes.c_void_p | None]:
-        """Holds the pool for native code that can do without it; None while another uses it."""
+        """Reserves the pool for native code that can run without it; yields None if it is busy."""
         free = self._lock.acquire(blocking=False)
         try:
             yield self.handle if free else None

@@ -75,7 +75,7 @@ static Rank prepare(float *values, int count, const Params *params) {
             if (i + LANES <= count) store(values + i, lanes);
             else store_some(values + i, lanes_within(count, i), lanes);
         }
-        broken |= no_numbers(lanes);
+        broken |= is_nan(lanes);
         const Mask larger = greater(lanes, highest);
         highest = choose(larger, lanes, highest);
         ids_of_highest = choose_ints(larger, ints_from(i), ids_of_highest);
@@ -97,7 +97,8 @@ static int32_t gumbel_argmax(const float *values, int count, uint64_t key, Rank 
         const Floats lanes = values_at(values, count, i);
         unsigned open = bits_of(lanes_before(lanes, i, end));
         if (!open) continue;
-        // A token can win only if its shortfall is below exp(value - best); the margins cover rounding.
+        // A token can win only if its shortfall is below exp(value - best). The margins cover
+        // rounding.
         const float least = best.value - 1e-4f - 1e-6f * fabsf(best.value);
         const Floats reach = exp2_lanes((lanes - all_lanes(least)) * all_lanes(LOG2_E));
         open &= bits_of(not_less(reach, shortfall_lanes(key, i)));

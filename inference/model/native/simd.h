@@ -1,20 +1,19 @@
-// Vectors of floats, as wide as the CPU has them: loads, dot products of packed groups,
-// exponentials.
+// Vectors of floats of the CPU's width: loads, dot products of packed groups, exponentials.
 //
-// All three weight types share one shape: a *group* is four bytes (one float, two bfloat16 or
-// four int8), and a vector holds the same group of LANES neighbours. What a group is multiplied
-// with lies ready as *parts* of four bytes, one or two a group (num_parts): a CPU that has no
-// product of so narrow values takes a group in two.
+// All three weight types have the same layout: a *group* is four bytes (one float, two bfloat16 or
+// four int8), and a vector holds the same group of LANES neighbours. The multiplicand of a group is
+// stored as one or two *parts* of four bytes (num_parts): a CPU without products of such narrow
+// values multiplies a group in two steps.
 //
-// Each kind of CPU has a header with the same names:
-//   weight_part(type, groups, part)    of LANES groups, what is multiplied with that part
-//   dot(type, sums, weights, values)   sums + products, in each lane. For INT8, weights are
-//                                      unsigned (stored plus 128), values signed, and the bits
-//                                      of the sums are those of int32
-//   dot_less(sums, excess)             the floats of such sums, less an excess
-//   store_values(type, parts, values)  LANES values as the parts of FLOAT32 or BFLOAT16 groups
-//   store_bytes(parts, values)         the same of INT8, from whole numbers
-//   lacking_lanes(low, high)           2^32 - 1 less the upper halves of 2 * (LANES / 2) longs
+// Each CPU variant has a header with the same functions:
+//   weight_part(type, groups, part)    the weights of LANES groups to multiply with that part
+//   dot(type, sums, weights, values)   sums + products in each lane. For INT8, weights are
+//                                      unsigned (stored plus 128), values signed, and the sums'
+//                                      bits are int32
+//   dot_less(sums, excess)             such int32 sums minus an excess, as floats
+//   store_values(type, parts, values)  stores LANES values as parts of FLOAT32 or BFLOAT16 groups
+//   store_bytes(parts, values)         stores integers as parts of INT8 groups
+//   lacking_lanes(low, high)           2^32 - 1 minus the upper halves of 2 * (LANES / 2) longs
 #pragma once
 
 #include <immintrin.h>
@@ -34,35 +33,35 @@ typedef enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 } Type;
 
 #define VECTOR_BYTES (4 * LANES)
 
-// How many values a group of four bytes holds.
+// Values in a group of four bytes.
 INLINE int group_size(Type type) { return type == FLOAT32 ? 1 : type == BFLOAT16 ? 2 : 4; }
 
-// How many bytes the parts of so many values take.
+// Bytes of the parts of `count` values.
 INLINE size_t part_bytes(Type type, size_t count) {
     return count / (size_t)group_size(type) * (size_t)num_parts(type) * 4;
 }
 
-// The same part in all lanes.
+// One part, broadcast to all lanes.
 INLINE Ints part_at(const void *parts, size_t index) {
     int32_t part;
     memcpy(&part, (const char *)parts + 4 * index, 4);
     return all_ints(part);
 }
 
-// 2 to the power of x, to about 1e-7 relative; 0 for x below -150, minus infinity included.
+// 2 to the power of x, with a relative error of about 1e-7; 0 for x below -150.
 INLINE Floats exp2_lanes(Floats x) {
     x = max_lanes(x, all_lanes(-150.0f));
     const Floats whole = round_lanes(x);
-    const Floats part = x - whole;
-    // Taylor series of 2^part at 0, |part| <= 1/2.
+    const Floats rest = x - whole;
+    // Taylor series of 2^rest at 0, |rest| <= 1/2.
     Floats sum = all_lanes(1.5252734e-5f);
-    sum = fused(sum, part, all_lanes(1.5403530e-4f));
-    sum = fused(sum, part, all_lanes(1.3333558e-3f));
-    sum = fused(sum, part, all_lanes(9.6181291e-3f));
-    sum = fused(sum, part, all_lanes(5.5504109e-2f));
-    sum = fused(sum, part, all_lanes(2.4022651e-1f));
-    sum = fused(sum, part, all_lanes(6.9314718e-1f));
-    sum = fused(sum, part, all_lanes(1.0f));
+    sum = fused(sum, rest, all_lanes(1.5403530e-4f));
+    sum = fused(sum, rest, all_lanes(1.3333558e-3f));
+    sum = fused(sum, rest, all_lanes(9.6181291e-3f));
+    sum = fused(sum, rest, all_lanes(5.5504109e-2f));
+    sum = fused(sum, rest, all_lanes(2.4022651e-1f));
+    sum = fused(sum, rest, all_lanes(6.9314718e-1f));
+    sum = fused(sum, rest, all_lanes(1.0f));
     return scale_lanes(sum, whole);
 }
 

@@ -91,7 +91,9 @@ def test_fp8_is_refused_on_gpus_that_cannot_multiply_it(
     if fits:
         assert weight_type("fp8", config, CUDA) == "fp8"
     else:
-        with pytest.raises(ModelLoadError, match=r"INFERENCE_DTYPE is fp8.*is 8\.0; it takes 8\.9"):
+        with pytest.raises(
+            ModelLoadError, match=r"INFERENCE_DTYPE is fp8.*is 8\.0; fp8 requires 8\.9"
+        ):
             weight_type("fp8", config, CUDA)
 
 

@@ -77,7 +77,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             launcher.compile_to(tmp_path)
     monkeypatch.setattr(shutil, "which", lambda _: "/bin/false")
     monkeypatch.setattr("sysconfig.get_config_var", lambda _: str(tmp_path))
-    with pytest.raises(launcher.CompileError, match=r"no Python\.h; on Debian .* python3-dev"):
+    with pytest.raises(launcher.CompileError, match=r"no Python\.h; on Debian install python3-dev"):
         launcher.compile_to(tmp_path)
     (tmp_path / "Python.h").touch()
     with pytest.raises(launcher.CompileError, match="/bin/false failed"):

@@ -29,7 +29,7 @@ def launches(
     made = Launches(num_heads=num_heads, num_kv_heads=num_kv_heads, num_programs=H200, part=part)
     return [
         (each.num_tiles, each.tile_rows, each.num_splits)
-        for each in made.of(make_inputs(step, 16, CPU), 16, head_bytes)
+        for each in made.for_step(make_inputs(step, 16, CPU), 16, head_bytes)
     ]
 
 

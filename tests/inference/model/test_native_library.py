@@ -76,7 +76,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """A file stands where the folder should be."""
     (tmp_path / "cache").write_text("")
-    with pytest.raises(library.Unavailable, match="cannot be written"):
+    with pytest.raises(library.Unavailable, match="is not writable"):
         library.load()
 
 
@@ -86,7 +86,7 @@ def test_an_engine_goes_on_with_torch(
     """Without the library `auto` takes torch, and `native` says why it cannot be had."""
 
     def unavailable() -> ctypes.CDLL:
-        raise library.Unavailable("there is no C compiler and no compiled decoder")
+        raise library.Unavailable("there is no C compiler and no compiled library")
 
     monkeypatch.setattr(library, "load", unavailable)
     defaults = EngineOptions.defaults(model_folder("llama-tied-gqa"), "m")

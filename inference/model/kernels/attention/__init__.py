@@ -1,1 +1,1 @@
-"""Triton kernels of the attention."""
+"""Paged attention as Triton kernels: rotary embedding, attention, and combining split results."""

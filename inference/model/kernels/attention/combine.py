@@ -1,6 +1,7 @@
-"""Puts the partial results of an attention together, one program a query and head.
+"""Combines the partial results of split attention; one program per query and head.
 
-Each part is the softmax over its own keys, and the logarithm of its weight among all.
+A part is the attention over its own keys, with the logarithm of the sum of their weights
+(FlashDecoding, arXiv:2205.14135).
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from torch import Tensor
 MAX_SPLITS = 32
 
 _AT_ONCE = 4
-"""Parts that are read before the first of them is added."""
+"""How many parts a program loads before it adds the first of them."""
 
 
 @triton.jit(do_not_specialize=["num_splits"])
 def _combine(
     partial: tl.tensor,
     logarithms: tl.tensor,
-    seen: tl.tensor,
+    output: tl.tensor,
     num_splits: int,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
@@ -34,38 +35,40 @@ def _combine(
     peak = tl.max(logarithm, axis=0)
     weight = tl.exp2(logarithm - tl.where(peak == float("-inf"), 0.0, peak))
     inside = (weight > 0.0)[:, None] & (dims < HEAD_DIM)[None, :]
-    place = (row * num_splits + splits)[:, None] * HEAD_DIM + dims[None, :]
-    parts = tl.load(partial + place, mask=inside, other=0.0)
+    offset = (row * num_splits + splits)[:, None] * HEAD_DIM + dims[None, :]
+    parts = tl.load(partial + offset, mask=inside, other=0.0)
     total = tl.sum(weight, axis=0)
     result = tl.sum(parts * weight[:, None], axis=0) / tl.where(total > 0.0, total, 1.0)
-    tl.store(seen + row * HEAD_DIM + dims, result.to(seen.dtype.element_ty), mask=dims < HEAD_DIM)
+    tl.store(
+        output + row * HEAD_DIM + dims, result.to(output.dtype.element_ty), mask=dims < HEAD_DIM
+    )
 
 
 @triton.jit
-def nothing_seen(ROWS: tl.constexpr, DIM: tl.constexpr) -> tl.tensor:
-    """Before the first part: the largest logarithm, the weight of all, and their weighted sum."""
+def empty_softmax(ROWS: tl.constexpr, DIM: tl.constexpr) -> tl.tensor:
+    """The state of an online softmax before its first part: peak, total weight, weighted sum."""
     peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     return peak, tl.zeros([ROWS], dtype=tl.float32), tl.zeros([ROWS, DIM], dtype=tl.float32)
 
 
 @triton.jit
-def seen_too(
+def add_part(
     peak: tl.tensor, total: tl.tensor, sums: tl.tensor, logarithm: tl.tensor, result: tl.tensor
 ) -> tl.tensor:
-    """The same with one more part; one with nothing in it changes no bit."""
+    """The state with one more part; a part without keys does not change a bit."""
     new_peak = tl.maximum(peak, logarithm)
     base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-    fade = tl.exp2(peak - base)
+    decay = tl.exp2(peak - base)
     weight = tl.exp2(logarithm - base)
-    # Rounded once, by name: two kernels must not differ in what the compiler fuses.
-    total = tl.fma(total, fade, weight)
-    wide = tl.broadcast_to(fade[:, None], sums.shape)
+    # Explicit fused multiply-adds: the compiler must not fuse differently in two kernels.
+    total = tl.fma(total, decay, weight)
+    wide = tl.broadcast_to(decay[:, None], sums.shape)
     return new_peak, total, tl.fma(sums, wide, result * weight[:, None])
 
 
 @triton.jit
-def all_seen(total: tl.tensor, sums: tl.tensor) -> tl.tensor:
-    """What the rows see of all parts."""
+def normalise(total: tl.tensor, sums: tl.tensor) -> tl.tensor:
+    """The attention's output, from the state after the last part."""
     return sums / tl.where(total > 0.0, total, 1.0)[:, None]
 
 
@@ -73,7 +76,7 @@ def all_seen(total: tl.tensor, sums: tl.tensor) -> tl.tensor:
 def _combine_in_order(
     partial: tl.tensor,
     logarithms: tl.tensor,
-    seen: tl.tensor,
+    output: tl.tensor,
     num_splits: int,
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
@@ -88,7 +91,7 @@ def _combine_in_order(
     has_keys = every > float("-inf")
     low = tl.min(tl.where(has_keys, splits, SPLITS), axis=0)
     high = tl.max(tl.where(has_keys, splits + 1, 0), axis=0)
-    peak, total, sums = nothing_seen(1, DIM)
+    peak, total, sums = empty_softmax(1, DIM)
     for start in range(low, high, AT_ONCE):
         for number in tl.static_range(AT_ONCE):
             split = start + number + tl.arange(0, 1)
@@ -99,22 +102,23 @@ def _combine_in_order(
                 mask=is_part[:, None] & (dims < HEAD_DIM)[None, :],
                 other=0.0,
             )
-            # Nothing was stored of a part without keys.
+            # The memory of a part without keys is uninitialised.
             part = tl.where((logarithm > float("-inf"))[:, None], part, 0.0)
-            peak, total, sums = seen_too(peak, total, sums, logarithm, part)
+            peak, total, sums = add_part(peak, total, sums, logarithm, part)
     tl.store(
-        seen + row * HEAD_DIM + dims[None, :],
-        all_seen(total, sums).to(seen.dtype.element_ty),
+        output + row * HEAD_DIM + dims[None, :],
+        normalise(total, sums).to(output.dtype.element_ty),
         mask=(dims < HEAD_DIM)[None, :],
     )
 
 
-def combine(partial: Tensor, logarithms: Tensor, seen: Tensor, *, in_order: bool = False) -> None:
-    """Writes `seen` [num_rows, num_heads, head_dim].
+def combine(partial: Tensor, logarithms: Tensor, output: Tensor, *, in_order: bool = False) -> None:
+    """Writes `output` [num_rows, num_heads, head_dim].
 
-    `partial` is [num_rows, num_heads, num_splits, head_dim], `logarithms` to base 2 of the same
-    but the last. A part with logarithm minus infinity is not read. `in_order` adds one part after
-    the other, as the attention does where one program has them all.
+    `partial` is [num_rows, num_heads, num_splits, head_dim]; `logarithms`, to base 2, is
+    [num_rows, num_heads, num_splits]. A part with logarithm minus infinity is not read. `in_order`
+    adds one part after the other, exactly like the attention kernel that computes all parts in one
+    program.
     """
     num_rows, num_heads, num_splits, head_dim = partial.shape
     assert num_splits <= MAX_SPLITS, f"at most {MAX_SPLITS} splits, not {num_splits}"
@@ -126,7 +130,7 @@ def combine(partial: Tensor, logarithms: Tensor, seen: Tensor, *, in_order: bool
     grid = (num_rows, num_heads)
     if in_order:
         _combine_in_order[grid](
-            partial, logarithms, seen, num_splits, AT_ONCE=_AT_ONCE, num_warps=1, **sizes
+            partial, logarithms, output, num_splits, AT_ONCE=_AT_ONCE, num_warps=1, **sizes
         )
     else:
-        _combine[grid](partial, logarithms, seen, num_splits, num_warps=4, **sizes)
+        _combine[grid](partial, logarithms, output, num_splits, num_warps=4, **sizes)

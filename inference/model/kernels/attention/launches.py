@@ -1,4 +1,4 @@
-"""Cuts a step's attention into launches of the kernel that fill the device."""
+"""Chooses the attention kernel's launches for a step, so that they fill the GPU."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from inference.model.kernels.attention.combine import MAX_SPLITS
 from inference.runner.step_inputs import StepInputs
 
 SMALLEST_TILE = 16
-"""Rows that a matrix multiplication on the device has at the least."""
+"""Fewest rows of a matrix product in Triton."""
 
 LARGEST_TILE = 64
 LARGEST_TILE_BYTES = 32_768
-"""Of a tile's queries: keys and values have to fit in the shared memory beside them."""
+"""Most bytes of a tile's queries: keys and values also need shared memory."""
 
 KEYS_PER_SPLIT = 64
-"""Fewer are not worth a program of their own."""
+"""Fewest keys that are worth a separate program."""
 
 SMALLEST_PART = 256
-"""Keys of a part where parts have a length."""
+"""Fewest keys of a part of fixed length."""
 
 
 class Launches:
@@ -28,17 +28,17 @@ class Launches:
     def __init__(
         self, *, num_heads: int, num_kv_heads: int, num_programs: int, part: int = 0
     ) -> None:
-        """`num_programs` is how many keep the device busy, `part` that of each launch."""
+        """`num_programs` is how many keep the GPU busy; `part` is each launch's `Launch.part`."""
         self._group = num_heads // num_kv_heads
         self._num_kv_heads = num_kv_heads
         self._num_programs = num_programs
         self._part = part
 
-    def of(self, inputs: StepInputs, block_size: int, head_bytes: int) -> list[Launch]:
-        """One for the sequences with one row each, one for all others, where there are any.
+    def for_step(self, inputs: StepInputs, block_size: int, head_bytes: int) -> list[Launch]:
+        """One launch for the sequences with one row each, and one for all others, if any.
 
-        A head of a query takes `head_bytes`.
-        Depends on nothing that differs between two steps which one captured graph serves.
+        `head_bytes` is the size of one query head. The result is the same for all steps that one
+        CUDA graph serves.
         """
         launches: list[Launch] = []
         if inputs.num_decodes:
@@ -64,11 +64,11 @@ class Launches:
         most = max(num_rows)
         smallest = max(SMALLEST_TILE, _power_of_two(self._group))
         largest = min(LARGEST_TILE, LARGEST_TILE_BYTES // _power_of_two(head_bytes))
-        # The units of the device round otherwise where a tile has fewer rows.
+        # Batch invariance needs one tile size: tensor cores round differently with fewer rows.
         wanted = largest if self._part else min(_power_of_two(most * self._group), largest)
         tile_rows = max(wanted, smallest)
         num_tiles = -(-most // (tile_rows // self._group))
-        # Programs that have queries: the grid has more where sequences differ in length.
+        # Programs that have queries: the grid has more if sequences differ in length.
         queries = tile_rows // self._group
         num_programs = sum(-(-each // queries) for each in num_rows) * self._num_kv_heads
         splits = min(self._num_programs // num_programs, -(-longest // KEYS_PER_SPLIT), MAX_SPLITS)
@@ -87,10 +87,10 @@ class Launches:
 
 
 def part_length(max_context: int) -> int:
-    """Keys of each part where no context has more than so many: as few as there can be parts of."""
+    """The smallest part length with at most `MAX_SPLITS` parts in a context of this length."""
     return max(_power_of_two(-(-max_context // MAX_SPLITS)), SMALLEST_PART)
 
 
 def _power_of_two(value: int) -> int:
-    """The next one that is not smaller."""
+    """The smallest power of two that is not below `value`."""
     return 1 << (value - 1).bit_length()

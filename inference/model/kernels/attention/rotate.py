@@ -1,7 +1,7 @@
-"""What happens to q, k and v between their projection and the attention, in one kernel.
+"""Processes q, k and v between their projection and the attention, in one kernel.
 
-Queries and keys are normed (Qwen3) and rotated, keys and values go to their slots of the cache.
-A program does a tile of a token's heads, of one of the three kinds.
+It applies the RMS norm (Qwen3) and the rotary embedding to queries and keys, and writes keys and
+values to their slots of the cache. A program handles a tile of a token's query, key or value heads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MOST_HEADS = 8
 
 
 @triton.jit
-def _turned(
+def _norm_and_rotate(
     source: tl.tensor,
     inside: tl.tensor,
     weight: tl.tensor,
@@ -27,7 +27,7 @@ def _turned(
     NORMS: tl.constexpr,
     ROTATES: tl.constexpr,
 ) -> tl.tensor:
-    """The lower and the upper halves of some heads, [heads, half], normed and rotated."""
+    """The lower and upper halves of some heads, each [heads, half], normed and rotated."""
     SIDE: tl.constexpr = HEAD_DIM // 2
     first = tl.load(source, mask=inside, other=0.0)
     second = tl.load(source + SIDE, mask=inside, other=0.0)
@@ -37,15 +37,15 @@ def _turned(
     if NORMS:
         squares = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)
         scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
-        there = low < SIDE
-        w = tl.load(weight + low, mask=there, other=0.0).to(tl.float32)
+        is_dim = low < SIDE
+        w = tl.load(weight + low, mask=is_dim, other=0.0).to(tl.float32)
         a = ((a * scale).to(kind).to(tl.float32) * w).to(kind).to(tl.float32)
-        w = tl.load(weight + SIDE + low, mask=there, other=0.0).to(tl.float32)
+        w = tl.load(weight + SIDE + low, mask=is_dim, other=0.0).to(tl.float32)
         b = ((b * scale).to(kind).to(tl.float32) * w).to(kind).to(tl.float32)
     if ROTATES:
-        turned = a * cosine - b * sine
+        rotated = a * cosine - b * sine
         b = b * cosine + a * sine
-        a = turned
+        a = rotated
     return a.to(kind), b.to(kind)
 
 
@@ -77,17 +77,17 @@ def _rotate_and_store(
     tile = tl.program_id(1)
     low = tl.arange(0, HALF)[None, :]
     row = qkv + token * ((NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)
-    turn = tl.load(positions + token).to(tl.int64) * SIDE + low
-    cosine = tl.load(cosines + turn, mask=low < SIDE, other=0.0)
-    sine = tl.load(sines + turn, mask=low < SIDE, other=0.0)
+    angle = tl.load(positions + token).to(tl.int64) * SIDE + low
+    cosine = tl.load(cosines + angle, mask=low < SIDE, other=0.0)
+    sine = tl.load(sines + angle, mask=low < SIDE, other=0.0)
     if tile < Q_TILES:
         head = tile * TILE + tl.arange(0, TILE)[:, None]
         inside = (head < NUM_HEADS) & (low < SIDE)
-        place = head * HEAD_DIM + low
-        a, b = _turned(
-            row + place, inside, q_weight, cosine, sine, low, eps, HEAD_DIM, NORMS, ROTATES
+        offsets = head * HEAD_DIM + low
+        a, b = _norm_and_rotate(
+            row + offsets, inside, q_weight, cosine, sine, low, eps, HEAD_DIM, NORMS, ROTATES
         )
-        target = queries + token * (NUM_HEADS * HEAD_DIM) + place
+        target = queries + token * (NUM_HEADS * HEAD_DIM) + offsets
         tl.store(target, a, mask=inside)
         tl.store(target + SIDE, b, mask=inside)
     else:
@@ -95,21 +95,21 @@ def _rotate_and_store(
         if tile < Q_TILES + KV_TILES:
             head = (tile - Q_TILES) * TILE + tl.arange(0, TILE)[:, None]
             inside = (head < NUM_KV_HEADS) & (low < SIDE)
-            place = head * HEAD_DIM + low
-            source = row + NUM_HEADS * HEAD_DIM + place
-            a, b = _turned(
+            offsets = head * HEAD_DIM + low
+            source = row + NUM_HEADS * HEAD_DIM + offsets
+            a, b = _norm_and_rotate(
                 source, inside, k_weight, cosine, sine, low, eps, HEAD_DIM, NORMS, ROTATES
             )
-            tl.store(keys + slot + place, a, mask=inside)
-            tl.store(keys + slot + place + SIDE, b, mask=inside)
+            tl.store(keys + slot + offsets, a, mask=inside)
+            tl.store(keys + slot + offsets + SIDE, b, mask=inside)
         else:
             head = (tile - Q_TILES - KV_TILES) * TILE + tl.arange(0, TILE)[:, None]
             inside = (head < NUM_KV_HEADS) & (low < SIDE)
-            place = head * HEAD_DIM + low
-            source = row + (NUM_HEADS + NUM_KV_HEADS) * HEAD_DIM + place
-            tl.store(values + slot + place, tl.load(source, mask=inside), mask=inside)
+            offsets = head * HEAD_DIM + low
+            source = row + (NUM_HEADS + NUM_KV_HEADS) * HEAD_DIM + offsets
+            tl.store(values + slot + offsets, tl.load(source, mask=inside), mask=inside)
             upper = tl.load(source + SIDE, mask=inside)
-            tl.store(values + slot + place + SIDE, upper, mask=inside)
+            tl.store(values + slot + offsets + SIDE, upper, mask=inside)
 
 
 def rotate_and_store(
@@ -123,7 +123,7 @@ def rotate_and_store(
     *,
     rotates: bool,
 ) -> Tensor:
-    """The queries, [num_tokens, num_heads, head_dim]; the rest goes into the `cache`.
+    """Returns the queries, [num_tokens, num_heads, head_dim]; writes the rest to the `cache`.
 
     `qkv` is [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], `cache` a layer's keys and
     values, `tables` the cosines and sines of all positions, [max_position, head_dim / 2].
@@ -138,23 +138,9 @@ def rotate_and_store(
     tile = min(triton.next_power_of_2(num_kv_heads), _MOST_HEADS)
     num_tiles = triton.cdiv(num_heads, tile) + 2 * triton.cdiv(num_kv_heads, tile)
     _rotate_and_store[(num_tokens, num_tiles)](
-        qkv,
-        queries,
-        keys,
-        values,
-        positions,
-        slots,
-        *tables,
-        q_weight,
-        k_weight,
-        eps,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        HALF=triton.next_power_of_2(head_dim // 2),
-        TILE=tile,
-        NORMS=norms is not None,
-        ROTATES=rotates,
-        num_warps=2,
-    )
+        qkv, queries, keys, values, positions, slots, *tables, q_weight, k_weight, eps,
+        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
+        HALF=triton.next_power_of_2(head_dim // 2), TILE=tile,
+        NORMS=norms is not None, ROTATES=rotates, num_warps=2,
+    )  # fmt: skip
     return queries
