@@ -1,1 +1,1 @@
-"""What make runs; not part of the installed package."""
+"""Commands of the Makefile; not part of the installed packages."""

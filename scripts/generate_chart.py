@@ -1,4 +1,4 @@
-"""Generates a chart's values.schema.json, README.md and images.txt, or checks them."""
+"""Generates values.schema.json, README.md and images.txt of a chart, or checks them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripts.chart.values import read_values
 
 
 def generate(chart: Path) -> dict[str, str]:
-    """The contents of the generated files, by name. Reads values.yaml, Chart.yaml, README.md.in."""
+    """The generated files' contents by name, from values.yaml, Chart.yaml and README.md.in."""
     values = read_values(chart / "values.yaml")
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
     schema = build_schema(values, f"Values of the {about['name']} chart")
@@ -28,7 +28,7 @@ def generate(chart: Path) -> dict[str, str]:
 
 
 def stale(chart: Path) -> list[str]:
-    """Names of the files that are not what would be generated."""
+    """Names of the generated files that are out of date."""
     fresh = generate(chart)
     committed = {name: chart / name for name in fresh}
     return [
@@ -42,7 +42,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="generate_chart", description=__doc__)
     parser.add_argument("chart", type=Path, help="folder of the chart")
-    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 on a diff")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a file is out of date"
+    )
     arguments = parser.parse_args()
     if not arguments.check:
         for name, text in generate(arguments.chart).items():
@@ -50,7 +52,7 @@ def main() -> None:
         return
     names = stale(arguments.chart)
     for name in names:
-        print(f"{arguments.chart / name}: not what `make chart` generates", file=sys.stderr)
+        print(f"{arguments.chart / name}: out of date; run `make chart`", file=sys.stderr)
     sys.exit(1 if names else 0)
 
 

@@ -1,4 +1,4 @@
-"""Generates mesh/v1 from proto/mesh/v1, or checks that it is what would be generated."""
+"""Generates mesh/v1 from proto/mesh/v1, or checks that it is up to date."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def generate(root: Path, out: Path) -> None:
 
 
 def check(root: Path) -> list[str]:
-    """Names of the files in mesh/v1 that differ from what the contracts generate."""
+    """Names of the files in mesh/v1 that differ from freshly generated ones."""
     with tempfile.TemporaryDirectory() as scratch:
         generate(root, Path(scratch))
         fresh = Path(scratch) / PACKAGE
@@ -52,7 +52,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="generate_proto", description=__doc__)
     parser.add_argument("root", type=Path, help="root of the repository")
-    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 on a diff")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a file is out of date"
+    )
     arguments = parser.parse_args()
     if not arguments.check:
         for stale in (arguments.root / PACKAGE).glob("*_pb2*.py*"):
@@ -62,7 +64,7 @@ def main() -> None:
         return
     stale_names = check(arguments.root)
     if stale_names:
-        print(f"not what proto/{PACKAGE} generates: {', '.join(stale_names)}; run `make proto`")
+        print(f"out of date with proto/{PACKAGE}: {', '.join(stale_names)}; run `make proto`")
         raise SystemExit(1)
     print(f"{PACKAGE} is up to date")
 

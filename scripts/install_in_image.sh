@@ -1,20 +1,20 @@
 #!/bin/sh
-# The steps that install a service, inside of its image's build stage (see the Dockerfiles):
+# Installs a service in the build stage of its image (see the Dockerfiles):
 #
-#   install_in_image.sh dependencies SERVICE   what it stands on, into /opt/weir; first for mesh
-#   install_in_image.sh packages SERVICE       itself, mesh and its data, into /app
+#   install_in_image.sh dependencies SERVICE   its dependencies, to /opt/weir; first for mesh
+#   install_in_image.sh packages SERVICE       the service, mesh and data files, to /app
 #
-# Run in a folder with the sources that the step needs. WHEELS names a folder below /context that
-# holds every wheel, as `make wheels` makes it; empty: pip's index, as pip is configured.
-# VARIANT (cpu or cuda) and TORCH_INDEX are for the service that has torch.
+# Run it in the folder with the sources. WHEELS is a folder below /context with all wheels, made by
+# `make wheels`; empty: pip's configured index. VARIANT (cpu or cuda) and TORCH_INDEX select torch's
+# build for the inference service.
 #
-# Every file gets one date, and compiled files are checked by nothing, so that the same sources
-# and wheels give the same layers.
+# All files get the same date, and compiled files are not validated against their sources, so that the
+# same sources and wheels give the same layers.
 set -eu
 umask 022
 
 DATE='2000-01-01 00:00:00 UTC'
-# No hash seed: sets in compiled files keep their order.
+# A fixed hash seed keeps the order of sets in compiled files.
 export PYTHONHASHSEED=0 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 pip() {
@@ -26,7 +26,7 @@ pip() {
   elif [ -n "${TORCH_INDEX:-}" ]; then
     set -- "$@" --extra-index-url "$TORCH_INDEX"
   fi
-  # pip itself stays outside of the environment that goes into the image.
+  # pip is not installed in the environment that is copied to the image.
   /opt/pip/bin/python -m pip --python "$target" "$@"
 }
 
@@ -53,7 +53,7 @@ with open("pyproject.toml", "rb") as file:
 extra = project["optional-dependencies"].get(sys.argv[1], [])
 print(*project["dependencies"], *extra, sep="\n")
 PYTHON
-  # A build of torch for CPUs says so in its version; others are for GPUs.
+  # The version of torch's CPU build ends with +cpu.
   if [ "${VARIANT:-}" = cpu ]; then
     sed -n 's/^torch==.*/&+cpu/p' constraints.txt >> /tmp/requirements.txt
   fi
@@ -64,24 +64,24 @@ PYTHON
   fi
   [ "$service" != mesh ] || return 0
   if [ "$service" = orchestrator ]; then
-    # The hub's library for large files comes along with `tokenizers`; nothing is downloaded here.
+    # hf_xet, a dependency of `tokenizers`, is only for downloads from the hub.
     rm -rf /opt/weir/lib/python3*/site-packages/hf_xet*
   fi
-  # Some packages have files for other versions of Python, which do not compile.
+  # Some packages contain files for other versions of Python, which do not compile.
   compile /opt/weir > /dev/null || true
   date_all /opt/weir
 }
 
 fail() {
   if [ "${VARIANT:-}" = cpu ]; then
-    echo "If it was torch that was not found: VARIANT=cpu needs its build for CPUs. Give" \
-      "TORCH_INDEX, where PyTorch publishes it, or WHEELS; see docs/images.md." >&2
+    echo "If pip did not find torch: VARIANT=cpu needs torch's CPU build. Set" \
+      "TORCH_INDEX to PyTorch's package index, or WHEELS; see docs/images.md." >&2
   fi
   exit 1
 }
 
 check_torch() {
-  # Headers and files for builds of extensions in C++: of no use where there is no compiler.
+  # Headers for building C++ extensions, which the image cannot build without a compiler.
   for part in include share; do
     rm -rf /opt/weir/lib/python3*/site-packages/torch/$part
   done
@@ -96,8 +96,8 @@ if found != sys.argv[1]:
 PYTHON
 }
 
-# The C of inference/model/native is compiled here, so that the image needs no compiler. One from a wheel
-# needs no other base and no Debian mirror, and links against an older glibc than any base has.
+# The C code of inference/model/native is compiled here, so that the image needs no compiler. The zig
+# compiler comes from a wheel: it needs no Debian mirror, and links against an old glibc.
 compiler() {
   [ "$(uname -m)" = x86_64 ] || return 0
   pip /opt/pip/bin/python ziglang
@@ -114,7 +114,7 @@ packages() {
   pip /opt/pip/bin/python setuptools
   /opt/pip/bin/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation \
     --wheel-dir /tmp/wheel .
-  # Beside the models, in the working directory: a new version changes one small layer.
+  # /app is a separate small layer: a new version does not change /opt/weir.
   pip /opt/weir/bin/python --no-deps --target /app /tmp/wheel/weir-*.whl
   for other in gateway orchestrator tokenizer inference; do
     [ "$other" = "$service" ] || rm -rf "/app/$other"
@@ -128,7 +128,7 @@ packages() {
 data_of() {
   case $1 in
     orchestrator)
-      # The example documents, indexed; a volume or another path replaces them.
+      # The index of the example documents. A setting selects another one.
       PYTHONPATH=/app /opt/weir/bin/python -m orchestrator.index examples/corpus \
         --out /app/corpus.sqlite3
       chmod 0644 /app/corpus.sqlite3

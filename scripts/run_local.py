@@ -1,8 +1,8 @@
-"""Starts the four services of the Procfile on loopback and says when they are ready.
+"""Starts the four services of the Procfile on loopback, and prints when they are ready.
 
-With OBSERVABILITY=1 also a trace view, which the services send their traces to.
+OBSERVABILITY=1 also starts the trace view, and exports the services' traces to it.
 
-Ctrl-C stops them; the exit code is 0 if all four ended well.
+Ctrl-C stops all processes; the exit code is 0 if all exited with 0.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ CORPUS = ROOT / "examples" / "corpus"
 DEMO_MODEL = ROOT / "models" / "demo"
 SERVICES = ("TOKENIZER", "INFERENCE", "ORCHESTRATOR", "GATEWAY")
 READY_TIMEOUT_SECONDS = 600.0
-"""A model from the hub has to be downloaded first."""
+"""Includes the download of a model from the hub."""
 
 
 def main() -> int:
-    """Runs until a signal or until a service ends."""
+    """Runs until a signal, or until a service exits; returns the exit code."""
     os.chdir(ROOT)
     INDEX.parent.mkdir(exist_ok=True)
     manager = Manager()
     environment = service_environment(os.environ.get("MODEL") or str(DEMO_MODEL))
     environment = {**trace_environment(), **environment} if observed() else environment
     for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
-        # exec: the signal must reach the service, not a shell around it.
+        # exec replaces the shell, so that signals reach the service.
         manager.add_process(name, f"exec {command}", env=environment)
     traces = trace_view_address() if observed() else ""
     if traces:
@@ -52,45 +52,45 @@ def main() -> int:
 
 
 def service_environment(model: str) -> dict[str, str]:
-    """This environment, with `model` served, the corpus searched, and logs for people."""
+    """Environment of the services: `model`, the search index, and text logs."""
     environment = {
         "TOKENIZER_MODEL": model,
         "INFERENCE_MODEL": model,
         "ORCHESTRATOR_INDEX": str(INDEX),
         "PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",
-        # gRPC tells of every connection that ends; the services tell what matters of it.
+        # At its default level gRPC logs every closed connection.
         "GRPC_VERBOSITY": "ERROR",
         **{f"{service}_LOG_FORMAT": "text" for service in SERVICES},
-        # HTTP proxies of the shell must not be asked for loopback.
+        # Loopback connections must not use the HTTP proxies of the shell.
         "no_proxy": "127.0.0.1,localhost",
     }
     return {**environment, **os.environ, "PYTHON": sys.executable}
 
 
 def observed() -> bool:
-    """Whether a trace view is asked for."""
+    """True if OBSERVABILITY enables the trace view."""
     return os.environ.get("OBSERVABILITY", "") not in ("", "0")
 
 
 def trace_view_address() -> str:
-    """Where the trace view has its page."""
+    """HOST:PORT of the trace view's page."""
     return os.environ.get("TRACEVIEW_LISTEN", "127.0.0.1:4318")
 
 
 def trace_view_receiver() -> str:
-    """Where it takes traces over gRPC."""
+    """HOST:PORT of the trace view's OTLP/gRPC receiver."""
     return os.environ.get("TRACEVIEW_GRPC_LISTEN", "127.0.0.1:4317")
 
 
 def trace_view_command() -> str:
-    """Starts it."""
+    """The command that starts the trace view."""
     addresses = f"--listen {trace_view_address()} --grpc-listen {trace_view_receiver()}"
     return f"{sys.executable} -m scripts.traceview {addresses}"
 
 
 def trace_environment() -> dict[str, str]:
-    """What makes the services send traces there, soon, and the page at `/` link to them."""
+    """Exports traces to the trace view without delay, and links to it from the search page."""
     page = trace_view_address().replace("127.0.0.1", "localhost")
     return {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{trace_view_receiver()}",
@@ -101,7 +101,7 @@ def trace_environment() -> dict[str, str]:
 
 
 def build_index() -> None:
-    """Brings the search index up to date; quick when no document has changed."""
+    """Updates the search index; fast if no document has changed."""
     command = [sys.executable, "-m", "orchestrator.index", str(CORPUS), "--out", str(INDEX)]
     status = os.spawnv(os.P_WAIT, sys.executable, command)
     if status != 0:
@@ -109,9 +109,9 @@ def build_index() -> None:
 
 
 def announce_ready(address: str, traces: str) -> None:
-    """Prints the address and a command to try once a token can be produced.
+    """Waits until the gateway is ready, then prints its URL and an example command.
 
-    `traces` is the trace view's address, if there is one.
+    `traces` is the address of the trace view; empty: none.
     """
     started = time.monotonic()
     while time.monotonic() - started < READY_TIMEOUT_SECONDS:
@@ -121,7 +121,7 @@ def announce_ready(address: str, traces: str) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     else:
-        print(f"\nnot ready after {READY_TIMEOUT_SECONDS:.0f} s; the log above says why\n")
+        print(f"\nWeir is not ready after {READY_TIMEOUT_SECONDS:.0f} s; see the log above\n")
         return
     url = f"http://{address.replace('127.0.0.1', 'localhost')}"
     seen = f"Traces: http://{traces.replace('127.0.0.1', 'localhost')}\n\n" if traces else ""
@@ -130,16 +130,16 @@ def announce_ready(address: str, traces: str) -> None:
         f'  curl -N -H "Accept: text/event-stream" '
         f'"{url}/api/v1/search?query=AI&streaming=true"\n\n'
         f"{seen}"
-        f"Ctrl-C stops it.\n",
+        f"Press Ctrl-C to stop.\n",
         flush=True,
     )
 
 
 @contextmanager
 def own_process_group() -> Iterator[None]:
-    """Takes the terminal for itself, so that Ctrl-C stops the services and not also make.
+    """Moves this process to the terminal's foreground group, so that Ctrl-C does not reach make.
 
-    Make would report an interrupt where everything has ended as it should.
+    Otherwise make reports an interrupt error after a clean shutdown.
     """
     if not sys.stdin.isatty() or os.getpgrp() == os.getpid():
         yield
@@ -155,7 +155,7 @@ def own_process_group() -> Iterator[None]:
 
 
 def exit_code(manager: Manager) -> int:
-    """0 if every service exited with 0, else the first other code."""
+    """0 if every service exited with 0, else the first nonzero code."""
     codes = [process.get("returncode") for process in manager._processes.values()]
     return next((code for code in codes if code), 0)
 

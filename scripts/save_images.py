@@ -1,8 +1,8 @@
 """Saves images in one archive: python -m scripts.save_images TOOL FILE NAME…
 
-The archive is the one that `docker load`, `podman load`, `ctr images import` and
-`kind load image-archive` read. Podman and buildah put `localhost/` before a name that has no
-registry; in the archive the names are as they were given, so that a cluster finds them.
+`docker load`, `podman load`, `ctr images import` and `kind load image-archive` read the archive.
+Podman and buildah add `localhost/` to names without a registry; the archive has the given names, so
+that a cluster finds the images.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MANIFEST = "manifest.json"
 
 
 class SaveError(Exception):
-    """An image could not be saved; the message says which, and the tool has said why."""
+    """An image could not be saved. The message names it; the tool has printed the reason."""
 
 
 def save(tool: str, file: Path, names: list[str]) -> None:
-    """Writes `file` by `tool` (docker, podman or buildah). Raises SaveError."""
+    """Writes the images to `file` with `tool` (docker, podman or buildah). Raises SaveError."""
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         parts = {}
         for number, name in enumerate(names):
@@ -38,7 +38,7 @@ def save(tool: str, file: Path, names: list[str]) -> None:
 
 
 def save_command(tool: str, name: str, file: Path) -> list[str]:
-    """What writes one image to a file."""
+    """The command that writes one image to a file."""
     match Path(tool).name:
         case "buildah":
             return [tool, "push", "--quiet", name, f"docker-archive:{file}"]
@@ -49,7 +49,7 @@ def save_command(tool: str, name: str, file: Path) -> list[str]:
 
 
 def merge(parts: Mapping[str, Path], whole: Path) -> None:
-    """Puts archives of one image each together; layers that they share are stored once."""
+    """Merges archives of one image each; stores shared layers once."""
     images = []
     stored = set()
     with tarfile.open(whole, "w") as archive:
@@ -67,14 +67,14 @@ def merge(parts: Mapping[str, Path], whole: Path) -> None:
 
 
 def contents_of(image: dict[str, object]) -> tuple[str, ...]:
-    """The files that an image of a manifest consists of."""
+    """Names of the files of an image: its config and its layers."""
     layers = image["Layers"]
     assert isinstance(layers, list)
     return (str(image["Config"]), *layers)
 
 
 def image_of(archive: tarfile.TarFile, path: Path) -> dict[str, object]:
-    """The entry of the one image. Raises ValueError if there is not exactly one."""
+    """The manifest entry of the image. Raises ValueError if there is not exactly one image."""
     listing = archive.extractfile(MANIFEST)
     images = [] if listing is None else json.load(listing)
     if len(images) != 1:
@@ -83,7 +83,7 @@ def image_of(archive: tarfile.TarFile, path: Path) -> dict[str, object]:
 
 
 def main() -> int:
-    """Exits with 1, and the tool's message, if an image is missing."""
+    """Returns the exit code: 1 if an image is missing."""
     tool, file, *names = sys.argv[1:]
     try:
         save(tool, Path(file), names)

@@ -1,8 +1,8 @@
-"""Writes what is in images: python -m scripts.sbom ARCHIVE FOLDER
+"""Writes software bills of materials (SBOM): python -m scripts.sbom ARCHIVE FOLDER
 
-For each image of an archive made by `make images.tar`, FOLDER gets NAME.cdx.json: a bill of
-materials in CycloneDX's format, with the Python packages as cyclonedx-py finds them and the
-packages of the Debian base, read from the image's own layers.
+For each image of an archive made by `make images.tar`, writes FOLDER/NAME.cdx.json in the CycloneDX
+format. It lists the Python packages, found by cyclonedx-py, and the packages of the Debian base,
+read from the layers of the image.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ METADATA = re.compile(r"(app|opt/weir/lib/python[\d.]+/site-packages)/[^/]+\.dis
 
 
 def write_all(archive: Path, folder: Path) -> list[Path]:
-    """One file an image; their paths. Raises CalledProcessError if cyclonedx-py fails."""
+    """Writes a file for each image; returns the paths. Raises CalledProcessError."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with tarfile.open(archive) as images, tempfile.TemporaryDirectory() as scratch:
         listing = images.extractfile("manifest.json")
-        assert listing is not None, "an archive of images has a manifest"
+        assert listing is not None, "the archive has no manifest.json"
         for image in json.load(listing):
             name, _, tag = image["RepoTags"][0].rpartition("/")[2].partition(":")
             root = Path(scratch) / f"{name}-{tag}"
@@ -49,23 +49,24 @@ def write_all(archive: Path, folder: Path) -> list[Path]:
 
 
 def unpack(images: tarfile.TarFile, layers: list[str], root: Path) -> None:
-    """Writes the files that say which packages an image has below `root`."""
+    """Extracts the package metadata of an image's layers below `root`."""
     for name in layers:
         with tarfile.open(fileobj=images.extractfile(name)) as layer:
             for member in layer:
                 path = member.name.removeprefix("./")
                 if member.isfile() and (path == PACKAGE_LIST or METADATA.fullmatch(path)):
                     content = layer.extractfile(member)
-                    assert content is not None, "a file has content"
+                    assert content is not None, "a regular file has content"
                     target = root / path
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content.read())
 
 
 def python_packages(root: Path) -> dict[str, Any]:
-    """The bill of materials of the packages below `root`."""
+    """The SBOM of the Python packages below `root`."""
     folders = sorted({str(path.parent) for path in root.rglob("*.dist-info")})
-    # cyclonedx-py asks an interpreter where its packages are; the image's own cannot run here.
+    # cyclonedx-py runs an interpreter to get its package folders. This script stands in for the
+    # image's interpreter, which cannot run here.
     interpreter = root / "python"
     interpreter.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(['', *folders])}\nEND\n")
     interpreter.chmod(0o755)
@@ -84,7 +85,7 @@ def python_packages(root: Path) -> dict[str, Any]:
 
 
 def debian_packages(root: Path) -> list[dict[str, str]]:
-    """A component for each package of the base; none where the base is not Debian's."""
+    """A component for each Debian package; empty if the base image is not Debian."""
     path = root / PACKAGE_LIST
     if not path.exists():
         return []
@@ -103,14 +104,14 @@ def debian_packages(root: Path) -> list[dict[str, str]]:
 
 
 def paragraphs(text: str) -> Iterator[dict[str, str]]:
-    """The fields of each paragraph; of those with several lines, the first."""
+    """The fields of each paragraph; of a multi-line field, the first line."""
     for paragraph in text.split("\n\n"):
         lines = (line.partition(": ") for line in paragraph.splitlines() if line[:1].strip())
         yield {name: value for name, _, value in lines}
 
 
 def main() -> int:
-    """Prints the files that were written."""
+    """Prints the paths of the written files."""
     archive, folder = sys.argv[1:]
     for path in write_all(Path(archive), Path(folder)):
         print(path)

@@ -1,1 +1,1 @@
-"""What is made out of a chart's commented values: its schema, its README, its list of images."""
+"""Generates a chart's schema, README and list of images from its commented values."""

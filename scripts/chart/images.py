@@ -1,4 +1,4 @@
-"""Every image that a chart can pull."""
+"""The list of all images of a chart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SERVICES = ("gateway", "orchestrator", "tokenizer", "inference")
 
 
 def list_images(root: Entry, app_version: str) -> list[str]:
-    """References, without a registry, as the defaults give them; the engine in both variants."""
+    """Image references of the default values, without a registry; both variants of inference."""
     images = []
     for service in SERVICES:
         repository = root.children[service].children["image"].children["repository"].value

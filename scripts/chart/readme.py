@@ -1,4 +1,4 @@
-"""A chart's README: what README.md.in says, and a table of all values."""
+"""A chart's README: README.md.in with tables of all values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from scripts.chart.values import Entry
 
 PLACE = "<!-- values -->"
-"""Where in the template the table goes."""
+"""Placeholder of the tables in the template."""
 
 
 def build_readme(root: Entry, template: str) -> str:
-    """The whole text. Sections of their own for the values' top-level keys."""
+    """The README's text, with a section for each top-level key of the values."""
     sections = "\n\n".join(_section(entry) for entry in root.children.values())
     return template.replace(PLACE, sections)
 
@@ -21,7 +21,7 @@ def _section(entry: Entry) -> str:
     lines = [f"### {entry.path}", "", entry.description]
     rows = list(_rows(entry))
     if rows != [entry]:
-        lines += ["", "| Key | Default | What it is |", "|---|---|---|"]
+        lines += ["", "| Key | Default | Description |", "|---|---|---|"]
         lines += [_row(row) for row in rows]
     else:
         lines += ["", f"Default: {_default(entry)}"]
@@ -29,7 +29,7 @@ def _section(entry: Entry) -> str:
 
 
 def _rows(entry: Entry) -> Iterator[Entry]:
-    """The keys that have a value of their own."""
+    """The leaf keys."""
     below = entry.item.children if entry.item is not None else entry.children
     if not below or "like" in entry.annotation:
         yield entry

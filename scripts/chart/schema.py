@@ -1,4 +1,4 @@
-"""A strict JSON schema out of commented values: no key that the chart does not know, anywhere."""
+"""A JSON schema from commented values, which forbids unknown keys at every level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from scripts.chart.values import Entry
 
 KUBERNETES = "v1.36.0-local-strict"
-"""The version of Kubernetes' API whose types are embedded."""
+"""Version of the Kubernetes API types in the schema."""
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
@@ -17,11 +17,11 @@ Schema = dict[str, Any]
 
 
 class UntypedKeyError(Exception):
-    """A key whose type its default does not tell; the message says what to add."""
+    """The default does not determine a key's type; the message says what to add."""
 
 
 def build_schema(root: Entry, title: str) -> Schema:
-    """The schema of a whole values.yaml, draft 7, which every Helm from 3 on reads."""
+    """The schema of a values.yaml, in JSON Schema draft 7, which Helm 3 supports."""
     builder = _Builder(root)
     schema = builder.schema(root)
     return {
@@ -49,7 +49,7 @@ class _Builder:
     def _like(self, path: str) -> Schema:
         name = f"values.{path}"
         if name not in self.definitions:
-            self.definitions[name] = {}  # in case that it is like itself
+            self.definitions[name] = {}  # ends the recursion if it refers to itself
             self.definitions[name] = self._own(self._entries[path])
         return {"$ref": f"#/definitions/{name}"}
 
@@ -85,7 +85,7 @@ class _Builder:
         return given
 
     def _resolved(self, annotation: Schema) -> Schema:
-        """With references to Kubernetes' types in place of their names."""
+        """The annotation with `k8s` names replaced by references to the embedded types."""
         resolved: Schema = {}
         for key, value in annotation.items():
             if key == "k8s":
@@ -109,15 +109,15 @@ class _Builder:
         for key, value in schema.items():
             if key == "$ref" and isinstance(value, str):
                 kept[key] = self._embed(value.rpartition("/")[2])
-            elif not _is_remark(key, value):
+            elif not _is_ignored(key, value):
                 kept[key] = self._embedded(value)
         if "object" in (kept.get("type") or ()) and "properties" not in kept:
             kept.setdefault("additionalProperties", False)
         return kept
 
 
-def _is_remark(key: str, value: Any) -> bool:
-    """What says nothing to Helm's validators, formats such as int64 among it."""
+def _is_ignored(key: str, value: Any) -> bool:
+    """True for keywords that Helm's validator ignores, such as the format int64."""
     return key.startswith("x-") or (key in ("description", "format") and isinstance(value, str))
 
 

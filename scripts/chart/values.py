@@ -1,7 +1,7 @@
 """Reads a chart's values.yaml with its comments.
 
-The comment above a key describes it. A line `@schema {…}` in it holds a piece of JSON schema in
-YAML, which may also say `k8s: core.v1.Toleration` (a type of Kubernetes' own API) or
+The comment above a key describes it. A line `@schema {…}` in the comment is a piece of JSON schema
+in YAML. It may also contain `k8s: core.v1.Toleration` (a type of the Kubernetes API) or
 `like: inference` (the same keys as another section).
 """
 
@@ -28,17 +28,17 @@ class Entry:
     """A key of the values, or an item of a list."""
 
     path: str
-    """Such as gateway.image.tag; items of lists are models[]."""
+    """Such as gateway.image.tag; the items of a list have [] in their path, as in models[]."""
     description: str
     annotation: dict[str, Any]
     value: Any
     children: dict[str, Entry] = field(default_factory=dict)
     """Keys of a map."""
     item: Entry | None = None
-    """What the first item of a list of maps looks like."""
+    """The first item of a list of maps."""
 
     def walk(self) -> Iterator[Entry]:
-        """This entry and all below it, in the file's order."""
+        """This entry and all entries below it, in the order of the file."""
         yield self
         for child in self.children.values():
             yield from child.walk()
@@ -71,7 +71,7 @@ class _Reader:
         item: Entry | None = None
         items = annotation.get("items", {})
         if {"k8s", "additionalProperties"} & annotation.keys() or {"k8s", "type"} & items.keys():
-            # Free in what is below: somebody else's keys, which need no comment here.
+            # The keys below are not the chart's own, and need no comment.
             return Entry(path, text, annotation, value)
         if isinstance(node, yaml.MappingNode):
             children = self._children(path, node)

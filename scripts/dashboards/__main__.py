@@ -1,4 +1,4 @@
-"""Writes charts/weir/dashboards. With `--check`: writes nothing, exits 1 if a file is stale."""
+"""Writes charts/weir/dashboards. With `--check`: writes nothing, exits with 1 if out of date."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--check"]:
         stale = [path for path in wanted | found if found.get(path) != wanted.get(path)]
         for path in stale:
-            print(f"{path.name} is stale: run python -m scripts.dashboards", file=sys.stderr)
+            print(f"{path.name} is out of date: run python -m scripts.dashboards", file=sys.stderr)
         return int(bool(stale))
     for path in found.keys() - wanted.keys():
         path.unlink()

@@ -77,8 +77,8 @@ def test_the_engine_finds_its_native_decoder(built: Podman, pods: dict[str, Pod]
         "except l.Unavailable as reason: print(reason)"
     )
     found = built.run(pods["inference"].image, ENTRYPOINT, "-c", script)
-    assert found.startswith(("/app/inference/native/decoder-", "the CPU lacks"))
-    listing = built.run(pods["inference"].image, "ls", "/app/inference/native")
+    assert found.startswith(("/app/inference/model/native/decoder-", "the CPU lacks"))
+    listing = built.run(pods["inference"].image, "ls", "/app/inference/model/native")
     assert "decoder-" in listing or platform.machine() != "x86_64"
 
 

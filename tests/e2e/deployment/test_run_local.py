@@ -30,7 +30,7 @@ def test_run_local_prints_a_working_command_and_stops_cleanly() -> None:
     if process == 0:
         os.chdir(ROOT)
         os.execvpe("make", ["make", "run-local"], environment)
-    output = read_until(terminal, "Ctrl-C stops it.", 100)
+    output = read_until(terminal, "Press Ctrl-C to stop.", 100)
     found = re.search(r'curl -N -H "Accept: text/event-stream" "([^"]+)"', output)
     assert found, output
     response = httpx.get(found[1], timeout=60, trust_env=False)

@@ -40,7 +40,7 @@ def test_a_local_run_has_a_trace_viewer(tmp_path: Path) -> None:
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            wait_for(output, "Ctrl-C stops it.", process)
+            wait_for(output, "Press Ctrl-C to stop.", process)
             with httpx.Client(timeout=60, trust_env=False) as client:
                 response = client.get(f"{gateway}/api/v1/search", params={"query": "AI"})
                 trace_id = response.headers["x-trace-id"]
