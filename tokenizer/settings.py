@@ -9,7 +9,7 @@ from mesh.process.settings import Address, ServiceSettings
 
 
 class TokenizerSettings(ServiceSettings):
-    """Read from variables `TOKENIZER_*` and from flags without that prefix."""
+    """Each setting is a flag and an environment variable `TOKENIZER_…`."""
 
     model_config = SettingsConfigDict(env_prefix="TOKENIZER_")
 
