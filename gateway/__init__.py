@@ -1,1 +1,1 @@
-"""The gateway: HTTP, server-sent events and OpenAI's formats. It knows nothing of tokens."""
+"""The gateway: HTTP, server-sent events and OpenAI's formats. It does not handle token ids."""

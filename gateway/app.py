@@ -1,4 +1,4 @@
-"""The ASGI application: the table of routes, and the middleware around them."""
+"""The ASGI application: the routes and the middleware around them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build_app(dependencies: Dependencies) -> Router:
     """The application of one gateway."""
     settings = dependencies.settings
     routes = [*_api_routes(dependencies), *_page_routes(settings.trace_url_template)]
-    # Made when it is first asked for: it takes longer than all the rest of the application.
+    # Generated at the first request for it: it takes longer than building the application.
     document = cache(lambda: openapi(routes, secured=dependencies.keys.required))
 
     async def describe(request: Request) -> Response:
@@ -55,11 +55,11 @@ def build_app(dependencies: Dependencies) -> Router:
 
     routes.append(ApiRoute("/openapi.json", describe))
     open_paths = [r.path for r in routes if r.operation is None or not r.operation.secured]
-    # Not an application of Starlette's, which brings two more layers for exceptions, and each event
-    # of a stream goes through all: `ObserveMiddleware` answers every one of them.
+    # A Router instead of a Starlette application, whose two exception middlewares every event of a
+    # stream would pass: `ObserveMiddleware` turns all exceptions into responses.
     return Router(
         routes,
-        # A path is right or wrong: a redirect would turn a POST into a GET.
+        # A redirect would turn a POST into a GET.
         redirect_slashes=False,
         default=_no_route,
         middleware=[
@@ -79,106 +79,76 @@ def build_app(dependencies: Dependencies) -> Router:
 
 
 def _api_routes(dependencies: Dependencies) -> list[ApiRoute]:
-    chat, completions = ChatCompletions(dependencies), Completions(dependencies)
-    models, search, operations = (
-        Models(dependencies),
-        SearchEndpoint(dependencies),
-        Probes(dependencies),
+    return [
+        *_search_routes(dependencies),
+        *_openai_routes(dependencies),
+        *_probe_routes(dependencies),
+    ]
+
+
+def _search_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    search, validate = SearchEndpoint(dependencies), ValidateEndpoint(dependencies)
+    summary = "Find documents and summarise them."
+    by_query = Operation(
+        summary=summary, query=SearchRequest, answer=SearchAnswer, streams=True, secured=True
+    )
+    by_body = Operation(
+        summary=summary, body=SearchRequest, answer=SearchAnswer, streams=True, secured=True
+    )
+    stop = Operation(summary="Stop a resumable search.", status=204, secured=True)
+    check = Operation(
+        summary="Validate a search without running it.",
+        body=SearchRequest,
+        answer=ValidationAnswer,
+        secured=True,
     )
     return [
-        ApiRoute(
-            SEARCH,
-            search.get,
-            Operation(
-                summary="Find documents and summarise them.",
-                query=SearchRequest,
-                answer=SearchAnswer,
-                streams=True,
-                secured=True,
-            ),
-        ),
-        ApiRoute(
-            SEARCH,
-            search.post,
-            Operation(
-                summary="Find documents and summarise them.",
-                body=SearchRequest,
-                answer=SearchAnswer,
-                streams=True,
-                secured=True,
-            ),
-            methods=("POST",),
-        ),
-        ApiRoute(
-            SEARCH_STREAM,
-            search.stop,
-            Operation(summary="Stop a resumable search.", status=204, secured=True),
-            methods=("DELETE",),
-        ),
-        ApiRoute(
-            VALIDATE,
-            ValidateEndpoint(dependencies).check,
-            Operation(
-                summary="Check a search without searching.",
-                body=SearchRequest,
-                answer=ValidationAnswer,
-                secured=True,
-            ),
-            methods=("POST",),
-        ),
-        ApiRoute(
-            CHAT,
-            chat.create,
-            Operation(
-                summary="Continue a conversation.",
-                body=ChatCompletionRequest,
-                answer=ChatCompletion,
-                streams=True,
-                secured=True,
-            ),
-            methods=("POST",),
-        ),
-        ApiRoute(
-            COMPLETIONS,
-            completions.create,
-            Operation(
-                summary="Continue a text.",
-                body=CompletionRequest,
-                answer=Completion,
-                streams=True,
-                secured=True,
-            ),
-            methods=("POST",),
-        ),
-        ApiRoute(
-            EMBEDDINGS,
-            Embeddings(dependencies).create,
-            Operation(
-                summary="Turn texts into vectors.",
-                body=EmbeddingRequest,
-                answer=EmbeddingList,
-                secured=True,
-            ),
-            methods=("POST",),
-        ),
-        ApiRoute(
-            "/v1/models",
-            models.list,
-            Operation(summary="List the models.", answer=ModelList, secured=True),
-        ),
-        ApiRoute(
-            "/v1/models/{id:path}",
-            models.get,
-            Operation(summary="Describe a model.", answer=Model, secured=True),
-        ),
-        ApiRoute("/livez", operations.live, Operation(summary="Is alive."), methods=READ),
-        ApiRoute(
-            "/readyz",
-            operations.ready,
-            Operation(summary="A token can be produced."),
-            methods=READ,
-        ),
-        ApiRoute("/metrics", operations.metrics, Operation(summary="Prometheus metrics.")),
+        ApiRoute(SEARCH, search.get, by_query),
+        ApiRoute(SEARCH, search.post, by_body, methods=("POST",)),
+        ApiRoute(SEARCH_STREAM, search.stop, stop, methods=("DELETE",)),
+        ApiRoute(VALIDATE, validate.check, check, methods=("POST",)),
+    ]
+
+
+def _openai_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    models = Models(dependencies)
+    chat = Operation(
+        summary="Continue a conversation.",
+        body=ChatCompletionRequest,
+        answer=ChatCompletion,
+        streams=True,
+        secured=True,
+    )
+    completion = Operation(
+        summary="Continue a text.",
+        body=CompletionRequest,
+        answer=Completion,
+        streams=True,
+        secured=True,
+    )
+    embedding = Operation(
+        summary="Embed texts.", body=EmbeddingRequest, answer=EmbeddingList, secured=True
+    )
+    list_models = Operation(summary="List the served models.", answer=ModelList, secured=True)
+    get_model = Operation(summary="Describe a served model.", answer=Model, secured=True)
+    return [
+        ApiRoute(CHAT, ChatCompletions(dependencies).create, chat, methods=("POST",)),
+        ApiRoute(COMPLETIONS, Completions(dependencies).create, completion, methods=("POST",)),
+        ApiRoute(EMBEDDINGS, Embeddings(dependencies).create, embedding, methods=("POST",)),
+        ApiRoute("/v1/models", models.list, list_models),
+        ApiRoute("/v1/models/{id:path}", models.get, get_model),
+    ]
+
+
+def _probe_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    probes = Probes(dependencies)
+    live = Operation(summary="Liveness probe: the process can answer HTTP.")
+    ready = Operation(summary="Readiness probe: a token can be produced.")
+    metrics = Operation(summary="Prometheus metrics.")
+    return [
+        ApiRoute("/livez", probes.live, live, methods=READ),
+        ApiRoute("/readyz", probes.ready, ready, methods=READ),
+        ApiRoute("/metrics", probes.metrics, metrics),
     ]
 
 
@@ -191,5 +161,5 @@ def _page_routes(trace_url_template: str) -> list[ApiRoute]:
 
 
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> NoReturn:
-    """A path that is not there, in the words of every other error."""
+    """404 with the same error body as every other error."""
     raise HttpError(404, f"there is no route {scope['method']} {scope['path']}", code="not_found")

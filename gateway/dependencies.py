@@ -1,4 +1,4 @@
-"""What endpoints stand on, and what they all do with a stream of events."""
+"""The objects that endpoints share, and how they read the first event of a stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ First = TypeVar("First", GenerationStarted, SearchResults)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dependencies:
-    """The parts of a gateway."""
+    """The objects that endpoints use."""
 
     settings: GatewaySettings
     orchestrator: Orchestrator
@@ -36,19 +36,19 @@ class Dependencies:
     resumable_streams: ResumableStreams
 
     def cancel_scope(self, request: Request) -> CancelScope:
-        """A block that ends when the client leaves; the body must have been read."""
+        """A block that is cancelled when the client disconnects; the body must have been read."""
         return CancelScope(request.receive, self.drain)
 
     def event_stream(
         self, frames: AsyncGenerator[bytes], error_frame: Callable[[MeshError], bytes]
     ) -> EventStream:
-        """An answer that streams `frames`."""
+        """A response that streams `frames`."""
         keep_alive = self.settings.keep_alive_seconds
         return EventStream(frames, error_frame, self.drain, keep_alive)
 
 
 async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First:
-    """The first event, by which the request is accepted. Raises MeshError."""
+    """Return the first event, which says that the request is accepted. Raises MeshError."""
     event = await anext(events)
     if not isinstance(event, kind):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)

@@ -1,4 +1,4 @@
-"""What the gateway can be told."""
+"""Settings of the gateway."""
 
 from __future__ import annotations
 
@@ -27,75 +27,96 @@ class GatewaySettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="GATEWAY_")
 
-    listen: Address = Field("127.0.0.1:8080", description="Address to serve on, HOST:PORT.")
+    listen: Address = Field("127.0.0.1:8080", description="Address of the HTTP server, HOST:PORT.")
     metrics_listen: OptionalAddress = Field(
         "",
-        description="Address of a second /metrics and /livez, HOST:PORT, beside those of --listen; "
-        "empty: none.",
+        description="Address, HOST:PORT, of a second server with /metrics and /livez, for "
+        "scrapers that must not reach --listen. Empty: none.",
     )
     orchestrator_host: str = Field(
         "127.0.0.1",
         min_length=1,
         validation_alias="orchestrator_host",
-        description="The orchestrator, HOST or HOST:PORT (default port 50051); all addresses of "
-        "a name are used, as are several IPv4 addresses separated by commas.",
+        description="Address of the orchestrator, HOST or HOST:PORT (default port 50051). "
+        "Requests are spread over all addresses of a DNS name, or over several IPv4 addresses "
+        "separated by commas.",
     )
     request_timeout_seconds: float = Field(
-        300.0, gt=0, description="Deadline of a request, carried to every service behind."
+        300.0,
+        gt=0,
+        description="Deadline of a request in seconds, propagated to all services. Raise it for "
+        "long answers of slow models.",
     )
     first_token_timeout_seconds: float = Field(
         0.0,
         ge=0,
-        description="Most time until the first token, carried down; 0: no limit but the deadline.",
+        description="Longest time to the first token in seconds, propagated to all services; 0: "
+        "only the request's deadline applies.",
     )
     idle_timeout_seconds: float = Field(
         0.0,
         ge=0,
-        description="Most time between two tokens, carried down; 0: no limit but the deadline.",
+        description="Longest time between two tokens in seconds, propagated to all services; 0: "
+        "only the request's deadline applies.",
     )
     keep_alive_seconds: float = Field(
-        15.0, gt=0, description="Silence after which a stream carries a comment line, in seconds."
+        15.0,
+        gt=0,
+        description="Seconds without an event after which a stream sends an SSE "
+        "comment. Keep it below the idle timeout of proxies between client and gateway.",
     )
     resume_seconds: float = Field(
         5.0,
         ge=0,
-        description="How long a resumable search goes on without its client; 0: not at all.",
+        description="Seconds that a resumable search continues after its client disconnected; 0 "
+        "disables resumption.",
     )
-    max_body_bytes: int = Field(1024 * 1024, ge=1, description="Largest request body, in bytes.")
+    max_body_bytes: int = Field(
+        1024 * 1024,
+        ge=1,
+        description="Largest request body in bytes. Raise it for long conversations or prompts.",
+    )
     trace_url_template: Annotated[str, AfterValidator(_check_trace_url)] = Field(
         "",
-        description="URL of a trace, with {trace_id} in it, for the search page; empty: no link.",
+        description="URL of a trace in your trace viewer, with the placeholder {trace_id}; the "
+        "search page links to it. Empty: no link.",
     )
     api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys that clients may send as bearer tokens, several separated by commas; "
-        "empty: no key is asked for. A key file is better: it holds hashes, limits, names.",
+        description="API keys that clients may send as bearer tokens, separated by commas; "
+        "empty: no authentication. Prefer a key file, which holds hashes, limits and names.",
     )
     api_keys_file: str = Field(
         "",
-        description="Key file, TOML, made by `python -m gateway.keys new NAME`; read again when "
-        "it is replaced.",
+        description="Path of a TOML file with API keys, made by `python -m gateway.keys new "
+        "NAME`; reloaded when it is replaced. Empty: none.",
     )
     allow_anonymous: bool = Field(
-        False, description="Serve without keys on an address that is not loopback."
+        False,
+        description="Allow serving without keys on an address that is not loopback. Set it only "
+        "if a proxy or network policy restricts access.",
     )
 
     http_tls_certificate: str = Field(
-        "", description="Certificate for clients, PEM with its chain; empty: plain HTTP."
+        "",
+        description="Path of the HTTP server's certificate with its chain, PEM; empty: plain HTTP.",
     )
-    http_tls_private_key: str = Field("", description="Its private key, PEM.")
+    http_tls_private_key: str = Field("", description="Path of the certificate's private key, PEM.")
     http_tls_client_ca: str = Field(
-        "", description="CA that clients must have a certificate of, PEM; empty: none is asked for."
+        "",
+        description="Path of the CA bundle used to verify client certificates, PEM (enables "
+        "mutual TLS); empty: clients need no certificate.",
     )
     allowed_hosts: str = Field(
         "",
-        description="Names that clients may call this server by (header Host), several separated "
-        "by commas, *.example.org for all below; empty: any, but on loopback only localhost.",
+        description="Accepted values of the Host header, separated by commas; *.example.org "
+        "accepts all subdomains. Empty: any, but only localhost on a loopback address. Set it "
+        "against DNS rebinding.",
     )
     cors_origins: str = Field(
         "",
-        description="Origins whose pages may use the API from a browser, such as "
-        "https://app.example.org, several separated by commas, * for all; empty: none.",
+        description="Origins whose pages may call the API from a browser (CORS), such as "
+        "https://app.example.org, separated by commas; * allows all. Empty: none.",
     )
 
     @model_validator(mode="after")
@@ -106,33 +127,33 @@ class GatewaySettings(ServiceSettings):
         if not (secured or self.allow_anonymous or is_loopback(self.listen)):
             raise ValueError(
                 f"GATEWAY_LISTEN={self.listen} can be reached from outside: set "
-                "GATEWAY_API_KEYS_FILE, or GATEWAY_ALLOW_ANONYMOUS=true where something else "
-                "asks who is there"
+                "GATEWAY_API_KEYS_FILE, or GATEWAY_ALLOW_ANONYMOUS=true if a proxy authenticates "
+                "clients"
             )
         return self
 
     @property
     def orchestrator_target(self) -> str:
-        """The orchestrator, as a gRPC target; several addresses are replicas."""
+        """The gRPC target of the orchestrator; several addresses are replicas."""
         return balanced_target(
             [with_default_port(host, ORCHESTRATOR_PORT) for host in _split(self.orchestrator_host)]
         )
 
     @property
     def api_key_list(self) -> tuple[str, ...]:
-        """The keys, white space around them removed."""
+        """The keys, stripped of white space."""
         return _split(self.api_keys.get_secret_value())
 
     @property
     def allowed_host_list(self) -> tuple[str, ...]:
-        """Names in `Host`, lower case and without port; empty: any."""
+        """Accepted host names, lower case and without port; empty accepts any."""
         if self.allowed_hosts:
             return _split(self.allowed_hosts.lower())
         return LOOPBACK_HOSTS if is_loopback(self.listen) else ()
 
     @property
     def origin_list(self) -> tuple[str, ...]:
-        """Origins of pages, lower case."""
+        """Accepted origins, lower case."""
         return tuple(origin.rstrip("/") for origin in _split(self.cors_origins.lower()))
 
 

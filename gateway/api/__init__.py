@@ -1,1 +1,1 @@
-"""The endpoints."""
+"""The endpoints, one a file."""

@@ -31,13 +31,13 @@ ROUTE = "/v1/chat/completions"
 
 
 class ChatCompletions:
-    """Chat, as OpenAI's clients ask for it."""
+    """OpenAI's chat completions."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def create(self, request: Request) -> Response | EventStream:
-        """Answers a chat."""
+        """Generate the choices of a chat completion."""
         limit = self._dependencies.settings.max_body_bytes
         body = await read_json(request, ChatCompletionRequest, limit)
         events = choices(list(map(self._dependencies.orchestrator.generate, body.generations())))
@@ -63,7 +63,7 @@ class ChatCompletions:
 
 
 class _Message:
-    """One choice, put together."""
+    """One choice, assembled from its deltas."""
 
     def __init__(self, index: int) -> None:
         self._index = index

@@ -31,13 +31,13 @@ ROUTE = "/v1/completions"
 
 
 class Completions:
-    """Plain completions, as OpenAI's clients ask for them."""
+    """OpenAI's text completions."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def create(self, request: Request) -> Response | EventStream:
-        """Continues one prompt or several."""
+        """Continue one prompt or several."""
         body = await read_json(
             request, CompletionRequest, self._dependencies.settings.max_body_bytes
         )
@@ -85,7 +85,7 @@ async def _frames(
             include_usage=body.stream_options.include_usage,
         )
         logprobs = [TextLogprobs() for _ in range(num_choices)]
-        # Nothing to say yet, but the status and the headers can go.
+        # An empty frame sends the status and the headers before there is text.
         yield b""
         async for index, event in choice_events(events):
             if isinstance(event, Delta):

@@ -20,13 +20,13 @@ ROUTE = "/v1/embeddings"
 
 
 class Embeddings:
-    """Texts to vectors, as OpenAI's clients ask for them."""
+    """OpenAI's embeddings."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def create(self, request: Request) -> Response:
-        """Embeds one text or several."""
+        """Embed one text or several."""
         body = await read_json(
             request, EmbeddingRequest, self._dependencies.settings.max_body_bytes
         )

@@ -12,18 +12,18 @@ from mesh.errors import ErrorKind, MeshError
 
 
 class Models:
-    """The models that can be asked for."""
+    """The served models."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def list(self, request: Request) -> Response:
-        """All of them."""
+        """List all models."""
         models = await self._models(request)
         return json_response({"object": "list", "data": [_model(model) for model in models]})
 
     async def get(self, request: Request) -> Response:
-        """One of them. Raises MeshError (MODEL_NOT_FOUND)."""
+        """Describe one model. Raises MeshError (MODEL_NOT_FOUND)."""
         name = request.path_params["id"]
         models = await self._models(request)
         for model in models:
@@ -44,6 +44,6 @@ def _model(model: ServedModel) -> dict[str, object]:
         "object": "model",
         "created": model.created,
         "owned_by": "weir",
-        # vLLM's name for it, which several clients read.
+        # The field's name in vLLM, which several clients read.
         "max_model_len": model.context_length,
     }

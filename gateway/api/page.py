@@ -1,4 +1,4 @@
-"""The search page at `/`: static files, read once."""
+"""The search page at `/`: static files, read once at start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STATIC_FILES = {
 
 
 class Page:
-    """A page, its style and its scripts."""
+    """The page, its style sheet and its scripts."""
 
     def __init__(self, trace_url_template: str) -> None:
         page = (FOLDER / "index.html").read_text(encoding="utf-8")
@@ -37,10 +37,10 @@ class Page:
         self._files = {name: (FOLDER / name).read_bytes() for name in STATIC_FILES}
 
     async def index(self, request: Request) -> Response:
-        """The page."""
+        """Return the page."""
         return Response(self._page, headers=_HEADERS, media_type="text/html")
 
     async def file(self, request: Request) -> Response:
-        """What the page is made of; its name is the path."""
+        """Return a style sheet or script of the page by its path."""
         name: str = request.scope["path"].removeprefix("/")
         return Response(self._files[name], headers=_HEADERS, media_type=STATIC_FILES[name])

@@ -1,4 +1,4 @@
-"""What operators and their machines ask for: `/livez`, `/readyz`, `/metrics`."""
+"""Operational endpoints: `/livez`, `/readyz`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from mesh.observability.exposition import expose
 
 
 class Probes:
-    """Small answers in plain text."""
+    """Liveness, readiness and metrics as plain text."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def live(self, request: Request) -> Response:
-        """200 while the process turns."""
+        """200 while the event loop runs."""
         return PlainTextResponse("ok\n")
 
     async def ready(self, request: Request) -> Response:
-        """200 if a token can be produced, else 503 with the reason."""
+        """200 if a token can be produced; otherwise 503 with the reason."""
         reason = await self._dependencies.readiness.reason_not_ready()
         if reason is None:
             return PlainTextResponse("ready\n")
         return PlainTextResponse(f"not ready: {reason}\n", 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus; in the OpenMetrics format, which has exemplars, if that is asked for."""
+        """Prometheus metrics; in OpenMetrics format, with exemplars, if `Accept` names it."""
         body, content_type = expose(headers_of(request.scope).get("accept", ""))
         return Response(body, headers={"content-type": content_type})

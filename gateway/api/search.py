@@ -1,4 +1,4 @@
-"""`/api/v1/search`: documents, then a summary of them."""
+"""`/api/v1/search`: finds documents and summarises them."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ EVENT_STREAM = "text/event-stream"
 
 
 class SearchEndpoint:
-    """Search, by GET and by POST."""
+    """Search by GET and by POST."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def get(self, request: Request) -> Response | EventStream:
-        """The fields come as a query string."""
+        """Search with the fields of the query string."""
         return await self._answer(request, read_query(request, SearchRequest))
 
     async def post(self, request: Request) -> Response | EventStream:
-        """The fields come as a JSON object."""
+        """Search with the fields of a JSON body."""
         limit = self._dependencies.settings.max_body_bytes
         return await self._answer(request, await read_json(request, SearchRequest, limit))
 
     async def stop(self, request: Request) -> Response:
-        """Ends a resumable stream at once, instead of after its grace."""
+        """Stop a resumable stream at once, instead of after its grace period."""
         stream = request.path_params["stream"]
         if not self._dependencies.resumable_streams.stop(stream):
             raise HttpError(404, f"there is no stream {stream[:80]!r}", code="not_found")
@@ -84,7 +84,7 @@ class SearchEndpoint:
         if last_event_id:
             place = parse_event_id(last_event_id)
             if place.is_last:
-                # It has everything. No content: what makes an EventSource stop asking.
+                # The client has every event. 204 makes an EventSource stop reconnecting.
                 resumable_streams.stop(place.stream)
                 return Response(status_code=204)
             frames = resumable_streams.resume(place)
@@ -108,7 +108,7 @@ class SearchEndpoint:
 async def _frames(
     events: AsyncGenerator[Event], record: RequestRecord, id_prefix: str
 ) -> AsyncGenerator[bytes]:
-    """The events of one search; with an `id_prefix` they can be resumed."""
+    """Frames of one search; with an `id_prefix` the stream can be resumed."""
     async with aclosing(events):
         found = await first_event(events, SearchResults)
         record.accept(ROUTE)

@@ -1,4 +1,4 @@
-"""`/api/v1/validate`: what a search would be refused for, without searching."""
+"""`/api/v1/validate`: validates a search without running it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ROUTE = "/api/v1/validate"
 
 
 class ValidateEndpoint:
-    """The check of a search's input."""
+    """Validation of a search's input."""
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
 
     async def check(self, request: Request) -> Response:
-        """Takes the body of a search. Raises MeshError for what is no JSON object."""
+        """Validate the body of a search. Raises MeshError if it is not a JSON object."""
         fields, problem = await read_object(request, self._dependencies.settings.max_body_bytes)
         query, problems = None, [problem] if problem is not None else list[MeshError]()
         if not problems:
@@ -31,5 +31,5 @@ class ValidateEndpoint:
                 query = SearchRequest.model_validate(fields, strict=True).query
             except ValidationError as error:
                 problems = problems_of(error)
-        told = [{"param": each.param, "message": each.message} for each in problems]
-        return json_response({"valid": not told, "query": query, "problems": told})
+        found = [{"param": each.param, "message": each.message} for each in problems]
+        return json_response({"valid": not found, "query": query, "problems": found})

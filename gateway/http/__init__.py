@@ -1,1 +1,1 @@
-"""The HTTP server and what every endpoint needs of HTTP: routes, headers, error bodies, OpenAPI."""
+"""The HTTP server: routes, headers, error bodies, OpenAPI, drain."""

@@ -1,4 +1,4 @@
-"""The end of the process, as requests see it: refuse new ones, wait for running ones, cut off."""
+"""Drain of the HTTP server: refuse new requests, wait for running ones, cut off the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CutOff = Callable[[Exception], None]
 
 
 class Drain:
-    """Knows which requests run, each in a block of it, and how to end them."""
+    """Counts the running requests and ends them when the drain times out."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -23,11 +23,11 @@ class Drain:
 
     @property
     def num_active(self) -> int:
-        """Requests that run now."""
+        """Number of running requests."""
         return self._num_active
 
     def __enter__(self) -> None:
-        """A request runs inside the block. Raises MeshError (UNAVAILABLE) while draining."""
+        """Count a request while the block runs. Raises MeshError (UNAVAILABLE) while draining."""
         if self.draining:
             raise MeshError(
                 ErrorKind.UNAVAILABLE, "this server is stopping; try again", retry_after=1.0
@@ -41,25 +41,25 @@ class Drain:
             self._idle.set()
 
     def register(self, cut_off: CutOff) -> None:
-        """From now on `cut_off` ends a request; it is called at once if that time has come."""
+        """Register a callback that ends a request; called at once if requests are being cut off."""
         self._cut_offs.add(cut_off)
         if self._cutting_off:
             cut_off(_stopped())
 
     def unregister(self, cut_off: CutOff) -> None:
-        """The request has nothing more to wait for."""
+        """Remove the callback of a request that is ending."""
         self._cut_offs.discard(cut_off)
 
     def begin(self) -> None:
-        """From now on new requests are refused."""
+        """Refuse new requests from now on."""
         self.draining = True
 
     async def wait_idle(self) -> None:
-        """Returns once no request is running."""
+        """Wait until no request is running."""
         await self._idle.wait()
 
     def cut_off(self) -> int:
-        """Ends the requests that still wait for something; gives their number."""
+        """End the requests that still wait for something; returns their number."""
         self._cutting_off = True
         running = list(self._cut_offs)
         for cut_off in running:

@@ -1,8 +1,8 @@
-"""Failures over HTTP: statuses that only HTTP has, and OpenAI's error body for all of them.
+"""HTTP errors: statuses that have no ErrorKind, and OpenAI's error body for all failures.
 
 HttpError(status, message)     404 route, 405 method, 408, 413
 MeshError(kind, message)       everything else, by the table in mesh.errors
-ClientDisconnected             nobody is left to be answered
+ClientDisconnected             the client disconnected; no response is sent
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from gateway.http.json_text import encode
 from mesh.errors import HTTP_ERROR, ErrorKind, MeshError
 
 DEFAULT_RETRY_SECONDS = 1.0
-"""For a refusal whose author named no delay."""
+"""`Retry-After` in seconds for a refusal without a delay."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""What logs and metrics call an answer that nobody waited for."""
+"""Status in logs and metrics of a request whose client disconnected (as in nginx)."""
 
 _RETRIED = (ErrorKind.OVERLOADED, ErrorKind.UNAVAILABLE)
 
 
 class ClientDisconnected(Exception):
-    """The client went away before its answer was complete."""
+    """The client disconnected before its response was complete."""
 
 
 class HttpError(Exception):
-    """A failure of HTTP itself, beside those that MeshError knows."""
+    """A failure of HTTP itself, which no `ErrorKind` of MeshError describes."""
 
     def __init__(
         self, status: int, message: str, *, code: str, headers: Mapping[str, str] | None = None
@@ -54,12 +54,12 @@ def error_body(error: MeshError | HttpError) -> dict[str, object]:
 
 
 def error_response(error: MeshError | HttpError) -> Response:
-    """The answer to a request that failed before its first byte."""
+    """The response to a request that failed before its first byte."""
     if isinstance(error, HttpError):
         status, headers = error.status, error.headers
     else:
         status, headers = HTTP_ERROR[error.kind].status, _headers(error)
-    # A message may quote what the client sent, lone surrogates included.
+    # A message may quote the client's input, lone surrogates included.
     body = encode(error_body(error)).encode("utf-8", "replace")
     return Response(body, status, headers, media_type="application/json")
 

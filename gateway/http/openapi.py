@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the routes and the models that they name."""
+"""The OpenAPI document, generated from the routes and their pydantic models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REF = "#/components/schemas/{model}"
 
 
 def openapi(routes: Sequence[ApiRoute], *, secured: bool) -> Schema:
-    """The document; `secured`: whether keys are asked for."""
+    """Return the document; `secured` says whether API keys are required."""
     schemas = _schemas(routes)
     paths: dict[str, Schema] = {}
     for route in routes:

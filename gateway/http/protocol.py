@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with limits on what comes before a request is whole.
+"""uvicorn's HTTP protocol with limits on the size and duration of a request's headers.
 
-Without them a client could hold a connection for ever by sending nothing or a byte at a time,
-and fill the memory with a header that does not end.
+Without limits a client could hold a connection forever by sending nothing or single bytes,
+and fill the memory with a header that never ends.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEADER_TIMEOUT_SECONDS = 10.0
-"""From the connection, or the first byte of a later request, to the end of the headers."""
+"""Time from the connection, or a later request's first byte, to the end of the headers."""
 
 MAX_HEADER_BYTES = 32 * 1024
-"""Of the request line and all headers."""
+"""Limit for the request line and all headers together."""
 
 MAX_NUM_HEADERS = 100
 
 
 class _TooLarge(Exception):
-    """Ends the parser's work; it never leaves this module."""
+    """Stops the parser; handled in this module."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -29,10 +29,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _num_bytes = 0
-    """Since the request began, until its headers end."""
+    """Bytes since the request began, until its headers end."""
     _in_headers = True
     _begun = False
-    """Whether any byte of the request has come."""
+    """Whether any byte of the request has arrived."""
     _too_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -47,7 +47,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_headers:
             self._num_bytes += len(data)
         super().data_received(data)
-        # A header that has not ended yet is in the parser, where no callback tells of it.
+        # The parser holds a header that has not ended and calls no callback for it.
         if self._in_headers and self._num_bytes > MAX_HEADER_BYTES and not self._is_closing:
             self._refuse(431)
 
@@ -74,7 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls for everything that its parser refuses."""
+        """Called by uvicorn for everything that its parser refuses."""
         self._refuse(431 if self._too_large else 400)
 
     @property
@@ -96,7 +96,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._begun:
             self._refuse(408)
-        else:  # nobody is there to be answered
+        else:  # the client has disconnected
             self.transport.close()
 
     def _refuse(self, status: int) -> None:

@@ -1,4 +1,4 @@
-"""Routes that know their template and can say for OpenAPI what they take and give."""
+"""Routes with a path template for metrics and a description for OpenAPI."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.http.errors import HttpError
 
 UNMATCHED = "unmatched"
-"""What metrics call a path that is no route: clients choose paths, so they are no label."""
+"""Metric label of paths without a route: clients choose paths, so they cannot be labels."""
 
 UNWATCHED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
-"""Asked all the time by machines: no span, no access line, no metrics."""
+"""Polled by probes and scrapers: no span, no access line, no metrics."""
 
 _KEY = "gateway.route"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What OpenAPI says of a route."""
+    """A route's description for OpenAPI."""
 
     summary: str
     answer: type[BaseModel] | None = None
-    """The answer as JSON; None: not JSON."""
+    """Schema of the JSON response; None if the response is not JSON."""
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     streams: bool = False
-    """Whether it can answer as server-sent events."""
+    """Whether it can respond with server-sent events."""
     status: int = 200
-    """Of a success."""
+    """HTTP status of a success."""
     secured: bool = False
-    """Whether it asks for a key where keys are set."""
+    """Whether it requires an API key if any are configured."""
 
 
 class ApiRoute(Route):
-    """A route for exactly the methods it names.
+    """A route for exactly the given methods.
 
-    What its endpoint raises is left to `ObserveMiddleware`, errors of Starlette's own included.
+    `ObserveMiddleware` handles the exceptions of endpoints, Starlette's included.
     """
 
     def __init__(
@@ -55,20 +55,20 @@ class ApiRoute(Route):
         super().__init__(path, endpoint, methods=methods)
         self.operation = operation
         self._is_plain = not self.param_convertors
-        # Starlette adds HEAD wherever there is GET; a HEAD of a search would search.
+        # Starlette adds HEAD to every GET route; a HEAD of a search would run the search.
         self.methods = {*methods}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """As any route, and leaves the template in the scope."""
+        """Match the path and store the route's template in the scope."""
         if self._is_plain and scope["path"] != self.path:
-            return Match.NONE, {}  # what most routes say: without a look at the whole of it
+            return Match.NONE, {}  # the common case, without a regular expression
         match, child_scope = super().matches(scope)
         if match is not Match.NONE:
             child_scope[_KEY] = self.path_format
         return match, child_scope
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers. Raises HttpError (405) where only the path is right."""
+        """Run the endpoint. Raises HttpError (405) if only the path matches."""
         if scope["method"] not in (self.methods or ()):
             raise _method_not_allowed(scope)
         answer = await self.endpoint(Request(scope, receive, send))
@@ -83,6 +83,6 @@ def _method_not_allowed(scope: Scope) -> HttpError:
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the route that took the request."""
+    """Return the template of the matched route."""
     route: str = scope.get(_KEY, UNMATCHED)
     return route

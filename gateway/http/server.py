@@ -1,4 +1,4 @@
-"""The HTTP server from start to end: listen, serve, and on the stop event drain.
+"""The HTTP server: listen, serve, and drain on the stop event.
 
 stop ─▶ readyz 503, new requests 503 ─▶ running requests end, up to drain_seconds
      ─▶ the rest end with an error event ─▶ connections closed ─▶ return
@@ -36,26 +36,26 @@ from mesh.rpc.tls import TlsError, TlsFiles
 logger = logging.getLogger("gateway.http.server")
 
 IDLE_CONNECTION_SECONDS = 75
-"""Longer than load balancers keep theirs, so that it is never us who closes under a request."""
+"""Longer than load balancers' keep-alive, so that the gateway never closes during a request."""
 
 SEND_BUFFER_BYTES = 128 * 1024
-"""What the kernel may hold of a connection's answer; text needs no more, however far the client."""
+"""Size of the kernel's send buffer; text needs no more, however far away the client is."""
 
 CHECK_SECONDS = 1.0
-"""How often the certificate's files are looked at."""
+"""Interval of checks whether the certificate's files changed."""
 
 CLOSED_CHECK_SECONDS = 0.01
-"""How often a server that shuts down looks whether its connections are closed."""
+"""Interval of checks for open connections during shutdown."""
 
 CUT_OFF_SECONDS = 2.0
-"""How long what was cut off may take to say so to its client."""
+"""Time that cut-off requests have to send their error."""
 
 CLOSE_SECONDS = 1.0
-"""How long clients may take to read what is left for them."""
+"""Time that clients have to read the rest of their responses."""
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals to mesh.process.lifecycle, and can let go of clients that do not read."""
+    """A uvicorn server without signal handlers that can abort clients that do not read."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -66,35 +66,35 @@ class _Uvicorn(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Looks at the clock once a second, for the date header, and ends when `stop` says so."""
+        """Update the date header once a second until `stop` is called."""
         while not self._stop.is_set():
             await self.on_tick(0)
             await _within(1.0, self._stop.wait())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stops listening and waits for the connections, without a pause where there are none."""
+        """Stop listening and wait until all connections are closed."""
         for server in self.servers:
             server.close()
         for each in sockets or []:
             each.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        # uvicorn tells nobody when the last one is closed.
+        # uvicorn has no notification for the last closed connection.
         while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
             await asyncio.sleep(CLOSED_CHECK_SECONDS)
 
     def stop(self) -> None:
-        """Ends `main_loop`, which makes `serve` shut down."""
+        """End `main_loop`, so that `serve` shuts down."""
         self._stop.set()
 
     def abort_connections(self) -> None:
-        """Drops every connection, which their requests see as their client leaving."""
+        """Abort every connection; requests see a disconnected client."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
 
 class GatewayServer:
-    """A gateway that serves; `running` makes one."""
+    """A running gateway; `running` creates one."""
 
     def __init__(self, settings: GatewaySettings, dependencies: Dependencies) -> None:
         self._settings = settings
@@ -107,7 +107,7 @@ class GatewayServer:
             log_config=None,
             access_log=False,
             server_header=False,
-            # The address of a proxy is an address as well; who is behind it is not our business.
+            # The peer's address is not interpreted, so a proxy's forwarded headers are ignored.
             proxy_headers=False,
             timeout_keep_alive=IDLE_CONNECTION_SECONDS,
             ssl_certfile=settings.http_tls_certificate or None,
@@ -125,11 +125,11 @@ class GatewayServer:
         self.port: int = self._socket.getsockname()[1]
 
     async def serve(self) -> None:
-        """Serves until `drain` has ended it."""
+        """Serve until `drain` has ended."""
         await self._server.serve([self._socket])
 
     async def drain(self) -> int:
-        """Ends everything in order; gives the number of requests that were cut off."""
+        """Shut down in order; returns the number of requests that were cut off."""
         drain = self.dependencies.drain
         drain.begin()
         cut_off = 0
@@ -140,9 +140,9 @@ class GatewayServer:
         return cut_off
 
     async def watch_certificate(self) -> None:
-        """Takes up a renewed certificate for new connections, until cancelled.
+        """Load renewed certificates for new connections, until cancelled.
 
-        A client CA that is renewed is added; the older one stays good until a restart.
+        A renewed client CA is added; the old one is trusted until a restart.
         """
         context, settings = self._config.ssl, self._settings
         if context is None:
@@ -162,7 +162,7 @@ class GatewayServer:
                 logger.error("certificate not renewed", extra={"error": error.strerror})
 
     def abort(self) -> None:
-        """Drops the connections that are still there."""
+        """Abort the remaining connections."""
         self._server.abort_connections()
 
 
@@ -170,7 +170,7 @@ class GatewayServer:
 async def running(
     settings: GatewaySettings,
 ) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
-    """A gateway that listens and serves, and the task that does so; drained when left."""
+    """A gateway that listens and serves inside the block, and drains when it is left."""
     keys = _key_ring(settings)
     channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings), balanced=True)
     orchestrator, drain = Orchestrator(channel), Drain()
@@ -212,7 +212,7 @@ def _key_ring(settings: GatewaySettings) -> KeyRing:
 
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Serves until `stop`, then drains. OSError if the address is taken."""
+    """Serve until `stop`, then drain. Raises OSError if the address is in use."""
     async with _metrics(settings.metrics_listen), running(settings) as (server, serving):
         logger.info("listening", extra={"address": at_port(settings.listen, server.port)})
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -223,7 +223,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
 
 @asynccontextmanager
 async def _metrics(address: str) -> AsyncIterator[None]:
-    """Metrics on an address of their own, which the loop being stuck does not silence."""
+    """Serve metrics from a separate thread, so that they answer when the event loop is blocked."""
     if not address:
         yield
         return
@@ -248,7 +248,7 @@ def _listen(address: str) -> socket.socket:
     )[0]
     both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
     server = socket.create_server(name[:2], family=family, backlog=2048, dualstack_ipv6=both)
-    # Inherited by each connection. Left to itself the kernel takes megabytes of a stream for a
+    # Inherited by each connection. By default the kernel buffers megabytes of a stream for a
     # client that does not read.
     server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     return server

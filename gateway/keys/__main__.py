@@ -1,4 +1,4 @@
-"""`python -m gateway.keys`: makes API keys."""
+"""`python -m gateway.keys`: creates API keys."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""API keys: the key file, and the command that makes a key.
+"""API keys: the key file, and the command that creates a key.
 
     python -m gateway.keys new alice --file keys.toml
 
-The file is TOML, a table a key:
+The file is TOML with a table for each key:
 
     [alice]
-    sha256 = "9f86d081…"        # of the key; the key itself is nowhere
-    requests_per_second = 5     # each limit is optional; absent: none
+    sha256 = "9f86d081…"        # of the key; the key itself is not stored
+    requests_per_second = 5     # each limit is optional
     tokens_per_minute = 60000   # of prompt and completion
     max_concurrent = 8
 
-A plain SHA-256 is enough here, unlike for passwords: a key is 256 random bits, so there is
-nothing to guess, and a slow hash would only cost time on each request.
+Unsalted SHA-256 is sufficient, unlike for passwords: a key is 256 random bits, so there is
+nothing to guess, and a slow hash would only delay each request.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from pathlib import Path
 from mesh.context import is_key_name
 
 PREFIX = "weir_"
-"""Lets scanners for leaked secrets recognise a key."""
+"""Prefix by which secret scanners recognise a leaked key."""
 
 _HEX_DIGITS = 64
 
 
 class KeyFileError(Exception):
-    """The key file cannot be used; the message says why and quotes no value of it."""
+    """The key file is invalid; the message gives the reason without quoting the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one key may do; None: as much as it likes."""
+    """Limits of one key; None means unlimited."""
 
     requests_per_second: float | None = None
     tokens_per_minute: float | None = None
-    """Of prompt and completion together."""
+    """Prompt and completion together."""
     max_concurrent: int | None = None
 
 
@@ -53,7 +53,7 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key as it is known here: by its hash."""
+    """A key's name, hash and limits."""
 
     name: str
     sha256: bytes
@@ -61,12 +61,12 @@ class Key:
 
 
 def hash_key(key: str) -> bytes:
-    """The SHA-256 of a key."""
+    """Return the SHA-256 of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def find_key(keys: Iterable[Key], given: str) -> Key | None:
-    """The key that `given` is. Every key is compared, in constant time each."""
+    """Return the key that matches `given`. Compares with every key, each in constant time."""
     digest = hash_key(given)
     found: Key | None = None
     for key in keys:
@@ -76,7 +76,7 @@ def find_key(keys: Iterable[Key], given: str) -> Key | None:
 
 
 def read_keys(path: str) -> tuple[Key, ...]:
-    """The keys of a file. Raises KeyFileError."""
+    """Read the keys of a file. Raises KeyFileError."""
     try:
         tables = tomllib.loads(Path(path).read_text())
     except OSError as error:
@@ -132,12 +132,12 @@ def _whole(name: str, fields: dict[str, object], field: str) -> int | None:
 
 
 def new_key() -> str:
-    """A fresh key of 256 random bits."""
+    """Return a new key of 256 random bits."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def entry(name: str, key: str, limits: Limits = NO_LIMITS) -> str:
-    """The key file's table of a key."""
+    """Return a key's table in the key file."""
     lines = [f"[{name}]", f'sha256 = "{hash_key(key).hex()}"']
     for field in Limits.__slots__:
         value = getattr(limits, field)
@@ -147,12 +147,14 @@ def entry(name: str, key: str, limits: Limits = NO_LIMITS) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m gateway.keys new NAME`: the key goes to standard output, once."""
+    """`python -m gateway.keys new NAME`: prints the key once, to standard output."""
     parser = argparse.ArgumentParser("python -m gateway.keys", description="Makes API keys.")
     commands = parser.add_subparsers(required=True)
-    new = commands.add_parser("new", help="make a key and show it, this once")
+    new = commands.add_parser("new", help="create a key and print it once")
     new.add_argument("name", help="whose it is: letters, digits, _ and -")
-    new.add_argument("--file", type=Path, help="key file to add it to; else its entry is shown")
+    new.add_argument(
+        "--file", type=Path, help="key file to add the key to; without it the entry is printed"
+    )
     new.add_argument("--requests-per-second", type=float)
     new.add_argument("--tokens-per-minute", type=float)
     new.add_argument("--max-concurrent", type=int)
@@ -179,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _append(path: Path, name: str, table: str) -> None:
-    """Adds a table to the file, which only its owner may read. Raises KeyFileError."""
+    """Append a table to the file, readable by its owner only. Raises KeyFileError."""
     if path.exists() and path.stat().st_size:
         if any(key.name == name for key in read_keys(str(path))):
             raise KeyFileError(f"{path} has a key named {name!r} already")

@@ -1,4 +1,4 @@
-"""The keys that clients may send, kept up to date with the key file."""
+"""The valid API keys, reloaded when the key file changes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mesh.process.watched_files import WatchedFiles
 logger = logging.getLogger("gateway.keys")
 
 CHECK_SECONDS = 1.0
-"""How often the key file is looked at."""
+"""Interval of checks whether the key file changed."""
 
 
 class KeyRing:
-    """Keys of a file, which may change, and keys given as they are, which do not."""
+    """Keys from a file, which may change, and keys from the settings."""
 
     def __init__(self, path: str, plain: Sequence[str]) -> None:
-        """`path` "": no file. Raises KeyFileError."""
+        """An empty `path` means no file. Raises KeyFileError."""
         self._path = path
         self._files = WatchedFiles([path] if path else [])
-        # Only the hashes are kept.
+        # Only hashes are stored.
         self._plain = tuple(
             Key(name=f"env-{number}", sha256=hash_key(key)) for number, key in enumerate(plain, 1)
         )
@@ -32,28 +32,28 @@ class KeyRing:
 
     @property
     def required(self) -> bool:
-        """Whether a key is asked for."""
+        """Whether requests need a key."""
         return bool(self._path or self._plain)
 
     def find(self, given: str) -> Key | None:
-        """The key that `given` is, if any."""
+        """Return the key that matches `given`, if any."""
         return find_key(self._keys, given)
 
     def rate_limiter(self, key: Key) -> RateLimiter:
-        """What this key may still do."""
+        """Return the rate limiter of this key."""
         rate_limiter = self._rate_limiters.get(key.name)
         if rate_limiter is None or rate_limiter.limits != key.limits:
             rate_limiter = self._rate_limiters[key.name] = _changed(rate_limiter, key.limits)
         return rate_limiter
 
     def reload(self) -> bool:
-        """Reads the file again if it was replaced; one that cannot be used changes nothing."""
+        """Reload the file if it was replaced; an invalid file is logged and ignored."""
         if not self._files.changed():
             return False
         try:
             keys = read_keys(self._path)
         except KeyFileError as error:
-            logger.error("key file not usable, keys stay as they were", extra={"error": str(error)})
+            logger.error("key file is invalid, keys are unchanged", extra={"error": str(error)})
             return False
         self._keys = self._plain + keys
         names = {key.name for key in self._keys}
@@ -62,7 +62,7 @@ class KeyRing:
         return True
 
     async def watch(self) -> None:
-        """Reloads whenever the file is replaced, until cancelled."""
+        """Reload whenever the file is replaced, until cancelled."""
         while self._path:
             await asyncio.sleep(CHECK_SECONDS)
             self.reload()
@@ -71,6 +71,6 @@ class KeyRing:
 def _changed(rate_limiter: RateLimiter | None, limits: Limits) -> RateLimiter:
     made = RateLimiter(limits)
     if rate_limiter is not None:
-        # What runs under the old limits is not counted against the new ones; it ends by itself.
+        # Requests that run under the old limits are not counted against the new ones.
         logger.info("limits of a key changed", extra={"num_running": rate_limiter.num_running})
     return made

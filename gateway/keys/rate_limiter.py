@@ -1,7 +1,7 @@
-"""What one API key may still do: requests a second, tokens a minute, requests at once.
+"""Limits of one API key: requests a second, tokens a minute, concurrent requests.
 
-Tokens are paid for after the fact, as they come: who has overdrawn waits until the debt is paid
-off. Each gateway counts by itself; with several of them a key has its limits at each.
+Tokens are charged as they are generated: a key that has overdrawn is refused until the bucket
+has refilled. Each gateway counts separately, so a key has its limits at each of them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gateway.observability import metrics
 from mesh.errors import ErrorKind, MeshError
 
 CONCURRENT_RETRY_SECONDS = 1.0
-"""When one of a key's own requests will end is not known here."""
+"""`Retry-After` for a key at its concurrency limit: the end of its requests is unknown."""
 
 SPREAD = 0.2
-"""Share by which a delay is lengthened at most, so that clients do not return all at once."""
+"""Largest random extension of a delay, so that clients do not retry at the same time."""
 
 
 class Bucket:
-    """Fills at `rate` a second up to `capacity`; may be overdrawn."""
+    """Token bucket: fills at `rate` a second up to `capacity`, and may be overdrawn."""
 
     def __init__(self, rate: float, capacity: float) -> None:
         self._rate = rate
@@ -33,11 +33,11 @@ class Bucket:
         self._filled = time.monotonic()
 
     def seconds_until(self, amount: float) -> float:
-        """When there will be `amount`; 0 if it is there."""
+        """Seconds until `amount` is available; 0 if it is."""
         return max(0.0, (amount - self._now()) / self._rate)
 
     def take(self, amount: float) -> None:
-        """Takes it, whether it is there or not; negative gives back."""
+        """Take `amount`, also if it overdraws the bucket; a negative amount is a refund."""
         self._level = min(self._capacity, self._now() - amount)
 
     def _now(self) -> float:
@@ -48,7 +48,7 @@ class Bucket:
 
 
 class RateLimiter:
-    """One key's buckets. For one event loop."""
+    """The limits of one key. Not thread-safe."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -62,7 +62,7 @@ class RateLimiter:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """A request runs inside the block. Raises MeshError (OVERLOADED) at once if it may not."""
+        """Count a request while the block runs. Raises MeshError (OVERLOADED) beyond a limit."""
         self._check()
         if self._requests is not None:
             self._requests.take(1)
@@ -75,7 +75,7 @@ class RateLimiter:
             self.num_running -= 1
 
     def spend(self, num_tokens: int) -> None:
-        """Tokens of a request were used; negative if fewer than were told before."""
+        """Charge tokens to the key; negative if fewer were used than charged before."""
         if self._tokens is not None and num_tokens:
             self._tokens.take(num_tokens)
 
@@ -99,18 +99,18 @@ _current: ContextVar[RateLimiter | None] = ContextVar("gateway_rate_limiter", de
 
 
 class TokenCharge:
-    """The tokens of one request, charged to its key as they become known."""
+    """Charges the tokens of one request to its key as they become known."""
 
     def __init__(self) -> None:
         self._rate_limiter = _current.get()
         self._spent = 0
 
     def add(self, num_tokens: int) -> None:
-        """So many more."""
+        """Charge more tokens."""
         self.settle(self._spent + num_tokens)
 
     def settle(self, num_tokens: int) -> None:
-        """So many in all."""
+        """Correct the charge to the total."""
         if self._rate_limiter is not None:
             self._rate_limiter.spend(num_tokens - self._spent)
         self._spent = num_tokens

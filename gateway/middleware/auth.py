@@ -1,4 +1,4 @@
-"""Asks for a key, where keys are set, and holds each key to its limits."""
+"""Authenticates API keys and enforces their limits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PROTECTED_PREFIXES = ("/v1/", "/api/")
 
 
 class AuthMiddleware:
-    """Lets a request through if its bearer token is one of `keys`, or none is set.
+    """Accepts a request if its bearer token is one of `keys`, or if no keys are configured.
 
-    `open_paths` need no key. Everything else does, what is no route included.
+    `open_paths` need no key; all other paths do, unknown ones included.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str]) -> None:
@@ -27,7 +27,7 @@ class AuthMiddleware:
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on or raises MeshError: UNAUTHENTICATED, or OVERLOADED beyond a limit."""
+        """Run the application; raises MeshError (UNAUTHENTICATED, or OVERLOADED at a limit)."""
         if scope["type"] != "http" or not self._keys.required or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return

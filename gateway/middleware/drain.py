@@ -1,4 +1,4 @@
-"""Refuses new requests while the process drains, and counts those that run."""
+"""Refuses new requests while the process drains, and counts running ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gateway.http.routes import UNWATCHED_PATHS
 
 
 class DrainMiddleware:
-    """Everything but the operators' own paths runs under the drain."""
+    """Applies the drain to all paths except probes and metrics."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on or raises MeshError (UNAVAILABLE)."""
+        """Run the application, or raise MeshError (UNAVAILABLE)."""
         if scope["type"] != "http" or scope["path"] in UNWATCHED_PATHS:
             await self._app(scope, receive, send)
             return

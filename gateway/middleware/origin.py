@@ -1,8 +1,8 @@
-"""Whom a browser may speak for: rules on `Host`, and on `Origin` (CORS).
+"""Rules for requests from browsers: accepted `Host` names, and accepted `Origin`s (CORS).
 
-A page from anywhere can make a browser send requests to a gateway on the same machine or behind
-the same firewall. Its `Origin` tells where it is from; if its own name was pointed at our
-address (DNS rebinding), the `Host` tells.
+Any web page can make a browser send requests to a gateway on the same machine or inside the same
+firewall. The `Origin` header names the page's site; the `Host` header shows whether the page's
+name was pointed at the gateway's address (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEADERS = (
 
 
 class OriginMiddleware:
-    """Refuses requests for other hosts, and ones that pages of other origins make."""
+    """Refuses requests with a foreign Host header, and those of pages from foreign origins."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]) -> None:
         """`hosts` may hold `*.example.org` or be empty for any; `origins` may hold `*`."""
@@ -41,21 +41,21 @@ class OriginMiddleware:
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on, answers a preflight, or raises HttpError (403, 421)."""
+        """Run the application, answer a preflight, or raise HttpError (403, 421)."""
         if scope["type"] != "http" or scope["path"] in UNWATCHED_PATHS:
             await self._app(scope, receive, send)
             return
         headers = headers_of(scope)
         host = headers.get("host", "")
         if not self._is_our_host(host):
-            message = f"this server is not {host[:80]!r}; GATEWAY_ALLOWED_HOSTS says what it is"
+            message = f"host {host[:80]!r} must be one of GATEWAY_ALLOWED_HOSTS"
             raise HttpError(421, message, code="misdirected_request")
         origin = headers.get("origin")
         if origin is None or _same_origin(origin, host):
             await self._app(scope, receive, send)
             return
         if not self._origins & {ANY, origin.lower()}:
-            message = f"pages of {origin[:80]!r} may not use this server; see GATEWAY_CORS_ORIGINS"
+            message = f"origin {origin[:80]!r} must be one of GATEWAY_CORS_ORIGINS"
             raise HttpError(403, message, code="origin_not_allowed")
         scope[_KEY] = {
             "access-control-allow-origin": ANY if ANY in self._origins else origin,
@@ -73,26 +73,26 @@ class OriginMiddleware:
 
 
 def cors_headers(scope: Scope) -> Mapping[str, str]:
-    """What an answer to this request must carry for the page that asked; also an error."""
+    """CORS headers of the response to this request, also of an error."""
     headers: Mapping[str, str] = scope.get(_KEY, {})
     return headers
 
 
-@lru_cache(256)  # nearly all requests have the same one
+@lru_cache(256)  # nearly all requests have the same value
 def _name_of(host: str) -> str:
-    """The name in a Host header, without its port; empty if the header is none."""
+    """Return the name in a Host header without its port; empty if the header is invalid."""
     if set(host) & set("/?#@\\"):
         return ""
     try:
         parts = urlsplit(f"//{host}")
-        parts.port  # noqa: B018 - raises ValueError if it is none
+        parts.port  # noqa: B018 - raises ValueError if it is not a port
     except ValueError:
         return ""
     return parts.hostname or ""
 
 
 def _same_origin(origin: str, host: str) -> bool:
-    # Not the scheme: a proxy in front may have ended TLS.
+    # The scheme is not compared: a proxy may terminate TLS.
     return origin.partition("://")[2].lower() == host.lower()
 
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the gateway."""
+"""Prometheus metrics of the gateway."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from mesh.observability.metrics import exemplar, labelled
 
 REQUESTS = Counter(
     "gateway_http_requests_total",
-    "Requests that ended, by route, method and status; 499: the client went away.",
+    "Finished requests by route, method and status; 499: the client disconnected.",
     ["route", "method", "status"],
 )
 REQUEST_DURATION = Histogram(
     "gateway_http_request_duration_seconds",
-    "Time from the arrival of a request to the end of its answer, streams included.",
+    "Seconds from the arrival of a request to the end of its response, streams included.",
     ["route", "method"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
 NUM_REQUESTS_RUNNING = Gauge(
-    "gateway_num_requests_running", "Requests that are being answered, streams included."
+    "gateway_num_requests_running", "Requests in progress, streams included."
 )
 STREAMS_ACTIVE = Gauge("gateway_num_streams_active", "Streams that are being sent.")
 STREAMS_RESUMED = Counter(
     "gateway_streams_resumed_total",
-    "Resumable streams whose client left, by outcome: resumed, gone (it came back too late), "
-    "expired (it did not come back).",
+    "Resumable streams whose client disconnected, by outcome: resumed, gone (it reconnected too "
+    "late), expired (it did not reconnect).",
     ["outcome"],
 )
 ERRORS = Counter(
     "gateway_errors_total",
-    "Requests that failed, before or after the first byte, by ErrorKind.",
+    "Failed requests by ErrorKind, before or after the first byte.",
     ["kind"],
 )
 KEY_REFUSALS = Counter(
     "gateway_key_refusals_total",
-    "Requests refused because their API key is at a limit, by limit.",
+    "Requests refused because their API key reached a limit, by limit.",
     ["limit"],
 )
 
-# OpenTelemetry's GenAI conventions for servers, names and buckets; the clients' view of this
-# server, so that waits on the way count. Only the gateway has them: a sum over services would
+# Names and buckets of OpenTelemetry's GenAI conventions for servers: the clients' view of this
+# server, all waits included. Only the gateway exports them: a sum over services would
 # count a request twice.
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_response_model")
 GEN_AI_REQUEST_DURATION = Histogram(
     "gen_ai_server_request_duration_seconds",
-    "From the arrival of a request for text to the end of its answer; error_type is empty if "
-    "it went well.",
+    "Seconds from the arrival of a GenAI request to the end of its response; error_type is empty "
+    "on success.",
     [*_GEN_AI, "error_type"],
     buckets=(
         *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28),
@@ -55,7 +55,7 @@ GEN_AI_REQUEST_DURATION = Histogram(
 )
 GEN_AI_TIME_TO_FIRST_TOKEN = Histogram(
     "gen_ai_server_time_to_first_token_seconds",
-    "From the arrival of a streamed request to its first text, all waits included.",
+    "Seconds from the arrival of a streamed request to its first text, all waits included.",
     _GEN_AI,
     buckets=(
         *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
@@ -64,7 +64,7 @@ GEN_AI_TIME_TO_FIRST_TOKEN = Histogram(
 )
 GEN_AI_TIME_PER_OUTPUT_TOKEN = Histogram(
     "gen_ai_server_time_per_output_token_seconds",
-    "A streamed answer's mean time per token after its first text.",
+    "Mean seconds per token of a streamed response after its first text.",
     _GEN_AI,
     buckets=(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
 )
@@ -73,19 +73,19 @@ _OPERATIONS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
-    # A retrieval and a chat; the conventions have no name for both.
+    # A retrieval and a chat; the conventions have no operation for both.
     "/api/v1/search": "search",
 }
 
 
 def observe_first_token(route: str, model: str, seconds: float) -> None:
-    """A stream's first text comes after `seconds`."""
+    """Record the time to the first text of a stream."""
     labels = (_OPERATIONS.get(route, "_OTHER"), semconv.PROVIDER, model)
     labelled(GEN_AI_TIME_TO_FIRST_TOKEN, *labels).observe(seconds, exemplar())
 
 
 def observe_time_per_output_token(route: str, model: str, seconds: float) -> None:
-    """A stream ended well and took so long for each token after the first text."""
+    """Record the mean time per token of a stream that succeeded."""
     labels = (_OPERATIONS.get(route, "_OTHER"), semconv.PROVIDER, model)
     labelled(GEN_AI_TIME_PER_OUTPUT_TOKEN, *labels).observe(seconds, exemplar())
 
@@ -93,7 +93,7 @@ def observe_time_per_output_token(route: str, model: str, seconds: float) -> Non
 def observe_request(
     route: str, method: str, status: int, seconds: float, *, model: str, error: str
 ) -> None:
-    """A request ended; `error` is a bounded word, empty if it went well."""
+    """Record a finished request; `error` has few values and is empty on success."""
     labelled(REQUESTS, route, method, str(status)).inc(1, exemplar())
     labelled(REQUEST_DURATION, route, method).observe(seconds, exemplar())
     if route in _OPERATIONS:

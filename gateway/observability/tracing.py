@@ -1,4 +1,4 @@
-"""The server span of an HTTP request, by OpenTelemetry's semantic conventions for HTTP."""
+"""The server span of an HTTP request (OpenTelemetry semantic conventions for HTTP)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mesh.observability.semconv import Outcome
 
 
 def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
-    """The current span of a request, child of the caller's `traceparent`.
+    """Start the current span of a request, a child of the caller's `traceparent`.
 
     The query string is left out: it holds what people search for.
     """
@@ -37,13 +37,13 @@ def _http_span(scope: Scope, headers: Mapping[str, str]) -> Iterator[trace.Span]
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
-        if span.is_recording():  # of many it is not, and what it says costs more than it does
+        if span.is_recording():  # building the attributes costs more than the span
             span.set_attributes(_attributes(scope, headers))
         yield span
 
 
 def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, AttributeValue]:
-    """What is known of a request at its beginning."""
+    """Attributes that are known when the request arrives."""
     attributes: dict[str, AttributeValue] = {
         semconv.OUTCOME: Outcome.OK,
         semconv.HTTP_REQUEST_METHOD: scope["method"],
@@ -65,7 +65,7 @@ def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, Attribute
 def end_span(
     span: trace.Span, method: str, route: str, status: int, error: ErrorKind | None
 ) -> None:
-    """Says at the end what the request turned out to be. `error` may come after a status 200."""
+    """Set the attributes of a finished request. `error` may follow a status 200."""
     if not span.is_recording():
         return
     if route != UNMATCHED:
@@ -85,7 +85,7 @@ def end_span(
 
 
 def _server(host: str) -> dict[str, AttributeValue]:
-    """Address and port of a Host header, which may be anything."""
+    """Parse address and port of a Host header, which may be invalid."""
     try:
         parts = urlsplit(f"//{host}")
         found = {semconv.SERVER_ADDRESS: parts.hostname, semconv.SERVER_PORT: parts.port}
@@ -95,5 +95,5 @@ def _server(host: str) -> dict[str, AttributeValue]:
 
 
 def unrecorded_span() -> AbstractContextManager[object]:
-    """A trace id for the headers of a request that nobody wants to see in a trace."""
+    """A trace id for the response headers of a request that is not traced."""
     return telemetry.silent_span({})

@@ -1,4 +1,4 @@
-"""Several generations at once as one stream of events: the choices of one answer."""
+"""Merges several generations into one stream of events: the choices of one response."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Stream: TypeAlias = AsyncGenerator[Event]
 
 
 class Accepted(NamedTuple):
-    """Every choice is accepted; the first event."""
+    """The first event: every choice is accepted."""
 
     started: tuple[GenerationStarted, ...]
 
@@ -27,7 +27,7 @@ class Accepted(NamedTuple):
 
 
 class ChoiceEvent(NamedTuple):
-    """An event of one choice, which are numbered from 0."""
+    """An event of one choice; choices are numbered from 0."""
 
     number: int
     event: Delta | GenerationFinish
@@ -37,21 +37,21 @@ Events: TypeAlias = AsyncGenerator[Accepted | ChoiceEvent]
 
 
 async def accepted_event(events: Events) -> Accepted:
-    """The first event, by which the request is accepted. Raises MeshError."""
+    """Return the first event, which says that the request is accepted. Raises MeshError."""
     event = await anext(events)
     assert isinstance(event, Accepted), "the first event accepts"
     return event
 
 
 def choice_events(events: Events) -> AsyncGenerator[ChoiceEvent]:
-    """What follows it, as only the first event accepts. `events` stay their owner's to close."""
+    """The events after the first one. The caller still owns and closes `events`."""
     return cast("AsyncGenerator[ChoiceEvent]", events)
 
 
 async def choices(streams: Sequence[Stream]) -> Events:
-    """`Accepted`, then the choices' events as they come, one finish each. Raises MeshError.
+    """Yield `Accepted`, then the choices' events as they arrive, one finish each. Raises MeshError.
 
-    Owns the streams: all are closed in the end, and one that fails ends them all.
+    Takes ownership of the streams: all are closed, and a failure of one ends all.
     """
     if len(streams) == 1:
         async with aclosing(streams[0]) as events:
@@ -60,7 +60,7 @@ async def choices(streams: Sequence[Stream]) -> Events:
                 yield ChoiceEvent(0, _later(event))
         return
     merge = _Merge(len(streams))
-    # A task each: a call must be closed by the task that opened it.
+    # One task for each stream: a call must be closed by the task that opened it.
     tasks = [
         asyncio.create_task(merge.pump(index, stream), name=f"choice {index}")
         for index, stream in enumerate(streams)
@@ -76,7 +76,7 @@ async def choices(streams: Sequence[Stream]) -> Events:
 
 
 class _Merge:
-    """What passes from the tasks to the one reader: one event, and one that each task holds."""
+    """Passes events from the tasks to one reader: one is queued, and each task holds one more."""
 
     def __init__(self, num_streams: int) -> None:
         self._num_running = num_streams
@@ -86,14 +86,14 @@ class _Merge:
         self._queue: asyncio.Queue[ChoiceEvent | Exception | None] = asyncio.Queue(1)
 
     async def pump(self, index: int, stream: Stream) -> None:
-        """Reads a stream to its end; the reader gets what it raises."""
+        """Read a stream to its end; the reader receives its exception."""
         end: Exception | None = None
         try:
             async with aclosing(stream) as events:
                 self._started[index] = _started(await anext(events))
                 if all(self._started):
                     self._decided.set()
-                # Until all are accepted nothing is sent, so nothing is read either.
+                # Nothing is sent until all choices are accepted, so nothing more is read.
                 await self._decided.wait()
                 async for event in events:
                     await self._queue.put(ChoiceEvent(index, _later(event)))
@@ -105,14 +105,14 @@ class _Merge:
         await self._queue.put(end)
 
     async def accepted(self) -> tuple[GenerationStarted, ...]:
-        """Waits until every stream has begun; raises what one raised instead."""
+        """Wait until every stream has started; raises the first exception instead."""
         await self._decided.wait()
         if self._refusal is not None:
             raise self._refusal
         return tuple(each for each in self._started if each is not None)
 
     async def events(self) -> AsyncGenerator[ChoiceEvent]:
-        """What comes after the beginnings, to the end of the last stream."""
+        """The events after acceptance, until the last stream ends."""
         while self._num_running:
             item = await self._queue.get()
             if isinstance(item, Exception):

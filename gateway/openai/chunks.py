@@ -1,4 +1,4 @@
-"""The frames of an OpenAI stream, numbered by `id:` from 0."""
+"""SSE frames of an OpenAI stream, numbered with `id:` from 0."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from gateway.http.json_text import encode_line
 from gateway.openai.responses import Choice
 from gateway.streaming.sse import DONE
 
-# Stands where the text of a delta will; a control character is in no model's name.
+# Placeholder for a delta's text; the control character occurs in no model's name.
 _MARK = "\0text\0"
 _ENCODED_MARK = encode_line(_MARK)
 
 
 class Chunks:
-    """Makes frames. `text_choice` makes choice number so-and-so around a text.
+    """Encodes frames. `text_choice` builds the choice with an index and a text.
 
-    All but the text of a delta is encoded once a choice, not once a token.
+    Everything except the text of a delta is encoded once for each choice, not for each token.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class Chunks:
             self._around.append((before, after))
 
     def text(self, index: int, text: str) -> bytes:
-        """A chunk with text and without logprobs."""
+        """Encode a chunk with text and without logprobs."""
         before, after = self._around[index]
         return self._frame(f"{before}{encode_line(text)}{after}")
 
     def chunk(self, choice: Choice) -> bytes:
-        """A chunk with one choice."""
+        """Encode a chunk with one choice."""
         return self._frame(encode_line(self._chunk(choice)))
 
     def end(self, usage: dict[str, object]) -> bytes:
-        """What follows the last choice: usage, if asked for, and `[DONE]`."""
+        """Encode the end of the stream: the usage, if requested, and `[DONE]`."""
         if not self._include_usage:
             return DONE
         return self._frame(encode_line({**self._head, "choices": [], "usage": usage})) + DONE

@@ -1,4 +1,4 @@
-"""OpenAI's words for what the orchestrator tells."""
+"""Converts the orchestrator's values to OpenAI's response format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mesh.protocol.deltas import DeltaLogprob, ToolCallDelta
 from mesh.protocol.finish import FinishReason, GenerationFinish
 
 LEAST_LOGPROB = -9999.0
-"""What OpenAI writes for an impossible token, as JSON has no infinity."""
+"""OpenAI's value for the log probability of an impossible token: JSON has no infinity."""
 
 Choice: TypeAlias = dict[str, object]
 
@@ -26,13 +26,13 @@ def error_frame(error: MeshError) -> bytes:
 
 
 def check_not_aborted(finish: GenerationFinish) -> None:
-    """Raises MeshError for a generation that somebody ended: OpenAI's wire has no word for it."""
+    """Raise MeshError for an aborted generation: OpenAI has no finish reason for it."""
     if finish.reason is FinishReason.ABORT:
         raise MeshError(ErrorKind.CANCELLED, "the request was ended by an operator")
 
 
 def head(prefix: str, kind: str, model: str) -> dict[str, object]:
-    """The fields that stand before the choices, in an answer and in each of its chunks."""
+    """The fields before the choices, in a response and in each chunk."""
     request = current_request()
     request_id = "" if request is None else request.request_id
     return {
@@ -44,7 +44,7 @@ def head(prefix: str, kind: str, model: str) -> dict[str, object]:
 
 
 def chat_logprobs(logprobs: Sequence[DeltaLogprob]) -> dict[str, object] | None:
-    """The logprobs of a chat choice; None without any."""
+    """The logprobs of a chat choice; None if there are none."""
     if not logprobs:
         return None
     return {"content": [_chat_logprob(each, with_top=True) for each in logprobs], "refusal": None}
@@ -66,15 +66,15 @@ def _finite(logprob: float | None) -> float | None:
 
 
 class TextLogprobs:
-    """The logprobs of a completion, whose offsets go on from chunk to chunk."""
+    """The logprobs of a text completion; text offsets continue from chunk to chunk."""
 
     def __init__(self) -> None:
         self._offset = 0
-        # A token may be a part of a character: counted are the characters that are whole.
+        # A token may be part of a character: only whole characters count.
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def of(self, logprobs: Sequence[DeltaLogprob]) -> dict[str, object] | None:
-        """The next tokens; None without any."""
+        """Format the next tokens; None if there are none."""
         if not logprobs:
             return None
         offsets = []
@@ -95,7 +95,7 @@ class TextLogprobs:
 
 
 def _token_name(each: DeltaLogprob) -> str:
-    """The token, by its bytes where those are no text, as two of them would look the same."""
+    """The token's text, or its bytes if they are not valid UTF-8, which keeps tokens distinct."""
     try:
         each.token_bytes.decode()
     except UnicodeDecodeError:
@@ -104,7 +104,7 @@ def _token_name(each: DeltaLogprob) -> str:
 
 
 class ToolCalls:
-    """The calls of one answer, put together from their pieces."""
+    """The tool calls of one response, assembled from their deltas."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[str, str, list[str]]] = []
@@ -113,14 +113,14 @@ class ToolCalls:
         return bool(self._calls)
 
     def add(self, deltas: Sequence[ToolCallDelta]) -> None:
-        """Takes more pieces."""
+        """Add deltas."""
         for delta in deltas:
             if delta.name:
                 self._calls.append((delta.id, delta.name, []))
             self._calls[delta.number][2].append(delta.arguments)
 
     def whole(self) -> list[dict[str, object]]:
-        """The calls as a message has them."""
+        """The calls in the format of a message."""
         return [
             {
                 "id": id,
@@ -132,7 +132,7 @@ class ToolCalls:
 
 
 def tool_call_delta(delta: ToolCallDelta) -> dict[str, object]:
-    """A piece of a call as a chunk has it."""
+    """A tool-call delta in the format of a chunk."""
     if not delta.name:
         return {"index": delta.number, "function": {"arguments": delta.arguments}}
     return {

@@ -17,7 +17,7 @@ from mesh.protocol.chat import ChatPrompt, ToolChoice
 
 
 class TextPart(Body):
-    """A part of a message's content; only text is understood."""
+    """A part of a message's content; only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -47,7 +47,7 @@ class ChatMessage(Body):
     content: Annotated[
         str | None,
         BeforeValidator(_content, json_schema_input_type=str | list[TextPart] | None),
-    ] = Field(None, description="Text, or parts of type text, which are joined by line ends.")
+    ] = Field(None, description="Text, or parts of type text, which are joined with line feeds.")
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -59,7 +59,7 @@ class ChatMessage(Body):
         return self
 
     def message(self, index: int) -> chat.ChatMessage:
-        """The same for the orchestrator, as message number `index`. Raises MeshError."""
+        """The message for the orchestrator, as number `index`. Raises MeshError."""
         field = f"messages[{index}].tool_calls"
         calls = to_json(self.tool_calls, field) if self.tool_calls else ""
         return chat.ChatMessage(
@@ -72,25 +72,29 @@ class ChatMessage(Body):
 
 
 class ChatCompletionRequest(SamplingFields):
-    """A conversation to be continued by the assistant."""
+    """A conversation that the assistant continues."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Annotated[int | None, bounded("max_tokens")] = Field(
-        None, description="OpenAI's newer name of max_tokens; it wins."
+        None, description="OpenAI's newer name of max_tokens; takes precedence over it."
     )
-    logprobs: bool = False
-    top_logprobs: Annotated[int | None, bounded("num_logprobs")] = None
-    tools: Tools = Field([], description="Shown to the model by its template.")
+    logprobs: bool = Field(False, description="Return the log probability of each token.")
+    top_logprobs: Annotated[int | None, bounded("num_logprobs")] = Field(
+        None, description="Most likely alternatives to return at each position; needs logprobs."
+    )
+    tools: Tools = Field([], description="Functions that the model may call, at most 128.")
     tool_choice: ToolChoiceField = Field(
-        "auto", description="auto, none, required, or one tool that must be called."
+        "auto",
+        description="auto: the model decides; none: no call; required: at least one call; or "
+        "one tool that must be called.",
     )
-    parallel_tool_calls: bool = Field(True, description="False: at most one call.")
+    parallel_tool_calls: bool = Field(True, description="Allow several calls in one answer.")
     response_format: ResponseFormat = ResponseFormat()
     continue_final_message: bool = Field(
-        False, description="Go on with the last message instead of starting a new one."
+        False, description="Continue the last message instead of starting a new one."
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        {}, description="Further variables for the chat template."
+        {}, description="Further variables of the chat template."
     )
 
     @model_validator(mode="after")
@@ -109,7 +113,7 @@ class ChatCompletionRequest(SamplingFields):
         return self
 
     def generations(self) -> list[Generation]:
-        """The same for the orchestrator, one for each choice. Raises MeshError."""
+        """The generations for the orchestrator, one for each choice. Raises MeshError."""
         tools = [] if self.tool_choice == "none" else self.tools
         kwargs = self.chat_template_kwargs
         prompt = ChatPrompt(
@@ -142,19 +146,19 @@ class ChatCompletionRequest(SamplingFields):
 
 
 class AssistantMessage(Answer):
-    """What the model said."""
+    """The answer of the model."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     reasoning_content: str = Field(
-        "", description="What a model that thinks in tags wrote inside of them; only if it did."
+        "", description="Reasoning of a model that writes it between tags; absent if there is none."
     )
-    tool_calls: list[ToolCall] = Field([], description="Only where there are any.")
+    tool_calls: list[ToolCall] = Field([], description="Calls of tools; absent if there are none.")
 
 
 class ChatChoice(Answer):
-    """One answer."""
+    """One choice."""
 
     index: int
     message: AssistantMessage
@@ -163,7 +167,7 @@ class ChatChoice(Answer):
 
 
 class ChatCompletion(Answer):
-    """An answer in one piece."""
+    """The response without streaming."""
 
     id: str
     object: Literal["chat.completion"]

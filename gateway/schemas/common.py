@@ -1,4 +1,4 @@
-"""Fields that more than one endpoint has."""
+"""Schemas and checks that several endpoints share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_UINT64 = 2**64 - 1
 
 
 class Body(BaseModel):
-    """A request; unknown fields are ignored, as OpenAI's clients send what they like."""
+    """A request. Unknown fields are ignored and listed in `x-ignored-fields`."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Answer(BaseModel):
-    """An answer, for OpenAPI; answers are written as plain dictionaries."""
+    """A response, for OpenAPI only: responses are written as plain dictionaries."""
 
 
 def only(value: object, accepted: object, field: str) -> None:
@@ -31,7 +31,7 @@ def only(value: object, accepted: object, field: str) -> None:
 
 
 def to_json(value: object, field: str) -> str:
-    """`value`, which came out of JSON, as JSON again. Raises MeshError (INVALID_REQUEST)."""
+    """Encode a parsed JSON value again. Raises MeshError (INVALID_REQUEST)."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except RecursionError:
@@ -41,7 +41,7 @@ def to_json(value: object, field: str) -> str:
 
 
 class UsageAnswer(Answer):
-    """Tokens of a search."""
+    """Token counts of a search."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -49,19 +49,19 @@ class UsageAnswer(Answer):
 
 
 class PromptTokensDetails(Answer):
-    """What of the prompt was reused."""
+    """Prompt tokens by kind."""
 
     cached_tokens: int
 
 
 class CompletionTokensDetails(Answer):
-    """What of the completion was thinking."""
+    """Completion tokens by kind."""
 
     reasoning_tokens: int
 
 
 class OpenAIUsage(Answer):
-    """Tokens, as OpenAI counts them."""
+    """Token counts in OpenAI's format."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -71,7 +71,7 @@ class OpenAIUsage(Answer):
 
 
 class ErrorDetails(Answer):
-    """What went wrong."""
+    """The error of a response."""
 
     message: str
     type: str

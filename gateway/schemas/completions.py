@@ -17,7 +17,7 @@ Prompt: TypeAlias = str | tuple[int, ...]
 
 
 def _prompts(value: object) -> list[Prompt]:
-    """Text, or ids, or a list of either."""
+    """One prompt or a list of prompts, each text or token ids."""
     return prompt_list(value, MAX_CHOICES)
 
 
@@ -52,26 +52,30 @@ def _token_ids(value: object, *path: int) -> tuple[int, ...]:
 
 
 class CompletionRequest(SamplingFields):
-    """Prompts to be continued as they stand."""
+    """Prompts that are continued without a chat template."""
 
     prompt: Annotated[
         list[Prompt],
         BeforeValidator(
             _prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
-    ] = Field(description="Text, or token ids, or a list of either.")
+    ] = Field(description="Text, token ids, or a list of up to 32 of either.")
     max_tokens: int | None = Field(
         None,
         le=MAX_UINT32,
-        description="0 only with echo: the prompt alone comes back.",
+        description="Most tokens to generate; default: as many as the context has room for. 0 "
+        "is allowed with echo only and returns the prompt alone.",
         json_schema_extra={"minimum": 0},
     )
-    logprobs: Annotated[int | None, bounded("num_logprobs")] = None
-    echo: bool = Field(
-        False, description="Send the prompt before the text; with logprobs, also its tokens'."
+    logprobs: Annotated[int | None, bounded("num_logprobs")] = Field(
+        None,
+        description="Return the log probability of each token and of this many alternatives.",
     )
-    best_of: int | None = Field(None, description="Only n.")
-    suffix: str = Field("", description="Only empty.")
+    echo: bool = Field(
+        False, description="Return the prompt before the text; with logprobs, those of its tokens."
+    )
+    best_of: int | None = Field(None, description="Must equal n.")
+    suffix: str = Field("", description="Not supported: must be empty.")
 
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
@@ -91,14 +95,14 @@ class CompletionRequest(SamplingFields):
         return self
 
     def generations(self) -> list[Generation]:
-        """The same for the orchestrator: n for the first prompt, n for the next."""
+        """The generations for the orchestrator: n for the first prompt, n for the next."""
         return [
             Generation(
                 model=self.model,
                 prompt=prompt if isinstance(prompt, str) else TokenIds(prompt),
                 sampling=self.sampling(
                     choice,
-                    # Behind the gateway at least one is generated; it is not told.
+                    # The orchestrator generates at least one token, which is not returned.
                     max_tokens=1 if self.max_tokens == 0 else self.max_tokens,
                     num_logprobs=self.logprobs,
                     num_prompt_logprobs=self.logprobs if self.echo else None,
@@ -112,7 +116,7 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionChoice(Answer):
-    """One answer."""
+    """One choice."""
 
     index: int
     text: str
@@ -121,7 +125,7 @@ class CompletionChoice(Answer):
 
 
 class Completion(Answer):
-    """An answer in one piece."""
+    """The response without streaming."""
 
     id: str
     object: Literal["text_completion"]

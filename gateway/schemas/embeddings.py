@@ -24,20 +24,27 @@ def _inputs(value: object) -> list[Prompt]:
 
 
 class EmbeddingRequest(Body):
-    """Texts to be turned into vectors."""
+    """Texts to embed."""
 
-    model: str = Field("", max_length=500, description="Empty: the only one served.")
+    model: str = Field(
+        "",
+        max_length=500,
+        description="Name of a served model, as /v1/models lists it. May be empty if one is "
+        "served.",
+    )
     input: Annotated[
         list[Prompt],
         BeforeValidator(
             _inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
-    ] = Field(description="Text, or token ids, or a list of up to 2048 of either.")
+    ] = Field(description="Text, token ids, or a list of up to 2048 of either.")
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: of 32-bit floats, little endian."
+        "float", description="float: numbers; base64: 32-bit little-endian floats."
     )
-    dimensions: Any = Field(None, description="Only null: vectors have the model's own size.")
-    user: str | None = Field(None, description="Taken, and used for nothing.")
+    dimensions: Any = Field(
+        None, description="Not supported: must be null; vectors have the model's hidden size."
+    )
+    user: str | None = Field(None, description="Accepted for compatibility; ignored.")
 
     @model_validator(mode="after")
     def _check(self) -> EmbeddingRequest:
@@ -45,12 +52,12 @@ class EmbeddingRequest(Body):
         return self
 
     def inputs(self) -> list[str | TokenIds]:
-        """The same for the orchestrator."""
+        """The inputs for the orchestrator."""
         return [each if isinstance(each, str) else TokenIds(each) for each in self.input]
 
 
 class Embedding(Answer):
-    """A text's vector, of length 1."""
+    """An embedding, normalised to length 1."""
 
     object: Literal["embedding"]
     index: int
@@ -58,14 +65,14 @@ class Embedding(Answer):
 
 
 class EmbeddingUsage(Answer):
-    """Tokens of the texts."""
+    """Tokens of all inputs."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingList(Answer):
-    """The vectors, in the order of the texts."""
+    """The embeddings, in the order of the inputs."""
 
     object: Literal["list"]
     data: list[Embedding]

@@ -8,7 +8,7 @@ from gateway.schemas.common import Answer
 
 
 class Model(Answer):
-    """A model that can be asked for."""
+    """A served model."""
 
     id: str
     object: Literal["model"]
@@ -18,7 +18,7 @@ class Model(Answer):
 
 
 class ModelList(Answer):
-    """All of them."""
+    """All served models."""
 
     object: Literal["list"]
     data: list[Model]

@@ -1,4 +1,4 @@
-"""How to draw, in the words that chat and completions share."""
+"""Sampling fields that chat and text completions share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mesh.protocol.constraints import OutputConstraint
 from mesh.protocol.sampling_params import BOUNDS, MAX_STOP_STRINGS, SamplingParams
 
 MAX_CHOICES = 32
-"""Of all prompts of a request together: each takes a place of its own behind the gateway."""
+"""Most choices of all prompts together; each is a separate request to the orchestrator."""
 
 
 def bounded(parameter: str, least: float | None = None) -> FieldInfo:
@@ -59,49 +59,80 @@ LogitBias = Annotated[
 
 
 class StreamOptions(Body):
-    """How a stream looks."""
+    """Options of a streamed response."""
 
     include_usage: bool = Field(
-        default=False, description="Send the usage in a last chunk of its own."
+        default=False, description="Send one more chunk with the usage before `[DONE]`."
     )
 
 
 class SamplingFields(Body):
-    """How to draw, in OpenAI's words and, for what OpenAI does not have, in vLLM's."""
+    """OpenAI's sampling parameters, and vLLM's names for those that OpenAI does not have.
 
-    model: str = Field("", max_length=500, description="Empty: the only one served.")
-    max_tokens: Annotated[int | None, bounded("max_tokens")] = None
-    temperature: Annotated[float | None, bounded("temperature")] = None
-    top_p: Annotated[float | None, bounded("top_p")] = None
-    top_k: Annotated[int | None, bounded("top_k", least=-1)] = Field(
-        None, description="0 or -1: all."
+    A parameter that is left out takes the served model's default (generation_config.json), or
+    else the default named here.
+    """
+
+    model: str = Field(
+        "",
+        max_length=500,
+        description="Name of a served model, as /v1/models lists it. May be empty if one is "
+        "served.",
     )
-    min_p: Annotated[float | None, bounded("min_p")] = None
+    max_tokens: Annotated[int | None, bounded("max_tokens")] = Field(
+        None, description="Most tokens to generate; default: as many as the context has room for."
+    )
+    temperature: Annotated[float | None, bounded("temperature")] = Field(
+        None, description="Softmax temperature; 0 is greedy decoding. Default 1."
+    )
+    top_p: Annotated[float | None, bounded("top_p")] = Field(
+        None, description="Nucleus sampling: probability mass of the tokens kept. Default 1."
+    )
+    top_k: Annotated[int | None, bounded("top_k", least=-1)] = Field(
+        None, description="Number of most likely tokens kept; 0 or -1 keeps all. Default 0."
+    )
+    min_p: Annotated[float | None, bounded("min_p")] = Field(
+        None,
+        description="Least probability of a token, relative to the most likely one. Default 0.",
+    )
     seed: Annotated[int | None, bounded("seed")] = Field(
         None,
-        description="Same seed, same text. Choice number i of a prompt is drawn with seed + i.",
+        description="Random seed: the same seed and prompt yield the same text. Choice i of a "
+        "prompt uses seed + i. Default: random.",
     )
-    # Lists and objects are made anew, which takes less than the copy that pydantic makes of a
-    # default, and OpenAPI is told of them by hand.
+    # A factory is cheaper than the copy that pydantic makes of a default list or object; the
+    # default is repeated for OpenAPI.
     stop: Stop = Field(
         default_factory=list,
-        description="A string or up to 4; none is part of the text.",
+        description="One string or up to 4 that end the text; they are not part of it.",
         json_schema_extra={"default": []},
     )
-    presence_penalty: Annotated[float | None, bounded("presence_penalty")] = None
-    frequency_penalty: Annotated[float | None, bounded("frequency_penalty")] = None
-    repetition_penalty: Annotated[float | None, bounded("repetition_penalty")] = None
+    presence_penalty: Annotated[float | None, bounded("presence_penalty")] = Field(
+        None, description="Subtracted from the logit of each token in the completion. Default 0."
+    )
+    frequency_penalty: Annotated[float | None, bounded("frequency_penalty")] = Field(
+        None, description="Subtracted for each occurrence of a token in the completion. Default 0."
+    )
+    repetition_penalty: Annotated[float | None, bounded("repetition_penalty")] = Field(
+        None,
+        description="Divides (or multiplies) the logits of tokens in prompt and completion; 1 "
+        "is off. Default 1.",
+    )
     logit_bias: LogitBias = Field(
         default_factory=dict,
-        description="Token id to bias, -100 to 100.",
+        description="Added to the logit of each token id, -100 to 100.",
         json_schema_extra={"default": {}},
     )
-    ignore_eos: bool = False
-    min_tokens: Annotated[int, bounded("min_tokens")] = 0
-    n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate, for each prompt.")
-    stream: bool = False
+    ignore_eos: bool = Field(
+        False, description="Continue past the model's end-of-sequence tokens up to max_tokens."
+    )
+    min_tokens: Annotated[int, bounded("min_tokens")] = Field(
+        0, description="Tokens before which no end-of-sequence or stop token is sampled."
+    )
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate for each prompt.")
+    stream: bool = Field(False, description="Respond with server-sent events.")
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = Field(None, description="Taken, and used for nothing.")
+    user: str | None = Field(None, description="Accepted for compatibility; ignored.")
 
     def sampling(
         self,
@@ -112,7 +143,7 @@ class SamplingFields(Body):
         num_prompt_logprobs: int | None = None,
         constraint: OutputConstraint | None = None,
     ) -> SamplingParams:
-        """The same for the orchestrator, for choice number `choice` of a prompt."""
+        """The parameters for the orchestrator, for choice number `choice` of a prompt."""
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,

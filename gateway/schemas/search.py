@@ -38,26 +38,32 @@ Query = Annotated[
 class SearchRequest(Body):
     """A search and its summary: the same fields as a query string and as a JSON body."""
 
-    query: Query = Field(description="What to look for.")
+    query: Query = Field(description="The search query, 1 to 500 characters.")
     streaming: bool = Field(
-        False, description="Answer as server-sent events; so does Accept: text/event-stream."
+        False,
+        description="Respond with server-sent events, as does `Accept: text/event-stream`.",
     )
     num_results: int = Field(
-        DEFAULT_RESULTS, ge=1, le=MAX_RESULTS, description="Most documents to find."
+        DEFAULT_RESULTS, ge=1, le=MAX_RESULTS, description="Most results to return."
     )
     max_tokens: int = Field(
-        DEFAULT_SUMMARY_TOKENS, ge=1, le=MAX_UINT32, description="Most tokens of summary."
+        DEFAULT_SUMMARY_TOKENS, ge=1, le=MAX_UINT32, description="Most tokens of the summary."
     )
-    safe_search: bool = Field(False, description="Leave out documents marked as unsafe.")
-    model: str = Field("", max_length=500, description="Empty: the only one served.")
+    safe_search: bool = Field(False, description="Leave out documents that are marked as unsafe.")
+    model: str = Field(
+        "",
+        max_length=500,
+        description="Name of a served model, as /v1/models lists it. May be empty if one is "
+        "served.",
+    )
     resumable: bool | None = Field(
         None,
-        description="Go on for a short time without the client, which may come back with "
-        "Last-Event-ID; left out: where the client is an EventSource.",
+        description="Continue for a short time after a disconnect, so that the client can "
+        "resume with Last-Event-ID. Default: true for an EventSource.",
     )
 
     def search(self) -> Search:
-        """The same for the orchestrator."""
+        """The search for the orchestrator."""
         return Search(
             query=self.query,
             num_results=self.num_results,
@@ -68,34 +74,38 @@ class SearchRequest(Body):
 
 
 class SearchResultAnswer(Answer):
-    """A document that was found."""
+    """A passage that was found."""
 
     position: int
     title: str
     url: str
-    snippet: str = Field(description="The whole passage; several may be of one document.")
+    snippet: str = Field(
+        description="The whole passage; several results may come from one document."
+    )
     score: float
 
 
 class CitationAnswer(Answer):
-    """A sentence of the summary and what it cites; offsets count Unicode characters."""
+    """A sentence of the summary and its source; offsets count Unicode code points."""
 
-    n: int | None = Field(description="The result's position; null: the sentence cites none.")
+    n: int | None = Field(
+        description="Position of the cited result; null if the sentence cites none."
+    )
     span: tuple[int, int] | None = Field(
-        description="What the sentence rests on in the result's snippet; null: unsupported."
+        description="The supporting part of the result's snippet; null if there is none."
     )
     supported: bool
-    sentence: tuple[int, int] = Field(description="The sentence in the summary.")
+    sentence: tuple[int, int] = Field(description="Begin and end of the sentence in the summary.")
 
 
 class SearchAnswer(Answer):
-    """An answer in one piece."""
+    """The response without streaming."""
 
     query: str
     status: Literal["completed"]
     search_results: list[SearchResultAnswer]
     summary: str
-    citations: list[int] = Field(description="Positions of the results that are cited.")
+    citations: list[int] = Field(description="Positions of the cited results, ascending.")
     citation_details: list[CitationAnswer]
     finish_reason: Literal["stop", "length", "abort"]
     usage: UsageAnswer
@@ -104,15 +114,17 @@ class SearchAnswer(Answer):
 
 
 class Problem(Answer):
-    """Something that a search would be refused for."""
+    """A reason to refuse the search."""
 
     param: str = Field(description="The field at fault.")
-    message: str = Field(description="What is wrong: the field, the limit and the given value.")
+    message: str = Field(description="The field, the limit and the given value.")
 
 
 class ValidationAnswer(Answer):
-    """What the input check says."""
+    """The result of the validation."""
 
     valid: bool
-    query: str | None = Field(description="The query as it would be searched for; null: invalid.")
-    problems: list[Problem] = Field(description="One for each field at fault.")
+    query: str | None = Field(
+        description="The query as it would be searched for; null if it is invalid."
+    )
+    problems: list[Problem] = Field(description="One problem for each invalid field.")

@@ -1,4 +1,4 @@
-"""Tools, the choice between them, and the form of the text, as OpenAI has them."""
+"""OpenAI's tools, tool choice and response format."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Function(Body):
 
 
 class Tool(Body):
-    """A tool; only functions are understood."""
+    """A tool; only functions are supported."""
 
     type: Literal["function"]
     function: Function
 
 
 def _tool(value: object) -> object:
-    """Checked, and passed on as it came: templates show tools whole."""
+    """Check a tool and return it unchanged, because templates render whole tools."""
     if not isinstance(value, dict):
         raise FieldError(f"must be an object, given {json_kind(value)}")
     if value.get("type") != "function":
@@ -64,13 +64,13 @@ Tools = Annotated[
 
 
 class FunctionName(Body):
-    """Names a function."""
+    """The name of a function."""
 
     name: str
 
 
 class NamedTool(Body):
-    """Names the tool to call."""
+    """The tool that must be called."""
 
     type: Literal["function"]
     function: FunctionName
@@ -103,24 +103,24 @@ ToolChoiceField = Annotated[
 
 
 class JsonSchema(Body):
-    """A JSON schema that the text must keep to."""
+    """A JSON schema that the text must match."""
 
     name: str = ""
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = Field(
-        None, description="The text keeps to the schema whether this is true or not."
+        None, description="Accepted for compatibility: the schema is always enforced."
     )
 
 
 class ResponseFormat(Body):
-    """The form of the text."""
+    """The format of the text."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
     def constraint(self) -> OutputConstraint | None:
-        """The same for the orchestrator; None: any text. Raises MeshError."""
+        """The constraint for the orchestrator; None allows any text. Raises MeshError."""
         if self.type == "json_object":
             return OutputConstraint(ConstraintForm.JSON_OBJECT)
         if self.type == "json_schema" and self.json_schema is not None:
@@ -131,14 +131,14 @@ class ResponseFormat(Body):
 
 
 class CalledFunction(Answer):
-    """What is called, and with what."""
+    """The called function and its arguments as JSON."""
 
     name: str
     arguments: str
 
 
 class ToolCall(Answer):
-    """A call that the model makes."""
+    """A tool call of the model."""
 
     id: str
     type: Literal["function"]

@@ -1,4 +1,4 @@
-// Shows an answer: the sources, the text as it comes, and what each sentence rests on.
+// Renders an answer: sources, streamed text, and the supporting passage of each sentence.
 "use strict";
 
 const CITATION = /(\[\d+(?:, ?\d+)*\])/;
@@ -8,7 +8,7 @@ const results = document.getElementById("results");
 
 let text = "";
 let sources = new Map(); // position -> { item, snippet, characters }
-let pinned = null; // the citation whose source stays marked
+let pinned = null; // the citation whose source stays highlighted
 
 export function clear() {
   text = "";
@@ -36,13 +36,13 @@ export function showResults(found) {
   }
 }
 
-// Each piece holds citations whole, or not at all.
+// A piece never contains a part of a citation.
 export function addText(piece) {
   text += piece;
   summary.append(...pieces(piece));
 }
 
-// Puts the whole text in place again, each sentence with what supports it; gives what does not.
+// Renders the whole text again, each sentence with its support; returns the unsupported ones.
 export function showSupport(details) {
   const characters = Array.from(text);
   const sentences = new Map();
@@ -128,7 +128,7 @@ function restore() {
   else unmark();
 }
 
-// The server escapes what a browser would take for markup; as text it is shown as written.
+// The server escapes markup; decode it, because the text is shown as plain text.
 function plain(escaped) {
   return escaped.replaceAll("&lt;", "<").replaceAll("&amp;", "&");
 }

@@ -1,4 +1,4 @@
-// The search page: one search at a time, from the form to the last figure.
+// The search page: runs one search at a time and shows its answer and figures.
 "use strict";
 
 import { addText, clear, element, showResults, showSupport } from "/answer.js";
@@ -42,7 +42,7 @@ stopButton.addEventListener("click", () => running?.stop());
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.stop();
 });
-// Whoever closes the page wants no more of it.
+// Stop the stream when the page is closed.
 addEventListener("pagehide", () => running?.stop());
 
 async function search(text) {
@@ -71,14 +71,14 @@ function begin() {
   error.hidden = answer.hidden = sources.hidden = flagged.hidden = true;
   clear();
   figures.replaceChildren();
-  // A screen reader waits with the text until it is whole.
+  // Screen readers announce the text when it is complete.
   summary.setAttribute("aria-busy", "true");
   say("Searching…");
 }
 
 function end() {
   running = null;
-  // A disabled button loses the focus; whoever used it goes on from the search field.
+  // A disabled button loses the focus: move it to the search field.
   if (document.activeElement === stopButton) query.focus();
   stopButton.disabled = true;
   summary.classList.remove("writing");
@@ -150,7 +150,7 @@ function figure(name, value) {
   return item;
 }
 
-// Only what changes is announced.
+// Announce changes only.
 function say(message) {
   if (status_.textContent !== message) status_.textContent = message;
 }

@@ -1,4 +1,4 @@
-// Reads one search as a stream of events, and takes it up again where the connection is lost.
+// Reads one search as an event stream and resumes it after a lost connection.
 "use strict";
 
 const RETRY_MILLISECONDS = [200, 400, 800, 1200, 1600];
@@ -11,7 +11,7 @@ export class Refusal extends Error {
   }
 }
 
-// sessionStorage throws where a browser forbids it; the page works without.
+// sessionStorage throws if the browser forbids it; the page works without it.
 export function apiKey(key) {
   try {
     if (key !== undefined) sessionStorage.setItem(KEY, key);
@@ -40,7 +40,7 @@ export class SearchStream {
     return this.#abort.signal.aborted;
   }
 
-  // A lost connection alone would leave the server waiting for us: it has to be told.
+  // After a disconnect alone the server would wait for a reconnect, so stop the stream explicitly.
   stop() {
     if (this.stopped) return;
     this.#abort.abort();

@@ -1,4 +1,4 @@
-"""Ends the work on a request when its client leaves, its time is up or the process stops."""
+"""Cancels a request's work when its client disconnects, its deadline passes or a drain ends."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mesh.context import current_request
 from mesh.errors import ErrorKind, MeshError
 
 DEADLINE_MARGIN_SECONDS = 1.0
-"""The upstream call has the same deadline and better words for it: it may speak first."""
+"""The upstream call has the same deadline and a more specific error, so it may fail first."""
 
 
 class CancelScope:
-    """A block that ends early with the reason, like `asyncio.timeout` does.
+    """A block that is cancelled early with a reason, similar to `asyncio.timeout`.
 
     Raises ClientDisconnected, or MeshError: DEADLINE or UNAVAILABLE. It reads `receive`, so the
-    request's body must have been read before. Whatever the block waits for is cancelled at once.
+    request's body must have been read before.
     """
 
     def __init__(
         self, receive: Receive, drain: Drain, is_answered: Callable[[], bool] = bool
     ) -> None:
-        """`is_answered`: the client has all it asked for, and may leave; by default never."""
+        """`is_answered` says whether the response is complete, so that a disconnect is expected."""
         self._receive = receive
         self._is_answered = is_answered
         self._drain = drain
@@ -55,8 +55,8 @@ class CancelScope:
         if self._timer is not None:
             self._timer.cancel()
         self._watcher.cancel()
-        # Neither is kept: an error, a task's last one as well, holds the frames that it went
-        # through, and they this object, until the garbage collector finds them.
+        # Both references are dropped: an exception, also a task's last one, holds its frames,
+        # and they hold this object, until the garbage collector runs.
         del self._watcher
         reason, self._reason = self._reason, None
         if reason is not None:
@@ -75,7 +75,7 @@ class CancelScope:
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        # The server says the same once it has sent everything.
+        # The server sends http.disconnect after a complete response as well.
         if not self._is_answered():
             self._interrupt(ClientDisconnected())
 
@@ -88,4 +88,4 @@ class CancelScope:
         return loop.call_later(remaining + DEADLINE_MARGIN_SECONDS, self._out_of_time)
 
     def _out_of_time(self) -> None:
-        self._interrupt(MeshError(ErrorKind.DEADLINE, "the request took longer than it may"))
+        self._interrupt(MeshError(ErrorKind.DEADLINE, "the request's deadline has passed"))

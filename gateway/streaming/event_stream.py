@@ -1,4 +1,4 @@
-"""An answer as server-sent events, whose status waits for the first frame."""
+"""A response of server-sent events whose status is sent with the first frame."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ logger = logging.getLogger("gateway.stream")
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    # Asks proxies of nginx's kind to pass each event on at once.
+    # Makes nginx and similar proxies forward each event at once.
     (b"x-accel-buffering", b"no"),
 )
 
 
 class EventStream:
-    """Sends `frames`, which it owns and closes in every case.
+    """Sends `frames`, which it owns and always closes.
 
-    What `frames` raises before the first one is raised, so that it gets its true status; after
-    that it becomes the last event, in the words of `error_frame`.
+    An exception before the first frame is raised, so that it gets its HTTP status; a later one
+    becomes the last event, encoded by `error_frame`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class EventStream:
         self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request. Raises ClientDisconnected if the client leaves."""
+        """Send the response. Raises ClientDisconnected if the client disconnects."""
         writer = EventWriter(send, self._keep_alive_seconds)
         try:
             await self._send(writer, receive)

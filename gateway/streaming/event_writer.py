@@ -1,9 +1,9 @@
-"""Writes a stream of frames as fast as the client takes them, and no faster.
+"""Writes a stream of frames with backpressure from the client.
 
     one frame being built ── write() ──▶ pending, at most 16 KiB ── one send ──▶ transport
 
-While the transport takes everything, each frame goes out alone. When it stops, frames gather up
-to the limit, then `write` waits, and with it whoever produces them: that is the backpressure.
+While the transport accepts data, each frame is sent alone. When it does not, frames accumulate
+up to the limit; then `write` waits, and with it the producer.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gateway.streaming.sse import KEEP_ALIVE
 
 MAX_PENDING_BYTES = 16 * 1024
 FAILURE_SECONDS = 1.0
-"""How long a client may take to receive the error that ends its stream."""
+"""Time that a client has to receive the error that ends its stream."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 class EventWriter:
-    """The sending half of one stream. Whoever makes one calls `close` in the end.
+    """The sending side of one stream. The creator must call `close`.
 
-    Comment lines fill the silence after `keep_alive_seconds` without a frame.
+    Sends an SSE comment after every `keep_alive_seconds` without a frame.
     """
 
     def __init__(self, send: Send, keep_alive_seconds: float) -> None:
@@ -42,22 +42,22 @@ class EventWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._last_sent = 0.0
         self.complete = False
-        """Whether the whole stream has been handed to the transport."""
+        """Whether the whole stream has been passed to the transport."""
 
     @property
     def started(self) -> bool:
-        """Whether the status is spent."""
+        """Whether the status has been sent."""
         return self._task is not None
 
     def start(self, headers: Headers) -> None:
-        """Sends status 200 and the headers, with what is written before anybody waits."""
+        """Send status 200 and the headers, together with the frames written meanwhile."""
         self._loop = asyncio.get_running_loop()
         self._last_sent = self._loop.time()
         self._task = asyncio.create_task(self._run(headers), name="event writer")
         self._timer = self._loop.call_later(self._keep_alive_seconds, self._fill_silence)
 
     async def write(self, frame: bytes) -> None:
-        """Takes a frame; waits while too much is pending. Raises what sending raised."""
+        """Queue a frame; waits while too much is pending. Raises the exception of a failed send."""
         if self._num_pending_bytes >= MAX_PENDING_BYTES:
             self._room.clear()
             await self._room.wait()
@@ -66,14 +66,14 @@ class EventWriter:
         self._put(frame)
 
     async def finish(self) -> None:
-        """Returns once everything has been handed to the transport."""
+        """Wait until everything has been passed to the transport."""
         self._finishing = True
         self._data.set()
         assert self._task is not None, "finish before start"
         await asyncio.shield(self._task)
 
     async def fail(self, frame: bytes) -> None:
-        """Ends the stream with `frame`, unless the client does not take it in time."""
+        """End the stream with `frame`, unless the client does not read it in time."""
         self._put(frame)
         try:
             async with asyncio.timeout(FAILURE_SECONDS):
@@ -82,13 +82,13 @@ class EventWriter:
             return
 
     def close(self) -> None:
-        """Stops whatever still runs."""
+        """Cancel the sending task and the timer."""
         if self._timer is not None:
             self._timer.cancel()
-        # Not kept: a cancelled task holds its last error, that its frames, and they this object.
+        # A cancelled task holds its exception, which holds its frames, which hold this object.
         task, self._task = self._task, None
         if task is not None and not task.cancel() and not task.cancelled():
-            task.exception()  # told by `write` or `finish`, if by anyone
+            task.exception()  # `write` or `finish` has raised it, if either was called
 
     def _put(self, frame: bytes) -> None:
         self._pending.append(frame)
@@ -121,7 +121,7 @@ class EventWriter:
         self.complete = last
 
     def _fill_silence(self) -> None:
-        # One timer a stream, not one a frame: it looks when the last frame went out.
+        # One timer for each stream, not for each frame: it checks when the last frame was sent.
         silence = self._loop.time() - self._last_sent
         if silence >= self._keep_alive_seconds:
             if not (self._sending or self._pending or self._finishing):

@@ -1,9 +1,9 @@
-"""A stream of frames that its client may leave and come back to.
+"""A stream of frames whose client may disconnect and resume.
 
-    frames ── pump ──▶ buffer, at most MAX_BYTES ── read(begin) ──▶ the client of the moment
+    frames ── pump ──▶ buffer, at most MAX_BYTES ── read(begin) ──▶ the current client
 
-Without a client the pump runs on for a short grace, then the stream is ended. What has been sent
-to its end is kept as long: what was sent last may be lost with the connection.
+Without a client the pump continues for a grace period, then the stream is ended. A complete
+stream is kept as long, because its last frames may be lost with the connection.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gateway.observability import metrics
 from mesh.errors import ErrorKind, MeshError
 
 MAX_BYTES = 256 * 1024
-"""Most that is kept for a client that comes back; older frames are dropped."""
+"""Most bytes kept for a client that reconnects; older frames are dropped."""
 
 MAX_UNREAD_BYTES = 32 * 1024
-"""Most that is read ahead of the client: the backpressure, with or without one."""
+"""Most bytes read ahead of the client: the backpressure, also while it is disconnected."""
 
 
 class ReplayBuffer:
-    """One stream. It belongs to nobody's request: whoever makes it calls `close` in the end."""
+    """One stream, independent of any request. The creator must call `close`."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class ReplayBuffer:
         grace_seconds: float,
         on_end: Callable[[], object],
     ) -> None:
-        """Owns `frames`, and begins to read them at once, in the caller's context.
+        """Takes ownership of `frames` and starts to read them, in the caller's context.
 
-        `on_end` is called once, when nobody can come back any more.
+        `on_end` is called once, when the stream can no longer be resumed.
         """
         self._source = frames
         self._grace_seconds = grace_seconds
@@ -54,17 +54,17 @@ class ReplayBuffer:
 
     @property
     def num_frames(self) -> int:
-        """How many frames have come so far, dropped ones included."""
+        """Number of frames received so far, dropped ones included."""
         return self._num_dropped + len(self._frames)
 
     def has(self, begin: int) -> bool:
-        """Whether the stream can be read from frame `begin` on."""
+        """Whether the stream can be read from frame `begin`."""
         return self._num_dropped <= begin <= self.num_frames
 
     async def read(self, begin: int) -> AsyncGenerator[bytes]:
-        """The frames from number `begin` on, for which `has` holds; raises what broke them.
+        """The frames from number `begin`, for which `has` must hold; raises the stream's error.
 
-        Whoever reads now ends the reading of who did before. Leaving it early starts the grace.
+        A new reader ends the previous one. Closing it early starts the grace period.
         """
         me = self._reader = object()
         self._stop_timer()
@@ -88,7 +88,7 @@ class ReplayBuffer:
                 self._leave()
 
     def close(self) -> None:
-        """Ends the stream; whoever reads it is told so."""
+        """End the stream; its reader gets MeshError (CANCELLED)."""
         self._stop_timer()
         if not self.task.done():
             self._error = MeshError(ErrorKind.CANCELLED, "the stream was stopped")
@@ -106,7 +106,7 @@ class ReplayBuffer:
                         self._taken.clear()
                         await self._taken.wait()
         except Exception as error:
-            self._error = error  # told to whoever reads
+            self._error = error  # raised by `read`
 
     def _append(self, frame: bytes) -> None:
         self._frames.append(frame)
@@ -125,14 +125,14 @@ class ReplayBuffer:
         return frame
 
     def _rewind(self, begin: int) -> None:
-        assert self.has(begin), "the caller has looked"
+        assert self.has(begin), "the caller must check `has`"
         self._next = begin
         unread = list(self._frames)[begin - self._num_dropped :]
         self._num_unread_bytes = sum(map(len, unread))
         self._taken.set()
 
     def _leave(self) -> None:
-        """The client has gone; for good, if it has nothing that it could continue."""
+        """The client disconnected: start the grace period, or end a stream without frames left."""
         if self._next == 0:
             self.close()
             return

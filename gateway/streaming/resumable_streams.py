@@ -1,9 +1,9 @@
-"""Search streams that can be resumed: which they are, and what the ids of their events mean.
+"""Resumable search streams and the ids of their events.
 
-A client that comes back on its own, an EventSource, says so: it asks for an event stream that no
-cache may answer. Others say `resumable=true`. Their events have ids `STREAM.PLACE`, so that
-`Last-Event-ID` names the stream as well as the place in it. Everybody else's have the place
-alone: such a stream ends with its connection.
+A browser's EventSource reconnects by itself; it is recognised by `Accept: text/event-stream`
+with `Cache-Control: no-cache`. Other clients send `resumable=true`. Event ids are then
+`STREAM.PLACE`, so that `Last-Event-ID` names the stream and the place in it. The ids of all other
+streams are the place alone, and such a stream ends with its connection.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from gateway.streaming.replay_buffer import ReplayBuffer
 from mesh.context import current_request
 
 RESULTS, COMPLETE, ERROR = "results", "complete", "error"
-"""Places of the events that are no tokens; a token's place is its position."""
+"""Places in the ids of events other than tokens; a token's place is its position."""
 
 RETRY_MILLISECONDS = 1000
-"""How long an EventSource is to wait before it comes back: less than the grace."""
+"""`retry:` of the stream: the time before an EventSource reconnects, below the grace period."""
 
 MAX_STREAMS = 1000
-"""Most streams that are kept; beyond it new ones end with their connections."""
+"""Most resumable streams; further ones end with their connections."""
 
 _MAX_DIGITS = 9
 
 
 class Place(NamedTuple):
-    """What a `Last-Event-ID` says."""
+    """A parsed `Last-Event-ID`."""
 
     stream: str
-    """Empty: one that cannot be resumed."""
+    """Empty if the stream cannot be resumed."""
     begin: int
-    """The number of the frame behind it."""
+    """Number of the next frame."""
     is_last: bool
-    """Nothing came behind it."""
+    """Whether it was the last event."""
 
 
 class Started(NamedTuple):
-    """A stream that has begun."""
+    """A stream that has started."""
 
     frames: AsyncGenerator[bytes]
     id_prefix: str
 
 
 def parse_event_id(text: str) -> Place:
-    """Where the event with this id stood. Raises HttpError (410) where it was none of ours."""
+    """Parse an event id. Raises HttpError (410) if it is not one of this gateway's."""
     stream, _, place = text.rpartition(".")
     if place in (COMPLETE, ERROR):
         return Place(stream, 0, True)
@@ -62,13 +62,13 @@ def parse_event_id(text: str) -> Place:
 
 
 def gone() -> HttpError:
-    """There is nothing to continue; an EventSource does not ask again after this."""
+    """The error for a stream that cannot be continued; an EventSource does not reconnect on it."""
     message = "this stream has ended or cannot be resumed; search again"
     return HttpError(410, message, code="stream_gone")
 
 
 def client_resumes(headers: Mapping[str, str]) -> bool:
-    """Whether a client is one that reconnects with `Last-Event-ID`: an EventSource."""
+    """Whether the client is an EventSource, which reconnects with `Last-Event-ID`."""
     asks_for_stream = headers.get("accept", "").strip() == "text/event-stream"
     return asks_for_stream and "no-cache" in headers.get("cache-control", "")
 
@@ -80,10 +80,10 @@ class _KeptStream:
 
 
 class ResumableStreams:
-    """The streams that can be resumed now. For one event loop; `close` ends them."""
+    """The streams that can be resumed. Not thread-safe; `close` ends them."""
 
     def __init__(self, grace_seconds: float) -> None:
-        """`grace_seconds` 0: no stream can be resumed."""
+        """`grace_seconds` of 0 disables resumption."""
         self._grace_seconds = grace_seconds
         self._streams: dict[str, _KeptStream] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -93,11 +93,11 @@ class ResumableStreams:
 
     @property
     def accepts(self) -> bool:
-        """Whether one more can be kept."""
+        """Whether another stream can be kept."""
         return self._grace_seconds > 0 and len(self._streams) < MAX_STREAMS
 
     def start(self, make: Callable[[str], AsyncGenerator[bytes]]) -> Started:
-        """Begins to read what `make` makes, given what the ids of its events begin with."""
+        """Start the stream that `make` creates, given the prefix of its event ids."""
         stream = secrets.token_urlsafe(16)
         id_prefix = f"{stream}."
         replay = ReplayBuffer(make(id_prefix), self._grace_seconds, lambda: self._forget(stream))
@@ -105,7 +105,7 @@ class ResumableStreams:
         return Started(replay.read(0), id_prefix)
 
     def resume(self, place: Place) -> AsyncGenerator[bytes]:
-        """The frames behind `place`. Raises HttpError (410)."""
+        """The frames after `place`. Raises HttpError (410)."""
         kept = self._find(place.stream)
         if kept is None or not kept.replay.has(place.begin):
             metrics.STREAMS_RESUMED.labels("gone").inc()
@@ -114,7 +114,7 @@ class ResumableStreams:
         return kept.replay.read(place.begin)
 
     def stop(self, stream: str) -> bool:
-        """Ends a stream at once; False if there is none of this name."""
+        """End a stream at once; False if it does not exist."""
         kept = self._find(stream)
         if kept is None:
             return False
@@ -122,13 +122,13 @@ class ResumableStreams:
         return True
 
     async def close(self) -> None:
-        """Ends all streams, and returns when they have."""
+        """End all streams and wait for them."""
         for kept in list(self._streams.values()):
             kept.replay.close()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     def _find(self, stream: str) -> _KeptStream | None:
-        """Whoever began a stream with a key must come back with it."""
+        """A stream that was started with an API key can be resumed with the same key only."""
         kept = self._streams.get(stream)
         return kept if kept is not None and kept.key_name == _key_name() else None
 

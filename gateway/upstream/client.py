@@ -1,4 +1,4 @@
-"""The gateway's one upstream. Generated types are known here and nowhere else in the gateway."""
+"""Client of the orchestrator, and the only module of the gateway that uses generated types."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Orchestrator:
         )
 
     async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
-        """The inputs' vectors, batch by batch; raises MeshError. Close it to cancel the call."""
+        """Embeddings, batch by batch; raises MeshError. Close it to cancel the call."""
         charge = TokenCharge()
         num_tokens = 0
         request = embed_request(inputs, model)
@@ -81,7 +81,7 @@ class Orchestrator:
         charge.settle(num_tokens)
 
     async def models(self) -> tuple[ServedModel, ...]:
-        """The models that can be asked for; raises MeshError."""
+        """The served models; raises MeshError."""
         response = await call_unary(self._stub.ListModels, orchestrator_pb2.ListModelsRequest())
         return tuple(
             ServedModel(model.name, model.context_length, model.created_unix_seconds)
@@ -89,7 +89,7 @@ class Orchestrator:
         )
 
     async def is_serving(self, timeout: float) -> bool:
-        """Whether a token can be produced now; False also if that is not told in time."""
+        """Whether a token can be produced now; False also after `timeout` seconds."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             response = await call_unary(self._health.Check, request, timeout)
@@ -128,8 +128,8 @@ def _charge(charge: TokenCharge, event: Event) -> None:
 
 
 def broken(what: str) -> MeshError:
-    """Log that the orchestrator broke the contract; the error that the client gets for it."""
-    logger.error("upstream broke the contract", extra={"error": what})
+    """Log that the orchestrator violated the contract; returns the error for the client."""
+    logger.error("upstream violated the contract", extra={"error": what})
     return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
 

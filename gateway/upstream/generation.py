@@ -1,4 +1,4 @@
-"""The gateway's calls to the orchestrator and the events that come back; shared values: mesh."""
+"""The gateway's requests to the orchestrator, and the events of its responses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mesh.protocol.sampling_params import SamplingParams
 
 
 class Generation(NamedTuple):
-    """A generation to be asked for; `model` "" takes the only one."""
+    """A generation request; an empty `model` selects the only served one."""
 
     model: str
     prompt: Prompt
@@ -26,7 +26,7 @@ class Generation(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """A search and its summary to be asked for."""
+    """A search request."""
 
     query: str
     num_results: int
@@ -36,14 +36,14 @@ class Search:
 
 
 class Citation(NamedTuple):
-    """A sentence of a summary and what it cites, as offsets: [first, behind the last)."""
+    """A sentence of a summary and its source, as half-open ranges of code points."""
 
     number: int | None
-    """The result's position; None where the sentence cites none."""
+    """The cited result's position; None if the sentence cites none."""
     sentence: tuple[int, int]
     """In the summary."""
     span: tuple[int, int] | None
-    """In the result's snippet; None where that does not support the sentence."""
+    """In the result's snippet; None if it does not support the sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class SummaryFinish(GenerationFinish):
 
 
 class SearchResult(NamedTuple):
-    """A document that was found; citations name its position."""
+    """A passage that was found; citations refer to its position."""
 
     position: int
     title: str
@@ -65,14 +65,14 @@ class SearchResult(NamedTuple):
 
 
 class SearchResults(NamedTuple):
-    """What was found, best first."""
+    """The results, best first."""
 
     query: str
     results: tuple[SearchResult, ...]
 
 
 class Embedded(NamedTuple):
-    """The vectors of the next inputs, and the tokens that these have."""
+    """The embeddings of the next inputs, and the number of their tokens."""
 
     model: str
     vectors: tuple[Sequence[float], ...]
@@ -80,7 +80,7 @@ class Embedded(NamedTuple):
 
 
 class ServedModel(NamedTuple):
-    """A model that can be asked for."""
+    """A served model."""
 
     name: str
     context_length: int

@@ -1,4 +1,4 @@
-"""Whether a token can be produced behind this gateway."""
+"""Readiness: whether a token can be produced."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gateway.upstream.client import Orchestrator
 
 CHECK_TIMEOUT_SECONDS = 1.0
 CACHE_SECONDS = 0.5
-"""However many ask, the orchestrator is asked this often at most."""
+"""Seconds for which the orchestrator's health is cached."""
 
 
 class Readiness:
-    """Asks the orchestrator's health, which answers for everything behind it."""
+    """Checks the orchestrator's health, which covers tokenizer and engines."""
 
     def __init__(self, orchestrator: Orchestrator, drain: Drain) -> None:
         self._orchestrator = orchestrator
@@ -24,7 +24,7 @@ class Readiness:
         self._checked: float | None = None
 
     async def reason_not_ready(self) -> str | None:
-        """None if ready."""
+        """The reason, or None if ready."""
         if self._drain.draining:
             return "draining"
         async with self._lock:

@@ -1,4 +1,4 @@
-"""Reads a request's body, or its query, into a model; every bad value is named."""
+"""Parses a request's body or query string into a pydantic model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.validation.problems import json_kind, path_of_surrogate, problem_of
 from mesh.errors import ErrorKind, MeshError, invalid
 
 BODY_TIMEOUT_SECONDS = 30.0
-"""How long a client may take to send its body."""
+"""Time that a client has to send its body."""
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:
-    """The body, checked. Raises MeshError, HttpError (408, 413) or ClientDisconnected."""
+    """Read and validate the body. Raises MeshError, HttpError (408, 413) or ClientDisconnected."""
     fields, problem = await read_object(request, max_bytes)
     if problem is not None:
         raise problem
@@ -39,15 +39,15 @@ async def read_json(request: Request, model: type[Model], max_bytes: int) -> Mod
 
 
 class Fields(NamedTuple):
-    """A body: a JSON object of whatever fields, those that are null left out."""
+    """An unvalidated JSON object without its null fields."""
 
     fields: dict[str, object]
     problem: MeshError | None
-    """Of a string in it that is no Unicode text."""
+    """The problem of a string that is not valid Unicode, if there is one."""
 
 
 async def read_object(request: Request, max_bytes: int) -> Fields:
-    """The body, not yet checked. Raises as `read_json` does."""
+    """Read the body without validating its fields. Raises as `read_json` does."""
     body = await _read(request, max_bytes)
     value = _parse(body)
     if not isinstance(value, dict):
@@ -57,12 +57,12 @@ async def read_object(request: Request, max_bytes: int) -> Fields:
         path = path_of_surrogate(value)
         if path is not None:
             problem = invalid(path, f"{path} must be Unicode text, given a lone surrogate")
-    # OpenAI's clients send null for what they leave at its default.
+    # OpenAI's clients send null for fields at their defaults.
     return Fields({key: field for key, field in value.items() if field is not None}, problem)
 
 
 def read_query(request: Request, model: type[Model]) -> Model:
-    """The query string, checked. Raises MeshError."""
+    """Parse and validate the query string. Raises MeshError."""
     try:
         return model.model_validate(dict(request.query_params))
     except ValidationError as error:

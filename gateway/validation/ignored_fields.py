@@ -1,4 +1,4 @@
-"""Names the fields of a request that nothing here knows: they are ignored, and said to be."""
+"""Finds the unknown fields of a request, which are ignored and reported in a header."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MAX_NAME_CHARACTERS = 60
 
 
 def ignored_fields(given: Mapping[str, object], model: BaseModel) -> list[str]:
-    """Paths of what is in `given` and not in `model`, which was made of it; at most 21."""
+    """Paths in `given` that `model`, which was parsed from it, does not have; at most 21."""
     return list(islice(_ignored(given, model, ""), MAX_NAMES + 1))
 
 
 def ignored_header(names: Sequence[str]) -> str:
-    """The header's value: 20 names at most, with commas between, in ASCII; "..." for more."""
+    """The header's value: at most 20 names, comma-separated, ASCII; "..." if there are more."""
     shown = [_spelled(name) for name in names[:MAX_NAMES]]
     return ", ".join([*shown, *(["..."] if len(names) > MAX_NAMES else [])])
 
@@ -41,11 +41,11 @@ def _ignored(given: Mapping[str, object], model: BaseModel, prefix: str) -> Iter
 
 @cache
 def _known(model: type[BaseModel]) -> Mapping[str, str]:
-    """The names of a model's fields by what clients call them."""
+    """The field names of a model by the names that clients use."""
     return {info.alias or name: name for name, info in model.model_fields.items()}
 
 
 def _spelled(name: str) -> str:
-    """Fit for a header: clients choose names, line ends and commas included."""
+    """Escape a name for a header: clients may use line ends and commas."""
     text = name[:MAX_NAME_CHARACTERS].encode("ascii", "backslashreplace").decode()
     return "".join(c if c.isprintable() and c != "," else "?" for c in text)

@@ -13,7 +13,7 @@ from gateway.validation.field_error import FieldError
 from mesh.errors import MeshError, invalid
 
 MAX_GIVEN_CHARACTERS = 80
-"""How much of a bad value is quoted back."""
+"""Characters of a bad value that an error message quotes."""
 
 Context: TypeAlias = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ def _problem(problem: ErrorDetails) -> MeshError:
 
 
 def field_path(location: Sequence[int | str]) -> str:
-    """`messages[0].content`."""
+    """Format a location as `messages[0].content`."""
     path = ""
     for part in location:
         if isinstance(part, int):
@@ -82,7 +82,7 @@ def field_path(location: Sequence[int | str]) -> str:
 
 
 def given_value(value: object) -> str:
-    """A bad value as JSON, shortened."""
+    """Format a bad value as JSON, truncated."""
     if isinstance(value, list | dict):
         return json_kind(value)
     text = json.dumps(value, ensure_ascii=False, default=repr)
@@ -92,7 +92,7 @@ def given_value(value: object) -> str:
 
 
 def json_kind(value: object) -> str:
-    """What JSON calls a value of this type."""
+    """The JSON type of a value, with its article."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -105,7 +105,7 @@ def json_kind(value: object) -> str:
 
 
 def path_of_surrogate(value: object) -> str | None:
-    """Where a string is not Unicode text because half of a surrogate pair stands in it."""
+    """The path of a string with a lone surrogate, which is not valid Unicode; None if none has."""
     waiting: list[tuple[str, object]] = [("", value)]
     while waiting:
         path, each = waiting.pop()
@@ -133,7 +133,7 @@ def _is_unicode(text: str) -> bool:
 def _given(kind: str, value: Any) -> str:
     if kind not in _LENGTHS:
         return given_value(value)
-    # Lengths count after white space is trimmed, where a field trims at all.
+    # Lengths are counted after trimming, where a field is trimmed.
     return str(len(value.strip() if isinstance(value, str) else value))
 
 
