@@ -1,4 +1,4 @@
-"""Scripts that measure the figures in the documentation."""
+"""Commands that measure the figures in docs/benchmarks.md."""
 
 from __future__ import annotations
 

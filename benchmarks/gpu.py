@@ -1,21 +1,21 @@
-"""The engine on a GPU, beside the device's own limits and transformers' continuous batching.
+"""The engine on a GPU, compared with the device's limits and transformers' continuous batching.
 
     python -m benchmarks.gpu --out docs/benchmarks/gpu.json
 
-Measures the device's bandwidth and matrix rate, makes a random model of Llama-3.1-8B's shape on
-it, then has this engine and transformers decode with 1, 32 and 256 streams and prefill prompts of
-2,048 tokens: the same weights, prompts and numbers of tokens. The engine does so twice, the second
-time with kernels whose results no other sequence has a say in, as for requests with a seed. Each
-contender runs in a process of its own, one after another, round after round, so that each has the
-device alone. Figures are medians over the rounds, ratios medians of each round's ratio.
-benchmarks/accelerator/roofline.py has the formulas of the limits, workload.py says which of a
-stream's tokens count.
+Measures the device's bandwidth and matrix rate, and makes a random model of Llama-3.1-8B's shape.
+Then this engine and transformers decode with 1, 32 and 256 streams and prefill prompts of 2,048
+tokens, with the same weights, prompts and numbers of tokens. The engine runs twice, the second
+time with batch-invariant kernels, as for requests with a seed. Each contender runs in a separate
+process, one after another, round after round, so that it has the device alone. Figures are
+medians over the rounds; ratios are medians of the rounds' ratios.
+benchmarks/accelerator/roofline.py has the formulas of the limits; workload.py defines which
+tokens of a stream are counted.
 
-transformers decodes by far faster with flash attention, and takes it where `flash-attn` is
-installed; the run says what it took.
+transformers decodes much faster with flash attention, and uses it where `flash-attn` is
+installed; the output names the attention that it used.
 
-`--device cpu --shape tiny` runs the same code where there is no GPU. Its figures say nothing of
-one. The exit status is 2 where the device is missing, 1 where a contender failed.
+`--device cpu --shape tiny` runs the same code without a GPU; its figures are meaningless. The
+exit status is 2 if the device is missing, and 1 if a contender failed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ from inference.model.config import load_config
 from inference.runner.invariance import Invariance
 
 NO_DEVICE = (
-    "no CUDA device was found; the figures need one. "
-    "--device cpu --shape tiny only shows that the script runs"
+    "no CUDA device was found. To test the script without one, use --device cpu --shape tiny"
 )
 GOALS_SHAPE = "llama-3.1-8b"
 BUFFER_MIB = {"cuda": 4096, "cpu": 256}
@@ -51,17 +50,17 @@ INVARIANCES = {
     "cuda": {"": Invariance.NONE, ", invariant": Invariance.ALL},
     "cpu": {"": Invariance.NONE},
 }
-"""Of steps without seeded requests, and of those with them, where that makes a difference."""
+"""Suffix of the contender's name, and the batch invariance of its steps."""
 
 DTYPES = {"cuda": ("bfloat16", "fp8"), "cpu": ("bfloat16",)}
 
 
 class Failed(Exception):
-    """A process ended badly; its own last words."""
+    """A process failed; the message quotes the last line of its output."""
 
 
 def call(module: str, *arguments: str, verbose: bool) -> str:
-    """What the module's process printed. Raises Failed."""
+    """Runs a module in a process; returns its output. Raises Failed."""
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         text=True,
@@ -69,13 +68,13 @@ def call(module: str, *arguments: str, verbose: bool) -> str:
         stderr=None if verbose else subprocess.PIPE,
     )
     if done.returncode:
-        words = (done.stderr or "").strip().splitlines() or ["see above"]
-        raise Failed(f"{module} ended with {done.returncode}: {words[-1]}")
+        lines = (done.stderr or "").strip().splitlines() or ["see above"]
+        raise Failed(f"{module} ended with {done.returncode}: {lines[-1]}")
     return done.stdout
 
 
 def call_json(module: str, *arguments: str, verbose: bool) -> dict[str, Any]:
-    """The JSON of its last line. Raises Failed."""
+    """Runs a module; returns the JSON in its last line. Raises Failed."""
     found: dict[str, Any] = json.loads(
         call(module, *arguments, verbose=verbose).strip().splitlines()[-1]
     )
@@ -83,26 +82,28 @@ def call_json(module: str, *arguments: str, verbose: bool) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Exits with 2 where it asks for what is not there."""
+    """The command line. Exits with 2 if the device or the model is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--shape", choices=sorted(make_model.SHAPES), default=GOALS_SHAPE)
-    parser.add_argument("--model", type=Path, help="a folder, instead of a random model")
+    parser.add_argument("--model", type=Path, help="model folder; default: a random model")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32, 256])
-    parser.add_argument("--prompt", type=int, default=128, help="tokens of a decoding stream")
-    parser.add_argument("--output", type=int, default=128, help="tokens of a decoding stream")
-    parser.add_argument("--prefill", type=int, default=2048, help="tokens of a prompt to prefill")
+    parser.add_argument(
+        "--prompt", type=int, default=128, help="prompt length of decoding, in tokens"
+    )
+    parser.add_argument("--output", type=int, default=128, help="tokens to decode")
+    parser.add_argument("--prefill", type=int, default=2048, help="prompt length of prefill")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--baseline-rounds", type=int, help="with transformers; all, if not given")
-    parser.add_argument("--dtype", nargs="+", choices=sorted(BYTES_OF_WEIGHT), help="the engine's")
-    parser.add_argument("--attention", default="auto", help="transformers', such as sdpa")
+    parser.add_argument("--baseline-rounds", type=int, help="rounds with transformers")
+    parser.add_argument("--dtype", nargs="+", choices=sorted(BYTES_OF_WEIGHT), help="of the engine")
+    parser.add_argument("--attention", default="auto", help="of transformers, such as sdpa")
     parser.add_argument("--without-transformers", action="store_true")
-    parser.add_argument("--buffer-mib", type=int, help="to measure the bandwidth with")
-    parser.add_argument("--matrix", type=int, help="rows and columns to measure the rate with")
-    parser.add_argument("--out", type=Path, help="where to write all measurements as JSON")
-    parser.add_argument("--verbose", action="store_true", help="let contenders write their logs")
+    parser.add_argument("--buffer-mib", type=int, help="buffer of the bandwidth test")
+    parser.add_argument("--matrix", type=int, help="size of the matrix test")
+    parser.add_argument("--out", type=Path, help="JSON file for all measurements")
+    parser.add_argument("--verbose", action="store_true", help="show the contenders' logs")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, f"{parser.prog}: {NO_DEVICE}\n")
@@ -120,7 +121,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def workload(options: argparse.Namespace, folder: Path, seed: int) -> Workload:
-    """What one round asks for."""
+    """The workload of one round."""
     return Workload(
         folder=str(folder),
         device=options.device,
@@ -133,45 +134,45 @@ def workload(options: argparse.Namespace, folder: Path, seed: int) -> Workload:
 
 
 class Measured(NamedTuple):
-    """What the rounds gave."""
+    """Results of the rounds so far."""
 
     rounds: list[dict[str, dict[str, float]]]
-    """For each round, by contender and by row, tokens a second."""
+    """Tokens per second of each round, by contender and row."""
     about: dict[str, str]
-    """Versions and ways, by contender."""
+    """Versions and settings, by contender."""
     failures: dict[str, str]
-    """Why a contender has no figures from some round on."""
+    """The error of each contender that failed."""
 
 
 def measure(
     options: argparse.Namespace, folder: Path, contenders: Mapping[str, tuple[str, str]]
 ) -> Iterator[Measured]:
-    """Every contender in turn, round after round; one that fails is left out from then on.
+    """Runs every contender in turn, round after round; skips a contender after it failed.
 
-    Gives all that is known after each round.
+    Yields the results so far after each round.
     """
     found = Measured([], {}, {})
     for number in range(options.rounds):
-        asked = workload(options, folder, number).to_json()
+        work = workload(options, folder, number).to_json()
         found.rounds.append({})
         for name, (module, argument) in contenders.items():
-            left_out = name == summary.BASELINE and number >= options.baseline_rounds
-            if left_out or name in found.failures:
+            skipped = name == summary.BASELINE and number >= options.baseline_rounds
+            if skipped or name in found.failures:
                 continue
             try:
-                said = call_json(module, asked, argument, verbose=options.verbose)
+                output = call_json(module, work, argument, verbose=options.verbose)
             except Failed as failure:
                 found.failures[name] = str(failure)
                 print(f"round {number + 1}, {name}: {failure}", flush=True)
                 continue
-            found.rounds[-1][name], found.about[name] = said["figures"], said["about"]
-            figures = "; ".join(f"{row} {rate:,.0f}" for row, rate in said["figures"].items())
+            found.rounds[-1][name], found.about[name] = output["figures"], output["about"]
+            figures = "; ".join(f"{row} {rate:,.0f}" for row, rate in output["figures"].items())
             print(f"round {number + 1}, {name}: {figures}", flush=True)
         yield found
 
 
 def run(options: argparse.Namespace, folder: Path, probe: Probe) -> int:
-    """All rounds and the table; returns the exit status."""
+    """Runs all rounds and prints the table; returns the exit status."""
     contenders = {
         f"weir {dtype}{suffix}": ("accelerator.weir", f"{dtype} {invariance.value}")
         for dtype in options.dtype
@@ -183,15 +184,15 @@ def run(options: argparse.Namespace, folder: Path, probe: Probe) -> int:
         contenders[summary.BASELINE] = arguments
         dtypes[summary.BASELINE] = summary.BASELINE_DTYPE
     config = load_config(folder)
-    asked = workload(options, folder, 0)
+    work = workload(options, folder, 0)
     goals = options.device == "cuda" and options.model is None and options.shape == GOALS_SHAPE
     for measured in measure(options, folder, contenders):
-        rows = summary.lines(measured.rounds, dtypes, config, probe, asked, with_goals=goals)
-        if options.out:  # after each round: a rented GPU may be gone before the last one
+        rows = summary.lines(measured.rounds, dtypes, config, probe, work, with_goals=goals)
+        if options.out:  # after each round, in case the run is interrupted
             _write(options, probe, measured, rows)
     print("\n".join(["", *summary.describe(probe), *summary.table(rows), ""]))
-    for name, words in measured.about.items():
-        print(f"{name}: {words}")
+    for name, about in measured.about.items():
+        print(f"{name}: {about}")
     return 1 if measured.failures else 0
 
 
@@ -220,8 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = options.model
             if folder is None:
                 folder = Path(made)
-                asked = ("--shape", options.shape, "--out", made, "--device", options.device)
-                print(call("make_model", *asked, verbose=options.verbose).strip(), flush=True)
+                flags = ("--shape", options.shape, "--out", made, "--device", options.device)
+                print(call("make_model", *flags, verbose=options.verbose).strip(), flush=True)
             return run(options, folder, probe)
     except Failed as failure:
         print(failure, file=sys.stderr)

@@ -1,10 +1,11 @@
-"""What gRPC itself costs: bare grpc.aio, no mesh, with its newer and with its older poller.
+"""Cost of bare grpc.aio, without mesh, with gRPC's EventEngine and with its epoll1 engine.
 
     python -m benchmarks.grpc_cost --out docs/benchmarks/grpc_cost.json
 
-A server and a client, a process each, send each other 40 bytes a message. CPU time is of the
-whole process, at each end; latency is of one call. The floor under the relay's figures: a request
-is one call of the tokenizer and two streams, of the engine and of the orchestrator, behind HTTP.
+A server and a client process exchange messages of 40 bytes. The CPU time is that of the whole
+process at each end; the latency is that of one call. The result is a lower bound of the relay's
+cost: a request is one call of the tokenizer and two streams, of the engine and of the
+orchestrator, plus HTTP.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import grpc
 import grpc.aio
 import uvloop
 
-POLLERS = {
-    "newer": "event_engine_client,event_engine_listener",
-    "older": "-event_engine_client,-event_engine_listener",
+ENGINES = {
+    "event_engine": "event_engine_client,event_engine_listener",
+    "epoll1": "-event_engine_client,-event_engine_listener",
 }
 MESSAGE = b"x" * 40
 SERVICE = "Bare"
@@ -37,7 +38,7 @@ Figures = dict[str, float]
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process so far."""
+    """CPU time of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
@@ -68,7 +69,7 @@ async def serve() -> None:
 
 
 async def call(port: int, num_calls: int, num_at_once: int) -> None:
-    """Makes the calls and prints the figures as JSON: milliseconds a call."""
+    """Makes the calls; prints the figures as JSON, in milliseconds per call."""
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     unary = channel.unary_unary(f"/{SERVICE}/Unary")
     used = channel.unary_unary(f"/{SERVICE}/Used")
@@ -104,10 +105,10 @@ async def call(port: int, num_calls: int, num_at_once: int) -> None:
     print(json.dumps(found))
 
 
-def run(poller: str, num_calls: int, num_at_once: int) -> dict[str, Figures]:
-    """One round with one poller."""
+def run(engine: str, num_calls: int, num_at_once: int) -> dict[str, Figures]:
+    """Runs one round with one engine."""
     command = [sys.executable, "-m", "benchmarks.grpc_cost"]
-    environment = {**os.environ, "GRPC_EXPERIMENTS": POLLERS[poller]}
+    environment = {**os.environ, "GRPC_EXPERIMENTS": ENGINES[engine]}
     with subprocess.Popen(
         [*command, "--serve"], stdout=subprocess.PIPE, text=True, env=environment
     ) as server:
@@ -127,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=1000)
-    parser.add_argument("--out", type=Path, help="where every figure goes, as JSON")
+    parser.add_argument("--out", type=Path, help="JSON file for all figures")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 32])
@@ -143,22 +144,22 @@ def main() -> None:
 def _compare(options: argparse.Namespace) -> None:
     rows = []
     for num_at_once in options.at_once:
-        rounds: dict[str, list[dict[str, Figures]]] = {poller: [] for poller in POLLERS}
+        rounds: dict[str, list[dict[str, Figures]]] = {engine: [] for engine in ENGINES}
         for number in range(options.rounds):
-            order = list(POLLERS) if number % 2 else list(reversed(POLLERS))
-            for poller in order:
-                rounds[poller].append(run(poller, options.calls, num_at_once))
-        for kind in rounds["newer"][0]:
+            order = list(ENGINES) if number % 2 else list(reversed(ENGINES))
+            for engine in order:
+                rounds[engine].append(run(engine, options.calls, num_at_once))
+        for kind in rounds["event_engine"][0]:
             row: dict[str, Any] = {"call": kind, "at_once": num_at_once}
-            for poller, found in rounds.items():
+            for engine, found in rounds.items():
                 for name in found[0][kind]:
-                    row[f"{poller}_{name}"] = statistics.median(each[kind][name] for each in found)
+                    row[f"{engine}_{name}"] = statistics.median(each[kind][name] for each in found)
             rows.append(row)
-    print("| call | at once | client CPU ms, newer / older | server CPU ms | latency ms |")
+    print("| call | at once | client CPU ms, EventEngine / epoll1 | server CPU ms | latency ms |")
     print("|---|---|---|---|---|")
     for row in rows:
         pairs = (
-            f"{row[f'newer_{name}']:.2f} / {row[f'older_{name}']:.2f}"
+            f"{row[f'event_engine_{name}']:.2f} / {row[f'epoll1_{name}']:.2f}"
             for name in ("client_cpu_ms", "server_cpu_ms", "latency_ms")
         )
         print(f"| {row['call']} | {row['at_once']} | {' | '.join(pairs)} |")

@@ -1,8 +1,8 @@
-"""Writes a model of random weights in a known shape, as a Hugging Face folder.
+"""Writes a model with random weights, in the shape of a known model, as a Hugging Face folder.
 
 python -m benchmarks.make_model --out FOLDER [--device cuda]
 
-Speed does not depend on what the weights are, so no download is needed to measure it.
+Speed does not depend on the values of the weights, so that measuring it needs no download.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
 SHAPES: dict[str, dict[str, object]] = {
-    # For the tests of benchmarks: its speed says nothing.
+    # For tests of the benchmarks.
     "tiny": {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -54,7 +54,7 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 SHARD_BYTES = 4 * 2**30
-"""A file of weights holds at most this, but for a single tensor that is larger."""
+"""Maximum size of a weights file, unless a single tensor is larger."""
 
 Shape = tuple[int, ...]
 
@@ -76,7 +76,7 @@ def config_of(shape: str) -> dict[str, object]:
 
 
 def tensor_shapes(config: dict[str, object]) -> dict[str, Shape]:
-    """Names and shapes of all weights, in the order in which they are drawn."""
+    """Names and shapes of all weights, in the order of their generation."""
     hidden, inner, vocab = (
         int(str(config[name])) for name in ("hidden_size", "intermediate_size", "vocab_size")
     )
@@ -105,12 +105,12 @@ def tensor_shapes(config: dict[str, object]) -> dict[str, Shape]:
     return found
 
 
-def draw(shape: Shape, device: str) -> torch.Tensor:
-    """Bfloat16: ones for a norm, else random, small enough that activations stay in range."""
+def random_weight(shape: Shape, device: str) -> torch.Tensor:
+    """A bfloat16 tensor: ones for a norm, else small random values."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
-    drawn: torch.Tensor = torch.randn(shape, device=device) * shape[1] ** -0.5
-    return drawn.bfloat16().cpu()
+    values: torch.Tensor = torch.randn(shape, device=device) * shape[1] ** -0.5
+    return values.bfloat16().cpu()
 
 
 def shards(shapes: dict[str, Shape], most_bytes: int) -> list[list[str]]:
@@ -138,7 +138,7 @@ def write_weights(
         name = f"model-{number:05}-of-{len(groups):05}.safetensors"
         if len(groups) == 1:
             name = "model.safetensors"
-        weights = {each: draw(shapes[each], device) for each in names}
+        weights = {each: random_weight(shapes[each], device) for each in names}
         save_file(weights, folder / name, metadata={"format": "pt"})
         file_of.update(dict.fromkeys(names, name))
     if len(groups) > 1:
@@ -148,10 +148,10 @@ def write_weights(
 
 
 def make(folder: Path, shape: str, seed: int = 0, device: str = "cpu") -> None:
-    """Writes config, weights and a tokenizer of as many made-up words as the model has ids.
+    """Writes config, weights, and a tokenizer with one made-up word for each token id.
 
-    The weights are drawn on `device`, which a large model is made faster on; each device draws
-    others.
+    The weights are generated on `device`: a GPU is faster for a large model. The values depend on
+    the device.
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,9 +171,11 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="smollm2-135m")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that draws")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device that generates the weights"
+    )
     arguments = parser.parse_args()
     make(arguments.out, arguments.shape, arguments.seed, arguments.device)
     print(f"{arguments.out}: random weights in the shape of {arguments.shape}")

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/benchmarks from the figures that the benchmarks wrote there.
+"""Plots the figures in docs/benchmarks as SVG files.
 
 python -m benchmarks.pictures
 """
@@ -29,7 +29,7 @@ def colours(names: list[str], ours: Callable[[str], bool]) -> dict[str, tuple[st
 
 
 def axis(axes: Axes, title: str, x: str, y: str) -> None:
-    """What every picture has."""
+    """Sets title, labels and grid."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -38,7 +38,7 @@ def axis(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def log2_streams(axes: Axes, values: list[int]) -> None:
-    """Numbers of streams, each as it is."""
+    """A log2 axis of numbers of streams, with a tick for each."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
@@ -62,7 +62,7 @@ def engine(figures: dict[str, Any]) -> None:
 
 
 def relay(figures: dict[str, Any]) -> None:
-    """CPU time of gateway and orchestrator a token, against streams."""
+    """CPU time of gateway and orchestrator per token, against streams."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for pace, style in (("full speed", "-"), ("paced", "--")):
         rows = [row for row in figures["rows"] if row["pace"] == pace]
@@ -77,7 +77,7 @@ def relay(figures: dict[str, Any]) -> None:
 
 
 def queue_vs_direct(figures: dict[str, Any]) -> None:
-    """Added time to the first token against clients, by shape."""
+    """Added time to the first token against clients, by architecture."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
     rows = figures["rows"]
     names = list(dict.fromkeys(row["shape"] for row in rows))
@@ -94,7 +94,7 @@ def queue_vs_direct(figures: dict[str, Any]) -> None:
 
 
 def gpu(figures: dict[str, Any]) -> None:
-    """Greedy decode throughput against streams by contender, and what the device would allow."""
+    """Greedy decode throughput against streams by contender, and the roofline."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
     rows = [row for row in figures["rows"] if row["kind"] == "decode" and not row["sampled"]]
     names = list(dict.fromkeys(row["contender"] for row in rows if row["rate"] is not None))
@@ -102,7 +102,7 @@ def gpu(figures: dict[str, Any]) -> None:
         streams = [row["size"] for row in mine_of(rows, name)]
         rates = [row["rate"] for row in mine_of(rows, name)]
         axes.plot(streams, rates, style, color=colour, marker="o", markersize=4, label=name)
-    # Of the first contender's type of weights.
+    # The roofline for the weight type of the first contender.
     limits = [row["roofline"] for row in mine_of(rows, names[0])]
     axes.plot(streams, limits, ":", color="#444444", label=f"roofline of {names[0]}")
     log2_streams(axes, streams)
@@ -118,7 +118,7 @@ def mine_of(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def save(figure: Any, name: str) -> None:
-    """As SVG, the same bytes for the same figures."""
+    """Writes a reproducible SVG file."""
     figure.tight_layout()
     figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None})
     pyplot.close(figure)
@@ -128,12 +128,12 @@ PICTURES = {"engine": engine, "gpu": gpu, "relay": relay, "queue_vs_direct": que
 
 
 def main() -> None:
-    """Draws those whose figures are there."""
+    """Plots every benchmark whose JSON file exists."""
     matplotlib.rcParams.update({"svg.hashsalt": "weir", "font.size": 10})
-    for name, draw in PICTURES.items():
+    for name, plot in PICTURES.items():
         source = FOLDER / f"{name}.json"
         if source.is_file():
-            draw(json.loads(source.read_text()))
+            plot(json.loads(source.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time to the first token of a 1,024-token prompt that the engine has seen, against the first time.
+"""Time to the first token of a 1,024-token prompt: cached in the prefix cache, against uncached.
 
 python -m benchmarks.prefix_cache
 """
@@ -22,7 +22,7 @@ NUM_TOKENS = 1024
 
 
 def first_token(engine: Engine, name: str, prompt: list[int]) -> float:
-    """Seconds from arrival to the first token."""
+    """Runs the prompt; returns the seconds from arrival to the first token."""
     params = SamplingParams(max_tokens=1, temperature=0.0)
     sequence = Sequence(name, prompt, params)
     timings = run_alone(engine, sequence).timings
@@ -33,9 +33,9 @@ def first_token(engine: Engine, name: str, prompt: list[int]) -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=FOLDER, help="the model's folder")
-    parser.add_argument("--prompts", type=int, default=20, help="each is asked twice")
-    parser.add_argument("--threads", type=int, default=0, help="0: what the quota gives")
+    parser.add_argument("--model", type=Path, default=FOLDER, help="model folder")
+    parser.add_argument("--prompts", type=int, default=20, help="prompts; each runs twice")
+    parser.add_argument("--threads", type=int, default=0, help="0: the container's CPU limit")
     arguments = parser.parse_args()
     engine = load_engine(
         replace(

@@ -1,9 +1,9 @@
-"""Decode tokens/s on the demo model's summaries at one stream, with prompt lookup and without.
+"""Decode speed of the demo model's summaries with and without prompt lookup, at one stream.
 
 python -m benchmarks.prompt_lookup
 
-Each held-out question is answered by both engines in turn, so that whatever else runs on the
-machine slows both. The answers must be the same.
+All engines answer each held-out question in turn, so that other load on the machine affects all
+alike. The answers must be the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.search.prompt import Passage, search_messages
 
 
 class Answer(NamedTuple):
-    """One answer and how long it took from its first token to its last."""
+    """One answer, and the seconds from its first token to its last."""
 
     token_ids: list[int]
     seconds: float
@@ -65,18 +65,24 @@ def answer(engine: Engine, name: str, prompt: list[int], temperature: float) -> 
 
 
 def speed(answers: list[Answer]) -> float:
-    """Tokens/s behind the first ones."""
+    """Tokens per second, without the first token of each answer."""
     return sum(len(a.token_ids) - 1 for a in answers) / sum(a.seconds for a in answers)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=FOLDER, help="the model's folder")
-    parser.add_argument("--limit", type=int, default=60, help="questions")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[8], help="drafts to compare")
+    parser.add_argument("--model", type=Path, default=FOLDER, help="model folder")
+    parser.add_argument("--limit", type=int, default=60, help="number of questions")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[8],
+        help="numbers of speculative tokens to compare",
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--threads", type=int, default=0, help="0: what the quota gives")
+    parser.add_argument("--threads", type=int, default=0, help="0: the container's CPU limit")
     arguments = parser.parse_args()
     engines = {
         number: load_engine(

@@ -1,10 +1,10 @@
-"""A step's time when tokens are sampled, against the same step when they are not.
+"""Duration of an engine step with sampling, relative to the same step with greedy decoding.
 
 python -m benchmarks.sampling_cost
 
-The model has SmolLM2-135M's shape and random weights. The streams go on with another setting at
-every step, each once in a cycle, so that whatever else runs on the machine slows all. A figure is
-the median over the cycles, a ratio the median of each cycle's ratio to its greedy step.
+The model has SmolLM2-135M's shape and random weights. The sampling parameters change with every
+step, each setting once in a cycle, so that other load on the machine affects all alike. A figure is
+the median over the cycles; a ratio is the median of the cycles' ratios to their greedy step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROMPT_LENGTH = 128
 
 
 def cycles(engine: Engine, num_streams: int, num_cycles: int) -> list[dict[str, float]]:
-    """Seconds of one step with each setting, so many times over, of the same streams."""
+    """Runs cycles of one step with each setting; returns each step's seconds."""
     rng = random.Random(0)
     vocab_size = engine.model_info.vocab_size
     settings = {name: SamplingParams(**params) for name, params in SETTINGS.items()}
@@ -77,12 +77,12 @@ def cycles(engine: Engine, num_streams: int, num_cycles: int) -> list[dict[str, 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="a model's folder, instead of a random one")
+    parser.add_argument("--folder", type=Path, help="model folder; default: a random model")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--cycles", type=int, default=40, help="steps with each setting")
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--kernels", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="0: what the quota gives")
+    parser.add_argument("--threads", type=int, default=0, help="0: the container's CPU limit")
     arguments = parser.parse_args()
     context = PROMPT_LENGTH + (arguments.cycles + 1) * len(SETTINGS) + 1
     with tempfile.TemporaryDirectory() as made:
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def compare(engine: Engine, num_streams: int, num_cycles: int) -> None:
-    """Prints a table."""
+    """Runs the cycles and prints a table."""
     found = cycles(engine, num_streams, num_cycles)
     print(f"\n{num_streams} streams, {num_cycles} steps with each setting")
     print(f"{'':24}{'ms a step':>10}{'ratio':>8}  quartiles of the ratio")

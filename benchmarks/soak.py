@@ -2,9 +2,9 @@
 
 python -m benchmarks.soak --requests 10000
 
-Requests of all kinds, greedy and sampled, constrained, with log probabilities, with beginnings in
-common, with deadlines too short, arrive at random; a third of their consumers leave early. At the
-end every block of the KV cache must be free, every stream closed and every sequence gone.
+Requests arrive at random: greedy, sampled, constrained, with log probabilities, with common
+prefixes, and with deadlines that are too short. A third of the consumers abort early. At the end
+all blocks of the KV cache must be free, all streams closed, and all sequences released.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 
 CONCURRENCY = 48
 MAX_GROWTH_BYTES = 32 * 2**20
-"""Of the process over all requests behind the first tenth: what an allocator may scatter."""
+"""Allowed growth of the process after the first tenth of the requests, for fragmentation."""
 
 
 class Soaked(NamedTuple):
-    """What became of the requests, and of the memory."""
+    """Outcomes of the requests, and what was left at the end."""
 
     outcomes: Counter[str]
     growth_bytes: int
@@ -47,9 +47,9 @@ class Soaked(NamedTuple):
 
 
 async def soak(engine: AsyncEngine, num_requests: int, seed: int) -> Soaked:
-    """Sends the requests through a started engine."""
+    """Runs the requests through a started engine."""
     rng = random.Random(seed)
-    beginnings = [random_ids(rng, engine, rng.randint(20, 90)) for _ in range(4)]
+    prefixes = [random_ids(rng, engine, rng.randint(20, 90)) for _ in range(4)]
     outcomes: Counter[str] = Counter()
     numbers = iter(tqdm(range(num_requests), unit=" requests", mininterval=5))
     base, before = 0, num_sequences()
@@ -57,7 +57,7 @@ async def soak(engine: AsyncEngine, num_requests: int, seed: int) -> Soaked:
     async def worker() -> None:
         nonlocal base
         for number in numbers:
-            outcomes[await request(engine, random.Random(f"{seed} {number}"), beginnings)] += 1
+            outcomes[await request(engine, random.Random(f"{seed} {number}"), prefixes)] += 1
             if number == num_requests // 10:
                 base = memory()
 
@@ -65,7 +65,7 @@ async def soak(engine: AsyncEngine, num_requests: int, seed: int) -> Soaked:
         for _ in range(CONCURRENCY):
             tasks.create_task(worker())
     async with asyncio.timeout(60):
-        # Aborts of the last ones are still on their way to the engine's thread.
+        # The engine's thread handles the last aborts asynchronously.
         while engine.load().num_running or engine.load().kv_usage:
             await asyncio.sleep(0.01)
     left = num_sequences() - before
@@ -74,11 +74,11 @@ async def soak(engine: AsyncEngine, num_requests: int, seed: int) -> Soaked:
     return Soaked(outcomes, memory() - base, left, live, load.kv_usage)
 
 
-async def request(engine: AsyncEngine, rng: random.Random, beginnings: list[list[int]]) -> str:
-    """One request of a random kind; says how it ended."""
-    prompt = rng.choice(beginnings) if rng.random() < 0.5 else []
+async def request(engine: AsyncEngine, rng: random.Random, prefixes: list[list[int]]) -> str:
+    """Runs one random request; returns its outcome."""
+    prompt = rng.choice(prefixes) if rng.random() < 0.5 else []
     prompt = prompt + random_ids(rng, engine, rng.randint(1, 40))
-    leaves_after = rng.randint(0, 4) if rng.random() < 0.33 else None
+    aborts_after = rng.randint(0, 4) if rng.random() < 0.33 else None
     deadline = time.monotonic() + rng.random() * 0.05 if rng.random() < 0.05 else None
     chunks = engine.generate(str(rng.random()), prompt, random_params(rng), deadline=deadline)
     num_chunks = 0
@@ -89,8 +89,8 @@ async def request(engine: AsyncEngine, rng: random.Random, beginnings: list[list
                     error = chunk.finish.error
                     assert error is None or isinstance(error, DeadlineExceeded), error
                     return "deadline" if error is not None else chunk.finish.reason.value
-                if leaves_after is not None and num_chunks >= leaves_after:
-                    return "left"
+                if aborts_after is not None and num_chunks >= aborts_after:
+                    return "aborted"
                 num_chunks += 1
     except DeadlineExceeded:
         return "deadline"
@@ -98,7 +98,7 @@ async def request(engine: AsyncEngine, rng: random.Random, beginnings: list[list
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    """Of every kind."""
+    """Random sampling parameters."""
     values: dict[str, Any] = {"max_tokens": rng.randint(1, 24)}
     if rng.random() < 0.4:
         values["temperature"] = 0.0
@@ -107,29 +107,29 @@ def random_params(rng: random.Random) -> SamplingParams:
     if rng.random() < 0.2:
         values |= {"num_logprobs": 2, "num_prompt_logprobs": 1}
     if rng.random() < 0.15:
-        least = rng.randint(1, 60)  # more of them than are kept compiled
+        least = rng.randint(1, 60)  # more patterns than the cache of compiled grammars holds
         values["constraint"] = OutputConstraint(ConstraintForm.REGEX, f"[a-z]{{{least},200}}[0-9]+")
     return SamplingParams(**values)
 
 
 def random_ids(rng: random.Random, engine: AsyncEngine, length: int) -> list[int]:
-    """Token ids of the engine's vocabulary."""
+    """Random token ids of the engine's vocabulary."""
     return [rng.randrange(engine.model_info.vocab_size) for _ in range(length)]
 
 
 def memory() -> int:
-    """Bytes that the process has in memory."""
+    """Resident memory of the process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def num_sequences() -> int:
-    """That anything still holds."""
+    """Sequences that are still referenced."""
     gc.collect()
     return sum(type(each) is Sequence for each in gc.get_objects())
 
 
 def problems(soaked: Soaked, num_requests: int) -> list[str]:
-    """What is not as it must be."""
+    """Messages about everything that was not released."""
     found = []
     if sum(soaked.outcomes.values()) != num_requests:
         found.append(f"{sum(soaked.outcomes.values())} of {num_requests} requests ended")
@@ -143,7 +143,7 @@ def problems(soaked: Soaked, num_requests: int) -> list[str]:
 
 
 async def run(options: EngineOptions, num_requests: int, seed: int) -> Soaked:
-    """On an engine of its own."""
+    """Starts an engine, runs the requests, stops the engine."""
     engine = AsyncEngine(lambda: load_engine(options))
     await engine.start()
     try:
@@ -153,24 +153,24 @@ async def run(options: EngineOptions, num_requests: int, seed: int) -> Soaked:
 
 
 def main() -> None:
-    """The command line; exit code 1 where something is left."""
+    """Exits with 1 if anything was not released."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("models/demo"))
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of a small model's forward pass")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the forward pass")
     arguments = parser.parse_args()
     options = replace(
         EngineOptions.defaults(arguments.model, "soak"),
         threads=arguments.threads,
-        kv_cache_tokens=1024,  # so small that sequences lose their blocks to each other
+        kv_cache_tokens=1024,  # small enough that sequences are preempted
         max_num_seqs=32,
         max_num_waiting=CONCURRENCY,
         num_speculative_tokens=8,
     )
     soaked = asyncio.run(run(options, arguments.requests, arguments.seed))
     print(f"{arguments.requests} requests: {dict(soaked.outcomes)}")
-    print(f"memory grew by {soaked.growth_bytes / 2**20:.1f} MiB behind the first tenth")
+    print(f"memory grew by {soaked.growth_bytes / 2**20:.1f} MiB after the first tenth")
     if found := problems(soaked, arguments.requests):
         sys.exit("\n".join(found))
 

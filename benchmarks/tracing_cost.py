@@ -1,18 +1,16 @@
-"""What tracing costs the relay: CPU time per token with it, against the same services without.
+"""CPU time per token that tracing adds to the relay.
 
     python -m benchmarks.tracing_cost --starts 3 --rounds 20
 
-Three stacks of the four services, with made-up tokens, stand side by side and take turns at the
-same load. Each can leave its spans out (benchmarks.harness.untraced), and has three turns a
-round: with
-them, without, and without once more, in an order drawn anew. CPU time is that of gateway and
-orchestrator, from the kernel; the load's and the collector's own do not count. What tracing adds
-is a ratio of turns in the same process and round; what the third turn adds to the second is what
-the method cannot tell from nothing.
+Three stacks of the four services, with the fake engine, run side by side and take turns at the
+same load. Each can switch its tracing off (benchmarks.harness.untraced), and has three turns a
+round in random order: `with` tracing, `without`, and without `again`. The CPU time is that of
+gateway and orchestrator, from the kernel. The cost of tracing is a ratio of turns of the same
+process and round; the ratio of the two turns without tracing is the noise of the method.
 
-    no exporter  as services run by default: spans have ids and are not recorded
-    exporter     the default sampling: so many traces a second of work are recorded and sent
-    everything   an exporter, and every request recorded and sent
+    no exporter  the services' default: spans have ids and are not recorded
+    exporter     the default sampling: a limited number of traces a second is recorded and exported
+    everything   every request is recorded and exported
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ TURNS = ("with", "without", "again")
 
 
 class Relay(NamedTuple):
-    """Four services in one of the modes."""
+    """The four services in one of the modes."""
 
     mode: str
     services: Services
@@ -50,12 +48,12 @@ Round = dict[str, float]
 
 
 def start(processes: Processes, mode: str, options: argparse.Namespace, folder: Path) -> Relay:
-    """Starts the services; they may not be ready yet."""
+    """Starts the services without waiting until they are ready."""
     environment = {}
     if mode != "no exporter":
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = options.endpoint
     if mode == "exporter":
-        # A stack is traced for one turn in so many: else it would save up traces meanwhile.
+        # A stack traces in one turn of nine; its rate limiter must not accumulate traces meanwhile.
         share = 1 / len(MODES) / len(TURNS)
         environment["OTEL_TRACES_SAMPLER_ARG"] = str(TRACES_PER_SECOND * share)
     if mode == "everything":
@@ -73,10 +71,10 @@ def start(processes: Processes, mode: str, options: argparse.Namespace, folder: 
 
 
 def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[Round]]:
-    """The rounds of each mode."""
+    """Runs all rounds; returns them by mode."""
     found: dict[str, list[Round]] = {relay.mode: [] for relay in relays}
     names = SERVICES if options.all else RELAY
-    for number in range(-1, options.rounds):  # the first one warms up
+    for number in range(-1, options.rounds):  # round -1 warms up
         for relay in random.sample(relays, len(relays)):
             used: Round = {}
             for turn in random.sample(TURNS, len(TURNS)):
@@ -94,7 +92,7 @@ def measure(relays: list[Relay], options: argparse.Namespace) -> dict[str, list[
 
 
 def measure_once_started(options: argparse.Namespace) -> dict[str, list[Round]]:
-    """Starts the stacks, measures all rounds, ends them."""
+    """Starts the stacks, measures all rounds, and ends the stacks."""
     with tempfile.TemporaryDirectory() as made, Processes(Path(made) / "log") as processes:
         options.endpoint = start_collector(processes)
         relays = [start(processes, mode, options, Path(made)) for mode in MODES]
@@ -104,10 +102,10 @@ def measure_once_started(options: argparse.Namespace) -> dict[str, list[Round]]:
 
 
 def report(found: dict[str, list[Round]]) -> str:
-    """A line a mode, and one of all turns without."""
+    """A line for each mode, and one for the noise."""
     lines = [f"{'':<13}{'µs/token, median':>18}{'added, median':>16}{'quartiles':>20}"]
     for mode, rounds in found.items():
-        # The mean of both turns without: less noise than either.
+        # The mean of both turns without tracing has less noise than either.
         added = [r["with"] / statistics.fmean((r["without"], r["again"])) for r in rounds]
         lines.append(_line(mode, [r["with"] for r in rounds], added))
     every = [each for rounds in found.values() for each in rounds]
@@ -134,21 +132,21 @@ def main() -> None:
         f"{options.turns} x {options.streams} streams of {options.tokens} tokens "
         f"at {options.pace:g} a second, {options.starts} x {options.rounds} rounds; "
         f"{os.cpu_count()} cores, load per core {busy:.1f}"
-        f"{': busy, read with care' if busy > 1.2 else ''}\n{report(found)}"
+        f"{': the machine is busy, results are unreliable' if busy > 1.2 else ''}\n{report(found)}"
     )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.tracing_cost")
-    parser.add_argument("--starts", type=int, default=3, help="of all stacks, each anew")
-    parser.add_argument("--rounds", type=int, default=20, help="of each start")
+    parser.add_argument("--starts", type=int, default=3, help="starts of all stacks")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of each start")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument(
         "--turns", type=int, default=1, help="streams of a connection, one after another"
     )
     parser.add_argument("--pace", type=float, default=100.0, help="tokens per second and stream")
-    parser.add_argument("--all", action="store_true", help="count tokenizer and inference too")
+    parser.add_argument("--all", action="store_true", help="include tokenizer and inference")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")

@@ -1,18 +1,16 @@
-"""What tracing costs the relay, counted: instructions per request with it and without.
+"""Instructions per request that tracing adds to the relay, counted with callgrind.
 
     python -m benchmarks.tracing_instructions     (needs valgrind)
 
-Time on a shared machine differs by more than tracing costs (benchmarks.tracing_cost). What a
-process executes does not: gateway and orchestrator run in callgrind, which counts instructions in
-user space, some fifty times as slowly. Streams run one after another on each connection; turns
-with spans and turns without (benchmarks.harness.untraced) take place in the same processes, in an
-order
-drawn anew. What the services do by themselves, such as looking after each other, is counted while
-nothing is asked of them and taken off. What the kernel does is left out, and it is the same for
-both, so the shares are larger than those of the time.
+CPU time on a shared machine varies by more than the cost of tracing (benchmarks.tracing_cost);
+the number of instructions does not. Gateway and orchestrator run in callgrind, which counts
+instructions in user space and is about fifty times slower. Turns with and without tracing
+(benchmarks.harness.untraced) run in the same processes, in random order. The instructions of
+background work, such as health checks, are measured while the services are idle, and subtracted.
+The kernel's instructions are not counted, so the ratios are larger than those of the CPU time.
 
-    no exporter  as services run by default: spans have ids and are not recorded
-    everything   an exporter, and every request recorded and sent
+    no exporter  the services' default: spans have ids and are not recorded
+    everything   every request is recorded and exported
 """
 
 from __future__ import annotations
@@ -45,31 +43,31 @@ class Round(NamedTuple):
     traced: float
     untraced: float
     again: float
-    """Untraced once more: what differs is noise."""
+    """Untraced a second time; the difference is noise."""
 
 
 class CountedProcesses(Processes):
-    """Those of the relay run in callgrind."""
+    """Processes of which gateway and orchestrator run in callgrind."""
 
     def __init__(self, folder: Path) -> None:
-        """What they print and what they are counted to have done goes to files in `folder`."""
+        """Their output and callgrind's counts are written to `folder`."""
         super().__init__(folder / "log")
         self._folder = folder
 
-    def _as_started(self, name: str, command: Sequence[str]) -> Sequence[str]:
+    def _wrapped(self, name: str, command: Sequence[str]) -> Sequence[str]:
         if name not in RELAY:
             return command
         out = f"--callgrind-out-file={self._folder / name}.counts"
         return ["valgrind", "--tool=callgrind", "--quiet", out, *command]
 
     def instructions(self, name: str) -> int:
-        """What the process has executed since it was asked last."""
+        """Instructions of the process since the last call."""
         pid = str(self._processes[name].pid)
         before = set(self._counts(name))
         subprocess.run(["callgrind_control", "--dump", pid], check=True, capture_output=True)
         [counts] = set(self._counts(name)) - before
         found = re.search(r"^(?:totals|summary): (\d+)$", counts.read_text(), re.MULTILINE)
-        assert found is not None, f"{counts} has no total"
+        assert found is not None, f"no total in {counts}"
         return int(found.group(1))
 
     def _counts(self, name: str) -> list[Path]:
@@ -77,7 +75,7 @@ class CountedProcesses(Processes):
 
 
 def measure(mode: str, options: argparse.Namespace) -> list[Round]:
-    """The rounds of one mode."""
+    """Runs all rounds of one mode."""
     with (
         tempfile.TemporaryDirectory() as made,
         CountedProcesses(Path(made)) as processes,
@@ -95,14 +93,14 @@ def measure(mode: str, options: argparse.Namespace) -> list[Round]:
         )
         services.wait_ready()
 
-        def turn(name: str, by_themselves: float = 0.0) -> float:
-            """Instructions per request, those taken off that are executed each second anyway."""
+        def turn(name: str, idle_rate: float = 0.0) -> float:
+            """Instructions per request, without those of the background work."""
             switch.set(name == "traced")
             began = time.monotonic()
             streams = uvloop.run(load(services.url, options.streams, options.tokens, options.turns))
             assert not any(stream.error for stream in streams), streams
             count = sum(map(processes.instructions, RELAY))
-            return (count - by_themselves * (time.monotonic() - began)) / len(streams)
+            return (count - idle_rate * (time.monotonic() - began)) / len(streams)
 
         turn("traced")  # warms up
         time.sleep(IDLE_SECONDS)
@@ -115,15 +113,15 @@ def measure(mode: str, options: argparse.Namespace) -> list[Round]:
 
 
 def report(mode: str, rounds: list[Round]) -> str:
-    """A line: instructions of a request, what tracing adds, and what nothing adds."""
+    """A line with the instructions per request, the cost of tracing, and the noise."""
     added = [100 * (each.traced / each.untraced - 1) for each in rounds]
-    nothing = [100 * (each.again / each.untraced - 1) for each in rounds]
+    noise = [100 * (each.again / each.untraced - 1) for each in rounds]
     low, middle, high = statistics.quantiles(added, n=4)
-    least, median, most = statistics.quantiles(nothing, n=4)
+    least, median, most = statistics.quantiles(noise, n=4)
     return (
         f"{mode:<12}{statistics.median(each.untraced for each in rounds) / 1e6:>9.2f} million "
-        f"a request; tracing adds {middle:.2f} % ({low:.2f} to {high:.2f}), "
-        f"nothing {median:.2f} % ({least:.2f} to {most:.2f})"
+        f"per request; tracing adds {middle:.2f} % ({low:.2f} to {high:.2f}), "
+        f"noise {median:.2f} % ({least:.2f} to {most:.2f})"
     )
 
 
@@ -133,9 +131,11 @@ def main() -> None:
         prog="benchmarks.tracing_instructions", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--streams", type=int, default=4, help="connections at once")
-    parser.add_argument("--turns", type=int, default=16, help="streams of each, one after another")
-    parser.add_argument("--tokens", type=int, default=200, help="of a stream")
+    parser.add_argument("--streams", type=int, default=4, help="concurrent connections")
+    parser.add_argument(
+        "--turns", type=int, default=16, help="streams of a connection, one after another"
+    )
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     options = parser.parse_args()
     if options.rounds < 2:

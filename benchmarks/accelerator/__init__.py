@@ -1,8 +1,8 @@
-"""The parts of benchmarks/gpu.py; whatever touches the device is a process of its own.
+"""Parts of benchmarks/gpu.py. Those that use the device run in separate processes:
 
 python -m benchmarks.accelerator.probe DEVICE BUFFER_MIB MATRIX_SIZE
 python -m benchmarks.accelerator.weir WORKLOAD DTYPE
 python -m benchmarks.accelerator.transformers_batching WORKLOAD ATTENTION
 
-Each prints one line of JSON last.
+The last line of their output is JSON.
 """

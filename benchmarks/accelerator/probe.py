@@ -1,4 +1,4 @@
-"""How fast a device moves memory and multiplies matrices, measured with torch's own operations."""
+"""Measures the memory bandwidth and the matrix rate of a device with torch's operations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_RUNS = 50
 
 
 class Probe(NamedTuple):
-    """What a device is, and does at best."""
+    """A device, and its measured limits."""
 
     name: str
     driver: str
@@ -28,20 +28,20 @@ class Probe(NamedTuple):
     memory_bytes: int
     """0: unknown."""
     copy_bytes_per_second: float
-    """Read and written, of a copy on the device."""
+    """Bytes read and written by a copy on the device."""
     read_bytes_per_second: float
-    """Of a sum over a buffer."""
+    """Bytes read by a sum over a buffer."""
     bfloat16_flops_per_second: float
     fp8_flops_per_second: float | None
-    """None where torch multiplies no fp8 on it."""
+    """None if torch does not support fp8 products on the device."""
 
     @property
     def bytes_per_second(self) -> float:
-        """The bandwidth: the better of both ways to measure it."""
+        """The bandwidth: the larger of both measurements."""
         return max(self.copy_bytes_per_second, self.read_bytes_per_second)
 
     def flops_per_second(self, dtype: str) -> float:
-        """The matrix rate for weights of this type; fp8 may be multiplied as either."""
+        """The matrix rate for weights of this type. fp8 may be multiplied as fp8 or bfloat16."""
         rates = [self.bfloat16_flops_per_second]
         if dtype == "fp8" and self.fp8_flops_per_second is not None:
             rates.append(self.fp8_flops_per_second)
@@ -49,7 +49,7 @@ class Probe(NamedTuple):
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """The median of many runs, by the device's own clock where it has one."""
+    """Median duration of many runs; on a GPU measured with CUDA events."""
     for _ in range(NUM_WARM_UPS):
         run()
     if device == "cpu":
@@ -70,27 +70,27 @@ def seconds(run: Callable[[], Any], device: str) -> float:
 
 
 def copy_rate(device: str, num_bytes: int) -> float:
-    """Bytes a second, each counted as it is read and as it is written."""
+    """Bytes per second of a copy; reads and writes both count."""
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), device)
 
 
 def read_rate(device: str, num_bytes: int) -> float:
-    """Bytes a second of a sum in float32, which writes next to nothing."""
+    """Bytes per second of a float32 sum, which only reads."""
     source = torch.ones(num_bytes // 4, device=device)
     return source.nbytes / seconds(source.sum, device)
 
 
 def matrix_rate(device: str, size: int) -> float:
-    """FLOPs a second of a square product in bfloat16."""
+    """FLOP/s of a square matrix product in bfloat16."""
     left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     out = torch.empty_like(left)
     return 2 * size**3 / seconds(lambda: torch.matmul(left, right, out=out), device)
 
 
 def fp8_rate(device: str, size: int) -> float | None:
-    """The same in fp8 (e4m3) with bfloat16 results; None where torch cannot."""
+    """FLOP/s in fp8 (e4m3) with bfloat16 results; None if torch does not support it."""
     one = torch.ones((), device=device)
     try:
         left, right = (
@@ -98,7 +98,7 @@ def fp8_rate(device: str, size: int) -> float | None:
         )
 
         def multiply() -> torch.Tensor:
-            # The right one by columns, as the operation demands.
+            # The operation requires a column-major right operand.
             return torch._scaled_mm(
                 left, right.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=device != "cpu"
             )
@@ -110,7 +110,7 @@ def fp8_rate(device: str, size: int) -> float | None:
 
 
 def driver() -> str:
-    """The version that nvidia-smi says; the kernel of a CPU."""
+    """The driver version that nvidia-smi reports; for a CPU, the kernel's version."""
     if not torch.cuda.is_available():
         return f"{platform.system()} {platform.release()}"
     tool = shutil.which("nvidia-smi")
@@ -122,7 +122,7 @@ def driver() -> str:
 
 
 def probe(device: str, num_bytes: int, matrix_size: int) -> Probe:
-    """Measures; the buffers are far larger than any cache of a GPU if `num_bytes` are."""
+    """Measures the device. `num_bytes` must be far larger than the device's caches."""
     on_gpu = device == "cuda"
     version = f"{torch.__version__}, CUDA {torch.version.cuda}" if on_gpu else torch.__version__
     return Probe(

@@ -1,8 +1,8 @@
-"""The least time that a device of a known bandwidth and matrix rate needs for a step.
+"""Roofline model: the minimum time of a step for a given bandwidth and matrix rate.
 
-Two bounds, of which the larger holds. What is left out (activations, logits, the scales of
-quantised weights, attention's arithmetic while decoding) only adds to the time, so the roofline is
-never lower than what the device could do.
+The time is the larger of two bounds. Ignored costs (activations, logits, the scales of quantized
+weights, the arithmetic of attention in decode) only add to the time, so that no implementation is
+faster than the roofline.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from inference.model.config import ModelConfig
 from inference.model.factory import activation_type
 
 BYTES_OF_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
-"""Of a weight in a matrix, by the engine's dtype; norms and embeddings are as the activations."""
+"""Bytes of a matrix weight, by dtype; norms and embeddings have the activations' type."""
 
 
 def activation_bytes(dtype: str) -> int:
-    """Of a number in the KV cache, in a norm's weights and in the table of embeddings."""
+    """Bytes of an element of the KV cache, the norms and the embeddings."""
     return activation_type(dtype).itemsize
 
 
 class Rates(NamedTuple):
-    """What the device was measured to do."""
+    """Measured rates of the device."""
 
     bytes_per_second: float
     flops_per_second: float
 
 
 class Bound(NamedTuple):
-    """Seconds that a step takes at least."""
+    """Lower bounds of a step's duration."""
 
     bandwidth_seconds: float
     matrix_seconds: float
 
     @property
     def seconds(self) -> float:
-        """Moving and multiplying overlap at best, so the longer of both."""
+        """The larger bound: transfers and products overlap at best."""
         return max(self)
 
 
 def head_weights(config: ModelConfig) -> int:
-    """Weights of the output matrix, tied to the embeddings or not."""
+    """Number of weights of the output matrix, tied or not."""
     return config.vocab_size * config.hidden_size
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes that every step reads: all matrices, the output's among them, and the norms.
+    """Bytes that every step reads: all matrices, including the output's, and the norms.
 
-    The table of embeddings is not among them: only the rows of the step's tokens are read.
+    Without the embedding table, of which a step reads only its tokens' rows.
     """
     matrices = (config.num_layer_weights + head_weights(config)) * BYTES_OF_WEIGHT[dtype]
     norms = (2 * config.num_layers + 1) * config.hidden_size * activation_bytes(dtype)
@@ -62,17 +62,17 @@ def kv_bytes(config: ModelConfig, dtype: str) -> int:
 
 
 def embedding_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of one token's row in the table of embeddings."""
+    """Bytes of one row of the embedding table."""
     return config.hidden_size * activation_bytes(dtype)
 
 
 def decode_bound(
     config: ModelConfig, dtype: str, rates: Rates, streams: int, context: float
 ) -> Bound:
-    """A step that gives `streams` sequences, each of `context` tokens, one token more.
+    """A decode step of `streams` sequences with `context` tokens each.
 
-    Bytes: weights + streams * (context * kv + embedding); one of the `context` tokens is the new
-    one, whose keys and values are written, the others' are read.
+    Bytes: weights + streams * (context * kv + embedding); the keys and values
+    of the new token are written, those of the other tokens of `context` are read.
     FLOPs: 2 * (weights of layers and output) * streams.
     """
     moved = weight_bytes(config, dtype) + streams * (
@@ -83,7 +83,7 @@ def decode_bound(
 
 
 def prefill_bound(config: ModelConfig, dtype: str, rates: Rates, tokens: int) -> Bound:
-    """A step that computes a prompt of `tokens` and its next token.
+    """A step that computes a prompt of `tokens` tokens and the first new token.
 
     Bytes: weights + tokens * (kv + embedding), keys and values written.
     FLOPs: 2 * (weights of layers) * tokens, the output once: 2 * (weights of output), and causal
@@ -100,7 +100,7 @@ def prefill_bound(config: ModelConfig, dtype: str, rates: Rates, tokens: int) ->
 
 
 def mean_context(prompt_length: int, output_length: int) -> float:
-    """Tokens that a stream attends to in an average step of its decode, the new one included.
+    """Mean number of tokens that a decode step attends to, including the new one.
 
     The first token comes from the prefill. The step for token k, from 2 to the last, attends to
     prompt + k - 1 tokens; on average over these steps that is prompt + output / 2. A step's time

@@ -1,4 +1,4 @@
-"""The table of benchmarks/gpu.py: every figure beside what the device allows and its goals."""
+"""The table of benchmarks/gpu.py: figures, rooflines, ratios and goals."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ BASELINE = "transformers"
 BASELINE_DTYPE = "bfloat16"
 
 BANDWIDTH_GOALS = {Row("decode", 1): 0.8, Row("decode", 256): 0.5}
-"""Of the bandwidth roofline, on an H200 with Llama-3.1-8B's shape."""
+"""Goals as shares of the bandwidth roofline, on an H200 with Llama-3.1-8B's shape."""
 
 RATIO_GOALS = {Row("decode", 256): 3.0}
-"""Times transformers' tokens a second, there as well."""
+"""Goals as ratios to transformers' tokens per second, on the same device and shape."""
 
 Rounds = Sequence[Mapping[str, Mapping[str, float]]]
-"""For each round, by contender and by row's name, tokens a second."""
+"""Tokens per second of each round, by contender and row name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One row of one contender. Rates are tokens a second; None: was not measured."""
+    """One row of one contender. Rates are tokens per second; None: not measured."""
 
     contender: str
     row: Row
     rate: float | None
     """The median over the rounds."""
     bandwidth_rate: float
-    """What the bandwidth alone would allow."""
+    """The limit of the bandwidth."""
     matrix_rate: float
-    """What the matrix rate alone would allow."""
+    """The limit of the matrix rate."""
     bandwidth_goal: float | None
     """A share of `bandwidth_rate`."""
     ratio: float | None
@@ -50,7 +50,7 @@ class Line:
 
     @property
     def roofline(self) -> float:
-        """The lower of both."""
+        """The lower of both limits."""
         return min(self.bandwidth_rate, self.matrix_rate)
 
     @property
@@ -62,7 +62,7 @@ class Line:
         return None if self.rate is None else self.rate / self.bandwidth_rate
 
     def to_dict(self) -> dict[str, object]:
-        """All of it, for a file."""
+        """All values, for the JSON file."""
         return {
             **asdict(self),
             **self.row._asdict(),
@@ -76,7 +76,7 @@ class Line:
 def bound_of(
     row: Row, config: ModelConfig, dtype: str, probe: Probe, workload: Workload
 ) -> tuple[float, Bound]:
-    """Tokens of a step, and the least seconds that it takes."""
+    """The tokens of a step, and the lower bounds of its duration."""
     rates = Rates(probe.bytes_per_second, probe.flops_per_second(dtype))
     if row.kind == "prefill":
         return row.size, prefill_bound(config, dtype, rates, row.size)
@@ -93,9 +93,9 @@ def lines(
     *,
     with_goals: bool,
 ) -> list[Line]:
-    """A line for each contender of `dtypes`, which says how it stores the weights, and each row.
+    """A line for each contender and row. `dtypes` are the contenders' weight types.
 
-    The goals are for a GPU and Llama-3.1-8B's shape: elsewhere they mean nothing.
+    The goals apply only to a GPU and Llama-3.1-8B's shape.
     """
     found = []
     for contender, dtype in dtypes.items():
@@ -125,7 +125,7 @@ def lines(
 
 
 def describe(probe: Probe) -> list[str]:
-    """What was measured of the device, before anything else."""
+    """The device and its measured limits, as text."""
     memory = f", {probe.memory_bytes / 2**30:.0f} GiB" if probe.memory_bytes else ""
     fp8 = probe.fp8_flops_per_second
     return [
@@ -138,7 +138,7 @@ def describe(probe: Probe) -> list[str]:
 
 
 def table(found: Sequence[Line]) -> list[str]:
-    """The lines as text. A goal is marked with whether it was met."""
+    """The lines as a text table, which marks each goal as met or missed."""
     head = f"{'tokens/s':>10}{'bandwidth':>11}{'matrices':>11}{'roofline':>10}"
     head += f"{'of bandwidth':>27}{'to transformers':>26}"
     texts: list[str] = []
@@ -173,7 +173,7 @@ def _percent(share: float | None) -> str:
 
 
 def _tera(value: float) -> str:
-    """With a prefix of three digits: 4.80 T, 42.0 G."""
+    """Three significant digits and a unit prefix, such as 4.80 T or 42.0 G."""
     for prefix, size in (("T", 1e12), ("G", 1e9)):
         if value >= size:
             return f"{value / size:.3g} {prefix}"

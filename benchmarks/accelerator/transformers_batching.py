@@ -1,4 +1,4 @@
-"""transformers' own continuous batching, in bfloat16."""
+"""transformers' continuous batching, in bfloat16."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from benchmarks.accelerator.workload import WARM_UP_TOKENS, Row, Workload, decode_rate
 
 AUTO = "auto"
-"""Attention that transformers chooses: flash attention where it is installed, else torch's."""
+"""transformers chooses: flash attention if it is installed, else torch's."""
 
 
 def run(manager: Any, prompts: list[list[int]], num_tokens: int) -> list[Any]:
-    """The outputs, with the time of each token; all begin at once.
+    """Runs all prompts at once; returns the outputs, with the time of each token.
 
-    Raises RuntimeError where a request failed or is short of tokens.
+    Raises RuntimeError if a request failed or has too few tokens.
     """
     ids = manager.add_requests(prompts, max_new_tokens=num_tokens, record_timestamps=True)
     outputs: dict[str, Any] = {}
@@ -37,7 +37,8 @@ def run(manager: Any, prompts: list[list[int]], num_tokens: int) -> list[Any]:
     for output in outputs.values():
         if output.error is not None or len(output.timestamps) != num_tokens:
             raise RuntimeError(
-                f"transformers gave {len(output.timestamps)} of {num_tokens} tokens: {output.error}"
+                f"transformers returned {len(output.timestamps)} of {num_tokens} tokens: "
+                f"{output.error}"
             )
     return list(outputs.values())
 
@@ -45,7 +46,7 @@ def run(manager: Any, prompts: list[list[int]], num_tokens: int) -> list[Any]:
 def batching(
     model: Any, workload: Workload, row: Row, attention: str
 ) -> AbstractContextManager[Any]:
-    """A manager told what will come, as `generate_batch` tells it, with its graphs captured."""
+    """A manager with hints about the workload, as `generate_batch` gives them."""
     prefill = row.kind == "prefill"
     hints = WorkloadHints(
         max_prompt_length=workload.prefill_length if prefill else workload.prompt_length,
@@ -54,12 +55,12 @@ def batching(
     )
     config = ContinuousBatchingConfig(auto_switch_to_flash=attention == AUTO)
     if workload.device == "cpu":
-        # It would take most of the machine's memory for its cache.
+        # By default the cache would take most of the machine's memory.
         length = hints.max_prompt_length + hints.max_generated_length
         config.num_blocks = hints.num_requests * (math.ceil(length / config.page_size) + 1)
         config.max_batch_tokens = max(2048, row.size)
-    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if row.sampled else {}
-    generation = GenerationConfig(do_sample=row.sampled, eos_token_id=-1, **drawn)
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if row.sampled else {}
+    generation = GenerationConfig(do_sample=row.sampled, eos_token_id=-1, **sampling)
     context: AbstractContextManager[Any] = model.continuous_batching_context_manager(
         generation_config=generation, continuous_batching_config=config, workload_hints=hints
     )
@@ -67,7 +68,7 @@ def batching(
 
 
 def figure(model: Any, workload: Workload, row: Row, attention: str) -> tuple[float, str]:
-    """Tokens a second of one row after a warm-up, and how attention was computed."""
+    """Tokens per second of one row after a warm-up, and the attention implementation."""
     vocab_size = model.config.vocab_size
     prompts = workload.prompts(row, vocab_size)
     warm_up = workload.prompts(row, vocab_size, warm_up=True)
@@ -86,7 +87,7 @@ def figure(model: Any, workload: Workload, row: Row, attention: str) -> tuple[fl
 
 
 def measure(workload: Workload, attention: str) -> dict[str, object]:
-    """All rows of a round, with a manager for each, sized for it."""
+    """Measures all rows of a round, each with a separate manager."""
     chosen = {} if attention == AUTO else {"attn_implementation": attention}
     model = transformers.AutoModelForCausalLM.from_pretrained(
         workload.folder, dtype=torch.bfloat16, **chosen
@@ -94,10 +95,10 @@ def measure(workload: Workload, attention: str) -> dict[str, object]:
     gc.collect()
     gc.freeze()
     found = {row.name: figure(model, workload, row, attention) for row in workload.rows}
-    ways = sorted({about for _, about in found.values()})
+    implementations = sorted({about for _, about in found.values()})
     return {
         "figures": {name: rate for name, (rate, _) in found.items()},
-        "about": f"transformers {transformers.__version__}, {', '.join(ways)}",
+        "about": f"transformers {transformers.__version__}, {', '.join(implementations)}",
     }
 
 

@@ -1,4 +1,4 @@
-"""This engine, as it is served: scheduler, cache, prefix cache and sampler included."""
+"""This engine, including its scheduler, KV cache, prefix cache and sampler."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from mesh.protocol.finish import FinishReason
 def token_times(
     engine: Engine, name: str, prompts: list[list[int]], params: SamplingParams
 ) -> tuple[float, list[list[float]]]:
-    """When all were added, and when each one's tokens came; all begin at once.
+    """Runs all prompts at once; returns the start time, and the times of each stream's tokens.
 
-    Raises RuntimeError where a sequence ended early or was preempted: it would not be the load
-    that was asked for.
+    Raises RuntimeError if a sequence ended early or was preempted, because the load would differ.
     """
     sequences = [Sequence(f"{name} {n}", prompt, params) for n, prompt in enumerate(prompts)]
     times: dict[str, list[float]] = {sequence.request_id: [] for sequence in sequences}
@@ -40,12 +39,12 @@ def token_times(
     for sequence in sequences:
         finish = sequence.finish
         if finish is None or finish.reason is not FinishReason.LENGTH or finish.num_preemptions:
-            raise RuntimeError(f"a sequence of {name!r} did not run through: {finish}")
+            raise RuntimeError(f"a sequence of {name!r} was not completed: {finish}")
     return began, list(times.values())
 
 
 def figure(engine: Engine, workload: Workload, row: Row) -> float:
-    """Tokens a second of one row, after the same load with other prompts to warm up."""
+    """Tokens per second of one row, after a warm-up with other prompts."""
     temperature = 1.0 if row.sampled else 0.0
     vocab_size = engine.model_info.vocab_size
     num_tokens = 1 if row.kind == "prefill" else workload.output_length
@@ -67,7 +66,7 @@ def figure(engine: Engine, workload: Workload, row: Row) -> float:
 
 
 def measure(workload: Workload, dtype: str, invariance: Invariance) -> dict[str, object]:
-    """All rows of a round, with one engine that has room for the largest."""
+    """Measures all rows of a round with one engine, sized for the largest row."""
     engine = load_engine(
         replace(
             EngineOptions.defaults(Path(workload.folder), "m"),
@@ -87,7 +86,7 @@ def measure(workload: Workload, dtype: str, invariance: Invariance) -> dict[str,
 
 
 def main() -> None:
-    """The command line: what to do, the type of the weights, and whose requests are invariant."""
+    """The command line: the workload, and the weights' dtype with the batch invariance."""
     workload, argument = sys.argv[1:]
     dtype, invariance = argument.split()
     print(json.dumps(measure(Workload.from_json(workload), dtype, Invariance(invariance))))

@@ -1,4 +1,4 @@
-"""What every contender is asked to do, and how its speed is counted."""
+"""The workload of every contender, and the definition of its speed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import NamedTuple
 from benchmarks.contenders.measure import FIRST_ID
 
 NUM_PREFILLS = 5
-"""Prompts of a round, one after another, for the figure of prefill; the median counts."""
+"""Sequential prompts of a prefill measurement, which is their median."""
 
 WARM_UP_TOKENS = 4
 
 
 class Row(NamedTuple):
-    """One figure: so many streams that decode, or one prompt of so many tokens."""
+    """One figure: decode of `size` streams, or prefill of a prompt of `size` tokens."""
 
     kind: str
     """`decode` or `prefill`."""
     size: int
     sampled: bool = False
-    """At temperature 1 instead of greedily."""
+    """At temperature 1 instead of greedy."""
 
     @property
     def name(self) -> str:
-        """As it is printed and written."""
+        """The row's name in tables and files."""
         if self.kind == "prefill":
             return f"prefill, {self.size:,} tokens"
         streams = "1 stream" if self.size == 1 else f"{self.size} streams"
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A round of one contender."""
+    """The workload of one round of a contender."""
 
     folder: str
     device: str
@@ -46,48 +46,48 @@ class Workload:
     output_length: int
     prefill_length: int
     seed: int
-    """The round's: no prompt occurs in two rounds, all contenders of a round have the same."""
+    """Seed of the round. All contenders of a round have the same prompts; rounds differ."""
 
     @property
     def rows(self) -> list[Row]:
-        """Decode by streams, the most of them sampled as well, and prefill."""
+        """Decode for each number of streams (the largest also sampled), and prefill."""
         greedy = [Row("decode", streams) for streams in self.streams]
         most = Row("decode", max(self.streams), sampled=True)
         return [*greedy, most, Row("prefill", self.prefill_length)]
 
     @property
     def max_context(self) -> int:
-        """Most tokens of prompt and output together."""
+        """Maximum tokens of prompt and output."""
         return max(self.prompt_length + self.output_length, self.prefill_length + 1)
 
     def prompts(self, row: Row, vocab_size: int, *, warm_up: bool = False) -> list[list[int]]:
-        """Random ids: none shares a prefix with another, here or in another row."""
+        """Random ids, without common prefixes within and between rows."""
         length, count = self.prompt_length, row.size
         if row.kind == "prefill":
             length, count = self.prefill_length, NUM_PREFILLS
-        draw = random.Random(f"{self.seed} {row.name} {warm_up}")
-        return [[draw.randrange(FIRST_ID, vocab_size) for _ in range(length)] for _ in range(count)]
+        rng = random.Random(f"{self.seed} {row.name} {warm_up}")
+        return [[rng.randrange(FIRST_ID, vocab_size) for _ in range(length)] for _ in range(count)]
 
     def to_json(self) -> str:
-        """For the command line of a contender."""
+        """Serializes the workload for the command line."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> Workload:
-        """The reverse of `to_json`."""
+        """Parses the output of `to_json`."""
         values = json.loads(text)
         return Workload(**{**values, "streams": tuple(values["streams"])})
 
 
 def decode_rate(times: Sequence[Sequence[float]]) -> float:
-    """Tokens a second of all streams together, while all of them decode.
+    """Tokens per second of all streams, while all of them decode.
 
-    `times` are, for each stream, the seconds at which its tokens came. From the moment at which
-    the last of the streams has its first token until the first of them has its last one, each
-    stream's intervals are counted; outside of it some still prefill or have ended. The sum of the
-    streams' own rates does not depend on where the window cuts a step.
+    `times` are the arrival times of each stream's tokens, in seconds. The window starts when the
+    last stream has its first token and ends when the first stream has its last token; outside of it
+    some streams prefill or have ended. The result is the sum of the streams' rates, which does not
+    depend on where the window cuts a step.
 
-    Raises ValueError where that leaves a stream less than two tokens.
+    Raises ValueError if a stream has fewer than two tokens in the window.
     """
     begin = max(stream[0] for stream in times)
     end = min(stream[-1] for stream in times)

@@ -1,4 +1,4 @@
-"""CTranslate2 with int8 weights, one static batch."""
+"""CTranslate2 with int8 weights, in one static batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.contenders.measure import load_from_arguments, report
 
 
 def main() -> None:
-    """Converts the model beside its folder at the first time."""
+    """Converts the model on first use, next to its folder, and measures it."""
     load = load_from_arguments()
     converted = load.folder.with_name(load.folder.name + "-ctranslate2")
     if not converted.is_dir():

@@ -1,4 +1,4 @@
-"""llama.cpp with Q8_0 weights, streams as sequences of one batch."""
+"""llama.cpp with Q8_0 weights; the streams are sequences of one batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NAMES = {
 
 
 def convert(folder: Path, target: Path) -> None:
-    """Writes the model as GGUF; the order inside of q and k is not turned: weights are random."""
+    """Writes the model as GGUF. q and k are not permuted, because the weights are random."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(target), "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -70,11 +70,11 @@ def _gguf_name(name: str) -> str:
     return f"blk.{number}.{_NAMES[part]}.weight"
 
 
-def decode(context: Any, rows: list[tuple[int, int, int, bool]]) -> None:
-    """Computes rows of (token, position, sequence, whether its logits are wanted)."""
-    batch = llama_cpp.llama_batch_init(len(rows), 0, 1)
-    batch.n_tokens = len(rows)
-    for place, (token, position, sequence, wanted) in enumerate(rows):
+def decode(context: Any, entries: list[tuple[int, int, int, bool]]) -> None:
+    """Computes a batch of (token, position, sequence id, whether to compute logits)."""
+    batch = llama_cpp.llama_batch_init(len(entries), 0, 1)
+    batch.n_tokens = len(entries)
+    for place, (token, position, sequence, wanted) in enumerate(entries):
         batch.token[place] = token
         batch.pos[place] = position
         batch.n_seq_id[place] = 1
@@ -83,11 +83,11 @@ def decode(context: Any, rows: list[tuple[int, int, int, bool]]) -> None:
     result = llama_cpp.llama_decode(context, batch)
     llama_cpp.llama_batch_free(batch)
     if result:
-        raise RuntimeError(f"llama_decode gave {result}")
+        raise RuntimeError(f"llama_decode returned {result}")
 
 
 def greedy(context: Any, place: int, vocab_size: int) -> int:
-    """The likeliest token of an output."""
+    """The token with the largest logit."""
     logits = llama_cpp.llama_get_logits_ith(context, place)
     array = np.ctypeslib.as_array(
         ctypes.cast(logits, ctypes.POINTER(ctypes.c_float)), (vocab_size,)
@@ -96,7 +96,7 @@ def greedy(context: Any, place: int, vocab_size: int) -> int:
 
 
 def run(context: Any, load: Load, num_tokens: int, vocab_size: int) -> tuple[float, float]:
-    """Seconds until every stream has its first token, and from then on."""
+    """Runs all streams; returns the seconds of prefill and of decode."""
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
     began = time.monotonic()
     tokens = []
@@ -113,7 +113,7 @@ def run(context: Any, load: Load, num_tokens: int, vocab_size: int) -> tuple[flo
 
 
 def main() -> None:
-    """Converts the model beside its folder at the first time."""
+    """Converts the model on first use, next to its folder, and measures it."""
     load = load_from_arguments()
     path = load.folder.with_name(load.folder.name + "-q8_0.gguf")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What every contender does with its measurements."""
+"""The load of a contender, and the report of its measurements."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 FIRST_ID = 3
-"""Below are special tokens."""
+"""Lower ids are special tokens."""
 
 
 class Load(NamedTuple):
-    """What is asked of a contender."""
+    """The load of a contender."""
 
     folder: Path
     num_streams: int
@@ -22,7 +22,7 @@ class Load(NamedTuple):
     num_threads: int
 
     def prompts(self, vocab_size: int = 49_152) -> list[list[int]]:
-        """A random prompt for each stream: none shares a prefix with another."""
+        """A random prompt for each stream, without common prefixes."""
         rng = random.Random(0)
         return [
             [rng.randrange(FIRST_ID, vocab_size) for _ in range(self.prompt_length)]
@@ -31,7 +31,7 @@ class Load(NamedTuple):
 
 
 def load_from_arguments() -> Load:
-    """The command line of a contender."""
+    """Reads the command line of a contender."""
     folder, *numbers = sys.argv[1:]
     return Load(Path(folder), *map(int, numbers))
 
@@ -39,9 +39,10 @@ def load_from_arguments() -> Load:
 def report(
     load: Load, prefill_seconds: float, decode_seconds: float, num_decoded: int | None = None
 ) -> None:
-    """`decode_seconds` are from when every stream has its first token to the last ones.
+    """Prints the speeds as JSON.
 
-    `num_decoded` came in them; None: all tokens but those first ones.
+    `decode_seconds` starts when every stream has its first token; `num_decoded` tokens follow from
+    then on. None: all tokens but the first of each stream.
     """
     decoded = load.num_streams * (load.output_length - 1) if num_decoded is None else num_decoded
     print(

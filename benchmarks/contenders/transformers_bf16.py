@@ -1,4 +1,4 @@
-"""transformers in bfloat16, one static batch."""
+"""transformers in bfloat16, in one static batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.contenders.measure import load_from_arguments, report
 
 @torch.inference_mode()
 def main() -> None:
-    """One warm-up of a few tokens, then the measurement."""
+    """Runs a short warm-up, then the measurement."""
     load = load_from_arguments()
     torch.set_num_threads(load.num_threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(load.folder, dtype=torch.bfloat16)

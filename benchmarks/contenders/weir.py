@@ -1,4 +1,4 @@
-"""This engine, as it is served: scheduler, cache and sampler included."""
+"""This engine, including its scheduler, KV cache and sampler."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from inference.scheduler.sequence import Sequence
 def run(
     engine: Engine, name: str, prompts: list[list[int]], num_tokens: int
 ) -> tuple[float, float, int]:
-    """Seconds until every stream has its first token, and from then on, and tokens from then on.
+    """Runs all prompts; returns the seconds of prefill, and the seconds and tokens of decode.
 
-    Those whose prompts were computed early decode beside the other prompts: that is not counted.
+    Prefill ends when every stream has its first token. Tokens that streams decode before are not
+    counted.
     """
     params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
     sequences = [Sequence(f"{name}{n}", prompt, params) for n, prompt in enumerate(prompts)]
@@ -35,7 +36,7 @@ def run(
 
 
 def main() -> None:
-    """The last arguments are the type of the weights and what computes."""
+    """The last two arguments are the weights' dtype and the kernels."""
     kernels, dtype = sys.argv.pop(), sys.argv.pop()
     load = load_from_arguments()
     engine = load_engine(

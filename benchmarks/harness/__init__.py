@@ -1,1 +1,1 @@
-"""What the benchmarks share: processes, load generators, statistics."""
+"""Shared by the benchmarks: processes, load generators and statistics; no commands."""

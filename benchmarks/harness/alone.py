@@ -1,4 +1,4 @@
-"""One sequence at a time."""
+"""Runs one sequence at a time through an engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from inference.scheduler.sequence import Sequence
 
 
 def run_alone(engine: Engine, sequence: Sequence) -> Finish:
-    """Runs the sequence to its end, with nothing else in the engine."""
+    """Runs the sequence to its end; the engine has no other work."""
     engine.add(sequence)
     while engine.has_work:
         engine.step()

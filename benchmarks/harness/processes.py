@@ -1,4 +1,4 @@
-"""Processes of a benchmark: started, waited for, measured, ended."""
+"""Starts, measures and ends the processes of a benchmark."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 PORTS = range(20_000, 32_768)
-"""Below those that the system gives to whoever connects: nobody takes one before its listener."""
+"""Below the kernel's ephemeral ports, so that no client connection uses one meanwhile."""
 
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on, another one each time."""
+    """A free port, different on each call."""
     while True:
         port = random.choice(PORTS)
         if port in _given:
@@ -38,10 +38,10 @@ def free_port() -> int:
 
 
 class Processes:
-    """Processes by name; all are ended with the block."""
+    """Processes by name. Leaving the block ends all of them."""
 
     def __init__(self, log: Path) -> None:
-        """What they print goes to the file `log`."""
+        """Their output is appended to the file `log`."""
         self._log = log.open("ab")
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -82,22 +82,22 @@ class Processes:
         environment: Mapping[str, str] | None = None,
         root: Path = ROOT,
     ) -> None:
-        """Starts a command in a repository's root, whose packages it then imports."""
+        """Starts a command in the root of a checkout, so that it imports that checkout."""
         variables = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
         self._processes[name] = subprocess.Popen(
-            self._as_started(name, command),
+            self._wrapped(name, command),
             cwd=root,
             env={**variables, "GRPC_VERBOSITY": "NONE", **(environment or {})},
             stdout=self._log,
             stderr=self._log,
         )
 
-    def _as_started(self, name: str, command: Sequence[str]) -> Sequence[str]:
-        """For subclasses: the command to start in its place."""
+    def _wrapped(self, name: str, command: Sequence[str]) -> Sequence[str]:
+        """The command to run; subclasses wrap it."""
         return command
 
     def wait_port(self, name: str, port: int, timeout: float = 300.0) -> None:
-        """Returns once the process listens there. RuntimeError if it does not."""
+        """Waits until the process listens on the port. Raises RuntimeError."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if self._processes[name].poll() is not None:
@@ -110,7 +110,7 @@ class Processes:
         raise RuntimeError(f"{name} does not listen on {port}; see {self._log.name}")
 
     def cpu_seconds(self, *names: str) -> float:
-        """Time on a CPU of these processes so far, all threads that they have now."""
+        """CPU time of these processes so far, summed over their live threads."""
         return sum(map(self._cpu, names))
 
     def memory_bytes(self, *names: str) -> int:
@@ -118,8 +118,8 @@ class Processes:
         return sum(map(self._memory, names))
 
     def _cpu(self, name: str) -> float:
-        # Nanoseconds on a CPU, the first number of each thread's schedstat: `stat` has only ticks
-        # of 10 ms. A thread that has ended is no longer there, so count those that stay.
+        # schedstat has nanoseconds, /proc/PID/stat only ticks of 10 ms. It does not count threads
+        # that have ended.
         threads = Path(f"/proc/{self._processes[name].pid}/task").glob("*/schedstat")
         return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 

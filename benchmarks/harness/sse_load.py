@@ -1,7 +1,7 @@
-"""Many SSE streams read at once, at as little cost as Python allows.
+"""A load generator that reads many concurrent SSE streams with little CPU time.
 
-What a load generator costs is taken from the services it shares the cores with, so this one reads
-HTTP by its ends: the first event, and the last bytes, which must hold the whole usage.
+It shares the cores with the services, so it does not parse the streams: it looks for the first
+event, and for the usage in the last bytes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 END = b"0\r\n\r\n"
-"""The last chunk of HTTP's chunked coding."""
+"""The last chunk of the chunked transfer coding."""
 TAIL_BYTES = 1024
 TIMEOUT_SECONDS = 600.0
 
 
 @dataclass
 class Stream:
-    """How one stream went; times in seconds since its request was sent."""
+    """Measurements of one stream; times are seconds from the sending of the request."""
 
     ttft: float = 0.0
     total: float = 0.0
@@ -31,7 +31,7 @@ class Stream:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, kept open over requests."""
+    """One keep-alive connection."""
 
     def __init__(self) -> None:
         self._stream = Stream()
@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
 
     async def read(self, request: bytes, num_tokens: int) -> Stream:
-        """Sends a request and reads its answer to the end."""
+        """Sends a request and reads the response to the end."""
         self._stream, self._tail = Stream(), b""
         self._done = asyncio.get_running_loop().create_future()
         self._sent = time.perf_counter()
@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def accepted(self) -> bool:
-        """Whether the answer has begun, be it with headers only."""
+        """Whether any part of the response has arrived, such as the headers."""
         return bool(self._tail)
 
     def data_received(self, data: bytes) -> None:
@@ -78,13 +78,13 @@ class Connection(asyncio.Protocol):
 
 
 Prompt = str | Sequence[int]
-"""A text, or token ids."""
+"""Text or token ids."""
 
 
 def completion_request(
     url: str, num_tokens: int, prompt: Prompt = "Once upon a time", model: str = "demo"
 ) -> bytes:
-    """A streamed completion of exactly so many tokens, with its usage at the end."""
+    """An HTTP request for a streamed completion of exactly `num_tokens`, with usage."""
     body = {
         "model": model,
         "prompt": prompt,
@@ -103,7 +103,7 @@ def completion_request(
 
 
 async def connect(url: str) -> Connection:
-    """A connection to be used for one stream after another; close its `transport`."""
+    """Opens a connection for sequential streams. The caller closes its `transport`."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(Connection, parts.hostname, parts.port)
@@ -111,7 +111,7 @@ async def connect(url: str) -> Connection:
 
 
 async def load(url: str, num_streams: int, num_tokens: int, turns: int = 1) -> list[Stream]:
-    """So many connections, each with so many streams one after another."""
+    """Runs `num_streams` connections, each with `turns` streams one after another."""
     with ExitStack() as held:
         connections: list[Connection] = []
         for _ in range(num_streams):

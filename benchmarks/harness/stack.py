@@ -14,14 +14,14 @@ from benchmarks.harness.processes import ROOT, Processes, free_port
 
 SERVICES = ("tokenizer", "inference", "orchestrator", "gateway")
 RELAY = ("orchestrator", "gateway")
-"""Those that a token passes through after the engine."""
+"""The services that relay a token from the engine to the client."""
 
 FAKE_MODEL = ("--fake-model", "--model-name", "demo", "--max-num-seqs", "2048")
 READY_SECONDS = 240.0
 
 
 def start_collector(processes: Processes) -> str:
-    """Something that takes spans and keeps few; where it will listen, for an exporter."""
+    """Starts the trace view as OTLP collector; returns its endpoint."""
     port = free_port()
     listen = ("--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{port}")
     processes.python("collector", "scripts.traceview", *listen)
@@ -29,7 +29,7 @@ def start_collector(processes: Processes) -> str:
 
 
 class Services:
-    """Four processes with the demo model's tokenizer; ended with their `Processes`."""
+    """The four services with the demo model's tokenizer; they end with `processes`."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class Services:
         root: Path = ROOT,
         executable: str = sys.executable,
     ) -> None:
-        """`limits` are more arguments by service; `run` is a module that starts a service.
+        """`limits` are additional arguments by service; `run` is a module that wraps a service.
 
-        `more_engines` are the arguments of further inference services, by a name for each; `root`
-        is the checkout whose services they are, and `executable` the Python that runs them.
+        `more_engines` are the arguments of further inference services, by name. `root` is the
+        checkout to run, and `executable` its Python.
         """
         self._processes = processes
         engines = {"inference": engine, **(more_engines or {})}
@@ -73,7 +73,7 @@ class Services:
             )
 
     def wait_ready(self) -> None:
-        """Returns once a token can be produced. RuntimeError if that takes too long."""
+        """Waits until the gateway is ready. Raises RuntimeError on timeout."""
         for name, port in self._ports.items():
             self._processes.wait_port(self._names[name], port)
         end = time.monotonic() + READY_SECONDS
@@ -84,15 +84,15 @@ class Services:
         raise RuntimeError(f"{self.url} is not ready after {READY_SECONDS:.0f} seconds")
 
     def sample(self, service: str, name: str) -> float:
-        """The value of a metric of a service now, summed over its labels."""
+        """The current value of a service's metric, summed over its labels."""
         text = httpx.get(f"http://{self.metrics[service]}/metrics", trust_env=False).text
         lines = (line for line in text.splitlines() if re.match(rf"{re.escape(name)}[ {{]", line))
         return sum(float(line.partition(" # ")[0].rpartition(" ")[2]) for line in lines)
 
     def cpu_seconds(self, names: Sequence[str] = RELAY) -> float:
-        """User and system time of these services so far."""
+        """CPU time of these services so far."""
         return self._processes.cpu_seconds(*(self._names[name] for name in names))
 
     def memory_bytes(self, names: Sequence[str] = RELAY) -> int:
-        """Resident memory of these services now."""
+        """Resident memory of these services."""
         return self._processes.memory_bytes(*(self._names[name] for name in names))

@@ -1,9 +1,9 @@
-"""Runs a service whose spans can be taken out while it runs: what tracing is compared with.
+"""Runs a service whose tracing can be switched off at run time, as the baseline of comparisons.
 
     python -m benchmarks.harness.untraced SWITCH gateway --listen 127.0.0.1:8080
 
-SWITCH is a file of one byte. While it is 0 no span is made, and nothing is done in its place.
-One process serves both ways: two of the same code differ by some percent for as long as they live.
+SWITCH is a file of one byte. While it is 0 no spans are created. One process serves both modes,
+because two processes of the same code differ by a few percent during their whole lifetime.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ class _NoClientSpan:
 
 
 class Switch:
-    """Whether spans are made, in a file that another process can write to."""
+    """The switch, in a file that another process maps and writes."""
 
     def __init__(self, path: Path) -> None:
-        """Makes the file where it is missing; spans are made then."""
+        """Creates the file if it is missing, with tracing on."""
         if not path.exists():
             path.write_bytes(b"\1")
         with path.open("r+b") as file:
             self._byte = mmap.mmap(file.fileno(), 1)
 
     def set(self, traced: bool) -> None:
-        """From the next call on."""
+        """Switches tracing on or off, from the next call on."""
         self._byte[0] = int(traced)
 
     def either(self, traced: Callable[..., Any], untraced: Callable[..., Any]) -> Any:
-        """Does the one or the other, whatever the switch says at the call."""
+        """A function that calls one of the two, depending on the switch."""
 
         def call(*args: Any, **options: Any) -> Any:
             return (traced if self._byte[0] else untraced)(*args, **options)
@@ -67,7 +67,7 @@ class Switch:
 
 
 def main() -> None:
-    """Puts the switch in, then runs the service named second with the flags after it."""
+    """Patches the tracing functions, then runs the service with the remaining flags."""
     switch, service = Switch(Path(sys.argv[1])), sys.argv[2]
     for module, name, untraced in (
         (tracing, "stage", _no_span),

@@ -1,1 +1,1 @@
-"""The older shape, built as well as we can: a queue in Redis between LLM service and engine."""
+"""A Redis queue between LLM service and engine: the architecture to compare Weir with."""

@@ -1,8 +1,8 @@
-"""The older LLM service: encodes, pushes a job to Redis, and relays what is published back.
+"""The LLM service of the queue architecture: pushes jobs to Redis, relays the published replies.
 
-It serves the orchestrator's own contract, on the same server with the same interceptors, with the
-same tokenizer and the same detokenizer, so that nothing but the queue is compared. One Redis
-channel for the whole service, not one a request, spares a subscription on the way of each.
+It implements the orchestrator's gRPC service with the same server, interceptors, tokenizer and
+detokenizer, so that the comparison measures only the queue. All requests share one Redis channel,
+which saves a subscription per request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SERVICE = "mesh.v1.OrchestratorService"
 
 
 class QueueService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
-    """`Generate` for text; the other calls are not part of the comparison."""
+    """Implements `Generate` for text; the other RPCs are unimplemented."""
 
     def __init__(self, tokenizer: TokenizerClient, connection: redis.Redis, replies: str) -> None:
         self._tokenizer = tokenizer
@@ -39,7 +39,7 @@ class QueueService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     @property
     def servicers(self) -> Sequence[Servicer]:
-        """For the server."""
+        """The gRPC servicers for the server."""
         register = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
         return [Servicer(SERVICE, register, self)]
 
@@ -51,7 +51,7 @@ class QueueService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        """As the contract has it."""
+        """Encodes the prompt, queues a job, and streams the detokenized replies."""
         encoded = await self._tokenizer.encode_text(request.text)
         job_id = new_request_id()
         queue = self._waiting[job_id] = asyncio.Queue()
@@ -90,7 +90,7 @@ class QueueService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             del self._waiting[job_id]
 
     async def listen(self) -> None:
-        """Hands what is published to the requests that wait for it."""
+        """Dispatches published replies to the waiting requests."""
         async with self._redis.pubsub() as subscription:
             await subscription.subscribe(self._replies)
             async for message in subscription.listen():
@@ -101,16 +101,16 @@ class QueueService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 if queue is not None:
                     queue.put_nowait(event)
 
-    async def _not_here(self, request: Any, context: Any) -> Any:
+    async def _unimplemented(self, request: Any, context: Any) -> Any:
         raise MeshError(ErrorKind.UNIMPLEMENTED, "not part of the comparison")
 
-    SummarizeStream = Summarize = ListModels = _not_here  # type: ignore[assignment]
-    ListRequests = CancelRequest = Embed = _not_here  # type: ignore[assignment]
+    SummarizeStream = Summarize = ListModels = _unimplemented  # type: ignore[assignment]
+    ListRequests = CancelRequest = Embed = _unimplemented  # type: ignore[assignment]
 
 
 @asynccontextmanager
 async def application(settings: QueueSettings) -> AsyncIterator[QueueService]:
-    """Connects, and yields the service."""
+    """Connects to tokenizer and Redis, and yields the service."""
     channel = open_channel(settings.tokenizer_target)
     connection = redis.Redis(port=settings.redis_port, max_connections=256)
     tokenizer = TokenizerClient(channel)

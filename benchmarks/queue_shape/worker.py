@@ -1,7 +1,7 @@
-"""The older shape's workers: each pops a job, calls the engine, publishes its tokens back.
+"""The workers of the queue architecture: pop a job, call the engine, publish its tokens.
 
-All workers of a pool share one process, one event loop and one channel to the engine: cheaper
-than a process each, to the queue's advantage. Each has a Redis connection of its own to wait on.
+All workers of a pool share one process, one event loop and one channel to the engine, which is
+cheaper than separate processes and favours the queue. Each waits on its own Redis connection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 async def work(settings: QueueSettings, stub: Any) -> None:
     """One worker, until cancelled."""
-    # A worker waits for as long as there is nothing to do; the library would give up after seconds.
+    # Without a timeout, because a worker waits until there is a job.
     connection = redis.Redis(port=settings.redis_port, socket_timeout=None)
     try:
         while True:
@@ -39,7 +39,7 @@ async def work(settings: QueueSettings, stub: Any) -> None:
 
 
 async def generate(job: dict[str, Any], stub: Any, connection: redis.Redis) -> None:
-    """One job: every chunk is published as it comes, the finish last."""
+    """Runs one job; publishes every chunk on arrival, and the finish last."""
     request = inference_pb2.InferenceServiceGenerateRequest(
         token_ids=job["token_ids"],
         sampling=common_pb2.SamplingParams(
@@ -59,7 +59,7 @@ async def generate(job: dict[str, Any], stub: Any, connection: redis.Redis) -> N
 
 
 async def main(settings: QueueSettings) -> None:
-    """The pool, until SIGTERM."""
+    """Runs the pool until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     channel = open_channel(settings.inference_target)
