@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
-from mesh.protocol.chat import ToolChoice
+from mesh.protocol.chat import ChatPrompt, ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
 from mesh.protocol.prompt import Prompt
@@ -240,7 +240,8 @@ class Pipeline:
     ) -> AsyncIterator[Generation]:
         """Runs a generation inside the block. Raises MeshError, also if the prompt is too long."""
         num_tokens = len(prompt.encoded.token_ids)
-        max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model)
+        field = "messages" if isinstance(prompt.encoded.source, ChatPrompt) else "prompt"
+        max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model, field)
         active.permit.reserve(num_tokens + max_tokens)
         account = active.account
         account.encoded(num_tokens, spans.operation_of(prompt.encoded))

@@ -1,6 +1,6 @@
-"""Checks what a caller asks for before any work is done on it.
+"""Checks of a request's fields, before any work on it.
 
-Messages name the field as OpenAI's API has it, the limit and the given value.
+Messages name the field as OpenAI's API does, the limit and the given value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_sampling(sampling: SamplingParams) -> None:
 
 
 def check_stop(stop: Sequence[str]) -> None:
-    """Raises MeshError (INVALID_REQUEST) for too many, empty or very long stop strings."""
+    """Raises MeshError (INVALID_REQUEST) for too many, empty or too long stop strings."""
     if len(stop) > MAX_STOP_STRINGS:
         raise invalid(
             "stop", f"stop must have at most {MAX_STOP_STRINGS} strings, given {len(stop)}"
@@ -44,9 +44,9 @@ def check_stop(stop: Sequence[str]) -> None:
 
 
 def check_query(query: str) -> str:
-    """The query with white space trimmed.
+    """The query without surrounding white space.
 
-    Raises MeshError (INVALID_REQUEST) for a bad length, and for control characters.
+    Raises MeshError (INVALID_REQUEST) for its length or for control characters.
     """
     query = query.strip()
     if not 1 <= len(query) <= MAX_QUERY_CHARACTERS:
@@ -65,7 +65,7 @@ def check_query(query: str) -> str:
 
 
 def check_num_results(num_results: int) -> int:
-    """The number of results, 0 meaning the default; raises MeshError (INVALID_REQUEST)."""
+    """The number of results; 0 is the default. Raises MeshError (INVALID_REQUEST)."""
     if num_results > MAX_RESULTS:
         raise invalid(
             "num_results", f"num_results must be between 1 and {MAX_RESULTS}, given {num_results}"
@@ -73,29 +73,40 @@ def check_num_results(num_results: int) -> int:
     return num_results or DEFAULT_RESULTS
 
 
-def room_for_completion(prompt_tokens: int, max_tokens: int | None, model: ModelInfo) -> int:
-    """How many tokens may be generated. Raises MeshError (CONTEXT_TOO_LONG) if they do not fit."""
+def room_for_completion(
+    prompt_tokens: int, max_tokens: int | None, model: ModelInfo, prompt_field: str
+) -> int:
+    """How many tokens may be generated.
+
+    Raises MeshError (CONTEXT_TOO_LONG), which names max_tokens, or `prompt_field` if the prompt
+    alone fills the context.
+    """
     limit = model.context_length
     room = limit - prompt_tokens
     if room < 1 or (max_tokens or 0) > room:
-        asked = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
+        requested = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
         raise MeshError(
             ErrorKind.CONTEXT_TOO_LONG,
             f"the context of model {model.name!r} is {limit} tokens; "
-            f"the prompt has {prompt_tokens}{asked}",
-            param="max_tokens" if room >= 1 else "messages",
+            f"the prompt has {prompt_tokens}{requested}",
+            param="max_tokens" if room >= 1 else prompt_field,
         )
     return room if max_tokens is None else max_tokens
 
 
 def choose_model(name: str, served: Sequence[ModelInfo]) -> ModelInfo:
-    """The model of this name, or the only one for "". Raises MeshError (MODEL_NOT_FOUND)."""
-    if not name and len(served) >= 1:
-        return min(served, key=lambda model: model.name)
+    """The model of this name; "" is the only one.
+
+    Raises MeshError: INVALID_REQUEST for "" if there are several, else MODEL_NOT_FOUND.
+    """
+    if not name and len(served) == 1:
+        return served[0]
+    names = ", ".join(sorted(model.name for model in served))
+    if not name:
+        raise invalid("model", f"model must be one of {names}, given none")
     for model in served:
         if model.name == name:
             return model
-    names = ", ".join(sorted(model.name for model in served))
     raise MeshError(
         ErrorKind.MODEL_NOT_FOUND, f"no model {name!r} is served; there is {names}", param="model"
     )

@@ -158,8 +158,22 @@ BAD: list[tuple[dict[str, Any], ErrorKind, str, str]] = [
     ({"stop": list("abcde")}, ErrorKind.INVALID_REQUEST, "stop", "given 5"),
     ({"stop": [""]}, ErrorKind.INVALID_REQUEST, "stop", "given 0"),
     ({"sampling": {"max_tokens": 5000}}, ErrorKind.CONTEXT_TOO_LONG, "max_tokens", "5000"),
-    ({"text": "word " * 9000}, ErrorKind.CONTEXT_TOO_LONG, "messages", "2048"),
+    ({"text": "word " * 9000}, ErrorKind.CONTEXT_TOO_LONG, "prompt", "2048"),
+    ({"token_ids": {"ids": [5] * 2048}}, ErrorKind.CONTEXT_TOO_LONG, "prompt", "2048"),
+    (
+        {"chat": {"messages": [{"role": "user", "content": "word " * 9000}]}},
+        ErrorKind.CONTEXT_TOO_LONG,
+        "messages",
+        "2048",
+    ),
 ]
+
+
+def bad_request(fields: dict[str, Any]) -> orchestrator_pb2.GenerateRequest:
+    """A request with these fields; its prompt is a text unless they have another one."""
+    if "chat" in fields or "token_ids" in fields:
+        return orchestrator_pb2.GenerateRequest(**fields)
+    return request(**fields)
 
 
 @pytest.mark.parametrize(("fields", "kind", "param", "named"), BAD)
@@ -169,7 +183,7 @@ async def test_bad_input_is_told_by_field_limit_and_value(
     """Nothing reaches the engine, and the service goes on."""
     async with orchestrator(FakeInference()) as running:
         with pytest.raises(MeshError) as caught:
-            await generate(running, request(**fields))
+            await generate(running, bad_request(fields))
         assert running.engine.requests == []
         assert text_of(await generate(running, request())) == SCRIPT
     assert caught.value.kind is kind

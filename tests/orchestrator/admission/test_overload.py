@@ -11,6 +11,7 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary
 from mesh.v1 import orchestrator_pb2
 from tests.orchestrator.fakes import SCRIPT, FakeInference, orchestrator
+from tests.orchestrator.test_embedding import embed, texts
 from tests.orchestrator.test_service import generate, request, text_of
 
 pytestmark = pytest.mark.timeout(20)
@@ -59,17 +60,35 @@ async def test_a_refusal_takes_no_place() -> None:
 
 
 async def test_a_request_goes_to_the_model_it_names() -> None:
-    """Models are listed by name, and since when each is known does not change."""
+    """ListModels is sorted by name, and a model's creation time does not change."""
     one, two = FakeInference("I am one."), FakeInference("I am two.", context_length=99)
     one.name, two.name = "zebra", "ant"
     async with orchestrator(one, two) as running:
         asked = orchestrator_pb2.ListModelsRequest()
         models = (await call_unary(running.stub.ListModels, asked)).models
         again = (await call_unary(running.stub.ListModels, asked)).models
-        for name, text in [("zebra", "I am one."), ("ant", "I am two."), ("", "I am two.")]:
+        for name, text in [("zebra", "I am one."), ("ant", "I am two.")]:
             events = await generate(running, request(model=name))
             assert text_of(events) == text
-            assert events[0].started.model == (name or "ant")
+            assert events[0].started.model == name
     assert [(each.name, each.context_length) for each in models] == [("ant", 99), ("zebra", 2048)]
     assert list(again) == list(models)
     assert all(abs(each.created_unix_seconds - time.time()) < 60 for each in models)
+
+
+async def test_with_several_models_a_request_must_name_one() -> None:
+    """The error lists their names, for generations, searches and embeddings."""
+    one, two = FakeInference(), FakeInference()
+    one.name, two.name = "zebra", "ant"
+    async with orchestrator(one, two) as running:
+        requests = [
+            generate(running, request()),
+            call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(query="fox")),
+            embed(running, texts("fox")),
+        ]
+        for each in requests:
+            with pytest.raises(MeshError, match="model must be one of ant, zebra, given none") as e:
+                await each
+            assert e.value.kind is ErrorKind.INVALID_REQUEST
+            assert e.value.param == "model"
+        assert one.requests == two.requests == []

@@ -105,28 +105,33 @@ def test_the_number_of_results_has_a_default() -> None:
 )
 def test_what_fits_the_context(prompt_tokens: int, max_tokens: int | None, room: int) -> None:
     """All the room that is left, unless less is asked for."""
-    assert room_for_completion(prompt_tokens, max_tokens, ModelInfo("m", 100)) == room
+    assert room_for_completion(prompt_tokens, max_tokens, ModelInfo("m", 100), "prompt") == room
 
 
 @pytest.mark.parametrize(
     ("prompt_tokens", "max_tokens", "param"),
-    [(100, None, "messages"), (150, 5, "messages"), (60, 41, "max_tokens")],
+    [(100, None, "messages"), (150, 5, "messages"), (60, 41, "max_tokens"), (100, 1, "prompt")],
 )
 def test_what_does_not_fit_the_context(
     prompt_tokens: int, max_tokens: int | None, param: str
 ) -> None:
-    """To blame is the prompt where it leaves no room at all, else what is asked for."""
+    """The error names the prompt's field if it leaves no room at all, else max_tokens."""
+    field = "prompt" if param == "prompt" else "messages"
     with pytest.raises(MeshError, match=f"is 100 tokens; the prompt has {prompt_tokens}") as caught:
-        room_for_completion(prompt_tokens, max_tokens, ModelInfo("m", 100))
+        room_for_completion(prompt_tokens, max_tokens, ModelInfo("m", 100), field)
     assert caught.value.kind is ErrorKind.CONTEXT_TOO_LONG
     assert caught.value.param == param
 
 
 def test_a_model_is_chosen_by_name() -> None:
-    """No name takes the first by alphabet, always the same; the message of an unknown one helps."""
+    """No name is the only model; with several models it is refused. Errors list the models."""
     served = [ModelInfo("zebra", 1), ModelInfo("ant", 2)]
     assert choose_model("zebra", served).name == "zebra"
-    assert choose_model("", served).name == choose_model("", served[::-1]).name == "ant"
+    assert choose_model("", served[:1]).name == "zebra"
+    with pytest.raises(MeshError, match="model must be one of ant, zebra, given none") as caught:
+        choose_model("", served)
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+    assert caught.value.param == "model"
     with pytest.raises(MeshError, match="no model 'Ant' is served; there is ant, zebra") as caught:
         choose_model("Ant", served)
     assert caught.value.kind is ErrorKind.MODEL_NOT_FOUND
