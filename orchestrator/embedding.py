@@ -74,7 +74,9 @@ async def _encode(batch: Sequence[Input], tokenizer: TokenizerClient) -> list[Se
     encoded: list[Sequence[int]] = []
 
     async def encode(each: Input) -> Sequence[int]:
-        return (await tokenizer.encode_text(each)).token_ids if isinstance(each, str) else each
+        if not isinstance(each, str):
+            return each
+        return (await tokenizer.encode_text(each, "input")).token_ids
 
     for begin in range(0, len(batch), ENCODED_AT_ONCE):
         encoded += await asyncio.gather(*map(encode, batch[begin : begin + ENCODED_AT_ONCE]))

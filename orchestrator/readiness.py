@@ -1,4 +1,4 @@
-"""Whether the orchestrator can do its work: an engine is ready, and its model's tokenizer."""
+"""Whether the orchestrator can serve: some model has a ready replica and a ready tokenizer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from mesh.errors import MeshError
 from mesh.process.lifecycle import SetReady
 from mesh.rpc.channel import ResponseStream
 from orchestrator.clients.tokenizer import SERVICE as TOKENIZER_SERVICE
+from orchestrator.clients.tokenizer import TokenizerUnusable
 from orchestrator.clients.tokenizers import Tokenizers, TokenizerUpstream
 from orchestrator.routing.replicas import Replicas
 
 logger = logging.getLogger("orchestrator.readiness")
 
 RETRY_SECONDS = 0.2
+"""Delay before a lost tokenizer is contacted again."""
 
-Tell = Callable[[], Awaitable[None]]
+UNUSABLE_RETRY_SECONDS = 5.0
+"""Delay before files that could not be loaded are downloaded again."""
+
+Notify = Callable[[], Awaitable[None]]
 
 
 class Readiness:
-    """Follows the health of the tokenizers and of the replicas."""
+    """Watches the health of the tokenizers and of the replicas."""
 
     def __init__(self, tokenizers: Tokenizers, replicas: Replicas) -> None:
-        """Both stay their owner's."""
+        """The caller owns both."""
         self._tokenizers = tokenizers
         self._replicas = replicas
         self._serving: set[str] = set()
@@ -34,48 +39,60 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether some model can be asked for now."""
+        """Whether at least one model can be used now."""
         return any(
             self._tokenizers.target_of(model) in self._serving for model in self._replicas.models
         )
 
     async def watch(self, set_ready: SetReady) -> None:
-        """Tells `set_ready` at every change, until cancelled."""
+        """Calls `set_ready` at every change, until cancelled."""
         lock = asyncio.Lock()
 
-        async def tell() -> None:
-            # One at a time, so that the last word is the newest state.
+        async def notify() -> None:
+            # One call at a time, so that the last one has the newest state.
             async with lock:
                 await set_ready(self.ready)
 
         async with asyncio.TaskGroup() as tasks:
             for upstream in self._tokenizers.upstreams:
-                watching = self._watch_tokenizer(upstream, tell)
+                watching = self._watch_tokenizer(upstream, notify)
                 tasks.create_task(watching, name=f"watch {upstream.target}")
-            tasks.create_task(self._watch_replicas(tell), name="watch replicas")
+            tasks.create_task(self._watch_replicas(notify), name="watch replicas")
 
-    async def _watch_replicas(self, tell: Tell) -> None:
+    async def _watch_replicas(self, notify: Notify) -> None:
         while True:
-            await tell()
+            await notify()
             await self._replicas.wait_changed()
 
-    async def _watch_tokenizer(self, upstream: TokenizerUpstream, tell: Tell) -> None:
-        health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(upstream.channel)
-        request = health_pb2.HealthCheckRequest(service=TOKENIZER_SERVICE)
+    async def _watch_tokenizer(self, upstream: TokenizerUpstream, notify: Notify) -> None:
         while True:
+            delay = RETRY_SECONDS
             try:
-                updates = ResponseStream(health.Watch(request, wait_for_ready=True))
-                async for update in updates:
-                    if update.status != health_pb2.HealthCheckResponse.SERVING:
-                        # One replica goes: ask anew, which may lead to another.
-                        break
-                    # Fetched before the first request needs it.
-                    await upstream.client.current()
-                    self._serving.add(upstream.target)
-                    await tell()
-                updates.cancel()
+                await self._follow_health(upstream, notify)
+            except TokenizerUnusable as error:
+                delay = UNUSABLE_RETRY_SECONDS
+                logger.error(
+                    "tokenizer files cannot be loaded",
+                    extra={"target": upstream.target, "error": error.message},
+                )
             except MeshError as error:
                 logger.debug("tokenizer lost", extra={"error": str(error)})
             self._serving.discard(upstream.target)
-            await tell()
-            await asyncio.sleep(RETRY_SECONDS)
+            await notify()
+            await asyncio.sleep(delay)
+
+    async def _follow_health(self, upstream: TokenizerUpstream, notify: Notify) -> None:
+        """Follows one health stream until the tokenizer stops serving. Raises MeshError."""
+        health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(upstream.channel)
+        request = health_pb2.HealthCheckRequest(service=TOKENIZER_SERVICE)
+        updates = ResponseStream(health.Watch(request, wait_for_ready=True))
+        try:
+            async for update in updates:
+                if update.status != health_pb2.HealthCheckResponse.SERVING:
+                    return  # a new stream may reach another replica of the tokenizer
+                # Before the first request needs the files.
+                await upstream.client.refresh()
+                self._serving.add(upstream.target)
+                await notify()
+        finally:
+            updates.cancel()

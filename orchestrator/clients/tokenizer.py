@@ -1,4 +1,4 @@
-"""The tokenizer service: encodes there, and hands out its files so that decoding happens here."""
+"""Client of the tokenizer service: encodes there, and loads its files to detokenize here."""
 
 from __future__ import annotations
 
@@ -22,28 +22,35 @@ SERVICE = "mesh.v1.TokenizerService"
 
 
 class Encoded(NamedTuple):
-    """Token ids, and what turns their like back into text."""
+    """Token ids, and the decoder of the tokenizer that they belong to."""
 
     token_ids: Sequence[int]
     decoder: Decoder
     source: ChatPrompt | str | None = None
-    """What they encode; None: they came as ids."""
+    """The encoded prompt; None if the prompt was token ids."""
 
 
 class LocalTokenizer(NamedTuple):
-    """The service's tokenizer in this process."""
+    """The service's tokenizer, loaded into this process."""
 
     tokenizer: Tokenizer
     decoder: Decoder
     format: AnswerFormat = AnswerFormat()
-    """What the model's chat template says of its answers."""
+    """Format of the model's answers, found in its chat template."""
+
+
+class TokenizerUnusable(MeshError):
+    """The tokenizer service's files cannot be loaded; retrying helps only if they change."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(ErrorKind.INTERNAL, f"the tokenizer's files cannot be loaded: {problem}")
 
 
 class TokenizerClient:
-    """Encodes over the channel and keeps the tokenizer that decodes what comes back."""
+    """Encodes with the service, and keeps a local copy of its tokenizer."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        """`channel` stays its owner's."""
+        """The caller owns `channel`."""
         self._stub: tokenizer_pb2_grpc.TokenizerServiceAsyncStub
         self._stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         self._sha256 = ""
@@ -51,49 +58,87 @@ class TokenizerClient:
         self._fetching = asyncio.Lock()
 
     async def encode_chat(self, prompt: ChatPrompt) -> Encoded:
-        """The ids of a conversation. Raises MeshError, also for what the template refuses."""
-        return await self._encode(tokenizer_pb2.EncodeRequest(chat=chat_to_proto(prompt)), prompt)
+        """Renders and encodes a conversation. Raises MeshError, also if the template fails."""
+        request = tokenizer_pb2.EncodeRequest(chat=chat_to_proto(prompt))
+        return await self._encode(request, prompt, "messages")
 
-    async def encode_text(self, text: str) -> Encoded:
-        """The ids of raw text, with the tokenizer's own special tokens around it."""
+    async def encode_text(self, text: str, field: str = "prompt") -> Encoded:
+        """Encodes a text, with the tokenizer's special tokens added. Raises MeshError.
+
+        `field` is the text's name in the public API, for errors.
+        """
         request = tokenizer_pb2.EncodeRequest(text=text, add_special_tokens=True)
-        return await self._encode(request, text)
+        return await self._encode(request, text, field)
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens. Raises MeshError."""
+        request = tokenizer_pb2.DecodeRequest(token_ids=token_ids, skip_special_tokens=True)
+        try:
+            return (await call_unary(self._stub.Decode, request)).text
+        except MeshError as error:
+            raise _with_public_field(error, "prompt") from error
 
     async def current(self) -> LocalTokenizer:
-        """The tokenizer that the service serves, fetched once."""
+        """The local tokenizer; downloads it if there is none yet. Raises MeshError."""
         return self._tokenizer or await self._fetch("")
 
+    async def refresh(self) -> None:
+        """Downloads the tokenizer, unless the local one is still current. Raises MeshError.
+
+        Called whenever the service becomes reachable, because its tokenizer may have changed.
+        """
+        async with self._fetching:
+            await self._download("")
+
     async def _encode(
-        self, request: tokenizer_pb2.EncodeRequest, source: ChatPrompt | str
+        self, request: tokenizer_pb2.EncodeRequest, source: ChatPrompt | str, field: str
     ) -> Encoded:
-        response = await call_unary(self._stub.Encode, request)
+        try:
+            response = await call_unary(self._stub.Encode, request)
+        except MeshError as error:
+            raise _with_public_field(error, field) from error
         tokenizer = self._tokenizer
         if tokenizer is None or response.tokenizer_sha256 != self._sha256:
             tokenizer = await self._fetch(response.tokenizer_sha256)
         return Encoded(response.token_ids, tokenizer.decoder, source)
 
-    async def _fetch(self, wanted: str) -> LocalTokenizer:
-        """The tokenizer with this SHA-256, or any for "". One fetch at a time."""
+    async def _fetch(self, sha256: str) -> LocalTokenizer:
+        """The tokenizer with this SHA-256; "" accepts any. One download at a time."""
         async with self._fetching:
-            if self._tokenizer is not None and wanted in ("", self._sha256):
+            if self._tokenizer is not None and sha256 in ("", self._sha256):
                 return self._tokenizer
-            files: dict[str, bytearray] = {}
-            sha256 = ""
-            request = tokenizer_pb2.GetTokenizerRequest()
-            async with open_stream(self._stub.GetTokenizer, request) as pieces:
-                async for piece in pieces:
-                    sha256 = piece.tokenizer_sha256
-                    files.setdefault(piece.file_name, bytearray()).extend(piece.data)
-            if wanted not in ("", sha256):
-                # The tokenizer changed between the two calls; the caller's next try meets one.
-                raise MeshError(ErrorKind.UNAVAILABLE, "the tokenizer is being replaced")
-            self._tokenizer = await asyncio.to_thread(_load, files, sha256)
-            self._sha256 = sha256
+            return await self._download(sha256)
+
+    async def _download(self, expected_sha256: str) -> LocalTokenizer:
+        files: dict[str, bytearray] = {}
+        sha256 = ""
+        request = tokenizer_pb2.GetTokenizerRequest(known_sha256=self._sha256)
+        async with open_stream(self._stub.GetTokenizer, request) as parts:
+            async for part in parts:
+                sha256 = part.tokenizer_sha256
+                if part.file_name:
+                    files.setdefault(part.file_name, bytearray()).extend(part.data)
+        if expected_sha256 not in ("", sha256):
+            # The tokenizer changed between the two calls. The next request will find one.
+            raise MeshError(ErrorKind.UNAVAILABLE, "the tokenizer is being replaced")
+        if self._tokenizer is not None and sha256 == self._sha256 and not files:
             return self._tokenizer
+        self._tokenizer = await asyncio.to_thread(_load, files, sha256)
+        self._sha256 = sha256
+        return self._tokenizer
+
+
+def _with_public_field(error: MeshError, field: str) -> MeshError:
+    """The error with the tokenizer's field name (text, chat, token_ids) replaced by `field`."""
+    if error.param not in ("text", "chat", "token_ids"):
+        return error
+    message = field + error.message[len(error.param) :]
+    message = message if error.message.startswith(error.param) else error.message
+    return MeshError(error.kind, message, param=field, retry_after=error.retry_after)
 
 
 def files_sha256(files: Mapping[str, bytes | bytearray]) -> str:
-    """SHA-256, hexadecimal: of each file, by name: name, NUL, length in decimal, NUL, bytes."""
+    """Hexadecimal SHA-256 over all files, sorted by name: name, NUL, decimal length, NUL, bytes."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name}\0{len(files[name])}\0".encode())
@@ -102,25 +147,30 @@ def files_sha256(files: Mapping[str, bytes | bytearray]) -> str:
 
 
 def _load(files: dict[str, bytearray], sha256: str) -> LocalTokenizer:
+    """Loads downloaded files. Raises MeshError: UNAVAILABLE if they are incomplete."""
     if files_sha256(files) != sha256:
-        # Pieces of two tokenizers, or of a stream that was cut.
-        raise MeshError(ErrorKind.UNAVAILABLE, "the tokenizer's files are not whole")
+        # Parts of two tokenizers, or a stream that was cut off.
+        raise MeshError(ErrorKind.UNAVAILABLE, "the tokenizer's files are incomplete")
     content = files.get("tokenizer.json")
     if content is None:
-        raise MeshError(ErrorKind.INTERNAL, "the tokenizer service sent no tokenizer.json")
-    # Cutting or padding prompts is not the tokenizer's business here.
-    settings = json.loads(bytes(content))
-    settings["truncation"] = settings["padding"] = None
-    tokenizer = Tokenizer.from_str(json.dumps(settings))
-    return LocalTokenizer(tokenizer, Decoder(tokenizer), answer_format(_templates(files)))
+        raise TokenizerUnusable("there is no tokenizer.json")
+    try:
+        settings = json.loads(bytes(content))
+        # The service has truncated and padded already, where its settings say so.
+        settings["truncation"] = settings["padding"] = None
+        tokenizer = Tokenizer.from_str(json.dumps(settings))
+        format = answer_format(_templates(files))
+        return LocalTokenizer(tokenizer, Decoder(tokenizer), format)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise TokenizerUnusable(f"{type(error).__name__}: {error}") from error
 
 
 def _templates(files: Mapping[str, bytes | bytearray]) -> Iterator[str]:
-    """All chat templates: in files of their own, or in the tokenizer's settings."""
+    """All chat templates: from `.jinja` files and from the tokenizer's settings."""
     for name, content in files.items():
         if name.endswith(".jinja"):
             yield bytes(content).decode(errors="replace")
         elif name == "tokenizer_config.json":
             template = json.loads(bytes(content)).get("chat_template")
-            # A string, or a list of names and templates: either way all that counts is in it.
+            # A string, or a list of names and templates, whose JSON contains the templates.
             yield template if isinstance(template, str) else json.dumps(template)

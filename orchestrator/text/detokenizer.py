@@ -56,11 +56,6 @@ class Decoder:
             return _KeepingDetokenizer(window, ids) if ids else window()
         return _ByteDetokenizer(self._pieces, self._special - ids.keys() if ids else self._special)
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """All of a text at once, special tokens left out."""
-        stream = self.stream()
-        return stream.push(token_ids) + stream.flush()
-
     def token_id(self, token: str) -> int | None:
         """The id of a text that is a token of its own."""
         token_id: int | None = self._tokenizer.token_to_id(token)

@@ -49,7 +49,7 @@ async def prepare(
         encoded = await tokenizer.encode_text(prompt)
         return PreparedPrompt(encoded, constraint=constraint, echo=prompt if echo else None)
     encoded = Encoded(prompt.ids, (await tokenizer.current()).decoder)
-    text = encoded.decoder.text(prompt.ids) if echo else None
+    text = await tokenizer.decode(prompt.ids) if echo else None
     return PreparedPrompt(encoded, constraint=constraint, echo=text)
 
 

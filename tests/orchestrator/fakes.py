@@ -45,11 +45,21 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self, template: str = "") -> None:
         """`template` is served as the model's chat template; nothing renders it."""
         self.prompts: list[str] = []
+        self.decoded: list[list[int]] = []
         self.delay = 0.0
-        self.files = {"tokenizer.json": FILE}
+        self.num_checks = 0
+        """Calls of GetTokenizer."""
+        self.num_downloads = 0
+        """Calls of GetTokenizer that sent the files."""
+        files = {"tokenizer.json": FILE}
         if template:
-            self.files["chat_template.jinja"] = template.encode()
-        self.sha256 = sha256_of(self.files)
+            files["chat_template.jinja"] = template.encode()
+        self.serve_files(files)
+
+    def serve_files(self, files: dict[str, bytes]) -> None:
+        """Replaces the tokenizer's files; encoding goes on with the small tokenizer."""
+        self.files = files
+        self.sha256 = sha256_of(files)
 
     async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
         text = request.text
@@ -60,9 +70,21 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         ids = byte_level().encode(text, add_special_tokens=False).ids
         return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256=self.sha256)
 
+    async def Decode(self, request: Any, context: Any) -> tokenizer_pb2.DecodeResponse:
+        self.decoded.append(list(request.token_ids))
+        text = byte_level().decode(
+            list(request.token_ids), skip_special_tokens=request.skip_special_tokens
+        )
+        return tokenizer_pb2.DecodeResponse(text=text, tokenizer_sha256=self.sha256)
+
     async def GetTokenizer(
         self, request: Any, context: Any
     ) -> AsyncIterator[tokenizer_pb2.GetTokenizerResponse]:
+        self.num_checks += 1
+        if request.known_sha256 == self.sha256:
+            yield tokenizer_pb2.GetTokenizerResponse(tokenizer_sha256=self.sha256)
+            return
+        self.num_downloads += 1
         for name, data in self.files.items():
             for begin in range(0, len(data), 4000):
                 yield tokenizer_pb2.GetTokenizerResponse(

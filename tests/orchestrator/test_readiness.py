@@ -79,6 +79,45 @@ async def test_not_ready_without_a_tokenizer(no_tasks_left: None) -> None:
     assert not any(states)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("content", [b"no JSON", b'{"model": {"type": "Unknown"}}'])
+async def test_not_ready_while_the_tokenizers_files_do_not_parse(
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    no_tasks_left: None,
+) -> None:
+    """The orchestrator logs an error, keeps running, and is ready once the files are valid."""
+    monkeypatch.setattr("orchestrator.readiness.UNUSABLE_RETRY_SECONDS", 0.05)
+    async with orchestrator(FakeInference()) as running:
+        valid = running.tokenizer.files
+        running.tokenizer.serve_files({"tokenizer.json": content})
+        async with told(running) as states:
+            message = "tokenizer files cannot be loaded"
+            await eventually(lambda: message in caplog.text, "the error is logged")
+            assert states
+            assert not any(states)
+            running.tokenizer.serve_files(valid)
+            await eventually(lambda: states[-1], "ready with valid files")
+
+
+@pytest.mark.timeout(20)
+async def test_files_are_not_downloaded_again_on_reconnection(no_tasks_left: None) -> None:
+    """The client sends the SHA-256 of the files it holds, and the service sends none."""
+    async with orchestrator(FakeInference()) as running, told(running) as states:
+        await eventually(lambda: states[-1:] == [True], "ready")
+        [upstream] = running.service._pipeline._tokenizers.upstreams
+        held = await upstream.client.current()
+        server = running.tokenizer_served.server
+        await server.set_ready(False)
+        await eventually(lambda: not states[-1], "not ready")
+        await server.set_ready(True)
+        await eventually(lambda: states[-1], "ready again")
+        assert await upstream.client.current() is held
+        assert running.tokenizer.num_checks == 2
+        assert running.tokenizer.num_downloads == 1
+
+
 async def test_the_tokenizer_is_fetched_before_the_first_request(no_tasks_left: None) -> None:
     """Who is ready needs no second call for the first prompt of token ids."""
     async with orchestrator(FakeInference()) as running, told(running) as states:

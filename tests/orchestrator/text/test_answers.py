@@ -138,6 +138,7 @@ async def test_echo_tells_the_prompt_first() -> None:
     async with orchestrator(FakeInference()) as running:
         text = await generate(running, request("Hé", echo=True))
         spelled = await generate(running, asked)
+        assert running.tokenizer.decoded == [ids]
     for events, prompt in ((text, "Hé"), (spelled, "Hello 😀")):
         assert events[0].started.model == "fake"
         assert events[0].delta == orchestrator_pb2.Delta(text=prompt)
