@@ -32,7 +32,7 @@ pytestmark = [
 
 # Panels and alerts without a series while all services work, and the reason.
 NEEDS_A_FAILURE = {
-    ("Weir overview", "Refused"): "needs more requests than the admission limit",
+    ("Weir overview", "Refused requests"): "needs more requests than the admission limit",
     ("alert", "WeirServiceAbsent"): "needs a service that is down",
 }
 
