@@ -77,6 +77,14 @@ def random_schema(rng: random.Random, depth: int = 2) -> dict[str, Any]:
             return {"enum": rng.sample([1, "two", None, True, [3], {"four": 5}, -6.5], 3)}
         case "const":
             return {"const": rng.choice(["fixed", 7, False, ["a", 1]])}
+        case "array" | "tuple" | "object" | "anyOf" as kind:
+            return _random_container(kind, rng, depth)
+        case kind:
+            return {"type": kind}
+
+
+def _random_container(kind: str, rng: random.Random, depth: int) -> dict[str, Any]:
+    match kind:
         case "array":
             least = rng.randint(0, 2)
             return {
@@ -103,7 +111,5 @@ def random_schema(rng: random.Random, depth: int = 2) -> dict[str, Any]:
                 "required": [name for name in names if rng.random() < 0.6],
                 "additionalProperties": False,
             }
-        case "anyOf":
+        case _:
             return {"anyOf": [random_schema(rng, depth - 1) for _ in range(2)]}
-        case kind:
-            return {"type": kind}

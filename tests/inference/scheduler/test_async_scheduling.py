@@ -174,6 +174,18 @@ def test_a_sequence_without_a_finite_logit_ends() -> None:
     assert engine.load().kv_usage == 0
 
 
+def random_sequence(rng: random.Random, request_id: str) -> Sequence:
+    """Some sequences have stop tokens, a penalty or an expired deadline."""
+    params = SamplingParams(
+        max_tokens=rng.randint(1, 30),
+        stop_token_ids=frozenset(rng.sample(range(100), rng.choice([0, 2]))),
+        frequency_penalty=rng.choice([0.0, 0.0, 0.0, 1.0]),
+    )
+    prompt = [rng.randrange(100) for _ in range(rng.randint(1, 50))]
+    deadline = time.monotonic() if rng.random() < 0.05 else None
+    return Sequence(request_id, prompt, params, deadline=deadline)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_traffic_gives_the_expected_tokens(seed: int) -> None:
     """Random arrivals, stops, deadlines, aborts and NaNs, with a KV cache too small for all."""
@@ -185,18 +197,7 @@ def test_random_traffic_gives_the_expected_tokens(seed: int) -> None:
     num_delivered: dict[str, int] = {}
     for number in range(400):
         if rng.random() < 0.15 and len(live) < 12:
-            params = SamplingParams(
-                max_tokens=rng.randint(1, 30),
-                stop_token_ids=frozenset(rng.sample(range(100), rng.choice([0, 2]))),
-                frequency_penalty=rng.choice([0.0, 0.0, 0.0, 1.0]),
-            )
-            prompt = [rng.randrange(100) for _ in range(rng.randint(1, 50))]
-            sequence = Sequence(
-                str(number),
-                prompt,
-                params,
-                deadline=time.monotonic() if rng.random() < 0.05 else None,
-            )
+            sequence = random_sequence(rng, str(number))
             engine.add(sequence)
             live[sequence.request_id] = sequence
             num_delivered[sequence.request_id] = 0
