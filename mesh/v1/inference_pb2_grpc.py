@@ -60,31 +60,31 @@ class InferenceServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Generates. The first message comes as soon as the sequence is accepted and may hold no
-        tokens; then a chunk whenever tokens are ready; last exactly one finish.
-        INVALID_ARGUMENT if the prompt cannot fit; RESOURCE_EXHAUSTED if the waiting line is full.
+        """Generates tokens. The first message is sent when the engine accepts the sequence and may hold
+        no tokens; then a chunk is sent whenever tokens are ready; the last message has the finish.
+        INVALID_ARGUMENT if the prompt does not fit; RESOURCE_EXHAUSTED if the queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Token ids to vectors, computed apart from what is generated. INVALID_ARGUMENT if an input is
-        empty or longer than the context; RESOURCE_EXHAUSTED if too many calls wait.
+        """Embeds token ids, in batches separate from generation. INVALID_ARGUMENT if an input is empty
+        or longer than the context; RESOURCE_EXHAUSTED if the queue of embedding calls is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """What is served.
+        """Describes the served model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLoad(self, request, context):
-        """How busy this replica is, at this moment.
+        """Reports the current load of this replica.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

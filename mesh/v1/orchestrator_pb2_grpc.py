@@ -75,51 +75,51 @@ class OrchestratorServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Generates from a conversation or a prompt. First `started`, once the request has been
-        admitted, encoded and accepted by a replica; then deltas; last exactly one finish. What is
-        ready at once comes in one message.
+        """Generates from a conversation or a prompt. The first event is `started`, sent when the request
+        is admitted, encoded and accepted by a replica; then come deltas, and last exactly one finish.
+        Events that are ready at the same time are sent in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SummarizeStream(self, request, context):
-        """Finds documents, then summarises them: first `results`, then deltas, last one finish.
+        """Retrieves documents and summarises them: first `results`, then deltas, last one finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Summarize(self, request, context):
-        """The same as one message.
+        """Unary form of SummarizeStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Texts as vectors: in the order of the inputs, as many in a message as are ready.
+        """Embeds texts. The embeddings are streamed in the order of the inputs, in batches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models that can be asked for.
+        """Lists the models that ready replicas serve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRequests(self, request, context):
-        """The requests that are being worked on now; the table lives in memory only.
+        """Lists the active requests of this process.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelRequest(self, request, context):
-        """Ends a request; its client sees finish reason abort.
+        """Ends an active request; its client receives finish reason abort.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

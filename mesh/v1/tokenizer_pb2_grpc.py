@@ -55,21 +55,22 @@ class TokenizerServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Encode(self, request, context):
-        """Renders (a conversation) and encodes. INVALID_ARGUMENT if the template refuses the messages.
+        """Encodes text or a conversation, which the chat template renders first. INVALID_ARGUMENT if
+        the template rejects the messages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
-        """Ids to text. INVALID_ARGUMENT if an id is not in the vocabulary.
+        """Decodes ids to text. INVALID_ARGUMENT if an id is not in the vocabulary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTokenizer(self, request, context):
-        """The tokenizer's own files, so that a caller can decode in its own process.
+        """Streams the tokenizer's files, so that a caller can decode in its own process.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
