@@ -15,7 +15,7 @@ from inference.model.loading import EngineOptions, load_engine
 from inference.runner.invariance import Invariance
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
-from mesh.process.garbage_collection import keep_startup
+from mesh.process.garbage_collection import freeze_startup_objects
 from mesh.protocol.finish import FinishReason
 
 
@@ -78,7 +78,7 @@ def measure(workload: Workload, dtype: str, invariance: Invariance) -> dict[str,
             max_context=workload.max_context,
         )
     )
-    keep_startup()
+    freeze_startup_objects()
     figures = {row.name: figure(engine, workload, row) for row in workload.rows}
     info = engine.model_info
     about = f"{info.dtype} on {info.device}, batch invariance for {invariance.value}"

@@ -26,7 +26,7 @@ from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import Orchestrator
 from gateway.upstream.readiness import Readiness
 from mesh.observability.metrics import metrics_server
-from mesh.process.garbage_collection import collected_by_the_clock
+from mesh.process.garbage_collection import collect_on_timer
 from mesh.process.lifecycle import StartupError
 from mesh.process.watched_files import WatchedFiles
 from mesh.rpc.channel import open_channel
@@ -198,7 +198,7 @@ async def running(
             if not (await asyncio.wait({serving}, timeout=CLOSE_SECONDS))[0]:
                 server.abort()
             await serving
-            logger.info("drained", extra={"cut_off": cut_off})
+            logger.info("drained", extra={"num_aborted": cut_off})
     finally:
         await dependencies.resumable_streams.close()
         await channel.close()
@@ -216,7 +216,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     async with _metrics(settings.metrics_listen), running(settings) as (server, serving):
         logger.info("listening", extra={"address": at_port(settings.listen, server.port)})
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        async with collected_by_the_clock():
+        async with collect_on_timer():
             await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
 

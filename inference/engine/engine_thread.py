@@ -211,7 +211,7 @@ class AsyncEngine:
     def _set_up_thread(self) -> None:
         # Threads that answer requests go before those that compute. The threads of the native
         # decoder inherit both settings.
-        cpu_scheduling.ask_for(cpu_scheduling.USUAL_SECONDS)
+        cpu_scheduling.reset_slice()
         if self._on_cpu:
             lower_priority()
 

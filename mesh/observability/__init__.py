@@ -1,1 +1,4 @@
-"""Traces, metrics and logs, and the names that they use."""
+"""Traces, metrics and logs of all services, and their attribute names.
+
+What a single service measures belongs to that service's own observability package.
+"""

@@ -1,4 +1,4 @@
-"""The metrics of this process as text."""
+"""The metrics of this process in Prometheus' text formats."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ OPENMETRICS = "application/openmetrics-text"
 
 
 class Exposition(NamedTuple):
-    """A scrape's answer."""
+    """The response to a scrape."""
 
     body: bytes
     content_type: str
 
 
 def expose(accept: str) -> Exposition:
-    """In OpenMetrics, which alone has exemplars, if `accept` names it; else in the plain format.
+    """The metrics in OpenMetrics, which has exemplars, if `accept` names it; else as plain text.
 
-    Our names are such as every Prometheus takes. Asked to escape them, as scrapers of one time
-    do, the library would write vLLM's colons as underscores in samples, and in samples alone.
+    Names are never escaped, even if the scraper asks for it: the library would replace the colons
+    of vLLM's metric names by underscores in samples but not in their metadata.
     """
     if OPENMETRICS not in accept:
         return Exposition(generate_latest(REGISTRY), CONTENT_TYPE_LATEST)

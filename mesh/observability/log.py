@@ -1,8 +1,8 @@
-"""Logs are events: a constant phrase, and fields beside it. JSON in a pod, text on a terminal.
+"""Logs as events: a constant phrase and fields, written as JSON or, on a terminal, as text.
 
     logger.info("request finished", extra={"code": "OK", "duration_seconds": 0.2})
 
-Request and trace id come from the context by themselves.
+Request id and trace id are added from the context.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
 def configure(
     service: str, level: str = "INFO", format: Literal["auto", "json", "text"] = "auto"
 ) -> None:
-    """Sends all logs of this process to standard error, in one format."""
+    """Send all logs of this process to standard error in one format."""
     handler = logging.StreamHandler(sys.stderr)
     text = format == "text" or (format == "auto" and sys.stderr.isatty())
     handler.setFormatter(_TextFormatter() if text else _JsonFormatter())
@@ -38,13 +38,13 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Libraries that tell at INFO what our own access line tells better.
+    # Libraries that log at INFO what the access line already contains.
     for noisy in ("httpx", "httpcore", "uvicorn.access", "uvicorn.error", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
 class _ContextFilter(logging.Filter):
-    """Puts the service, the request id and the trace id on every record."""
+    """Adds the service, the request id and the trace id to every record."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class _JsonFormatter(JsonFormatter):
         )
 
     def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
-        stated = {key: value for key, value in log_data.items() if value is not None}
-        return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **stated}
+        present = {key: value for key, value in log_data.items() if value is not None}
+        return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **present}
 
 
 class _TextFormatter(logging.Formatter):
-    """`12:00:00.000 INFO  orchestrator request finished code=OK …`, for people."""
+    """For terminals: `12:00:00.000 INFO  orchestrator request finished code=OK …`."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]

@@ -1,4 +1,4 @@
-"""How late the event loop is: what every stream of a process waits for, and no request shows."""
+"""Measures the lag of the event loop, which delays every stream of the process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ INTERVAL_SECONDS = 0.1
 
 
 @asynccontextmanager
-async def watched(component: str) -> AsyncIterator[None]:
-    """Observes the running loop's lag inside the block, under the service's name."""
-    watching = asyncio.create_task(_watch(component), name="loop lag")
+async def measure(component: str) -> AsyncIterator[None]:
+    """Observe the running loop's lag inside the block; `component` is the service's name."""
+    measuring = asyncio.create_task(_measure(component), name="loop lag")
     try:
         yield
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        measuring.cancel()
+        await asyncio.gather(measuring, return_exceptions=True)
 
 
-async def _watch(component: str) -> None:
+async def _measure(component: str) -> None:
     lag = EVENT_LOOP_LAG.labels(component)
     while True:
-        # Not the loop's own clock, which stands still while callbacks run.
+        # Not loop.time(), which does not advance while callbacks run.
         due = time.monotonic() + INTERVAL_SECONDS
         await asyncio.sleep(INTERVAL_SECONDS)
         lag.observe(max(0.0, time.monotonic() - due))

@@ -1,4 +1,4 @@
-"""Prometheus metrics that every gRPC service has, and the small HTTP server that shows them."""
+"""Prometheus metrics that every service has, and the HTTP server of /metrics and /livez."""
 
 from __future__ import annotations
 
@@ -28,20 +28,18 @@ _RPC_SECONDS = (
     *(0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-# No label is called `service`: the Prometheus Operator gives every target one of that name and
-# would rename ours.
+# No label is called `service`: the Prometheus Operator adds a label of that name to every target
+# and would rename this one.
 RPC_DURATION = Histogram(
     "mesh_rpc_server_duration_seconds",
-    "Time from the arrival of an RPC to its end, streams included.",
+    "Time from the arrival of an RPC to its end, including streams.",
     ["rpc_service", "rpc_method", "code"],
     buckets=_RPC_SECONDS,
 )
-RPC_ACTIVE = Gauge(
-    "mesh_rpc_server_active", "RPCs that are being served.", ["rpc_service", "rpc_method"]
-)
+RPC_ACTIVE = Gauge("mesh_rpc_server_active", "RPCs in progress.", ["rpc_service", "rpc_method"])
 RPC_CLIENT_DURATION = Histogram(
     "mesh_rpc_client_duration_seconds",
-    "Time from the start of an RPC to a neighbour to its end, streams and the network included.",
+    "Time from the start of a client RPC to its end, including streams and the network.",
     ["rpc_service", "rpc_method", "code"],
     buckets=_RPC_SECONDS,
 )
@@ -50,23 +48,23 @@ ERRORS = Counter(
 )
 EVENT_LOOP_LAG = Histogram(
     "mesh_event_loop_lag_seconds",
-    "How much later than asked the event loop runs a timer, looked at ten times a second.",
+    "Delay of a timer in the event loop, measured ten times a second.",
     ["component"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 BUILD_INFO = Gauge(
     "mesh_build_info",
-    "Always 1; its labels say which of the four services this is, and what it was built from.",
+    "Always 1; the labels are the service, its version and its Python version.",
     ["component", "version", "python_version"],
 )
 
-UNWATCHED_SERVICES = frozenset(
+UNOBSERVED_SERVICES = frozenset(
     {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 )
-"""Asked all the time, and answered by libraries: they are neither counted nor traced."""
+"""Services of the gRPC libraries: frequent calls that have neither metrics nor traces."""
 
 LIVENESS_TIMEOUT_SECONDS = 2.0
-"""How long the event loop may take to answer before the process counts as stuck."""
+"""Maximum time for the event loop to respond before /livez reports 503."""
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 Environ = dict[str, Any]
@@ -75,17 +73,17 @@ StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 @cache
 def labelled(metric: Metric, *values: str) -> Metric:
-    """The metric under these labels, looked up once: to find it takes longer than to count."""
+    """The metric with these label values, cached: the lookup costs more than an observation."""
     return metric.labels(*values)
 
 
-def tell_build(component: str) -> None:
-    """Shows what this process is; `component` is the service's name."""
+def set_build_info(component: str) -> None:
+    """Set the build info of this process; `component` is the service's name."""
     BUILD_INFO.labels(component, telemetry.weir_version(), platform.python_version()).set(1)
 
 
 def exemplar() -> dict[str, str] | None:
-    """For `observe`: the trace id, so that a bucket leads to its trace; None if not recorded."""
+    """The trace id as an exemplar for `observe`; None if the trace is not recorded."""
     if telemetry.silent:
         return None
     span = trace.get_current_span().get_span_context()
@@ -94,10 +92,15 @@ def exemplar() -> dict[str, str] | None:
     return {"trace_id": trace.format_trace_id(span.trace_id)}
 
 
-class ClientCall:
-    """Observes the duration of a call from when this is made, and how it ends.
+def observe_rpc(service: str, method: str, code: grpc.StatusCode, seconds: float) -> None:
+    """Record the end of a served RPC; call it inside its span."""
+    labelled(RPC_DURATION, service, method, code.name).observe(seconds, exemplar())
 
-    A context manager that ends with its block, or whoever makes one calls `end`.
+
+class ClientCall:
+    """Observes the duration and status of a client call, from construction to `end`.
+
+    As a context manager it ends with its block.
     """
 
     __slots__ = ("_method", "_started", "_trace_id")
@@ -114,12 +117,12 @@ class ClientCall:
         self.end(error)
 
     def end(self, error: BaseException | None) -> None:
-        """The call has ended, well or with `error`."""
+        """Record the end of the call; None is success."""
         seconds = time.monotonic() - self._started
         service, _, name = self._method.partition("/")
-        if service not in UNWATCHED_SERVICES:
-            took = labelled(RPC_CLIENT_DURATION, service, name, _code_of(error).name)
-            took.observe(seconds, self._trace_id)
+        if service not in UNOBSERVED_SERVICES:
+            duration = labelled(RPC_CLIENT_DURATION, service, name, _code_of(error).name)
+            duration.observe(seconds, self._trace_id)
 
 
 def _code_of(error: BaseException | None) -> grpc.StatusCode:
@@ -132,9 +135,9 @@ def _code_of(error: BaseException | None) -> grpc.StatusCode:
 
 @contextmanager
 def metrics_server(address: str, loop: asyncio.AbstractEventLoop) -> Iterator[int]:
-    """Serves `/metrics` and `/livez` from a thread, so that a stuck loop shows; gives the port.
+    """Serve `/metrics` and `/livez` from a thread inside the block; yields the port.
 
-    `/livez` is 200 while `loop` still turns and 503 once it does not.
+    `/livez` is 200 while `loop` responds, else 503.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
@@ -157,8 +160,8 @@ def _application(
             start_response("200 OK", [("Content-Type", content_type)])
             return [body]
         if path == "/livez":
-            alive = _turns(loop)
-            return _plain(start_response, "200 OK" if alive else "503 Service Unavailable")
+            responds = _responds(loop)
+            return _plain(start_response, "200 OK" if responds else "503 Service Unavailable")
         return _plain(start_response, "404 Not Found")
 
     return application
@@ -169,7 +172,7 @@ def _plain(start_response: StartResponse, status: str) -> Iterable[bytes]:
     return [f"{status.partition(' ')[2].lower()}\n".encode()]
 
 
-def _turns(loop: asyncio.AbstractEventLoop) -> bool:
+def _responds(loop: asyncio.AbstractEventLoop) -> bool:
     answered = threading.Event()
     try:
         loop.call_soon_threadsafe(answered.set)
@@ -179,13 +182,13 @@ def _turns(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
-    """One short-lived thread a scrape, so that a stuck probe holds up no other."""
+    """Uses a thread for each request, so that a stuck client does not block others."""
 
     daemon_threads = True
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """Scrapes are not worth a log line."""
+    """Does not log requests."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass

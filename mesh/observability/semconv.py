@@ -1,10 +1,9 @@
-"""The names in our traces: OpenTelemetry's conventions, and the few of our own.
+"""Names of spans, events and attributes: OpenTelemetry's semantic conventions and Weir's own.
 
-They are written here and nowhere else. Conventions for HTTP, servers and errors are stable and
-come from OpenTelemetry's package; those for RPC and GenAI are spelled out, because that package
-holds them under a private name (`tests/mesh/observability/test_semconv.py` compares). What no
-convention has a
-name for begins with `weir.`.
+Conventions for HTTP, servers and errors are stable and are imported from OpenTelemetry's package.
+Those for RPC and GenAI are repeated here, because the package has them in a private module only
+(`tests/mesh/observability/test_semconv.py` compares them). Names without a convention begin with
+`weir.`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from opentelemetry.semconv.attributes import (
 from opentelemetry.semconv.schemas import Schemas
 
 SCHEMA_URL = Schemas.V1_44_0.value
-"""The version of the conventions that the names follow."""
+"""Version of the semantic conventions that the names follow."""
 
 SERVICE_NAME = service_attributes.SERVICE_NAME
 SERVICE_NAMESPACE = service_attributes.SERVICE_NAMESPACE
@@ -46,7 +45,7 @@ RPC_SYSTEM_NAME = "rpc.system.name"
 RPC_METHOD = "rpc.method"
 """Fully qualified: `mesh.v1.InferenceService/Generate`."""
 RPC_RESPONSE_STATUS_CODE = "rpc.response.status_code"
-"""By its name: `OK`, `DEADLINE_EXCEEDED`."""
+"""Name of the status: `OK`, `DEADLINE_EXCEEDED`."""
 GRPC = "grpc"
 
 GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
@@ -87,11 +86,11 @@ class Operation(StrEnum):
 OUTCOME = "weir.outcome"
 REQUEST_ID = "weir.request.id"
 FIRST_TOKEN = "weir.first_token"
-"""Event: the first token of the request passed here."""
+"""Event: the service sent or received the first token of the request."""
 CLIENT_DISCONNECTED = "weir.client_disconnected"
 """Event: the client closed its connection before its answer was complete."""
 FAILOVER = "weir.failover"
-"""Event: a replica was lost, and another one is sent what there is so far."""
+"""Event: a replica was lost; another one continues from the tokens generated so far."""
 
 NUM_FAILOVERS = "weir.num_failovers"
 NUM_TOKENS = "weir.num_tokens"
@@ -109,7 +108,7 @@ BATCH_SIZE = "weir.batch_size"
 NUM_STEPS = "weir.num_steps"
 NUM_RESUMED_TOKENS = "weir.num_resumed_tokens"
 PREFILL_CHUNK = "weir.prefill_chunk"
-"""Event: a step that computed a piece of the prompt, at the step's end."""
+"""Event at the end of a step that computed a chunk of the prompt."""
 DURATION_SECONDS = "weir.duration_seconds"
 STEP_NUMBER = "weir.step.number"
 NUM_PREFILL_TOKENS = "weir.step.num_prefill_tokens"
@@ -117,7 +116,7 @@ NUM_DECODE_TOKENS = "weir.step.num_decode_tokens"
 NUM_WAITING = "weir.step.num_waiting"
 KV_CACHE_USAGE = "weir.step.kv_cache_usage"
 
-# The names of spans that no convention names.
+# Span names without a convention.
 ADMISSION = "admission"
 ENCODE = "encode"
 CHOOSE_REPLICA = "choose_replica"
@@ -129,16 +128,16 @@ ENGINE_STEP = "engine_step"
 
 
 class Outcome(StrEnum):
-    """How a span ended; every span of ours that works on a request has one as `weir.outcome`."""
+    """How a span ended: `weir.outcome` of every span that belongs to a request."""
 
     OK = "ok"
     CANCELLED = "cancelled"
-    """Whoever asked went away."""
+    """The caller cancelled, or its connection closed."""
     REFUSED = "refused"
-    """There was no room."""
+    """Refused because of overload."""
     INVALID = "invalid"
-    """The caller asked for what cannot be given."""
+    """The request was invalid."""
     DEADLINE = "deadline"
     FAILED_OVER = "failed_over"
-    """It ended well, on another replica than it began on."""
+    """Success after a failover to another replica."""
     FAILED = "failed"

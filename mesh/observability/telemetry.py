@@ -1,10 +1,9 @@
-"""OpenTelemetry for a process: W3C propagation always, an exporter only where one is configured.
+"""OpenTelemetry of a process: W3C propagation always, an exporter only if one is configured.
 
-The standard variables rule (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`,
+The standard variables apply (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`,
 `OTEL_TRACES_SAMPLER`, …; OpenTelemetry specification, "SDK environment variables"). Without an
-endpoint nothing is recorded, but spans still have ids, so that a request has a trace id in
-headers and logs all the same. What is recorded of many requests:
-`mesh.observability.trace_sampling`.
+endpoint nothing is recorded, but requests still have trace ids in headers and logs. The default
+sampler is in `mesh.observability.trace_sampling`.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from mesh.observability import semconv
 from mesh.observability.trace_sampling import chosen_sampler, sampler
 
 follows_callers = False
-"""Whether the sampler records what a caller records, and nothing of what it does not."""
+"""Whether the sampler is parent-based: it follows the caller's sampling decision."""
 
 silent = False
-"""Whether this process has started without an exporter: no span will ever be recorded, and all
-that a request needs of them is the trace id, which one for all its work can carry."""
+"""Whether this process has no exporter. Then no span is recorded, and one unrecorded span carries
+the trace id of a request through all its work."""
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -43,11 +42,11 @@ _IDS = RandomIdGenerator()
 
 _W3C = TraceContextTextMapPropagator()
 _TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-"""W3C Trace Context, section 3.2, in the only version that there is."""
+"""W3C Trace Context, section 3.2; 00 is the only version."""
 _w3c_only = os.environ.get("OTEL_PROPAGATORS", "tracecontext,baggage") == "tracecontext,baggage"
 
 _propagated = tuple(propagate.get_global_textmap().fields)
-"""Headers that carry traces, `traceparent` among them unless `OTEL_PROPAGATORS` says otherwise."""
+"""Headers of the configured propagators; with the default, `traceparent` is one of them."""
 
 
 def weir_version() -> str:
@@ -59,26 +58,26 @@ def weir_version() -> str:
 
 
 def exporter_configured() -> bool:
-    """Whether the standard variables ask for traces to be sent somewhere."""
+    """Whether the standard variables configure an exporter."""
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     switched_off = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").lower() == "none"
     return not disabled and not switched_off and any(map(os.environ.get, ENDPOINT_VARIABLES))
 
 
 def captures_content() -> bool:
-    """Whether spans may hold prompts, queries and answers; they may not unless it is asked for.
+    """Whether spans may contain prompts, queries and answers; by default they must not.
 
-    The values are those of OpenTelemetry's own GenAI instrumentations; we have spans only.
+    The values are those of OpenTelemetry's GenAI instrumentations, of which only spans exist here.
     """
     value = os.environ.get(CONTENT_VARIABLE, "").lower()
     return value in ("true", "span_only", "span_and_event")
 
 
 def start(service: str) -> TracerProvider:
-    """Installs the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
+    """Install the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
 
-    The caller shuts it down at the end, which sends what is still buffered. Raises ValueError
-    naming a variable of ours that is no good.
+    The caller shuts it down at the end, which exports buffered spans. Raises ValueError that
+    names an invalid variable.
     """
     global follows_callers, silent
     follows_callers = chosen_sampler(os.environ).startswith("parentbased_")
@@ -88,7 +87,7 @@ def start(service: str) -> TracerProvider:
         trace.set_tracer_provider(provider)
         return provider
 
-    # Imported here because it costs 100 ms that a run without an exporter need not pay.
+    # Imported here, as the import takes 100 ms that is not needed without an exporter.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
     name = os.environ.get("OTEL_SERVICE_NAME", service)
@@ -113,10 +112,10 @@ def trace_id() -> str:
 
 
 def recorded(span: Span) -> bool:
-    """Whether what is done under this span is to have spans of its own.
+    """Whether child spans of this span must be created.
 
-    Under none at all, yes: a sampler will say. Making a span that nobody records costs nearly as
-    much as one that somebody does, so where this is False none is made.
+    True also without a current span, as the sampler decides then. Creating an unrecorded span costs
+    nearly as much as a recorded one, so callers create none if this is False.
     """
     if silent:
         return False
@@ -125,19 +124,19 @@ def recorded(span: Span) -> bool:
 
 
 class UnrecordedSpan(NonRecordingSpan):
-    """Stands for all that a request does here: nothing of it is recorded, all of it has this id.
+    """The only span of a request that is not recorded; carries the trace id.
 
-    As every span it is a context manager, here one that does nothing.
+    As every span it is a context manager; this one does nothing.
     """
 
     def __init__(self, context: SpanContext, headers: Mapping[str, str]) -> None:
-        """`headers` are what is passed on to those that are called."""
+        """`headers` are sent with outgoing calls."""
         super().__init__(context)
         self.headers = headers
 
 
 class CurrentSpan:
-    """A context manager in which a span is the current one; `trace.use_span` at a third of it."""
+    """Makes a span current inside the block, at a third of the cost of `trace.use_span`."""
 
     __slots__ = ("_span", "_token")
 
@@ -153,10 +152,10 @@ class CurrentSpan:
 
 
 def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Span] | None:
-    """What to do a caller's work in, where none of it will be recorded; None where it may be.
+    """A block for a request that is not recorded; None if the request may be recorded.
 
-    Making an empty span takes a good part of what a full one does, and a busy service makes
-    thousands: a caller's word is enough to make none.
+    The decision uses the caller's sampled flag alone, since creating an unrecorded span would cost
+    nearly as much as a recorded one.
     """
     if silent:
         return silent_span(carrier)
@@ -169,7 +168,7 @@ def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Spa
 
 
 def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
-    """The caller's trace as the current one, or a new one, where nothing is recorded."""
+    """Makes an unrecorded span current: with the caller's trace id, or with a new one."""
     span = _caller_of(carrier)
     if span is None:
         ids = SpanContext(_IDS.generate_trace_id(), _IDS.generate_span_id(), is_remote=False)
@@ -178,7 +177,7 @@ def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
 
 
 def _headers_of(ids: SpanContext) -> Mapping[str, str]:
-    """What tells those that are called of a trace that nobody records."""
+    """Headers that propagate an unrecorded trace."""
     if _w3c_only:  # W3C Trace Context, section 3.2; the library takes four times as long
         return {"traceparent": f"00-{ids.trace_id:032x}-{ids.span_id:016x}-00"}
     headers: dict[str, str] = {}
@@ -187,13 +186,13 @@ def _headers_of(ids: SpanContext) -> Mapping[str, str]:
 
 
 def _caller_of(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
-    """What a caller says of itself, to be passed on as it is; None where it says nothing."""
+    """The caller's span context, with its headers to be forwarded unchanged; None without one."""
     if _w3c_only and "traceparent" not in carrier:
         return None
     given = {name: carrier[name] for name in _propagated if name in carrier}
     plain = _TRACEPARENT.fullmatch(carrier["traceparent"]) if _w3c_only else None
     if plain is not None and "tracestate" not in given:
-        # What nearly all callers send; the library takes three times as long for it.
+        # The common case; the library takes three times as long.
         ids, flags = (int(plain[1], 16), int(plain[2], 16)), TraceFlags(int(plain[3], 16))
         found = SpanContext(*ids, is_remote=True, trace_flags=flags)
     else:

@@ -1,7 +1,7 @@
-"""Which requests are traced where nobody says otherwise: all, up to some a second.
+"""The default sampler: records all traces up to a rate limit.
 
-A request that is recorded costs some 2 ms of CPU more (docs/decisions/0029). Somebody who tries
-a query finds it in Grafana; a thousand clients do not pay for that a thousand times.
+Recording a request costs about 2 ms of CPU (docs/decisions/0029). With the limit, single requests
+are always found in Grafana, and under load the cost stays constant.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from opentelemetry.util.types import Attributes
 SAMPLER_VARIABLE = "OTEL_TRACES_SAMPLER"
 ARGUMENT_VARIABLE = "OTEL_TRACES_SAMPLER_ARG"
 RATE_LIMITED = "parentbased_ratelimited"
-"""Our value of the variable; its argument is traces a second."""
+"""Weir's additional value of the variable; its argument is the traces per second."""
 
 TRACES_PER_SECOND = 1.0
 
 BURST = 10
-"""Traces at once after a quiet time: somebody who tries some queries finds them all."""
+"""Capacity of the token bucket: traces that are recorded at once after an idle time."""
 
 
 class RateLimited(Sampler):
-    """Samples so many a second, evenly, and `burst` at once, or a second's, after a quiet time.
+    """A token bucket: samples `per_second` traces a second, and up to `burst` at once.
 
-    A token bucket, for any thread.
+    Thread-safe.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class RateLimited(Sampler):
         burst: int = BURST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`per_second` above 0; less than 1 is one in some seconds."""
+        """`per_second` must be more than 0 and may be less than 1."""
         if not 0 < per_second < float("inf"):
-            raise ValueError(f"traces per second must be a number above 0. Given: {per_second}")
+            raise ValueError(f"traces per second must be a number above 0, given {per_second}")
         self._per_second = per_second
         self._clock = clock
         self._capacity = max(float(burst), per_second)
@@ -78,14 +78,14 @@ class RateLimited(Sampler):
 
 
 def chosen_sampler(environment: Mapping[str, str]) -> str:
-    """The value of the standard variable; ours where it is unset."""
+    """The value of the standard variable; `RATE_LIMITED` if it is unset."""
     return environment.get(SAMPLER_VARIABLE, "").strip().lower() or RATE_LIMITED
 
 
 def sampler(environment: Mapping[str, str]) -> Sampler | None:
-    """Ours where the standard variable is unset or names it; None: the SDK makes its own.
+    """The rate-limited sampler if `chosen_sampler` is that one; None: the SDK's own applies.
 
-    Raises ValueError naming the variable.
+    Raises ValueError that names the variable.
     """
     if chosen_sampler(environment) != RATE_LIMITED:
         return None
@@ -94,6 +94,6 @@ def sampler(environment: Mapping[str, str]) -> Sampler | None:
         return ParentBased(RateLimited(float(given) if given else TRACES_PER_SECOND))
     except ValueError as error:
         raise ValueError(
-            f"{ARGUMENT_VARIABLE} is how many traces a second {RATE_LIMITED} records, "
-            f"a number above 0. Given: {given!r}"
+            f"{ARGUMENT_VARIABLE} must be the traces per second that {RATE_LIMITED} records, "
+            f"a number above 0, given {given!r}"
         ) from error

@@ -1,12 +1,13 @@
-"""Spans, each of which ends in every outcome, and says in which.
+"""Creates spans and records their outcome, also for failures and cancellation.
 
     stage(name)            a piece of work inside a service
-    detached_stage(name)   the same where the block is left and entered again by `yield`
-    server_span            an RPC that is served
+    detached_stage(name)   the same, for a block that contains `yield`
+    server_span            a served RPC
     ClientSpan             a streaming call, from its start to its status
 
-The interceptors of opentelemetry-instrumentation-grpc lose a stream's end, so they serve unary
-calls only, and in a subclass (`mesh.observability.unary_spans`, docs/decisions/0029).
+The interceptors of opentelemetry-instrumentation-grpc do not record the final status of streams.
+They are used for unary calls only, in a subclass (`mesh.observability.unary_spans`,
+docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ OUTCOME_OF: Mapping[ErrorKind, Outcome] = MappingProxyType(
 
 _KIND_OF_CODE = {code: kind for kind, code in GRPC_STATUS.items()}
 
-# Statuses that are the server's fault; the others leave its span unset, as the semantic
-# conventions for gRPC have it.
+# Status codes for which a server span has the status Error, by the semantic conventions for gRPC.
 _SERVER_FAULTS = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
@@ -63,9 +63,9 @@ _SERVER_FAULTS = frozenset(
 
 
 def stage(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
-    """The current span of a piece of work. Nothing may be yielded from inside the block."""
+    """A span of a piece of work, current inside the block. The block must not contain `yield`."""
     current = trace.get_current_span()
-    # A span that is not recorded is a context manager that does nothing.
+    # As a context manager, an unrecorded span does nothing.
     return _stage(name, attributes) if telemetry.recorded(current) else current
 
 
@@ -78,7 +78,7 @@ def _stage(name: str, attributes: Attributes | None) -> Iterator[Span]:
             record_exception=False,
             set_status_on_exception=False,
         ) as span,
-        _telling(span),
+        _recording_outcome(span),
     ):
         yield span
 
@@ -90,10 +90,9 @@ def detached_stage(
     kind: SpanKind = SpanKind.INTERNAL,
     parent: Span | None = None,
 ) -> AbstractContextManager[Span]:
-    """A span that is not made the current one, for blocks that a generator yields from.
+    """A span that is not made current, for blocks of generators that contain `yield`.
 
-    A suspended generator would leak its context to whoever runs meanwhile. `parent` None: the
-    current span.
+    A suspended generator would leak its context to its caller. `parent` None: the current span.
     """
     above = parent or trace.get_current_span()
     if not telemetry.recorded(above):
@@ -109,7 +108,7 @@ def _detached_stage(
     context = None if parent is None else trace.set_span_in_context(parent)
     span = TRACER.start_span(name, context, kind, attributes)
     try:
-        with _telling(span):
+        with _recording_outcome(span):
             yield span
     finally:
         span.end()
@@ -118,7 +117,7 @@ def _detached_stage(
 def server_span(
     service: str, method: str, metadata: Mapping[str, str]
 ) -> AbstractContextManager[Span]:
-    """The current span of an RPC being served, child of the `traceparent` in its metadata."""
+    """The span of a served RPC, current inside the block; child of the metadata's `traceparent`."""
     unrecorded = telemetry.span_if_unrecorded(metadata)
     return _server_span(service, method, metadata) if unrecorded is None else unrecorded
 
@@ -141,20 +140,20 @@ def _server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iter
 
 
 def set_server_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
-    """Records how the RPC ended; call it once, before the span ends."""
+    """Record the status of the RPC; call it once, before the span ends."""
     if span.is_recording():
         _set_rpc_status(span, code, description, code in _SERVER_FAULTS)
 
 
 def set_client_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
-    """Records how the call ended. A call that was called off is no error: we wanted it so."""
+    """Record the status of the call. A cancelled call is not an error: this side cancelled it."""
     if span.is_recording():
         failed = code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
         _set_rpc_status(span, code, description, failed)
 
 
 def set_outcome(span: Span, outcome: Outcome, error_type: str = "", description: str = "") -> None:
-    """Says how a span's work ended; only what is our own fault is an error."""
+    """Record the outcome of a span; only FAILED and DEADLINE set its status to Error."""
     span.set_attribute(semconv.OUTCOME, outcome)
     if outcome in (Outcome.FAILED, Outcome.DEADLINE):
         span.set_attribute(semconv.ERROR_TYPE, error_type or outcome)
@@ -162,7 +161,7 @@ def set_outcome(span: Span, outcome: Outcome, error_type: str = "", description:
 
 
 def rpc_attributes(method: str, target: str = "") -> dict[str, AttributeValue]:
-    """What a span of an RPC says from its start. `target` is HOST:PORT, or any gRPC target."""
+    """The attributes of an RPC's span at its start. `target` is HOST:PORT or any gRPC target."""
     attributes: dict[str, AttributeValue] = {
         semconv.RPC_SYSTEM_NAME: semconv.GRPC,
         semconv.RPC_METHOD: method,
@@ -176,7 +175,7 @@ def rpc_attributes(method: str, target: str = "") -> dict[str, AttributeValue]:
 
 
 def inject(metadata: list[tuple[str, str]], span: Span) -> None:
-    """Adds the span's `traceparent`."""
+    """Add the span's `traceparent` to `metadata`."""
     if isinstance(span, telemetry.UnrecordedSpan):
         metadata.extend(span.headers.items())
         return
@@ -186,11 +185,11 @@ def inject(metadata: list[tuple[str, str]], span: Span) -> None:
 
 
 class ClientSpan:
-    """The span of a streaming call, around the block that reads it.
+    """The span of a streaming call, around the block that reads its responses.
 
-    It is not the current one. Its `traceparent` is added to `metadata`. Set `complete` once all
-    has been read: to leave the block before is to call the call off. Or set `error`, if the call
-    failed and the block is left in another way.
+    It is not made current; its `traceparent` is added to `metadata`. Set `complete` when all
+    responses have been read: leaving the block earlier cancels the call. Set `error` if the call
+    failed but the block is not left by that exception.
     """
 
     def __init__(
@@ -229,7 +228,7 @@ class ClientSpan:
         self.end(error)
 
     def end(self, error: BaseException | None) -> None:
-        """The block is left, by `error` if there is one."""
+        """End the span; `error` is the exception that left the block."""
         if not self._recorded:
             return
         code, description = grpc.StatusCode.OK, ""
@@ -245,14 +244,14 @@ class ClientSpan:
 
 
 def kind_of_cancellation() -> ErrorKind:
-    """Why the current request's work was cancelled: its time was up, or its caller went."""
+    """Why the current request was cancelled: DEADLINE, or CANCELLED by the caller."""
     request = current_request()
     out_of_time = request is not None and request.out_of_time
     return ErrorKind.DEADLINE if out_of_time else ErrorKind.CANCELLED
 
 
 @contextmanager
-def _telling(span: Span) -> Iterator[None]:
+def _recording_outcome(span: Span) -> Iterator[None]:
     try:
         yield
     except (asyncio.CancelledError, GeneratorExit):

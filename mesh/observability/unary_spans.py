@@ -1,7 +1,7 @@
-"""Client spans of unary calls: the library's interceptor, with its faults mended.
+"""Client spans of unary calls: a subclass of OpenTelemetry's gRPC interceptor.
 
-As it comes, it does not cancel a call whose caller is cancelled, never ends that call's span,
-presets the status to OK, and names attributes as the conventions did before they were stable.
+The original does not cancel the call when its caller is cancelled, does not end that span, presets
+the status to OK, and uses attribute names from before the conventions were stable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 not_health_check = filters.negate(filters.health_check())
-"""Health checks come every second from every neighbour; nobody wants their spans."""
+"""Health checks are frequent, and their spans carry no information."""
 
 
 async def call_with_span(
@@ -35,10 +35,10 @@ async def call_with_span(
     details: grpc.aio.ClientCallDetails,
     target: str,
 ) -> Response:
-    """Makes the call inside a span of its own. Raises AioRpcError.
+    """Make the call in a client span. Raises AioRpcError.
 
-    The interceptor is called here and not installed in the channel, where it costs every call a
-    task, recorded or not.
+    The interceptor is called here instead of being installed in the channel, where it would cost
+    every call a task, recorded or not.
     """
 
     async def proceed(changed: grpc.aio.ClientCallDetails, request: Request) -> Any:
@@ -56,17 +56,17 @@ def _spans(target: str) -> UnarySpans:
 
 
 class UnarySpans(UnaryUnaryAioClientInterceptor):
-    """Makes a span for each unary call to a target, health checks excepted."""
+    """Creates a span for each unary call to a target, except for health checks."""
 
     def __init__(self, target: str) -> None:
-        """`target` is the channel's."""
+        """`target` is the channel's target."""
         super().__init__(tracing.TRACER, filter_=not_health_check)  # type: ignore[no-untyped-call]
         self._target = target
 
     def _start_span(self, method: str, **options: Any) -> AbstractContextManager[Span]:
         name = method.lstrip("/")
         attributes = tracing.rpc_attributes(name, self._target)
-        # Not the tracer of the base class: tests put another one in its place.
+        # Not the base class's tracer, as tests replace this one.
         return tracing.TRACER.start_as_current_span(
             name,
             kind=SpanKind.CLIENT,
@@ -89,11 +89,11 @@ class UnarySpans(UnaryUnaryAioClientInterceptor):
         except asyncio.CancelledError:
             code = GRPC_STATUS[tracing.kind_of_cancellation()]
             if call is not None:
-                # Whoever waits for a call's code does not take the call along.
+                # Cancelling `call.code()` does not cancel the call.
                 call.cancel()
             raise
         finally:
-            # What is said of a wrong request may quote it.
-            quotes = code is grpc.StatusCode.INVALID_ARGUMENT
-            tracing.set_client_status(span, code, "" if quotes else description)
+            # The description may quote the request.
+            may_quote = code is grpc.StatusCode.INVALID_ARGUMENT
+            tracing.set_client_status(span, code, "" if may_quote else description)
             span.end()

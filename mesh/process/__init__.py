@@ -1,1 +1,5 @@
-"""The process around a service: settings, start and drain, garbage collection, CPU scheduling."""
+"""The life of a service's process: settings, start and drain, garbage collection, scheduling.
+
+Everything here is independent of what the service does. gRPC belongs in `mesh.rpc`, logs and
+metrics in `mesh.observability`.
+"""

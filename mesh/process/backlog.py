@@ -1,7 +1,7 @@
-"""How much work lies ahead, how fast it goes, and so when it is worth to come back.
+"""Estimates Retry-After from the tokens that are still to be processed and the measured speed.
 
-A refused caller takes a place in a line that nobody stands in: it is told when the work ahead of
-it, and of those refused before it, will likely be done.
+Refused callers form a virtual queue: each is given the time at which the accepted work, and that
+of the callers refused before it, is expected to be done.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ MIN_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 30.0
 
 WINDOW_SECONDS = 0.5
-"""Over which a speed is measured."""
+"""Length of the windows in which speed is measured."""
 
 SMOOTHING = 0.3
-"""Weight of the newest window."""
+"""Weight of the newest window in the exponential moving average of the speed."""
 
-GUESS_SECONDS = 1.0
-"""For one request to end, while no speed has been measured yet."""
+DEFAULT_SECONDS = 1.0
+"""Assumed time until one request ends, before a speed has been measured."""
 
 
 class Work:
-    """One request's tokens; `Backlog.work` makes one. It runs inside the block."""
+    """The tokens of one request, which runs inside the block. Made by `Backlog.work`."""
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self.num_ahead = 0
-        """Tokens of this request that are still to be worked on."""
+        """Tokens of this request that are still to be processed."""
 
     def __enter__(self) -> Work:
         self._backlog.begin()
@@ -39,46 +39,46 @@ class Work:
         self._backlog.end(self)
 
     def expect(self, num_tokens: int) -> None:
-        """So many more are to come."""
+        """Add expected tokens."""
         self.num_ahead += num_tokens
         self._backlog.num_ahead += num_tokens
 
     def done(self, num_tokens: int) -> None:
-        """So many of them have been worked on."""
+        """Record that tokens have been processed."""
         self._backlog.num_ahead -= min(num_tokens, self.num_ahead)
         self.num_ahead -= min(num_tokens, self.num_ahead)
         self._backlog.count(num_tokens)
 
 
 class Backlog:
-    """All work that was accepted and is not done. For one event loop."""
+    """All accepted requests and their unprocessed tokens. Use it from one event loop only."""
 
     def __init__(self) -> None:
         self.num_ahead = 0
         self.num_running = 0
         self.tokens_per_second: float | None = None
-        """Of all requests together, as measured while there was work."""
+        """Speed of all requests together, measured while there are any."""
         self._window_began = 0.0
         self._window_tokens = 0
-        self._promised: deque[float] = deque()
+        self._retry_times: deque[float] = deque()
 
     def work(self) -> Work:
-        """For a request, which runs inside the block; what it left undone is forgotten."""
+        """Track a request inside the block; at its end the remaining tokens are removed."""
         return Work(self)
 
     def begin(self) -> None:
-        """For `Work`: one more request runs."""
+        """Called by `Work` when a request starts."""
         if self.num_running == 0:
             self._window_began, self._window_tokens = time.monotonic(), 0
         self.num_running += 1
 
     def end(self, work: Work) -> None:
-        """For `Work`: its request has ended."""
+        """Called by `Work` when its request ends."""
         self.num_running -= 1
         self.num_ahead -= work.num_ahead
 
     def count(self, num_tokens: int) -> None:
-        """Measures: so many tokens have just been worked on."""
+        """Update the measured speed with tokens that have just been processed."""
         self._window_tokens += num_tokens
         now = time.monotonic()
         seconds = now - self._window_began
@@ -90,19 +90,20 @@ class Backlog:
         self._window_began, self._window_tokens = now, 0
 
     def retry_after(self) -> float:
-        """Seconds until a refused caller likely finds room; each call is one more who waits.
+        """Seconds until a refused caller should retry; adds it to the virtual queue.
 
-        Tokens ahead over tokens a second is when all that runs is done; of n requests, one ends
-        in an nth of it. The k-th who waits is told k times that, spread by half either way.
+        The remaining tokens divided by the speed is the time until all n running requests are
+        done; one of them ends in an n-th of it. The k-th waiting caller is given k times that,
+        with a jitter of ±50 %.
         """
         now = time.monotonic()
-        while self._promised and self._promised[0] <= now:
-            self._promised.popleft()
-        one = GUESS_SECONDS
+        while self._retry_times and self._retry_times[0] <= now:
+            self._retry_times.popleft()
+        one = DEFAULT_SECONDS
         if self.tokens_per_second:
             one = self.num_ahead / self.tokens_per_second / max(1, self.num_running)
-        expected = one * (len(self._promised) + 1) * random.uniform(0.5, 1.5)
+        expected = one * (len(self._retry_times) + 1) * random.uniform(0.5, 1.5)
         seconds = min(max(expected, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
-        # Not sorted, but near enough: an early one behind a late one leaves the line with it.
-        self._promised.append(now + seconds)
+        # Not sorted, because of the jitter: an earlier time is removed together with a later one.
+        self._retry_times.append(now + seconds)
         return seconds

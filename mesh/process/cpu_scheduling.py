@@ -1,9 +1,9 @@
-"""Short turns on the CPU: what answers a request need not wait for the turns of others.
+"""Short slices of Linux's EEVDF scheduler for the threads of a service (`sched_setattr`).
 
-Linux gives the CPU to whoever has waited longest, and leaves it to them for a slice of 1 to 3 ms.
-A request comes by four processes, several times each, and may find others' slices before it at each
-of them. Since Linux 6.12 a thread may ask for slices of its own length: who asks for short ones
-gets no more of the CPU, but gets it sooner (Documentation/scheduler/sched-eevdf.rst).
+A request passes four processes, several times each, and at each of them may wait until another
+thread's slice ends, which takes 1 to 3 ms by default. Since Linux 6.12 a thread may request its
+own slice. A thread with a short slice gets no more CPU time, but is scheduled sooner after it
+becomes runnable (Linux's Documentation/scheduler/sched-eevdf.rst).
 """
 
 from __future__ import annotations
@@ -16,26 +16,32 @@ import struct
 
 logger = logging.getLogger("mesh.process.cpu_scheduling")
 
-SHORT_SECONDS = 0.0001
-"""The shortest that Linux gives."""
-
-USUAL_SECONDS = 0.0
-"""What Linux gives to whoever does not ask."""
+SLICE_SECONDS = 0.0001
+"""Slice of the services' threads: the shortest that Linux allows."""
 
 _SYSTEM_CALLS = {("Linux", "x86_64"): 314, ("Linux", "aarch64"): 274}
-"""The number of sched_setattr(2), for which Python and the C library have no function."""
+"""Number of the system call sched_setattr(2), which Python and the C library do not wrap."""
 
 _ATTRIBUTES = struct.Struct("<IIQiIQQQ")
-"""struct sched_attr in its first form: size, policy, flags, nice, priority, runtime, deadline,
-period; times in nanoseconds. The policy of all ordinary threads is 0."""
+"""struct sched_attr in its first version: size, policy, flags, nice, priority, runtime, deadline,
+period; times in nanoseconds."""
 
 
-def ask_for(seconds: float) -> bool:
-    """Asks for slices of this length for the calling thread and those that it starts from now on.
+def request_slice(seconds: float = SLICE_SECONDS) -> bool:
+    """Set the slice of the calling thread and of the threads that it starts from now on.
 
-    Returns whether the system took it: an older kernel takes it and does nothing, another system
-    or a sandbox may refuse, and nothing is lost but time.
+    Returns whether the system call succeeded. Linux before 6.12 ignores the slice; other systems
+    and some sandboxes refuse the call. Neither is an error: requests only wait a little longer.
     """
+    return _set_slice(seconds)
+
+
+def reset_slice() -> bool:
+    """Return the calling thread, and the threads that it starts, to the kernel's default slice."""
+    return _set_slice(0.0)
+
+
+def _set_slice(seconds: float) -> bool:
     number = _SYSTEM_CALLS.get((platform.system(), platform.machine()))
     if number is None:
         return False
@@ -45,6 +51,6 @@ def ask_for(seconds: float) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(number, 0, attributes, 0) != 0:
         error = os.strerror(ctypes.get_errno())
-        logger.debug("time slices stay as they are", extra={"error": error})
+        logger.debug("scheduler slice not set", extra={"error": error})
         return False
     return True

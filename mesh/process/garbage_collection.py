@@ -1,10 +1,10 @@
-"""When a service looks for garbage: by the clock, a little at a time.
+"""Runs Python's garbage collector on a timer, a little at a time.
 
-A look goes through all objects that were made since the last one and are still alive, and stops
-every stream meanwhile. Python looks once so many more objects were made than freed, old ones
-counted: where streams begin and end alike, that is seldom, and then the young ones are most of
-what is alive, up to a twentieth of a second with a thousand streams. By the clock they are few.
-What is found are seven objects of each call that gRPC served, which are garbage at once.
+A collection of the youngest generation visits every object that was made since the last one and
+is still alive, and it pauses all streams meanwhile. By default Python starts one after a number
+of allocations. In a service that allocates and frees at the same rate that is seldom, and then
+the generation is large: up to 50 ms with a thousand streams. On a timer it stays small. Most
+garbage consists of the seven objects in reference cycles that each served gRPC call leaves.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 YOUNG_SECONDS = 0.1
-"""Between two looks at the youngest objects, at least."""
+"""Minimum time between two collections of the youngest generation."""
 
 MAX_SHARE = 0.01
-"""Most of the time that looks may take; where they took more, the next one comes later."""
+"""Maximum share of time spent in collections; after a longer one the next is delayed."""
 
 MAX_YOUNG_SECONDS = 10.0
+"""Maximum delay of the next collection."""
 
-SURVIVORS_SECONDS = 300.0
-"""Between two looks at those that were alive at a look; most of them are freed without one."""
+MIDDLE_SECONDS = 300.0
+"""Time between two collections of the middle generation."""
 
-NUM_UNTIL_ALL = 12
-"""Every so many of these, all objects that are no part of the startup are looked at."""
+MIDDLE_PER_FULL = 12
+"""Every this many collections of the middle generation, one is a full collection."""
 
 THRESHOLDS = (1_000_000, 3, 3)
-"""For Python's own looks, should the clock be late; the default is (700, 10, 10)."""
+"""Thresholds for Python's own collections, if the timer is late; the default is (700, 10, 10)."""
 
 
-def keep_startup() -> None:
-    """Takes what exists now out of the garbage collector's sight, and lets it look less often.
+def freeze_startup_objects() -> None:
+    """Exclude all existing objects from future collections, and raise Python's thresholds.
 
-    Called once a service listens. Modules, models and stubs stay until the end; to look through
-    them again and again costs a tenth of the CPU time of a short request.
+    Called when a service starts to listen. Modules, models and stubs live until the process ends;
+    visiting them again costs a tenth of the CPU time of a short request.
     """
     gc.collect()
     gc.freeze()
@@ -45,31 +46,31 @@ def keep_startup() -> None:
 
 
 @asynccontextmanager
-async def collected_by_the_clock() -> AsyncIterator[None]:
-    """Inside the block, what is made is looked at now and then, and what was there never."""
-    keep_startup()
-    looking = asyncio.create_task(_look(), name="garbage")
+async def collect_on_timer() -> AsyncIterator[None]:
+    """Inside the block, collect new objects on a timer; objects made before it are excluded."""
+    freeze_startup_objects()
+    collecting = asyncio.create_task(_collect(), name="garbage collection")
     try:
         yield
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        collecting.cancel()
+        await asyncio.gather(collecting, return_exceptions=True)
 
 
-async def _look() -> None:
-    took = 0.0
-    survivors_due, num_survivors = time.monotonic() + SURVIVORS_SECONDS, 0
+async def _collect() -> None:
+    duration = 0.0
+    middle_due, num_middle = time.monotonic() + MIDDLE_SECONDS, 0
     while True:
-        await asyncio.sleep(pause_after(took))
-        began = time.monotonic()
+        await asyncio.sleep(pause_after(duration))
+        started = time.monotonic()
         gc.collect(0)
-        took = time.monotonic() - began
-        if began >= survivors_due:
-            num_survivors += 1
-            gc.collect(1 if num_survivors % NUM_UNTIL_ALL else 2)
-            survivors_due = began + SURVIVORS_SECONDS
+        duration = time.monotonic() - started
+        if started >= middle_due:
+            num_middle += 1
+            gc.collect(1 if num_middle % MIDDLE_PER_FULL else 2)
+            middle_due = started + MIDDLE_SECONDS
 
 
-def pause_after(took: float) -> float:
-    """Seconds until the next look, if the last one took so many."""
-    return min(max(YOUNG_SECONDS, took / MAX_SHARE), MAX_YOUNG_SECONDS)
+def pause_after(duration: float) -> float:
+    """Seconds until the next collection, after one that took `duration` seconds."""
+    return min(max(YOUNG_SECONDS, duration / MAX_SHARE), MAX_YOUNG_SECONDS)

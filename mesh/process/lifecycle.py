@@ -1,10 +1,10 @@
-"""A process from start to exit: load, listen, tell ready; on a signal drain, stop, flush.
+"""Runs a service from start to exit: load, listen, serve; on a signal drain, stop, flush.
 
     if __name__ == "__main__":
         run("tokenizer", settings, application)
 
-An application is an asynchronous context manager that loads and warms up before it yields its
-servicers, and stops its own parts when left.
+An application is an asynchronous context manager: on entry it loads and warms up and yields a
+`Service`; on exit it stops its components.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ SetReady = Callable[[bool], Awaitable[None]]
 
 
 class StartupError(Exception):
-    """The service cannot start; the message says what to change."""
+    """The service cannot start; the message names the setting to change."""
 
 
 class Service(Protocol):
-    """What an application yields."""
+    """The interface of what an application yields."""
 
     @property
     def servicers(self) -> Sequence[Servicer]:
@@ -47,7 +47,7 @@ class Service(Protocol):
         ...
 
     async def watch_ready(self, set_ready: SetReady) -> None:
-        """Tells `set_ready` whenever it changes, for as long as the service runs."""
+        """Call `set_ready` whenever readiness changes, until cancelled."""
         ...
 
 
@@ -55,31 +55,31 @@ Application = Callable[[], AbstractAsyncContextManager[Service]]
 
 
 def run(name: str, settings: ServiceSettings, application: Application) -> None:
-    """Runs a gRPC service until SIGTERM or SIGINT and exits: 0, or 3 if it could not start."""
+    """Run a gRPC service until SIGTERM or SIGINT. Exits with status 3 if it cannot start."""
     run_process(name, settings, lambda stop: _serve_grpc(name, settings, application, stop))
 
 
 def run_process(
     name: str, settings: ServiceSettings, serve: Callable[[asyncio.Event], Awaitable[None]]
 ) -> None:
-    """Runs `serve` with logs, telemetry and signals set up; it returns once it has drained.
+    """Run `serve`, which returns when it has drained, with logs, telemetry and signal handlers.
 
-    The event it gets is set by the first signal. The second one ends the process at once.
+    The first signal sets the event that `serve` is called with. The second one kills the process.
     """
     log.configure(name, settings.log_level, settings.log_format)
-    cpu_scheduling.ask_for(cpu_scheduling.SHORT_SECONDS)  # before any thread is started
+    cpu_scheduling.request_slice()  # before other threads start, as they inherit it
     try:
         provider = telemetry.start(name)
     except ValueError as error:
         _cannot_start(error)
-    metrics.tell_build(name)
+    metrics.set_build_info(name)
     try:
         uvloop.run(_until_signal(name, serve))
     except (StartupError, OSError, MeshError, TlsError) as error:
         _cannot_start(error)
     finally:
         provider.shutdown()
-        # Python goes through every object once more when it ends: with torch, for half a second.
+        # Skips the full collection at interpreter exit, which takes half a second with torch.
         gc.freeze()
     logger.info("stopped")
 
@@ -95,9 +95,9 @@ async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[No
 
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
-            logger.warning("second signal, ending at once", extra={"signal": number.name})
+            logger.warning("second signal, exiting at once", extra={"signal": number.name})
             sys.stderr.flush()
-            # Not sys.exit: whatever hangs must not be waited for.
+            # Not sys.exit, which would wait for tasks and threads that hang.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         logger.info("signal received, draining", extra={"signal": number.name})
@@ -105,7 +105,7 @@ async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[No
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    async with loop_lag.watched(name):
+    async with loop_lag.measure(name):
         await serve(stop)
 
 
@@ -122,23 +122,23 @@ async def _serve_grpc(
             logger.info("listening", extra={"address": at_port(settings.listen, port)})
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
             try:
-                async with garbage_collection.collected_by_the_clock():
+                async with garbage_collection.collect_on_timer():
                     await _first(stop, watching, holding)
             finally:
-                cut_off = await server.drain(settings.drain_seconds)
+                num_aborted = await server.drain(settings.drain_seconds)
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
-                logger.info("drained", extra={"cut_off": cut_off})
+                logger.info("drained", extra={"num_aborted": num_aborted})
 
 
 @asynccontextmanager
 async def _entered_unless(
     stop: asyncio.Event, application: AbstractAsyncContextManager[Service]
 ) -> AsyncIterator[tuple[Service, asyncio.Task[None]] | None]:
-    """Enters the application; gives None if a signal comes while it is still loading.
+    """Enter the application; yields None if a signal arrives while it loads.
 
-    Beside the service it gives the task that holds the application: it ends early only if
-    something in the application failed. One task enters and leaves, as task groups demand.
+    Also yields the task in which the application runs: it ends early only if the application
+    fails. The same task enters and leaves the application, as task groups require.
     """
     entered: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
     leave = asyncio.Event()
@@ -163,7 +163,7 @@ async def _entered_unless(
 
 
 async def _first(stop: asyncio.Event, *others: asyncio.Future[Any]) -> None:
-    """Waits for the signal or for any of `others`; raises what one of these raised."""
+    """Wait for `stop` or for any of `others`; raises the exception of one that failed."""
     waiter = asyncio.create_task(stop.wait(), name="stop")
     try:
         await asyncio.wait({waiter, *others}, return_when=asyncio.FIRST_COMPLETED)

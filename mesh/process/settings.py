@@ -1,8 +1,8 @@
-"""Settings, read once from flags and the environment, checked all together.
+"""Settings: read once from flags and environment variables, validated together.
 
 A service derives its settings from `ServiceSettings`; a field `max_seqs` of a class with the
-prefix `INFERENCE_` is the variable `INFERENCE_MAX_SEQS` and the flag `--max-seqs`. A default
-stands in the class and nowhere else.
+prefix `INFERENCE_` is the variable `INFERENCE_MAX_SEQS` and the flag `--max-seqs`. Defaults are
+defined in the class only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 STARTUP_FAILURE = 3
-"""Exit code of a process that could not start, as uvicorn has it."""
+"""Exit code of a process that could not start; uvicorn uses the same."""
 
 
 def _check_address(value: str) -> str:
@@ -28,7 +28,7 @@ def _check_address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
-"""HOST:PORT; port 0 takes a free one."""
+"""HOST:PORT; with port 0 the system chooses a free port."""
 
 
 def _check_optional_address(value: str) -> str:
@@ -40,7 +40,7 @@ OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
 
 
 def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT can be reached from this machine alone."""
+    """Whether HOST:PORT can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
@@ -51,7 +51,7 @@ def is_loopback(address: str) -> bool:
 
 
 class ServiceSettings(BaseSettings):
-    """What every service can be told."""
+    """Settings that every service has."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -62,35 +62,46 @@ class ServiceSettings(BaseSettings):
         validate_default=True,
     )
 
-    listen: Address = Field("127.0.0.1:0", description="Address to serve on, HOST:PORT.")
+    listen: Address = Field(
+        "127.0.0.1:0", description="Address that the service listens on, HOST:PORT."
+    )
     metrics_listen: Address = Field(
-        "127.0.0.1:9464", description="Address of /metrics and /livez, HOST:PORT."
+        "127.0.0.1:9464", description="Address that /metrics and /livez are served on, HOST:PORT."
     )
     health_listen: OptionalAddress = Field(
         "",
-        description="Address where health alone is told, HOST:PORT, without TLS, for probes that "
-        "speak none; empty: only where the service is.",
+        description="Additional address, HOST:PORT, that serves only gRPC health checks, without "
+        "TLS, for probes that cannot use TLS; empty: health is served on the main address only.",
     )
     tls_certificate: str = Field(
-        "", description="Certificate for the other services, PEM with its chain; empty: no TLS."
+        "",
+        description="PEM file with this service's certificate and its chain, for TLS between the "
+        "services; empty: no TLS.",
     )
-    tls_private_key: str = Field("", description="Its private key, PEM.")
+    tls_private_key: str = Field(
+        "", description="PEM file with the private key of the certificate."
+    )
     tls_ca: str = Field(
         "",
-        description="CA that the other services' certificates must be of, PEM; with it calls go "
-        "out over TLS.",
+        description="PEM file with the CA bundle used to verify the certificates of the other "
+        "services; enables TLS for outgoing calls.",
     )
     tls_client_auth: bool = Field(
-        True, description="With a CA: take calls only from services with a certificate of it."
+        True,
+        description="If a CA is set, require a client certificate that it signed (mutual TLS).",
     )
     drain_seconds: float = Field(
-        30.0, ge=0, description="On SIGTERM, how long running streams may go on, in seconds."
+        30.0,
+        ge=0,
+        description="Time limit in seconds for running requests to finish after SIGTERM.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severity that is logged. DEBUG may show prompts."
+        "INFO", description="Minimum severity of log messages. DEBUG may log prompts."
     )
     log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="auto: text on a terminal, else JSON, one object a line."
+        "auto",
+        description="Format of log messages. json: one object a line; auto: text on a terminal, "
+        "else json.",
     )
 
     @model_validator(mode="after")
@@ -104,9 +115,9 @@ S = TypeVar("S", bound=ServiceSettings)
 
 
 def load(settings: type[S], name: str, argv: Sequence[str] | None = None) -> S:
-    """Reads `settings` from `argv` and the environment, flags first.
+    """Read `settings` from `argv` and the environment; flags take precedence.
 
-    On bad values prints all of them, one a line, and exits with `STARTUP_FAILURE`.
+    If values are invalid, print all problems, one a line, and exit with `STARTUP_FAILURE`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     empty = _empty_flags(settings, arguments)
@@ -124,7 +135,7 @@ def load(settings: type[S], name: str, argv: Sequence[str] | None = None) -> S:
 
 
 def _empty_flags(settings: type[ServiceSettings], arguments: Sequence[str]) -> list[str]:
-    """Flags given as "" whose default is not that; an empty variable is only an unset one."""
+    """Flags given as "" whose default is not empty. An empty variable counts as unset."""
     given = {a.removesuffix("=") for a in arguments if a.startswith("--") and a.endswith("=")}
     given |= {flag for flag, value in pairwise(arguments) if flag.startswith("--") and not value}
     return [
@@ -145,13 +156,13 @@ def _describe(settings: type[ServiceSettings], problem: object) -> str:
     if not field:
         return f"{variable}: {message}"
     if _is_secret(settings, field):
-        # Neither the value nor pydantic's words, which may quote it.
+        # Neither the value nor pydantic's message, which may quote it.
         return f"{variable}: is not valid (the value is a secret and not shown)"
     return f"{variable}={problem['input']!r}: {message}"
 
 
 def _field_of(settings: type[ServiceSettings], name: str) -> str:
-    # pydantic names a field that has an alias by the alias.
+    # pydantic names a field with an alias by the alias.
     for field, info in settings.model_fields.items():
         if info.validation_alias == name:
             return field
@@ -159,13 +170,13 @@ def _field_of(settings: type[ServiceSettings], name: str) -> str:
 
 
 def _is_secret(settings: type[ServiceSettings], field: str) -> bool:
-    # A misspelt name is not among the fields; its value may be anything, a secret as well.
+    # A misspelt name is not among the fields; its value may be a secret.
     info = settings.model_fields.get(field)
     return info is None or "Secret" in repr(info.annotation)
 
 
 def variable_name(settings: type[ServiceSettings], field: str) -> str:
-    """The environment variable that a field is read from."""
+    """The environment variable of a field."""
     info = settings.model_fields.get(field)
     alias = info.validation_alias if info is not None else None
     if isinstance(alias, str):

@@ -1,4 +1,4 @@
-"""A server of the standard library, beside whatever the process does."""
+"""Runs an HTTP server of the standard library in a thread."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from http.server import HTTPServer
 
 _POLL_SECONDS = 0.1
-"""How long the end of the block may take."""
+"""Interval at which the server checks for shutdown: the maximum time to leave the block."""
 
 
 @contextmanager
 def serve_in_thread(server: HTTPServer, name: str) -> Iterator[int]:
-    """Serves inside the block, in a thread of this name; gives the port. Closes `server`."""
+    """Serve inside the block, in a thread called `name`; yields the port. Closes `server`."""
     thread = threading.Thread(
         target=server.serve_forever, args=(_POLL_SECONDS,), name=name, daemon=True
     )

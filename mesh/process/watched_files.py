@@ -1,7 +1,7 @@
-"""Notices that files have been replaced: keys and certificates are renewed while we run.
+"""Detects replaced files, such as renewed keys and certificates.
 
-Kubernetes replaces a mounted secret by swapping a symbolic link, so what a path leads to is
-looked at, not the path.
+Kubernetes updates a mounted secret by replacing a symbolic link, so the target of each path is
+compared.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ Fingerprint: TypeAlias = tuple[int, int, int] | None
 
 
 class WatchedFiles:
-    """Some files, as they were when last looked at."""
+    """Files, and their state at the last check."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = tuple(paths)
-        self._seen = self._look()
+        self._seen = self._fingerprints()
 
     def changed(self) -> bool:
-        """Whether any is another file now than at the last call; a missing one is not news."""
-        now = self._look()
+        """Whether any file was replaced since the last call; False while one is missing."""
+        now = self._fingerprints()
         if None in now or now == self._seen:
             return False
         self._seen = now
         return True
 
-    def _look(self) -> tuple[Fingerprint, ...]:
+    def _fingerprints(self) -> tuple[Fingerprint, ...]:
         return tuple(map(_fingerprint, self._paths))
 
 

@@ -1,4 +1,5 @@
 """gRPC for all services: servers, channels, interceptors, transport options, TLS, addresses.
 
-It knows nothing of what the calls mean.
+Everything here is independent of what the calls mean. The values that calls carry belong in
+`mesh.protocol`.
 """

@@ -1,4 +1,4 @@
-"""The calling end of a hop: channels, and calls that carry request id, trace and deadline."""
+"""Client side: channels, and calls that carry request id, trace context and deadline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mesh.rpc.tls import NO_TLS, TlsFiles
 from mesh.rpc.transport import balanced_options, channel_options
 
 STATUS_SECONDS = 1.0
-"""How long a stream whose last message has been read may take to say that it ended."""
+"""Maximum time to wait for the status of a stream after its last message has been read."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -43,12 +43,12 @@ def open_channel(
     *,
     balanced: bool = False,
 ) -> grpc.aio.Channel:
-    """A channel to `target` (any gRPC target); the caller closes it. Connects when first used.
+    """Open a channel to `target` (any gRPC target); the caller closes it. Connects on first use.
 
-    With a CA in `tls` it speaks TLS. The server's certificate must be for `server_name`, by
-    default the host of `target`: of replicas the name is checked, not the address that it led to.
-    `balanced`: any replica that the target leads to will do, and a call that has had no answer
-    yet may be made anew at another one. Raises TlsError.
+    With a CA in `tls` it uses TLS. The server's certificate must be valid for `server_name`, by
+    default the host of `target`: for replicas that is the Service's name, not the address.
+    `balanced`: calls are spread over all addresses of the target, and a call without a response so
+    far may be retried at another one. Raises TlsError.
     """
     options = balanced_options() if balanced else channel_options()
     if not tls.for_channel:
@@ -66,9 +66,9 @@ async def call_unary(
     request: Request,
     timeout: float | None = None,
 ) -> Response:
-    """Makes a unary call within the request's deadline; raises MeshError.
+    """Make a unary call within the request's deadline; raises MeshError.
 
-    `timeout` (seconds) shortens the deadline, never lengthens it.
+    `timeout` (seconds) can shorten the deadline but not extend it.
     """
     name, metadata, timeout = _method_name(method), _metadata(), _timeout(timeout)
     with metrics.ClientCall(name):
@@ -94,7 +94,7 @@ class ResponseStream(Generic[Response]):
         self._has_last = False
         self._ended = False
         self.error: MeshError | None = None
-        """How the call failed, once a reader has been told."""
+        """The call's failure, after it was raised to a reader."""
 
     def __aiter__(self) -> ResponseStream[Response]:
         return self
@@ -107,11 +107,11 @@ class ResponseStream(Generic[Response]):
             self.error = from_rpc_error(error)
             raise self.error from error
         except asyncio.CancelledError:
-            # gRPC raises the same for a call that was cancelled here, or whose channel was
-            # closed, and for a reader that was cancelled.
+            # gRPC raises this if the call was cancelled locally, if the channel was closed, and if
+            # the reading task was cancelled.
             task = asyncio.current_task()
             if task is None or not task.cancelling():
-                raise MeshError(ErrorKind.CANCELLED, "the call was called off") from None
+                raise MeshError(ErrorKind.CANCELLED, "the call was cancelled") from None
             raise
         if response is grpc.aio.EOF:
             self._ended = True
@@ -119,11 +119,11 @@ class ResponseStream(Generic[Response]):
         return cast("Response", response)
 
     def has_last(self) -> None:
-        """Says that the last message has been read: only the status is still to come."""
+        """Note that the last message has been read: only the status is missing."""
         self._has_last = True
 
     async def complete(self) -> bool:
-        """Whether everything has been read; waits for the status if only that is missing."""
+        """Whether all has been read; waits for the status if only that is missing."""
         if self._has_last and not self._ended:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
@@ -131,15 +131,15 @@ class ResponseStream(Generic[Response]):
         return self._has_last or self._ended
 
     def cancel(self) -> None:
-        """Calls the call off; a reader that waits gets MeshError (CANCELLED)."""
+        """Cancel the call; a waiting reader gets MeshError (CANCELLED)."""
         self._call.cancel()
 
 
 class open_stream(Generic[Request, Response]):
-    """Opens a response stream; leaving the block in any way cancels what is left of the call.
+    """Opens a response stream; leaving the block cancels the call if it has not ended.
 
-    Reading raises MeshError. `timeout` (seconds) shortens the request's deadline. `parent` is
-    the call's span's; None: the current one.
+    Reading raises MeshError. `timeout` (seconds) can shorten the request's deadline. `parent` is
+    the parent of the call's span; None: the current span.
 
         async with open_stream(stub.Generate, request) as responses:
             async for response in responses:
@@ -167,7 +167,7 @@ class open_stream(Generic[Request, Response]):
             self._call = method(
                 self._request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout
             )
-        except BaseException as error:  # a channel that is closed
+        except BaseException as error:  # such as a closed channel
             self._span.end(error)
             self._observed.end(error)
             raise
@@ -178,8 +178,8 @@ class open_stream(Generic[Request, Response]):
         try:
             if not isinstance(error, asyncio.CancelledError):
                 self._span.complete = await self._responses.complete()
-        except BaseException as meanwhile:
-            self._end(meanwhile)
+        except BaseException as interruption:
+            self._end(interruption)
             raise
         self._end(error)
 
@@ -187,7 +187,7 @@ class open_stream(Generic[Request, Response]):
         self._call.cancel()
         self._span.error = self._responses.error
         self._span.end(error)
-        # Of a call that has told all it had, a reader that leaves is no news.
+        # After a complete call, the exception that left the block is not the call's failure.
         self._observed.end(self._span.error or (None if self._span.complete else error))
 
 
@@ -215,12 +215,12 @@ def _timeout(limit: float | None) -> float | None:
 
 
 def _method_name(method: object) -> str:
-    # grpc.aio keeps the name in a private field, as bytes, and has no public way to it.
-    return _spelled(getattr(method, "_method", b"unknown/unknown"))
+    # grpc.aio has the name in a private field only, as bytes.
+    return _normalized(getattr(method, "_method", b"unknown/unknown"))
 
 
 @cache
-def _spelled(name: bytes | str) -> str:
+def _normalized(name: bytes | str) -> str:
     return (name.decode() if isinstance(name, bytes) else name).lstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""What every RPC of every service goes through: context, errors, drain, metrics, access line."""
+"""Server interceptor of every RPC: context, errors, drain, metrics, span and access log."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:  # generic in the stubs only
 
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
-    """Runs each handler in its request's context and turns what it raises into a status.
+    """Runs each handler in its request's context and converts exceptions to a gRPC status.
 
     While `draining`, new calls are refused with UNAVAILABLE.
     """
 
     def __init__(self) -> None:
         self.draining = False
-        self._cutting_off = False
+        self._aborting = False
         self._tasks: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -50,19 +50,19 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 
     @property
     def num_active(self) -> int:
-        """Calls that run now."""
+        """Number of running calls."""
         return len(self._tasks)
 
     async def wait_idle(self) -> None:
-        """Returns once no call is running."""
+        """Wait until no call is running."""
         await self._idle.wait()
 
-    async def cut_off(self) -> int:
-        """Ends the calls that still run with UNAVAILABLE, so that callers go elsewhere.
+    async def abort_running(self) -> int:
+        """Abort the running calls with UNAVAILABLE, so that callers retry at another replica.
 
-        Returns how many there were, once they have ended.
+        Returns their number, after they have ended.
         """
-        self._cutting_off = True
+        self._aborting = True
         running = list(self._tasks)
         for task in running:
             task.cancel()
@@ -75,99 +75,104 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         path = handler_call_details.method
-        watched = self._handlers.get(path)
-        if watched is None:
+        observed = self._handlers.get(path)
+        if observed is None:
             handler = await continuation(handler_call_details)
             if handler is None:
-                return None  # and not remembered: callers choose such paths
-            watched = self._handlers[path] = self._watched(handler, path)
-        return watched
+                return None  # not cached: callers choose such paths
+            observed = self._handlers[path] = self._observed(handler, path)
+        return observed
 
-    def _watched(self, handler: Handler, path: str) -> Handler:
+    def _observed(self, handler: Handler, path: str) -> Handler:
         service, _, method = path.lstrip("/").partition("/")
-        if service in metrics.UNWATCHED_SERVICES or handler.request_streaming:
+        if service in metrics.UNOBSERVED_SERVICES or handler.request_streaming:
             return handler
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._watch_stream(handler.unary_stream, service, method),
+                self._observe_stream(handler.unary_stream, service, method),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._watch_unary(handler.unary_unary, service, method),
+            self._observe_unary(handler.unary_unary, service, method),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
-    def _watch_unary(self, behavior: Any, service: str, method: str) -> Any:
+    def _observe_unary(self, behavior: Any, service: str, method: str) -> Any:
         async def call(request: Any, context: ServicerContext) -> Any:
             return await behavior(request, context)
 
-        return self._watch(call, service, method)
+        return self._observe(call, service, method)
 
-    def _watch_stream(self, behavior: Any, service: str, method: str) -> Any:
+    def _observe_stream(self, behavior: Any, service: str, method: str) -> Any:
         async def call(request: Any, context: ServicerContext) -> None:
             result = behavior(request, context)
             if isinstance(result, AsyncIterator):
-                # Closed here, by this task: a generator left to the garbage collector would
-                # free its sequence too late.
+                # Closed in this task: if the garbage collector closes a generator, it frees its
+                # resources too late.
                 async with aclosing(result) as responses:  # type: ignore[type-var]
                     async for response in responses:
                         await _write(context, response)
             else:
                 await result
 
-        return self._watch(call, service, method)
+        return self._observe(call, service, method)
 
-    def _watch(
+    def _observe(
         self, call: Callable[[Any, ServicerContext], Awaitable[Any]], service: str, method: str
     ) -> Callable[[Any, ServicerContext], Awaitable[Any]]:
-        async def watched(request: Any, context: ServicerContext) -> Any:
+        async def observed(request: Any, context: ServicerContext) -> Any:
             task = self._enter()
             try:
-                answer = await told(request, context)
-                if isinstance(answer, MeshError):
-                    # Here, not inside: a span that outlives its caller's reads as if the caller
-                    # had not waited.
-                    await _abort(context, answer)
-                return answer
+                response = await self._serve(call, service, method, request, context)
+                if isinstance(response, MeshError):
+                    # After the span has ended: otherwise it could end after its caller's span.
+                    await _abort(context, response)
+                return response
             finally:
                 self._leave(task)
 
-        async def told(request: Any, context: ServicerContext) -> Any:
-            """The answer, or the error that is to be sent, once everybody knows of it."""
-            started = time.monotonic()
-            metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-            with (
-                use_request(_request_context(context, metadata)) as current,
-                server_span(service, method, metadata) as span,
-                metrics.labelled(metrics.RPC_ACTIVE, service, method).track_inprogress(),
-            ):
-                code, description = grpc.StatusCode.OK, ""
-                try:
-                    self._refuse_if_draining()
-                    return await call(request, context)
-                except asyncio.CancelledError:
-                    # gRPC cancels a handler alike when its caller goes and when its time is up.
-                    code = GRPC_STATUS[kind_of_cancellation()]
-                    if not self._cutting_off:
-                        raise
-                    code, description = grpc.StatusCode.UNAVAILABLE, "cut off by the drain"
-                    return MeshError(ErrorKind.UNAVAILABLE, "server stopped")
-                except Exception as error:
-                    failure = _as_mesh_error(error, method)
-                    code, description = GRPC_STATUS[failure.kind], failure.for_the_log
-                    logger.debug("request failed", extra={"error": failure.message})
-                    metrics.ERRORS.labels(service, failure.kind.value).inc()
-                    return failure
-                finally:
-                    set_server_status(span, code, description)
-                    duration = time.monotonic() - started
-                    took = metrics.labelled(metrics.RPC_DURATION, service, method, code.name)
-                    took.observe(duration, metrics.exemplar())
-                    _log_access(method, code, duration, description, current)
+        return observed
 
-        return watched
+    async def _serve(
+        self,
+        call: Callable[[Any, ServicerContext], Awaitable[Any]],
+        service: str,
+        method: str,
+        request: Any,
+        context: ServicerContext,
+    ) -> Any:
+        """The response, or the error to send, after it is recorded in span, metrics and log."""
+        started = time.monotonic()
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        with (
+            use_request(_request_context(context, metadata)) as current,
+            server_span(service, method, metadata) as span,
+            metrics.labelled(metrics.RPC_ACTIVE, service, method).track_inprogress(),
+        ):
+            code, description = grpc.StatusCode.OK, ""
+            try:
+                self._refuse_if_draining()
+                return await call(request, context)
+            except asyncio.CancelledError:
+                # gRPC cancels the handler if the caller cancels and if the deadline passes.
+                code = GRPC_STATUS[kind_of_cancellation()]
+                if not self._aborting:
+                    raise
+                code, description = grpc.StatusCode.UNAVAILABLE, "aborted by the drain"
+                return MeshError(ErrorKind.UNAVAILABLE, "server stopped")
+            except Exception as error:
+                failure = _as_mesh_error(error, method)
+                code, description = GRPC_STATUS[failure.kind], failure.for_the_log
+                logger.debug("request failed", extra={"error": failure.message})
+                metrics.ERRORS.labels(service, failure.kind.value).inc()
+                return failure
+            finally:
+                set_server_status(span, code, description)
+                duration = time.monotonic() - started
+                metrics.observe_rpc(service, method, code, duration)
+                _log_access(method, code, duration, description, current)
 
     def _refuse_if_draining(self) -> None:
         if self.draining:
@@ -187,7 +192,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _as_mesh_error(error: Exception, method: str) -> MeshError:
-    """The error itself, or a generic one for what nobody mapped, whose details are logged."""
+    """The error itself, or a generic one for any other exception, which is logged."""
     if isinstance(error, MeshError):
         return error
     logger.error("unexpected error", extra={"method": method}, exc_info=error)
@@ -210,12 +215,12 @@ def _log_access(
 
 
 async def _write(context: ServicerContext, response: Any) -> None:
-    """Sends one message; returns when the transport has room for it, which is the backpressure."""
+    """Send one message; waits until the transport has room (backpressure)."""
     try:
         await context.write(response)
     except grpc.aio.BaseError as error:
-        # The caller went away while the message was on its way: the same as a cancellation,
-        # which gRPC tells only sometimes before the write fails.
+        # The caller disconnected during the write. gRPC does not always cancel the handler before
+        # the write fails.
         raise asyncio.CancelledError from error
 
 
@@ -226,7 +231,7 @@ async def _abort(context: ServicerContext, error: MeshError) -> NoReturn:
     except grpc.aio.AbortError:
         raise
     except grpc.aio.BaseError as failure:
-        # The caller's time ran out with ours, and it has already gone: nobody is there to tell.
+        # The deadline passed and the caller has disconnected, so the status cannot be sent.
         raise asyncio.CancelledError from failure
     raise AssertionError("abort always raises")
 

@@ -1,4 +1,4 @@
-"""A TLS channel that takes up renewed certificates: gRPC's own keeps those it was made with."""
+"""A TLS channel that uses renewed certificates; a gRPC channel keeps its initial ones."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mesh.rpc.tls import TlsError, TlsFiles, channel_credentials
 logger = logging.getLogger("mesh.rpc.tls")
 
 CHECK_SECONDS = 1.0
-"""How often the files are looked at, at most."""
+"""Minimum time between two checks of the files."""
 
 OLD_CHANNEL_SECONDS = 15 * 60
-"""How long calls may go on over a channel with an older certificate."""
+"""Time after which a channel with an older certificate is closed."""
 
 MakeChannel = Callable[[grpc.ChannelCredentials], grpc.aio.Channel]
 
 
 class _Method:
-    """A method of whichever channel is the current one."""
+    """A method that calls the current channel."""
 
     def __init__(
         self, owner: ReloadingChannel, kind: str, path: str, arguments: dict[str, Any]
@@ -34,7 +34,7 @@ class _Method:
         self._kind = kind
         self._path = path
         self._arguments = arguments
-        self._method = path.encode()  # as grpc.aio's own have it
+        self._method = path.encode()  # as in grpc.aio's callables
         self._channel: grpc.aio.Channel | None = None
         self._callable: Any = None
 
@@ -47,10 +47,10 @@ class _Method:
 
 
 class ReloadingChannel(grpc.aio.Channel):
-    """Calls go over a channel with the newest certificates; running ones stay where they are."""
+    """New calls use a channel with the newest certificates; running calls stay on theirs."""
 
     def __init__(self, files: TlsFiles, make: MakeChannel) -> None:
-        """`make` opens a channel with credentials. Raises TlsError."""
+        """`make` opens a channel with the given credentials. Raises TlsError."""
         self._files = files
         self._watched = files.watched()
         self._make = make
@@ -80,7 +80,7 @@ class ReloadingChannel(grpc.aio.Channel):
         logger.info("certificate renewed")
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the current channel and what is left of older ones."""
+        """Close the current channel and the older ones."""
         for closing in list(self._closing):
             closing.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -119,7 +119,7 @@ class ReloadingChannel(grpc.aio.Channel):
 
 
 async def _close_later(channel: grpc.aio.Channel) -> None:
-    # Not its own grace: one that is cut short leaves the channel open.
+    # Not `close(grace)`, which leaves the channel open if it is cancelled.
     try:
         await asyncio.sleep(OLD_CHANNEL_SECONDS)
     finally:

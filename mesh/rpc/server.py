@@ -1,4 +1,4 @@
-"""The serving end of a hop: a grpc.aio server with health, reflection and our interceptor."""
+"""Server side: a grpc.aio server with health checks, reflection and `RpcInterceptor`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 MAX_CONNECTION_AGE_SECONDS = 30 * 60
-"""Clients look replicas up anew this often, at the latest."""
+"""After this time a connection is closed, so that clients resolve the replicas again."""
 
 MAX_CONNECTION_AGE_GRACE_SECONDS = 15 * 60
-"""Longer than any request may take."""
+"""Longer than any request takes."""
 
 
 class Servicer(NamedTuple):
@@ -34,11 +34,10 @@ class Servicer(NamedTuple):
     implementation: object
 
 
-class _ByPath:
-    """Takes what generated code registers, and has its methods found by their paths alone.
+class _GenericHandlersOnly:
+    """Registers the generic handlers of generated code, and not its registered methods.
 
-    Those that are registered one by one grpc.aio also waits for one by one: a call would cost a
-    look at each of them.
+    With registered methods, each call costs grpc.aio a check of every one of them.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
@@ -48,18 +47,18 @@ class _ByPath:
         self._server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Nothing: the generic handlers are the same."""
+        """Does nothing: the generic handlers serve the same methods."""
 
 
 class Server:
-    """A server that is started and drained in order. Not ready until `set_ready(True)`.
+    """A server with ordered start and drain. Not ready until `set_ready(True)`.
 
-    Health is told in two names: "" for the process itself (SERVING from start to drain) and
-    the service's own for whether it can do its work.
+    Health has two names: "" for the process (SERVING from start to drain), and the full name of
+    each service for whether it is ready.
     """
 
     def __init__(self, servicers: Sequence[Servicer], tls: TlsFiles = NO_TLS) -> None:
-        """Registers `servicers`; `start` binds and listens. With a certificate, over TLS."""
+        """Register `servicers`; `start` binds and listens. Uses TLS if there is a certificate."""
         self._tls = tls
         self.interceptor = RpcInterceptor()
         self.health = HealthServicer()
@@ -68,20 +67,20 @@ class Server:
             interceptors=[self.interceptor],
             options=server_options(MAX_CONNECTION_AGE_SECONDS, MAX_CONNECTION_AGE_GRACE_SECONDS),
         )
-        by_path = _ByPath(self._server)
+        registrar = _GenericHandlersOnly(self._server)
         for servicer in servicers:
-            servicer.register(servicer.implementation, by_path)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, by_path)
+            servicer.register(servicer.implementation, registrar)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, registrar)
         self._plain_health: grpc.aio.Server | None = None
         self.health_port = 0
-        """Where health alone is told, once started; 0: nowhere."""
+        """Port of the additional server of health checks, once started; 0: none."""
         reflected = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        reflection.enable_server_reflection([*reflected, reflection.SERVICE_NAME], by_path)
+        reflection.enable_server_reflection([*reflected, reflection.SERVICE_NAME], registrar)
 
     async def start(self, address: str, health_address: str = "") -> int:
-        """Binds to HOST:PORT and serves; gives the port. OSError if it is taken, or TlsError.
+        """Bind to HOST:PORT and serve; returns the port. Raises OSError or TlsError.
 
-        At `health_address` health alone is told, in plain text.
+        `health_address` serves health checks only, without TLS.
         """
         await self.set_ready(False)
         credentials = server_credentials(self._tls) if self._tls.for_server else None
@@ -95,27 +94,27 @@ class Server:
         return port
 
     async def set_ready(self, ready: bool) -> None:
-        """Tells health checks whether the services can do their work now."""
+        """Set the health of the services."""
         for name in self._names:
             await self.health.set(name, SERVING if ready else NOT_SERVING)
 
     async def drain(self, timeout: float) -> int:
-        """Refuses new calls, waits up to `timeout` seconds for running ones, ends the rest.
+        """Refuse new calls, wait up to `timeout` seconds for running ones, abort the rest.
 
-        Gives the number of calls that were cut off.
+        Returns the number of aborted calls.
         """
         await self.health.enter_graceful_shutdown()
         self.interceptor.draining = True
-        cut_off = 0
+        num_aborted = 0
         try:
             async with asyncio.timeout(timeout):
                 await self.interceptor.wait_idle()
         except TimeoutError:
-            cut_off = await self.interceptor.cut_off()
+            num_aborted = await self.interceptor.abort_running()
         await self._server.stop(grace=None)
         if self._plain_health is not None:
             await self._plain_health.stop(grace=None)
-        return cut_off
+        return num_aborted
 
 
 def _bind(

@@ -1,4 +1,4 @@
-"""Addresses, HOST:PORT, and the gRPC targets that are made of them."""
+"""Addresses (HOST:PORT) and the gRPC targets made of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Sequence
 
 
 def with_default_port(host: str, port: int) -> str:
-    """HOST:PORT of `host`, which may already have a port; IPv6 addresses stand in brackets."""
+    """HOST:PORT of `host`, which may already have a port; IPv6 addresses must be in brackets."""
     has_port = host.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in host
     return host if has_port else f"{host}:{port}"
 
 
 def at_port(address: str, port: int) -> str:
-    """HOST:PORT with another port: where a server is that was told to listen at port 0."""
+    """HOST:PORT with another port, such as the actual port of a server that listens on port 0."""
     return f"{address.rpartition(':')[0]}:{port}"
 
 
 def balanced_target(hosts: Sequence[str]) -> str:
     """One target for all of `hosts`, each HOST:PORT: a name, or several IPv4 addresses.
 
-    A name leads to as many addresses as DNS gives it; gRPC knows no list of names. ValueError.
+    gRPC resolves a name to all its addresses but does not support a list of names. Raises
+    ValueError.
     """
     if len(hosts) == 1:
         return hosts[0]

@@ -1,9 +1,8 @@
-"""TLS between the services, mutual where a CA is set, with certificates that may be renewed.
+"""TLS between the services, mutual if a CA is set, with certificate renewal.
 
-    one file each, PEM:   certificate (with its chain) and private key: who we are
-                          CA: who the others must be signed by
-
-A server reads renewed files at its next handshake, a channel at its next call.
+PEM files: this service's certificate (with its chain) and private key, and the CA bundle that
+verifies the certificates of the other services. A server reads renewed files at its next
+handshake, a channel at its next call.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ logger = logging.getLogger("mesh.rpc.tls")
 
 
 class TlsError(Exception):
-    """Certificates that cannot be used; the message says which file and why."""
+    """Certificates that cannot be used; the message has the files and the reason."""
 
 
 class TlsFiles(NamedTuple):
-    """Paths of PEM files; empty: none."""
+    """Paths of PEM files; an empty path is no file."""
 
     certificate: str = ""
     private_key: str = ""
     ca: str = ""
     client_auth: bool = True
-    """Whether a server that has a CA takes only callers with a certificate of it."""
+    """Whether a server with a CA requires client certificates that it signed."""
 
     @staticmethod
     def of(settings: ServiceSettings) -> TlsFiles:
-        """What the settings name."""
+        """The files that the settings name."""
         return TlsFiles(
             settings.tls_certificate,
             settings.tls_private_key,
@@ -55,7 +54,7 @@ class TlsFiles(NamedTuple):
         return bool(self.ca)
 
     def watched(self) -> WatchedFiles:
-        """The files, as they are now."""
+        """Detects changes of the files from now on."""
         return WatchedFiles([path for path in self[:3] if path])
 
 
@@ -69,12 +68,12 @@ NO_TLS = TlsFiles()
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """For a server that has a certificate. Raises TlsError."""
+    """Credentials of a server that has a certificate. Raises TlsError."""
     watched = files.watched()
     require_client = bool(files.ca) and files.client_auth
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
-        # Called by gRPC at each handshake; None: nothing is new.
+        # Called by gRPC at each handshake; None: unchanged.
         if not watched.changed():
             return None
         try:
@@ -87,13 +86,13 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         _server_configuration(files),
-        renewed,  # type: ignore[arg-type]  # the stub does not know that None is allowed
+        renewed,  # type: ignore[arg-type]  # the stub does not allow None, gRPC does
         require_client,
     )
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
-    """For a channel to servers of the CA, as they are now. Raises TlsError."""
+    """Credentials of a channel to servers whose certificates the CA signed. Raises TlsError."""
     contents = _read(files)
     return grpc.ssl_channel_credentials(contents.ca, contents.private_key, contents.certificate)
 
@@ -108,7 +107,7 @@ def _server_configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguratio
 
 
 def _read(files: TlsFiles) -> _Contents:
-    """The files' contents, checked: gRPC itself would fail at a handshake, without a reason."""
+    """The validated contents: gRPC would fail only at a handshake, without a reason."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if files.certificate:

@@ -1,8 +1,8 @@
-"""gRPC options that both ends of every hop share.
+"""gRPC options of servers and channels.
 
-Keepalive pings hold idle streams open through load balancers, which drop connections that are
-silent for a minute or more, and find a peer that vanished. The server must allow pings that
-often, or it answers with GOAWAY `too_many_pings` (gRPC proposal A8).
+Keepalive pings keep idle streams open through load balancers, which close connections that are
+silent for a minute or more, and detect dead peers. The server must allow pings at this rate, or it
+sends GOAWAY `too_many_pings` (gRPC proposal A8).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ KEEPALIVE_TIMEOUT_SECONDS = 10
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 STREAM_WINDOW_BYTES = 64 * 1024
-"""What may be on its way to a reader that does not read, in one stream.
+"""HTTP/2 flow-control window of a stream.
 
-gRPC would raise it by itself to megabytes (its bandwidth-delay probe); then a stalled reader
-would hold thousands of unread tokens at each hop, and cancellation would come after them.
+By default gRPC's bandwidth-delay probe raises it to megabytes. Then thousands of unread tokens
+could be buffered at each hop for a stalled reader, and a cancellation would be handled after them.
 """
 
 Options = list[tuple[str, int | str]]
@@ -42,22 +42,22 @@ def common_options() -> Options:
 
 
 def server_options(max_connection_age: float, max_connection_age_grace: float) -> Options:
-    """For a server: connections end after an age, in seconds, so that clients spread again.
+    """Options of a server: connections are closed after an age, so that clients rebalance.
 
-    Streams that run on such a connection may go on for the grace.
+    Streams on such a connection may continue for the grace period. Both are in seconds.
     """
     return [
         *common_options(),
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(KEEPALIVE_SECONDS / 2)),
         ("grpc.max_connection_age_ms", _milliseconds(max_connection_age)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(max_connection_age_grace)),
-        # Two processes on one port would each get half of the calls: better to fail.
+        # Binding a used port must fail; with it, two processes would share the calls.
         ("grpc.so_reuseport", 0),
     ]
 
 
 def channel_options() -> Options:
-    """For a channel: its own connection, and quick reconnects inside a cluster."""
+    """Options of a channel: a separate connection, and fast reconnects inside a cluster."""
     return [
         *common_options(),
         ("grpc.use_local_subchannel_pool", 1),
@@ -74,14 +74,14 @@ RETRIES = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-"""Until a call has had its first message it may be made anew: nobody has seen anything of it."""
+"""Retry policy of gRPC, which retries a call only before its first response message."""
 
 
 def balanced_options() -> Options:
-    """For a channel to a service of which any replica will do: spread, and leave the draining out.
+    """Options of a channel that balances calls over all replicas, except for draining ones.
 
-    The health that is followed is the process's own (""): it tells of a drain before the
-    connection ends. A replica that refuses all the same, as it drains, costs a retry.
+    Client-side health checking follows the health of the process (""), which changes at the start
+    of a drain, before the connection closes. If a draining replica refuses a call, it is retried.
     """
     service_config = {
         "loadBalancingConfig": [{"round_robin": {}}],

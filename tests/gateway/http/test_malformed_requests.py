@@ -1,7 +1,7 @@
 """What a request leaves behind is freed at once, not when the garbage collector finds it.
 
 It looks at what has lived for long so seldom
-(`mesh.process.garbage_collection.SURVIVORS_SECONDS`) that a few
+(`mesh.process.garbage_collection.MIDDLE_SECONDS`) that a few
 kilobytes in a cycle, times the requests until then, would be all of the memory.
 """
 

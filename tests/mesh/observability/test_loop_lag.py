@@ -1,4 +1,4 @@
-"""How late the event loop is."""
+"""The lag of the event loop."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from tests.helpers import eventually
 from tests.samples import Change
 
 
-async def test_a_blocked_loop_shows(no_tasks_left: None) -> None:
-    """Whoever blocks the loop is seen in the bucket of how long they did."""
+async def test_a_blocked_loop_is_measured(no_tasks_left: None) -> None:
+    """The time for which a call blocks the loop is observed as lag."""
     name, labels = "mesh_event_loop_lag_seconds", {"component": "lag"}
-    async with loop_lag.watched("lag"):
+    async with loop_lag.measure("lag"):
         change = Change()
         await asyncio.sleep(loop_lag.INTERVAL_SECONDS / 2)
         time.sleep(loop_lag.INTERVAL_SECONDS / 2 + 0.3)  # noqa: ASYNC251
-        await eventually(lambda: change.of(f"{name}_sum", **labels) >= 0.25, "the lag is seen")
+        await eventually(lambda: change.of(f"{name}_sum", **labels) >= 0.25, "the lag is observed")
     assert change.of(f"{name}_bucket", **labels, le="0.25") < change.of(f"{name}_count", **labels)
 
 
 async def test_an_idle_loop_is_observed_as_well(no_tasks_left: None) -> None:
-    """So that a rate has something to divide by."""
+    """An idle loop has observations too, so that rates are defined."""
     change = Change()
-    async with loop_lag.watched("idle"):
+    async with loop_lag.measure("idle"):
         await eventually(
-            lambda: change.of("mesh_event_loop_lag_seconds_count", component="idle") >= 2, "looks"
+            lambda: change.of("mesh_event_loop_lag_seconds_count", component="idle") >= 2,
+            "observations",
         )

@@ -38,16 +38,16 @@ async def port() -> AsyncIterator[int]:
 
 
 async def test_metrics_are_prometheus_text(port: int) -> None:
-    """Every metric of the process is there."""
+    """The response has every metric of the process."""
     status, text = await asyncio.to_thread(get, port, "/metrics")
     assert status == 200
     assert "# TYPE mesh_rpc_server_duration_seconds histogram" in text
     assert "# TYPE mesh_errors_total counter" in text
 
 
-async def test_the_build_is_told(port: int) -> None:
-    """Which service this is, its version and its interpreter's."""
-    metrics.tell_build("bakery")
+async def test_the_build_info_has_versions(port: int) -> None:
+    """Labels are the service, its version and Python's version."""
+    metrics.set_build_info("bakery")
     _, text = await asyncio.to_thread(get, port, "/metrics")
     python_version = platform.python_version()
     assert (
@@ -66,7 +66,7 @@ async def test_the_build_is_told(port: int) -> None:
         (ValueError(), "UNKNOWN"),
     ],
 )
-def test_a_call_to_a_neighbour_is_observed(raised: BaseException | None, code: str) -> None:
+def test_a_client_call_is_observed(raised: BaseException | None, code: str) -> None:
     """Once, however it ends."""
     change = Change()
     with suppress(type(raised) if raised else ()), metrics.ClientCall("a.B/Bake"):
@@ -78,7 +78,7 @@ def test_a_call_to_a_neighbour_is_observed(raised: BaseException | None, code: s
 
 
 def test_health_checks_are_not_observed() -> None:
-    """They come all the time."""
+    """They are frequent and carry no information."""
     change = Change()
     with metrics.ClientCall("grpc.health.v1.Health/Check"):
         pass
@@ -91,32 +91,32 @@ async def test_other_paths_are_not_found(port: int) -> None:
 
 
 async def test_livez_is_200_while_the_loop_turns(port: int) -> None:
-    """An idle process is alive."""
+    """An idle process is live."""
     assert await asyncio.to_thread(get, port, "/livez") == (200, "ok\n")
 
 
 async def test_livez_is_503_while_the_loop_is_stuck(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loop that does not answer in time shows, from a thread of its own."""
+    """The metrics thread reports a loop that does not respond in time."""
     monkeypatch.setattr(metrics, "LIVENESS_TIMEOUT_SECONDS", 0.05)
     answers: list[tuple[int, str]] = []
     probe = threading.Thread(target=lambda: answers.append(get(port, "/livez")))
     probe.start()
-    probe.join()  # on the loop's own thread, which is thereby stuck
+    probe.join()  # blocks the loop's thread
     assert answers == [(503, "service unavailable\n")]
 
 
 def test_livez_is_503_after_the_loop_has_closed() -> None:
-    """A process whose loop has ended is not alive."""
+    """A process whose loop has ended is not live."""
     loop = asyncio.new_event_loop()
     loop.close()
     with metrics_server("127.0.0.1:0", loop) as port:
         assert get(port, "/livez")[0] == 503
 
 
-async def test_a_stuck_probe_holds_up_no_other(port: int) -> None:
-    """A client that connects and says nothing leaves the rest served."""
+async def test_a_stuck_probe_does_not_block_others(port: int) -> None:
+    """While a client is connected and sends nothing, other requests are answered."""
     with socket.create_connection(("127.0.0.1", port)):
         started = time.monotonic()
         status, _ = await asyncio.to_thread(get, port, "/livez")
@@ -125,18 +125,18 @@ async def test_a_stuck_probe_holds_up_no_other(port: int) -> None:
 
 
 async def test_ipv6_addresses_are_served() -> None:
-    """[::1] in brackets, as in a pod."""
+    """[::1] in brackets."""
     if not socket.has_ipv6:
-        pytest.skip("no IPv6 here")
+        pytest.skip("no IPv6")
     try:
         with metrics_server("[::1]:0", asyncio.get_running_loop()) as port:
             assert await asyncio.to_thread(get, port, "/livez", "::1") == (200, "ok\n")
     except OSError:
-        pytest.skip("no IPv6 here")
+        pytest.skip("no IPv6")
 
 
 async def test_histograms_carry_trace_ids(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bucket in OpenMetrics leads to a trace, if that trace is recorded."""
+    """A bucket in OpenMetrics has a trace id as exemplar if the trace is recorded."""
     monkeypatch.setattr(telemetry, "silent", False)
     tracer = TracerProvider().get_tracer("t")
     histogram = metrics.RPC_DURATION.labels("exemplar", "M", "OK")

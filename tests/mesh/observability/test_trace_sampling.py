@@ -80,7 +80,7 @@ def test_what_the_caller_decided_stands(flags: int) -> None:
 @pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "many"])
 def test_a_rate_that_is_none_is_named(given: str) -> None:
     """The variable, what it takes and what it was given."""
-    with pytest.raises(ValueError, match=f"{ARGUMENT_VARIABLE} .* above 0. Given: '{given}'"):
+    with pytest.raises(ValueError, match=f"{ARGUMENT_VARIABLE} .* above 0, given '{given}'"):
         sampler({ARGUMENT_VARIABLE: given})
 
 

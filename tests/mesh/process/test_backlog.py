@@ -1,4 +1,4 @@
-"""When it is worth to come back."""
+"""The Retry-After of refused callers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_the_delay_is_tokens_ahead_over_tokens_a_second(clock: Clock) -> None:
-    """With n requests running, one ends in an nth of the time that all take."""
+def test_the_delay_is_remaining_tokens_divided_by_speed(clock: Clock) -> None:
+    """With n running requests, one ends in an n-th of the time until all are done."""
     backlog = Backlog()
     with backlog.work() as one, backlog.work() as two:
         one.expect(600)
@@ -33,8 +33,8 @@ def test_the_delay_is_tokens_ahead_over_tokens_a_second(clock: Clock) -> None:
         assert backlog.retry_after() == pytest.approx(1000 / 100 / 2)
 
 
-def test_each_refused_caller_waits_behind_the_one_before(clock: Clock) -> None:
-    """Until the time that was promised to them has come."""
+def test_each_refused_caller_waits_longer_than_the_previous_one(clock: Clock) -> None:
+    """A caller leaves the virtual queue when its retry time has come."""
     backlog = Backlog()
     with backlog.work() as work:
         work.expect(300)
@@ -43,18 +43,18 @@ def test_each_refused_caller_waits_behind_the_one_before(clock: Clock) -> None:
         delays = [backlog.retry_after() for _ in range(3)]
         assert delays == pytest.approx([2, 4, 6])
         clock.now += 4
-        assert backlog.retry_after() == pytest.approx(4)  # one is still promised a time
+        assert backlog.retry_after() == pytest.approx(4)  # one earlier caller is still waiting
 
 
 def test_the_delay_is_bounded(clock: Clock) -> None:
-    """However long the line."""
+    """However many callers were refused."""
     backlog = Backlog()
     assert all(0 < backlog.retry_after() <= MAX_RETRY_SECONDS for _ in range(100))
     assert backlog.retry_after() == MAX_RETRY_SECONDS
 
 
 def test_idle_time_is_not_measured(clock: Clock) -> None:
-    """A quiet night does not make the engine look slow in the morning."""
+    """Hours without requests do not reduce the measured speed."""
     backlog = Backlog()
     for _ in range(3):
         with backlog.work() as work:
@@ -65,8 +65,8 @@ def test_idle_time_is_not_measured(clock: Clock) -> None:
     assert backlog.tokens_per_second == 100
 
 
-def test_what_is_left_undone_is_forgotten(clock: Clock) -> None:
-    """Early ends and failures leave nothing ahead."""
+def test_remaining_tokens_are_removed_when_a_request_ends(clock: Clock) -> None:
+    """Also if it ends early or fails."""
     backlog = Backlog()
     with backlog.work() as other, contextlib.suppress(ValueError), backlog.work() as work:
         other.expect(5)
@@ -77,6 +77,6 @@ def test_what_is_left_undone_is_forgotten(clock: Clock) -> None:
     assert (backlog.num_ahead, backlog.num_running) == (0, 0)
 
 
-def test_delays_are_spread() -> None:
-    """So that those who were refused together do not come back together."""
+def test_delays_have_jitter() -> None:
+    """Callers that were refused together do not retry together."""
     assert len({Backlog().retry_after() for _ in range(20)}) > 10

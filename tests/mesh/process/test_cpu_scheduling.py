@@ -1,4 +1,4 @@
-"""Time slices: what the kernel is asked for is what it has, for the thread and those it starts."""
+"""The slice of the EEVDF scheduler that a thread requests is set, and its threads inherit it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def slice_ns() -> int:
-    """The calling thread's, as the kernel tells it."""
+    """The calling thread's slice, read from the kernel."""
     buffer = ctypes.create_string_buffer(ATTRIBUTES.size)
     number = SCHED_GETATTR[platform.machine()]
     libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +42,7 @@ def slice_ns() -> int:
 
 
 def in_thread(work: Callable[[], None]) -> None:
-    """Runs `work` in a thread that is gone afterwards, and its time slice with it."""
+    """Run `work` in a thread, so that its slice ends with the thread."""
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -59,38 +59,41 @@ def in_thread(work: Callable[[], None]) -> None:
         raise failed[0]
 
 
-def test_threads_inherit_a_short_slice_and_give_it_back() -> None:
-    def asking() -> None:
-        usual, niceness = slice_ns(), os.getpriority(os.PRIO_PROCESS, 0)
-        assert cpu_scheduling.ask_for(cpu_scheduling.SHORT_SECONDS)
-        assert slice_ns() == 100_000 < usual
+def test_threads_inherit_a_short_slice_and_can_reset_it() -> None:
+    """A started thread has the slice, and its reset does not change its parent's."""
+
+    def parent() -> None:
+        default, niceness = slice_ns(), os.getpriority(os.PRIO_PROCESS, 0)
+        assert cpu_scheduling.request_slice()
+        assert slice_ns() == 100_000 < default
         assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
-        in_thread(computing)
+        in_thread(child)
         assert slice_ns() == 100_000
 
-    def computing() -> None:
+    def child() -> None:
         assert slice_ns() == 100_000
-        assert cpu_scheduling.ask_for(cpu_scheduling.USUAL_SECONDS)
+        assert cpu_scheduling.reset_slice()
         assert slice_ns() > 100_000
 
-    in_thread(asking)
+    in_thread(parent)
 
 
-def test_a_refusal_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a sandbox refuses what it does not know: a number that is no system call."""
+def test_a_refused_system_call_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some sandboxes refuse unknown system calls; here the number belongs to none."""
     monkeypatch.setattr(
         cpu_scheduling, "_SYSTEM_CALLS", {(platform.system(), platform.machine()): 99_999}
     )
-    assert not cpu_scheduling.ask_for(cpu_scheduling.SHORT_SECONDS)
+    assert not cpu_scheduling.request_slice()
 
 
-def test_another_system_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a number of the system call, none is made."""
     monkeypatch.setattr(cpu_scheduling, "_SYSTEM_CALLS", {})
-    assert not cpu_scheduling.ask_for(cpu_scheduling.SHORT_SECONDS)
+    assert not cpu_scheduling.request_slice()
 
 
-def test_a_service_asks() -> None:
-    """A process has it once it runs: told by a process that ends there."""
+def test_a_service_requests_a_short_slice() -> None:
+    """`run_process` requests it: a process prints its slice and ends."""
     script = (
         "import asyncio\n"
         "from mesh.process import lifecycle\n"

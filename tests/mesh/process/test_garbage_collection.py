@@ -1,4 +1,4 @@
-"""Garbage is looked for by the clock."""
+"""The garbage collector runs on a timer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers import eventually
 
 
 class Node:
-    """Something that refers to itself, as only the collector can free it then."""
+    """An object that refers to itself, so that only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -28,39 +28,41 @@ def _as_before() -> Iterator[None]:
     gc.unfreeze()
 
 
-async def test_a_cycle_is_freed_soon() -> None:
-    """Without anything being made that would let Python look by itself."""
-    async with garbage_collection.collected_by_the_clock():
+async def test_a_reference_cycle_is_freed_soon() -> None:
+    """Without the allocations that would start Python's own collection."""
+    async with garbage_collection.collect_on_timer():
         node = weakref.ref(Node())
         assert node() is not None
         await eventually(lambda: node() is None, "freed")
 
 
-async def test_what_was_there_is_not_looked_at() -> None:
-    """Modules and models stay: a cycle of theirs would not even be freed."""
+async def test_startup_objects_are_not_collected() -> None:
+    """Objects that existed before, such as modules and models, are excluded from collections."""
     kept = Node()
     node = weakref.ref(kept)
-    async with garbage_collection.collected_by_the_clock():
+    async with garbage_collection.collect_on_timer():
         del kept
         await asyncio.sleep(3 * garbage_collection.YOUNG_SECONDS)
         assert node() is not None
 
 
-async def test_survivors_are_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And every so many times all there is."""
+async def test_every_nth_collection_is_a_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middle generation is collected on its own timer; every third time here, all of them."""
     monkeypatch.setattr(garbage_collection, "YOUNG_SECONDS", 0.0)
-    monkeypatch.setattr(garbage_collection, "SURVIVORS_SECONDS", 0.0)
-    monkeypatch.setattr(garbage_collection, "NUM_UNTIL_ALL", 3)
-    looked: list[int] = []
+    monkeypatch.setattr(garbage_collection, "MIDDLE_SECONDS", 0.0)
+    monkeypatch.setattr(garbage_collection, "MIDDLE_PER_FULL", 3)
+    collected: list[int] = []
     monkeypatch.setattr(
-        garbage_collection.gc, "collect", lambda generation=2: looked.append(generation)
+        garbage_collection.gc, "collect", lambda generation=2: collected.append(generation)
     )
-    async with garbage_collection.collected_by_the_clock():
-        await eventually(lambda: len(looked) >= 7, "looked")
-    assert looked[:7] == [2, 0, 1, 0, 1, 0, 2]
+    async with garbage_collection.collect_on_timer():
+        await eventually(lambda: len(collected) >= 7, "collected")
+    assert collected[:7] == [2, 0, 1, 0, 1, 0, 2]
 
 
-@pytest.mark.parametrize(("took", "pause"), [(0.0, 0.1), (0.0005, 0.1), (0.01, 1.0), (60.0, 10.0)])
-def test_looks_take_a_hundredth_of_the_time(took: float, pause: float) -> None:
-    """At most, however much there is to look at."""
-    assert garbage_collection.pause_after(took) == pytest.approx(pause)
+@pytest.mark.parametrize(
+    ("duration", "pause"), [(0.0, 0.1), (0.0005, 0.1), (0.01, 1.0), (60.0, 10.0)]
+)
+def test_collections_take_at_most_a_hundredth_of_the_time(duration: float, pause: float) -> None:
+    """After a long collection the next one is delayed, by at most ten seconds."""
+    assert garbage_collection.pause_after(duration) == pytest.approx(pause)

@@ -1,4 +1,4 @@
-"""A process from start to exit, as a real process."""
+"""A service from start to exit, run as a real process."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ run("bakery", load(ServiceSettings, "bakery"), application)
 
 
 class Process(subprocess.Popen[str]):
-    """The program above."""
+    """The program above, as a child process."""
 
     def wait_for(self, text: str) -> None:
-        """Reads the log up to a line with `text`."""
+        """Read the output up to a line with `text`."""
         stream = self.stdout if text in ("loading", "leaving") else self.stderr
         assert stream is not None
         for line in stream:
@@ -82,7 +82,7 @@ def program(mode: str, *arguments: str) -> Iterator[Process]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
-    """The application is left in order, and the log tells each step."""
+    """The application is left in order, and each step is logged."""
     with program("serve") as process:
         process.wait_for("listening")
         process.send_signal(number)
@@ -106,7 +106,7 @@ def test_a_failure_to_start_exits_with_3(mode: str, reason: str) -> None:
 
 
 def test_a_taken_port_is_a_failure_to_start() -> None:
-    """The message names the address; the application is still left."""
+    """The message names the address; the application is left all the same."""
     with program("serve", "--listen", "192.0.2.1:1") as process:
         out, log = process.communicate(timeout=10)
     assert process.returncode == 3
@@ -115,7 +115,7 @@ def test_a_taken_port_is_a_failure_to_start() -> None:
 
 
 def test_a_signal_while_loading_ends_the_load() -> None:
-    """Nobody waits for a model that is not wanted any more."""
+    """The process does not wait until the model is loaded."""
     with program("slow load") as process:
         process.wait_for("loading")
         started = time.monotonic()
@@ -126,8 +126,8 @@ def test_a_signal_while_loading_ends_the_load() -> None:
     assert out == "left\n"
 
 
-def test_a_second_signal_ends_at_once() -> None:
-    """Whatever hangs is not waited for; the exit status tells the signal."""
+def test_a_second_signal_kills_the_process() -> None:
+    """Hanging tasks do not delay it; the exit status is the signal."""
     with program("slow stop") as process:
         process.wait_for("listening")
         process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ def test_a_second_signal_ends_at_once() -> None:
     ("mode", "reason"), [("task fails", "background failed"), ("watch fails", "lost the model")]
 )
 def test_a_failure_in_the_application_ends_the_process(mode: str, reason: str) -> None:
-    """A service that lost a part of itself does not go on half alive."""
+    """A service with a failed component exits, so that it is restarted."""
     with program(mode) as process:
         out, log = process.communicate(timeout=10)
     assert process.returncode == 1

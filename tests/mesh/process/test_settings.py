@@ -1,4 +1,4 @@
-"""Settings: flags before variables before defaults, and all problems at once."""
+"""Settings: precedence of flags, variables and defaults; all problems in one message."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def flour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BAKERY_FLOUR", "rye")
 
 
-def test_flags_win_over_variables_and_variables_over_defaults(
+def test_flags_override_variables_and_variables_override_defaults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each value comes from the nearest source that has one."""
+    """Each value comes from the first of the three sources that has one."""
     monkeypatch.setenv("BAKERY_NUM_OVENS", "3")
     monkeypatch.setenv("BAKERY_DRAIN_SECONDS", "7")
     settings = load(BakerySettings, "bakery", ["--num-ovens", "4", "--fresh"])
@@ -53,10 +53,10 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     assert load(BakerySettings, "bakery", []).num_ovens == 2
 
 
-def test_all_problems_are_told_at_once(
+def test_all_problems_are_in_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every bad variable has a line with its value and what is expected; the exit code is 3."""
+    """Every invalid variable has a line with its value and the expectation; the exit code is 3."""
     monkeypatch.delenv("BAKERY_FLOUR")
     monkeypatch.setenv("BAKERY_NUM_OVENS", "0")
     monkeypatch.setenv("BAKERY_LISTEN", "localhost")
@@ -78,7 +78,7 @@ def test_all_problems_are_told_at_once(
 def test_a_bad_alias_is_named_as_the_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message names what the person has to change."""
+    """The message names the variable that must be changed."""
 
     class Strict(BakerySettings):
         upstream: str = Field("mill:1", validation_alias="MILL_HOST", max_length=6)
@@ -91,12 +91,12 @@ def test_a_bad_alias_is_named_as_the_variable(
 
 @pytest.mark.parametrize("address", ["127.0.0.1:50051", "[::]:50051", "host.svc:0"])
 def test_addresses_are_host_and_port(address: str) -> None:
-    """IPv4, IPv6 in brackets and names are taken."""
+    """IPv4, IPv6 in brackets and names are accepted."""
     assert load(BakerySettings, "bakery", ["--listen", address]).listen == address
 
 
 @pytest.mark.parametrize("address", ["50051", ":50051", "host:", "host:http", "host:70000"])
-def test_what_is_no_address_is_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_addresses_are_refused(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The message shows an example of an address."""
     with pytest.raises(SystemExit):
         load(BakerySettings, "bakery", ["--listen", address])
@@ -104,18 +104,18 @@ def test_what_is_no_address_is_refused(address: str, capsys: pytest.CaptureFixtu
 
 
 def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help is made from the fields and ends with 0."""
+    """--help is generated from the fields; the exit code is 0."""
     with pytest.raises(SystemExit) as caught:
         load(BakerySettings, "bakery", ["--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert text.startswith("usage: bakery")
-    for words in ("--num-ovens", "--drain-seconds", "Ovens that are lit.", "default: 2"):
-        assert words in text
+    for text_part in ("--num-ovens", "--drain-seconds", "Ovens that are lit.", "default: 2"):
+        assert text_part in text
 
 
 def test_settings_are_frozen() -> None:
-    """Nobody changes a setting at run time."""
+    """Assigning to a field raises."""
     settings = load(BakerySettings, "bakery", [])
     with pytest.raises(ValidationError):
         settings.num_ovens = 5  # type: ignore[misc]
@@ -125,19 +125,19 @@ def test_settings_are_frozen() -> None:
 def test_a_bad_secret_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
-    """The message names the variable and keeps the value to itself."""
+    """The message names the variable, without its value."""
     if where == "variable":
         monkeypatch.setenv("BAKERY_RECIPE", "hunter2")
     with pytest.raises(SystemExit) as caught:
         load(BakerySettings, "bakery", ["--recipe", "hunter2"] if where == "flag" else [])
     assert caught.value.code == STARTUP_FAILURE
-    told = capsys.readouterr().err
-    assert "BAKERY_RECIPE: is not valid" in told
-    assert "hunter2" not in told
+    message = capsys.readouterr().err
+    assert "BAKERY_RECIPE: is not valid" in message
+    assert "hunter2" not in message
 
 
 def test_an_empty_flag_is_not_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who writes `--flour ""` meant something else than the default, and is told."""
+    """`--flour ""` is an error, not the default; unlike an empty variable."""
     assert load(BakerySettings, "bakery", ["--sign", ""]).sign == ""
     for flag in (["--flour", ""], ["--flour="], ["--num-ovens", ""]):
         with pytest.raises(SystemExit) as caught:

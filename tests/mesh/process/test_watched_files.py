@@ -1,4 +1,4 @@
-"""Files that are replaced while we run."""
+"""Detection of replaced files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from mesh.process.watched_files import WatchedFiles
 
 
-def test_a_change_is_news_once(tmp_path: Path) -> None:
-    """Rewritten or replaced; what is missing for a moment is no news."""
+def test_a_change_is_reported_once(tmp_path: Path) -> None:
+    """A file that was rewritten or replaced; a missing file is not reported."""
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("1")
     two.write_text("2")

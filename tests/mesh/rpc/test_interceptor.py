@@ -152,7 +152,7 @@ async def test_a_drain_ends_streams_as_unavailable(
     span = await server_span(spans)
     assert (span.attributes or {})["rpc.response.status_code"] == "UNAVAILABLE"
     assert span.status.status_code is StatusCode.ERROR
-    assert span.status.description == "cut off by the drain"
+    assert span.status.description == "aborted by the drain"
 
 
 async def test_a_bad_request_id_is_replaced(stub: Stub, tokenizer: AnnotatingTokenizer) -> None:
