@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/gpu.py, against examples worked out by hand."""
+"""The formulas of benchmarks/gpu.py, compared with examples computed by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROBE = Probe(
 
 
 def config_of(folder: Path, **values: object) -> ModelConfig:
-    """A shape small enough to count by hand, or another."""
+    """A shape small enough to compute by hand; `values` change it."""
     small = {
         **make_model.config_of("tiny"),
         "hidden_size": 4,
@@ -43,7 +43,7 @@ def config_of(folder: Path, **values: object) -> ModelConfig:
 
 
 def workload(**values: object) -> Workload:
-    asked: dict[str, object] = {
+    defaults: dict[str, object] = {
         "folder": "m",
         "device": "cpu",
         "streams": (1, 256),
@@ -52,11 +52,11 @@ def workload(**values: object) -> Workload:
         "prefill_length": 5,
         "seed": 0,
     }
-    return Workload(**{**asked, **values})  # type: ignore[arg-type]
+    return Workload(**{**defaults, **values})  # type: ignore[arg-type]
 
 
 def test_the_bytes_of_a_step_are_counted(tmp_path: Path) -> None:
-    """Matrices, norms, keys and values, rows of embeddings."""
+    """Matrices, norms, keys and values, and embedding rows."""
     config = config_of(tmp_path)
     # q 4x4, k and v 2x4, o 4x4, three of 8x4; two layers.
     assert config.num_layer_weights == 2 * (16 + 8 + 8 + 16 + 96) == 288
@@ -105,44 +105,44 @@ def test_llama_8b_has_the_parameters_that_its_name_promises(tmp_path: Path) -> N
 
 
 def test_only_the_time_in_which_all_streams_decode_counts() -> None:
-    """One begins two seconds later; each gives a token a second while both do."""
+    """The second stream starts two seconds later; each has a token a second while both decode."""
     early, late = [0.0, 1, 2, 3, 4], [2.0, 3, 4, 5, 6]
     assert decode_rate([early, late]) == 2.0
     assert decode_rate([early]) == 1.0
-    # Before the second one came, and after the first one went, the other was faster.
+    # While only one stream decodes it is faster, which is not counted.
     assert decode_rate([[0.0, 0.1, 0.2, 2, 3, 4], [2.0, 3, 4, 4.1, 4.2]]) == 2.0
 
 
-def test_where_the_window_cuts_a_step_makes_no_difference() -> None:
-    """The times of a step's tokens lie a little apart, so some fall out of the window."""
+def test_the_rate_does_not_depend_on_where_the_window_cuts_a_step() -> None:
+    """The times of a step's tokens differ slightly, so that some are outside of the window."""
     times = [[step + stream * 1e-6 for step in range(5)] for stream in range(4)]
     assert decode_rate(times) == pytest.approx(4.0)
 
 
 def test_streams_that_never_decode_together_are_refused() -> None:
-    """No figure is better than one of some of them."""
+    """There is no figure for a part of the streams."""
     with pytest.raises(ValueError, match="longer output"):
         decode_rate([[0.0, 1, 2], [3.0, 4, 5]])
 
 
-def test_contenders_have_the_same_prompts_and_no_prompt_comes_twice() -> None:
-    """Rows, rounds and warm-ups differ, or the prefix cache would answer."""
+def test_contenders_have_the_same_prompts_and_no_prompt_repeats() -> None:
+    """Rows, rounds and warm-ups have different prompts, because of the prefix cache."""
     first, second = workload(), workload(seed=1)
     assert Workload.from_json(first.to_json()) == first
     seen: set[tuple[int, ...]] = set()
     total = 0
-    for asked in (first, second):
-        for row in asked.rows:
+    for work in (first, second):
+        for row in work.rows:
             for warm_up in (False, True):
-                prompts = asked.prompts(row, 100_000, warm_up=warm_up)
-                assert prompts == asked.prompts(row, 100_000, warm_up=warm_up)
+                prompts = work.prompts(row, 100_000, warm_up=warm_up)
+                assert prompts == work.prompts(row, 100_000, warm_up=warm_up)
                 seen.update(map(tuple, prompts))
                 total += len(prompts)
     assert len(seen) == total
 
 
-def test_figures_stand_beside_limits_goals_and_ratios(tmp_path: Path) -> None:
-    """Medians over rounds; a ratio is the median of each round's."""
+def test_lines_have_limits_goals_and_ratios(tmp_path: Path) -> None:
+    """Figures are medians over the rounds; a ratio is the median of the rounds' ratios."""
     config = config_of(tmp_path)
     names = [row.name for row in workload().rows]
     rounds = [
@@ -174,7 +174,7 @@ def test_figures_stand_beside_limits_goals_and_ratios(tmp_path: Path) -> None:
 
 
 def test_a_contender_without_figures_keeps_its_rows(tmp_path: Path) -> None:
-    """It failed, and says so; no ratio is made from nothing."""
+    """The table says that it failed; it has no ratio."""
     names = [row.name for row in workload().rows]
     rounds = [{"transformers": dict.fromkeys(names, 1.0)}]
     dtypes = {"weir fp8": "fp8", "transformers": "bfloat16"}
@@ -187,8 +187,8 @@ def test_a_contender_without_figures_keeps_its_rows(tmp_path: Path) -> None:
     assert "(goal 80%: not measured)" in text[2]
 
 
-def test_a_rate_in_fp8_stands_beside_fp8_where_there_is_one() -> None:
-    """If it is the better one; and the bandwidth is the better of both measurements."""
+def test_the_matrix_rate_of_fp8_is_used_if_it_is_higher() -> None:
+    """And the bandwidth is the larger of both measurements."""
     assert PROBE.flops_per_second("fp8") == 1000.0
     faster = PROBE._replace(fp8_flops_per_second=2000.0)
     assert faster.flops_per_second("fp8") == 2000.0
@@ -197,8 +197,8 @@ def test_a_rate_in_fp8_stands_beside_fp8_where_there_is_one() -> None:
     assert PROBE.bytes_per_second == 100.0
 
 
-def test_rows_have_names_that_can_be_read() -> None:
-    """As docs/benchmarks.md prints them."""
+def test_rows_have_readable_names() -> None:
+    """The names in docs/benchmarks.md."""
     assert Row("decode", 1).name == "decode, 1 stream"
     assert Row("decode", 256, sampled=True).name == "decode, 256 streams, temperature 1"
     assert Row("prefill", 2048).name == "prefill, 2,048 tokens"

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: that it runs, on a CPU, and what it reports where no device is."""
+"""benchmarks/gpu.py on a CPU, and its errors without a device."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ROWS = [
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_every_row_is_measured_and_stands_beside_its_limits(
+def test_every_row_is_measured_and_compared_with_its_limits(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole command with a tiny model: probe, model, both contenders, table and file."""
+    """Runs the whole command with a tiny model: probe, model, both contenders, table, file."""
     out = tmp_path / "gpu.json"
     assert gpu.main([*TINY, "--out", str(out)]) == 0, capfd.readouterr()
     report = json.loads(out.read_text())
@@ -51,14 +51,14 @@ def test_every_row_is_measured_and_stands_beside_its_limits(
         assert printed.count(f"  {name} ") >= 2
 
 
-def test_a_contender_that_fails_costs_the_others_nothing(
+def test_a_failed_contender_does_not_affect_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is asked once and named with its reason, its rows are there, the status is 1."""
-    asked: list[str] = []
+    """It runs once; the report has its error and its empty rows; the exit status is 1."""
+    called: list[str] = []
 
     def call(module: str, *_: str, verbose: bool) -> str:
-        asked.append(module)
+        called.append(module)
         if module == "accelerator.weir":
             raise gpu.Failed("no such dtype")
         return json.dumps({"figures": dict.fromkeys(ROWS, 2.0), "about": "transformers 5"})
@@ -68,15 +68,15 @@ def test_a_contender_that_fails_costs_the_others_nothing(
     monkeypatch.setattr(gpu, "call", call)
     options = gpu.parse([*TINY, "--rounds", "2", "--out", str(tmp_path / "gpu.json")])
     assert gpu.run(options, tmp_path, probe) == 1
-    assert asked == ["accelerator.weir", *["accelerator.transformers_batching"] * 2]
+    assert called == ["accelerator.weir", *["accelerator.transformers_batching"] * 2]
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["failures"] == {"weir bfloat16": "no such dtype"}
     assert [row["rate"] for row in report["rows"]] == [None] * 4 + [2.0] * 4
     assert "round 1, weir bfloat16: no such dtype" in capsys.readouterr().out
 
 
-def test_a_process_that_ends_badly_is_quoted(tmp_path: Path) -> None:
-    """Its last words are the reason, and no result is made up."""
+def test_the_error_of_a_failed_process_is_quoted(tmp_path: Path) -> None:
+    """The exception has the last line of the process's output."""
     with pytest.raises(gpu.Failed, match=r"accelerator\.probe ended with 1: ValueError"):
         gpu.call("accelerator.probe", "cpu", verbose=False)
 
@@ -84,17 +84,17 @@ def test_a_process_that_ends_badly_is_quoted(tmp_path: Path) -> None:
 def test_a_folder_without_a_model_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before the device is measured."""
+    """The refusal comes before the device is measured."""
     with pytest.raises(SystemExit) as exit_:
         gpu.main([*TINY, "--model", str(tmp_path)])
     assert exit_.value.code == 2
     assert "config.json is missing" in capsys.readouterr().err
 
 
-def test_a_missing_device_is_said_before_anything_is_made(
+def test_a_missing_device_is_reported_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No process starts, no model is written; the status is 2."""
+    """No process starts and no model is written; the exit status is 2."""
 
     def call(*_: object, **__: object) -> str:
         raise AssertionError("a process was started")

@@ -1,4 +1,4 @@
-"""Tests of the chart need a helm."""
+"""The tests of the charts are skipped without helm."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def _helm() -> None:
 
 @pytest.fixture(params=VALUE_SETS)
 def release(request: pytest.FixtureRequest) -> Release:
-    """The chart under each of the sets in ci/."""
+    """The chart rendered with each value set of ci/."""
     return render(request.param)

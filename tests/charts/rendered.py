@@ -1,4 +1,4 @@
-"""A chart as helm renders it, and questions that tests ask of it."""
+"""Renders the chart with helm, and gives tests access to the manifests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Manifest = dict[str, Any]
 
 
 class RenderError(Exception):
-    """What helm said against the values."""
+    """helm refused the values; the message is helm's."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Release:
         return [manifest for manifest in self.manifests if manifest["kind"] == kind]
 
     def named(self, kind: str, name: str) -> Manifest:
-        """The object of this kind and name."""
+        """The one object of this kind and name."""
         (found,) = [each for each in self.of_kind(kind) if each["metadata"]["name"] == name]
         return found
 
     def component(self, kind: str, component: str) -> list[Manifest]:
-        """Objects of a kind that belong to a component."""
+        """All objects of a kind that belong to a component."""
         label = "app.kubernetes.io/component"
         return [m for m in self.of_kind(kind) if m["metadata"]["labels"].get(label) == component]
 
@@ -54,12 +54,12 @@ class Release:
 
     @cached_property
     def pods(self) -> list[tuple[str, Manifest]]:
-        """Name and template of everything that runs."""
+        """Name and template of every Deployment and Pod."""
         found = [(m["metadata"]["name"], m["spec"]["template"]) for m in self.of_kind("Deployment")]
         return found + [(m["metadata"]["name"], m) for m in self.of_kind("Pod")]
 
     def containers(self) -> Iterator[tuple[str, Manifest]]:
-        """Every container with a name to report it by, init containers included."""
+        """Every container, including init containers, with a name for messages."""
         for name, pod in self.pods:
             for key in ("initContainers", "containers"):
                 for container in pod["spec"].get(key, ()):
@@ -67,12 +67,12 @@ class Release:
 
 
 def environment(container: Manifest) -> dict[str, str]:
-    """The variables that have a value of their own."""
+    """The variables with a literal value."""
     return {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
 def render(*value_sets: str, values: Mapping[str, Any] | None = None) -> Release:
-    """The chart under the named sets of ci/, and then `values`. Raises RenderError."""
+    """Renders the chart with value sets of ci/, then `values`. Raises RenderError."""
     return _render(value_sets, yaml.safe_dump(dict(values or {})))
 
 

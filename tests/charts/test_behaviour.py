@@ -1,4 +1,4 @@
-"""What single values do."""
+"""The effect of single values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.charts.rendered import CHART, COMPONENTS, NAMESPACE, ROOT, environmen
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_no_replicas_are_no_replicas(component: str) -> None:
-    """replicas: 0 is not taken for a value that is missing."""
+def test_zero_replicas_are_rendered(component: str) -> None:
+    """`replicas: 0` is not treated as unset."""
     release = render(values={component: {"replicas": 0}})
     assert release.deployment(component)["spec"]["replicas"] == 0
 
 
-def test_a_model_overrides_with_nothing() -> None:
-    """0, false and empty in a model's own section count as what they are."""
+def test_a_model_overrides_with_zero_and_false() -> None:
+    """0 and false in a model's `inference` section override the defaults."""
     own = {"replicas": 0, "maxNumWaiting": 0, "podDisruptionBudget": {"enabled": False}}
     values = {
         "inference": {"replicas": 3, "dtype": "bfloat16"},
@@ -34,14 +34,14 @@ def test_a_model_overrides_with_nothing() -> None:
     assert [budget["metadata"]["name"] for budget in budgets] == ["weir-inference-demo"]
 
 
-def test_a_scaled_service_has_no_replicas_of_its_own() -> None:
-    """Or each upgrade would undo what the autoscaler did."""
+def test_an_autoscaled_deployment_has_no_replicas() -> None:
+    """Otherwise each upgrade would reset the autoscaler's number."""
     for deployment in render("keda").of_kind("Deployment"):
         assert "replicas" not in deployment["spec"]
 
 
-def test_there_is_one_autoscaler_a_service() -> None:
-    """An HPA or a ScaledObject, never both."""
+def test_each_service_has_one_autoscaler() -> None:
+    """A HorizontalPodAutoscaler or a ScaledObject, never both."""
     hpa, keda = render("gpu"), render("keda")
     assert hpa.of_kind("HorizontalPodAutoscaler")
     assert not hpa.of_kind("ScaledObject")
@@ -50,8 +50,8 @@ def test_there_is_one_autoscaler_a_service() -> None:
     assert sorted(targets) == sorted(d["metadata"]["name"] for d in keda.of_kind("Deployment"))
 
 
-def test_an_hpa_uses_the_pods_metrics_where_they_are_served() -> None:
-    """With customMetrics engines are scaled on waiting requests and KV use, others in flight."""
+def test_an_hpa_uses_custom_metrics_if_enabled() -> None:
+    """Engines scale on waiting requests and KV cache usage, other services on requests."""
     values = {
         "autoscaling": {"customMetrics": True},
         "inference": {"autoscaling": {"enabled": True}},
@@ -72,8 +72,8 @@ def test_an_hpa_uses_the_pods_metrics_where_they_are_served() -> None:
     }
 
 
-def test_gpus_come_with_all_they_need() -> None:
-    """The resource, the CUDA image, the runtime class, shared memory; no surge for the rollout."""
+def test_gpu_values_set_all_that_gpus_need() -> None:
+    """Resource, CUDA image, runtime class, shared memory, and a rollout without surge."""
     spec = render("gpu").deployment("inference")["spec"]
     pod = spec["template"]["spec"]
     container = pod["containers"][0]
@@ -89,8 +89,8 @@ def test_gpus_come_with_all_they_need() -> None:
     assert all("runtimeClassName" not in d["spec"]["template"]["spec"] for d in others)
 
 
-def test_each_model_has_its_engine_and_its_tokenizer() -> None:
-    """Engines are told their names; the orchestrator knows whose tokenizer is whose."""
+def test_each_model_has_an_engine_and_a_tokenizer() -> None:
+    """Engines have their model's name; the orchestrator maps each model to its tokenizer."""
     release = render("multi-model")
     names = [
         environment(each["spec"]["template"]["spec"]["containers"][0])["INFERENCE_MODEL_NAME"]
@@ -111,7 +111,7 @@ def test_each_model_has_its_engine_and_its_tokenizer() -> None:
 
 
 def test_a_model_from_the_hub_is_downloaded_once() -> None:
-    """Into a kept volume, read-only for the engine, which never asks the hub itself."""
+    """To a kept volume, which the engine mounts read-only; the engine is offline."""
     release = render("gpu")
     pod = release.deployment("inference")["spec"]["template"]["spec"]
     (download,) = pod["initContainers"]
@@ -126,8 +126,8 @@ def test_a_model_from_the_hub_is_downloaded_once() -> None:
     assert {"name": "HF_TOKEN", "valueFrom": token} in download["env"]
 
 
-def test_addresses_may_point_anywhere() -> None:
-    """With both addresses set no model of its own is needed."""
+def test_external_addresses_replace_the_models() -> None:
+    """With both addresses set the list of models may be empty."""
     values = {
         "models": [],
         "orchestrator": {
@@ -142,8 +142,8 @@ def test_addresses_may_point_anywhere() -> None:
     assert not release.component("Deployment", "inference")
 
 
-def test_traces_are_sent_where_they_are_asked_for() -> None:
-    """The standard variables, with the pod's name; none of them without an endpoint."""
+def test_traces_are_exported_to_the_endpoint() -> None:
+    """OpenTelemetry's variables, with the pod's name; without an endpoint the exporter is none."""
     variables = environment(
         render("gpu").deployment("gateway")["spec"]["template"]["spec"]["containers"][0]
     )
@@ -164,7 +164,7 @@ def test_traces_are_sent_where_they_are_asked_for() -> None:
 
 
 def test_certificates_name_the_services() -> None:
-    """Every host that a service is called by is in its certificate, which its pods mount."""
+    """A component's certificate has the names of its Services, and its pods mount it."""
     release = render("tls", "multi-model")
     certificates = {c["spec"]["secretName"]: c for c in release.of_kind("Certificate")}
     for service in release.of_kind("Service"):
@@ -179,8 +179,8 @@ def test_certificates_name_the_services() -> None:
         assert secret in certificates
 
 
-def test_the_test_pod_asks_every_engine_that_runs() -> None:
-    """helm test is told the models with replicas, and the traces' address."""
+def test_the_test_pod_checks_every_running_engine() -> None:
+    """Its arguments name the models with replicas, and Tempo's address."""
     args = render("multi-model").named("Pod", "weir-test")["spec"]["containers"][0]["args"]
     assert [each for each in args if each.startswith("--model=")] == [
         "--model=demo",
@@ -190,8 +190,8 @@ def test_the_test_pod_asks_every_engine_that_runs() -> None:
     assert "--traces=http://tempo.observability:3200" in args
 
 
-def test_dashboards_and_alerts_are_what_the_folders_hold() -> None:
-    """Each file of dashboards/ is a labelled ConfigMap, each of alerts/ is in the rule."""
+def test_dashboards_and_alerts_are_those_of_the_folders() -> None:
+    """Each dashboard is a labelled ConfigMap; all alerts are in the PrometheusRule."""
     values = {"metrics": {"dashboards": {"enabled": True, "labels": {"grafana_dashboard": "1"}}}}
     values["metrics"]["prometheusRule"] = {"enabled": True}
     release = render(values=values)
@@ -206,7 +206,7 @@ def test_dashboards_and_alerts_are_what_the_folders_hold() -> None:
 
 
 def test_the_kind_cluster_maps_the_gateways_port() -> None:
-    """kind-config.yaml's container port is the NodePort of the values for kind, on loopback."""
+    """kind-config.yaml maps the NodePort of ci/kind.yaml, on loopback."""
     (node,) = yaml.safe_load((ROOT / "kind-config.yaml").read_text())["nodes"]
     (mapping,) = node["extraPortMappings"]
     (port,) = render("kind").named("Service", "weir-gateway")["spec"]["ports"]
@@ -214,8 +214,8 @@ def test_the_kind_cluster_maps_the_gateways_port() -> None:
     assert mapping["listenAddress"] == "127.0.0.1"
 
 
-def test_the_guide_names_targets_that_are_there() -> None:
-    """Every `make TARGET` of docs/deploy.md is in the Makefile."""
+def test_the_deployment_guide_names_existing_targets() -> None:
+    """Every `make TARGET` in docs/deploy.md is in the Makefile."""
     makefile = (ROOT / "Makefile").read_text()
     guide = (ROOT / "docs" / "deploy.md").read_text()
     named = set(re.findall(r"make ([a-z][a-z.-]+)", guide)) - {"images.tar"}
@@ -224,12 +224,12 @@ def test_the_guide_names_targets_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("affinity", ["ClientIP", "None"])
-def test_a_client_comes_back_to_its_gateway(affinity: str) -> None:
-    """Where streams are resumed, for a minute and by a cookie; not where each is spread."""
+def test_session_affinity_is_configurable(affinity: str) -> None:
+    """With ClientIP the Service and the Ingress (by cookie) keep a client on one gateway."""
     release = render("tls", values={"gateway": {"service": {"sessionAffinity": affinity}}})
     spec = release.named("Service", "weir-gateway")["spec"]
     annotations = release.named("Ingress", "weir-gateway")["metadata"]["annotations"]
     assert spec["sessionAffinity"] == affinity
-    stays = affinity == "ClientIP"
-    assert ("sessionAffinityConfig" in spec) == stays
-    assert ("nginx.ingress.kubernetes.io/affinity" in annotations) == stays
+    has_affinity = affinity == "ClientIP"
+    assert ("sessionAffinityConfig" in spec) == has_affinity
+    assert ("nginx.ingress.kubernetes.io/affinity" in annotations) == has_affinity

@@ -1,4 +1,4 @@
-"""What the chart renders is valid, pinned and restricted, under every value set."""
+"""With every value set the manifests are valid, pinned and restricted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEWEST = sorted(
     (each.name for each in SCHEMAS.iterdir() if each.name.endswith("-local-strict")),
     key=lambda name: int(name.split(".")[1]),
 )[-3:]
-"""The strict schemas of the three newest minor versions."""
+"""The strict schemas of the three newest minor versions of Kubernetes."""
 
 FOREIGN_GROUPS = (
     "monitoring.coreos.com",
@@ -28,7 +28,7 @@ FOREIGN_GROUPS = (
     "gateway.networking.k8s.io",
     "cert-manager.io",
 )
-"""Kinds that others define, whose schemas are not Kubernetes' own."""
+"""API groups of custom resources, which the schemas do not contain."""
 
 SETS = {
     "minimal": {"Deployment": 4, "Service": 4, "NetworkPolicy": 6, "Pod": 1},
@@ -41,7 +41,7 @@ SETS = {
 
 @cache
 def validator(version: str, file: str) -> Any:
-    """A validator of one kind."""
+    """The validator of one kind."""
     schema = json.loads((SCHEMAS / version / file).read_text())
     link(schema, types(version))
     return jsonschema.Draft202012Validator(schema)
@@ -49,14 +49,14 @@ def validator(version: str, file: str) -> Any:
 
 @cache
 def types(version: str) -> dict[str, Any]:
-    """Kubernetes' types by name, linked to each other."""
+    """Kubernetes' types by name, with references resolved."""
     found: dict[str, Any] = json.loads((SCHEMAS / version / "_definitions.json").read_text())
     link(found["$defs"], found["$defs"])
     return found["$defs"]  # type: ignore[no-any-return]
 
 
 def link(schema: Any, by_name: dict[str, Any]) -> None:
-    """Puts types in the place of references to them: ten times faster than to look them up."""
+    """Replaces references by the types themselves, which makes validation ten times faster."""
     items = schema.items() if isinstance(schema, dict) else enumerate(schema)
     for key, value in list(items):
         if isinstance(value, dict) and isinstance(value.get("$ref"), str):
@@ -67,7 +67,7 @@ def link(schema: Any, by_name: dict[str, Any]) -> None:
 
 @cache
 def mistakes(version: str, file: str, manifest: str) -> list[str]:
-    """What is wrong with a manifest; many are the same in several value sets."""
+    """Validation errors of a manifest; cached, because value sets share many manifests."""
     errors = validator(version, file).iter_errors(json.loads(manifest))
     return [f"{file}: {error.json_path}: {error.message}" for error in errors]
 
@@ -80,7 +80,7 @@ def schema_file(manifest: Manifest) -> str:
 
 @pytest.mark.parametrize("version", NEWEST)
 def test_manifests_are_valid(release: Release, version: str) -> None:
-    """Against the strict schemas of the three newest minor versions of Kubernetes."""
+    """Checked with the strict schemas of three minor versions of Kubernetes."""
     problems = []
     for manifest in release.manifests:
         if not manifest["apiVersion"].startswith(FOREIGN_GROUPS):
@@ -88,8 +88,8 @@ def test_manifests_are_valid(release: Release, version: str) -> None:
     assert problems == []
 
 
-def test_the_validation_would_find_a_mistake() -> None:
-    """A field that Kubernetes does not know is told."""
+def test_the_validation_finds_an_unknown_field() -> None:
+    """The error names the misspelt field."""
     manifest = json.loads(json.dumps(render("minimal").deployment("gateway")))
     manifest["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     errors = list(validator(NEWEST[-1], schema_file(manifest)).iter_errors(manifest))
@@ -97,28 +97,28 @@ def test_the_validation_would_find_a_mistake() -> None:
 
 
 @pytest.mark.parametrize(("name", "kinds"), SETS.items())
-def test_value_sets_render_what_they_are_for(name: str, kinds: dict[str, int]) -> None:
-    """The number of objects of the kinds that each set is about."""
+def test_value_sets_render_their_objects(name: str, kinds: dict[str, int]) -> None:
+    """The number of objects of the kinds that each value set enables."""
     release = render(name)
     assert {kind: len(release.of_kind(kind)) for kind in kinds} == kinds
 
 
 def test_the_chart_lints() -> None:
-    """helm finds no fault with it."""
+    """`helm lint --strict` passes."""
     command = [str(find_helm()), "lint", "--strict", str(CHART)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_names_fit(release: Release) -> None:
-    """Names of Services and labels have at most 63 characters; no two objects are the same."""
+    """Names have at most 63 characters and are unique within a kind."""
     names = [(each["kind"], each["metadata"]["name"]) for each in release.manifests]
     assert [name for _, name in names if len(name) > 63] == []
     assert len(names) == len(set(names))
 
 
 def test_long_names_are_cut() -> None:
-    """With the longest names that the schema and Helm allow, objects' names still fit."""
+    """With the longest allowed names the objects' names have at most 63 characters."""
     models = [{"name": "a-very-long-organisation/a-very-long-name-of-a-model-indeed"}]
     values = {"fullnameOverride": "x" * 31, "models": models}
     names = [each["metadata"]["name"] for each in render(values=values).manifests]
@@ -126,7 +126,7 @@ def test_long_names_are_cut() -> None:
 
 
 def test_images_are_listed_and_pinned(release: Release) -> None:
-    """Every image is in images.txt, has a tag that is not latest, and obeys the registry."""
+    """Every image is in images.txt and has a tag other than latest."""
     listed = (CHART / "images.txt").read_text().split()
     for name, container in release.containers():
         image = container["image"].partition("@")[0].removeprefix("registry.internal:5000/mirror/")
@@ -135,7 +135,7 @@ def test_images_are_listed_and_pinned(release: Release) -> None:
 
 
 def test_images_come_from_the_mirror_by_digest() -> None:
-    """In an air-gapped cluster each image is what the digest says, from the one registry."""
+    """ci/airgap.yaml pins each image by digest and takes it from the mirror."""
     for name, container in render("airgap").containers():
         pattern = r"registry\.internal:5000/mirror/weir/[a-z]+:0\.1\.0@sha256:[0-9a-f]{64}"
         assert re.fullmatch(pattern, container["image"]), name
@@ -146,7 +146,7 @@ def test_images_come_from_the_mirror_by_digest() -> None:
 
 
 def test_pods_are_restricted(release: Release) -> None:
-    """The restricted pod security standard, a read-only root file system, and no token."""
+    """The Pod Security Standard restricted, a read-only root file system, and no token."""
     for name, pod in release.pods:
         spec = pod["spec"]
         context = spec["securityContext"]
@@ -170,16 +170,16 @@ def test_pods_are_restricted(release: Release) -> None:
         assert account["automountServiceAccountToken"] is False
 
 
-def test_the_user_is_the_images_own() -> None:
-    """The uid of the pods is that of the Dockerfiles."""
+def test_pods_run_as_the_user_of_the_images() -> None:
+    """runAsUser equals USER in the Dockerfiles."""
     uid = render("minimal").deployment("gateway")["spec"]["template"]["spec"]["securityContext"]
     for service in ("gateway", "orchestrator", "tokenizer", "inference"):
         dockerfile = (CHART.parents[1] / service / "Dockerfile").read_text()
         assert f"USER {uid['runAsUser']}:{uid['runAsGroup']}\n" in dockerfile
 
 
-def test_mounts_have_volumes(release: Release) -> None:
-    """Each mount names a volume of its pod, and each volume is mounted."""
+def test_mounts_and_volumes_match(release: Release) -> None:
+    """Each mount names a volume of its pod; each volume is mounted."""
     for name, pod in release.pods:
         containers = pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
         mounted = {mount["name"] for each in containers for mount in each["volumeMounts"]}

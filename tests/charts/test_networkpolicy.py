@@ -1,4 +1,4 @@
-"""Who may talk to whom, as a network plugin would have it: the edges of the design and no more."""
+"""Evaluates the network policies: they allow the services' calls and nothing else."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.charts.rendered import VALUE_SETS, Manifest, Release, environment, re
 
 DNS = {"kubernetes.io/metadata.name": "kube-system", "k8s-app": "kube-dns"}
 PROMETHEUS = {"kubernetes.io/metadata.name": "observability"}
-STRANGER = {"kubernetes.io/metadata.name": "elsewhere"}
+OTHER_NAMESPACE = {"kubernetes.io/metadata.name": "elsewhere"}
 
 
 class Pod(NamedTuple):
-    """Who calls or is called. `namespace` is None inside of the release's own."""
+    """Caller or callee. `namespace` are the namespace's labels; None: the release's namespace."""
 
     name: str
     labels: dict[str, str]
@@ -39,7 +39,7 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
 
 def is_peer(peer: Manifest, pod: Pod) -> bool:
     if "ipBlock" in peer:
-        # Of the pods here none is known by its address.
+        # No pod of these tests is selected by its address.
         return False
     if "namespaceSelector" not in peer:
         return pod.namespace is None and selects(peer["podSelector"], pod.labels)
@@ -56,7 +56,7 @@ def allows(rules: list[Manifest], side: str, other: Pod, port: int) -> bool:
 
 
 def allowed(release: Release, caller: Pod, called: Pod, port: int) -> bool:
-    """A connection needs the caller's egress and the called one's ingress."""
+    """A connection needs the caller's egress and the callee's ingress."""
     policies = release.of_kind("NetworkPolicy")
     for direction, side, pod, other in (
         ("egress", "to", caller, called),
@@ -72,7 +72,7 @@ def allowed(release: Release, caller: Pod, called: Pod, port: int) -> bool:
 
 
 def edges(release: Release) -> set[tuple[str, str, int]]:
-    """Every connection between the release's pods that is let through."""
+    """Every connection between the release's pods that the policies allow."""
     pods = pods_of(release)
     return {
         (caller.name, called.name, port)
@@ -84,26 +84,26 @@ def edges(release: Release) -> set[tuple[str, str, int]]:
 
 
 def calls(release: Release) -> set[tuple[str, str, int]]:
-    """Every connection that is really made, read from what the pods are told."""
+    """Every connection that the pods make, read from their settings and arguments."""
     made = set()
     for name, template in release.pods:
         container = template["spec"]["containers"][0]
-        told: list[str] = []
+        addresses: list[str] = []
         if "env" in container and name != "weir-test":
             variables = environment(container)
             hosts = [v for k, v in variables.items() if k.endswith("_HOST")]
-            told = [each.rpartition("=")[2] for host in hosts for each in host.split(",")]
+            addresses = [each.rpartition("=")[2] for host in hosts for each in host.split(",")]
         for argument in container.get("args", ()):
             flag, _, value = argument.partition("=")
             if flag in ("--url", "--engine-metrics"):
-                told.append(value.removeprefix("http://"))
-        for address in told:
-            made |= {(name, called, port) for called, port in behind(release, address)}
+                addresses.append(value.removeprefix("http://"))
+        for address in addresses:
+            made |= {(name, called, port) for called, port in resolve(release, address)}
     return made
 
 
-def behind(release: Release, address: str) -> set[tuple[str, int]]:
-    """The pods, and their port, behind an address of a Service."""
+def resolve(release: Release, address: str) -> set[tuple[str, int]]:
+    """The pods, and their port, that the address of a Service leads to."""
     host, _, port = address.partition(":")
     service: Any = release.named("Service", host)["spec"]
     (entry,) = [each for each in service["ports"] if each["port"] == int(port)]
@@ -116,8 +116,8 @@ def behind(release: Release, address: str) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
-def test_edges_are_the_calls_and_no_more(name: str) -> None:
-    """What is let through between the pods is exactly what their settings make them call."""
+def test_policies_allow_exactly_the_calls(name: str) -> None:
+    """The allowed connections equal those that the pods' settings cause."""
     release = render(name)
     made = calls(release)
     assert len(made) >= 4
@@ -125,7 +125,7 @@ def test_edges_are_the_calls_and_no_more(name: str) -> None:
 
 
 def test_everything_else_is_denied() -> None:
-    """A policy without rules takes every pod of the release."""
+    """A policy without rules selects every pod of the release."""
     release = render("minimal")
     (default,) = [
         p for p in release.of_kind("NetworkPolicy") if p["metadata"]["name"].endswith("deny")
@@ -135,50 +135,50 @@ def test_everything_else_is_denied() -> None:
     assert all(selects(default["spec"]["podSelector"], pod.labels) for pod in pods_of(release))
 
 
-def test_strangers_reach_the_gateway_only() -> None:
-    """From another namespace the gateway's port is open, and nothing else."""
+def test_other_namespaces_reach_the_gateway_only() -> None:
+    """From another namespace only the gateway's port is open."""
     release = render("minimal")
-    stranger = Pod("stranger", {}, STRANGER)
+    outsider = Pod("outsider", {}, OTHER_NAMESPACE)
     open_ports = {
         (pod.name, port)
         for pod in pods_of(release)
         for port in pod.ports
-        if allowed(release, stranger, pod, port)
+        if allowed(release, outsider, pod, port)
     }
     assert open_ports == {("weir-gateway", 8080)}
     gateway = next(pod for pod in pods_of(release) if pod.name == "weir-gateway")
-    assert not allowed(render("tls"), stranger, gateway, 8080)
+    assert not allowed(render("tls"), outsider, gateway, 8080)
 
 
-def test_prometheus_reads_metrics_where_it_is_let() -> None:
-    """The metrics port, and no other, is open to those that metricsFrom names."""
+def test_prometheus_reaches_the_metrics_ports() -> None:
+    """The peers of metricsFrom reach the metrics port and no other."""
     release = render("kind")
     prometheus = Pod("prometheus", {}, PROMETHEUS)
-    stranger = Pod("stranger", {}, STRANGER)
+    outsider = Pod("outsider", {}, OTHER_NAMESPACE)
     for pod in pods_of(release):
         for port in pod.ports:
             is_metrics = port == 9464 or pod.name == "weir-gateway"
             assert allowed(release, prometheus, pod, port) == is_metrics
-            assert allowed(release, stranger, pod, port) == (pod.name == "weir-gateway")
+            assert allowed(release, outsider, pod, port) == (pod.name == "weir-gateway")
 
 
-def test_names_are_resolved_by_those_who_call() -> None:
-    """DNS is open, UDP and TCP, to who has something to resolve."""
+def test_pods_that_make_calls_can_resolve_names() -> None:
+    """DNS is open, over UDP and TCP, to pods that resolve names, and to no other."""
     policies = {
         p["metadata"]["name"]: p["spec"] for p in render("minimal").of_kind("NetworkPolicy")
     }
-    asking = {
+    resolving = {
         name
         for name, spec in policies.items()
         for rule in spec.get("egress", [])
         if {"port": 53, "protocol": "UDP"} in rule["ports"]
         and {"port": 53, "protocol": "TCP"} in rule["ports"]
     }
-    assert asking == {"weir-gateway", "weir-orchestrator", "weir-test"}
+    assert resolving == {"weir-gateway", "weir-orchestrator", "weir-test"}
 
 
-def test_the_collector_is_reached_where_one_is_configured() -> None:
-    """OTLP's port is open from all four services with an endpoint, and from none without."""
+def test_the_services_reach_a_configured_collector() -> None:
+    """With an endpoint all four services reach the OTLP port; without one none does."""
     collector = Pod("tempo", {}, PROMETHEUS)
     for name, wanted in (("gpu", True), ("minimal", False)):
         release = render(name)
@@ -188,8 +188,8 @@ def test_the_collector_is_reached_where_one_is_configured() -> None:
             assert allowed(release, pod, collector, 4317) == wanted, pod.name
 
 
-def test_only_downloads_reach_the_outside() -> None:
-    """Port 443 is open to addresses from pods that download a model, and from nobody else."""
+def test_only_downloading_pods_reach_the_internet() -> None:
+    """Only pods that download a model have egress to port 443 of any address."""
     for name, downloading in (("minimal", 0), ("gpu", 1), ("multi-model", 3), ("airgap", 0)):
         specs = [p["spec"] for p in render(name).of_kind("NetworkPolicy")]
         leaving = [

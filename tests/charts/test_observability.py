@@ -1,4 +1,4 @@
-"""charts/observability, rendered: what runs, as whom, and how metrics and traces are tied."""
+"""The manifests of charts/observability: security, images, and links of metrics and traces."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CHART = ROOT / "charts" / "observability"
 
 
 def rendered(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What helm makes of the chart, or says against it."""
+    """Runs `helm template` on the chart."""
     command = [str(find_helm()), "template", "observability", str(CHART)]
     command += ["--namespace", "observability", "--kube-version", "1.34.0", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def render(*arguments: str) -> Release:
-    """The manifests."""
+    """The rendered manifests."""
     done = rendered(*arguments)
     assert done.returncode == 0, done.stderr
     return Release(tuple(each for each in yaml.safe_load_all(done.stdout) if each))
@@ -40,15 +40,15 @@ def release(request: pytest.FixtureRequest) -> Release:
     return render(*request.param)
 
 
-def test_helm_finds_nothing_wrong() -> None:
-    """`helm lint --strict`."""
+def test_the_chart_lints() -> None:
+    """`helm lint --strict` passes."""
     command = [str(find_helm()), "lint", "--strict", str(CHART)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_pods_are_restricted(release: Release) -> None:
-    """As the strictest pod security standard has it, and without a root filesystem to write to."""
+    """The Pod Security Standard restricted, with a read-only root file system."""
     assert {name for name, _ in release.pods} == {"tempo", "prometheus", "grafana"}
     for name, pod in release.pods:
         security = pod["spec"]["securityContext"]
@@ -65,7 +65,7 @@ def test_pods_are_restricted(release: Release) -> None:
 
 
 def test_images_are_pinned_and_listed() -> None:
-    """No `latest`, and each is in images.txt, for clusters without a network."""
+    """No image is `latest`, and all are in images.txt."""
     used = {container["image"] for _, container in render().containers()}
     assert {f"docker.io/{image}" for image in used} == set(
         (CHART / "images.txt").read_text().split()
@@ -75,8 +75,8 @@ def test_images_are_pinned_and_listed() -> None:
     assert mirrored == {f"registry.example.com/mirror/{image}" for image in used}
 
 
-def test_services_lead_to_ports_that_are_open(release: Release) -> None:
-    """By the names that the Weir chart's documentation gives."""
+def test_services_lead_to_container_ports(release: Release) -> None:
+    """The Services have the names that the Weir chart's documentation uses."""
     pods = dict(release.pods)
     ports = {}
     for service in release.of_kind("Service"):
@@ -95,7 +95,7 @@ def config(release: Release, name: str) -> dict[str, str]:
 
 
 def test_the_dashboards_and_alerts_are_those_of_the_weir_chart(release: Release) -> None:
-    """Byte for byte."""
+    """They are the same files."""
     weir = ROOT / "charts" / "weir"
     dashboards = {path.name: path.read_text() for path in weir.glob("dashboards/*.json")}
     assert len(dashboards) == 4
@@ -116,7 +116,7 @@ def data_sources(release: Release) -> dict[str, dict[str, Any]]:
 
 
 def test_metrics_lead_to_traces_and_traces_to_metrics(release: Release) -> None:
-    """By uids that there are, at addresses that there are, with metrics that there are."""
+    """The links of the data sources use existing uids, addresses and metrics."""
     sources = data_sources(release)
     services = {service["metadata"]["name"] for service in release.of_kind("Service")}
     for source in sources.values():
@@ -142,13 +142,13 @@ def panels() -> Iterator[str]:
 
 
 def test_prometheus_reads_its_configuration(release: Release, tmp_path: Path) -> None:
-    """Keeps exemplars, takes Tempo's metrics, and sees pods of the namespaces that it is told."""
+    """It stores exemplars, accepts remote writes, and discovers pods in its namespaces only."""
     text = config(release, "prometheus")["prometheus.yml"]
     jobs = {job["job_name"]: job for job in yaml.safe_load(text)["scrape_configs"]}
-    told = jobs["pods"]["kubernetes_sd_configs"][0].get("namespaces", {}).get("names", [])
+    namespaces = jobs["pods"]["kubernetes_sd_configs"][0].get("namespaces", {}).get("names", [])
     roles = release.of_kind("Role")
-    assert [role["metadata"]["namespace"] for role in roles] == told
-    assert len(release.of_kind("ClusterRole")) == (not told)
+    assert [role["metadata"]["namespace"] for role in roles] == namespaces
+    assert len(release.of_kind("ClusterRole")) == (not namespaces)
     for role in roles + release.of_kind("ClusterRole"):
         assert role["rules"] == [
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
@@ -158,11 +158,11 @@ def test_prometheus_reads_its_configuration(release: Release, tmp_path: Path) ->
     assert "--web.enable-remote-write-receiver" in container["args"]
     tool = shutil.which("promtool")
     if tool is None:
-        pytest.skip("promtool is not here: apt-get install prometheus")
+        pytest.skip("promtool is not installed: apt-get install prometheus")
     for name, content in config(release, "prometheus").items():
         text = content.replace("/etc/prometheus", str(tmp_path))
         if name == "prometheus.yml":
-            # Debian builds Prometheus without Kubernetes: all but the finding of pods is read.
+            # Debian's Prometheus has no Kubernetes service discovery.
             whole = yaml.safe_load(text)
             del whole["scrape_configs"][0]["kubernetes_sd_configs"]
             text = yaml.safe_dump(whole)
@@ -173,8 +173,8 @@ def test_prometheus_reads_its_configuration(release: Release, tmp_path: Path) ->
     assert f"{len(list(tmp_path.glob('alerts-*')))} rule files found" in done.stdout
 
 
-def test_tempo_takes_otlp(release: Release) -> None:
-    """On both of its ports, and makes metrics only if it is told to."""
+def test_tempo_receives_otlp(release: Release) -> None:
+    """On both ports; it generates metrics only if enabled."""
     text = yaml.safe_load(config(release, "tempo")["tempo.yaml"])
     protocols = text["distributor"]["receivers"]["otlp"]["protocols"]
     assert {name: each["endpoint"] for name, each in protocols.items()} == {
@@ -184,8 +184,8 @@ def test_tempo_takes_otlp(release: Release) -> None:
     assert ("metrics_generator" in text) == ("overrides" in text)
 
 
-def test_nobody_logs_in_with_a_known_password() -> None:
-    """Without a secret there is no administrator; with one, its values are his."""
+def test_no_default_administrator_can_log_in() -> None:
+    """Without a secret there is no administrator; with one, the password is from the secret."""
 
     def environment(release: Release) -> dict[str, Manifest]:
         pod = release.deployment("grafana")["spec"]["template"]["spec"]
@@ -201,7 +201,7 @@ def test_nobody_logs_in_with_a_known_password() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "complaint"),
+    ("setting", "path"),
     [
         ("grafna.anonymousRole=Viewer", "grafna"),
         ("grafana.anonymousRole=Owner", "anonymousRole"),
@@ -209,8 +209,8 @@ def test_nobody_logs_in_with_a_known_password() -> None:
         ("tempo.image.tag=latest", "tag"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_path(setting: str, complaint: str) -> None:
-    """The schema is strict at every level."""
+def test_a_wrong_value_is_refused_with_its_path(setting: str, path: str) -> None:
+    """The schema forbids unknown keys and invalid values at every level."""
     done = rendered("--set", setting)
     assert done.returncode != 0
-    assert complaint in done.stderr
+    assert path in done.stderr

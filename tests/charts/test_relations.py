@@ -1,4 +1,4 @@
-"""Numbers and names of the chart agree with each other and with the services."""
+"""Ports, times and names in the chart agree with each other and with the services."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "inference": InferenceSettings,
 }
 FOREIGN = re.compile(r"HOME|TMPDIR|POD_NAME|NODE_NAME|(OTEL|HF)_[A-Z_]+")
-"""Variables of libraries and of the chart itself."""
+"""Variables of libraries, and of the chart itself."""
 
-PLACES = re.compile(
+DEPLOYMENT_SPECIFIC = re.compile(
     r".*_(LISTEN|MODEL|MODEL_NAME|INDEX|LOG_FORMAT|HOST|TLS_.+|HEALTH_LISTEN|ALLOW_ANONYMOUS)"
 )
-"""Settings that are another in a pod than on a developer's machine, by their nature."""
+"""Settings whose value in a pod differs from the default on purpose."""
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
@@ -47,7 +47,7 @@ def container_ports(container: Manifest) -> dict[str, int]:
 
 
 def test_every_variable_is_a_setting(release: Release) -> None:
-    """Each variable of a service's container is read by that service; none is misspelt."""
+    """Each variable of a service's container is a setting of that service."""
     for component in COMPONENTS:
         settings = SETTINGS[component]
         known = {variable_name(settings, field) for field in settings.model_fields}
@@ -59,7 +59,7 @@ def test_every_variable_is_a_setting(release: Release) -> None:
 
 
 def test_every_value_is_accepted(release: Release) -> None:
-    """The services' own checks accept what the chart tells them."""
+    """The services' settings accept the values in the manifests."""
     for component in COMPONENTS:
         settings = SETTINGS[component]
         fields = {variable_name(settings, field): field for field in settings.model_fields}
@@ -71,19 +71,19 @@ def test_every_value_is_accepted(release: Release) -> None:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_defaults_are_the_services(component: str) -> None:
-    """Where the chart sets what the service has a default for, the two are the same."""
+def test_defaults_equal_those_of_the_services(component: str) -> None:
+    """The chart's default of a setting equals the service's default."""
     settings = SETTINGS[component]
     fields = {variable_name(settings, field): field for field in settings.model_fields}
     for name, value in environment(container_of(render("minimal"), component)).items():
-        if name in fields and not PLACES.fullmatch(name):
+        if name in fields and not DEPLOYMENT_SPECIFIC.fullmatch(name):
             default = settings.model_fields[fields[name]].default
             assert type(default)(value) == default, name
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_ports_are_one(component: str) -> None:
-    """Settings' default = address that is listened on = container port = Service port."""
+def test_ports_agree(component: str) -> None:
+    """Setting's default, listen address, container port, Service port and EXPOSE are equal."""
     release = render("minimal")
     container = container_of(release, component)
     ports, variables = container_ports(container), environment(container)
@@ -102,8 +102,8 @@ def test_ports_are_one(component: str) -> None:
     assert sorted(ports.values()) == sorted(map(int, exposed))
 
 
-def test_upstream_ports_are_the_settings() -> None:
-    """The ports of upstreams are those that the callers assume."""
+def test_upstream_ports_agree() -> None:
+    """The ports of upstream addresses are the callers' defaults."""
     orchestrator = environment(container_of(render("minimal"), "orchestrator"))
     gateway = environment(container_of(render("minimal"), "gateway"))
     assert port_of(gateway["ORCHESTRATOR_HOST"]) == ORCHESTRATOR_PORT
@@ -111,8 +111,8 @@ def test_upstream_ports_are_the_settings() -> None:
     assert port_of(orchestrator["INFERENCE_HOST"]) == INFERENCE_PORT
 
 
-def test_probes_ask_ports_that_are_there(release: Release) -> None:
-    """Startup, readiness and liveness probe a port of their container."""
+def test_probes_use_ports_of_their_container(release: Release) -> None:
+    """Startup, readiness and liveness probes name a port of their container."""
     for deployment in release.of_kind("Deployment"):
         container = deployment["spec"]["template"]["spec"]["containers"][0]
         ports = container_ports(container)
@@ -125,8 +125,8 @@ def test_probes_ask_ports_that_are_there(release: Release) -> None:
 
 
 @pytest.mark.parametrize("component", ["orchestrator", "tokenizer", "inference"])
-def test_liveness_depends_on_nobody(component: str) -> None:
-    """Liveness and startup ask for the process, readiness for the service of its contract."""
+def test_liveness_does_not_depend_on_other_services(component: str) -> None:
+    """Liveness and startup check the process; readiness checks the gRPC service by name."""
     container = container_of(render("minimal"), component)
     service = f"mesh.v1.{component.title()}Service"
     proto = (ROOT / "proto" / "mesh" / "v1" / f"{component}.proto").read_text()
@@ -137,7 +137,7 @@ def test_liveness_depends_on_nobody(component: str) -> None:
 
 
 def test_the_gateways_probes_are_routes() -> None:
-    """/livez for the process, /readyz for whether a token can be produced."""
+    """Startup and liveness use /livez, readiness uses /readyz."""
     container = container_of(render("minimal"), "gateway")
     paths = {probe: container[probe]["httpGet"]["path"] for probe in PROBES}
     assert paths == dict(zip(PROBES, ("/livez", "/readyz", "/livez"), strict=True))
@@ -145,8 +145,8 @@ def test_the_gateways_probes_are_routes() -> None:
     assert all(f'"{path}"' in source for path in paths.values())
 
 
-def test_startup_has_the_time_it_is_given() -> None:
-    """The startup probe gives up after startupSeconds, before the rollout does."""
+def test_the_startup_probe_lasts_startup_seconds() -> None:
+    """The startup probe fails after startupSeconds, before the rollout's deadline."""
     values = {"inference": {"startupSeconds": 1501}}
     spec = render(values=values).deployment("inference")["spec"]
     probe = spec["template"]["spec"]["containers"][0]["startupProbe"]
@@ -157,8 +157,8 @@ def test_startup_has_the_time_it_is_given() -> None:
 @pytest.mark.parametrize(
     ("drain", "pre_stop"), [(0, 0), (1, 1), (30, 5), (40, 6), (60, 10), (3600, 10)]
 )
-def test_the_end_has_enough_time(drain: int, pre_stop: int) -> None:
-    """From the one drain.seconds: the pause, the processes' deadline, the kubelet's patience."""
+def test_termination_times_follow_from_drain_seconds(drain: int, pre_stop: int) -> None:
+    """drain.seconds determines preStop, the drain deadline, and the termination grace period."""
     values: dict[str, Any] = {"drain": {"seconds": drain}}
     for deployment in render(values=values).of_kind("Deployment"):
         spec = deployment["spec"]["template"]["spec"]
@@ -169,8 +169,8 @@ def test_the_end_has_enough_time(drain: int, pre_stop: int) -> None:
         assert spec["terminationGracePeriodSeconds"] == pre_stop + drain + 10
 
 
-def test_proxies_wait_longer_than_requests_take() -> None:
-    """Ingress and HTTPRoute have the gateway's deadline and some more, and do not buffer."""
+def test_proxy_timeouts_exceed_the_request_timeout() -> None:
+    """Ingress and HTTPRoute time out after the gateway's deadline; the Ingress does not buffer."""
     values = {"gateway": {"requestTimeoutSeconds": 45.5}}
     release = render("tls", values=values)
     (ingress,) = release.of_kind("Ingress")
@@ -191,7 +191,7 @@ METRICS_MODULES = {
 
 
 def test_scaling_metrics_exist() -> None:
-    """Autoscalers ask for metrics that the services have."""
+    """Autoscalers query metrics that the services register."""
     sources = "\n".join(
         Path(str(import_module(METRICS_MODULES[component]).__file__)).read_text()
         for component in COMPONENTS

@@ -1,4 +1,4 @@
-"""A base image that the machine makes itself: there is no registry to take one from."""
+"""Makes a base image on this machine, for tests without a container registry."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tests.images.podman import NoContainersError
 ROOT = Path(__file__).resolve().parents[2]
 BASE_IMAGE = "localhost/weir-base:debian"
 SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
-"""Debian's release with this Python; the wheels that are collected here must fit it."""
+"""Debian release of each Python version; the wheels of `make wheels` must match it."""
 PACKAGES = "usr-is-merged,python3,python3-venv,libstdc++6"
 HOOKS = "/usr/share/mmdebstrap/hooks/maybe-merged-usr"
-"""With `usr-is-merged`: makes no use of the package that would bring the whole of Perl."""
+"""Merges /usr without the package usrmerge, which depends on Perl."""
 UNNEEDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 
 def make_base(folder: Path) -> Path:
-    """An archive with the files of a small Debian with Python, made once.
+    """Makes an archive with a minimal Debian and Python, if it does not exist yet.
 
-    Raises NoContainersError where there is no tool to make it.
+    Raises NoContainersError if mmdebstrap is missing or fails.
     """
     suite = SUITES.get(sys.version_info[:2])
     tool = shutil.which("mmdebstrap")

@@ -1,4 +1,4 @@
-"""The compose file's services as pods, for where there is no helm to render the chart with."""
+"""The services of compose.yaml as pods, for machines without helm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMES = {"periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 150}
 
 
 def compose_pods() -> dict[str, tuple[dict[str, Any], str]]:
-    """By component: what its pod's spec would be, and the name that others find it by."""
+    """For each component the spec of an equivalent pod, and the service's name."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     return {
         service["build"]["dockerfile"].partition("/")[0]: (_spec(service), name)

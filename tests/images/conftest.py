@@ -1,4 +1,4 @@
-"""The four images, built once from a base made here, and the four containers."""
+"""Fixtures: the four images, built once from a local base image, and their containers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _report: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here builds images, which takes minutes."""
+    """Marks all tests of this folder, which need images that take minutes to build."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.images)
@@ -34,14 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tells how large the images are, and what the containers were run as."""
+    """Prints the sizes of the images, and the source of the pods."""
     for line in _report:
         terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
 def podman() -> Iterator[Podman]:
-    """A podman with the base image; skips, with the reason, where containers cannot run."""
+    """A podman with the base image; skips the tests where containers cannot run."""
     folder = Path(tempfile.mkdtemp(prefix="weir-", dir="/tmp"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -58,15 +58,15 @@ def podman() -> Iterator[Podman]:
 
 @pytest.fixture(scope="session")
 def pods() -> dict[str, Pod]:
-    """The chart's four pods, in the order in which they are started here."""
+    """The chart's four pods, in start order."""
     found, source = chart_pods()
-    _report.append(f"containers were run as described by {source}")
+    _report.append(f"the containers ran with the pods of {source}")
     return {component: found[component] for component in ORDER}
 
 
 @pytest.fixture(scope="session")
 def built(podman: Podman, pods: dict[str, Pod]) -> Podman:
-    """The podman that has the four images, as `make build` builds them without any network."""
+    """The podman with the four images, built by `make build` without network."""
     make("wheels")
     variant = "cpu" if list((ROOT / "wheels").glob("torch-*+cpu*")) else "cuda"
     make("build", *build_arguments(podman), f"VARIANT={variant}")
@@ -77,13 +77,13 @@ def built(podman: Podman, pods: dict[str, Pod]) -> Podman:
 
 
 def build_arguments(podman: Podman) -> list[str]:
-    """What `make build` is told."""
+    """Arguments of `make build`."""
     arguments = [f"CONTAINER={podman.executable}", f"BASE_IMAGE={BASE_IMAGE}", "WHEELS=wheels"]
     return [*arguments, "BUILD_ARGS=--network=none"]
 
 
 def make(*arguments: str) -> None:
-    """Runs make in the repository; fails with the end of its output."""
+    """Runs make in the repository; fails the test with the end of its output."""
     environment = {name: value for name, value in os.environ.items() if name[:4] != "MAKE"}
     done = subprocess.run(
         ["make", "--no-print-directory", *arguments],
@@ -101,7 +101,7 @@ def make(*arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def running(built: Podman, pods: dict[str, Pod]) -> dict[str, str]:
-    """The addresses of the four containers, each started as its pod is and probed until ready."""
+    """Starts the four containers as pods, probes them until ready; returns their addresses."""
     for pod in pods.values():
         built("run", *pod.run_arguments)
     addresses = {component: address_of(built, component) for component in pods}
@@ -127,7 +127,7 @@ async def _wait_ready(podman: Podman, pods: dict[str, Pod], addresses: dict[str,
 
 
 def address_of(podman: Podman, container: str) -> str:
-    """The container's address, which the host can reach."""
+    """The container's IP address on the test network."""
     networks = podman.inspect(container)["NetworkSettings"]["Networks"]
     (network,) = networks.values()
     return str(network["IPAddress"])

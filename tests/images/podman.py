@@ -1,4 +1,4 @@
-"""Podman with a store of its own, so that nothing of it stays on the machine."""
+"""Podman with a temporary store, which is removed after the tests."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class NoContainersError(Exception):
 
 
 class Podman:
-    """A podman whose images, containers and networks live in one folder."""
+    """A podman whose images, containers and networks are in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` has a short path, as podman asks. Raises NoContainersError."""
+        """`folder` must have a short path, which podman requires. Raises NoContainersError."""
         missing = [name for name in NEEDED if shutil.which(name) is None]
         if os.geteuid() != 0:
-            raise NoContainersError("root is needed, to run the images as another user")
+            raise NoContainersError("the tests must run as root, to run containers as another user")
         if missing:
             raise NoContainersError(f"not installed: {', '.join(missing)}")
         self.executable = folder / "podman"
-        """A podman that knows this store, for `make build`."""
+        """A script that runs podman with this store, for `make build`."""
         options = [
             f"--root={folder}/store",
             f"--runroot={folder}/run",
             f"--tmpdir={folder}/tmp",
             f"--network-config-dir={folder}/networks",
-            # The usual runtime, crun, refuses control groups of both versions side by side.
+            # The default runtime, crun, does not support hosts with both cgroup versions.
             "--runtime=runc",
             "--cgroup-manager=cgroupfs",
             "--events-backend=file",
@@ -46,11 +46,11 @@ class Podman:
         self.executable.chmod(0o755)
 
     def __call__(self, *arguments: str, timeout: float = 300) -> str:
-        """The output of a command. Raises CalledProcessError, with the tool's message in it."""
+        """Runs a command and returns its output. Raises CommandError with podman's message."""
         done = subprocess.run(
             [str(self.executable), *arguments],
             stdout=subprocess.PIPE,
-            # The services log there.
+            # The services log to stderr.
             stderr=subprocess.STDOUT if arguments[0] == "logs" else subprocess.PIPE,
             text=True,
             timeout=timeout,
@@ -61,11 +61,11 @@ class Podman:
         return done.stdout.strip()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """All that podman knows of a container or an image."""
+        """The output of `podman inspect` for a container or an image."""
         return dict(json.loads(self("inspect", name))[0])
 
     def run(self, image: str, *command: str) -> str:
-        """What a command prints in a container of its own, which is removed afterwards."""
+        """Runs a command in a temporary container; returns its output."""
         entrypoint, *arguments = command
         return self(
             "run",
@@ -78,7 +78,7 @@ class Podman:
         )
 
     def check(self, image: str) -> None:
-        """Makes the network and runs a container in it. Raises NoContainersError."""
+        """Creates the network and runs a container in it. Raises NoContainersError."""
         try:
             self("network", "create", NETWORK)
             self("run", "--rm", *LIMITS, f"--network={NETWORK}", image, "true")
@@ -86,24 +86,24 @@ class Podman:
             raise NoContainersError(str(error)) from None
 
     def close(self) -> None:
-        """Removes every container, image and network."""
+        """Removes all containers, images and networks."""
         self("rm", "--force", "--all", "--time=0")
         self("network", "prune", "--force")
         self("system", "reset", "--force")
 
 
 class CommandError(Exception):
-    """A command failed; the message is the tool's."""
+    """A command failed; the message is podman's."""
 
 
-ENOUGH = 4096
+MAX_LIMIT = 4096
 
 
 def _limit(name: str, kind: int) -> str:
-    # Podman raises these limits, which needs a capability that not every root has.
+    # By default podman raises these limits, which needs a capability that root may lack.
     allowed = resource.getrlimit(kind)[1]
-    most = ENOUGH if allowed == resource.RLIM_INFINITY else min(allowed, ENOUGH)
-    return f"--ulimit={name}={most}:{most}"
+    limit = MAX_LIMIT if allowed == resource.RLIM_INFINITY else min(allowed, MAX_LIMIT)
+    return f"--ulimit={name}={limit}:{limit}"
 
 
 LIMITS = (_limit("nofile", resource.RLIMIT_NOFILE), _limit("nproc", resource.RLIMIT_NPROC))

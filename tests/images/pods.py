@@ -1,4 +1,4 @@
-"""The chart's pods, as containers: what the kubelet would do with a rendered Deployment."""
+"""Runs the chart's pods as containers, with the settings that a kubelet would apply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNITS = {"Mi": MEBIBYTE, "Gi": 1024 * MEBIBYTE}
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of one container, and the names that others find it by."""
+    """A pod of one container, and the DNS names of its Services."""
 
     component: str
     spec: Manifest
@@ -26,13 +26,13 @@ class Pod:
 
     @property
     def container(self) -> Manifest:
-        """Its one container."""
+        """The only container."""
         (container,) = self.spec["containers"]
         return dict(container)
 
     @property
     def image(self) -> str:
-        """Its image, as the manifest names it."""
+        """The container's image reference."""
         return str(self.container["image"])
 
     @property
@@ -42,7 +42,7 @@ class Pod:
 
     @property
     def run_arguments(self) -> list[str]:
-        """Arguments of `podman run`; every key that the container has is obeyed or refused."""
+        """Arguments of `podman run`. Fails on keys of the container that are not supported."""
         handled = {"name", "image", "imagePullPolicy", "env", "ports", "lifecycle", "resources"}
         handled |= {"startupProbe", "readinessProbe", "livenessProbe"}
         handled |= {"securityContext", "volumeMounts", "command", "args"}
@@ -68,20 +68,20 @@ class Pod:
     def _security(self) -> Iterator[str]:
         pod, own = self.spec["securityContext"], self.container["securityContext"]
         assert pod["runAsNonRoot"] is True
-        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}  # as podman's own default is
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}  # podman's default
         yield f"--user={pod['runAsUser']}:{pod['runAsGroup']}"
         yield from (f"--cap-drop={name}" for name in own["capabilities"]["drop"])
         if own["allowPrivilegeEscalation"] is False:
             yield "--security-opt=no-new-privileges"
         if own["readOnlyRootFilesystem"]:
-            # Without what podman would make writable of its own accord.
+            # Without the tmpfs mounts that podman adds by default.
             yield from ("--read-only", "--read-only-tmpfs=false")
 
     def _volumes(self) -> Iterator[str]:
         volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
         for mount in self.container["volumeMounts"]:
             size = _bytes(volumes[mount["name"]]["emptyDir"]["sizeLimit"])
-            # A kubelet makes an emptyDir that everybody may write to.
+            # The kubelet creates an emptyDir with mode 0777.
             yield f"--tmpfs={mount['mountPath']}:rw,nosuid,nodev,mode=1777,size={size}"
 
 
@@ -90,9 +90,9 @@ def _bytes(quantity: str) -> int:
 
 
 def pods() -> tuple[dict[str, Pod], str]:
-    """One pod of each service, of the chart rendered for a kind cluster, and where they are from.
+    """One pod of each service from the chart, rendered for kind, and the name of the source.
 
-    Where there is no helm they are made out of the compose file.
+    Without helm the pods are derived from compose.yaml.
     """
     try:
         release = render("kind")

@@ -1,4 +1,4 @@
-"""Probes, as the kubelet makes them."""
+"""Runs probes as the kubelet does."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Probe = dict[str, Any]
 
 
 class ProbeFailedError(AssertionError):
-    """The kubelet would have given the container up."""
+    """The probe failed as often as its threshold, or the container exited."""
 
 
 async def passes(probe: Probe, host: str, ports: dict[str, int]) -> bool:
-    """Whether one try succeeds within the probe's own time-out."""
+    """Whether one attempt succeeds within the probe's timeout."""
     if "grpc" in probe:
         return await _grpc(probe["grpc"], host, probe["timeoutSeconds"])
     return await _http(probe["httpGet"], host, ports, probe["timeoutSeconds"])
@@ -27,15 +27,15 @@ async def passes(probe: Probe, host: str, ports: dict[str, int]) -> bool:
 async def wait_until_passes(
     probe: Probe, host: str, ports: dict[str, int], alive: Callable[[], bool]
 ) -> None:
-    """Tries at the probe's period, as often as it allows. Raises ProbeFailedError.
+    """Repeats the probe up to its failure threshold. Raises ProbeFailedError.
 
-    A kubelet would start a dead container anew; none may die here.
+    A container that exits is an error, too; a kubelet would restart it.
     """
     for _ in range(probe["failureThreshold"]):
         if await passes(probe, host, ports):
             return
         if not alive():
-            raise ProbeFailedError("the container has ended")
+            raise ProbeFailedError("the container has exited")
         await asyncio.sleep(probe["periodSeconds"])
     raise ProbeFailedError(f"failed {probe['failureThreshold']} times: {probe}")
 

@@ -1,4 +1,4 @@
-"""What is in the images, and what is not."""
+"""The contents of the images."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ ENTRYPOINT = "python"
 
 @pytest.mark.parametrize("component", LIGHT)
 def test_light_images_are_small(built: Podman, pods: dict[str, Pod], component: str) -> None:
-    """At most 250 MB unpacked, base included."""
+    """At most 250 MB uncompressed, including the base image."""
     assert built.inspect(pods[component].image)["Size"] <= MAX_SIZE
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_torch_is_in_one_image_alone(built: Podman, pods: dict[str, Pod], component: str) -> None:
-    """The engine's image has it; no other has even its folder."""
+def test_torch_is_in_the_inference_image_only(
+    built: Podman, pods: dict[str, Pod], component: str
+) -> None:
+    """Only the inference image can import torch."""
     script = "import importlib.util as u; print(u.find_spec('torch') is not None)"
     has_torch = built.run(pods[component].image, ENTRYPOINT, "-c", script)
     assert has_torch == str(component == "inference")
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_an_image_says_what_it_is(built: Podman, pods: dict[str, Pod], component: str) -> None:
-    """Account, ports and labels; the ports are those of the chart."""
+def test_an_image_has_user_ports_and_labels(
+    built: Podman, pods: dict[str, Pod], component: str
+) -> None:
+    """User, ports and labels; the ports equal those of the chart."""
     config = built.inspect(pods[component].image)["Config"]
     assert config["User"] == "10001:10001"
     assert set(config["ExposedPorts"]) == {f"{port}/tcp" for port in pods[component].ports.values()}
@@ -56,7 +60,7 @@ def test_an_image_says_what_it_is(built: Podman, pods: dict[str, Pod], component
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_an_image_has_no_tools(built: Podman, pods: dict[str, Pod], component: str) -> None:
-    """No compiler, no pip; nothing that the account could change but what everybody may."""
+    """No compiler and no pip; the user can write to world-writable folders only."""
     image = pods[component].image
     found = built.run(image, "sh", "-c", "command -v cc gcc c++ clang ld make pip pip3 git; true")
     assert found == ""
@@ -70,7 +74,7 @@ def test_an_image_has_no_tools(built: Podman, pods: dict[str, Pod], component: s
 
 
 def test_the_engine_finds_its_native_decoder(built: Podman, pods: dict[str, Pod]) -> None:
-    """Compiled with the image; where the CPU is not made for it, that is the one reason."""
+    """The image contains the compiled decoder; it is unavailable only on an unsupported CPU."""
     script = (
         "from inference.model.native import library as l\n"
         "try: print(l.load()._name)\n"
@@ -82,7 +86,7 @@ def test_the_engine_finds_its_native_decoder(built: Podman, pods: dict[str, Pod]
     assert "decoder-" in listing or platform.machine() != "x86_64"
 
 
-def test_an_image_can_be_built_again(built: Podman, pods: dict[str, Pod]) -> None:
+def test_builds_are_reproducible(built: Podman, pods: dict[str, Pod]) -> None:
     """The same sources and wheels give the same layers."""
     image = pods["gateway"].image
     before = built.inspect(image)["RootFS"]["Layers"]
@@ -94,15 +98,15 @@ def test_an_image_can_be_built_again(built: Podman, pods: dict[str, Pod]) -> Non
 
 @pytest.fixture(scope="session")
 def archive(built: Podman, pods: dict[str, Pod], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of two images, as `make images.tar` makes it."""
+    """An archive of two images, made by `make images.tar`."""
     archive = tmp_path_factory.mktemp("images") / "images.tar"
     names = " ".join(pods[component].image for component in ("gateway", "tokenizer"))
     make("images.tar", f"CONTAINER={built.executable}", f"IMAGES={names}", f"ARCHIVE={archive}")
     return archive
 
 
-def test_images_can_be_carried(built: Podman, pods: dict[str, Pod], archive: Path) -> None:
-    """An archive loads elsewhere, under the manifests' names and with the same content."""
+def test_an_archive_can_be_loaded(built: Podman, pods: dict[str, Pod], archive: Path) -> None:
+    """`podman load` restores the images with the manifests' names and the same content."""
     names = [pods[component].image for component in ("gateway", "tokenizer")]
     with tarfile.open(archive) as images:
         listing = images.extractfile("manifest.json")
@@ -120,11 +124,11 @@ def test_images_can_be_carried(built: Podman, pods: dict[str, Pod], archive: Pat
             built("tag", number, name)
 
 
-def test_the_bill_of_materials_is_complete(
+def test_the_sbom_is_complete(
     built: Podman, pods: dict[str, Pod], archive: Path, tmp_path: Path
 ) -> None:
-    """It has every Python package that the image itself lists, and the base's packages."""
-    # Where the tests run, the environment is there.
+    """It lists every Python package of the image, and the packages of the base image."""
+    # --old-file: the environment of the tests is not reinstalled.
     make("--old-file=.venv/.dev", "sbom", f"ARCHIVE={archive}", f"SBOM={tmp_path}")
     script = (
         "import importlib.metadata as m; "

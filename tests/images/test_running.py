@@ -1,6 +1,6 @@
-"""The images at work: the four containers as the chart runs them.
+"""The four containers, run with the settings of the chart's pods.
 
-The tests run in this order; the last ends the containers.
+The tests run in this order; the last one stops the containers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.images.probes import passes
 
 
 async def test_a_search_streams_through_the_four_containers(client: httpx.AsyncClient) -> None:
-    """Documents, then a summary token by token, then its end with citations and usage."""
+    """The stream has the documents, the summary token by token, and the completion."""
     stream: list[Event] = []
     params = {"query": "what is backpressure", "streaming": "true"}
     async with client.stream("GET", "/api/v1/search", params=params) as response:
@@ -28,7 +28,7 @@ async def test_a_search_streams_through_the_four_containers(client: httpx.AsyncC
     assert [event.name for event in stream[:2]] == ["search_results", "token"]
     assert stream[0].data["results"]
     tokens = [event for event in stream if event.name == "token"]
-    # One by one as they are made, not in one burst at the end.
+    # The tokens arrive one by one, not in one burst at the end.
     assert len(tokens) >= 10
     assert tokens[-1].at > tokens[0].at
     end = stream[-1]
@@ -42,7 +42,7 @@ async def test_a_search_streams_through_the_four_containers(client: httpx.AsyncC
 async def test_every_probe_passes(
     running: dict[str, str], pods: dict[str, Pod], component: str
 ) -> None:
-    """Readiness and liveness of the manifests, made as the kubelet makes them."""
+    """Startup, readiness and liveness probes of the manifests succeed."""
     pod = pods[component]
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert await passes(pod.container[kind], running[component], pod.ports), kind
@@ -52,7 +52,7 @@ async def test_every_probe_passes(
 async def test_metrics_are_served(
     running: dict[str, str], pods: dict[str, Pod], component: str
 ) -> None:
-    """On the port that the manifests annotate."""
+    """/metrics is on the port that the manifests annotate."""
     port = pods[component].ports.get("metrics", pods[component].ports.get("http"))
     async with httpx.AsyncClient(trust_env=False) as client:
         response = await client.get(f"http://{running[component]}:{port}/metrics")
@@ -64,7 +64,7 @@ async def test_metrics_are_served(
 def test_a_container_is_confined(
     built: Podman, running: dict[str, str], pods: dict[str, Pod], component: str
 ) -> None:
-    """Its account is the chart's, it has no capability, and it can write to its volumes only."""
+    """It runs as the chart's user, without capabilities, and can write to its volumes only."""
     user = pods[component].spec["securityContext"]["runAsUser"]
     assert user == 10001
     assert built("exec", component, "id", "-u") == str(user)
@@ -79,10 +79,10 @@ def test_a_container_is_confined(
 
 
 @pytest.mark.parametrize("component", tuple(reversed(ORDER)))
-async def test_a_container_ends_when_it_is_told(
+async def test_a_container_exits_on_sigterm(
     built: Podman, running: dict[str, str], pods: dict[str, Pod], component: str
 ) -> None:
-    """SIGTERM reaches the process, which drains and exits with 0 before it would be killed."""
+    """The process drains and exits with 0 within the grace period."""
     built("stop", component)
     state = built.inspect(component)["State"]
     assert state["ExitCode"] == 0

@@ -1,4 +1,4 @@
-"""The demo model as it is shipped."""
+"""The demo model in the repository."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def messages_of(pair: Pair) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """The shipped tokenizer with its template, as transformers loads it."""
+    """The tokenizer and its chat template, loaded with transformers."""
     return transformers.AutoTokenizer.from_pretrained(FOLDER)
 
 
 @settings(deadline=None, max_examples=200)
 @given(text=st.text())
-def test_the_tokenizer_loses_nothing(text: str) -> None:
-    """Any Unicode comes back as it was, control tokens spelled out included."""
+def test_the_tokenizer_is_lossless(text: str) -> None:
+    """Decoding returns any Unicode text unchanged, including spelled-out control tokens."""
     ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
 
 
-def test_the_template_is_what_training_rendered(
+def test_the_template_renders_the_training_format(
     tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> None:
-    """The prompt that is served has, id for id, the format that was learnt."""
+    """The token ids of a rendered prompt equal those of a training example."""
     format = Format(TOKENIZER)
     row = format.search(
         format.encode(f" {PAIR.question}"),
@@ -86,15 +86,15 @@ def test_the_template_is_what_training_rendered(
     )
 
 
-def test_the_shipped_template_is_the_one_in_the_code() -> None:
-    """The files are what training would write."""
+def test_the_files_match_the_training_code() -> None:
+    """The chat template is that of the code, and the weights have at most 20 MiB."""
     config = json.loads((FOLDER / "tokenizer_config.json").read_text())
     assert config["chat_template"] == CHAT_TEMPLATE
     assert (FOLDER / "model.safetensors").stat().st_size <= 20 * 1024 * 1024
 
 
-def test_the_network_is_a_llama(tmp_path: Path) -> None:
-    """The training network exports weights that transformers runs to the same logits."""
+def test_the_network_exports_to_llama(tmp_path: Path) -> None:
+    """transformers computes the same logits from the exported weights."""
     from models.demo.train import export
 
     torch.manual_seed(0)
@@ -117,10 +117,10 @@ def test_the_network_is_a_llama(tmp_path: Path) -> None:
     )
 
 
-def test_it_quotes_the_sentence_that_answers(
+def test_the_model_quotes_the_answering_sentence(
     tokenizer: transformers.PreTrainedTokenizerFast,
 ) -> None:
-    """On passages it has never seen: whole sentences, rightly cited, or that nothing was found."""
+    """On unseen passages: whole sentences with the right citation, or that nothing was found."""
     options = EngineOptions.defaults(FOLDER, "demo")
     engine = load_engine(
         replace(options, kv_cache_tokens=4096, threads=1, num_speculative_tokens=0)

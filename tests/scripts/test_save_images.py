@@ -1,4 +1,4 @@
-"""The archive of images, made from archives as the tools write them."""
+"""Merging the archives that the container tools write into one archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.save_images import SaveError, merge, save, save_command
 
 
 def write(path: Path, files: Mapping[str, bytes]) -> Path:
-    """An archive with these files."""
+    """Writes a tar archive with these files."""
     with tarfile.open(path, "w") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
@@ -34,8 +34,8 @@ def image(tag: str, *layers: str) -> dict[str, bytes]:
     }
 
 
-def test_an_archive_holds_all_images_under_the_names_asked_for(tmp_path: Path) -> None:
-    """Without the registry that podman puts in front; a shared layer is stored once."""
+def test_an_archive_has_all_images_with_the_given_names(tmp_path: Path) -> None:
+    """Without podman's localhost/ prefix; a shared layer is stored once."""
     parts = {
         "weir/a:1": write(tmp_path / "a.tar", image("a", "base.tar", "a.tar")),
         "weir/b:1": write(tmp_path / "b.tar", image("b", "base.tar", "b.tar")),
@@ -56,8 +56,8 @@ def test_an_archive_holds_all_images_under_the_names_asked_for(tmp_path: Path) -
     )
 
 
-def test_an_archive_of_several_images_is_no_part(tmp_path: Path) -> None:
-    """Which of them is meant would be a guess."""
+def test_an_input_with_several_images_is_refused(tmp_path: Path) -> None:
+    """Each input must contain exactly one image."""
     two = write(tmp_path / "two.tar", {"manifest.json": b"[{}, {}]"})
     with pytest.raises(ValueError, match="has 2 images, not one"):
         merge({"weir/a:1": two}, tmp_path / "images.tar")
@@ -71,13 +71,13 @@ def test_an_archive_of_several_images_is_no_part(tmp_path: Path) -> None:
         ("buildah", ["buildah", "push", "--quiet", "a:1", "docker-archive:/f"]),
     ],
 )
-def test_each_tool_is_asked_in_its_own_words(tool: str, command: list[str]) -> None:
-    """Also by its full path."""
+def test_each_tool_has_its_save_command(tool: str, command: list[str]) -> None:
+    """The tool may be given by its full path."""
     assert save_command(tool, "a:1", Path("/f")) == command
 
 
 def test_an_image_that_is_missing_is_named(tmp_path: Path) -> None:
-    """And no archive is left that lacks it."""
+    """And no incomplete archive is left."""
     tool = tmp_path / "podman"
     tool.write_text("#!/bin/sh\nexit 125\n")
     tool.chmod(0o755)

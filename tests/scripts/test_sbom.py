@@ -1,4 +1,4 @@
-"""The bill of materials of an archive of images."""
+"""The SBOM of an archive of images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def metadata(name: str, version: str, more: str = "") -> bytes:
 
 
 def test_python_and_debian_packages_are_listed(tmp_path: Path) -> None:
-    """From the layers themselves: installed packages only, with their licence and address."""
+    """Read from the layers: installed packages only, with licence and purl."""
     licence = "License: MIT\n"
     base = write(tmp_path / "base", {"./var/lib/dpkg/status": STATUS.encode()})
     own = write(
@@ -75,7 +75,7 @@ def test_python_and_debian_packages_are_listed(tmp_path: Path) -> None:
 
 
 def test_compressed_layers_are_read(tmp_path: Path) -> None:
-    """Some tools compress them."""
+    """Some tools compress the layers."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w:gz") as archive:
         content = metadata("weir", "0.1.0")
