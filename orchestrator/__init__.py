@@ -1,1 +1,1 @@
-"""The LLM service: admits, retrieves, has the prompt encoded, relays tokens as text."""
+"""The LLM service: admits requests, retrieves documents, runs generations, streams their text."""

@@ -184,7 +184,7 @@ class Pipeline:
         return model
 
     async def prompt(
-        self, asked: GenerationRequest, model: ModelInfo, active: ActiveRequest
+        self, request: GenerationRequest, model: ModelInfo, active: ActiveRequest
     ) -> PreparedPrompt:
         """Encodes the prompt of a generation. Raises MeshError."""
         tokenizer = self._tokenizers.of(model.name)
@@ -193,28 +193,28 @@ class Pipeline:
             async with active.cancellable():
                 prompt = await prepare(
                     tokenizer,
-                    asked.prompt,
-                    asked.sampling.constraint,
-                    asked.echo,
-                    asked.tool_choice,
+                    request.prompt,
+                    request.sampling.constraint,
+                    request.echo,
+                    request.tool_choice,
                 )
             span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
         return prompt
 
-    async def retrieve(self, asked: SearchRequest, active: ActiveRequest) -> RetrievalOutcome:
+    async def retrieve(self, request: SearchRequest, active: ActiveRequest) -> RetrievalOutcome:
         """Finds passages for a query; none if an operator ends the request meanwhile."""
         active.state = RequestState.RETRIEVING
         try:
             async with active.cancellable():
                 return await self._search.retrieve(
-                    asked.query, asked.num_results, asked.safe_search
+                    request.query, request.num_results, request.safe_search
                 )
         except RequestAborted:
             return RetrievalOutcome(())  # `search_prompt` raises it again
 
     async def search_prompt(
         self,
-        asked: SearchRequest,
+        request: SearchRequest,
         retrieved: RetrievalOutcome,
         model: ModelInfo,
         active: ActiveRequest,
@@ -224,7 +224,7 @@ class Pipeline:
         with tracing.stage(semconv.ENCODE) as span:
             async with active.cancellable():
                 prompt = await self._search.build_prompt(
-                    asked.query, retrieved.results, asked.max_tokens, model
+                    request.query, retrieved.results, request.max_tokens, model
                 )
             span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
         return prompt

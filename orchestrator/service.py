@@ -87,16 +87,16 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Generate(
         self, request: orchestrator_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.GenerateResponse]:
-        asked = _generation_request(request)
-        check_sampling(asked.sampling)
-        check_stop(asked.stop)
+        parsed = _generation_request(request)
+        check_sampling(parsed.sampling)
+        check_stop(parsed.stop)
         pipeline = self._pipeline
         with pipeline.admitted("Generate") as active:
-            model = pipeline.choose_model(asked.model, active)
+            model = pipeline.choose_model(parsed.model, active)
             try:
-                prompt = await pipeline.prompt(asked, model, active)
+                prompt = await pipeline.prompt(parsed, model, active)
                 async with pipeline.generate(
-                    prompt, model, asked.sampling, asked.stop, active
+                    prompt, model, parsed.sampling, parsed.stop, active
                 ) as generation:
                     async for chunk in generation.tokens:
                         for progress in generation.push(chunk):
@@ -133,23 +133,23 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.SummarizeRequest, method: str
     ) -> AsyncGenerator[orchestrator_pb2.SummarizeStreamResponse, None]:
         """Retrieves, builds the prompt, generates, grounds."""
-        asked = _search_request(request)
+        parsed = _search_request(request)
         pipeline = self._pipeline
         with pipeline.admitted(method) as active:
-            model = pipeline.choose_model(asked.model, active)
-            retrieved = await pipeline.retrieve(asked, active)
+            model = pipeline.choose_model(parsed.model, active)
+            retrieved = await pipeline.retrieve(parsed, active)
             sources = to_sources(retrieved.results)
-            yield _search_results(asked.query, sources)
+            yield _search_results(parsed.query, sources)
             if retrieved.failed:
                 yield _summary_event(Delta(RETRIEVAL_FAILED, 0))
                 yield _summary_event(SummaryFinish(FinishReason.STOP, Usage()))
                 return
             summary = pipeline.new_summary()
             try:
-                prompt = await pipeline.search_prompt(asked, retrieved, model, active)
+                prompt = await pipeline.search_prompt(parsed, retrieved, model, active)
                 summary.set_sources(sources[: prompt.num_passages])
                 # Greedy, so that the same question about the same documents has one answer.
-                sampling = SamplingParams(temperature=0.0, max_tokens=asked.max_tokens)
+                sampling = SamplingParams(temperature=0.0, max_tokens=parsed.max_tokens)
                 async with pipeline.generate(
                     PreparedPrompt(prompt.encoded), model, sampling, (), active
                 ) as generation:

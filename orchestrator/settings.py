@@ -1,4 +1,4 @@
-"""What the orchestrator can be told."""
+"""Settings of the orchestrator."""
 
 from __future__ import annotations
 
@@ -15,71 +15,75 @@ INFERENCE_PORT = 50053
 
 
 class OrchestratorSettings(ServiceSettings):
-    """Variables `ORCHESTRATOR_…` and flags of the same names; the upstreams' have no prefix."""
+    """Variables `ORCHESTRATOR_…` and flags; TOKENIZER_HOST and INFERENCE_HOST have no prefix."""
 
     model_config = SettingsConfigDict(env_prefix="ORCHESTRATOR_")
 
-    listen: Address = Field("127.0.0.1:50051", description="Address to serve on, HOST:PORT.")
+    listen: Address = Field("127.0.0.1:50051", description="Address of the gRPC server, HOST:PORT.")
     tokenizer_host: str = Field(
         "127.0.0.1",
         min_length=1,
         validation_alias="tokenizer_host",
-        description="The tokenizer, HOST or HOST:PORT (default port 50052); for models with "
-        "tokenizers of their own MODEL=HOST:PORT, several separated by commas.",
+        description="Tokenizer service, HOST or HOST:PORT (default port 50052). MODEL=HOST:PORT is "
+        "for one model; separate several entries by commas.",
     )
     inference_host: str = Field(
         "127.0.0.1",
         min_length=1,
         validation_alias="inference_host",
-        description="The engines: HOST or HOST:PORT (default port 50053), several separated by "
-        "commas; each address that a name resolves to is a replica.",
+        description="Inference engines, HOST or HOST:PORT (default port 50053), comma-separated; "
+        "each address that a name resolves to is a replica.",
     )
     max_concurrent_requests: int = Field(
-        64, ge=1, le=100_000, description="Requests worked on at once; beyond it: refused."
+        64, ge=1, le=100_000, description="Maximum concurrent requests; more are refused."
     )
     max_outstanding_tokens: int = Field(
         1_000_000,
         ge=0,
-        description="Tokens of prompts and completions worked on at once; beyond it: refused. "
-        "0: no limit.",
+        description="Maximum tokens (prompts plus max_tokens) of all concurrent requests; more are "
+        "refused. 0: no limit.",
     )
     retrieval: Literal["", "index", "postgres", "opensearch", "searxng", "none"] = Field(
         "",
-        description="What is searched: index, postgres, opensearch, searxng or none; empty: the "
-        "index if there is one.",
+        description="Search backend: index, postgres, opensearch, searxng or none. Empty: index if "
+        "ORCHESTRATOR_INDEX is set, else none.",
     )
-    index: str = Field("", description="Search index made by `python -m orchestrator.index`.")
+    index: str = Field(
+        "", description="Search index file; `python -m orchestrator.index` builds one."
+    )
     postgres_url: SecretStr = Field(
-        SecretStr(""), description="Database to search, postgresql://USER:PASSWORD@HOST/NAME."
+        SecretStr(""), description="PostgreSQL database, postgresql://USER:PASSWORD@HOST/NAME."
     )
     postgres_table: str = Field(
         "documents",
         pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)?$",
-        description="Table with title, url, text, unsafe and vector, NAME or SCHEMA.NAME.",
+        description="Table, NAME or SCHEMA.NAME, with columns title, url, text, unsafe, vector.",
     )
     postgres_language: str = Field(
-        "english", min_length=1, description="Text search configuration of its vector."
+        "english", min_length=1, description="Text search configuration of the column vector."
     )
     opensearch_url: SecretStr = Field(
-        SecretStr(""), description="OpenSearch, https://USER:PASSWORD@HOST:9200."
+        SecretStr(""), description="OpenSearch server, https://USER:PASSWORD@HOST:9200."
     )
     opensearch_index: str = Field(
-        "documents", min_length=1, description="Index of documents with title, url and text."
+        "documents", min_length=1, description="OpenSearch index, with fields title, url, text."
     )
     searxng_url: SecretStr = Field(
-        SecretStr(""), description="SearXNG, which must allow the format json."
+        SecretStr(""), description="SearXNG server; its settings must allow the format json."
     )
     retrieval_timeout_seconds: float = Field(
-        2.0, gt=0, description="Most time to look for documents; then the answer has none."
+        2.0, gt=0, description="Timeout of document retrieval; the answer then has no documents."
     )
     request_timeout_seconds: float = Field(
-        600.0, gt=0, description="Most time for a request that comes without a deadline."
+        600.0, gt=0, description="Deadline of requests that arrive without one."
     )
     max_summary_characters: int = Field(
-        20_000, ge=1, description="Longest summary, in characters; what is more is cut off."
+        20_000,
+        ge=1,
+        description="Maximum characters of a summary; longer ones are cut off.",
     )
     dns_refresh_seconds: float = Field(
-        5.0, gt=0, description="How often the engines' names are looked up."
+        5.0, gt=0, description="Interval between DNS lookups of the inference engines."
     )
 
     @model_validator(mode="after")
@@ -99,18 +103,18 @@ class OrchestratorSettings(ServiceSettings):
             "searxng": ("http://", "https://"),
         }
         if kind in schemes and not needed[kind][1].startswith(schemes[kind]):
-            # Not the value: it may have a password.
+            # Without the value, which may contain a password.
             raise ValueError(f"{needed[kind][0]} must begin with {' or '.join(schemes[kind])}")
         return self
 
     @property
     def retrieval_kind(self) -> str:
-        """What is searched, spelled out."""
+        """The search backend, with the default resolved."""
         return self.retrieval or ("index" if self.index else "none")
 
     @property
     def tokenizer_targets(self) -> dict[str, str]:
-        """The tokenizers as gRPC targets, by model; "" stands for all other models.
+        """gRPC targets of the tokenizers, by model; "" is for all other models.
 
         Several addresses for one model are replicas.
         """
@@ -123,6 +127,6 @@ class OrchestratorSettings(ServiceSettings):
 
     @property
     def inference_targets(self) -> tuple[str, ...]:
-        """The engines' names, each HOST:PORT."""
+        """Addresses of the engines, each HOST:PORT."""
         names = (name.strip() for name in self.inference_host.split(","))
         return tuple(with_default_port(name, INFERENCE_PORT) for name in names if name)

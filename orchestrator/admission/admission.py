@@ -1,4 +1,4 @@
-"""Decides before any work whether a request is taken. Nothing waits here."""
+"""Admission control: accepts or refuses a request before any work. No request waits here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from orchestrator.admission.fair_share import FairShare
 
 
 class Permit:
-    """A request's place, and its tokens once they are known, held to the end of the block."""
+    """One request's share of the limits, held until the end of the block."""
 
     def __init__(self, admission: Admission, key: str, work: Work) -> None:
-        """Only for `Admission.permit`, which has taken the place."""
+        """Use `Admission.permit`."""
         self._admission = admission
         self._key = key
         self._work = work
@@ -28,40 +28,40 @@ class Permit:
         self._admission.requests.give(self._key)
 
     def reserve(self, num_tokens: int) -> None:
-        """Takes tokens, of prompt and completion. Raises MeshError (OVERLOADED) if there are none.
+        """Reserves the tokens of prompt and completion. Raises MeshError (OVERLOADED).
 
-        Not known before the prompt is encoded; called once.
+        Called once, after the prompt has been encoded.
         """
         self._admission.take_tokens(self._key, num_tokens)
         self._num_tokens = num_tokens
         self._work.expect(num_tokens)
 
     def progress(self, num_tokens: int) -> None:
-        """So many of them have been worked on."""
+        """Records that `num_tokens` of the reserved tokens are done."""
         self._work.done(num_tokens)
 
 
 class Admission:
-    """At most so many requests and tokens at a time, fairly shared by key. For one event loop."""
+    """Limits concurrent requests and tokens, shared fairly between keys. For one event loop."""
 
     def __init__(self, max_requests: int, max_tokens: int = 0) -> None:
-        """`max_tokens` of prompts and completions together; 0: no limit."""
+        """`max_tokens` counts prompts and completions; 0: no limit."""
         self.requests = FairShare(max_requests)
         self.tokens = FairShare(max_tokens)
         self.backlog = Backlog()
 
     @property
     def limit(self) -> int:
-        """Most requests at a time."""
+        """Maximum number of concurrent requests."""
         return self.requests.limit
 
     @property
     def num_admitted(self) -> int:
-        """Requests that hold a permit now."""
+        """Requests that hold a permit."""
         return self.requests.num_held
 
     def permit(self, key: str = "") -> Permit:
-        """Takes a place for `key`; enter what is given, to give it back in the end.
+        """A permit for one request of `key`; enter it, so that it is released.
 
         Raises MeshError (OVERLOADED).
         """
@@ -70,15 +70,15 @@ class Admission:
         return Permit(self, key, self.backlog.work())
 
     def take_tokens(self, key: str, num_tokens: int) -> None:
-        """For `Permit.reserve`. Raises MeshError (OVERLOADED)."""
+        """Used by `Permit.reserve`. Raises MeshError (OVERLOADED)."""
         if not self.tokens.take(key, num_tokens):
             raise self._refusal(key, self.tokens, "tokens")
 
     def _refusal(self, key: str, share: FairShare, what: str) -> MeshError:
-        message = f"{share.num_held} {what} are being worked on, the limit is {share.limit}"
+        message = f"{share.num_held} {what} are in progress, the limit is {share.limit}"
         if key and share.num_held < share.limit:
             message = (
-                f"this key has {share.held_by(key)} {what} being worked on, which is its fair "
-                f"share; {share.num_held} are in all, the limit is {share.limit}"
+                f"this key has {share.held_by(key)} {what} in progress, which is its fair share; "
+                f"all keys have {share.num_held}, the limit is {share.limit}"
             )
         return MeshError(ErrorKind.OVERLOADED, message, retry_after=self.backlog.retry_after())

@@ -1,7 +1,7 @@
-"""Shares out a limited number of something between keys, without letting anybody wait.
+"""Shares a limited resource fairly between API keys, without a queue.
 
-A key may take all that nobody else wants, but for a small reserve: with it a key that comes
-later finds room at once, and as what runs ends, the two come to equal shares.
+A key may use all units that no other key wants, except for a small reserve. The reserve gives a
+new key some units at once; as running requests end, both keys approach equal shares.
 """
 
 from __future__ import annotations
@@ -9,40 +9,40 @@ from __future__ import annotations
 import time
 
 RESERVE = 0.125
-"""Share of the whole that is kept for keys which have less than theirs."""
+"""Fraction of the limit that is reserved for keys below their fair share."""
 
-HUNGRY_SECONDS = 2.0
-"""How long after a refusal a key counts as one that wants more."""
+DEMAND_SECONDS = 2.0
+"""Time after a refusal during which a key counts as wanting more."""
 
 
 class FairShare:
-    """`limit` units, held by keys. The key "" is of requests without one. For one event loop."""
+    """`limit` units, held by keys; "" is the key of requests without one. For one event loop."""
 
     def __init__(self, limit: int) -> None:
-        """`limit` 0: as many as are asked for."""
+        """`limit` 0: unlimited."""
         self.limit = limit
         self.num_held = 0
         self._held: dict[str, int] = {}
-        self._hungry: dict[str, float] = {}
+        self._refused_at: dict[str, float] = {}
 
     def held_by(self, key: str) -> int:
-        """What the key holds now."""
+        """Units that the key holds."""
         return self._held.get(key, 0)
 
     def take(self, key: str, amount: int = 1) -> bool:
-        """Takes `amount` for the key, or says False and remembers that it wanted more.
+        """Takes `amount` for the key; returns False, and remembers the demand, if it is refused.
 
-        Who holds nothing while nobody does gets what it asks for, however much it is.
+        An idle limiter grants the first request in full, whatever its size.
         """
         if self.limit and self.num_held and not self._fits(key, amount):
-            self._hungry[key] = time.monotonic()
+            self._refused_at[key] = time.monotonic()
             return False
         self._held[key] = self.held_by(key) + amount
         self.num_held += amount
         return True
 
     def give(self, key: str, amount: int = 1) -> None:
-        """Gives back what was taken."""
+        """Returns `amount` units of the key."""
         self.num_held -= amount
         left = self.held_by(key) - amount
         if left:
@@ -56,16 +56,16 @@ class FairShare:
             return False
         others = len(self._held.keys() - {key})
         if not key and not others:
-            return True  # no keys are in use: nobody to be fair to
+            return True  # there is no other key to share with
         wanted = self.held_by(key) + amount
         if wanted <= self.limit / (others + 2):
             return True
-        if wanted > self.limit / (others + 1) and self._others_are_hungry(key, others):
+        if wanted > self.limit / (others + 1) and self._others_want_more(key, others):
             return False
         return free - amount >= int(self.limit * RESERVE)
 
-    def _others_are_hungry(self, key: str, others: int) -> bool:
-        since = time.monotonic() - HUNGRY_SECONDS
-        self._hungry = {name: at for name, at in self._hungry.items() if at > since}
+    def _others_want_more(self, key: str, others: int) -> bool:
+        since = time.monotonic() - DEMAND_SECONDS
+        self._refused_at = {name: at for name, at in self._refused_at.items() if at > since}
         share = self.limit / (others + 1)
-        return any(name != key and self.held_by(name) < share for name in self._hungry)
+        return any(name != key and self.held_by(name) < share for name in self._refused_at)

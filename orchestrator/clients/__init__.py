@@ -1,1 +1,1 @@
-"""The services behind the orchestrator. Generated types occur here and in service.py only."""
+"""Clients of the tokenizer service. Inference engines are in `orchestrator.routing`."""

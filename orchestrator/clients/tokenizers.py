@@ -1,4 +1,4 @@
-"""The tokenizers behind this orchestrator: one for all models, or one each."""
+"""The tokenizer services: one for all models, or one for each model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mesh.rpc.tls import TlsFiles
 from orchestrator.clients.tokenizer import TokenizerClient
 
 FOR_ALL = ""
-"""In the place of a model's name: the tokenizer of every model that has none of its own."""
+"""Key for the tokenizer of all models that are not named."""
 
 
 class TokenizerUpstream(NamedTuple):
@@ -26,24 +26,24 @@ class TokenizerUpstream(NamedTuple):
 
 
 class Tokenizers:
-    """Knows which model's text is encoded where. `open_tokenizers` makes one."""
+    """Maps a model to its tokenizer. Created by `open_tokenizers`."""
 
     def __init__(self, upstreams: Mapping[str, TokenizerUpstream]) -> None:
-        """`upstreams` by model, or under `FOR_ALL`; models may share one."""
+        """`upstreams` by model name or `FOR_ALL`; several models may share one."""
         self._upstreams = upstreams
 
     @property
     def upstreams(self) -> list[TokenizerUpstream]:
-        """Each service once."""
+        """Every tokenizer service, without duplicates."""
         return list({upstream.target: upstream for upstream in self._upstreams.values()}.values())
 
     def target_of(self, model: str) -> str | None:
-        """Where the model's tokenizer is; None: nowhere."""
+        """gRPC target of the model's tokenizer; None if it has none."""
         upstream = self._upstreams.get(model) or self._upstreams.get(FOR_ALL)
         return None if upstream is None else upstream.target
 
     def of(self, model: str) -> TokenizerClient:
-        """The model's tokenizer. Raises MeshError (UNAVAILABLE)."""
+        """Client of the model's tokenizer. Raises MeshError (UNAVAILABLE) if it has none."""
         upstream = self._upstreams.get(model) or self._upstreams.get(FOR_ALL)
         if upstream is None:
             message = f"no tokenizer is set for model {model!r}; see TOKENIZER_HOST"
@@ -53,7 +53,7 @@ class Tokenizers:
 
 @asynccontextmanager
 async def open_tokenizers(targets: Mapping[str, str], tls: TlsFiles) -> AsyncIterator[Tokenizers]:
-    """Tokenizers at `targets`, HOST:PORT by model or under `FOR_ALL`; channels close at the end."""
+    """Opens channels to `targets` (by model name or `FOR_ALL`); closes them after the block."""
     async with AsyncExitStack() as stack:
         opened: dict[str, TokenizerUpstream] = {}
         for target in dict.fromkeys(targets.values()):

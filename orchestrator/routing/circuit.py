@@ -1,9 +1,9 @@
-"""Whether an engine that says it is healthy really is: by how its streams end.
+"""Circuit breaker per engine, from the outcomes of its streams.
 
-closed ──failures in a row, or too many of the last ones──▶ open ──after a while──▶ half open
+closed ──consecutive failures, or too high a failure rate──▶ open ──after a delay──▶ half open
    ▲                                                         ▲                         │
-   └───────────────────────── a stream that ends well ───────┼─────────────────────────┤
-                                                             └──── one that breaks ─────┘
+   └───────────────────────── a stream that succeeds ────────┼─────────────────────────┤
+                                                             └──── one that fails ──────┘
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 
 MAX_CONSECUTIVE_FAILURES = 3
 WINDOW = 20
-"""Outcomes that are remembered, for engines that fail now and then."""
+"""Number of latest outcomes that the failure rate is computed from."""
 
 MIN_OUTCOMES = 8
 MAX_FAILURE_SHARE = 0.4
@@ -26,7 +26,7 @@ MIN_WARMTH = 0.1
 
 
 class Circuit:
-    """One engine's record. For one event loop."""
+    """Circuit breaker of one engine. For one event loop."""
 
     def __init__(self) -> None:
         self._outcomes: deque[bool] = deque(maxlen=WINDOW)
@@ -36,13 +36,13 @@ class Circuit:
 
     @property
     def is_open(self) -> bool:
-        """Whether it should get no requests now."""
+        """Whether the engine should receive no requests now."""
         return self._opened is not None and self._since(self._opened) < self._open_seconds
 
     def success(self) -> None:
-        """A stream ended well."""
+        """A stream succeeded."""
         if self.is_open:
-            return  # begun before it opened
+            return  # the stream began before the circuit opened
         if self._opened is not None:
             self._outcomes.clear()
         self._opened = None
@@ -51,9 +51,9 @@ class Circuit:
         self._outcomes.append(True)
 
     def failure(self) -> bool:
-        """A stream broke; True if the circuit opens by it."""
+        """A stream failed; returns whether this opens the circuit."""
         if self.is_open:
-            return False  # streams that break together are one failure
+            return False  # streams that fail together count as one failure
         half_open = self._opened is not None
         self._num_consecutive += 1
         self._outcomes.append(False)
@@ -74,20 +74,20 @@ class Circuit:
 
 
 class Warmth:
-    """How much of its share an engine gets that has just become ready, from a tenth to all.
+    """Slow start: an engine that has just become ready gets a tenth of its share at first.
 
-    Its caches are cold, and nobody has seen yet whether it works.
+    Its caches are cold, and it may not work yet.
     """
 
     def __init__(self) -> None:
         self._since = time.monotonic()
 
     def restart(self) -> None:
-        """It has just become ready."""
+        """The engine has just become ready."""
         self._since = time.monotonic()
 
     @property
     def share(self) -> float:
-        """From `MIN_WARMTH` to 1."""
+        """Fraction of the full load, rising from `MIN_WARMTH` to 1."""
         passed = (time.monotonic() - self._since) / SLOW_START_SECONDS
         return min(1.0, max(MIN_WARMTH, passed))

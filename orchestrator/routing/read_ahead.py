@@ -1,7 +1,7 @@
-"""Reads tokens ahead of whoever passes them on: what comes meanwhile becomes one chunk.
+"""Reads a token stream ahead of its consumer and merges what arrives meanwhile into one chunk.
 
-While a client's connection takes no more, its messages grow instead of lining up: behind a
-reader there is at most one message being sent and one chunk being built.
+While a client's connection is blocked, its next message grows, and no queue forms: for each
+stream there is at most one message being sent and one chunk being built.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from mesh.protocol.logprobs import TokenLogprob
 from mesh.protocol.tokens import TokenChunk
 
 MAX_PENDING_TOKENS = 1024
-"""Beyond it nothing more is read, and the engine's side holds the stream up."""
+"""Reading pauses at this limit, so that HTTP/2 flow control slows the engine's stream."""
 
 
 class ReadAhead:
-    """All that a stream of tokens has brought since it was last asked, as one chunk a time.
+    """An iterator of merged chunks: each has all tokens since the previous one.
 
-    It reads in a task of its own, which ends with the block.
+    A separate task reads the stream; it ends with the block.
     """
 
     def __init__(self, tokens: AsyncIterator[TokenChunk]) -> None:
@@ -40,14 +40,14 @@ class ReadAhead:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._reading.cancel():  # mostly it has ended, and to wait for it costs more than it did
+        if self._reading.cancel():  # usually the task has ended already
             await asyncio.gather(self._reading, return_exceptions=True)
 
     def __aiter__(self) -> ReadAhead:
         return self
 
     async def __anext__(self) -> TokenChunk:
-        """Whatever is pending; raises what the stream raised once all before it is taken."""
+        """The pending chunk. Raises the stream's error once all chunks before it are taken."""
         await self._ready.wait()
         if not self._has_chunk:
             raise self._error or StopAsyncIteration
@@ -60,14 +60,14 @@ class ReadAhead:
         return chunk
 
     async def _read(self) -> None:
-        """Reads to the end, a finish, or a failure."""
+        """Reads until the end of the stream, a finish, or an error."""
         try:
             async for chunk in self._tokens:
                 self._token_ids += chunk.token_ids
                 self._logprobs += chunk.logprobs
                 self._prompt_logprobs = chunk.prompt_logprobs or self._prompt_logprobs
                 self._finish = chunk.finish
-                # An acceptance has no tokens, and is news all the same.
+                # The acceptance of a request is a chunk without tokens.
                 self._has_chunk = True
                 if chunk.finish is not None:
                     return
@@ -76,7 +76,7 @@ class ReadAhead:
                     self._taken.clear()
                     await self._taken.wait()
         except Exception as error:
-            self._error = error  # raised to the consumer, in its turn
+            self._error = error  # raised in the consumer, after the pending chunk
         finally:
             self._ended = True
             self._ready.set()

@@ -1,4 +1,4 @@
-"""One engine: its channel, its health, what it serves, and streams of tokens from it."""
+"""One inference engine: its channel, health, model, and token streams."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ logger = logging.getLogger("orchestrator.replica")
 
 SERVICE = "mesh.v1.InferenceService"
 RETRY_SECONDS = 0.2
-"""Between two tries to watch the health of a replica that does not answer."""
+"""Delay before the health of an unreachable replica is watched again."""
 
 CONFIRM_SECONDS = 1.0
-"""For the one question to a replica that was just lost; a dropped connection is back by then."""
+"""Timeout of the health check of a replica that was just lost; enough for a reconnection."""
 
 
-class TokenStream:
-    """The tokens of one generation, as an asynchronous iterator; the last chunk has the finish.
+class ReplicaStream:
+    """The chunks of one generation, as an async iterator; the last one has the finish.
 
-    The call runs inside the block; leaving it cancels what is left. Reading raises MeshError.
+    The call runs inside the block; leaving the block cancels it. Reading raises MeshError.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class TokenStream:
     ) -> None:
         self._call = call
 
-    async def __aenter__(self) -> TokenStream:
+    async def __aenter__(self) -> ReplicaStream:
         self._responses = await self._call.__aenter__()
         return self
 
     async def __aexit__(self, *error: Any) -> None:
         await self._call.__aexit__(*error)
 
-    def __aiter__(self) -> TokenStream:
+    def __aiter__(self) -> ReplicaStream:
         return self
 
     async def __anext__(self) -> TokenChunk:
@@ -63,12 +63,12 @@ class TokenStream:
         return chunk
 
     def cancel(self) -> None:
-        """Calls the generation off; a reader gets MeshError (CANCELLED)."""
+        """Cancels the call; reading then raises MeshError (CANCELLED)."""
         self._responses.cancel()
 
 
 class Replica:
-    """An engine at one address. `watch` must run for it to become ready."""
+    """An engine at one address. It becomes ready only while `watch` runs."""
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class Replica:
         tls: TlsFiles = NO_TLS,
         server_name: str | None = None,
     ) -> None:
-        """`on_change` is called whenever `ready` changes; `server_name` is for the certificate."""
+        """`on_change` is called when `ready` changes; the TLS certificate is for `server_name`."""
         self.address = address
         self.model: ModelInfo | None = None
         self.outstanding_tokens = 0
-        """Prompt and completion tokens of the requests that this orchestrator has there."""
+        """Prompt and completion tokens of this orchestrator's requests on the replica."""
         self.retired = False
-        """No name leads to it any more: it gets nothing new, and its streams go on."""
+        """No name resolves to it any more: it gets no new requests; running streams go on."""
         self.circuit = Circuit()
         self.warmth = Warmth()
         self._serving = False
@@ -96,11 +96,11 @@ class Replica:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes requests now, as far as is known."""
+        """Whether it can take requests, as far as is known."""
         return self._serving and self.model is not None and not self.retired
 
     async def watch(self) -> None:
-        """Follows the replica's health until cancelled; closes the channel then."""
+        """Watches the replica's health until cancelled, then closes the channel."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             while True:
@@ -111,8 +111,10 @@ class Replica:
                 except MeshError as error:
                     logger.debug("health watch failed", extra={"error": str(error)})
                 except Exception:
-                    # Without its watch a replica would never come back.
-                    logger.exception("health watch broke", extra={"address": self.address})
+                    # The watch must go on, or the replica would never become ready again.
+                    logger.exception(
+                        "unexpected error in health watch", extra={"address": self.address}
+                    )
                 self._set_serving(False)
                 await asyncio.sleep(RETRY_SECONDS)
         finally:
@@ -120,14 +122,14 @@ class Replica:
             await self._channel.close()
 
     def suspect(self) -> None:
-        """A call has just failed: not ready until its health says so again."""
+        """A call has failed: not ready until a health update says so again."""
         self._set_serving(False)
         if self._updates is not None:
-            # A watch tells changes only; a new one tells how it is.
+            # A health watch sends changes only; a new one sends the current state first.
             self._updates.cancel()
 
     async def confirm(self) -> bool:
-        """Asks for the health now, instead of waiting for the watch to tell; gives `ready`."""
+        """Checks the health now, without waiting for the watch; returns `ready`."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             response = await self._health.Check(
@@ -144,17 +146,17 @@ class Replica:
         sampling: SamplingParams,
         num_resumed_tokens: int,
         parent: Span | None = None,
-    ) -> TokenStream:
-        """A stream of tokens, to be entered. `parent` is the call's span's; None: the current."""
+    ) -> ReplicaStream:
+        """A token stream, to be entered. `parent` of the call's span; None: the current span."""
         request = inference_pb2.InferenceServiceGenerateRequest(
             token_ids=token_ids,
             sampling=sampling_to_proto(sampling),
             num_resumed_tokens=num_resumed_tokens,
         )
-        return TokenStream(open_stream(self._stub.Generate, request, parent=parent))
+        return ReplicaStream(open_stream(self._stub.Generate, request, parent=parent))
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Sequence[float]]:
-        """A vector for each input, at most 64 of them. Raises MeshError."""
+        """One vector for each of at most 64 inputs. Raises MeshError."""
         request = inference_pb2.InferenceServiceEmbedRequest(
             inputs=[common_pb2.TokenIds(ids=token_ids) for token_ids in inputs]
         )
@@ -174,7 +176,7 @@ class Replica:
             if serving:
                 self.warmth.restart()
             else:
-                # A replica that comes back may serve something else.
+                # It may serve another model when it comes back.
                 self.model = None
             level = logging.INFO if serving else logging.WARNING
             message = "replica ready" if serving else "replica lost"

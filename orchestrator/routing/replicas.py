@@ -1,4 +1,4 @@
-"""The engines behind this orchestrator: found by DNS, watched, and chosen between."""
+"""All inference engines: discovery by DNS, health, and choice of a replica for a request."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from orchestrator.routing.replica import Replica
 logger = logging.getLogger("orchestrator.routing.replicas")
 
 AFFINITY_TOKENS = 64
-"""How much of a prompt's beginning decides which replica it prefers: what requests of one
-template or one conversation share, and a prefix cache can reuse."""
+"""Tokens of the prompt that decide which replica it prefers. Requests of one template or one
+conversation share them, so that they reuse that replica's prefix cache."""
 
 MIN_TRUSTED = 0.5
-"""If more than this share of engines seem to be broken, it is likely not they who are."""
+"""Minimum fraction of engines with a closed circuit. Below it the circuits are ignored: if so
+many engines fail, they are probably not the cause."""
 
 NOT_READY_RETRY_SECONDS = 1.0
 
 
 class Member(NamedTuple):
-    """A replica and the task that watches it."""
+    """A replica, and the task that watches its health."""
 
     replica: Replica
     watching: asyncio.Task[None]
 
 
 class Lease:
-    """Counts a request's tokens as outstanding at a replica inside the block."""
+    """Inside the block, a request's tokens count as outstanding at its replica."""
 
     __slots__ = ("_num_tokens", "_replica")
 
@@ -52,14 +53,14 @@ class Lease:
 
 
 class Replicas:
-    """All replicas of all models. `running` must be entered for any to be found."""
+    """All replicas of all models. None is found before `running` is entered."""
 
     def __init__(
         self, targets: Sequence[str], refresh_seconds: float, tls: TlsFiles = NO_TLS
     ) -> None:
         """`targets` are HOST:PORT; each address that a host resolves to is a replica.
 
-        With a CA in `tls`, a replica's certificate must be for the host that led to it.
+        With a CA in `tls`, a replica's certificate must be valid for that host.
         """
         self._tls = tls
         self._targets = targets
@@ -70,7 +71,7 @@ class Replicas:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Looks replicas up and watches them inside the block."""
+        """Discovers replicas and watches them inside the block."""
         await self._refresh()
         refreshing = asyncio.create_task(self._keep_refreshing(), name="replicas")
         try:
@@ -84,17 +85,17 @@ class Replicas:
 
     @property
     def ready(self) -> list[Replica]:
-        """Those that take requests now."""
+        """The replicas that can take requests."""
         return [member.replica for member in self._members.values() if member.replica.ready]
 
     @property
     def models(self) -> dict[str, ModelInfo]:
-        """What is served now, by name."""
+        """The models served now, by name."""
         served = (replica.model for replica in self.ready)
         return {model.name: model for model in served if model is not None}
 
     async def wait_changed(self) -> None:
-        """Returns once what is ready has changed since the last return. For one task."""
+        """Returns once `ready` has changed since the previous return. For one task only."""
         await self._changed.wait()
         self._changed.clear()
 
@@ -103,8 +104,9 @@ class Replicas:
     ) -> Replica:
         """The best replica of `model` for this prompt. Raises MeshError (UNAVAILABLE).
 
-        Least outstanding tokens, but the replica that the prompt's beginning prefers wins while
-        it has at most this prompt's length more: so much does a cached prefix save, at best.
+        This is the replica that the start of the prompt prefers, unless its outstanding tokens
+        exceed the least loaded replica's by more than the prompt's length, the most that a
+        cached prefix can save. Otherwise it is a less loaded one.
         """
         candidates = [
             replica
@@ -123,7 +125,7 @@ class Replicas:
         if len(trusted) >= len(candidates) * MIN_TRUSTED:
             candidates = trusted
         num_tokens = len(token_ids)
-        # One that has just become ready counts as busier than it is, beside one that has not.
+        # During its slow start a replica counts as busier than it is, relative to the others.
         warmest = max(replica.warmth.share for replica in candidates)
         load = {
             replica: (replica.outstanding_tokens + num_tokens) * (warmest / replica.warmth.share)
@@ -143,7 +145,7 @@ class Replicas:
         found: dict[str, str] = {}
         for target in self._targets:
             host = target.rpartition(":")[0].strip("[]")
-            # What a name gave before stands: DNS that fails must not end what works.
+            # If DNS fails, the previous addresses remain valid.
             answer = await _resolve(target) or self._answers.get(target, set())
             self._answers[target] = answer
             found |= dict.fromkeys(answer, host)
@@ -157,7 +159,7 @@ class Replicas:
             member = self._members[address]
             member.replica.retired = True
             if member.replica.outstanding_tokens:
-                # It drains: its channel must stay open until its last stream has ended.
+                # Its channel must stay open until its last stream has ended.
                 continue
             del self._members[address]
             member.watching.cancel()
@@ -175,14 +177,14 @@ async def _resolve(target: str) -> set[str]:
     try:
         records = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
-        logger.warning("cannot resolve", extra={"target": target, "error": str(error)})
+        logger.warning("name resolution failed", extra={"target": target, "error": str(error)})
         return set()
     hosts = {str(record[4][0]) for record in records}
-    # A name with addresses of both families names the same machines twice.
+    # A name with IPv4 and IPv6 addresses lists the same machines twice.
     preferred = {each for each in hosts if ":" not in each} or hosts
     return {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in preferred}
 
 
 def _preference(prefix: str, address: str) -> bytes:
-    """Rendezvous hashing: a replica that comes or goes moves only its own share of prompts."""
+    """Rendezvous hashing: adding or removing a replica moves only that replica's prompts."""
     return hashlib.blake2b(f"{prefix}@{address}".encode(), digest_size=8).digest()

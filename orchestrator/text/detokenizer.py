@@ -1,9 +1,9 @@
-"""Token ids become text, piece by piece, in this process.
+"""Incremental detokenization of token streams, in this process.
 
-The concatenated pieces equal the decode of all ids at once. Tokens cannot be decoded one by one:
-a character may span several. Byte-level vocabularies (GPT-2's and all that follow it) spell bytes,
-so their streams are decoded as UTF-8, exactly and without looking back. Other decoders treat a
-token by its neighbours; theirs are decoded in a growing window that begins anew where it is safe.
+The concatenated texts equal the decoding of all ids at once. Tokens cannot be decoded one by one,
+because a character may span several. The tokens of byte-level vocabularies (GPT-2 and later) are
+bytes, so their streams are decoded incrementally as UTF-8. Other decoders depend on neighbouring
+tokens; their streams are decoded in a growing window, which restarts where this is safe.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tokenizers import Tokenizer
 
 
 class Detokenizer(Protocol):
-    """The text of one stream."""
+    """Turns one stream of token ids into text."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Takes more ids, gives the text that is certain now; may be empty."""
+        """Takes more ids and returns the text that is certain now, which may be empty."""
         ...
 
     def flush(self) -> str:
-        """What was held back; at the end of the stream."""
+        """Returns what was held back. Called once, at the end of the stream."""
         ...
 
 
 class Decoder:
-    """What streams of one tokenizer share. Makes a `Detokenizer` for each."""
+    """Tables of one tokenizer, shared by all its streams. Creates a `Detokenizer` per stream."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -39,60 +39,62 @@ class Decoder:
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
             if token.special
         )
-        self._pieces = _byte_pieces(tokenizer) if _is_byte_level(tokenizer) else None
+        self._token_bytes = _bytes_of_tokens(tokenizer) if _is_byte_level(tokenizer) else None
         spelled = {tokenizer.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
-        # Special tokens are left out before decoding, so they do not end a run.
+        # Special tokens are skipped before decoding, so they do not end a run of byte tokens.
         self._run_tokens = {token_id: b"" for token_id in self._special}
         self._run_tokens |= {i: bytes([byte]) for i, byte in spelled.items() if i is not None}
 
     def stream(self, kept: Collection[str] = ()) -> Detokenizer:
-        """A new stream; special tokens are left out of its text, but for those named in `kept`."""
+        """A new stream. Its text omits special tokens, except those in `kept`."""
         ids = {i: token for token in kept if (i := self.token_id(token)) in self._special}
-        if self._pieces is None:
+        if self._token_bytes is None:
 
             def window() -> Detokenizer:
                 return _WindowDetokenizer(self._tokenizer, self._run_tokens)
 
             return _KeepingDetokenizer(window, ids) if ids else window()
-        return _ByteDetokenizer(self._pieces, self._special - ids.keys() if ids else self._special)
+        return _ByteDetokenizer(
+            self._token_bytes, self._special - ids.keys() if ids else self._special
+        )
 
     def token_id(self, token: str) -> int | None:
-        """The id of a text that is a token of its own."""
+        """The id of a token, by its text; None if there is no such token."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
     def token_bytes(self, token_id: int) -> bytes:
-        """One token's bytes, special tokens spelled out; empty for an unknown id."""
-        if self._pieces is not None:
-            return self._pieces[token_id] if token_id < len(self._pieces) else b""
+        """The bytes of one token, also of special tokens; empty for an unknown id."""
+        if self._token_bytes is not None:
+            return self._token_bytes[token_id] if token_id < len(self._token_bytes) else b""
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes([int(token[3:5], 16)])
-        return token.replace("\u2581", " ").encode()  # SentencePiece's sign for a space
+        return token.replace("\u2581", " ").encode()  # SentencePiece spells a space as U+2581
 
     def token_text(self, token_id: int) -> str:
-        """One token alone; U+FFFD where its bytes are not whole characters."""
+        """The text of one token; U+FFFD for bytes that are not whole characters."""
         return self.token_bytes(token_id).decode(errors="replace")
 
 
 class _ByteDetokenizer:
-    """Bytes to text. Each invalid sequence becomes U+FFFD as in the Unicode standard's practice
-    of maximal subparts (section 3.9), which both Python and the tokenizers library follow.
+    """Decodes bytes as UTF-8. Each invalid sequence becomes U+FFFD by the Unicode standard's
+    practice of maximal subparts (section 3.9), as in Python and in the tokenizers library.
     """
 
-    __slots__ = ("_pieces", "_special", "_utf8")
+    __slots__ = ("_special", "_token_bytes", "_utf8")
 
-    def __init__(self, pieces: Sequence[bytes], special: frozenset[int]) -> None:
-        self._pieces = pieces
+    def __init__(self, token_bytes: Sequence[bytes], special: frozenset[int]) -> None:
+        self._token_bytes = token_bytes
         self._special = special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
-        pieces, special = self._pieces, self._special
-        known = len(pieces)
-        spelled = [pieces[i] for i in token_ids if i < known and i not in special]
+        token_bytes, special = self._token_bytes, self._special
+        known = len(token_bytes)
+        spelled = [token_bytes[i] for i in token_ids if i < known and i not in special]
         return self._utf8.decode(b"".join(spelled))
 
     def flush(self) -> str:
@@ -100,20 +102,20 @@ class _ByteDetokenizer:
 
 
 class _WindowDetokenizer:
-    """Decodes all since a safe point again with each push, and gives what is new at its end.
+    """Each push decodes all tokens since a safe point and returns the new text at the end.
 
-    A run of byte tokens at the end is held back until it is over: these decoders read a run as a
-    whole, and spell each of its bytes as U+FFFD if any of it is no UTF-8. After `_MAX_HELD` bytes
-    it is shown all the same, as far as its characters are whole.
+    A run of byte tokens at the end is held back until it is complete: these decoders decode a run
+    as a whole, and return U+FFFD for each of its bytes if the run is not valid UTF-8. Beyond
+    `_MAX_HELD` tokens its whole characters are returned anyway.
     """
 
     def __init__(self, tokenizer: Tokenizer, run_tokens: Mapping[int, bytes]) -> None:
-        """`run_tokens` are those that may be part of a run, and the bytes they spell."""
+        """`run_tokens`: the tokens that may be part of a run, with their bytes."""
         self._tokenizer = tokenizer
         self._run_tokens = run_tokens
         self._window: list[int] = []
         self._run: list[int] = []
-        self._told = ""
+        self._text = ""
 
     def push(self, token_ids: Sequence[int]) -> str:
         self._run.extend(token_ids)
@@ -126,46 +128,46 @@ class _WindowDetokenizer:
             return ""
         self._window += self._run[:length]
         del self._run[:length]
-        told = self._tell()
+        text = self._new_text()
         if len(self._window) > _WINDOW_TOKENS:
-            self._begin_anew()
-        return told
+            self._restart_window()
+        return text
 
     def flush(self) -> str:
         self._window += self._run
         self._run.clear()
-        return self._tell()
+        return self._new_text()
 
     def _num_unfinished(self, start: int) -> int:
-        """Tokens at the end, from `start` on, that are the beginning of a character."""
+        """Number of tokens at the end of the run that are an incomplete character."""
         utf8 = codecs.getincrementaldecoder("utf-8")()
         try:
             utf8.decode(b"".join(self._run_tokens[i] for i in self._run[start:]))
         except UnicodeDecodeError:
-            return 0  # nothing that may come makes it valid
+            return 0  # no further token can make it valid
         missing, end = len(utf8.getstate()[0]), len(self._run)
         while missing:
             end -= 1
             missing -= len(self._run_tokens[self._run[end]])
         return len(self._run) - end
 
-    def _tell(self) -> str:
+    def _new_text(self) -> str:
         text = self._tokenizer.decode(self._window, skip_special_tokens=True)
-        told = text[len(self._told) :]
-        self._told = text
-        return told
+        new = text[len(self._text) :]
+        self._text = text
+        return new
 
-    def _begin_anew(self) -> None:
-        """Keeps the last tokens as neighbours of what comes, if alone they read the same."""
+    def _restart_window(self) -> None:
+        """Keeps only the last tokens, if they decode to the same text without those before."""
         kept = self._window[-_NEIGHBOURS:]
         text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        # No byte run may be cut in two, and the first token of a text may lose its space.
-        if kept[0] not in self._run_tokens and text and self._told.endswith(text):
-            self._window, self._told = kept, text
+        # A byte run must not be split, and the first token of a text may lose its leading space.
+        if kept[0] not in self._run_tokens and text and self._text.endswith(text):
+            self._window, self._text = kept, text
 
 
 class _KeepingDetokenizer:
-    """Spells some special tokens out; between them text is decoded as if it stood alone."""
+    """Keeps some special tokens in the text; decodes the parts between them separately."""
 
     def __init__(self, stream: Callable[[], Detokenizer], kept: Mapping[int, str]) -> None:
         self._stream = stream
@@ -199,21 +201,23 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
     return [step.get("type") for step in steps] == ["ByteLevel"]
 
 
-def _byte_pieces(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes that each id stands for, by id."""
+def _bytes_of_tokens(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes of each token, indexed by id."""
     byte_of_char = _byte_of_char()
-    pieces = [b""] * (max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1)
+    token_bytes = [b""] * (
+        max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    )
     for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
         if all(char in byte_of_char for char in token):
-            pieces[token_id] = bytes(byte_of_char[char] for char in token)
+            token_bytes[token_id] = bytes(byte_of_char[char] for char in token)
         else:
-            pieces[token_id] = token.encode()
-    return pieces
+            token_bytes[token_id] = token.encode()
+    return token_bytes
 
 
 @lru_cache(maxsize=1)
 def _byte_of_char() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes, which byte-level vocabularies are written in."""
+    """The printable characters that byte-level vocabularies use for bytes, as in GPT-2."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     stand_ins = {chr(256 + number): byte for number, byte in enumerate(others)}

@@ -69,7 +69,7 @@ async def test_a_killed_engine_interrupts_none_of_32_streams(
     assert [each for each in results if not each.complete] == []
     for request, result in zip(requests, results, strict=True):
         assert result.text == oracle.texts[request]
-    lost = sum("replica lost under" in n.log.read_text() for n in cluster.of("orchestrator"))
+    lost = sum("replica lost during" in n.log.read_text() for n in cluster.of("orchestrator"))
     assert lost >= 1, "no stream ran on the killed engine"
 
 

@@ -48,7 +48,7 @@ EXPECTED_ERRORS = (
     "no engine is ready",
     "given up after 2 engines",
     "the request was cancelled behind this service",
-    "being worked on",
+    "in progress, ",
     "the tokenizer",
     "at most",
 )

@@ -1,7 +1,7 @@
-"""Grammars that hold a model to its tools, in the way in which it writes calls anyway.
+"""Grammars that force a model to call tools, in its own tool-call format.
 
-The grammars are EBNF in Lark's notation, with the engine's `%json` for a JSON schema and `<[id]>`
-for a token by its id: a vocabulary may have the markers as tokens of their own.
+The grammars are EBNF in Lark's notation. The engine adds `%json` for a JSON schema and `<[id]>`
+for a token by its id, because a vocabulary may have the markers as single tokens.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from orchestrator.text.tools.tool_format import LLAMA3, THINK_END, THINK_START, ToolFormat
 
 MAX_CALLS = 16
-"""In one answer that is held to calls: a small model would not stop by itself."""
+"""Maximum calls in one answer when calls are forced; a small model may never stop."""
 
 TokenId: TypeAlias = Callable[[str], int | None]
-"""The id of a text that is a token of its own, or None."""
+"""Returns the id of a token by its text; None if there is no such token."""
 
-# No white space but what the format itself has.
+# No white space except what the format itself has.
 _COMPACT = {"whitespace_pattern": ""}
 
 
 class Tool(NamedTuple):
-    """A tool that may be called."""
+    """A tool that the model may call."""
 
     name: str
     parameters: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Tool(NamedTuple):
 
 
 def parse_tools(tools_json: str) -> list[Tool]:
-    """The functions among the tools, in OpenAI's format. Raises MeshError (INVALID_REQUEST)."""
+    """Parses tools in OpenAI's format. Raises MeshError (INVALID_REQUEST)."""
     try:
         values = json.loads(tools_json) if tools_json else []
     except (ValueError, RecursionError):
@@ -57,7 +57,7 @@ def parse_tools(tools_json: str) -> list[Tool]:
 def tool_constraint(
     tools: Sequence[Tool], choice: ToolChoice, format: ToolFormat | None, token_id: TokenId
 ) -> OutputConstraint | None:
-    """What holds the model to `choice`; None if it may do as it likes. Raises MeshError."""
+    """The grammar that enforces `choice`; None if the model decides. Raises MeshError."""
     if not (choice.required or choice.name):
         return None
     if not tools:
@@ -70,7 +70,7 @@ def tool_constraint(
             f"tool_choice must name one of the tools ({names}), given {choice.name!r}",
         )
     single = choice.single or bool(choice.name)
-    # A model without a format of its own has no marker to be told by either: plain JSON.
+    # A model without a known format writes plain JSON, as Llama 3 does.
     return OutputConstraint(
         ConstraintForm.GRAMMAR, _grammar(chosen, format or LLAMA3, token_id, single=single)
     )
@@ -79,9 +79,9 @@ def tool_constraint(
 def with_thinking(
     constraint: OutputConstraint, token_id: TokenId, *, begun: bool
 ) -> OutputConstraint:
-    """The same constraint for what follows the model's thinking, which is free.
+    """Applies the constraint after the model's reasoning, which stays unconstrained.
 
-    Regular expressions stay as they are: they have no form in a grammar that keeps their meaning.
+    Regular expressions are returned unchanged: a grammar cannot express them exactly.
     """
     if constraint.form is ConstraintForm.JSON_OBJECT:
         rules = '%json {"type": "object"}'

@@ -1,4 +1,4 @@
-"""How a family of models writes its calls of tools, told from its chat template."""
+"""The tool-call formats of model families, recognized by their chat templates."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ THINK_END = "</think>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFormat:
-    """A way to write calls. Each call is a JSON object with a name and arguments."""
+    """How a model writes tool calls; each call is a JSON object with a name and arguments."""
 
     name: str
     start: str
-    """Stands before a call, or before all of them."""
+    """Marker before each call, or before all calls."""
     end: str = ""
-    """Stands behind each call; empty: nothing does."""
+    """Marker after each call; may be empty."""
     bare: bool = False
-    """A whole answer that is a call's JSON is one, without `start`."""
+    """An answer that is only the JSON of a call is a call, without `start`."""
     brackets: bool = False
-    """The calls behind one `start` are a JSON array."""
+    """The calls after one `start` are a JSON array."""
     separator: str
-    """Between two calls, where the model is held to the format."""
+    """Text between two calls, when a grammar enforces the format."""
     arguments: str
-    """The key of the arguments, where the model is held to the format."""
+    """Key of the arguments, when a grammar enforces the format."""
     id_prefix: str = "call_"
     id_length: int = 24
-    """Letters and digits behind the prefix."""
+    """Number of letters and digits after the prefix."""
 
 
 HERMES = ToolFormat(
@@ -51,7 +51,7 @@ MISTRAL = ToolFormat(
     brackets=True,
     separator=", ",
     arguments="arguments",
-    # Mistral's templates refuse any other id when the call comes back in a message.
+    # Mistral's templates reject any other id when a later message refers to the call.
     id_prefix="",
     id_length=9,
 )
@@ -60,23 +60,23 @@ MISTRAL = ToolFormat(
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    """What a model's answers may hold beside plain text."""
+    """What a model's answers may contain besides plain text."""
 
     tools: ToolFormat | None = None
-    """None: its template shows no way that is known here."""
+    """None: its chat template has no known tool-call format."""
     thinks: bool = False
-    """Whether it thinks inside of `<think>` tags."""
+    """Whether it writes its reasoning inside `<think>` tags."""
 
     @property
     def markers(self) -> frozenset[str]:
-        """Texts that must not be lost where the vocabulary has them as special tokens."""
+        """Markers that must stay in the text, also where they are special tokens."""
         tags = {THINK_START, THINK_END} if self.thinks else set()
         calls = {self.tools.start, self.tools.end} if self.tools else set()
         return frozenset((tags | calls) - {""})
 
 
 def answer_format(templates: Iterable[str]) -> AnswerFormat:
-    """The format that these chat templates of one model show."""
+    """The answer format of a model, from its chat templates."""
     text = "\0".join(templates)
     return AnswerFormat(_tool_format(text), THINK_END in text)
 
@@ -84,7 +84,7 @@ def answer_format(templates: Iterable[str]) -> AnswerFormat:
 def _tool_format(template: str) -> ToolFormat | None:
     if MISTRAL.start in template:
         return MISTRAL
-    # Qwen3-Coder has the tags as well, and XML inside of them.
+    # Qwen3-Coder has the same tags, with XML inside.
     if HERMES.start in template and "<function=" not in template:
         return HERMES
     if LLAMA3.start in template or '"parameters": ' in template:

@@ -97,7 +97,7 @@ def test_tokens_are_admitted_as_well_as_requests() -> None:
     admission = Admission(10, max_tokens=100)
     with admission.permit() as one, admission.permit() as two:
         one.reserve(60)
-        with pytest.raises(MeshError, match="60 tokens are being worked on, the limit is 100"):
+        with pytest.raises(MeshError, match="60 tokens are in progress, the limit is 100"):
             two.reserve(50)
         two.reserve(40)
         assert admission.backlog.num_ahead == 100
@@ -146,7 +146,7 @@ async def test_too_many_tokens_are_refused_with_a_delay() -> None:
         asked = request(sampling={"max_tokens": 80})
         async with open_stream(running.stub.Generate, asked) as responses:
             await anext(responses)
-            with pytest.raises(MeshError, match="tokens are being worked on") as caught:
+            with pytest.raises(MeshError, match="tokens are in progress") as caught:
                 await generate(running, asked)
             assert caught.value.kind is ErrorKind.OVERLOADED
             assert caught.value.retry_after
