@@ -1,4 +1,7 @@
-"""What belongs to the request being worked on, carried by a ContextVar from hop to hop."""
+"""Context of the current request: id, deadlines, key name and fields of its access line.
+
+It is held in a ContextVar and passed to other services as gRPC metadata.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,34 @@ from dataclasses import dataclass, field
 
 REQUEST_ID_METADATA = "x-request-id"
 FIRST_TOKEN_METADATA = "x-weir-first-token-timeout"
-"""Seconds that are left until the first token must be there."""
+"""Remaining seconds until the first token must arrive."""
 IDLE_METADATA = "x-weir-idle-timeout"
-"""Most seconds between two tokens."""
+"""Maximum seconds between two tokens."""
 KEY_NAME_METADATA = "x-weir-key-name"
-"""Whose request it is: the name of the API key, never the key."""
+"""Name of the API key of the request; never the key itself."""
 
 DEADLINE_TOLERANCE_SECONDS = 0.05
-"""The caller's clock runs first: its cancellation may come this long before our own deadline."""
+"""A cancellation this long before the deadline still counts as the deadline: the caller's own
+timer started earlier."""
 
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
-    """One request, as this process sees it."""
+    """A request in this process."""
 
     request_id: str
     deadline: float | None = None
-    """By `time.monotonic()`; None: no end."""
+    """Absolute, in `time.monotonic()`; None: no deadline."""
     first_token_deadline: float | None = None
-    """By `time.monotonic()`, for the first token of an answer; None: only `deadline` counts."""
+    """Absolute, for the first token, in `time.monotonic()`; None: only `deadline` applies."""
     idle_timeout: float | None = None
-    """Most seconds between two tokens; None: only `deadline` counts."""
+    """Maximum seconds between two tokens; None: only `deadline` applies."""
     key_name: str = ""
-    """Name of the API key that the request came with; empty: none was asked for."""
+    """Name of the request's API key; empty if the gateway requires no keys."""
     fields: dict[str, object] = field(default_factory=dict)
-    """What the request's one access line will say beside status and duration."""
+    """Additional fields of the request's access line."""
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, at least 0; None without one."""
@@ -45,7 +49,7 @@ class RequestContext:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether a cancellation that comes now is the deadline's."""
+        """Whether the deadline is the cause of a cancellation at this moment."""
         remaining = self.remaining()
         return remaining is not None and remaining <= DEADLINE_TOLERANCE_SECONDS
 
@@ -56,19 +60,19 @@ _current: ContextVar[RequestContext | None] = ContextVar("mesh_request", default
 
 
 def current_request() -> RequestContext | None:
-    """The request being worked on, or None outside of one."""
+    """The current request, or None outside of one."""
     return _current.get()
 
 
 def annotate(**fields: object) -> None:
-    """Adds fields to the access line of the request being worked on, if there is one."""
+    """Add fields to the access line of the current request, if there is one."""
     request = _current.get()
     if request is not None:
         request.fields.update(fields)
 
 
 class use_request:
-    """Makes `request` the current one inside the block."""
+    """Makes `request` current inside the block."""
 
     __slots__ = ("_request", "_token")
 
@@ -84,24 +88,24 @@ class use_request:
 
 
 def new_request_id() -> str:
-    """A fresh id; 32 hexadecimal digits."""
+    """A new id: 32 hexadecimal digits."""
     return os.urandom(16).hex()
 
 
 def accept_request_id(given: str | None) -> str:
-    """The caller's own id where it is fit for headers, logs and metadata, else a fresh one."""
+    """The caller's id if it is valid in headers, logs and metadata, else a new one."""
     if given is not None and _VALID_REQUEST_ID.fullmatch(given):
         return given
     return new_request_id()
 
 
 def is_key_name(name: str) -> bool:
-    """Whether a key may be called so: letters, digits, `_` and `-`, at most 64."""
+    """Whether `name` is valid: 1 to 64 letters, digits, `_` and `-`."""
     return _VALID_KEY_NAME.fullmatch(name) is not None
 
 
 def seconds_of(given: str | None) -> float | None:
-    """A duration in metadata; None if there is none or it is not one."""
+    """Parse a duration in metadata; None if it is missing or invalid."""
     if not given:
         return None
     try:

@@ -1,10 +1,10 @@
-"""The one error that crosses a service border, and its tables to gRPC and HTTP.
+"""The error type of all services, and its mapping to gRPC and HTTP.
 
     MeshError(kind, message, param, retry_after)
 
-A service raises it, the server interceptor turns it into a gRPC status (`status_of`), the
-caller turns that back into the same error (`from_rpc_error`), the gateway into an HTTP answer.
-The kinds double as metric labels, so they are few and stable.
+A service raises it. The server interceptor converts it to a gRPC status (`status_of`), the caller
+converts that back to the same error (`from_rpc_error`), and the gateway to an HTTP response. The
+kinds are also metric labels, so there are few of them and they are stable.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from google.rpc import error_details_pb2, status_pb2
 logger = logging.getLogger("mesh.errors")
 
 KIND_METADATA = "mesh-error-kind"
-"""Trailing metadata that carries the kind: gRPC raises some status codes by itself."""
+"""Trailing metadata with the kind: gRPC itself also raises some of the status codes."""
 
 PARAM_METADATA = "mesh-error-param"
-"""Trailing metadata that names the request field at fault."""
+"""Trailing metadata with the name of the invalid request field."""
 
 STATUS_DETAILS_METADATA = "grpc-status-details-bin"
-"""Where gRPC carries google.rpc.Status, and in it RetryInfo."""
+"""Trailing metadata with google.rpc.Status, which contains RetryInfo."""
 
 INTERNAL_MESSAGE = "internal error; the log has the details under this request id"
 
 
 class ErrorKind(StrEnum):
-    """What went wrong, as far as a caller can act on it."""
+    """Classes of failures that callers handle differently."""
 
     INVALID_REQUEST = "invalid_request"
     CONTEXT_TOO_LONG = "context_too_long"
@@ -66,7 +66,7 @@ GRPC_STATUS: Mapping[ErrorKind, grpc.StatusCode] = MappingProxyType(
 
 
 class HttpError(NamedTuple):
-    """How a kind looks over HTTP: the status, and `type` and `code` of OpenAI's error body."""
+    """The HTTP status of a kind, and `type` and `code` of OpenAI's error body."""
 
     status: int
     type: str
@@ -90,8 +90,8 @@ HTTP_ERROR: Mapping[ErrorKind, HttpError] = MappingProxyType(
     }
 )
 
-# A status without our kind comes from gRPC itself or from a stranger in between. UNKNOWN is an
-# exception that nobody mapped; RESOURCE_EXHAUSTED is then a message over the size limit.
+# A status without a kind comes from gRPC itself or from a proxy. UNKNOWN is an unmapped exception;
+# RESOURCE_EXHAUSTED is a message over the size limit.
 _KIND_OF_STATUS: Mapping[grpc.StatusCode, ErrorKind] = MappingProxyType(
     {
         grpc.StatusCode.INVALID_ARGUMENT: ErrorKind.INVALID_REQUEST,
@@ -105,16 +105,15 @@ _KIND_OF_STATUS: Mapping[grpc.StatusCode, ErrorKind] = MappingProxyType(
     }
 )
 
-# What gRPC itself says of these names addresses, sockets and files, which are no business of
-# whoever the message reaches in the end.
-_OWN_WORDS: Mapping[ErrorKind, str] = MappingProxyType(
+# Replacements for gRPC's own messages, which contain addresses and must not reach clients.
+_MESSAGE_OF_KIND: Mapping[ErrorKind, str] = MappingProxyType(
     {
-        ErrorKind.INVALID_REQUEST: "a message to a service behind this one is not acceptable",
-        ErrorKind.UNAUTHENTICATED: "a service behind this one does not accept its credentials",
-        ErrorKind.UNAVAILABLE: "a service behind this one cannot be reached",
-        ErrorKind.DEADLINE: "the request took longer than it may",
-        ErrorKind.CANCELLED: "the request was cancelled behind this service",
-        ErrorKind.UNIMPLEMENTED: "a service behind this one does not know this call",
+        ErrorKind.INVALID_REQUEST: "a message to an upstream service was not accepted",
+        ErrorKind.UNAUTHENTICATED: "an upstream service did not accept the credentials",
+        ErrorKind.UNAVAILABLE: "an upstream service is unreachable",
+        ErrorKind.DEADLINE: "the request exceeded its deadline",
+        ErrorKind.CANCELLED: "the request was cancelled by an upstream service",
+        ErrorKind.UNIMPLEMENTED: "an upstream service does not implement this call",
         ErrorKind.INTERNAL: INTERNAL_MESSAGE,
     }
 )
@@ -123,7 +122,7 @@ _KIND_OF_NAME: Mapping[str, ErrorKind] = MappingProxyType({kind.value: kind for 
 
 
 class MeshError(Exception):
-    """A failure that the caller is told of: `message` is for them and holds no secrets."""
+    """A failure that is reported to the caller; `message` is meant for clients, without secrets."""
 
     def __init__(
         self,
@@ -133,7 +132,7 @@ class MeshError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """`param` names the request field at fault; `retry_after` is in seconds."""
+        """`param` names the invalid request field; `retry_after` is in seconds."""
         super().__init__(message)
         self.kind = kind
         self.message = message
@@ -142,7 +141,7 @@ class MeshError(Exception):
 
     @property
     def for_the_log(self) -> str:
-        """The message, unless it may quote the request: no text of that belongs into a log."""
+        """The message, or a substitute if it may quote the request, which must not be logged."""
         if self.kind is ErrorKind.INVALID_REQUEST:
             return f"{self.param or 'the request'} is not valid"
         return self.message
@@ -152,12 +151,12 @@ class MeshError(Exception):
 
 
 def invalid(param: str, message: str) -> MeshError:
-    """A field that is out of bounds; `message` names the field, the limit and the given value."""
+    """The error for an invalid field; `message` has the field, the limit and the given value."""
     return MeshError(ErrorKind.INVALID_REQUEST, message, param=param)
 
 
 class RpcStatus(NamedTuple):
-    """What `context.abort` wants."""
+    """The arguments of `context.abort`."""
 
     code: grpc.StatusCode
     details: str
@@ -165,7 +164,7 @@ class RpcStatus(NamedTuple):
 
 
 def status_of(error: MeshError) -> RpcStatus:
-    """The gRPC status of an error, its kind and RetryInfo in the trailing metadata."""
+    """The gRPC status of an error, with kind and RetryInfo in the trailing metadata."""
     code = GRPC_STATUS[error.kind]
     metadata: list[tuple[str, str | bytes]] = [(KIND_METADATA, error.kind.value)]
     if error.param is not None:
@@ -176,16 +175,16 @@ def status_of(error: MeshError) -> RpcStatus:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
-    """The error that an upstream raised, or the nearest kind for a status of gRPC's own.
+    """The error that the upstream raised, or the nearest kind for a status of gRPC itself.
 
-    The words of the latter are replaced by ours and logged, as they name addresses.
+    gRPC's own messages contain addresses, so they are logged and replaced.
     """
     trailers = {key: value for key, value in error.trailing_metadata() or ()}
     kind = _KIND_OF_NAME.get(str(trailers.get(KIND_METADATA)))
     if kind is None:
         kind = _KIND_OF_STATUS.get(error.code(), ErrorKind.INTERNAL)
         logger.info("call failed", extra={"code": error.code().name, "error": error.details()})
-        message = _OWN_WORDS[kind]
+        message = _MESSAGE_OF_KIND[kind]
     else:
         message = error.details() or kind.value.replace("_", " ")
     param = trailers.get(PARAM_METADATA)

@@ -1,1 +1,4 @@
-"""Model files: a local folder, or a repository on the Hugging Face hub."""
+"""Model files: local folders and repositories of the Hugging Face hub.
+
+Reading the files belongs to the services.
+"""

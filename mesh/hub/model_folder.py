@@ -1,4 +1,4 @@
-"""Finds a model's files: a folder as it stands, or a Hugging Face hub id, downloaded once."""
+"""Resolves a model, given as a folder or a Hugging Face hub id, to a local folder."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 
 
 class ModelNotFoundError(Exception):
-    """There is no such folder and no such repository, or no way to it; the message says which."""
+    """No such folder or repository, or the hub is unreachable; the message has the reason."""
 
 
 def model_folder(model: str, allow_patterns: Sequence[str]) -> Path:
     """The local folder of `model`, with at least the files that match `allow_patterns`.
 
     A hub id such as `Qwen/Qwen3-0.6B` is downloaded into the Hugging Face cache, with a progress
-    bar. A broken connection is taken up where it broke, and whole files of an earlier try are
-    kept; with `HF_HUB_OFFLINE=1` only the cache is used and nobody is asked. Blocks.
+    bar. Interrupted downloads are resumed. With `HF_HUB_OFFLINE=1` only the cache is used. Blocks.
     Raises ModelNotFoundError.
     """
     folder = Path(model).expanduser()
@@ -26,7 +25,7 @@ def model_folder(model: str, allow_patterns: Sequence[str]) -> Path:
             f"model {model!r} is neither a folder nor a hub id such as Qwen/Qwen3-0.6B"
         )
 
-    # Imported here: a service that serves a local folder need not load it.
+    # Imported here, as it is not needed for a local folder.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -35,5 +34,5 @@ def model_folder(model: str, allow_patterns: Sequence[str]) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelNotFoundError(
-            f"model {model!r} is no folder here and could not be had from the hub: {reason}"
+            f"model {model!r} is not a folder and could not be downloaded from the hub: {reason}"
         ) from error

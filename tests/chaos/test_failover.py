@@ -136,7 +136,7 @@ async def test_a_lost_service_gives_correct_errors(tmp_path: Path) -> None:
             node.send(signal.SIGKILL)
             result = await stream
             oracle.check(request, result)
-            assert result.error == "a service behind this one cannot be reached"
+            assert result.error == "an upstream service is unreachable"
             refused = await stream_completion(client, request)
             assert refused.status == 503
             node.wait()

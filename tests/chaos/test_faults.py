@@ -44,10 +44,10 @@ REQUESTS = tuple(
 
 # Parts of the error messages that a client may receive when a process of its request is lost.
 EXPECTED_ERRORS = (
-    "a service behind this one cannot be reached",
+    "an upstream service is unreachable",
     "no engine is ready",
     "given up after 2 engines",
-    "the request was cancelled behind this service",
+    "the request was cancelled by an upstream service",
     "in progress, ",
     "the tokenizer",
     "at most",

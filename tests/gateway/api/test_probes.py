@@ -51,7 +51,7 @@ async def test_not_ready_without_an_orchestrator(start_gateway: StartGateway) ->
     assert ready.text == "not ready: the orchestrator cannot produce tokens\n"
     assert search.status_code == 503
     assert search.headers["retry-after"] == "1"
-    assert error["message"] == "a service behind this one cannot be reached"
+    assert error["message"] == "an upstream service is unreachable"
     assert alive == 200
 
 

@@ -178,7 +178,7 @@ def test_a_file_that_is_another_is_refused(hub: Hub, tmp_path: Path, name: str) 
     hub.served[name] = bytes(len(CONTENTS[name]))
     done = run(hub, tmp_path / "model")
     assert done.returncode == 1
-    assert f"{name} is not what the hub has" in done.stderr
+    assert f"{name} differs from the hub's file" in done.stderr
     assert not (tmp_path / "model" / MARKER).exists()
 
 
@@ -197,7 +197,7 @@ def test_an_unreachable_hub_is_told(hub: Hub, tmp_path: Path) -> None:
     hub.served.clear()
     done = run(hub, tmp_path / "model")
     assert done.returncode == 1
-    assert "could not be had from the hub" in done.stderr
+    assert "could not be downloaded from the hub" in done.stderr
     assert "HF_TOKEN" in done.stderr
 
 

@@ -192,5 +192,5 @@ def test_offline_without_the_files_is_said_and_asks_nobody(hub: Hub, tmp_path: P
     """One line, and not one request."""
     done = download(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"not found: model '{REPOSITORY}' is no folder here")
+    assert done.stderr.startswith(f"not found: model '{REPOSITORY}' is not a folder")
     assert hub.asked == []

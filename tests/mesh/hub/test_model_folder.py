@@ -68,5 +68,5 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, error: 
     with pytest.raises(ModelNotFoundError) as caught:
         model_folder("a/b", [])
     assert str(caught.value) == (
-        "model 'a/b' is no folder here and could not be had from the hub: offline"
+        "model 'a/b' is not a folder and could not be downloaded from the hub: offline"
     )
