@@ -1,1 +1,4 @@
-"""The tensors of the KV cache and their size."""
+"""The tensors of the KV cache and the computation of its size.
+
+The scheduler's block manager allocates the blocks.
+"""

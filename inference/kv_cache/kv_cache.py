@@ -1,8 +1,8 @@
-"""The tensors behind the block manager's ids."""
+"""The tensors that hold the blocks of the paged KV cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections import abc
 
 import torch
 from torch import Tensor
@@ -11,10 +11,9 @@ from inference.model.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of all layers. A slot is a token's place: block * block_size + offset.
+    """Keys and values of all layers. A token's slot is block * block_size + offset.
 
-    Behind the blocks there is one that no sequence ever has, `scrap_block`: what only fills up a
-    batch writes to it.
+    After the blocks of sequences there is one more, `scrap_block`: padding rows write to it.
     """
 
     def __init__(
@@ -41,14 +40,14 @@ class KVCache:
         """Keys and values of a layer, each [num_slots, num_kv_heads, head_dim], as views."""
         return self._keys[number], self._values[number]
 
-    def zero(self, blocks: Rows[int]) -> None:
-        """Zeroes some blocks in all layers: after a step that broke they may hold no numbers."""
+    def zero(self, blocks: abc.Sequence[int]) -> None:
+        """Zeroes blocks in all layers: after a failed step they may contain NaN."""
         index = torch.tensor(list(blocks), dtype=torch.int64, device=self._keys.device)
         for stored in (self._keys, self._values):
-            # A block is contiguous in every layer, whatever order its inside has.
+            # A block is contiguous in every layer, whatever its internal layout is.
             stored.view(len(stored), self.num_blocks + 1, -1).index_fill_(1, index, 0)
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-        """Memory that one token takes, over all layers."""
+        """Bytes of one token's keys and values in all layers."""
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize

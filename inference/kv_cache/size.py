@@ -1,4 +1,4 @@
-"""How many blocks the KV cache gets: what memory is left beside all that steps take."""
+"""Computes the number of KV cache blocks from the memory that steps leave free."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from inference.model.factory import Model
 from inference.runner.profile_run import full_step, short_steps
 from inference.runner.step import Step
 
-Captures = Callable[[KVCache], object]
+Capture = Callable[[KVCache], object]
+"""Captures CUDA graphs on a cache and returns an object that owns them."""
 
 logger = logging.getLogger(__name__)
 
 FREE_MEMORY_SHARE = 0.5
-"""Of the memory that is free after loading, the KV cache takes at most this; on a GPU more."""
+"""Largest share of a CPU's memory, as free after loading, that the KV cache takes."""
 
 GPU_MEMORY_SHARE = 0.9
-"""Of what is free on a GPU; what steps and graphs take goes off that."""
+"""Share of a GPU's free memory for the KV cache, activations and graphs together."""
 
 MAX_CPU_KV_TOKENS = 131_072
 
@@ -37,15 +38,15 @@ def num_kv_blocks(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     max_context: int,
-    capture: Captures | None,
+    capture: Capture | None,
     kinds: Collection[bool] = (False,),
 ) -> int:
-    """At least one. `num_tokens` 0: as many as there is memory for.
+    """The number of blocks, at least one; `num_tokens` 0 means as many as fit in memory.
 
-    On a GPU the largest step of each of the `kinds` (invariant or not) runs first, and decode steps
-    are captured by `capture`, with a cache that is then given up: so it is known what they take,
-    and no request waits for a compiler.
-    Raises ModelLoadError where no memory is left.
+    On a GPU a profile run first executes warm-up steps and the largest step of each of the `kinds`
+    (batch-invariant or not), and captures decode steps, on a temporary cache. It measures their
+    memory and compiles all kernels before the first request.
+    Raises ModelLoadError if no memory is left.
     """
     per_token = KVCache.bytes_per_token(model.config, model.dtype)
     if model.device.type == "cuda":
@@ -57,7 +58,7 @@ def num_kv_blocks(
         most = min(int(free_memory() * FREE_MEMORY_SHARE) // per_token, MAX_CPU_KV_TOKENS)
     if num_tokens:
         return max(num_tokens // block_size, 1)
-    blocks_each = -(-max_context // block_size)  # a sequence's last block is its own
+    blocks_each = -(-max_context // block_size)  # sequences never share their last block
     num_blocks = min(most // block_size, max_num_seqs * blocks_each)
     if not num_blocks:
         raise ModelLoadError("no memory is left for the KV cache; choose a smaller model or dtype")
@@ -65,15 +66,15 @@ def num_kv_blocks(
 
 
 @torch.inference_mode()
-def _free_on_gpu(model: Model, steps: list[Step], block_size: int, capture: Captures | None) -> int:
-    """Bytes that the KV cache may take beside any of these steps."""
+def _free_on_gpu(model: Model, steps: list[Step], block_size: int, capture: Capture | None) -> int:
+    """Bytes that the KV cache can take while any of these steps runs."""
     num_blocks = 1 + max(max(table) for step in steps for table in step.block_tables)
     try:
         cache = KVCache(model.config, num_blocks, block_size, model.dtype, model.device)
         activations, graphs = _measure(model, steps, cache, capture)
     except torch.cuda.OutOfMemoryError as error:
         raise ModelLoadError(
-            f"INFERENCE_MAX_NUM_BATCHED_TOKENS is too much for this GPU's memory: {error}"
+            f"INFERENCE_MAX_NUM_BATCHED_TOKENS is too large for this GPU's memory: {error}"
         ) from error
     del cache
     torch.cuda.empty_cache()
@@ -86,23 +87,23 @@ def _free_on_gpu(model: Model, steps: list[Step], block_size: int, capture: Capt
 
 
 def _measure(
-    model: Model, steps: list[Step], cache: KVCache, capture: Captures | None
+    model: Model, steps: list[Step], cache: KVCache, capture: Capture | None
 ) -> tuple[int, int]:
-    """Bytes of activations that a step takes at most, and of all graphs."""
+    """Bytes of the largest step's activations, and of all graphs."""
     for step in steps:
         _compute(model, step, cache)
-    activations = max(_peak_of(partial(_compute, model, step, cache)) for step in steps)
-    return activations, 0 if capture is None else _taken_by(lambda: capture(cache))
+    activations = max(_peak_bytes(partial(_compute, model, step, cache)) for step in steps)
+    return activations, 0 if capture is None else _held_bytes(lambda: capture(cache))
 
 
 def _compute(model: Model, step: Step, cache: KVCache) -> None:
     logits = model.compute(step, cache)
-    assert logits is not None, "all rows are wanted"
-    torch.log_softmax(logits, dim=-1)  # as where log probabilities of a whole prompt are asked for
+    assert logits is not None, "a profile step computes all logits"
+    torch.log_softmax(logits, dim=-1)  # as for a request with prompt logprobs
 
 
-def _peak_of(compute: Callable[[], object]) -> int:
-    """Bytes that tensors take while it runs, beside those that are there already."""
+def _peak_bytes(compute: Callable[[], object]) -> int:
+    """Peak bytes that `compute` allocates in addition to existing tensors."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -111,8 +112,8 @@ def _peak_of(compute: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _taken_by(make: Callable[[], object]) -> int:
-    """Bytes of the device that what it makes holds, the driver's own included."""
+def _held_bytes(make: Callable[[], object]) -> int:
+    """Bytes of device memory that the result of `make` holds, including the driver's."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before, _ = torch.cuda.mem_get_info()

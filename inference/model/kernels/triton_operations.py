@@ -158,7 +158,7 @@ class TritonAttention:
 
 
 def _num_processors(device: torch.device) -> int:
-    """That run programs side by side."""
+    """Multiprocessors of the GPU, each of which runs programs in parallel."""
     if device.type != "cuda":
         return NUM_INTERPRETED
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,4 +1,4 @@
-"""How much of a GPU's memory the KV cache gets, beside steps and graphs."""
+"""The KV cache's share of a GPU's memory, after activations and graphs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MIB = 2**20
 
 @pytest.fixture
 def model(model_folder: Callable[[str], Path]) -> Llama:
-    """A small one on the CPU."""
+    """A small model on the CPU."""
     return load_llama(model_folder("llama-tied-gqa"))
 
 
-def test_what_steps_and_graphs_take_goes_off_a_gpus_share(
+def test_activations_and_graphs_reduce_the_share(
     model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps run on the CPU here; only the answers to how much is taken are made up."""
+    """The steps run on the CPU; only the memory statistics are fake."""
     free = iter([800, 730, 1000])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free) * MIB, 2000 * MIB))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100 * MIB)
@@ -41,12 +41,14 @@ def test_what_steps_and_graphs_take_goes_off_a_gpus_share(
     assert len(caches) == 1
 
 
-def test_steps_that_do_not_fit_are_named(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the setting that makes them smaller."""
+def test_steps_that_do_not_fit_name_the_setting(
+    model: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the setting that makes the largest step smaller."""
 
     def too_large(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("80 GiB")
 
     monkeypatch.setattr(size, "_measure", too_large)
-    with pytest.raises(ModelLoadError, match=r"INFERENCE_MAX_NUM_BATCHED_TOKENS is too much.*80"):
+    with pytest.raises(ModelLoadError, match=r"INFERENCE_MAX_NUM_BATCHED_TOKENS is too large.*80"):
         size._free_on_gpu(model, [full_step(64, 512, 16)], 16, None)

@@ -1,4 +1,4 @@
-"""What is left of the memory, by the machine and by the container."""
+"""Free memory within the machine and the container's limit."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def cgroup(folder: Path, limit: str, used: int, inactive: int = 0, active: int =
     return folder
 
 
-def test_without_a_limit_it_is_the_machines(tmp_path: Path, meminfo: Path) -> None:
+def test_without_a_limit_it_is_the_machines_memory(tmp_path: Path, meminfo: Path) -> None:
     assert free_memory(tmp_path / "none", meminfo) == 4096 * MIB
     assert free_memory(cgroup(tmp_path, "max", 0), meminfo) == 4096 * MIB
 
 
-def test_the_containers_limit_cuts_it(tmp_path: Path, meminfo: Path) -> None:
+def test_the_containers_limit_caps_it(tmp_path: Path, meminfo: Path) -> None:
     assert free_memory(cgroup(tmp_path, str(1000 * MIB), 300 * MIB), meminfo) == 700 * MIB
     assert free_memory(cgroup(tmp_path, str(1000 * MIB), 1001 * MIB), meminfo) == 0
 
 
-def test_weights_that_were_read_from_disk_are_not_gone(tmp_path: Path, meminfo: Path) -> None:
-    """Page cache counts as used by the container, and is given back when it is needed."""
+def test_page_cache_counts_as_free(tmp_path: Path, meminfo: Path) -> None:
+    """The cgroup counts file pages as used, but the kernel evicts them on demand."""
     files = cgroup(tmp_path, str(1000 * MIB), 900 * MIB, 500 * MIB, 100 * MIB)
     assert free_memory(files, meminfo) == 700 * MIB

@@ -1,4 +1,4 @@
-"""How many blocks the KV cache gets, of the memory that is left."""
+"""The number of KV cache blocks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CONFIG = SimpleNamespace(num_layers=2, num_kv_heads=2, head_dim=8)
 
 @pytest.fixture
 def model() -> Model:
-    """What of a model counts here."""
+    """A stub with the attributes that `num_kv_blocks` reads."""
     device = torch.device("cpu")
     return cast("Model", SimpleNamespace(config=CONFIG, dtype=torch.float32, device=device))
 
 
 def blocks(model: Model, **options: Any) -> int:
-    """Of 16 tokens; three sequences of 40 tokens, as many as there is memory for."""
+    """The number of blocks of 16 tokens for three sequences of 40 tokens."""
     defaults = {"num_tokens": 0, "max_num_seqs": 3, "max_context": 40}
     return num_kv_blocks(
         model, block_size=16, max_num_batched_tokens=64, capture=None, **{**defaults, **options}
@@ -33,18 +33,18 @@ def blocks(model: Model, **options: Any) -> int:
 
 
 def test_every_sequence_has_whole_blocks(model: Model) -> None:
-    """40 tokens are three blocks, half a one of them empty: a full engine needs no preemption."""
+    """40 tokens need three blocks, so a full engine needs no preemption."""
     assert blocks(model) == 9
 
 
-def test_what_is_asked_for_counts(model: Model) -> None:
-    """In whole blocks, and at least one."""
+def test_a_given_number_of_tokens_is_used(model: Model) -> None:
+    """Rounded down to whole blocks, at least one."""
     assert blocks(model, num_tokens=50) == 3
     assert blocks(model, num_tokens=1) == 1
 
 
 def test_memory_is_the_limit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A share of what is free, and a clear word where that is nothing."""
+    """The blocks fit in a share of the free memory; an error says if none does."""
     enough = int(5 * 16 * BYTES_PER_TOKEN / FREE_MEMORY_SHARE)
     monkeypatch.setattr(size, "free_memory", lambda: enough)
     assert blocks(model) == 5
