@@ -1,8 +1,7 @@
-"""Triton's kernels compiled for GPUs that are not there; run by
-tests/inference/model/test_kernels.py.
+"""Compiles the Triton kernels for several GPUs; run by tests/inference/model/test_kernels.py.
 
-The same calls as in use, with tensors on the CPU: what they would start is compiled to machine
-code with their own types, constants and options, and is not started.
+The tests call the operations with tensors on the CPU. The launches are compiled to machine code
+with their types, constants and options, but not executed.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ from tests.inference.steps import Span, make_step
 
 CPU = torch.device("cpu")
 SHARED_MEMORY = {80: 163, 89: 99, 90: 227, 100: 227}
-"""KiB that a program can have, by compute capability: A100, L4 and RTX 40, H100 and H200, B200."""
+"""KiB per program, by compute capability: A100, L4 and RTX 40, H100 and H200, B200."""
 
 NAMES = ("_attend", "_combine", "_rotate_and_store")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class AbsentDriver(CudaDriver):  # type: ignore[misc]  # Triton has no types
-    """Of a GPU of this capability that nothing runs on."""
+    """Pretends that a GPU of this compute capability is present."""
 
     def __init__(self, capability: int) -> None:
         self._capability = capability
-        # Triton keeps what it compiles by device: each capability is one of its own.
+        # Triton caches kernels by device, so each capability is a separate device.
         self.get_current_device = lambda: capability
         self.get_current_stream = lambda _: 0
 
@@ -55,7 +54,7 @@ class AbsentDriver(CudaDriver):  # type: ignore[misc]  # Triton has no types
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of a kernel."""
+    """A compiled kernel and its resources."""
 
     name: str
     variant: str
@@ -68,7 +67,7 @@ class Compiled:
 def compiled(
     capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[list[Compiled]]:
-    """What has been compiled in a test."""
+    """The kernels that a test compiles."""
     found: list[Compiled] = []
     run = JITFunction.run
 
@@ -94,7 +93,7 @@ def compiled(
 
 
 def operations(**values: Any) -> TritonOperations:
-    """Of a model with heads as large as Llama 3.1's, unless told otherwise."""
+    """The operations of a model with Llama 3.1's heads, or with these values."""
     config = make_config(
         **{"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "max_position": 8192, **values}
     )
@@ -114,7 +113,7 @@ def operations(**values: Any) -> TritonOperations:
     ],
 )
 def test_attention_fits(capability: int, compiled: list[Compiled], values: dict[str, Any]) -> None:
-    """One stream and a prompt: within the shared memory, and nothing is spilled."""
+    """One stream and a prompt fit in shared memory, without spilled registers."""
     made = operations(**values)
     config = made.config
     size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
@@ -130,8 +129,8 @@ def test_attention_fits(capability: int, compiled: list[Compiled], values: dict[
 
 
 @pytest.mark.parametrize("capability", [90])
-def test_steps_of_other_sizes_take_the_same_kernels(compiled: list[Compiled]) -> None:
-    """Nobody waits for a compiler because a step's lengths are odd."""
+def test_steps_of_other_sizes_use_the_same_kernels(compiled: list[Compiled]) -> None:
+    """No step is delayed by a compilation because of its lengths."""
     made = operations()
     config = made.config
     cache = KVCache(config, 100, 16, torch.bfloat16, CPU)
@@ -140,7 +139,7 @@ def test_steps_of_other_sizes_take_the_same_kernels(compiled: list[Compiled]) ->
         qkv = torch.zeros(inputs.num_tokens, 48 * 128).bfloat16()
         made.attention(inputs, cache)(qkv, 0, None, rotates=True)
     variants = {name: {e.variant for e in compiled if e.name == name} for name in NAMES}
-    # With the keys split and without.
+    # One variant with split keys, one without.
     assert {name: len(found) for name, found in variants.items()} == {
         "_attend": 2,
         "_combine": 1,
@@ -149,8 +148,8 @@ def test_steps_of_other_sizes_take_the_same_kernels(compiled: list[Compiled]) ->
 
 
 @pytest.mark.parametrize("capability", [90])
-def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
-    """At the sizes of Llama 3.1, the small and the large one."""
+def test_other_kernels_fit(capability: int, compiled: list[Compiled]) -> None:
+    """At the sizes of Llama 3.1 8B and 405B."""
     made = operations()
     gumbel_argmax(torch.zeros(3, 128_256), torch.zeros(3, dtype=torch.int64))
     for size, inner in ((4096, 14_336), (16_384, 53_248)):
@@ -164,7 +163,7 @@ def test_the_rest_fits(capability: int, compiled: list[Compiled]) -> None:
 
 
 def matrix(num_outputs: int, num_inputs: int, *, fp8: bool = False) -> Linear:
-    """One without numbers in it."""
+    """A matrix with uninitialised weights."""
     dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
     found = Linear(torch.empty(num_outputs, num_inputs, dtype=dtype))
     found.scales = torch.ones(1, num_outputs) if fp8 else None
@@ -173,7 +172,7 @@ def matrix(num_outputs: int, num_inputs: int, *, fp8: bool = False) -> Linear:
 
 @pytest.mark.parametrize("capability", [90])
 def test_one_row_fits(capability: int, compiled: list[Compiled]) -> None:
-    """The products of a layer of Llama 3.1, with the gate."""
+    """The products of a layer of Llama 3.1 8B, including the gate."""
     made = operations(hidden_size=4096)
     x, inner = torch.zeros(1, 4096).bfloat16(), torch.zeros(1, 14_336).bfloat16()
     made.multiply(x, matrix(6144, 4096))
@@ -186,7 +185,7 @@ def test_one_row_fits(capability: int, compiled: list[Compiled]) -> None:
 
 @pytest.mark.parametrize(("capability", "fp8"), [(80, False), (90, False), (89, True)])
 def test_products_fit(capability: int, compiled: list[Compiled], fp8: bool) -> None:
-    """In tiles of each kind, with all inputs at once and in parts."""
+    """For each kind of tile, without and with parts."""
     made = operations(hidden_size=4096)
     made.products.device = Device(shared_memory=SHARED_MEMORY[capability] * 1024)
     for num_rows in (1, 64, 400):
@@ -195,13 +194,13 @@ def test_products_fit(capability: int, compiled: list[Compiled], fp8: bool) -> N
             made.product(x, matrix(num_outputs, num_inputs, fp8=fp8))
     found = [each for each in compiled if each.name == "_product"]
     assert len(found) == 6
-    # The largest tile fills the registers; what is put aside is so before and after its loop.
+    # The largest tile fills the registers; it spills some outside of its loop.
     check(found, capability, most_spilled=64)
 
 
 @pytest.mark.parametrize("capability", [90])
 def test_attention_in_parts_fits(capability: int, compiled: list[Compiled]) -> None:
-    """Split, and with two sums in one program; what is put aside is so between two parts."""
+    """Split keys, and all parts in one program, which spills registers between parts."""
     made = operations().batch_invariant()
     made.launches = Launches(num_heads=32, num_kv_heads=8, num_programs=264, part=256)
     cache = KVCache(made.config, 100, 16, torch.bfloat16, CPU)
@@ -216,7 +215,7 @@ def test_attention_in_parts_fits(capability: int, compiled: list[Compiled]) -> N
 
 
 def check(compiled: list[Compiled], capability: int, *, most_spilled: int = 0) -> None:
-    """Limits that a launch on this GPU would fail at, or be slow beyond."""
+    """Asserts that the kernels fit in shared memory and spill few registers."""
     for each in compiled:
         assert each.shared_bytes <= SHARED_MEMORY[capability] * 1024, each
         assert each.spilled_bytes <= most_spilled, each

@@ -1,5 +1,5 @@
-// What inference/model/native/avx512.h uses of AVX-512, in plain C, one lane after the other: so that
-// its code is tested on CPUs that have none. Semantics: Intel Intrinsics Guide.
+// Emulates the AVX-512 intrinsics that inference/model/native/avx512.h uses, lane by lane in plain
+// C, to test it on CPUs without AVX-512. Semantics: Intel Intrinsics Guide.
 #pragma once
 
 #include_next <immintrin.h>
@@ -7,11 +7,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#define __AVX512F__ 1  // not before: the compiler's own header would define what it cannot compile
+#define __AVX512F__ 1  // after the include: it would declare unsupported ones
 #undef _mm512_setr_epi32
 #undef _mm512_setr_epi64
 
-// Not inline: twelve rows of two vectors, unrolled lane by lane, would take minutes to compile.
+// Not inline: the unrolled loops, expanded lane by lane, would take minutes to compile.
 #define EMULATED __attribute__((noinline, unused)) static
 #define EACH(n) for (int i = 0; i < (n); i++)
 
@@ -60,7 +60,7 @@ EMULATED __m512 e_fmadd_ps(__m512 a, __m512 b, __m512 c) {
     return c;
 }
 
-// The second where either is no number.
+// Returns the second operand if either is NaN.
 EMULATED __m512 e_max_ps(__m512 a, __m512 b) {
     EACH(16) if (a[i] > b[i]) b[i] = a[i];
     return b;

@@ -1,4 +1,4 @@
-"""Tests of the same things on a GPU; skipped, and said so, where there is none."""
+"""Fixtures of the GPU tests, which are skipped with a message without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_GPU = "NOTHING IS TESTED ON A GPU: no CUDA device is visible"
 
 @pytest.fixture(autouse=True)
 def device() -> torch.device:
-    """The GPU."""
+    """The GPU as a torch device; skips the test without one."""
     if not torch.cuda.is_available():
         pytest.skip(NO_GPU)
     torch.manual_seed(0)

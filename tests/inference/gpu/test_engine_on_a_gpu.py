@@ -1,4 +1,4 @@
-"""The engine on a GPU: right, captured, and waiting once a step."""
+"""The engine on a GPU: accuracy, CUDA graphs, and one synchronisation per step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MakeEngine = Callable[..., Engine]
 
 
 def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
-    """[vocab_size] behind a prompt, on the CPU."""
+    """The logits [vocab_size] after a prompt, on the CPU."""
     sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
     assert engine._scheduler.block_manager.allocate(sequence)
     logits: torch.Tensor = engine.steps.runner.logits(plan_of([sequence]))  # type: ignore[attr-defined]
@@ -38,7 +38,7 @@ def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
 
 
 def test_logits_are_close_to_transformers(make_gpu_engine: MakeEngine, family: str) -> None:
-    """As close to float32 as its own bfloat16 is, or nearly."""
+    """The logits are about as close to float32 as transformers' own bfloat16."""
     engine = make_gpu_engine(family)
     for prompt in prompts(1, 17, 50):
         expected = reference_logits(family, prompt)[-1]
@@ -48,20 +48,20 @@ def test_logits_are_close_to_transformers(make_gpu_engine: MakeEngine, family: s
 
 
 def test_greedy_tokens_are_mostly_transformers(make_gpu_engine: MakeEngine, family: str) -> None:
-    """Each token is the likeliest in float32, but where two are within a rounding."""
+    """Each token is the most likely one in float32, within rounding."""
     engine = make_gpu_engine(family)
     batch = prompts(5, 31, 47)
     for prompt, completion in zip(batch, run(engine, batch, 24), strict=True):
         logits = reference_logits(family, prompt + completion)[len(prompt) - 1 : -1]
-        behind = logits.max(dim=-1).values - logits.gather(
+        margin = logits.max(dim=-1).values - logits.gather(
             1, torch.tensor(completion).unsqueeze(1)
         ).squeeze(1)
-        # Two steps of bfloat16 at the size that the logits have.
-        assert (behind <= logits.abs().amax(dim=-1) / 64).all()
+        # Two rounding steps of bfloat16 at the logits' magnitude.
+        assert (margin <= logits.abs().amax(dim=-1) / 64).all()
 
 
 def test_captured_steps_equal_eager_ones(make_gpu_engine: MakeEngine, family: str) -> None:
-    """For each number of sequences, and with drafts."""
+    """For several batch sizes, with and without draft tokens."""
     engine = make_gpu_engine(family, num_speculative_tokens=3)
     model = engine.steps.runner._model  # type: ignore[attr-defined]
     cache: KVCache = engine.steps.runner._cache  # type: ignore[attr-defined]
@@ -76,7 +76,7 @@ def test_captured_steps_equal_eager_ones(make_gpu_engine: MakeEngine, family: st
                     assert model.num_replayed_steps == before + 1
                     assert got is not None
                     assert expected is not None
-                    # Keys are split differently, so that sums are rounded differently, or not.
+                    # Different splits of the keys round differently, except with batch invariance.
                     tolerances = (0.0, 0.0) if kind else (2e-2, 5e-2)
                     torch.testing.assert_close(
                         got, expected, rtol=tolerances[0], atol=tolerances[1]
@@ -84,7 +84,7 @@ def test_captured_steps_equal_eager_ones(make_gpu_engine: MakeEngine, family: st
 
 
 def test_preempted_and_cached_sequences_end(make_gpu_engine: MakeEngine) -> None:
-    """In a cache that is too small for all; every block is free at the end."""
+    """The cache is too small for all sequences; every block is free at the end."""
     engine = make_gpu_engine(kv_cache_tokens=192)
     batch = prompts(30, 30, 30, 30)
     assert [len(tokens) for tokens in run(engine, batch, num_tokens=60)] == [60] * 4
@@ -94,7 +94,7 @@ def test_preempted_and_cached_sequences_end(make_gpu_engine: MakeEngine) -> None
 
 @contextmanager
 def counted_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Where the host waits for the device, as torch sees it, or for an event of it."""
+    """Records where the host synchronises with the device or waits for an event."""
     waits: list[str] = []
     synchronize = torch.cuda.Event.synchronize
 
@@ -126,7 +126,7 @@ def test_a_step_waits_once(
     params: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For the tokens, and not for what was launched behind them."""
+    """The host waits for a step's tokens, but not for the steps launched after it."""
     engine = make_gpu_engine(cuda_graphs=graphs)
     for number, prompt in enumerate(prompts(20, 40, 5)):
         engine.add(
@@ -142,10 +142,10 @@ def test_a_step_waits_once(
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 1, "top_p": 0.9}])
 @pytest.mark.parametrize("graphs", [True, False])
-def test_running_ahead_changes_nothing(
+def test_async_scheduling_changes_nothing(
     make_gpu_engine: MakeEngine, params: dict[str, float], graphs: bool
 ) -> None:
-    """The same tokens, with sequences that end at different times."""
+    """The tokens are the same, with sequences that end at different times."""
     batch = prompts(20, 40, 5)
     found = []
     for supports_async_scheduling in (True, False):
@@ -166,7 +166,7 @@ def test_running_ahead_changes_nothing(
 
 
 def test_embeddings_are_close_to_transformers(make_gpu_engine: MakeEngine, family: str) -> None:
-    """They go through the kernels as well, on a cache of their own."""
+    """The embedder uses the kernels on a separate cache."""
     inputs = prompts(1, 17, 50)
     engine = make_gpu_engine(family)
     assert engine.embedder is not None
@@ -175,8 +175,8 @@ def test_embeddings_are_close_to_transformers(make_gpu_engine: MakeEngine, famil
         assert torch.cosine_similarity(torch.tensor(vector), expected, dim=0) > 0.999
 
 
-def test_the_cache_is_sized_beside_what_steps_take(make_gpu_engine: MakeEngine) -> None:
-    """The largest step still runs when the cache has taken its share."""
+def test_the_cache_leaves_memory_for_steps(make_gpu_engine: MakeEngine) -> None:
+    """The largest step runs after the cache is allocated."""
     engine = make_gpu_engine(kv_cache_tokens=0, max_num_seqs=64)
     free, total = torch.cuda.mem_get_info()
     assert engine.load().kv_capacity_tokens == 64 * 512  # all that so many can ever have
@@ -185,7 +185,7 @@ def test_the_cache_is_sized_beside_what_steps_take(make_gpu_engine: MakeEngine) 
 
 
 def test_fp8_is_close(make_gpu_engine: MakeEngine, family: str) -> None:
-    """On GPUs that multiply it; on others it is refused."""
+    """GPUs without fp8 reject it."""
     if torch.cuda.get_device_capability() < FP8_CAPABILITY:
         with pytest.raises(ModelLoadError, match=r"8\.9"):
             make_gpu_engine(family, dtype="fp8")
@@ -197,7 +197,7 @@ def test_fp8_is_close(make_gpu_engine: MakeEngine, family: str) -> None:
     run(engine, [prompt], 8)
 
 
-def test_int8_is_refused(make_gpu_engine: MakeEngine) -> None:
-    """The message says what to take."""
+def test_int8_is_rejected(make_gpu_engine: MakeEngine) -> None:
+    """The message recommends fp8."""
     with pytest.raises(ModelLoadError, match="INFERENCE_DTYPE=fp8"):
         make_gpu_engine(dtype="int8")

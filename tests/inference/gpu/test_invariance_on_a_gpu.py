@@ -1,4 +1,4 @@
-"""A token's numbers on a GPU, bit for bit, whatever else is in its step."""
+"""Batch invariance on a GPU: a token's results are equal bit for bit in any batch."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ PART = 256
 @pytest.mark.parametrize(
     ("num_inputs", "num_outputs"), [(1024, 200), (2048, 20_000), (MAX_PART + 640, 512)]
 )
-def test_a_row_is_multiplied_the_same_among_others(
+def test_products_are_batch_invariant(
     num_inputs: int, num_outputs: int, fp8: bool, device: torch.device
 ) -> None:
-    """In each kind of tile; the sums in float32, so that no rounding hides a difference."""
+    """For each tile; the results are in float32, so that rounding hides no difference."""
     if fp8:
         needs_fp8(device)
     products = Products(device)
@@ -63,10 +63,10 @@ def test_a_row_is_multiplied_the_same_among_others(
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("window", [None, 300])
-def test_a_query_sees_the_same_however_it_is_computed(
+def test_attention_is_batch_invariant(
     head_dim: int, window: int | None, device: torch.device
 ) -> None:
-    """As a token or in a prompt, its keys split or not; in float32, as above."""
+    """A query alone or in a prompt, with split keys or not; in float32, as above."""
     num_blocks, num_heads, num_kv_heads, context = 100, 8, 2, 1100
     shape = (num_blocks * BLOCK_SIZE, num_kv_heads, head_dim)
     cache = torch.randn(2, *shape, device=device).bfloat16().unbind()
@@ -103,7 +103,7 @@ def test_a_query_sees_the_same_however_it_is_computed(
 def tokens_and_logprobs(
     engine: Engine, mine: list[int], others: Iterable[list[int]] = (), **params: Any
 ) -> list[tuple[int, float]]:
-    """What a prompt is answered with, while the engine answers others without a seed."""
+    """A prompt's tokens and logprobs, while the engine runs other prompts without a seed."""
     first = Sequence("mine", mine, SamplingParams(max_tokens=70, num_logprobs=0, **params))
     unseeded = SamplingParams(max_tokens=60, temperature=1.0, ignore_eos=True)
     for number, prompt in enumerate(others):
@@ -125,7 +125,7 @@ MINE = prompts(45)[0]
 OTHERS = prompts(*range(3, 90, 3), seed=1)
 SEEDED: dict[str, Any] = {"temperature": 1.0, "seed": 7, "ignore_eos": True}
 COPIES = [1, 2, 3, 4] * 11
-"""A prompt whose continuation is guessed from it."""
+"""A prompt for which prompt lookup proposes draft tokens."""
 
 
 @pytest.mark.parametrize(
@@ -138,12 +138,12 @@ COPIES = [1, 2, 3, 4] * 11
         ("qwen3", "bfloat16", True),
     ],
 )
-def test_a_seeded_request_is_answered_the_same(
+def test_a_seeded_request_gets_the_same_tokens(
     make_gpu_engine: Callable[..., Engine], family: str, dtype: str, graphs: bool
 ) -> None:
-    """Tokens and their probabilities, to the last bit.
+    """Tokens and logprobs are equal bit for bit.
 
-    Alone, in a crowd, in pieces, preempted, cached, and beside guesses.
+    Alone, in a batch, with chunked prefill, preemption, a cached prefix and draft tokens.
     """
     if dtype == "fp8":
         needs_fp8(torch.device("cuda"))
@@ -159,20 +159,20 @@ def test_a_seeded_request_is_answered_the_same(
     tight = make(kv_cache_tokens=320)
     assert tokens_and_logprobs(tight, MINE, OTHERS[:8], **SEEDED) == expected
     assert tight.load().num_preemptions > 0
-    guessing = make(num_speculative_tokens=4)
-    assert tokens_and_logprobs(guessing, MINE, OTHERS[:3], **SEEDED) == expected
+    speculative = make(num_speculative_tokens=4)
+    assert tokens_and_logprobs(speculative, MINE, OTHERS[:3], **SEEDED) == expected
 
 
-def test_guesses_change_nothing(make_gpu_engine: Callable[..., Engine]) -> None:
-    """Where they are right, as in copies of what stands in the prompt."""
+def test_draft_tokens_change_nothing(make_gpu_engine: Callable[..., Engine]) -> None:
+    """Also if the drafts are accepted, as for a prompt that repeats itself."""
     params = {**SEEDED, "temperature": 0.0}
     expected = tokens_and_logprobs(make_gpu_engine(), COPIES, **params)
-    guessing = make_gpu_engine(num_speculative_tokens=4)
-    assert tokens_and_logprobs(guessing, COPIES, OTHERS[:5], **params) == expected
+    speculative = make_gpu_engine(num_speculative_tokens=4)
+    assert tokens_and_logprobs(speculative, COPIES, OTHERS[:5], **params) == expected
 
 
-def test_all_requests_can_be_answered_the_same(make_gpu_engine: Callable[..., Engine]) -> None:
-    """Without a seed, greedily."""
+def test_all_requests_can_be_batch_invariant(make_gpu_engine: Callable[..., Engine]) -> None:
+    """INFERENCE_BATCH_INVARIANCE=all, with a greedy request without a seed."""
     greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
     engine = make_gpu_engine(batch_invariance=Invariance.ALL, max_num_seqs=40)
     expected = tokens_and_logprobs(engine, MINE, **greedy)

@@ -1,4 +1,4 @@
-"""Every kernel against torch's operations, compiled and started."""
+"""Compares every kernel with torch's operations on a GPU."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tests.inference.steps import CPU, fill_cache, load_llama, make_step
 
 @pytest.mark.parametrize("family", ["mistral-window", "qwen3"])
 def test_greedy_equals_transformers(make_engine: Callable[..., Engine], family: str) -> None:
-    """Token for token, in a batch of prompts that are cut into pieces."""
+    """The tokens are equal, in a batch of prompts with chunked prefill."""
     engine = make_engine(family, kernels="triton", max_num_batched_tokens=20, max_num_seqs=3)
     model = engine.steps.runner._model  # type: ignore[attr-defined]
     assert isinstance(model.operations, TritonOperations)
@@ -27,8 +27,8 @@ def test_greedy_equals_transformers(make_engine: Callable[..., Engine], family: 
     assert run(engine, batch, 3) == [reference_greedy(family, prompt, 3) for prompt in batch]
 
 
-def test_sampled_tokens_are_those_of_torch(make_engine: Callable[..., Engine]) -> None:
-    """The same seed gives the same tokens, with filters and without."""
+def test_sampled_tokens_equal_torch(make_engine: Callable[..., Engine]) -> None:
+    """The same seed gives the same tokens, with and without filters."""
     batch = prompts(6, 4)
     for params in ({"top_p": 0.9}, {}):
         sampled = {"temperature": 1.0, "seed": 3, **params}
@@ -38,7 +38,7 @@ def test_sampled_tokens_are_those_of_torch(make_engine: Callable[..., Engine]) -
 
 @torch.inference_mode()
 def test_a_captured_launch_fits_every_step(model_folder: Callable[[str], Path]) -> None:
-    """It is cut up for the longest context, and filled with short ones, drafts and nothing."""
+    """Launches for the longest context serve short ones, draft tokens and padding."""
     model = load_llama(model_folder("llama-tied-gqa"), make_operations=TritonOperations)
     cache = KVCache(model.config, 40, 16, torch.float32, CPU)
     captured = GraphedModel(

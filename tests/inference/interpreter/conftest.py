@@ -1,4 +1,4 @@
-"""Where the kernels compute, and the interpreter they compute in."""
+"""Fixtures of the checks in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def corrected() -> None:
-    """The interpreter does what a GPU does."""
-    # Imported here: this file is read wherever tests are collected, and Triton may be missing.
+    """Makes the interpreter compute as a GPU does."""
+    # Imported here: pytest reads this file on machines without Triton, too.
     from tests.inference.interpreter import corrections
 
     corrections.apply()
@@ -17,6 +17,6 @@ def corrected() -> None:
 
 @pytest.fixture
 def device() -> torch.device:
-    """The CPU."""
+    """The CPU as a torch device."""
     torch.manual_seed(0)
     return torch.device("cpu")

@@ -1,8 +1,8 @@
-"""Corrects Triton's interpreter where it does not do what a GPU does.
+"""Corrects Triton's interpreter where its results differ from a GPU's.
 
-It keeps numbers that numpy has not as their bits. A product multiplies bfloat16's bits, which its
-makers say is not supported, and takes eight-bit floats for others; rounding loses the carry from
-the mantissa to the exponent.
+The interpreter stores types that numpy lacks as their bits. Its matrix product multiplies
+bfloat16's bits, which Triton documents as unsupported, and misreads eight-bit floats; its rounding
+loses the carry from the mantissa to the exponent.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _BITS = {tl.float32: np.uint32, tl.bfloat16: np.uint16, tl.float8e4nv: np.uint8}
 
 
 def convert(values: Any, kind: Any, to: Any, rounding: Any) -> Any:
-    """The bits of `values`, which are bits of `kind`, in the type `to`; rounded to even."""
+    """Converts the bits of `values` from the type `kind` to the type `to`; rounds to even."""
     bits = np.ascontiguousarray(values).view(_BITS[kind])
     there = torch.from_numpy(bits.copy()).view(_TYPES[kind]).to(_TYPES[to])
     return there.view(getattr(torch, np.dtype(_BITS[to]).name)).numpy()
 
 
 def apply() -> None:
-    """For this process, which does nothing else."""
+    """Patches the interpreter in this process."""
     plain = interpreter.InterpreterBuilder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One small random configuration of each kind of model that is served."""
+"""Small random models, one for each supported architecture and option."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
 
 @cache
 def reference(family: str) -> Any:
-    """The model in transformers, random but the same each time, with lively biases and norms."""
+    """The model in transformers: reproducible random weights, with large biases and norms."""
     config_class, values = FAMILIES[family]
     torch.manual_seed(sum(map(ord, family)))
     config = config_class(**_SHAPE, **values)
@@ -100,7 +100,7 @@ def reference(family: str) -> Any:
 
 
 def save(family: str, folder: Path) -> None:
-    """Writes the reference as a Hugging Face folder."""
+    """Saves the reference model as a Hugging Face folder."""
     reference(family).save_pretrained(folder)
 
 
@@ -111,13 +111,13 @@ def _logits(model: Any, token_ids: list[int]) -> torch.Tensor:
 
 
 def reference_logits(family: str, token_ids: list[int]) -> torch.Tensor:
-    """[num_tokens, vocab_size] in float32."""
+    """Logits [num_tokens, vocab_size] of the reference in float32."""
     return _logits(reference(family), token_ids)
 
 
 @torch.inference_mode()
 def reference_greedy(family: str, prompt: list[int], num_tokens: int) -> list[int]:
-    """Greedy continuation, recomputed from the beginning for each token: slow and plain."""
+    """The greedy continuation; recomputes the whole sequence for each token."""
     token_ids = list(prompt)
     for _ in range(num_tokens):
         token_ids.append(int(reference_logits(family, token_ids)[-1].argmax()))
@@ -130,7 +130,7 @@ def _bfloat16(family: str) -> Any:
 
 
 def bfloat16_logits(family: str, token_ids: list[int]) -> torch.Tensor:
-    """[num_tokens, vocab_size], computed in bfloat16."""
+    """Logits [num_tokens, vocab_size] of the reference in bfloat16."""
     return _logits(_bfloat16(family), token_ids)
 
 
@@ -140,5 +140,5 @@ def _bfloat16_weights(family: str) -> Any:
 
 
 def bfloat16_weights_logits(family: str, token_ids: list[int]) -> torch.Tensor:
-    """[num_tokens, vocab_size]: weights rounded to bfloat16, all else in float32."""
+    """Logits [num_tokens, vocab_size] with bfloat16 weights and float32 activations."""
     return _logits(_bfloat16_weights(family), token_ids)

@@ -1,6 +1,7 @@
-"""Triton's kernels against torch's operations, for whoever imports these tests and has a `device`.
+"""Compares the Triton kernels with torch's operations.
 
-Where it is a GPU they compute in bfloat16 only: float32 is for the interpreter, to be exact.
+Test modules that define a `device` fixture import these tests. On a GPU the kernels compute in
+bfloat16 only; float32 is for exact comparisons in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
 def make_config(**values: Any) -> ModelConfig:
-    """A small model's."""
+    """The config of a small model."""
     defaults: dict[str, Any] = {
         "architecture": "LlamaForCausalLM",
         "vocab_size": 100,
@@ -55,20 +56,20 @@ def make_config(**values: Any) -> ModelConfig:
 
 
 def both(config: ModelConfig, device: torch.device) -> tuple[TritonOperations, TorchOperations]:
-    """The operations to be tested, and those to test them with."""
+    """The operations under test, and the reference."""
     rotary = RotaryEmbedding(config, config.max_position, device)
     return TritonOperations(config, rotary), TorchOperations(config, rotary)
 
 
 def needs_fp8(device: torch.device) -> None:
-    """Skips the test on a GPU that has no such numbers."""
+    """Skips the test on a GPU without eight-bit floats."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         pytest.skip("this GPU has no eight-bit floats")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_gate_and_sum(dtype: torch.dtype, device: torch.device) -> None:
-    """Sizes that are no power of two; the sum takes the residual's place."""
+    """Sizes are not powers of two; the sum overwrites the residual."""
     triton, plain = both(make_config(), device)
     x, residual = torch.randn(2, 5, 48).to(device, dtype).unbind()
     weight = torch.randn(48).to(device, dtype)
@@ -81,8 +82,8 @@ def test_norms_gate_and_sum(dtype: torch.dtype, device: torch.device) -> None:
     close(triton.gate(gate_up), plain.gate(gate_up))
 
 
-def test_rows_are_rounded_to_eight_bits(device: torch.device) -> None:
-    """The same scales, and all but the same numbers, the nearest; rows of zeros stay zeros."""
+def test_quantised_rows(device: torch.device) -> None:
+    """Equal scales and almost always equal, nearest values; rows of zeros stay zeros."""
     needs_fp8(device)
     triton, plain = both(make_config(), device)
     x = (torch.randn(4, 80) * torch.tensor([[1e-3], [1.0], [300.0], [0.0]])).to(device)
@@ -99,7 +100,7 @@ def test_rows_are_rounded_to_eight_bits(device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["plain", "biased", "fp8"])
 def test_products(kind: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Of one row and of a few, alone and before a gate, of sizes that do not fill a program."""
+    """One row and several, with and without gate; sizes do not fill a tile."""
     if kind == "fp8":
         needs_fp8(device)
         if device.type == "cuda":
@@ -126,7 +127,7 @@ def test_products(kind: str, dtype: torch.dtype, device: torch.device) -> None:
 def test_products_in_parts(
     num_rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are added up, each of them once, and so they are the next time."""
+    """The kernel adds each part once, and resets its counters for the next call."""
     monkeypatch.setattr(product, "MAX_PART", 256)
     triton, plain = both(make_config(), device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -145,15 +146,15 @@ MIXED: list[Span] = [(0, 1), (70, 1), (15, 1), (0, 20), (130, 9), (30, 3)]
         (MIXED, 16, torch.float32, {}),
         (MIXED, 32, torch.bfloat16, {"head_dim": 80, "num_kv_heads": 1}),
         (MIXED, 16, torch.float32, {"sliding_window": 24, "qk_norm": True}),
-        # A single stream, whose keys are split, with a window and without.
+        # A single stream with split keys, without and with a sliding window.
         ([(300, 1)], 16, torch.float32, {"num_heads": 7, "num_kv_heads": 1}),
         ([(300, 1)], 16, torch.float32, {"sliding_window": 200, "rotates": False}),
         ([(200, 40)], 16, torch.bfloat16, {"head_dim": 128, "num_heads": 2, "num_kv_heads": 2}),
-        # Groups that no power of two divides, and heads that do not fill a tile.
+        # Group sizes that are not powers of two, and heads that do not fill a tile.
         ([(5, 1), (0, 7)], 16, torch.float32, {"num_heads": 9, "num_kv_heads": 3}),
         # More heads in a group than rows in the smallest tile.
         ([(40, 1), (3, 2)], 16, torch.float32, {"num_heads": 20, "num_kv_heads": 1}),
-        # Parts of 256 keys: split over programs, and one program for all.
+        # Parts of 256 keys: split over programs, and all in one program.
         ([(300, 1)], 16, torch.float32, {"invariant": True}),
         ([(270, 1)] * 2 + [(280, 9)], 16, torch.float32, {"invariant": True, "num_heads": 8}),
         ([(300, 2)], 16, torch.bfloat16, {"invariant": True, "sliding_window": 30}),
@@ -166,7 +167,7 @@ def test_attention(
     values: dict[str, Any],
     device: torch.device,
 ) -> None:
-    """The same values seen, and the same keys and values left in the cache."""
+    """Equal outputs, and equal keys and values in the cache."""
     if device.type == "cuda":
         dtype = torch.bfloat16
     values = dict(values)
@@ -192,8 +193,8 @@ def test_attention(
         close(got, wanted)
 
 
-def test_what_lies_behind_a_context_is_never_read(device: torch.device) -> None:
-    """No number in a free slot or another's block reaches a result."""
+def test_slots_after_a_context_are_never_read(device: torch.device) -> None:
+    """No value in a free slot or in another sequence's block affects a result."""
     config = make_config()
     triton, _ = both(config, device)
     step = make_step([(20, 1), (0, 5)], 16, num_blocks=6)
@@ -209,8 +210,8 @@ def test_what_lies_behind_a_context_is_never_read(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-def test_parts_without_keys_are_left_out(in_order: bool, device: torch.device) -> None:
-    """Whatever is in them; a row all of whose parts are empty is zero."""
+def test_parts_without_keys_are_skipped(in_order: bool, device: torch.device) -> None:
+    """Their memory may contain anything; a row with only empty parts is zero."""
     partial = torch.randn(2, 1, 3, 16).to(device)
     logarithms = torch.tensor([[[1.0, -torch.inf, 3.0]], [[-torch.inf] * 3]]).to(device)
     partial[:, :, 1] = torch.nan
@@ -234,7 +235,7 @@ def test_sampled_tokens_equal_torch(device: torch.device) -> None:
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    """Equal but for roundings."""
+    """Asserts equality within the type's tolerance."""
     assert got.dtype is wanted.dtype
     assert got.shape == wanted.shape
     tolerance = TOLERANCES[got.dtype]

@@ -1,4 +1,4 @@
-"""What tests of native code need: the library for each kind of vectors, whatever this CPU has."""
+"""Selects the native library's CPU variant in tests; emulates AVX-512 on other CPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KERNELS = ["torch", *VARIANTS]
 
 
 def use_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The `kernels` option of an engine that computes with one of `KERNELS`; may skip the test."""
+    """The engine's `kernels` option for one of `KERNELS`; may skip the test."""
     if name == "torch":
         return name
     use_variant(name, monkeypatch)
@@ -25,15 +25,17 @@ def use_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def use_variant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes native code compute with these vectors, emulated where the CPU lacks them.
+    """Makes native code use a CPU variant, emulated if the CPU lacks it.
 
-    Skips the test, and says so, where that cannot be.
+    Skips the test with a message if that is impossible.
     """
     variant = next(each for each in library.VARIANTS if each.name == name)
     if platform.machine() != "x86_64":
         pytest.skip(f"NOTHING NATIVE IS TESTED: this is {platform.machine()}")
     try:
-        library.best_variant(library.cpu_flags())  # there is one: what is emulated needs AVX2 too
+        library.best_variant(
+            library.cpu_flags()
+        )  # raises Unavailable: the emulation needs AVX2, too
         if not library.cpu_flags().issuperset(variant.cpu_flags):
             variant = emulated(variant)
         loaded = library.load_variant(variant)
@@ -43,10 +45,10 @@ def use_variant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def emulated(variant: library.Variant) -> library.Variant:
-    """The same code, one lane after the other, on a CPU with AVX2."""
+    """A variant that computes the same code lane by lane, on a CPU with AVX2."""
     digest = hashlib.sha256(EMULATION.read_bytes()).hexdigest()[:16]
     return replace(
         variant,
-        # Unoptimised: what is unrolled for registers would take a minute to compile.
+        # Unoptimised: the unrolled loops would take a minute to compile.
         compiler_flags=("-O0", "-w", "-mavx2", "-mfma", f"-DE={digest}", f"-I{EMULATION.parent}"),
     )

@@ -1,4 +1,4 @@
-"""Weights in eight bits: what they are close to, and where they are refused."""
+"""Eight-bit weights: accuracy, and devices that do not support them."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def config(model_folder: Callable[[str], Path]) -> ModelConfig:
-    """A small model's."""
+    """The config of a small model."""
     return load_config(model_folder("llama-tied-gqa"))
 
 
-def test_rows_have_scales_of_their_own() -> None:
-    """A row's largest value is as exact as any other's; a row of zeros stays one."""
+def test_each_row_has_its_own_scale() -> None:
+    """All rows have the same relative accuracy; a row of zeros stays zero."""
     x = torch.tensor([[1e-4, -5e-5], [200.0, 3.0], [0.0, 0.0]])
     rows, scales = quantise_rows(x)
     assert rows.dtype is torch.float8_e4m3fn
     assert scales.shape == (3, 1)
     back = rows.float() * scales
-    # Three bits behind the leading one: half of the last is a sixteenth.
+    # Three bits of mantissa: half of the last one is a sixteenth.
     assert ((back - x).abs() <= x.abs() / 16).all()
     torch.testing.assert_close(back.abs().amax(1), x.abs().amax(1))
 
 
-def test_a_matrix_takes_a_byte_a_weight_and_multiplies_about_the_same() -> None:
+def test_an_fp8_matrix_takes_a_byte_per_weight_and_is_close() -> None:
     """With a bias and without."""
     torch.manual_seed(0)
     weight, bias = torch.randn(48, 64).bfloat16(), torch.randn(48).bfloat16()
@@ -57,18 +57,18 @@ def test_a_matrix_takes_a_byte_a_weight_and_multiplies_about_the_same() -> None:
 
 
 def test_a_model_in_fp8_is_close(make_engine: Callable[..., Engine], family: str) -> None:
-    """Its logits point where those in float32 do; everything else of the engine is as ever."""
+    """Its logits have a cosine similarity of 0.98 to float32; batching changes no token."""
     engine = make_engine(family, dtype="fp8")
     assert engine.model_info.dtype == "fp8"
     [prompt] = prompts(40)
-    told = run_with_logits(engine, prompt)
-    assert torch.cosine_similarity(told, reference_logits(family, prompt)[-1], dim=0) > 0.98
+    logits = run_with_logits(engine, prompt)
+    assert torch.cosine_similarity(logits, reference_logits(family, prompt)[-1], dim=0) > 0.98
     alone = run(engine, [prompt], 8)
     assert run(make_engine(family, dtype="fp8"), [prompt, prompt[:9]], 8)[:1] == alone
 
 
 def run_with_logits(engine: Engine, prompt: list[int]) -> torch.Tensor:
-    """The logits behind a prompt."""
+    """The logits after a prompt."""
     sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
     assert engine._scheduler.block_manager.allocate(sequence)
     logits: torch.Tensor = engine.steps.runner.logits(plan_of([sequence]))[0]  # type: ignore[attr-defined]
@@ -76,17 +76,17 @@ def run_with_logits(engine: Engine, prompt: list[int]) -> torch.Tensor:
     return logits
 
 
-def test_int8_is_refused_on_a_gpu(config: ModelConfig) -> None:
-    """Each step would unpack all weights; the message names what does not."""
+def test_int8_is_rejected_on_a_gpu(config: ModelConfig) -> None:
+    """Each step would unpack all weights; the message recommends fp8."""
     with pytest.raises(ModelLoadError, match=r"INFERENCE_DTYPE is int8.*INFERENCE_DTYPE=fp8"):
         weight_type("int8", config, CUDA)
 
 
 @pytest.mark.parametrize(("capability", "fits"), [((8, 0), False), ((8, 9), True), ((9, 0), True)])
-def test_fp8_is_refused_on_gpus_that_cannot_multiply_it(
+def test_fp8_is_rejected_on_gpus_without_it(
     config: ModelConfig, capability: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By variable and compute capability."""
+    """The message names the variable and the compute capability."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     if fits:
         assert weight_type("fp8", config, CUDA) == "fp8"
@@ -97,14 +97,14 @@ def test_fp8_is_refused_on_gpus_that_cannot_multiply_it(
             weight_type("fp8", config, CUDA)
 
 
-def test_fp8_takes_sizes_that_sixteen_divides(config: ModelConfig) -> None:
-    """As the product on a GPU does; said on a CPU too, where a model may be tried first."""
+def test_fp8_needs_multiples_of_16(config: ModelConfig) -> None:
+    """A GPU's product needs them; the check also runs on a CPU, for models tried there first."""
     odd: dict[str, Any] = {"hidden_size": 72, "intermediate_size": 100}
     with pytest.raises(ModelLoadError, match=r"hidden_size 72, intermediate_size 100.* of 16"):
         weight_type("fp8", replace(config, **odd), torch.device("cpu"))
 
 
-def test_kernels_that_cannot_be_had_are_named(make_engine: Callable[..., Engine]) -> None:
-    """INFERENCE_KERNELS=triton takes a GPU."""
+def test_unavailable_kernels_are_named(make_engine: Callable[..., Engine]) -> None:
+    """INFERENCE_KERNELS=triton needs a GPU."""
     with pytest.raises(ModelLoadError, match="INFERENCE_KERNELS is triton, but"):
         make_engine(kernels="triton")

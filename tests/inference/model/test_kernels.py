@@ -1,7 +1,7 @@
-"""Triton's kernels without a GPU: interpreted, and compiled for some that are not there.
+"""Tests the Triton kernels without a GPU: in the interpreter, and by compiling them.
 
-In processes of their own: what Triton decorates is interpreted or compiled from the first import
-on, for ever.
+The checks run in separate processes, because Triton decides at import whether it interprets or
+compiles kernels.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ pytestmark = [
 
 @pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem)
 def test_in_the_interpreter(path: Path) -> None:
-    """They compute what torch's operations do."""
+    """The kernels compute the same as torch's operations."""
     check(path, TRITON_INTERPRET="1")
 
 
 @pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.stem)
-def test_for_gpus_that_are_not_there(path: Path, tmp_path: Path) -> None:
-    """They become machine code within the limits of several generations."""
+def test_compiled_for_several_gpus(path: Path, tmp_path: Path) -> None:
+    """They compile within the resource limits of several GPU generations."""
     check(path, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
 
 
 def check(path: Path, **variables: str) -> None:
-    """All checks of a file pass, in a process with these variables."""
+    """Runs all checks of a file in a process with these environment variables."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
     environment = {**os.environ, **variables}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Triton's launcher, compiled where there is neither a GPU nor its driver."""
+"""Compiling Triton's launcher on a machine without a GPU and its driver."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ print(callable(module.launch), callable(module.load_binary))
 
 @pytest.fixture
 def compiler() -> str:
-    """The machine's."""
+    """The path of the machine's C compiler."""
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not found:
         pytest.skip("NO LAUNCHER IS TESTED: there is no C compiler")
     return found
 
 
-def test_it_is_compiled_and_taken(
+def test_it_is_compiled_and_installed(
     compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It asks for the driver by the name that it has on a machine with a GPU, and for no more."""
+    """Triton uses it; its only missing dependency is the driver, libcuda.so.1."""
     monkeypatch.setattr(launcher, "FOLDER", tmp_path)
     monkeypatch.setattr(triton.knobs.build, "impl", None)
     assert not launcher.install()
@@ -54,7 +54,7 @@ def test_it_is_compiled_and_taken(
     without = subprocess.run(
         [sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, timeout=60
     )
-    if without.returncode:  # as it is where there is no driver
+    if without.returncode:  # on a machine without the driver
         assert "libcuda.so.1" in without.stderr
     launcher._compile_driver(compiler, driver)
     (driver / "libcuda.so").rename(driver / "libcuda.so.1")
@@ -69,8 +69,8 @@ def test_it_is_compiled_and_taken(
     assert (done.stdout.strip(), done.stderr) == ("True True", "")
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler, or Python's headers."""
+def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors name a missing compiler, missing Python headers and a failed compiler."""
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "which", lambda _: None)
         with pytest.raises(launcher.CompileError, match="no C compiler"):

@@ -1,4 +1,4 @@
-"""How attention is cut up, so that a GPU is full."""
+"""Tiles and splits of the attention kernel, and tiles of the matrix product."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def launches(
     head_bytes: int = 256,
     part: int = 0,
 ) -> list[tuple[int, ...]]:
-    """Tiles, rows of a tile and splits of each launch for a step of these."""
+    """(tiles, rows per tile, splits) of each launch for a step of these spans."""
     step = make_step(spans, 16, num_blocks=sum(-(-sum(span) // 16) for span in spans))
     made = Launches(num_heads=num_heads, num_kv_heads=num_kv_heads, num_programs=H200, part=part)
     return [
@@ -36,7 +36,7 @@ def launches(
 @pytest.mark.parametrize(
     ("spans", "expected"),
     [
-        # One stream: 8 KV heads would be 8 programs.
+        # One stream: without splits there would be 8 programs, one per KV head.
         ([(4000, 1)], [(1, 16, MAX_SPLITS)]),
         # No part has fewer than 64 keys.
         ([(100, 1)], [(1, 16, 2)]),
@@ -44,7 +44,7 @@ def launches(
         ([(100, 1)] * 64, [(1, 16, 1)]),
         # A prompt: 16 queries times 4 heads of a group in a tile.
         ([(0, 2048)], [(128, 64, 1)]),
-        # Drafts: nine queries, whose keys are split as well.
+        # Draft tokens: the keys of nine queries are split, too.
         ([(4000, 9)], [(1, 64, MAX_SPLITS)]),
         ([(4000, 2)], [(1, 16, MAX_SPLITS)]),
         # Both kinds in one step.
@@ -52,7 +52,7 @@ def launches(
     ],
 )
 def test_few_programs_are_split(spans: list[Span], expected: list[tuple[int, ...]]) -> None:
-    """Until they fill the device."""
+    """The keys are split until the programs fill the GPU."""
     assert launches(spans) == expected
 
 
@@ -60,7 +60,7 @@ def test_few_programs_are_split(spans: list[Span], expected: list[tuple[int, ...
     ("heads", "rows"), [((8, 8), 16), ((28, 4), 16), ((64, 2), 32), ((71, 1), 128)]
 )
 def test_a_tile_holds_a_whole_group(heads: tuple[int, int], rows: int) -> None:
-    """Of query heads, also where it is large or no power of two."""
+    """A tile contains whole groups of query heads, also large or odd ones."""
     [(_, tile_rows, _)] = launches([(100, 1)], *heads)
     assert tile_rows == rows
     [(num_tiles, tile_rows, _)] = launches([(0, 100)], *heads)
@@ -68,7 +68,7 @@ def test_a_tile_holds_a_whole_group(heads: tuple[int, int], rows: int) -> None:
 
 
 def test_large_heads_have_smaller_tiles() -> None:
-    """As keys and values need room beside the queries."""
+    """Keys and values also need shared memory."""
     assert [launches([(0, 300)], head_bytes=size)[0][1] for size in (128, 160, 512, 1024)] == [
         64,
         64,
@@ -81,15 +81,15 @@ def test_large_heads_have_smaller_tiles() -> None:
     ("spans", "num_splits"),
     [([(1000, 1)], 4), ([(250, 1)], 1), ([(1000, 1)] * 40, 1), ([(0, 2048)], 1), ([(300, 1)], 2)],
 )
-def test_parts_of_a_length_are_in_tiles_of_one_size(spans: list[Span], num_splits: int) -> None:
-    """They are split where that fills the device, and in as many as there are."""
+def test_parts_of_fixed_length_use_one_tile_size(spans: list[Span], num_splits: int) -> None:
+    """If the keys are split, each part is a split."""
     [(_, tile_rows, found)] = launches(spans, part=256)
     assert tile_rows == 64
     assert found == num_splits
 
 
-def test_no_context_has_more_parts_than_are_combined() -> None:
-    """Short ones have few."""
+def test_no_context_exceeds_the_maximum_of_parts() -> None:
+    """Parts get longer with the longest context, but are at least 256 keys."""
     assert [part_length(size) for size in (100, 8192, 8193, 131_072)] == [256, 256, 512, 4096]
     for size in (1000, 40_000, 1_000_000):
         assert -(-size // part_length(size)) <= MAX_SPLITS
@@ -101,20 +101,22 @@ def test_no_context_has_more_parts_than_are_combined() -> None:
         (1, 4096, (16, 64)),
         (17, 28_672, (32, 64)),
         (64, 4096, (64, 64)),
-        # Twice as many programs as there are processors would take two turns.
+        # Smaller tiles would need two waves of programs.
         (128, 6144, (64, 128)),
         (256, 28_672, (256, 128)),
         (2048, 4096, (256, 128)),
     ],
 )
-def test_tiles_take_few_turns(num_rows: int, num_outputs: int, expected: tuple[int, int]) -> None:
-    """On an H200."""
+def test_tiles_minimise_the_time(
+    num_rows: int, num_outputs: int, expected: tuple[int, int]
+) -> None:
+    """For an H200."""
     tile = tile_for(num_rows, num_outputs, 1, Device())
     assert (tile.rows, tile.outputs) == expected
 
 
 def test_tiles_fit_in_the_shared_memory() -> None:
-    """Less is read ahead where there is less of it."""
+    """A GPU with less shared memory gets fewer pipeline stages."""
     small = Device(num_processors=58, shared_memory=99 * 1024)
     for num_rows in (1, 32, 64, 128, 256, 4096):
         for num_outputs in (64, 4096, 128_256):

@@ -1,4 +1,4 @@
-"""Reading a model's folder: layouts old and new, sharded or not, and what is wrong with it."""
+"""Loading a model's folder: config layouts, shards, unused tensors, and invalid files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.inference.model.families import VOCAB_SIZE, reference
 
 @pytest.fixture
 def folder(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of a small model's folder, to be spoilt."""
+    """A copy of a small model's folder that a test can modify."""
     return Path(shutil.copytree(model_folder("llama-tied-gqa"), tmp_path / "model"))
 
 
 def load(folder: Path, **options: Any) -> Any:
-    """An engine of the folder."""
+    """Loads an engine from the folder."""
     defaults = {
         "device": "cpu",
         "kv_cache_tokens": 256,
@@ -37,7 +37,7 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 def change_config(folder: Path, file: str = "config.json", **values: Any) -> None:
-    """Sets fields of a JSON file; None takes one away."""
+    """Sets fields of a JSON file; None removes a field."""
     path = folder / file
     config = json.loads(path.read_text()) if path.exists() else {}
     config.update(values)
@@ -56,7 +56,7 @@ def test_the_model_is_described(folder: Path) -> None:
 
 
 def test_shards_are_read_by_their_index(folder: Path) -> None:
-    """The tensors of several files make the same model; a missing file is named."""
+    """Tensors are read from all files of the index; an error names a missing file."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -74,7 +74,7 @@ def test_shards_are_read_by_their_index(folder: Path) -> None:
 
 
 def test_both_layouts_of_the_config_are_read(folder: Path) -> None:
-    """rope_theta, rope_scaling and torch_dtype of old; rope_parameters and dtype of new."""
+    """transformers 4: rope_theta, rope_scaling, torch_dtype; 5: rope_parameters, dtype."""
     scaling = {
         "factor": 8.0,
         "low_freq_factor": 1.0,
@@ -106,7 +106,7 @@ def test_both_layouts_of_the_config_are_read(folder: Path) -> None:
 
 @pytest.mark.parametrize(("eos", "expected"), [(3, (3,)), ([3, 4], (3, 4)), (None, ())])
 def test_eos_ids_are_one_several_or_none(folder: Path, eos: Any, expected: tuple[int, ...]) -> None:
-    """Without a generation_config.json, config.json decides."""
+    """Without generation_config.json the ids come from config.json."""
     (folder / "generation_config.json").unlink(missing_ok=True)
     change_config(folder, eos_token_id=eos)
     assert load_config(folder).eos_token_ids == expected
@@ -130,7 +130,7 @@ def test_eos_ids_are_one_several_or_none(folder: Path, eos: Any, expected: tuple
 def test_a_window_is_on_all_layers_or_none(
     folder: Path, architecture: str, values: dict[str, Any], window: int | str | None
 ) -> None:
-    """Each family says in its own way which layers have one; a mixture is refused."""
+    """Each family configures it differently; a mixture of layers is rejected."""
     change_config(folder, architectures=[architecture], **{"sliding_window": 20, **values})
     if window == "some":
         with pytest.raises(ModelLoadError, match="on some layers only"):
@@ -140,7 +140,7 @@ def test_a_window_is_on_all_layers_or_none(
 
 
 def test_every_fourth_layer_has_no_positions(folder: Path) -> None:
-    """Where SmolLM3's file does not say which, or says 0; and its embeddings are tied."""
+    """SmolLM3's default if the config has no list; its embeddings are tied by default."""
     change_config(
         folder,
         architectures=["SmolLM3ForCausalLM"],
@@ -163,17 +163,17 @@ def test_every_fourth_layer_has_no_positions(folder: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(
+def test_a_config_that_does_not_match_is_rejected(
     folder: Path, values: dict[str, Any], message: str
 ) -> None:
-    """The message says which file, field or tensor is at fault."""
+    """The message names the file, field or tensor."""
     change_config(folder, **values)
     with pytest.raises(ModelLoadError, match=message):
         load(folder)
 
 
 def test_missing_files_are_named(folder: Path) -> None:
-    """No weights, or no config."""
+    """The errors name missing weights and a missing config."""
     (folder / "model.safetensors").rename(folder / "model.bin")
     with pytest.raises(ModelLoadError, match=r"no \*\.safetensors file"):
         load(folder)
@@ -183,7 +183,7 @@ def test_missing_files_are_named(folder: Path) -> None:
 
 
 def test_a_damaged_file_is_named(folder: Path) -> None:
-    """Half a download is no model."""
+    """The error names a truncated file."""
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelLoadError, match=r"model\.safetensors is not a safetensors file"):
@@ -191,7 +191,7 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
 
 
 def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
-    """Adds tensors to the checkpoint; `__` in a name stands for a dot."""
+    """Adds tensors to the checkpoint; `__` in a name means a dot."""
     path = folder / "model.safetensors"
     named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
     save_file({**load_file(path), **named}, path)
@@ -220,8 +220,8 @@ def test_redundant_tensors_are_not_logged(folder: Path, caplog: pytest.LogCaptur
     assert "checkpoint has unused tensors" not in caplog.messages
 
 
-def test_a_context_beyond_the_model_is_refused(folder: Path) -> None:
-    """The setting may shorten the context, not stretch it."""
+def test_a_context_beyond_the_model_is_rejected(folder: Path) -> None:
+    """The setting can only reduce the model's context length."""
     assert load(folder, max_context=100).model_info.max_context == 100
     with pytest.raises(ModelLoadError, match=r"512 positions\. Given: 513"):
         load(folder, max_context=513)

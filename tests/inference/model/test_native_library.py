@@ -1,4 +1,4 @@
-"""How the native decoder's library is found, compiled, and done without."""
+"""Finding and compiling the native library, and the fallback to torch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ pytestmark = pytest.mark.timeout(300)  # some seconds of compiling, on busy core
 
 
 @pytest.fixture(autouse=True)
-def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test looks anew, in a home of its own, on a CPU that has AVX2 and no more."""
+def isolate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Isolates each test: no memoised library, an empty cache, a CPU with AVX2 only."""
     monkeypatch.setattr(library, "load_variant", library.load_variant.__wrapped__)
     monkeypatch.setattr(library, "cpu_flags", lambda: {"avx2", "fma"})
     monkeypatch.setattr(library, "_cache_folder", lambda: tmp_path / "cache")
 
 
-def test_the_compiler_makes_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was compiled is found again without a compiler, and nothing else is left."""
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cached library needs no compiler; no temporary files are left."""
     first = library.load()
     assert isinstance(first, ctypes.CDLL)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]
@@ -35,14 +35,14 @@ def test_the_compiler_makes_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_missing_cpu_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason says what the CPU lacks for the slowest."""
+    """The reason names the features that the slowest variant needs."""
     monkeypatch.setattr(library, "cpu_flags", lambda: {"avx", "avx512f", "fma"})
     with pytest.raises(library.Unavailable, match=r"^the CPU lacks avx2$"):
         library.load()
 
 
-def test_the_widest_vectors_are_taken() -> None:
-    """Whatever else a CPU has; one that lacks a part of AVX-512 takes AVX2."""
+def test_the_widest_supported_vectors_are_used() -> None:
+    """A CPU that lacks any part of AVX-512 uses AVX2."""
     wide, narrow = library.VARIANTS
     flags = {*wide.cpu_flags, *narrow.cpu_flags, "sse4_2"}
     assert library.best_variant(flags) is wide
@@ -50,23 +50,23 @@ def test_the_widest_vectors_are_taken() -> None:
         assert library.best_variant(flags - {flag}) is narrow
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the code is for x86")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the code is for x86 only")
 @pytest.mark.parametrize("variant", library.VARIANTS, ids=lambda variant: variant.name)
-def test_each_compiles(variant: library.Variant, tmp_path: Path) -> None:
-    """On any CPU, as when an image is built."""
+def test_every_variant_compiles(variant: library.Variant, tmp_path: Path) -> None:
+    """On any CPU, as in the build of an image."""
     library.compile_to(tmp_path / "made.so", variant)
     assert (tmp_path / "made.so").stat().st_size > 0
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason says that there is none."""
+    """The reason says that there is no compiler."""
     monkeypatch.setattr(library.shutil, "which", lambda _: None)
     with pytest.raises(library.Unavailable, match="no C compiler"):
         library.load()
 
 
 def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its own words are kept; nothing half made stays behind."""
+    """The reason contains its error output; no partial file is left."""
     monkeypatch.setattr(library, "COMPILER_FLAGS", ("-no-such-flag",))
     with pytest.raises(library.Unavailable, match="no-such-flag"):
         library.load()
@@ -74,16 +74,16 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    """A file stands where the folder should be."""
+    """The cache folder's path is a file."""
     (tmp_path / "cache").write_text("")
     with pytest.raises(library.Unavailable, match="is not writable"):
         library.load()
 
 
-def test_an_engine_goes_on_with_torch(
+def test_an_engine_falls_back_to_torch(
     model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the library `auto` takes torch, and `native` says why it cannot be had."""
+    """Without the library `auto` uses torch, and `native` fails with the reason."""
 
     def unavailable() -> ctypes.CDLL:
         raise library.Unavailable("there is no C compiler and no compiled library")

@@ -1,4 +1,4 @@
-"""The engine against transformers: the same logits, the same greedy tokens."""
+"""Compares the engine's logits and greedy tokens with transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_engine_of_each(
     make_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Engine]:
-    """Makes engines that compute with torch, then such that compute natively."""
+    """Makes engines with torch's operations, then with each native variant."""
     kernels = use_kernels(request.param, monkeypatch)
 
     def make(*arguments: Any, **options: Any) -> Engine:
@@ -43,7 +43,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 def run(
     engine: Engine, batch: Iterable[list[int]], num_tokens: int = 24, **params: object
 ) -> list[list[int]]:
-    """The completions of a batch that arrives at once."""
+    """The completions of a batch of prompts that arrive together."""
     sequences = [
         Sequence(str(number), prompt, SamplingParams(max_tokens=num_tokens, **{**GREEDY, **params}))  # type: ignore[arg-type]
         for number, prompt in enumerate(batch)
@@ -77,19 +77,19 @@ def test_greedy_equals_transformers_alone_and_in_a_batch(
     expected = [reference_greedy(family, prompt, 24) for prompt in batch]
     alone = make_engine(family)
     assert [run(alone, [prompt])[0] for prompt in batch] == expected
-    # Another engine: this one would find the prompts in its prefix cache.
+    # A new engine: the first one has the prompts in its prefix cache.
     assert run(make_engine(family), batch) == expected
 
 
 def test_chunked_prefill_changes_nothing(make_engine: Callable[..., Engine], family: str) -> None:
-    """A prompt computed in pieces gives the tokens it gives in one."""
+    """A prompt gives the same tokens with and without chunked prefill."""
     batch = prompts(40, 70, 9)
     whole = run(make_engine(family), batch)
     assert run(make_engine(family, max_num_batched_tokens=16, max_num_seqs=8), batch) == whole
 
 
 def test_the_prefix_cache_changes_nothing(make_engine: Callable[..., Engine], family: str) -> None:
-    """A prompt whose beginning is cached gives the tokens it gives cold, with less computed."""
+    """A prompt with a cached prefix gives the same tokens; only the rest is computed."""
     [prompt] = prompts(70)
     engine = make_engine(family)
     cold = run(engine, [prompt])
@@ -102,7 +102,7 @@ def test_the_prefix_cache_changes_nothing(make_engine: Callable[..., Engine], fa
 
 
 def test_preemption_changes_nothing(make_engine: Callable[..., Engine]) -> None:
-    """Sequences that lose their blocks and are computed anew give the same tokens."""
+    """Preempted sequences are recomputed and give the same tokens."""
     batch = prompts(30, 30, 30, 30)
     roomy = run(make_engine(), batch, num_tokens=60)
     engine = make_engine(kv_cache_tokens=192)
@@ -111,8 +111,8 @@ def test_preemption_changes_nothing(make_engine: Callable[..., Engine]) -> None:
     assert engine.load().kv_usage == 0
 
 
-def test_a_resumed_sequence_goes_on_as_it_would_have(make_engine: Callable[..., Engine]) -> None:
-    """Greedy and seeded: what another replica has generated counts as output."""
+def test_a_resumed_sequence_continues_identically(make_engine: Callable[..., Engine]) -> None:
+    """Greedy and seeded; another replica's tokens count as part of the completion."""
     [prompt] = prompts(20)
     for params in ({}, {"temperature": 1.0, "seed": 7}, {"frequency_penalty": 1.5}):
         whole = run(make_engine(), [prompt], **params)[0]
@@ -132,8 +132,8 @@ def test_a_resumed_sequence_goes_on_as_it_would_have(make_engine: Callable[..., 
         assert sequence.finish.num_prompt_tokens == 20
 
 
-def test_a_seed_decides_whatever_else_runs(make_engine: Callable[..., Engine]) -> None:
-    """A seeded sequence has the same tokens alone and among others, and another seed others."""
+def test_a_seed_determines_the_tokens_in_any_batch(make_engine: Callable[..., Engine]) -> None:
+    """A seeded sequence gets the same tokens alone and in a batch; another seed gives others."""
     first, *others = prompts(12, 30, 3, 18)
     sampled = {"temperature": 1.0, "top_p": 0.95}
     alone = run(make_engine(), [first], seed=1, **sampled)[0]
@@ -145,7 +145,7 @@ def test_a_seed_decides_whatever_else_runs(make_engine: Callable[..., Engine]) -
 def test_narrow_weights_are_close(
     make_engine: Callable[..., Engine], family: str, dtype: str, closeness: float
 ) -> None:
-    """Logits from narrower weights point the same way as those in float32."""
+    """Logits from narrower weights have a high cosine similarity to float32."""
     engine = make_engine(family, dtype=dtype)
     [prompt] = prompts(40)
     sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]

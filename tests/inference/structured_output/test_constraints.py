@@ -1,4 +1,4 @@
-"""Answers of a random model that must keep to a form, in batches with others that need not."""
+"""Structured output of a random model, in batches with unconstrained sequences."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NUMBER: /[0-9]{1,3}/
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The spelling model's folder."""
+    """The folder of a random model with a tokenizer."""
     path = tmp_path_factory.mktemp("spelling")
     save_spelling(path)
     return path
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Callable[..., Engine]:
-    """Makes an engine of the spelling model."""
+    """Makes an engine of that model."""
 
     def load(**options: Any) -> Engine:
         threads = torch.get_num_threads()
@@ -78,7 +78,7 @@ def sequence_of(
     ids: Any = (5, 6, 7),
     **params: Any,
 ) -> Sequence:
-    """A sequence, seeded by its name where it samples."""
+    """A sequence with its name as the seed."""
     values = {"max_tokens": 1500, "seed": int(name) if name.isdigit() else 0, **params}
     return Sequence(
         name,
@@ -90,7 +90,7 @@ def sequence_of(
 
 
 def run(engine: Engine, sequences: list[Sequence]) -> None:
-    """To the end, some at a time."""
+    """Runs all sequences to their end, with at most 20 waiting."""
     waiting = iter(sequences)
     for sequence in waiting:
         engine.add(sequence)
@@ -101,13 +101,13 @@ def run(engine: Engine, sequences: list[Sequence]) -> None:
 
 
 def finish_of(sequence: Sequence) -> Finish:
-    """How it ended."""
+    """The finish of a sequence that has ended."""
     assert sequence.finish is not None
     return sequence.finish
 
 
 def text_of(sequence: Sequence) -> str:
-    """The text of a completion that ended by itself, without the end-of-sequence token."""
+    """The text of a completion that ended with an end-of-sequence token, without that."""
     assert finish_of(sequence).reason is FinishReason.STOP, sequence
     *ids, last = sequence.token_ids[sequence.num_prompt_tokens :]
     assert last in EOS
@@ -116,15 +116,15 @@ def text_of(sequence: Sequence) -> str:
 
 
 def schemas() -> Iterator[dict[str, Any]]:
-    """Each of them different in what it asks for."""
+    """Random JSON schemas, the same in each run."""
     rng = random.Random(42)
     for _ in range(NUM_SCHEMAS):
         yield random_schema(rng)
 
 
 @pytest.mark.timeout(180)
-def test_every_answer_is_valid_under_its_schema(make: Callable[..., Engine]) -> None:
-    """Two hundred schemas, greedy and sampled, beside sequences that are free to say anything."""
+def test_every_output_matches_its_schema(make: Callable[..., Engine]) -> None:
+    """200 schemas, greedy and sampled, in a batch with unconstrained sequences."""
     engine = make()
     given = {str(number): schema for number, schema in enumerate(schemas())}
     sequences = [
@@ -145,10 +145,10 @@ def test_every_answer_is_valid_under_its_schema(make: Callable[..., Engine]) -> 
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_expressions_and_grammars_are_kept_to(
+def test_outputs_match_expressions_and_grammars(
     make: Callable[..., Engine], temperature: float
 ) -> None:
-    """A regular expression matches the whole; a sum of numbers can be read as one."""
+    """The output matches the regular expression, or is a sum by the grammar."""
     engine = make()
     expression = OutputConstraint(ConstraintForm.REGEX, EXPRESSION)
     grammar = OutputConstraint(ConstraintForm.GRAMMAR, GRAMMAR)
@@ -156,7 +156,7 @@ def test_expressions_and_grammars_are_kept_to(
         sequence_of(str(n), (expression, grammar)[n % 2], temperature=temperature, ids=[5, n])
         for n in range(20)
     ]
-    # A greedy model may open brackets for ever; this keeps it from that.
+    # A greedy model may open brackets without end; a bias prevents that.
     [bracket] = TOKENIZER.encode("(").ids
     for number in range(len(sequences)):
         if number % 2 and not temperature:
@@ -173,8 +173,8 @@ def test_expressions_and_grammars_are_kept_to(
             assert re.fullmatch(EXPRESSION, text)
 
 
-def test_any_object_is_an_object(make: Callable[..., Engine]) -> None:
-    """With no schema the answer is still an object, whatever is in it."""
+def test_json_object_gives_an_object(make: Callable[..., Engine]) -> None:
+    """Without a schema the output is a JSON object with any content."""
     quote, close = (TOKENIZER.encode(text).ids[0] for text in ('"', "}"))
     sequences = [
         sequence_of(
@@ -188,18 +188,18 @@ def test_any_object_is_an_object(make: Callable[..., Engine]) -> None:
     assert all(isinstance(json.loads(text_of(s), strict=False), dict) for s in sequences)
 
 
-def test_the_end_is_the_end(make: Callable[..., Engine]) -> None:
-    """Neither ignore_eos nor min_tokens draws anything behind a complete form."""
+def test_a_complete_output_ends_the_sequence(make: Callable[..., Engine]) -> None:
+    """ignore_eos and min_tokens do not extend a complete output."""
     constraint = OutputConstraint(ConstraintForm.REGEX, "ab?")
     sequence = sequence_of("0", constraint, ignore_eos=True, min_tokens=50)
     run(make(), [sequence])
     assert text_of(sequence) == "ab"
 
 
-def test_a_sequence_that_is_cut_off_keeps_to_the_form_until_then(
+def test_a_truncated_output_is_a_valid_prefix(
     make: Callable[..., Engine],
 ) -> None:
-    """max_tokens ends it with length: what is there is a beginning."""
+    """max_tokens ends the sequence with finish reason length."""
     constraint = OutputConstraint(ConstraintForm.REGEX, "(ab){50}")
     sequence = sequence_of("0", constraint, max_tokens=7)
     run(make(), [sequence])
@@ -208,8 +208,8 @@ def test_a_sequence_that_is_cut_off_keeps_to_the_form_until_then(
     assert ("ab" * 50).startswith(text)
 
 
-def test_a_resumed_or_preempted_answer_is_the_same(make: Callable[..., Engine]) -> None:
-    """The matcher follows what another replica has said, and lives through preemption."""
+def test_resumption_and_preemption_do_not_change_the_output(make: Callable[..., Engine]) -> None:
+    """The matcher replays another replica's tokens, and survives preemption."""
     constraint = schema_of(random_schema(random.Random(5), depth=3))
     whole = sequence_of("0", constraint)
     run(make(), [whole])
@@ -232,8 +232,10 @@ def test_a_resumed_or_preempted_answer_is_the_same(make: Callable[..., Engine]) 
     assert [s.token_ids for s in tight] == [s.token_ids for s in expected]
 
 
-def test_a_resumed_answer_that_breaks_the_form_is_refused(make: Callable[..., Engine]) -> None:
-    """Such a sequence ends with an error that says so; its neighbours go on."""
+def test_a_resumed_completion_that_violates_the_constraint_fails(
+    make: Callable[..., Engine],
+) -> None:
+    """The sequence ends with an error; other sequences continue."""
     constraint = OutputConstraint(ConstraintForm.REGEX, "ab")
     ids = [5, 6, 7, *TOKENIZER.encode("x").ids]
     wrong = sequence_of("0", constraint, ids=ids, resumed=1)
@@ -260,10 +262,10 @@ def test_a_resumed_answer_that_breaks_the_form_is_refused(make: Callable[..., En
         ("grammar", "start: foo", 'grammar is not valid.*unknown name: "foo"'),
     ],
 )
-def test_a_bad_constraint_is_refused_by_name(
+def test_an_invalid_constraint_is_rejected_by_name(
     make: Callable[..., Engine], form: str, text: str, message: str
 ) -> None:
-    """The message names the field and what is wrong; the engine keeps nothing of it."""
+    """The message names the field and the problem; the engine keeps no state of it."""
     engine = make()
     with pytest.raises(InvalidSamplingParams, match=message) as caught:
         engine.add(sequence_of("0", OutputConstraint(ConstraintForm(form), text)))
@@ -271,18 +273,16 @@ def test_a_bad_constraint_is_refused_by_name(
     assert not engine.has_work
 
 
-def test_a_model_without_tokenizer_refuses_constraints(
+def test_a_model_without_tokenizer_rejects_constraints(
     make_engine: Callable[..., Engine],
 ) -> None:
-    """It is served all the same."""
+    """The model serves other requests."""
     with pytest.raises(InvalidSamplingParams, match="names no end-of-sequence token"):
         make_engine().add(sequence_of("0", OutputConstraint(ConstraintForm.JSON_OBJECT)))
 
 
-async def test_constraints_come_over_the_wire(
-    make: Callable[..., Engine], no_tasks_left: None
-) -> None:
-    """Each form as a field; what is wrong with one is told of before the stream begins."""
+async def test_constraints_over_grpc(make: Callable[..., Engine], no_tasks_left: None) -> None:
+    """Each kind is a field; an invalid one fails before the stream begins."""
     async with serving(make) as served:
         stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
 
