@@ -1,4 +1,4 @@
-"""What belongs to a request."""
+"""The request context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mesh.context import (
 
 
 def test_the_current_request_ends_with_its_block() -> None:
-    """Blocks nest, and outside of all there is none."""
+    """Blocks nest; outside of all there is no request."""
     outer, inner = RequestContext(request_id="1"), RequestContext(request_id="2")
     with use_request(outer):
         with use_request(inner):
@@ -27,7 +27,7 @@ def test_the_current_request_ends_with_its_block() -> None:
     assert current_request() is None
 
 
-async def test_tasks_have_each_their_own_request() -> None:
+async def test_each_task_has_its_own_request() -> None:
     """Concurrent requests do not see each other."""
 
     async def work(name: str) -> str:
@@ -40,8 +40,8 @@ async def test_tasks_have_each_their_own_request() -> None:
     assert await asyncio.gather(*map(work, "abc")) == ["a", "b", "c"]
 
 
-def test_annotations_gather_on_the_request() -> None:
-    """Later ones overwrite; without a request they go nowhere."""
+def test_annotations_are_added_to_the_request() -> None:
+    """Later values overwrite earlier ones; without a request they are ignored."""
     annotate(lost=1)
     with use_request(RequestContext(request_id="1")) as request:
         annotate(num_tokens=1, model="m")
@@ -50,7 +50,7 @@ def test_annotations_gather_on_the_request() -> None:
 
 
 def test_remaining_time_is_never_negative() -> None:
-    """A deadline that has passed leaves 0, none leaves None."""
+    """0 after a passed deadline, None without one."""
     now = time.monotonic()
     assert RequestContext(request_id="1").remaining() is None
     assert RequestContext(request_id="1", deadline=now - 5).remaining() == 0
@@ -58,19 +58,19 @@ def test_remaining_time_is_never_negative() -> None:
 
 
 @pytest.mark.parametrize("given", ["r-1", "a" * 128, "A.b_c:d/e+f=g@h-i"])
-def test_a_fit_request_id_is_kept(given: str) -> None:
-    """Callers may bring their own."""
+def test_a_valid_request_id_is_kept(given: str) -> None:
+    """Callers may send their own ids."""
     assert accept_request_id(given) == given
 
 
 @pytest.mark.parametrize("given", [None, "", "a" * 129, "a b", "a\nb", "é", 'x"y', "r-1\n"])
-def test_an_unfit_request_id_is_replaced(given: str | None) -> None:
-    """What could break a header or a log line gets a fresh id instead."""
+def test_an_invalid_request_id_is_replaced(given: str | None) -> None:
+    """Ids that could break a header or a log line are replaced by a new one."""
     accepted = accept_request_id(given)
     assert accepted != given
     assert len(accepted) == 32
 
 
-def test_fresh_ids_differ() -> None:
+def test_new_ids_differ() -> None:
     """No two requests share one."""
     assert len({new_request_id() for _ in range(100)}) == 100

@@ -1,4 +1,4 @@
-"""The one error, its two tables, and its way through gRPC metadata."""
+"""MeshError, its two tables, and its mapping to gRPC metadata and back."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def rpc_error(
 
 @pytest.mark.parametrize("table", [GRPC_STATUS, HTTP_ERROR])
 def test_both_tables_cover_every_kind(table: MappingProxyType[ErrorKind, object]) -> None:
-    """No kind lacks a status, and none is there that is no kind."""
+    """Each kind has a status, and each entry is a kind."""
     assert set(table) == set(ErrorKind)
 
 
 def test_http_statuses_are_errors() -> None:
-    """Each kind is a 4xx or 5xx, and only INTERNAL, UNAVAILABLE and the like are the server's."""
+    """Each kind is a 4xx or 5xx; only server failures such as INTERNAL are 5xx."""
     statuses = {kind: error.status for kind, error in HTTP_ERROR.items()}
     server = {kind for kind, status in statuses.items() if status >= 500}
     assert min(statuses.values()) >= 400
@@ -47,15 +47,15 @@ def test_http_statuses_are_errors() -> None:
 
 
 @pytest.mark.parametrize("kind", list(ErrorKind))
-def test_an_error_survives_the_way_there_and_back(kind: ErrorKind) -> None:
-    """Kind, message, field and delay come out of the status as they went in."""
+def test_an_error_survives_the_round_trip(kind: ErrorKind) -> None:
+    """Kind, message, field and delay are preserved."""
     sent = MeshError(kind, "größer: 5", param="max_tokens", retry_after=1.25)
     received = from_rpc_error(rpc_error(*status_of(sent)))
     assert vars(received) == vars(sent)
 
 
-def test_fields_that_are_not_set_stay_unset() -> None:
-    """No field and no delay are invented."""
+def test_unset_fields_stay_unset() -> None:
+    """Field and delay are None."""
     received = from_rpc_error(rpc_error(*status_of(MeshError(ErrorKind.OVERLOADED, "full"))))
     assert received.param is None
     assert received.retry_after is None
@@ -73,24 +73,24 @@ def test_fields_that_are_not_set_stay_unset() -> None:
         (grpc.StatusCode.DATA_LOSS, ErrorKind.INTERNAL),
     ],
 )
-def test_statuses_of_grpcs_own_get_the_nearest_kind(code: grpc.StatusCode, kind: ErrorKind) -> None:
-    """Without our metadata the code decides, and a message is always there."""
+def test_grpcs_own_statuses_get_the_nearest_kind(code: grpc.StatusCode, kind: ErrorKind) -> None:
+    """Without the kind in the metadata the code decides; there is always a message."""
     error = from_rpc_error(rpc_error(code))
     assert error.kind is kind
     assert error.message
 
 
-def test_details_of_an_unmapped_exception_are_not_passed_on() -> None:
-    """UNKNOWN carries a stranger's exception text, which may hold secrets."""
+def test_details_of_an_unmapped_exception_are_replaced() -> None:
+    """UNKNOWN has the text of an exception, which may contain secrets."""
     error = from_rpc_error(rpc_error(grpc.StatusCode.UNKNOWN, "password is hunter2"))
     assert error.message == INTERNAL_MESSAGE
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code.value[0]])
-def test_words_of_grpcs_own_are_not_passed_on(
+def test_grpcs_own_messages_are_replaced(
     code: grpc.StatusCode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They name addresses; the log has them, and a client gets ours."""
+    """They contain addresses: they are logged, and the client gets a general message."""
     caplog.set_level("INFO", "mesh.errors")
     said = "failed to connect to all addresses; last error: ipv4:10.1.2.3:50053: refused"
     error = from_rpc_error(rpc_error(code, said))
@@ -99,28 +99,28 @@ def test_words_of_grpcs_own_are_not_passed_on(
     assert [record.__dict__["error"] for record in caplog.records] == [said]
 
 
-def test_our_own_words_are_passed_on() -> None:
-    """What a service raised for its caller arrives as it was said."""
+def test_messages_of_services_are_kept() -> None:
+    """The message of a service's error reaches the caller unchanged."""
     sent = MeshError(ErrorKind.UNAVAILABLE, "no engine is ready for model 'demo'")
     assert from_rpc_error(rpc_error(*status_of(sent))).message == sent.message
 
 
 def test_a_kind_of_a_newer_version_falls_back_to_the_code() -> None:
-    """An unknown name in the metadata is no error of its own."""
+    """An unknown kind in the metadata is ignored."""
     trailing: tuple[tuple[str, str | bytes], ...] = ((KIND_METADATA, "brand_new"),)
     error = from_rpc_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "x", trailing))
     assert error.kind is ErrorKind.UNAVAILABLE
 
 
 def test_invalid_names_the_field() -> None:
-    """The short form makes INVALID_REQUEST with its field."""
+    """`invalid` creates INVALID_REQUEST with the field."""
     error = invalid("top_p", "top_p must be in (0, 1], given 2")
     assert (error.kind, error.param) == (ErrorKind.INVALID_REQUEST, "top_p")
     assert repr(error) == "MeshError(invalid_request: top_p must be in (0, 1], given 2)"
 
 
-def test_what_may_quote_a_request_stays_out_of_logs() -> None:
-    """A message about a wrong field has the given value in it; the log says which field only."""
+def test_messages_that_may_quote_a_request_are_not_logged() -> None:
+    """A message about an invalid field contains the given value; the log has only its name."""
     assert invalid("query", "query must be short, given 'my secret'").for_the_log == (
         "query is not valid"
     )

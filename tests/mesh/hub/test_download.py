@@ -1,4 +1,4 @@
-"""Models from the hub: the real client against a server that speaks the hub's protocol."""
+"""Downloads with the real client from a fake server with the hub's API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 class Hub:
-    """One model, `org/model`. `served` may differ from what the metadata says of it."""
+    """One model, `org/model`. `served` may differ from the metadata."""
 
     def __init__(self) -> None:
         self.served = dict(CONTENTS)
@@ -85,7 +85,7 @@ class Hub:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def info(self) -> dict[str, object]:
-        """As the hub describes a model with its files."""
+        """The hub's description of a model with its files."""
         siblings = []
         for name, content in CONTENTS.items():
             blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -97,7 +97,7 @@ class Hub:
         return {"_id": "1", "id": "org/model", "sha": COMMIT, "siblings": siblings}
 
     def tree(self) -> list[dict[str, object]]:
-        """As the hub lists the files of a commit."""
+        """The hub's list of the files of a commit."""
         return [
             {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
             for name, content in CONTENTS.items()
@@ -116,7 +116,7 @@ def hub() -> Iterator[Hub]:
 
 
 def run(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, as the init container runs it."""
+    """Run the command as the init container does."""
     command = [sys.executable, "-m", "mesh.hub.download", "--model=org/model", f"--folder={folder}"]
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
@@ -140,7 +140,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_a_model_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
-    """Weights and tokenizer, no pickle and no code; the second time the hub is not asked."""
+    """Weights and tokenizer, no pickle and no code; the second time the hub is not contacted."""
     folder = tmp_path / "model"
     done = run(hub, folder, f"--sha256=model.safetensors={SHA256}")
     assert done.returncode == 0, done.stderr
@@ -162,8 +162,8 @@ def test_a_tokenizer_comes_without_weights(hub: Hub, tmp_path: Path) -> None:
     assert not [name for name in names_in(folder) if name.endswith(".safetensors")]
 
 
-def test_a_file_that_is_lost_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
-    """What is not whole does not count as there."""
+def test_a_missing_file_is_downloaded_again(hub: Hub, tmp_path: Path) -> None:
+    """An incomplete model does not count as present."""
     folder = tmp_path / "model"
     assert run(hub, folder).returncode == 0
     (folder / "model.safetensors").unlink()
@@ -173,8 +173,8 @@ def test_a_file_that_is_lost_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_that_is_another_is_refused(hub: Hub, tmp_path: Path, name: str) -> None:
-    """Large files by the hub's SHA-256, small ones by git's; there is no marker then."""
+def test_a_modified_file_is_refused(hub: Hub, tmp_path: Path, name: str) -> None:
+    """Large files by the hub's SHA-256, small ones by git's blob id; no marker is written."""
     hub.served[name] = bytes(len(CONTENTS[name]))
     done = run(hub, tmp_path / "model")
     assert done.returncode == 1
@@ -182,8 +182,8 @@ def test_a_file_that_is_another_is_refused(hub: Hub, tmp_path: Path, name: str) 
     assert not (tmp_path / "model" / MARKER).exists()
 
 
-def test_a_checksum_that_was_asked_for_counts(hub: Hub, tmp_path: Path) -> None:
-    """Also for what is there already."""
+def test_given_checksums_are_verified(hub: Hub, tmp_path: Path) -> None:
+    """Also for files that are present already."""
     assert run(hub, tmp_path / "model").returncode == 0
     done = run(hub, tmp_path / "model", f"--sha256=model.safetensors={'0' * 64}")
     assert done.returncode == 1
@@ -192,8 +192,8 @@ def test_a_checksum_that_was_asked_for_counts(hub: Hub, tmp_path: Path) -> None:
     assert "no such file" in done.stderr
 
 
-def test_an_unreachable_hub_is_told(hub: Hub, tmp_path: Path) -> None:
-    """One line, which says what a gated model needs."""
+def test_an_unreachable_hub_is_reported(hub: Hub, tmp_path: Path) -> None:
+    """One line, which mentions the token for gated models."""
     hub.served.clear()
     done = run(hub, tmp_path / "model")
     assert done.returncode == 1
@@ -209,8 +209,8 @@ def test_an_unreachable_hub_is_told(hub: Hub, tmp_path: Path) -> None:
         ("tokenizer", tokenizer_files.FILE_PATTERNS),
     ],
 )
-def test_all_that_a_service_reads_is_downloaded(what: str, patterns: tuple[str, ...]) -> None:
-    """Every kind of file that the services look for is among what is fetched."""
+def test_all_files_that_services_read_are_downloaded(what: str, patterns: tuple[str, ...]) -> None:
+    """The patterns of the services are among those of the download."""
     for pattern in patterns:
         name = pattern.replace("*", "some")
         assert any(fnmatch(name, each) for each in PATTERNS[what]), name

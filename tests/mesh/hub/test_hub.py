@@ -1,4 +1,4 @@
-"""Downloads from a hub: a real one of its kind on loopback, and the library that talks to it."""
+"""Downloads with huggingface_hub from a fake hub on loopback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ except ModelNotFoundError as error:
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves one repository; breaks a connection where it is told to."""
+    """Serves one repository; can break a connection."""
 
     daemon_threads = True
 
@@ -42,14 +42,14 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[tuple[str, str, str | None]] = []
         """Method, path and range of every request."""
         self.break_after: dict[str, int] = {}
-        """Bytes of a file after which a connection ends, once."""
+        """Number of bytes of a file after which the connection is closed, once."""
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def ranges(self, name: str) -> list[str | None]:
-        """The ranges that a file was asked for in, None for the whole."""
+        """The requested ranges of a file; None for the whole file."""
         return [r for method, path, r in self.asked if method == "GET" and path.endswith(name)]
 
 
@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Does not log."""
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -128,7 +128,7 @@ def _etag(data: bytes) -> str:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """A hub that is up during the test."""
+    """A hub that runs during the test."""
     with Hub() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -138,7 +138,7 @@ def hub() -> Iterator[Hub]:
 
 
 def download(hub: Hub, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the library reads its variables when it is imported."""
+    """Run in a separate process, as the library reads its variables when it is imported."""
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, REPOSITORY],
         env={
@@ -158,14 +158,14 @@ def download(hub: Hub, cache: Path, **variables: str) -> subprocess.CompletedPro
 
 
 def contents(done: subprocess.CompletedProcess[str]) -> dict[str, bytes]:
-    """The files of the folder that was printed."""
+    """The files in the printed folder."""
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_download_resumes_shows_progress_and_is_kept(hub: Hub, tmp_path: Path) -> None:
-    """A connection that breaks goes on where it broke; offline, the hub is not asked at all."""
+    """An interrupted download is resumed; offline, the hub is not contacted."""
     name = "model-00001-of-00002.safetensors"
     hub.break_after[name] = 11 * 2**20
     done = download(hub, tmp_path)
@@ -173,7 +173,7 @@ def test_a_download_resumes_shows_progress_and_is_kept(hub: Hub, tmp_path: Path)
     assert contents(done) == expected
     first, *others = hub.ranges(name)
     assert first is None
-    assert others, "it was asked for only once"
+    assert others, "the file was requested only once"
     begin = int((others[0] or "bytes=0-").removeprefix("bytes=").partition("-")[0])
     assert 0 < begin <= 11 * 2**20, "it began anew"
     assert not hub.ranges("pytorch_model.bin"), "nothing that was not asked for"
@@ -188,8 +188,8 @@ def test_a_download_resumes_shows_progress_and_is_kept(hub: Hub, tmp_path: Path)
     assert hub.asked == []
 
 
-def test_offline_without_the_files_is_said_and_asks_nobody(hub: Hub, tmp_path: Path) -> None:
-    """One line, and not one request."""
+def test_offline_without_the_files_is_reported_without_requests(hub: Hub, tmp_path: Path) -> None:
+    """One line, and no request."""
     done = download(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert done.stderr.startswith(f"not found: model '{REPOSITORY}' is not a folder")

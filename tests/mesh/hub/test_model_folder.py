@@ -1,4 +1,4 @@
-"""Where a model's files are found; the hub is never asked here."""
+"""Resolving a model to a folder, without contacting the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mesh.hub.model_folder import ModelNotFoundError, model_folder
 
 @pytest.fixture(autouse=True)
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """Records what would be downloaded."""
+    """Records the requested downloads."""
     asked: list[tuple[str, list[str]]] = []
 
     def snapshot_download(repo_id: str, *, allow_patterns: list[str]) -> str:
@@ -25,16 +25,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return asked
 
 
-def test_a_folder_is_taken_as_it_stands(tmp_path: Path, hub: list[object]) -> None:
-    """No hub for what is here."""
+def test_a_folder_is_used_directly(tmp_path: Path, hub: list[object]) -> None:
+    """Nothing is downloaded for a local folder."""
     assert model_folder(str(tmp_path), ["*.json"]) == tmp_path
     assert hub == []
 
 
-def test_a_folder_wins_over_a_hub_id(
+def test_a_folder_has_precedence_over_a_hub_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: list[object]
 ) -> None:
-    """`models/demo` is the folder where there is one."""
+    """`models/demo` is the folder if it exists."""
     (tmp_path / "models" / "demo").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert model_folder("models/demo", []) == Path("models/demo")
@@ -42,14 +42,14 @@ def test_a_folder_wins_over_a_hub_id(
 
 
 def test_a_hub_id_is_downloaded(hub: list[object]) -> None:
-    """Only the files that were asked for."""
+    """Only the files that match the patterns."""
     assert model_folder("Qwen/Qwen3-0.6B", ("*.json",)) == Path("/cache/snapshot")
     assert hub == [("Qwen/Qwen3-0.6B", ["*.json"])]
 
 
 @pytest.mark.parametrize("model", ["/no/such", "./none", "../none", "~/none", "none", "a/b/c"])
-def test_what_is_neither_is_said_to_be_neither(model: str, hub: list[object]) -> None:
-    """A typo in a path is not sent to the hub."""
+def test_a_name_that_is_neither_is_refused(model: str, hub: list[object]) -> None:
+    """A mistyped path is not sent to the hub."""
     with pytest.raises(ModelNotFoundError, match="neither a folder nor a hub id"):
         model_folder(model, [])
     assert hub == []
@@ -59,7 +59,7 @@ def test_what_is_neither_is_said_to_be_neither(model: str, hub: list[object]) ->
     "error", [LocalEntryNotFoundError("offline\nmore lines"), OSError("offline")]
 )
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """The first line of the reason is passed on."""
+    """The message has the first line of the reason."""
 
     def fail(repo_id: str, **_: object) -> NoReturn:
         raise error

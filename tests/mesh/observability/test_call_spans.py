@@ -1,4 +1,4 @@
-"""Client and server spans of real calls, in each way that a call can end.
+"""Client and server spans of real calls, for each outcome.
 
 Beside ours stand the library's interceptors, with the faults for which they are not used
 (docs/decisions/0029): when one of those tests fails, the library has been mended.
@@ -33,7 +33,7 @@ Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
 
 
 class FiniteTokenizer(FakeTokenizer):
-    """Has a stream that ends."""
+    """A fake whose stream ends."""
 
     async def GetTokenizer(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         if request.known_sha256 != "short":
@@ -59,7 +59,7 @@ async def stub(
 
 
 async def pair(spans: InMemorySpanExporter) -> tuple[ReadableSpan, ReadableSpan]:
-    """The client's and the server's span of the one call there was."""
+    """The client's and the server's span of the only call."""
     await eventually(lambda: len(spans.get_finished_spans()) == 2, "both spans have ended")
     by_kind = {span.kind: span for span in spans.get_finished_spans()}
     client, server = by_kind[SpanKind.CLIENT], by_kind[SpanKind.SERVER]
@@ -91,7 +91,7 @@ async def test_a_unary_call(
     client_status: StatusCode,
     server_status: StatusCode,
 ) -> None:
-    """Both ends have the code; each marks as an error what its convention calls one."""
+    """Both spans have the status code; each is an error as the conventions for its side say."""
     call = call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text=text))
     [result] = await asyncio.gather(call, return_exceptions=True)
     assert isinstance(result, MeshError) == (text != "good")
@@ -102,10 +102,10 @@ async def test_a_unary_call(
     assert (client.attributes or {})["server.address"] == "127.0.0.1"
 
 
-async def test_a_unary_call_whose_caller_leaves(
+async def test_a_unary_call_whose_caller_is_cancelled(
     stub: Stub, spans: InMemorySpanExporter, tokenizer: FiniteTokenizer
 ) -> None:
-    """Its client span ends, which the library's never does."""
+    """Its client span ends; the library's interceptor would not end it."""
     calling = asyncio.create_task(call_unary(stub.Decode, tokenizer_pb2.DecodeRequest()))
     await tokenizer.decoding.wait()
     calling.cancel()
@@ -115,8 +115,8 @@ async def test_a_unary_call_whose_caller_leaves(
     assert client.status.status_code is server.status.status_code is StatusCode.UNSET
 
 
-async def test_a_unary_call_whose_time_is_up(stub: Stub, spans: InMemorySpanExporter) -> None:
-    """Both ends say so, and it is an error at both."""
+async def test_a_unary_call_past_its_deadline(stub: Stub, spans: InMemorySpanExporter) -> None:
+    """Both spans have DEADLINE_EXCEEDED, and both are errors."""
     with pytest.raises(MeshError):
         await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(), timeout=0.5)
     client, server = await pair(spans)
@@ -125,7 +125,7 @@ async def test_a_unary_call_whose_time_is_up(stub: Stub, spans: InMemorySpanExpo
 
 
 async def test_a_stream_read_to_its_end(stub: Stub, spans: InMemorySpanExporter) -> None:
-    """It is OK at both ends, and the server's span lies inside the client's."""
+    """Both spans are OK, and the server's lies inside the client's."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="short")
     async with open_stream(stub.GetTokenizer, request) as responses:
         assert len([response async for response in responses]) == 3
@@ -135,7 +135,7 @@ async def test_a_stream_read_to_its_end(stub: Stub, spans: InMemorySpanExporter)
 
 
 async def test_a_stream_left_at_its_last_message(stub: Stub, spans: InMemorySpanExporter) -> None:
-    """Whoever says that it has the last message waits for the status, so nothing is cancelled."""
+    """A reader that calls `has_last` waits for the status, so nothing is cancelled."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="short")
     async with open_stream(stub.GetTokenizer, request) as responses:
         for _ in range(3):
@@ -147,7 +147,7 @@ async def test_a_stream_left_at_its_last_message(stub: Stub, spans: InMemorySpan
 
 
 async def test_a_stream_left_in_the_middle(stub: Stub, spans: InMemorySpanExporter) -> None:
-    """Both ends are cancelled, neither is an error."""
+    """Both spans are cancelled; neither is an error."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
     async with open_stream(stub.GetTokenizer, request) as responses:
         await anext(responses)
@@ -157,7 +157,7 @@ async def test_a_stream_left_in_the_middle(stub: Stub, spans: InMemorySpanExport
 
 
 async def test_a_stream_that_fails(stub: Stub, spans: InMemorySpanExporter) -> None:
-    """A failure after some messages is an error at both ends, with its words."""
+    """A failure after some messages is an error in both spans, with the message."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="fail")
     async with open_stream(stub.GetTokenizer, request) as responses:
         with pytest.raises(MeshError):
@@ -177,7 +177,7 @@ def assert_inside(child: ReadableSpan, parent: ReadableSpan) -> None:
 
 
 class Library:
-    """The same service behind the library's own interceptors, at both ends."""
+    """The same service with OpenTelemetry's own interceptors at both ends."""
 
     def __init__(self) -> None:
         self.tokenizer = FiniteTokenizer()
@@ -204,10 +204,10 @@ async def library() -> AsyncIterator[tuple[Library, Stub]]:
     await server.stop(None)
 
 
-async def test_the_librarys_server_calls_a_cancelled_stream_ok(
+async def test_the_librarys_server_span_of_a_cancelled_stream_is_ok(
     library: tuple[Library, Stub],
 ) -> None:
-    """Its span presets the code and does not see the cancellation."""
+    """It presets the status and does not record the cancellation."""
     spans, stub = library
     call = stub.GetTokenizer(tokenizer_pb2.GetTokenizerRequest(known_sha256="slow"))
     async for _ in call:
@@ -218,10 +218,10 @@ async def test_the_librarys_server_calls_a_cancelled_stream_ok(
     assert (server.attributes or {})["rpc.grpc.status_code"] == 0
 
 
-async def test_the_librarys_client_never_ends_a_cancelled_call(
+async def test_the_librarys_client_does_not_end_a_cancelled_call(
     library: tuple[Library, Stub],
 ) -> None:
-    """A unary call that is cancelled leaves its span open, and goes on at the server."""
+    """A cancelled unary call leaves its span open and continues at the server."""
     spans, stub = library
     calling = asyncio.ensure_future(stub.Decode(tokenizer_pb2.DecodeRequest()))
     await spans.tokenizer.decoding.wait()
@@ -232,10 +232,8 @@ async def test_the_librarys_client_never_ends_a_cancelled_call(
     assert spans.ended(SpanKind.SERVER) == []
 
 
-async def test_below_what_is_not_recorded_no_span_is_made(
-    stub: Stub, spans: InMemorySpanExporter
-) -> None:
-    """The trace id goes on all the same, with the word that nobody records it."""
+async def test_an_unrecorded_span_has_no_children(stub: Stub, spans: InMemorySpanExporter) -> None:
+    """The trace id is propagated, with the flag that it is not sampled."""
     above = NonRecordingSpan(SpanContext(0xA, 0xB, is_remote=True, trace_flags=TraceFlags(0)))
     with trace.use_span(above):
         with tracing.stage("work"), tracing.detached_stage("more"):
@@ -243,7 +241,7 @@ async def test_below_what_is_not_recorded_no_span_is_made(
         request = tokenizer_pb2.GetTokenizerRequest(known_sha256="short")
         async with open_stream(stub.GetTokenizer, request) as responses:
             assert [response async for response in responses]
-    # The servers' own are there because the tests' sampler takes everything.
+    # The servers have spans because the tests' sampler records everything.
     await eventually(lambda: len(spans.get_finished_spans()) == 2, "both calls have ended")
     for span in spans.get_finished_spans():
         assert span.kind is SpanKind.SERVER

@@ -1,4 +1,4 @@
-"""The metrics as text, as scrapers of every age ask for them."""
+"""The metrics as text, for the Accept headers of old and new scrapers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def histogram() -> Iterator[Histogram]:
 
 @pytest.mark.parametrize("accept", [PROMETHEUS_2_42, PROMETHEUS_3, "text/plain", "*/*", ""])
 def test_names_keep_their_colons(histogram: Histogram, accept: str) -> None:
-    """For whatever scraper, in samples as in their heads, and unquoted."""
+    """In samples and in metadata, without quotes, whatever the scraper accepts."""
     histogram.labels("b").observe(0.1, {"trace_id": "abc"})
     body, content_type = expose(accept)
     assert b"# TYPE vllm:exposed_seconds histogram" in body

@@ -1,4 +1,4 @@
-"""Logs are events: one JSON object a line, or one readable line."""
+"""Log formats: one JSON object a line, or one line of text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Lines = Callable[[], list[str]]
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
-    """Gives the lines on standard error; the root logger is put back afterwards."""
+    """The lines on standard error; the root logger is restored afterwards."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield lambda: capsys.readouterr().err.splitlines()
@@ -30,7 +30,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
 
 
 def test_json_has_the_event_its_fields_and_its_ids(lines: Lines) -> None:
-    """Request and trace id come by themselves."""
+    """Request id and trace id are added from the context."""
     log.configure("bakery", "INFO", "json")
     request = RequestContext(request_id="r-1")
     with use_request(request), trace.get_tracer("t").start_as_current_span("s") as span:
@@ -51,16 +51,16 @@ def test_json_has_the_event_its_fields_and_its_ids(lines: Lines) -> None:
     }
 
 
-def test_json_leaves_out_what_there_is_not(lines: Lines) -> None:
-    """Outside of a request there are no ids, and the line stays one line."""
+def test_json_omits_missing_fields(lines: Lines) -> None:
+    """Outside of a request there are no ids; line breaks are escaped."""
     log.configure("bakery", "INFO", "json")
     logger.info("two\nlines", extra={"nothing": None})
     [line] = lines()
     assert json.loads(line).keys() == {*("time", "severity", "service", "logger", "message")}
 
 
-def test_json_holds_a_traceback(lines: Lines) -> None:
-    """An exception is a field of its event."""
+def test_json_has_the_traceback(lines: Lines) -> None:
+    """The exception is a field of the event."""
     log.configure("bakery", "INFO", "json")
     try:
         raise ValueError("burnt")
@@ -71,7 +71,7 @@ def test_json_holds_a_traceback(lines: Lines) -> None:
     assert "ValueError: burnt" in event["exc_info"]
 
 
-def test_text_is_for_people(lines: Lines) -> None:
+def test_text_has_one_readable_line(lines: Lines) -> None:
     """Time, severity, service, event, fields, request id."""
     log.configure("bakery", "INFO", "text")
     with use_request(RequestContext(request_id="r-1")):
@@ -83,7 +83,7 @@ def test_text_is_for_people(lines: Lines) -> None:
 
 
 def test_text_shows_a_traceback(lines: Lines) -> None:
-    """Below its line."""
+    """On the lines after the event."""
     log.configure("bakery", "INFO", "text")
     try:
         raise ValueError("burnt")
@@ -95,7 +95,7 @@ def test_text_shows_a_traceback(lines: Lines) -> None:
 
 
 def test_auto_is_json_unless_it_is_a_terminal(lines: Lines) -> None:
-    """A pod logs JSON without being told."""
+    """A pod logs JSON by default."""
     log.configure("bakery", "INFO", "auto")
     logger.info("event")
     [line] = lines()
@@ -103,7 +103,7 @@ def test_auto_is_json_unless_it_is_a_terminal(lines: Lines) -> None:
 
 
 def test_auto_is_text_on_a_terminal(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person reads lines, not objects."""
+    """Standard error is a terminal."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     log.configure("bakery", "INFO", "auto")
     logger.info("event", extra={"num_loaves": 3})
@@ -111,8 +111,8 @@ def test_auto_is_text_on_a_terminal(lines: Lines, monkeypatch: pytest.MonkeyPatc
     assert line.endswith("INFO    bakery event num_loaves=3")
 
 
-def test_the_level_holds_for_libraries_too(lines: Lines) -> None:
-    """Ours from the level up; chatty libraries from WARNING up."""
+def test_the_level_applies_to_libraries(lines: Lines) -> None:
+    """Own loggers from the level up; verbose libraries from WARNING up."""
     log.configure("bakery", "INFO", "json")
     logger.debug("no")
     logging.getLogger("httpx").info("no")

@@ -1,4 +1,4 @@
-"""The names are those of the installed conventions, and stand in one place."""
+"""The names equal those of the installed conventions and are defined in one module."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ CONSTANTS = {
 }
 
 
-def test_names_we_spell_out_are_the_packages() -> None:
-    """Each gen_ai and rpc name is one that the conventions have, under the same constant."""
+def test_repeated_names_equal_those_of_the_package() -> None:
+    """Each gen_ai and rpc name is in the conventions, as the same constant."""
     spelled = {n: v for n, v in CONSTANTS.items() if v.startswith(("gen_ai.", "rpc."))}
     known = {**vars(gen_ai_attributes), **vars(rpc_attributes)}
     assert len(spelled) > 20
     assert {name: known.get(name) for name in spelled} == spelled
 
 
-def test_no_name_is_one_that_the_conventions_have_replaced() -> None:
-    """The RPC names are the stable ones; what the package marks deprecated is not among them."""
+def test_no_name_is_deprecated() -> None:
+    """None of the RPC names is marked as deprecated in the package."""
     documented = _documented(rpc_attributes.__file__ or "")
     deprecated = {name for name, doc in documented if "Deprecated" in doc}
     assert {"RPC_SYSTEM", "RPC_GRPC_STATUS_CODE"} <= deprecated
     assert deprecated & CONSTANTS.keys() == set()
 
 
-def test_what_is_our_own_says_so() -> None:
-    """A name that no convention knows begins with weir."""
+def test_own_names_begin_with_weir() -> None:
+    """A name without a convention begins with `weir.`."""
     conventional = ("gen_ai.", "rpc.", "http.", "url.", "server.", "client.", "network.")
     others = [v for v in CONSTANTS.values() if not v.startswith(conventional)]
     own = [v for v in others if not v.startswith(("error.", "service.", "user_agent."))]
@@ -44,8 +44,8 @@ def test_what_is_our_own_says_so() -> None:
     assert [value for value in own if not value.startswith("weir.")] == []
 
 
-def test_no_name_stands_anywhere_else() -> None:
-    """Attributes are named by the constants of mesh.observability.semconv, never by a literal."""
+def test_names_are_not_repeated_as_literals() -> None:
+    """Other modules use the constants of mesh.observability.semconv."""
     offenders = [
         f"{name_of(path)}:{node.lineno}: {node.value}"
         for path in own_files(*PACKAGES)
@@ -59,7 +59,7 @@ def test_no_name_stands_anywhere_else() -> None:
 
 
 def _documented(path: str) -> list[tuple[str, str]]:
-    """The constants of a module, each with the string below it."""
+    """The constants of a module, each with its docstring."""
     body = ast.parse(Path(path).read_text()).body
     return [
         (first.target.id, str(second.value.value))

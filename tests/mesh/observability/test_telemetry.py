@@ -1,4 +1,4 @@
-"""Traces: ids always, recording only where an exporter is configured."""
+"""Traces: ids always, recording only if an exporter is configured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesh.observability import telemetry, tracing
 
 
 def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
-    """A request has a trace id in its logs at no cost."""
+    """A request has a trace id in its logs."""
     provider = telemetry.start("bakery")
     span = provider.get_tracer("t").start_span("s")
     assert span.get_span_context().is_valid
@@ -25,7 +25,7 @@ def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
 def test_with_an_endpoint_spans_are_exported(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """Shutting down sends what is still buffered, under the service's name."""
+    """Shutdown exports buffered spans, with the service's name."""
     exporter = InMemorySpanExporter()
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", lambda: exporter)
     monkeypatch.setenv(variable, "http://127.0.0.1:1")
@@ -41,7 +41,7 @@ def test_with_an_endpoint_spans_are_exported(
 
 
 def test_the_standard_variables_name_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OTEL_SERVICE_NAME wins over the name in the code."""
+    """OTEL_SERVICE_NAME overrides the name in the code."""
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "other")
@@ -50,8 +50,8 @@ def test_the_standard_variables_name_the_service(monkeypatch: pytest.MonkeyPatch
     provider.shutdown()
 
 
-def test_a_flood_is_not_recorded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten at once by default; all, where the standard variable says so."""
+def test_the_default_sampler_limits_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten at once by default; all if the standard variable says so."""
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 
@@ -77,10 +77,10 @@ def test_a_flood_is_not_recorded_in_full(monkeypatch: pytest.MonkeyPatch) -> Non
         ("traceidratio", "00", False),
     ],
 )
-def test_a_caller_that_records_nothing_is_followed_at_once(
+def test_an_unsampled_caller_is_followed(
     monkeypatch: pytest.MonkeyPatch, sampler: str, flags: str, makes_none: bool
 ) -> None:
-    """But not where the sampler decides whatever callers do."""
+    """Unless the sampler ignores the caller's decision."""
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
     monkeypatch.setattr(telemetry, "follows_callers", False)
     monkeypatch.setattr(telemetry, "silent", True)
@@ -99,10 +99,10 @@ def test_a_caller_that_records_nothing_is_followed_at_once(
 
 @pytest.mark.parametrize("w3c_only", [True, False])
 @pytest.mark.parametrize("called", ["by a trace", "by nobody"])
-def test_what_is_not_recorded_is_passed_on(
+def test_unrecorded_traces_are_propagated(
     monkeypatch: pytest.MonkeyPatch, called: str, w3c_only: bool
 ) -> None:
-    """The caller's headers as they came, or those of a new trace; the span before is back after."""
+    """The caller's headers unchanged, or those of a new trace; the previous span is restored."""
     monkeypatch.setattr(telemetry, "silent", True)
     monkeypatch.setattr(telemetry, "_w3c_only", w3c_only)
     given = {}
@@ -151,10 +151,10 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
         "",
     ],
 )
-def test_a_caller_is_read_as_the_library_reads_it(
+def test_traceparent_is_parsed_as_the_library_parses_it(
     traceparent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """W3C Trace Context: what nearly all callers send is read by our own expression."""
+    """W3C Trace Context: the common form is parsed by a regular expression."""
     monkeypatch.setattr(telemetry, "silent", True)
     carrier = {"traceparent": traceparent}
     expected = trace.get_current_span(TraceContextTextMapPropagator().extract(carrier))
@@ -168,8 +168,8 @@ def test_a_caller_is_read_as_the_library_reads_it(
             assert found.trace_id != int(TRACE, 16)
 
 
-def test_a_rate_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the variable's name, before anything listens."""
+def test_an_invalid_rate_is_a_startup_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names the variable, before anything listens."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "often")
     with pytest.raises(ValueError, match="OTEL_TRACES_SAMPLER_ARG"):
@@ -182,7 +182,7 @@ def test_a_rate_that_is_none_stops_the_start(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_exporter_can_be_switched_off(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    """The standard switches win over an endpoint."""
+    """The standard switches override an endpoint."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     assert telemetry.exporter_configured()
     monkeypatch.setenv(variable, value)
@@ -190,7 +190,7 @@ def test_an_exporter_can_be_switched_off(
 
 
 def test_the_trace_id_is_that_of_the_current_span() -> None:
-    """32 hexadecimal digits inside of a span, empty outside."""
+    """32 hexadecimal digits inside a span, empty outside."""
     with trace.get_tracer("t").start_as_current_span("s") as span:
         assert telemetry.trace_id() == f"{span.get_span_context().trace_id:032x}"
     assert telemetry.trace_id() == ""

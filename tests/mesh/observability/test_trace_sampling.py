@@ -1,4 +1,4 @@
-"""Which requests are traced: so many a second, each whole, and what the caller has decided."""
+"""The default sampler: a rate limit for whole traces, after the caller's decision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mesh.observability.trace_sampling import (
 
 
 class Clock:
-    """Stands until it is moved."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,13 +28,13 @@ class Clock:
 
 
 def sampled(limit: RateLimited, number: int) -> int:
-    """How many of so many new traces are recorded."""
+    """How many of `number` new traces are recorded."""
     tracer = TracerProvider(sampler=ParentBased(limit)).get_tracer("t")
     return sum(tracer.start_span("s").is_recording() for _ in range(number))
 
 
-def test_so_many_a_second_and_no_more() -> None:
-    """A quiet second is made up for, a quiet hour is not."""
+def test_the_rate_is_limited() -> None:
+    """An idle second refills the bucket; an idle hour fills it only to its capacity."""
     clock = Clock()
     limit = RateLimited(10, burst=1, clock=clock)
     assert sampled(limit, 25) == 10
@@ -44,8 +44,8 @@ def test_so_many_a_second_and_no_more() -> None:
     assert sampled(limit, 25) == 10
 
 
-def test_one_in_some_seconds() -> None:
-    """Less than one a second is no trace too many, and not none at all."""
+def test_a_rate_below_one_a_second() -> None:
+    """One trace is recorded every few seconds."""
     clock = Clock()
     limit = RateLimited(0.25, burst=1, clock=clock)
     assert sampled(limit, 5) == 1
@@ -55,8 +55,8 @@ def test_one_in_some_seconds() -> None:
     assert sampled(limit, 5) == 1
 
 
-def test_some_queries_after_a_quiet_time_are_all_traced() -> None:
-    """Whoever tries a few finds them, however few a second there are to be."""
+def test_a_burst_after_an_idle_time_is_recorded() -> None:
+    """The burst is independent of the rate."""
     clock = Clock()
     limit = RateLimited(0.5, clock=clock)
     assert sampled(limit, 25) == 10
@@ -65,10 +65,10 @@ def test_some_queries_after_a_quiet_time_are_all_traced() -> None:
 
 
 @pytest.mark.parametrize("flags", [TraceFlags.SAMPLED, TraceFlags.DEFAULT])
-def test_what_the_caller_decided_stands(flags: int) -> None:
-    """A trace is whole or not there at all, and costs the limit nothing."""
+def test_the_callers_decision_is_followed(flags: int) -> None:
+    """A trace is recorded completely or not at all, and does not use up the limit."""
     limit = RateLimited(1, burst=1)
-    assert sampled(limit, 1) == 1  # nothing is left
+    assert sampled(limit, 1) == 1  # the bucket is empty
     tracer = TracerProvider(sampler=ParentBased(limit)).get_tracer("t")
     above = SpanContext(0xA, 0xB, is_remote=True, trace_flags=TraceFlags(flags))
     context = trace.set_span_in_context(NonRecordingSpan(above))
@@ -78,14 +78,14 @@ def test_what_the_caller_decided_stands(flags: int) -> None:
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "many"])
-def test_a_rate_that_is_none_is_named(given: str) -> None:
-    """The variable, what it takes and what it was given."""
+def test_an_invalid_rate_is_named(given: str) -> None:
+    """The message has the variable, the limit and the given value."""
     with pytest.raises(ValueError, match=f"{ARGUMENT_VARIABLE} .* above 0, given '{given}'"):
         sampler({ARGUMENT_VARIABLE: given})
 
 
-def test_the_standard_variable_chooses() -> None:
-    """Unset it is ours; the SDK knows all others."""
+def test_the_standard_variable_chooses_the_sampler() -> None:
+    """Unset: the rate-limited sampler; the SDK creates all others."""
     unset = sampler({})
     assert unset is not None
     assert "RateLimited{1}" in unset.get_description()

@@ -1,4 +1,4 @@
-"""How spans end: stages, and the span of a streaming call, in each outcome."""
+"""The end of spans: stages and the span of a streaming call, for each outcome."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_a_call_that_is_read_to_its_end_is_ok(spans: InMemorySpanExporter) -> No
         (GeneratorExit(), "CANCELLED", "cancelled"),
     ],
 )
-def test_the_status_tells_how_a_call_ended(
+def test_the_status_of_a_call_is_recorded(
     spans: InMemorySpanExporter,
     error: BaseException,
     code: str,
     outcome: str,
 ) -> None:
-    """Failures are errors on the caller's side; a cancellation is not."""
+    """Failures are errors at the client; a cancellation is not."""
     with pytest.raises(type(error)), ClientSpan(METHOD, []):
         raise error
     [ended] = spans.get_finished_spans()
@@ -74,8 +74,8 @@ def test_the_status_tells_how_a_call_ended(
     assert ended.status.description != "bad"  # it may quote the request
 
 
-def test_a_stream_that_is_left_in_the_middle_was_called_off(spans: InMemorySpanExporter) -> None:
-    """To leave the block without having read the end is a cancellation, without an exception."""
+def test_a_stream_that_is_left_early_is_cancelled(spans: InMemorySpanExporter) -> None:
+    """Leaving the block before the end is a cancellation, without an exception."""
     with ClientSpan(METHOD, []):
         pass
     [ended] = spans.get_finished_spans()
@@ -83,7 +83,7 @@ def test_a_stream_that_is_left_in_the_middle_was_called_off(spans: InMemorySpanE
 
 
 def test_the_span_is_not_made_current(spans: InMemorySpanExporter) -> None:
-    """A suspended generator must not leak its context; the parent stays."""
+    """A suspended generator must not leak its context; the parent stays current."""
     before = trace.get_current_span()
     with ClientSpan(METHOD, []):
         assert trace.get_current_span() is before
@@ -105,7 +105,7 @@ def test_the_span_is_not_made_current(spans: InMemorySpanExporter) -> None:
     ],
 )
 @pytest.mark.parametrize("make", [tracing.stage, tracing.detached_stage])
-def test_a_stage_says_how_it_ended(
+def test_a_stage_has_an_outcome(
     spans: InMemorySpanExporter,
     make: type[tracing.stage],
     error: BaseException | None,
@@ -113,7 +113,7 @@ def test_a_stage_says_how_it_ended(
     outcome: str,
     error_type: str | None,
 ) -> None:
-    """Only what is our own fault is an error, and the detail of a bug stays in the log."""
+    """Only own failures are errors; the details of a bug are in the log only."""
     expected = nullcontext() if error is None else pytest.raises(type(error))
     with expected, make("encode"):
         if error is not None:
@@ -127,8 +127,8 @@ def test_a_stage_says_how_it_ended(
     assert ended.status.description != "bug"
 
 
-def test_a_cancellation_at_the_deadline_is_the_deadlines(spans: InMemorySpanExporter) -> None:
-    """gRPC cancels alike for both; the request's own deadline tells them apart."""
+def test_a_cancellation_at_the_deadline_counts_as_the_deadline(spans: InMemorySpanExporter) -> None:
+    """gRPC cancels for both reasons; the request's deadline distinguishes them."""
     for deadline in (time.monotonic(), time.monotonic() + 60):
         request = RequestContext(request_id="r", deadline=deadline)
         with (
@@ -143,7 +143,7 @@ def test_a_cancellation_at_the_deadline_is_the_deadlines(spans: InMemorySpanExpo
 
 
 def test_a_stage_may_be_given_its_parent(spans: InMemorySpanExporter) -> None:
-    """Where the parent is not the current span."""
+    """Instead of the current span."""
     with (
         tracing.detached_stage("generation") as parent,
         tracing.detached_stage("choose", parent=parent),

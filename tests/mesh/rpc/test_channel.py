@@ -1,4 +1,4 @@
-"""The calling end: deadlines and metadata, with a server that only looks."""
+"""Client side: deadlines and metadata, with a server that records what arrives."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ async def stub(tokenizer: FakeTokenizer, no_tasks_left: None) -> AsyncIterator[S
     ("remaining", "timeout", "expected"),
     [(None, None, None), (5, None, 5), (None, 3, 3), (5, 3, 3), (3, 5, 3)],
 )
-async def test_the_nearer_deadline_holds(
+async def test_the_earlier_deadline_applies(
     tokenizer: FakeTokenizer,
     stub: Stub,
     remaining: float | None,
     timeout: float | None,
     expected: float | None,
 ) -> None:
-    """A timeout shortens the request's deadline and never lengthens it."""
+    """A timeout can shorten the request's deadline but not extend it."""
     deadline = None if remaining is None else time.monotonic() + remaining
     with use_request(RequestContext(request_id="r", deadline=deadline)):
         await call_unary(stub.Encode, ENCODE, timeout)
@@ -56,7 +56,7 @@ async def test_the_nearer_deadline_holds(
 
 
 async def test_a_passed_deadline_fails_without_waiting(stub: Stub) -> None:
-    """The call is not even begun in earnest."""
+    """The call ends at once with DEADLINE."""
     with (
         use_request(RequestContext(request_id="r", deadline=time.monotonic() - 1)),
         pytest.raises(MeshError) as caught,
@@ -65,17 +65,17 @@ async def test_a_passed_deadline_fails_without_waiting(stub: Stub) -> None:
     assert caught.value.kind is ErrorKind.DEADLINE
 
 
-async def test_outside_of_a_request_the_server_makes_an_id(
+async def test_outside_of_a_request_the_server_creates_an_id(
     tokenizer: FakeTokenizer, stub: Stub
 ) -> None:
-    """Every request has one at the other end."""
+    """Every request has an id at the server."""
     await call_unary(stub.Encode, ENCODE)
     [seen] = tokenizer.seen
     assert len(seen.request_id) == 32
 
 
-async def test_nobody_listening_is_unavailable() -> None:
-    """For unary calls and for streams, as the same error."""
+async def test_a_closed_port_is_unavailable() -> None:
+    """Unary calls and streams raise the same error."""
     channel = open_channel("127.0.0.1:1")
     stub: Stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)  # type: ignore[assignment]
     with pytest.raises(MeshError) as unary:
@@ -88,7 +88,7 @@ async def test_nobody_listening_is_unavailable() -> None:
 
 
 async def test_cancelling_the_caller_cancels_the_call(tokenizer: FakeTokenizer, stub: Stub) -> None:
-    """A task that is cancelled while it reads takes the handler with it."""
+    """Cancelling a task that reads also cancels the handler."""
     started = asyncio.Event()
 
     async def read() -> None:
@@ -105,18 +105,18 @@ async def test_cancelling_the_caller_cancels_the_call(tokenizer: FakeTokenizer, 
     await asyncio.wait_for(tokenizer.closed.wait(), 5)
 
 
-async def test_the_first_message_needs_no_second_look(stub: Stub) -> None:
-    """It is asked for with the metadata, not after: gRPC's own method is not even called."""
+async def test_the_first_message_is_requested_with_the_metadata(stub: Stub) -> None:
+    """Not after them: `call.read` is not called."""
     request = tokenizer_pb2.GetTokenizerRequest()
     call = stub.GetTokenizer(request)
-    call.read = lambda: pytest.fail("read as grpc.aio reads")  # type: ignore[method-assign]
+    call.read = lambda: pytest.fail("call.read was called")  # type: ignore[method-assign]
     first = await read_first(call)
     assert isinstance(first, tokenizer_pb2.GetTokenizerResponse)
     call.cancel()
 
 
-async def test_a_call_that_is_not_grpcs_own_is_read_its_way(stub: Stub) -> None:
-    """An interceptor's call, for one, has nothing private that is known here."""
+async def test_a_call_without_the_private_fields_is_read_with_read(stub: Stub) -> None:
+    """Such as a call that an interceptor returns."""
 
     class Wrapped:
         def __init__(self) -> None:
@@ -127,18 +127,18 @@ async def test_a_call_that_is_not_grpcs_own_is_read_its_way(stub: Stub) -> None:
 
 
 async def test_a_stream_without_a_message_ends(tokenizer: FakeTokenizer, stub: Stub) -> None:
-    """It has an end or an error, as one with messages."""
+    """It ends or raises, as a stream with messages does."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="nothing")
     async with open_stream(stub.GetTokenizer, request) as responses:
         assert [response async for response in responses] == []
 
 
 async def test_calls_are_observed_by_method(stub: Stub) -> None:
-    """Unary calls and streams, at both ends, and none is left as active."""
+    """Unary calls and streams are counted at both ends; none stays active."""
     change = Change()
     await call_unary(stub.Encode, ENCODE)
     async with open_stream(stub.GetTokenizer, tokenizer_pb2.GetTokenizerRequest()) as responses:
-        await anext(responses)  # it would never end
+        await anext(responses)  # the stream never ends
     for method in ("Encode", "GetTokenizer"):
         labels = {"rpc_service": SERVICE, "rpc_method": method, "code": "OK"}
         assert change.of("mesh_rpc_client_duration_seconds_count", **labels) == 1

@@ -1,4 +1,4 @@
-"""Span, metrics and access line of a served RPC, by how it ends."""
+"""Span, metrics and access line of a served RPC, for each outcome."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Stub: TypeAlias = "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
 
 
 class AnnotatingTokenizer(FakeTokenizer):
-    """Notes what a handler may note."""
+    """Adds fields to the access line."""
 
     async def Encode(self, request, context):  # type: ignore[no-untyped-def]
         annotate(num_tokens=3)
@@ -73,7 +73,7 @@ async def server_span(spans: InMemorySpanExporter) -> ReadableSpan:
         ("bug", grpc.StatusCode.INTERNAL, StatusCode.ERROR, "internal"),
     ],
 )
-async def test_an_outcome_shows_in_span_metrics_and_log(
+async def test_the_outcome_is_in_span_metrics_and_log(
     stub: Stub,
     spans: InMemorySpanExporter,
     caplog: pytest.LogCaptureFixture,
@@ -82,7 +82,7 @@ async def test_an_outcome_shows_in_span_metrics_and_log(
     status: StatusCode,
     kind: str | None,
 ) -> None:
-    """Only the server's own faults are span errors; each call is counted and logged once."""
+    """Only the server's failures set the span to Error; each call is counted and logged once."""
     caplog.set_level("INFO", "mesh.rpc")
     labels = {"rpc_service": SERVICE, "rpc_method": "Encode", "code": code.name}
     errors = {"rpc_service": SERVICE, "kind": kind or ""}
@@ -102,7 +102,7 @@ async def test_an_outcome_shows_in_span_metrics_and_log(
 
 
 async def test_the_span_is_a_child_of_the_callers(stub: Stub, spans: InMemorySpanExporter) -> None:
-    """traceparent carries the trace over the hop, for streams through their client span."""
+    """`traceparent` propagates the trace; for streams the parent is their client span."""
     with tracing.TRACER.start_as_current_span("root") as root:
         request = tokenizer_pb2.GetTokenizerRequest()
         async with open_stream(stub.GetTokenizer, request) as responses:
@@ -118,7 +118,7 @@ async def test_the_span_is_a_child_of_the_callers(stub: Stub, spans: InMemorySpa
 async def test_a_cancelled_stream_ends_as_cancelled(
     stub: Stub, spans: InMemorySpanExporter
 ) -> None:
-    """A caller that leaves is no error on either side."""
+    """A caller that disconnects is not an error on either side."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
     async with open_stream(stub.GetTokenizer, request) as responses:
         await anext(responses)
@@ -127,10 +127,10 @@ async def test_a_cancelled_stream_ends_as_cancelled(
     assert span.status.status_code is StatusCode.UNSET
 
 
-async def test_a_call_whose_time_is_up_ends_as_such(
+async def test_a_call_past_its_deadline_ends_as_deadline_exceeded(
     stub: Stub, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A passed deadline is told apart from a caller that went away, and is an error."""
+    """Unlike a caller that disconnects, a passed deadline is an error."""
     caplog.set_level("INFO", "mesh.rpc")
     with pytest.raises(MeshError):
         await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(), timeout=0.5)
@@ -144,7 +144,7 @@ async def test_a_call_whose_time_is_up_ends_as_such(
 async def test_a_drain_ends_streams_as_unavailable(
     served: Served, stub: Stub, spans: InMemorySpanExporter
 ) -> None:
-    """What the drain cut off is an error that says so."""
+    """A call that the drain aborts ends with an error whose description says so."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
     async with open_stream(stub.GetTokenizer, request) as responses:
         await anext(responses)
@@ -156,29 +156,29 @@ async def test_a_drain_ends_streams_as_unavailable(
 
 
 async def test_a_bad_request_id_is_replaced(stub: Stub, tokenizer: AnnotatingTokenizer) -> None:
-    """What a stranger sends as an id does not reach logs or the next hop."""
+    """An invalid id reaches neither the logs nor the next service."""
     with use_request(RequestContext(request_id="two words")):
         await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="a"))
     [seen] = tokenizer.seen
     assert len(seen.request_id) == 32
 
 
-async def test_no_active_call_is_left(served: Served, stub: Stub) -> None:
-    """The count that a drain waits for goes back to 0."""
+async def test_no_call_stays_active(served: Served, stub: Stub) -> None:
+    """The number of running calls, which a drain waits for, returns to 0."""
     await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="a"))
     interceptor = served.server.interceptor
     await asyncio.wait_for(interceptor.wait_idle(), 5)
     assert interceptor.num_active == 0
 
 
-class Gone:
-    """The context of a call whose caller's time has run out: nothing can be sent."""
+class Disconnected:
+    """The context of a call whose deadline has passed: nothing can be sent."""
 
     async def abort(self, *status: object) -> None:
         raise grpc.aio.UsageError("the call has ended")
 
 
-async def test_an_error_that_nobody_waits_for_is_a_cancellation() -> None:
-    """Deadlines at both ends run out together; gRPC would log each such call as a bug."""
+async def test_an_error_without_a_waiting_caller_is_a_cancellation() -> None:
+    """Deadlines pass at both ends together; otherwise gRPC would log each such call as a bug."""
     with pytest.raises(asyncio.CancelledError):
-        await _abort(Gone(), MeshError(ErrorKind.DEADLINE, "too late"))  # type: ignore[arg-type]
+        await _abort(Disconnected(), MeshError(ErrorKind.DEADLINE, "too late"))  # type: ignore[arg-type]

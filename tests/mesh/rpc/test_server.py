@@ -1,4 +1,4 @@
-"""A hop as a whole: server, channel, errors, cancellation, health, drain."""
+"""Server and channel together: errors, cancellation, health, drain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVICE = "mesh.v1.TokenizerService"
 
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """Answers as its `text` asks: what a handler may do, not what a tokenizer does."""
+    """Behaves as the request's `text` names, to exercise what handlers can do."""
 
     def __init__(self) -> None:
         self.seen: list[RequestContext] = []
@@ -78,7 +78,7 @@ def stub(served) -> tokenizer_pb2_grpc.TokenizerServiceAsyncStub:  # type: ignor
 
 
 async def test_request_id_deadline_and_trace_reach_the_server(tokenizer, stub) -> None:  # type: ignore[no-untyped-def]
-    """What belongs to a request is carried over the hop."""
+    """The request context is sent with the call."""
     request = RequestContext(request_id="r-1", deadline=asyncio.get_running_loop().time() + 5)
     with use_request(request), trace.get_tracer("t").start_as_current_span("root") as root:
         await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="a"))
@@ -86,12 +86,12 @@ async def test_request_id_deadline_and_trace_reach_the_server(tokenizer, stub) -
     remaining = seen.remaining()
     assert seen.request_id == "r-1"
     assert remaining is not None
-    assert 3 < remaining <= 5.1  # gRPC rounds up what it sends
+    assert 3 < remaining <= 5.1  # gRPC rounds the timeout up
     assert tokenizer.trace_ids == [root.get_span_context().trace_id]
 
 
 async def test_an_error_arrives_as_it_was_raised(stub) -> None:  # type: ignore[no-untyped-def]
-    """Kind, message, field and retry delay survive the way through gRPC."""
+    """Kind, message, field and retry delay are preserved."""
     with pytest.raises(MeshError) as bad:
         await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="bad"))
     with pytest.raises(MeshError) as full:
@@ -103,7 +103,7 @@ async def test_an_error_arrives_as_it_was_raised(stub) -> None:  # type: ignore[
     assert full.value.retry_after == 1.5
 
 
-async def test_a_bug_is_told_without_its_details(stub) -> None:  # type: ignore[no-untyped-def]
+async def test_a_bug_is_reported_without_its_details(stub) -> None:  # type: ignore[no-untyped-def]
     """An unmapped exception becomes INTERNAL with a generic message."""
     with pytest.raises(MeshError) as caught:
         await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="bug"))
@@ -111,8 +111,8 @@ async def test_a_bug_is_told_without_its_details(stub) -> None:  # type: ignore[
     assert caught.value.message == INTERNAL_MESSAGE
 
 
-async def test_leaving_a_stream_closes_the_handler_at_once(tokenizer, stub) -> None:  # type: ignore[no-untyped-def]
-    """A caller that leaves in mid-stream cancels the handler, also while it waits."""
+async def test_leaving_a_stream_cancels_the_handler_at_once(tokenizer, stub) -> None:  # type: ignore[no-untyped-def]
+    """A caller that leaves a stream early cancels the handler, also while it waits."""
     for mode in ("", "slow"):
         tokenizer.closed.clear()
         request = tokenizer_pb2.GetTokenizerRequest(known_sha256=mode)
@@ -121,8 +121,8 @@ async def test_leaving_a_stream_closes_the_handler_at_once(tokenizer, stub) -> N
         await asyncio.wait_for(tokenizer.closed.wait(), 5)
 
 
-async def test_a_reader_that_does_not_read_stops_the_writer(tokenizer, stub) -> None:  # type: ignore[no-untyped-def]
-    """Flow control is the backpressure: the handler stands still, it does not buffer."""
+async def test_a_stalled_reader_stops_the_writer(tokenizer, stub) -> None:  # type: ignore[no-untyped-def]
+    """Flow control is the backpressure: the handler blocks instead of buffering."""
     request = tokenizer_pb2.GetTokenizerRequest()
     async with open_stream(stub.GetTokenizer, request) as responses:
         await anext(responses)
@@ -134,7 +134,7 @@ async def test_a_reader_that_does_not_read_stops_the_writer(tokenizer, stub) -> 
 
 
 async def test_an_error_in_mid_stream_comes_after_what_was_sent(tokenizer, stub) -> None:  # type: ignore[no-untyped-def]
-    """Messages before the failure are delivered, then the failure."""
+    """Messages before the failure are delivered, then the error."""
     received = 0
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="fail")
     async with open_stream(stub.GetTokenizer, request) as responses:
@@ -147,14 +147,14 @@ async def test_an_error_in_mid_stream_comes_after_what_was_sent(tokenizer, stub)
 
 
 async def test_a_deadline_ends_the_call(stub) -> None:  # type: ignore[no-untyped-def]
-    """A call that takes too long is DEADLINE, at the caller."""
+    """A call that takes too long raises DEADLINE at the caller."""
     with pytest.raises(MeshError) as caught:
         await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(), timeout=0.1)
     assert caught.value.kind is ErrorKind.DEADLINE
 
 
-async def test_health_tells_process_and_service_apart(served) -> None:  # type: ignore[no-untyped-def]
-    """A service that is not ready leaves the process live."""
+async def test_health_of_process_and_service_are_separate(served) -> None:  # type: ignore[no-untyped-def]
+    """While a service is not ready, the process is SERVING."""
     health = health_pb2_grpc.HealthStub(served.channel)
     await served.server.set_ready(False)
     process = await health.Check(health_pb2.HealthCheckRequest(service=""))
@@ -163,8 +163,8 @@ async def test_health_tells_process_and_service_apart(served) -> None:  # type: 
     assert service.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def test_drain_refuses_new_calls_and_cuts_off_the_rest(served, stub, tokenizer) -> None:  # type: ignore[no-untyped-def]
-    """New work gets UNAVAILABLE at once; what outlives the timeout gets it then."""
+async def test_drain_refuses_new_calls_and_aborts_the_rest(served, stub, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    """New calls get UNAVAILABLE at once, running calls when the timeout passes."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
     async with open_stream(stub.GetTokenizer, request) as responses:
         await anext(responses)
@@ -182,7 +182,7 @@ async def test_drain_refuses_new_calls_and_cuts_off_the_rest(served, stub, token
 
 
 async def test_drain_waits_for_running_calls(served, stub) -> None:  # type: ignore[no-untyped-def]
-    """A stream that ends in time ends as it would have."""
+    """A stream that ends in time ends normally."""
     request = tokenizer_pb2.GetTokenizerRequest(known_sha256="slow")
     async with open_stream(stub.GetTokenizer, request) as responses:
         await anext(responses)

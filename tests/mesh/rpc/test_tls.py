@@ -1,4 +1,4 @@
-"""TLS between services: who is let in, who is believed, and certificates that are renewed."""
+"""TLS between services: client and server verification, and certificate renewal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECK = health_pb2.HealthCheckRequest()
 
 
 class Authority:
-    """A CA that writes files."""
+    """A CA that writes PEM files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class Authority:
         self.ca = trustme.CA(key_type=trustme.KeyType.ECDSA)
 
     def files(self, *names: str, client_auth: bool = True) -> TlsFiles:
-        """A new certificate for these names, over the files of the last one."""
+        """A new certificate for these names; replaces the previous files."""
         issued = self.ca.issue_cert(*names, key_type=trustme.KeyType.ECDSA)
         files = TlsFiles(
             str(self.folder / "cert.pem"),
@@ -60,7 +60,7 @@ def stranger(tmp_path: Path) -> Authority:
 
 @asynccontextmanager
 async def serving(files: TlsFiles) -> AsyncIterator[str]:
-    """A server with nothing but health; its address."""
+    """A server of health checks only; yields its address."""
     server = Server([], files)
     port = await server.start("127.0.0.1:0")
     try:
@@ -70,7 +70,7 @@ async def serving(files: TlsFiles) -> AsyncIterator[str]:
 
 
 async def ask(address: str, files: TlsFiles, name: str | None = None) -> None:
-    """One call over a channel of its own; raises MeshError."""
+    """Make one call over a new channel; raises MeshError."""
     channel = open_channel(address, files, name)
     try:
         await call_unary(health_pb2_grpc.HealthStub(channel).Check, CHECK, timeout=10)
@@ -79,7 +79,7 @@ async def ask(address: str, files: TlsFiles, name: str | None = None) -> None:
 
 
 async def refused(address: str, files: TlsFiles, name: str | None = None) -> bool:
-    """Whether the call does not come through."""
+    """Whether the call fails."""
     try:
         await ask(address, files, name)
     except MeshError as error:
@@ -87,8 +87,8 @@ async def refused(address: str, files: TlsFiles, name: str | None = None) -> boo
     return False
 
 
-async def test_only_callers_of_the_ca_are_let_in(authority: Authority, stranger: Authority) -> None:
-    """Plain text, no certificate and a stranger's certificate are all refused."""
+async def test_clients_need_a_valid_certificate(authority: Authority, stranger: Authority) -> None:
+    """Plain text, no certificate and another CA's certificate are refused."""
     files = authority.files("127.0.0.1")
     async with serving(files) as address:
         await ask(address, files)
@@ -98,30 +98,30 @@ async def test_only_callers_of_the_ca_are_let_in(authority: Authority, stranger:
         assert await refused(address, theirs._replace(ca=files.ca))
 
 
-async def test_only_servers_of_the_ca_with_the_right_name_are_believed(
+async def test_servers_need_a_certificate_of_the_ca_for_the_expected_name(
     authority: Authority, stranger: Authority
 ) -> None:
-    """A replica is found by address, and its certificate is for its name."""
+    """A replica is resolved to an address; its certificate is for the service's name."""
     async with serving(authority.files("inference")) as address:
         files = authority.files("inference")
         await ask(address, files, "inference")
         assert await refused(address, files, "tokenizer")
-        assert await refused(address, files)  # the address is not what it is for
+        assert await refused(address, files)  # the certificate is not for the address
         assert await refused(address, stranger.files("x"), "inference")
 
 
-async def test_without_client_auth_a_ca_is_enough(authority: Authority) -> None:
-    """TLS that is not mutual."""
+async def test_without_client_auth_a_client_needs_the_ca_only(authority: Authority) -> None:
+    """TLS without client certificates."""
     files = authority.files("127.0.0.1", client_auth=False)
     async with serving(files) as address:
         await ask(address, TlsFiles(ca=files.ca))
         assert await refused(address, NO_TLS)
 
 
-async def test_renewed_certificates_are_taken_up_at_both_ends(
+async def test_renewed_certificates_are_used_at_both_ends(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a whole new CA: open channels go on calling, and who still has the old is refused."""
+    """With a new CA: open channels keep working, and clients with the old CA are refused."""
     monkeypatch.setattr(secure_channel, "CHECK_SECONDS", 0.0)
     old = Authority(tmp_path / "old")
     old.ca = authority.ca
@@ -139,15 +139,15 @@ async def test_renewed_certificates_are_taken_up_at_both_ends(
         await call_unary(check, CHECK, timeout=10)
         assert channel.current() is not first  # type: ignore[attr-defined]
         assert await refused(address, old_files)
-        assert not watch.done()  # it goes on over the connection it has
+        assert not watch.done()  # it continues over its connection
         watch.cancel()
         await channel.close()
 
 
-async def test_half_a_renewal_changes_nothing(
+async def test_an_incomplete_renewal_changes_nothing(
     authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While certificate and key do not belong together the old pair serves on."""
+    """While certificate and key do not match, the old pair stays in use."""
     monkeypatch.setattr(secure_channel, "CHECK_SECONDS", 0.0)
     files = authority.files("127.0.0.1")
     async with serving(files) as address:
@@ -165,10 +165,10 @@ async def test_half_a_renewal_changes_nothing(
     assert "certificate not renewed" in caplog.text
 
 
-async def test_a_closed_channel_leaves_nothing(
+async def test_closing_a_channel_closes_older_channels(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Channels with older certificates end with it, calls on them included."""
+    """Channels with older certificates are closed with it, including their calls."""
     monkeypatch.setattr(secure_channel, "CHECK_SECONDS", 0.0)
     files = authority.files("127.0.0.1")
     before = asyncio.all_tasks()
@@ -185,8 +185,8 @@ async def test_a_closed_channel_leaves_nothing(
 
 
 @pytest.mark.parametrize("broken", ["certificate", "private_key", "ca"])
-def test_bad_files_are_named(authority: Authority, broken: str) -> None:
-    """At the start, not at the first handshake; the contents are not shown."""
+def test_invalid_files_are_named(authority: Authority, broken: str) -> None:
+    """At startup, not at the first handshake; the contents are not shown."""
     files = authority.files("127.0.0.1")
     Path(getattr(files, broken)).write_text("-----BEGIN hunter2-----")
     for make in (channel_credentials, server_credentials):
@@ -198,8 +198,8 @@ def test_bad_files_are_named(authority: Authority, broken: str) -> None:
         channel_credentials(files)
 
 
-async def test_probes_ask_for_health_without_tls(authority: Authority) -> None:
-    """A second address tells the same health, through the drain, and nothing but that."""
+async def test_the_health_address_needs_no_tls(authority: Authority) -> None:
+    """A second address serves the same health, also during the drain, and nothing else."""
     server = Server([], authority.files("localhost"))
     await server.start("127.0.0.1:0", "127.0.0.1:0")
     channel = open_channel(f"127.0.0.1:{server.health_port}")
@@ -219,8 +219,8 @@ async def test_probes_ask_for_health_without_tls(authority: Authority) -> None:
         await server.drain(timeout=0)
 
 
-async def test_an_address_for_health_that_is_taken_is_told(authority: Authority) -> None:
-    """The message names it, as for the service's own."""
+async def test_a_used_health_address_is_named(authority: Authority) -> None:
+    """The error has the address, as for the main address."""
     async with serving(NO_TLS) as taken:
         server = Server([], authority.files("localhost"))
         with pytest.raises(OSError, match=f"cannot listen on {taken}"):
