@@ -1,1 +1,1 @@
-"""Models that ship with the project, and how they are made."""
+"""Models that ship with the project, with the code that trains and evaluates them."""

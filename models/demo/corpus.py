@@ -1,7 +1,7 @@
-"""The texts to learn from: clean sentences out of the free documentation in Debian's packages.
+"""The training texts: clean sentences from the documentation in Debian's packages.
 
-Downloads the packages with `apt-get download` (nothing is installed), takes the prose out of
-their HTML, and keeps runs of consecutive sentences that read well on their own.
+Downloads the packages with `apt-get download` without installing them, extracts the prose from
+their HTML, and keeps runs of consecutive sentences that are readable on their own.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TRAINING_PACKAGES = """
 HELD_OUT_PACKAGES = """
     freedombox-doc-en kea-doc postfix-doc python-celery-doc sqlite3-doc varnish-doc
 """.split()
-"""Never trained on; `evaluate.py` asks about them."""
+"""Excluded from training; `evaluate.py` uses them."""
 
 MAX_FILES = 1500
 MAX_FILE_BYTES = 600_000
 MAX_SENTENCES = 9000
-"""A package gives at most this many, so that no subject outweighs the others."""
+"""Most sentences of a package, so that no subject dominates."""
 
 _PARAGRAPH = re.compile(r"<(?:p|dd)\b[^>]*>(.*?)</(?:p|dd)>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]+>")
@@ -54,7 +54,7 @@ _SKIPPED = re.compile(r"<(script|style|pre)\b.*?</\1>", re.DOTALL | re.IGNORECAS
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.DOTALL | re.IGNORECASE)
 _SENTENCE = re.compile(r"^[A-Z][\w ,;:'\"()\-–—/.’“”%&+]*[.!?]$")
 _PLAIN_WORD = re.compile(r"[A-Za-z][a-z’'\-]*[,;:.!?]?")
-# Sentences that point elsewhere make no sense alone.
+# Sentences with references make no sense on their own.
 _POINTS_ELSEWHERE = re.compile(
     r"\b(see|See|below|above|following|click|Figure|Table|Chapter|section)\b"
 )
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
 
 def build(folder: Path) -> list[Run]:
-    """All runs of all packages; made once, then read from `folder`/runs.jsonl."""
+    """All runs of all packages; cached in `folder`/runs.jsonl."""
     path = folder / "runs.jsonl"
     if not path.is_file():
         archives = [download(name, folder) for name in [*TRAINING_PACKAGES, *HELD_OUT_PACKAGES]]
@@ -82,7 +82,7 @@ def build(folder: Path) -> list[Run]:
 
 
 def download(package: str, folder: Path) -> Path:
-    """The package's archive in `folder`, fetched if it is not there."""
+    """The path of the package's archive in `folder`, downloaded if it is missing."""
     found = sorted(folder.glob(f"{package}_*.deb"))
     if not found:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def download(package: str, folder: Path) -> Path:
 
 
 def extract(archive: Path) -> list[Run]:
-    """The runs of a package's HTML files; each sentence occurs once."""
+    """The runs of a package's HTML files, without repeated sentences."""
     package = archive.name.partition("_")[0]
     runs: list[Run] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,7 +111,7 @@ def extract(archive: Path) -> list[Run]:
 
 
 def is_good(sentence: str) -> bool:
-    """Whether a sentence is plain prose that can be read alone."""
+    """Whether a sentence is plain prose and readable on its own."""
     words = sentence.split()
     if not _SENTENCE.match(sentence) or not 6 <= len(words) <= 34:
         return False

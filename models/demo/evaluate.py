@@ -1,7 +1,8 @@
-"""Measures the demo model on documents it has never seen: python -m models.demo.evaluate
+"""Evaluates the demo model on held-out documents: python -m models.demo.evaluate
 
-Answers held-out questions through the project's own engine and chat template, greedily, and
-reports how many answers are whole, copied, rightly cited, free of repetition, and to the point.
+Answers held-out questions with the project's engine and chat template, with greedy decoding. The
+report has the shares of answers in whole sentences, copied text, correct citations, repetition,
+and coverage of the question's key words.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _CITED = re.compile(r"(.+?[.!?][\"'”’)]*) \[(\d+)\](?: |$)")
 
 
 class Judged(NamedTuple):
-    """What is true of one answer; None where the question does not arise."""
+    """The measurements of one answer; None if one does not apply."""
 
     whole: bool | None
     grams_found: int
@@ -54,7 +55,7 @@ class Judged(NamedTuple):
 
 
 def judge(pair: Pair, answer: str) -> Judged:
-    """An answer against the passages it was given."""
+    """Compares an answer with the passages of its prompt."""
     keys = key_words(pair.question)
     texts = [" ".join(passage.sentences) for passage in pair.passages]
     sentences = [s for text in texts for s in split_sentences(text)]
@@ -87,13 +88,13 @@ def judge(pair: Pair, answer: str) -> Judged:
 
 
 def grams_of(text: str) -> list[tuple[str, ...]]:
-    """The runs of four words of a text."""
+    """The 4-grams of a text's words."""
     words = text.split()
     return [tuple(words[at : at + 4]) for at in range(len(words) - 3)]
 
 
 def sources_of(sentence: str, texts: Sequence[str]) -> set[int]:
-    """Numbers, from 1, of the passages that the sentence shares most with."""
+    """The numbers, from 1, of the passages that share the most 4-grams with the sentence."""
     grams = set(grams_of(sentence)) or {(sentence,)}
     shared = [len(grams & (set(grams_of(text)) | {(text,)})) for text in texts]
     return {number for number, count in enumerate(shared, 1) if count and count == max(shared)}
@@ -121,7 +122,7 @@ def answer_all(engine: Engine, tokenizer: object, pairs: Sequence[Pair]) -> list
 
 
 def summary(judged: Iterable[Judged]) -> dict[str, float | int | None]:
-    """The figures, in percent."""
+    """The aggregated figures, in percent."""
     rows = list(judged)
 
     def share(values: Iterable[bool | None]) -> float | None:
@@ -142,7 +143,7 @@ def summary(judged: Iterable[Judged]) -> dict[str, float | int | None]:
 
 
 def corpus_pairs(number: int) -> list[Pair]:
-    """Pairs over examples/corpus, whose articles no training has seen."""
+    """Pairs from examples/corpus, which is not in the training data."""
     runs = []
     for path in sorted(CORPUS.glob("*.md")):
         document = parse(path, path.read_bytes())
@@ -152,11 +153,11 @@ def corpus_pairs(number: int) -> list[Pair]:
                 runs.append(corpus.Run("corpus", document.title, sentences))
     pairs = Pairs(runs)
     rng = random.Random(7)
-    return [pairs.draw(rng, DIFFICULTY) for _ in range(number)]
+    return [pairs.sample(rng, DIFFICULTY) for _ in range(number)]
 
 
 def held_out_pairs() -> list[Pair]:
-    """Pairs over packages that were left out of training, as they were drawn once."""
+    """The pairs of `HELD_OUT`, from packages that are not in the training data."""
     lines = [json.loads(line) for line in HELD_OUT.open()]
     return [
         Pair(line["question"], [Passage(p["title"], p["sentences"]) for p in line["passages"]])
@@ -164,29 +165,29 @@ def held_out_pairs() -> list[Pair]:
     ]
 
 
-def draw_held_out(number: int) -> None:
-    """Writes `HELD_OUT`; needs the packages of the corpus."""
+def sample_held_out(number: int) -> None:
+    """Samples pairs and writes them to `HELD_OUT`; needs the packages of the corpus."""
     runs = corpus.build(FOLDER / ".work" / "debs")
     pairs = Pairs([run for run in runs if run.package in corpus.HELD_OUT_PACKAGES])
     rng = random.Random(11)
     with HELD_OUT.open("w") as out:
         for _ in range(number):
-            pair = pairs.draw(rng, DIFFICULTY)
+            pair = pairs.sample(rng, DIFFICULTY)
             passages = [passage._asdict() for passage in pair.passages]
             out.write(json.dumps({"question": pair.question, "passages": passages}) + "\n")
 
 
 def main() -> None:
-    """The command line."""
+    """The command-line entry point."""
     parser = argparse.ArgumentParser(prog="python -m models.demo.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, default=FOLDER, help="the model's folder")
-    parser.add_argument("--limit", type=int, default=200, help="most pairs of each source")
-    parser.add_argument("--show", type=int, default=0, help="answers to print")
-    parser.add_argument("--draw", action="store_true", help="draw the held-out pairs anew")
-    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--limit", type=int, default=200, help="maximum number of pairs per source")
+    parser.add_argument("--show", type=int, default=0, help="number of answers to print")
+    parser.add_argument("--draw", action="store_true", help="sample new held-out pairs")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     if arguments.draw:
-        draw_held_out(arguments.limit)
+        sample_held_out(arguments.limit)
     options = EngineOptions.defaults(arguments.model, "demo")
     engine = load_engine(replace(options, max_num_waiting=10_000, num_speculative_tokens=0))
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)

@@ -1,7 +1,7 @@
-"""Training examples: token ids in the chat template's format, with what is to be learnt of each.
+"""Training examples: token ids in the chat template's format, with each token's loss weight.
 
-The same format for real passages and for sentences of random tokens, which teach matching,
-pointing and copying for the whole vocabulary alike.
+Real passages and sentences of random tokens have the same format. Random tokens teach matching,
+choosing and copying for the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from models.demo.vocabulary import (
 from orchestrator.search.prompt import NOTHING_FOUND
 
 HANDLE_WEIGHT = 8.0
-"""Choosing is a few tokens an answer, copying is many: this keeps choosing from drowning."""
+"""Loss weight of handles: an answer has few of them, but many copied tokens."""
 
 EXERCISE_WEIGHT = -1.0
-"""Marks tokens of the exercise behind an answer, which count apart from it."""
+"""Marks tokens of the exercise after an answer, which have a separate loss."""
 
 MAX_EXERCISE_TOKENS = 250
 MAX_SCORE = 5
@@ -39,7 +39,7 @@ IGNORED = -1
 
 
 class Sentence(NamedTuple):
-    """A sentence as tokens; `words` has the word of each token, None between words."""
+    """A sentence as tokens; `words` has each token's word, None between words."""
 
     ids: Sequence[int]
     words: Sequence[object]
@@ -47,19 +47,19 @@ class Sentence(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sequence; all four lists are as long as it is."""
+    """A training sequence; all four lists have its length."""
 
     ids: list[int]
     weights: list[float]
-    """How much predicting this token counts; 0: it is given; EXERCISE_WEIGHT: it counts apart."""
+    """Loss weight of the token; 0: prompt; EXERCISE_WEIGHT: part of the exercise."""
     in_question: list[int]
-    """For the last token of each word of a passage: whether it is a key word; else IGNORED."""
+    """At the last token of each passage word: whether it is a key word; else IGNORED."""
     scores: list[int]
-    """For the last token of each passage sentence: its number of key words; else IGNORED."""
+    """At the last token of each passage sentence: its number of key words; else IGNORED."""
 
 
 class Format:
-    """Writes rows in the format that the chat template renders."""
+    """Builds rows in the format that the chat template renders."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -94,10 +94,10 @@ class Format:
         first_handle: int,
         rng: random.Random | None = None,
     ) -> Row:
-        """A search prompt and its answer by the rule. `first_handle` shifts the handles.
+        """A search prompt and its answer by the rule; `first_handle` is the first handle's number.
 
-        With `rng`, copies of other sentences follow as an exercise: an answer is fifty tokens
-        behind six hundred, and copying is learnt from what is copied.
+        With `rng`, copies of other sentences follow as an exercise: an answer has about 50 tokens
+        after a prompt of 600, and more copied tokens teach copying faster.
         """
         row = Row([], [], [], [])
         question = [*self.encode("Question:"), *question]
@@ -123,7 +123,7 @@ class Format:
         return row
 
     def chat(self, message: str) -> Row:
-        """Something that is no search, and the one answer there is to it."""
+        """A message that is not a search, with the answer that nothing was found."""
         row = Row([], [], [], [])
         newline = self.encode("\n")
         self._put(row, [BOS, USER, *newline, *self.encode(message), *newline, END, ASSISTANT])
@@ -149,7 +149,7 @@ class Format:
                 self._put(row, [handle])
                 begin = len(row.ids)
                 self._put(row, sentence.ids)
-                row.in_question[begin:] = _asked_for(sentence.words, keys)
+                row.in_question[begin:] = _in_question(sentence.words, keys)
                 self._put(row, [self._citation[number + 1]])
                 row.scores[-1] = min(MAX_SCORE, len(keys & sentence.bag))
                 self._put(row, newline)
@@ -182,8 +182,8 @@ class Format:
         row.scores.extend([IGNORED] * len(ids))
 
 
-def _asked_for(words: Sequence[object], keys: frozenset[object]) -> list[int]:
-    """Only a word's last token can tell: before it the word may still become another."""
+def _in_question(words: Sequence[object], keys: frozenset[object]) -> list[int]:
+    """At each word's last token, whether the word is a key word: only there it is complete."""
     following = [*words[1:], None]
     return [
         int(word in keys) if word is not None and word != after else IGNORED
@@ -192,10 +192,10 @@ def _asked_for(words: Sequence[object], keys: frozenset[object]) -> list[int]:
 
 
 def copying(rng: random.Random, num_ids: int, max_segments: int, max_length: int) -> Row:
-    """Segments behind handles, then the same ones again in another order: copy by the handle.
+    """Segments after handles, then the same ones in another order, to copy by their handles.
 
-    The distances vary, or a model learns to look a fixed way back instead of looking for what
-    matches, and nothing of that carries over.
+    The distances vary. With a fixed distance a model learns to copy from a relative position
+    instead of matching the handle, which does not help the later phases.
     """
     ids = range(FIRST_TEXT, min(FIRST_TEXT + num_ids, VOCAB_SIZE - NUM_CITATIONS))
     number = rng.randint(2, max_segments)
@@ -235,12 +235,12 @@ def synthetic(
         ]
         for _ in range(rng.randint(1, max_passages))
     ]
-    asked_of = sorted(rng.choice(rng.choice(passages)).ids)
-    question = rng.sample(sorted(set(asked_of)), min(len(set(asked_of)), rng.randint(1, 4)))
-    draw = rng.random()
-    if draw < 0.15:
+    source = sorted(rng.choice(rng.choice(passages)).ids)
+    question = rng.sample(sorted(set(source)), min(len(set(source)), rng.randint(1, 4)))
+    choice = rng.random()
+    if choice < 0.15:
         question = rng.choices(everything, k=len(question))
-    elif draw < 0.6:
+    elif choice < 0.6:
         _plant(rng, passages, question)
     titles = [rng.choices(ids, k=rng.randint(1, 3)) for _ in passages]
     return format.search(

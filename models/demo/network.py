@@ -1,8 +1,7 @@
-"""The demo model's network: Llama's architecture, with the training's extra readouts beside it.
+"""The demo model's network, with Llama's architecture.
 
-The weights export to the names and shapes of `transformers.LlamaForCausalLM`; a test holds the
-two to the same logits. The readouts see the hidden states of inner layers and exist only while
-the model trains.
+The weights are exported with the names and shapes of `transformers.LlamaForCausalLM`; a test
+compares the logits of both. `trainer.py` adds readouts on inner layers during training.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Block(nn.Module):
         width = shape.num_attention_heads * shape.head_dim
         self.input_norm = nn.Parameter(torch.ones(shape.hidden_size))
         self.post_norm = nn.Parameter(torch.ones(shape.hidden_size))
-        # Fused: one large product is faster than three small ones.
+        # Merged, because one large product is faster than three small ones.
         self.qkv = nn.Linear(shape.hidden_size, 3 * width, bias=False)
         self.out = nn.Linear(width, shape.hidden_size, bias=False)
         self.gate_up = nn.Linear(shape.hidden_size, 2 * shape.intermediate_size, bias=False)
@@ -91,9 +90,9 @@ class Network(nn.Module):
     def hidden(self, ids: Tensor) -> list[Tensor]:
         """The residual stream after every block, the last one normed: each [batch, length, hidden].
 
-        Sequences are padded on the right, which causal attention never looks at.
+        Padding is on the right, where causal attention ignores it.
         """
-        # In the activations' own type, so that attention gets one type for all three.
+        # In the activations' type, because attention needs one type for q, k and v.
         dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         cos, sin = self.cos[: ids.shape[1]].to(dtype), self.sin[: ids.shape[1]].to(dtype)
         x, states = self.embed(ids), []
@@ -128,7 +127,7 @@ class Network(nn.Module):
         return {name: w.detach().to(torch.bfloat16).contiguous() for name, w in state.items()}
 
     def load_llama_state(self, state: dict[str, Tensor]) -> None:
-        """Takes the weights of `llama_state` back, in float32."""
+        """Loads the weights of `llama_state`, in float32."""
         with torch.no_grad():
             self.embed.weight.copy_(state["model.embed_tokens.weight"])
             self.norm.copy_(state["model.norm.weight"])
@@ -149,7 +148,7 @@ class Network(nn.Module):
                 block.post_norm.copy_(state[f"{layer}.post_attention_layernorm.weight"])
 
     def llama_config(self) -> dict[str, object]:
-        """What config.json says, without the token ids."""
+        """The content of config.json, without the token ids."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",

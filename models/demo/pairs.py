@@ -1,4 +1,4 @@
-"""Questions with passages, drawn from the runs of the corpus."""
+"""Samples questions with passages from the runs of the corpus."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Passage(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A question and what was found for it."""
+    """A question and the passages of its search results."""
 
     question: str
     passages: list[Passage]
 
 
 class Difficulty(NamedTuple):
-    """How large and how loose pairs may be."""
+    """Upper bounds of a pair's size, and whether its question is loose."""
 
     max_passages: int
     max_sentences: int
@@ -38,7 +38,10 @@ class Difficulty(NamedTuple):
 
 
 class Pairs:
-    """Draws pairs: one passage holds the answer, the others touch the question or its subject."""
+    """Samples pairs: one passage answers the question, the others are distractors.
+
+    Distractors share a key word with the question, or come from the same package.
+    """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
@@ -52,8 +55,8 @@ class Pairs:
             for stem in sorted(frozenset().union(*found)):
                 self._with_stem.setdefault(stem, []).append(number)
 
-    def draw(self, rng: random.Random, difficulty: Difficulty) -> Pair:
-        """A pair; in a small share of them no passage answers the question."""
+    def sample(self, rng: random.Random, difficulty: Difficulty) -> Pair:
+        """A pair; in a small share of pairs no passage answers the question."""
         while True:
             target = rng.randrange(len(self._runs))
             run = self._runs[target]
@@ -90,14 +93,14 @@ class Pairs:
     def _distractor(
         self, package: str, keys: list[str], nothing_fits: bool, rng: random.Random
     ) -> tuple[int, int | None]:
-        draw = rng.random()
-        if draw < 0.55 and keys and not nothing_fits:
+        choice = rng.random()
+        if choice < 0.55 and keys and not nothing_fits:
             key = rng.choice(keys)
             number = rng.choice(self._with_stem[key])
             sentences = self._runs[number].sentences
             hits = [at for at, sentence in enumerate(sentences) if key in stems(sentence)]
             return number, rng.choice(hits)
-        if draw < 0.85:
+        if choice < 0.85:
             return rng.choice(self._of_package[package]), None
         return rng.randrange(len(self._runs)), None
 

@@ -1,4 +1,4 @@
-"""Draws the loss curve: python -m models.demo.plot reads loss.csv and writes loss.svg."""
+"""Plots the loss curve: python -m models.demo.plot reads loss.csv and writes loss.svg."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NAMES = {"A": "A copying", "B": "B choosing", "C": "C real searches"}
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
-def draw(rows: Sequence[dict[str, str]]) -> str:
-    """The curve as SVG: smoothed loss, logarithmic, over tokens; one colour a phase."""
+def render(rows: Sequence[dict[str, str]]) -> str:
+    """The SVG of the smoothed loss, on a logarithmic scale, over tokens; a colour per phase."""
     most = float(rows[-1]["tokens"])
     low, high = math.log(TICKS[0]), math.log(TICKS[-1])
 
@@ -65,10 +65,10 @@ def _frame(most: float, place: object) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """The command-line entry point."""
     with (FOLDER / "loss.csv").open() as file:
         rows = list(csv.DictReader(file))
-    (FOLDER / "loss.svg").write_text(draw(rows))
+    (FOLDER / "loss.svg").write_text(render(rows))
 
 
 if __name__ == "__main__":

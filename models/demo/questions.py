@@ -1,4 +1,4 @@
-"""Questions as people ask them: a few words, in any case, sometimes in a frame."""
+"""Generates questions like those of users: a few words, in any case, sometimes in a phrase."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LENGTH_WEIGHTS = (3, 4, 4, 2, 1, 1)
 
 
 def content_words(sentence: str) -> list[str]:
-    """The words of a sentence that mean something, as they stand."""
+    """The words of a sentence that are not stop words, unchanged."""
     return [w for w in WORD.findall(sentence) if w.lower() not in STOP_WORDS and len(w) > 1]
 
 
@@ -37,8 +37,8 @@ def ask_about(
 ) -> str:
     """A question that `sentence` answers, made of its rarer words.
 
-    `frequency` counts sentences by stem. Loose questions change case and number, and may stand in
-    a frame; others are the words themselves.
+    `frequency` counts sentences by stem. Loose questions vary case and number, and may be in one of
+    the `FRAMES`; others are the words themselves.
     """
     words = content_words(sentence)
     length = rng.choices(range(1, max_words + 1), weights=_LENGTH_WEIGHTS[:max_words])[0]
@@ -63,12 +63,12 @@ def _loosened(words: list[str], rng: random.Random) -> str:
 
 
 def _varied(word: str, rng: random.Random) -> str:
-    draw = rng.random()
-    if draw < 0.5:
+    choice = rng.random()
+    if choice < 0.5:
         word = word.lower()
-    elif draw < 0.6:
+    elif choice < 0.6:
         word = word.capitalize()
-    elif draw < 0.63:
+    elif choice < 0.63:
         word = word.upper()
     if rng.random() < 0.12:
         word = word[:-1] if word.endswith("s") and len(word) > 4 else f"{word}s"

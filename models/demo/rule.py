@@ -1,4 +1,7 @@
-"""The extractive rule: which sentences answer a query best. Targets and evaluation follow it."""
+"""The extractive rule that selects the sentences that answer a query.
+
+Training targets and evaluation both use it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _SUFFIXES = (
 
 
 def stem(word: str) -> str:
-    """The word without its ending, lower case: light, and the same on both sides."""
+    """A light stemmer: the word in lower case without its ending."""
     word = word.lower().replace("’", "'").removesuffix("'s")
     for suffix in _SUFFIXES:
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
@@ -40,7 +43,7 @@ def stems(text: str) -> frozenset[str]:
 
 
 def key_words(query: str) -> frozenset[str]:
-    """The stems that an answer should cover; stop words only where there is nothing else."""
+    """The stems that an answer should cover; stop words only if there are no others."""
     words = WORD.findall(query)
     content = frozenset(stem(word) for word in words if word.lower() not in STOP_WORDS)
     return content or frozenset(stem(word) for word in words)
@@ -49,11 +52,11 @@ def key_words(query: str) -> frozenset[str]:
 def choose(
     keys: Iterable[object], passages: Sequence[Sequence[frozenset[object]]]
 ) -> list[tuple[int, int]]:
-    """The best sentences as (passage, sentence), best first; none if none has a key word.
+    """The best sentences as (passage, sentence), best first; empty if none has a key word.
 
-    `passages` holds the stems of each sentence. A sentence's score is how many key words it has;
-    ties go to the earlier one. At most `MAX_SENTENCES` with at least half of the best score, no
-    near copies; a sentence that stands alone takes the next one of its passage along.
+    `passages` holds the stems of each sentence. A sentence's score is its number of key words; ties
+    go to the earlier sentence. The result has at most `MAX_SENTENCES` with at least half of the
+    best score, without near copies. If it has only one, its passage's next sentence is added.
     """
     wanted = frozenset(keys)
     ranked = sorted(

@@ -1,14 +1,14 @@
 """Trains the demo model: python -m models.demo.train [--minutes 60]
 
-Three phases, each of which the next one stands on:
+Three phases, each of which builds on the one before:
 
-  A  copying: segments of random tokens behind handles, from few ids to the whole vocabulary
+  A  copying: segments of random tokens after handles, from few ids to the whole vocabulary
   B  choosing and copying: searches over sentences of random tokens
-  C  real searches: few short passages and exact words first, then more and looser
+  C  real searches: few short passages and exact words first, then more and looser ones
 
-Readouts on inner layers help while it trains and are not part of the model: after the second
-layer, which token came before and which handle was last (what copying matches by); after the
-third, whether a word is asked for; after the fifth, how many of a sentence are.
+Linear readouts on inner layers are trained as well and are not part of the model. They predict:
+after the second layer, the previous token and the last handle, which copying matches by; after the
+third, whether a word is a key word; after the fifth, a sentence's number of key words.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ FOLDER = Path(__file__).parent
 WORK = FOLDER / ".work"
 
 
-# ids, segments, longest segment, rows a batch; a stage ends when the loss is below its goal.
+# ids, segments, longest segment, rows per batch; a stage ends when the loss reaches COPY_GOAL.
 COPY_STAGES = (
     (64, 3, 12, 48), (64, 5, 16, 28), (256, 5, 16, 28),
     (1000, 5, 16, 28), (3000, 6, 18, 24), (VOCAB_SIZE, 6, 20, 20),
 )  # fmt: skip
 COPY_GOAL = 0.3
 MAX_COPY_STEPS = 400
-# passages, sentences, longest sentence, rows a batch, few ids, steps
+# passages, sentences, longest sentence, rows per batch, few ids, steps
 SYNTHETIC_STAGES = ((1, 3, 7, 40, True, 140), (2, 3, 9, 26, False, 140))
 
 EXACT = Difficulty(2, 3, 3, False)
@@ -67,7 +67,7 @@ AVERAGED_FROM = 0.85
 
 
 def learn_copying(trainer: Trainer, rng: random.Random, rate: float) -> None:
-    """Phase A."""
+    """Runs phase A."""
     for num_ids, segments, length, num_rows in COPY_STAGES:
         mean = 9.0
         for number in range(MAX_COPY_STEPS):
@@ -79,7 +79,7 @@ def learn_copying(trainer: Trainer, rng: random.Random, rate: float) -> None:
 
 
 def learn_choosing(trainer: Trainer, rng: random.Random, format: Format, rate: float) -> None:
-    """Phase B."""
+    """Runs phase B."""
     for passages, sentences, length, num_rows, few_ids, num_steps in SYNTHETIC_STAGES:
         for _ in range(num_steps):
             rows = [
@@ -99,12 +99,12 @@ def learn_choosing(trainer: Trainer, rng: random.Random, format: Format, rate: f
 def learn_searching(
     trainer: Trainer,
     rng: random.Random,
-    draw: Callable[[Difficulty], Row],
+    sample: Callable[[Difficulty], Row],
     random_row: Callable[[], Row],
     rate: float,
     seconds: float,
 ) -> Network:
-    """Phase C, for `seconds`; the mean of the weights over its end."""
+    """Runs phase C for `seconds`; returns the mean of the weights over its end."""
     started = time.monotonic()
     average = AveragedModel(trainer.network)
     while (progress := (time.monotonic() - started) / seconds) < 1:
@@ -114,7 +114,7 @@ def learn_searching(
         if rng.random() < 0.05:
             rows = [random_row() for _ in range(10)]
         else:
-            rows = [draw(difficulty) for _ in range(ROWS[difficulty])]
+            rows = [sample(difficulty) for _ in range(ROWS[difficulty])]
         trainer.step("C", rows, rate * min(warm, cosine))
         if progress > AVERAGED_FROM:
             average.update_parameters(trainer.network)
@@ -123,18 +123,18 @@ def learn_searching(
 
 
 def difficulty_at(progress: float, rng: random.Random) -> Difficulty:
-    """Easy ones first, then a mixture of all sizes."""
+    """Easy pairs first, then a mixture of all sizes."""
     if progress < 0.15:
         return EXACT
     if progress < 0.35:
         return FEW
-    draw = rng.random()
-    # Mostly what a search sends: five passages of several sentences.
-    return MORE if draw < 0.37 else LONG if draw < 0.95 else LONGEST
+    choice = rng.random()
+    # Mostly prompts like those of a search: five passages of several sentences.
+    return MORE if choice < 0.37 else LONG if choice < 0.95 else LONGEST
 
 
 class Searches:
-    """Rows of real searches, and a few of what is none."""
+    """Samples rows of real searches, and a few of other messages."""
 
     def __init__(self, runs: Sequence[corpus.Run], format: Format, rng: random.Random) -> None:
         self._runs = runs
@@ -148,7 +148,7 @@ class Searches:
         if rng.random() < 0.03:
             return self._no_search(difficulty)
         while True:
-            pair = self._pairs.draw(rng, difficulty)
+            pair = self._pairs.sample(rng, difficulty)
             passages = [[format.sentence(s) for s in p.sentences] for p in pair.passages]
             titles = [format.encode(f" {p.title}")[:14] for p in pair.passages]
             question = format.encode(f" {pair.question}")
@@ -175,7 +175,7 @@ def sentences_of(runs: Sequence[corpus.Run]) -> Iterator[str]:
 
 
 def export(network: Network, folder: Path) -> None:
-    """Writes weights and configs as a Hugging Face folder; tokenizer.json is there already."""
+    """Writes weights and configs as a Hugging Face folder, except for tokenizer.json."""
     save_file(network.llama_state(), folder / "model.safetensors", metadata={"format": "pt"})
     files = {
         "config.json": {**network.llama_config(), **token_ids_config()},
@@ -187,15 +187,15 @@ def export(network: Network, folder: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """The command-line entry point."""
     parser = argparse.ArgumentParser(prog="python -m models.demo.train", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60, help="length of phase C")
+    parser.add_argument("--minutes", type=float, default=60, help="duration of phase C")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of phase C")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
     parser.add_argument(
-        "--resume", action="store_true", help="only phase C, from the weights there"
+        "--resume", action="store_true", help="run phase C only, from the weights in --out"
     )
-    parser.add_argument("--out", type=Path, default=FOLDER, help="where the model goes")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="the model's folder")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     rng = random.Random(arguments.seed)

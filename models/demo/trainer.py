@@ -1,4 +1,4 @@
-"""The network with what exists only while it trains: readouts, losses, optimiser, curve."""
+"""Training of the network: readouts on inner layers, losses, optimiser, loss curve."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REPETITION_WEIGHT = 2.0
 
 
 class Trainer:
-    """The network with its readouts and its optimiser; counts steps and tokens."""
+    """Owns the network, its readouts and the optimiser; counts steps and tokens."""
 
     def __init__(self, curve: Path) -> None:
         self.network = Network(Shape(vocab_size=VOCAB_SIZE))
@@ -56,7 +56,7 @@ class Trainer:
         self.num_steps = self.num_tokens = 0
 
     def step(self, phase: str, rows: Sequence[Row], rate: float) -> float:
-        """One update; the mean loss of what was to be predicted, unweighted."""
+        """Runs one update; returns the unweighted mean loss of the predicted tokens."""
         ids, weights, flags, scores = collate(rows)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             states = self.network.hidden(ids[:, :-1])
@@ -82,7 +82,7 @@ class Trainer:
         return mean
 
     def _copy_loss(self, state: Tensor, ids: Tensor) -> Tensor:
-        """Which token came before, and which handle last, of some tokens."""
+        """Loss of the readouts of the previous token and of the last handle."""
         real = ids != PAD
         is_handle = (ids >= FIRST_HANDLE) & (ids < FIRST_HANDLE + NUM_HANDLES)
         last = torch.where(is_handle, torch.arange(ids.shape[1]), -1).cummax(1).values
@@ -97,14 +97,14 @@ class Trainer:
         return COPY_WEIGHT * loss
 
     def _exercise_loss(self, state: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """Copying further sentences than the answer does."""
+        """Loss of the copies in the exercise after the answer."""
         copied = weight == EXERCISE_WEIGHT
         if not copied.any():
             return torch.zeros(())
         return F.cross_entropy(self.network.logits(state[copied]).float(), target[copied])
 
     def _repetition_loss(self, state: Tensor, ids: Tensor) -> Tensor:
-        """Unlikelihood (arXiv:1908.04319) of choosing a sentence that the answer has already."""
+        """Unlikelihood loss (arXiv:1908.04319) of a sentence that the answer already contains."""
         losses = []
         for row, sequence in enumerate(ids.tolist()):
             if ASSISTANT not in sequence:
@@ -122,7 +122,7 @@ class Trainer:
         return REPETITION_WEIGHT * torch.stack(losses).mean() if losses else torch.zeros(())
 
     def _choice_loss(self, states: Sequence[Tensor], flags: Tensor, scores: Tensor) -> Tensor:
-        """Which words are asked for, and how many a sentence has."""
+        """Loss of the readouts of key words and of a sentence's number of key words."""
         flagged, scored = flags != IGNORED, scores != IGNORED
         if not flagged.any():
             return torch.zeros(())

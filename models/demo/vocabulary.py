@@ -16,10 +16,10 @@ CONTROL_TOKENS = ("<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|none|>",
 BOS, END, USER, ASSISTANT, NONE, PAD = range(len(CONTROL_TOKENS))
 FIRST_HANDLE = len(CONTROL_TOKENS)
 FIRST_TEXT = FIRST_HANDLE + NUM_HANDLES + 256
-"""Ids from here on are merged pieces of words; before them stand control tokens and bytes."""
+"""Ids from here on are merged pieces of text; lower ids are control tokens, handles and bytes."""
 
-# Puts a handle before each line of the user's message that ends in a citation, and drops system
-# messages: the model has one job.
+# Inserts a handle before each line of the user's message that ends in a citation, and omits system
+# messages, which the model was not trained on.
 CHAT_TEMPLATE = (
     "{{- bos_token -}}"
     "{%- set lines = namespace(number=0) -%}"
@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], path: Path) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Not special: citations are text. One token each, its space included.
+    # Not special, because citations are text. Each is one token, including its space.
     citations = [f" [{number}]" for number in range(1, NUM_CITATIONS + 1)]
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in citations])
     assert tokenizer.get_vocab_size() == VOCAB_SIZE
@@ -77,5 +77,5 @@ def tokenizer_config(max_length: int) -> dict[str, Any]:
 
 
 def token_ids_config() -> dict[str, int]:
-    """What config.json and generation_config.json say of the control tokens."""
+    """The fields of config.json and generation_config.json for control tokens."""
     return {"bos_token_id": BOS, "eos_token_id": END, "pad_token_id": PAD}
