@@ -19,7 +19,7 @@ Merges "from" into "into", key by key. Unlike mergeOverwrite it also takes 0, fa
 {{/*
 JSON of {"models": […], "tokenizers": […]}. "models" are the models of the values, completed with
 the defaults, the slug and the model's own `inference` section; "tokenizers" are those of them that
-have a tokenizer of their own.
+have their own tokenizer.
 */}}
 {{- define "weir.models" -}}
 {{- $hub := dict "id" "" "revision" "main" "sha256" dict "endpoint" "" "tokenSecret" "" "tokenKey" "token" "size" "20Gi" "storageClass" "" "accessMode" "ReadWriteOnce" -}}
