@@ -65,7 +65,7 @@ GRPC_STATUS: Mapping[ErrorKind, grpc.StatusCode] = MappingProxyType(
 )
 
 
-class HttpError(NamedTuple):
+class HttpStatus(NamedTuple):
     """The HTTP status of a kind, and `type` and `code` of OpenAI's error body."""
 
     status: int
@@ -73,20 +73,20 @@ class HttpError(NamedTuple):
     code: str | None
 
 
-HTTP_ERROR: Mapping[ErrorKind, HttpError] = MappingProxyType(
+HTTP_ERROR: Mapping[ErrorKind, HttpStatus] = MappingProxyType(
     {
-        ErrorKind.INVALID_REQUEST: HttpError(400, "invalid_request_error", None),
-        ErrorKind.CONTEXT_TOO_LONG: HttpError(
+        ErrorKind.INVALID_REQUEST: HttpStatus(400, "invalid_request_error", None),
+        ErrorKind.CONTEXT_TOO_LONG: HttpStatus(
             400, "invalid_request_error", "context_length_exceeded"
         ),
-        ErrorKind.UNAUTHENTICATED: HttpError(401, "authentication_error", "invalid_api_key"),
-        ErrorKind.MODEL_NOT_FOUND: HttpError(404, "invalid_request_error", "model_not_found"),
-        ErrorKind.OVERLOADED: HttpError(429, "rate_limit_error", "rate_limit_exceeded"),
-        ErrorKind.UNAVAILABLE: HttpError(503, "server_error", "unavailable"),
-        ErrorKind.DEADLINE: HttpError(504, "timeout_error", "deadline_exceeded"),
-        ErrorKind.CANCELLED: HttpError(499, "cancelled", "cancelled"),
-        ErrorKind.UNIMPLEMENTED: HttpError(501, "invalid_request_error", "unimplemented"),
-        ErrorKind.INTERNAL: HttpError(500, "server_error", "internal_error"),
+        ErrorKind.UNAUTHENTICATED: HttpStatus(401, "authentication_error", "invalid_api_key"),
+        ErrorKind.MODEL_NOT_FOUND: HttpStatus(404, "invalid_request_error", "model_not_found"),
+        ErrorKind.OVERLOADED: HttpStatus(429, "rate_limit_error", "rate_limit_exceeded"),
+        ErrorKind.UNAVAILABLE: HttpStatus(503, "server_error", "unavailable"),
+        ErrorKind.DEADLINE: HttpStatus(504, "timeout_error", "deadline_exceeded"),
+        ErrorKind.CANCELLED: HttpStatus(499, "cancelled", "cancelled"),
+        ErrorKind.UNIMPLEMENTED: HttpStatus(501, "invalid_request_error", "unimplemented"),
+        ErrorKind.INTERNAL: HttpStatus(500, "server_error", "internal_error"),
     }
 )
 

@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mesh", "gateway", "orchestrator", "tokenizer", "inference")
 PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md"))
-DOTTED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?:\(\))?`")
+DOTTED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?<!\.json)(?:\(\))?`")
 FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|c|h|sh|yaml|proto|md|txt|toml))`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 METHOD = re.compile(r"`([A-Z]\w+)\.(\w+)`")
