@@ -41,7 +41,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.served = dict(CONTENTS)
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ class Hub:
                 self.do_GET()
 
             def do_GET(self) -> None:
-                hub.asked.append(f"{self.command} {self.path}")
+                hub.requested.append(f"{self.command} {self.path}")
                 path = self.path.partition("?")[0]
                 if path.startswith("/api/models/org/model/revision/"):
                     self._answer(json.dumps(hub.info()).encode(), "application/json", "")
@@ -147,11 +147,11 @@ def test_a_model_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
     excluded = {"consolidated.safetensors", "pytorch_model.bin", "modeling_evil.py"}
     assert names_in(folder) == CONTENTS.keys() - excluded
     assert (folder / "model.safetensors").read_bytes() == CONTENTS["model.safetensors"]
-    hub.asked.clear()
+    hub.requested.clear()
     again = run(hub, folder, f"--sha256=model.safetensors={SHA256}")
     assert again.returncode == 0, again.stderr
     assert "already there" in again.stdout
-    assert hub.asked == []
+    assert hub.requested == []
 
 
 def test_a_tokenizer_comes_without_weights(hub: Hub, tmp_path: Path) -> None:

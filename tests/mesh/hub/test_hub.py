@@ -39,7 +39,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[tuple[str, str, str | None]] = []
+        self.requested: list[tuple[str, str, str | None]] = []
         """Method, path and range of every request."""
         self.break_after: dict[str, int] = {}
         """Number of bytes of a file after which the connection is closed, once."""
@@ -50,7 +50,7 @@ class Hub(ThreadingHTTPServer):
 
     def ranges(self, name: str) -> list[str | None]:
         """The requested ranges of a file; None for the whole file."""
-        return [r for method, path, r in self.asked if method == "GET" and path.endswith(name)]
+        return [r for method, path, r in self.requested if method == "GET" and path.endswith(name)]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
-        self.server.asked.append((self.command, self.path, self.headers.get("Range")))
+        self.server.requested.append((self.command, self.path, self.headers.get("Range")))
         path = self.path.partition("?")[0]
         api = f"/api/models/{REPOSITORY}"
         if path == f"{api}/revision/main":
@@ -176,16 +176,16 @@ def test_a_download_resumes_shows_progress_and_is_kept(hub: Hub, tmp_path: Path)
     assert others, "the file was requested only once"
     begin = int((others[0] or "bytes=0-").removeprefix("bytes=").partition("-")[0])
     assert 0 < begin <= 11 * 2**20, "it began anew"
-    assert not hub.ranges("pytorch_model.bin"), "nothing that was not asked for"
+    assert not hub.ranges("pytorch_model.bin"), "no other file is requested"
     assert "100%" in done.stderr, "no progress bar"
 
-    hub.asked.clear()
+    hub.requested.clear()
     assert contents(download(hub, tmp_path)) == expected
     assert not any(hub.ranges(name) for name in FILES), "whole files are kept"
 
-    hub.asked.clear()
+    hub.requested.clear()
     assert contents(download(hub, tmp_path, HF_HUB_OFFLINE="1")) == expected
-    assert hub.asked == []
+    assert hub.requested == []
 
 
 def test_offline_without_the_files_is_reported_without_requests(hub: Hub, tmp_path: Path) -> None:
@@ -193,4 +193,4 @@ def test_offline_without_the_files_is_reported_without_requests(hub: Hub, tmp_pa
     done = download(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert done.stderr.startswith(f"not found: model '{REPOSITORY}' is not a folder")
-    assert hub.asked == []
+    assert hub.requested == []

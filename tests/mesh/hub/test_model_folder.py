@@ -15,14 +15,14 @@ from mesh.hub.model_folder import ModelNotFoundError, model_folder
 @pytest.fixture(autouse=True)
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Records the requested downloads."""
-    asked: list[tuple[str, list[str]]] = []
+    requested: list[tuple[str, list[str]]] = []
 
     def snapshot_download(repo_id: str, *, allow_patterns: list[str]) -> str:
-        asked.append((repo_id, allow_patterns))
+        requested.append((repo_id, allow_patterns))
         return "/cache/snapshot"
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return asked
+    return requested
 
 
 def test_a_folder_is_used_directly(tmp_path: Path, hub: list[object]) -> None:

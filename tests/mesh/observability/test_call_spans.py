@@ -1,7 +1,7 @@
 """Client and server spans of real calls, for each outcome.
 
-Beside ours stand the library's interceptors, with the faults for which they are not used
-(docs/decisions/0029): when one of those tests fails, the library has been mended.
+The last tests show the defects for which the library's own interceptors are not used
+(docs/decisions/0029). If one of them fails, the library has been fixed.
 """
 
 from __future__ import annotations

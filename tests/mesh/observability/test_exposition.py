@@ -34,7 +34,7 @@ def test_names_keep_their_colons(histogram: Histogram, accept: str) -> None:
     assert b"# TYPE vllm:exposed_seconds histogram" in body
     assert b'\nvllm:exposed_seconds_count{a="b"} 1.0' in body
     assert b"vllm_" not in body
-    asked = "openmetrics" in accept
-    assert content_type.startswith("application/openmetrics-text; version=1.0.0") == asked
-    assert (b'trace_id="abc"' in body) == asked
-    assert body.endswith(b"# EOF\n") == asked
+    has_exemplars = "openmetrics" in accept
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0") == has_exemplars
+    assert (b'trace_id="abc"' in body) == has_exemplars
+    assert body.endswith(b"# EOF\n") == has_exemplars

@@ -98,7 +98,7 @@ def test_an_unsampled_caller_is_followed(
 
 
 @pytest.mark.parametrize("w3c_only", [True, False])
-@pytest.mark.parametrize("called", ["by a trace", "by nobody"])
+@pytest.mark.parametrize("called", ["with a trace", "without a trace"])
 def test_unrecorded_traces_are_propagated(
     monkeypatch: pytest.MonkeyPatch, called: str, w3c_only: bool
 ) -> None:
@@ -106,7 +106,7 @@ def test_unrecorded_traces_are_propagated(
     monkeypatch.setattr(telemetry, "silent", True)
     monkeypatch.setattr(telemetry, "_w3c_only", w3c_only)
     given = {}
-    if called == "by a trace":
+    if called == "with a trace":
         given = {
             "traceparent": f"00-{10:032x}-{11:016x}-01",
             "tracestate": "other=1",

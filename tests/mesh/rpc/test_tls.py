@@ -205,11 +205,11 @@ async def test_the_health_address_needs_no_tls(authority: Authority) -> None:
     channel = open_channel(f"127.0.0.1:{server.health_port}")
     health = health_pb2_grpc.HealthStub(channel)
     try:
-        told = await call_unary(health.Check, CHECK, timeout=10)
-        assert told.status == health_pb2.HealthCheckResponse.SERVING
+        response = await call_unary(health.Check, CHECK, timeout=10)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
         await server.health.enter_graceful_shutdown()
-        told = await call_unary(health.Check, CHECK, timeout=10)
-        assert told.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        response = await call_unary(health.Check, CHECK, timeout=10)
+        assert response.status == health_pb2.HealthCheckResponse.NOT_SERVING
         reflect = channel.unary_unary("/grpc.reflection.v1alpha.ServerReflection/Nothing")
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await reflect(b"", timeout=10)
