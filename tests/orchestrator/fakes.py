@@ -1,4 +1,4 @@
-"""A tokenizer and engines that say what a test wants, behind the real contracts."""
+"""A fake tokenizer and fake engines with the real gRPC interfaces, controlled by tests."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from orchestrator.settings import OrchestratorSettings
 from tests.helpers import Served, eventually, serve
 from tests.orchestrator.tokenizers_made import byte_level
 
-NOBODY = "127.0.0.1:1"
-"""An address where nothing listens."""
+UNUSED_ADDRESS = "127.0.0.1:1"
+"""An address on which no server listens."""
 
 SCRIPT = "The quick brown fox 😀 jumps over the lazy dog [1], and naïvely sleeps [2] on."
 
@@ -34,16 +34,16 @@ FILE = byte_level().to_str().encode()
 
 
 def sha256_of(files: dict[str, bytes]) -> str:
-    """As the contract has it."""
+    """The SHA-256 over all files, as the proto file defines it."""
     spelled = (f"{name}\0{len(data)}\0".encode() + data for name, data in sorted(files.items()))
     return hashlib.sha256(b"".join(spelled)).hexdigest()
 
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """A real small tokenizer; a conversation is its contents, one a line."""
+    """A small real tokenizer. It renders a conversation as its contents, one per line."""
 
     def __init__(self, template: str = "") -> None:
-        """`template` is served as the model's chat template; nothing renders it."""
+        """`template` is served as the model's chat template, but never rendered."""
         self.prompts: list[str] = []
         self.decoded: list[list[int]] = []
         self.delay = 0.0
@@ -95,7 +95,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 
 class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
-    """Says the ids of `text`, one a message; goes on where another replica stopped."""
+    """Generates the tokens of `text`, one per message; can resume after another replica."""
 
     def __init__(self, text: str = SCRIPT, *, context_length: int = 2048) -> None:
         self.ids = byte_level().encode(text, add_special_tokens=False).ids
@@ -104,15 +104,15 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.eos_token_ids: list[int] = []
         self.accept_delay = 0.0
         self.delay = 0.0
-        """Before each token."""
+        """Seconds before each token."""
         self.fail_after: int | None = None
-        """Ends streams with UNAVAILABLE before the token of this number."""
+        """Index of the token before which streams end with UNAVAILABLE; None: never."""
         self.num_failing = 1_000
-        """How many streams fail so."""
+        """Number of streams that fail in this way."""
         self.no_finish = False
-        """Ends streams with UNAVAILABLE behind their last token."""
+        """Ends streams with UNAVAILABLE after their last token, without a finish."""
         self.at_once = False
-        """Says everything in one message, the acceptance and the finish included."""
+        """Sends all tokens and the finish in one message."""
         self.refusal: MeshError | None = None
         self.prompt_logprobs = True
         self.embedded: list[list[list[int]]] = []
@@ -183,7 +183,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
 def chunk(
     token_ids: list[int], sampling: common_pb2.SamplingParams | None = None
 ) -> inference_pb2.InferenceServiceGenerateResponse:
-    """One message with these ids; each is as likely as its id is low, where that is asked for."""
+    """One message with these ids. If requested, the log probability of a token is minus its id."""
     message = inference_pb2.TokenChunk(token_ids=token_ids)
     if sampling is not None and sampling.HasField("num_logprobs"):
         for token_id in token_ids:
@@ -198,7 +198,7 @@ def chunk(
 def prompt_chunk(
     request: inference_pb2.InferenceServiceGenerateRequest,
 ) -> inference_pb2.InferenceServiceGenerateResponse:
-    """The prompt's log probabilities, made as `chunk` makes those of tokens."""
+    """A message with the log probabilities of the prompt, computed as in `chunk`."""
     sampling = common_pb2.SamplingParams(num_logprobs=request.sampling.num_prompt_logprobs)
     message = chunk(list(request.token_ids)[1:], sampling).chunk
     return inference_pb2.InferenceServiceGenerateResponse(
@@ -208,7 +208,7 @@ def prompt_chunk(
 
 @dataclass
 class Orchestrator:
-    """The real orchestrator between the fakes."""
+    """The real orchestrator, connected to the fakes."""
 
     stub: orchestrator_pb2_grpc.OrchestratorServiceAsyncStub
     service: OrchestratorService
@@ -220,7 +220,7 @@ class Orchestrator:
 
     @property
     def engine(self) -> FakeInference:
-        """The only one, where there is one."""
+        """The only engine."""
         [engine] = self.engines
         return engine
 
@@ -229,7 +229,7 @@ class Orchestrator:
 async def orchestrator(
     *engines: FakeInference, template: str = "", **settings: Any
 ) -> AsyncIterator[Orchestrator]:
-    """An orchestrator that is ready; at the end it must hold nothing any more."""
+    """A ready orchestrator. Afterwards asserts that it has released all resources."""
     tokenizer = FakeTokenizer(template)
     async with AsyncExitStack() as stack:
         register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
@@ -243,7 +243,7 @@ async def orchestrator(
             upstreams.append(await stack.enter_async_context(serve(servicer)))
         loaded = OrchestratorSettings(
             tokenizer_host=tokenizer_served.address,
-            inference_host=",".join(each.address for each in upstreams) or NOBODY,
+            inference_host=",".join(each.address for each in upstreams) or UNUSED_ADDRESS,
             **settings,
         )
         service = await stack.enter_async_context(application(loaded))

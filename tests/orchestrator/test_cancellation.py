@@ -1,4 +1,4 @@
-"""Requests that end early: the caller leaves, an operator ends them, their time runs out."""
+"""Requests that end early: client disconnect, CancelRequest, deadline."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SEARCH = orchestrator_pb2.SummarizeRequest(query="fox")
 
 
 async def states(running: Orchestrator) -> list[int]:
-    """Where the active requests are, as the RPC tells it."""
+    """States of the active requests, from ListRequests."""
     listing = orchestrator_pb2.ListRequestsRequest()
     return [each.state for each in (await call_unary(running.stub.ListRequests, listing)).requests]
 
 
 async def until_state(running: Orchestrator, name: str) -> None:
-    """Waits until the only request is there."""
+    """Waits until the only active request has this state."""
     wanted = orchestrator_pb2.RequestState.Value(f"REQUEST_STATE_{name}")
     async with asyncio.timeout(5):
         while await states(running) != [wanted]:
@@ -38,13 +38,13 @@ async def until_state(running: Orchestrator, name: str) -> None:
 
 
 async def cancel(running: Orchestrator, request_id: str) -> bool:
-    """What an operator does."""
+    """Calls CancelRequest."""
     asked = orchestrator_pb2.CancelRequestRequest(request_id=request_id)
     return (await call_unary(running.stub.CancelRequest, asked)).cancelled
 
 
 def slow(running: Orchestrator, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes requests stay in a state for long."""
+    """Makes requests stay in this state for a long time."""
     if state == "RETRIEVING":
         retriever = running.service._pipeline._search._retriever
 
@@ -62,17 +62,17 @@ def slow(running: Orchestrator, state: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def all_of(responses: AsyncIterator[Any]) -> list[Any]:
-    """A stream to its end."""
+    """All messages of a stream."""
     return [response async for response in responses]
 
 
-def has_asked(engine: FakeInference, number: int) -> bool:
-    """Whether so many requests have reached the engine."""
+def has_received(engine: FakeInference, number: int) -> bool:
+    """Whether this number of requests has reached the engine."""
     return len(engine.requests) == number
 
 
 async def generate_as(running: Orchestrator, request_id: str) -> None:
-    """A generation under this id, to its end."""
+    """Runs a generation with this request id to its end."""
     with use_request(RequestContext(request_id=request_id)):
         await generate(running, request())
 
@@ -81,10 +81,10 @@ STATES = ["RETRIEVING", "ENCODING", "WAITING", "STREAMING"]
 
 
 @pytest.mark.parametrize("state", STATES)
-async def test_an_operator_ends_a_request_wherever_it_is(
+async def test_cancel_request_ends_a_search_in_any_state(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its client gets a finish with reason abort, within a second."""
+    """The client receives a finish with reason abort within a second."""
     async with orchestrator(FakeInference(), retrieval_timeout_seconds=30) as running:
         slow(running, state, monkeypatch)
         with use_request(RequestContext(request_id="mine")):
@@ -101,10 +101,10 @@ async def test_an_operator_ends_a_request_wherever_it_is(
 
 
 @pytest.mark.parametrize("state", ["ENCODING", "WAITING", "STREAMING"])
-async def test_an_ended_generation_has_started_too(
+async def test_an_aborted_generation_sends_started_first(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of events is the contract's also where nothing was generated."""
+    """The order of events holds even if no token was generated."""
     async with orchestrator(FakeInference()) as running:
         slow(running, state, monkeypatch)
         with use_request(RequestContext(request_id="mine")):
@@ -120,10 +120,10 @@ async def test_an_ended_generation_has_started_too(
 
 
 @pytest.mark.parametrize("state", STATES)
-async def test_a_caller_that_leaves_frees_everything_within_a_second(
+async def test_a_disconnect_releases_everything_within_a_second(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The place, the row in the table and the engine's work, wherever the request is."""
+    """The permit, the table entry and the engine's stream end, in any state of the request."""
     async with orchestrator(
         FakeInference(), retrieval_timeout_seconds=30, max_concurrent_requests=1
     ) as running:
@@ -134,16 +134,18 @@ async def test_a_caller_that_leaves_frees_everything_within_a_second(
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
         service = running.service
-        await eventually(lambda: len(service._requests) == 0, "no row is left", 1)
-        await eventually(lambda: service._pipeline._admission.num_admitted == 0, "free place", 1)
+        await eventually(lambda: len(service._requests) == 0, "the table is empty", 1)
+        await eventually(
+            lambda: service._pipeline._admission.num_admitted == 0, "no permit is held", 1
+        )
         await eventually(lambda: running.engine.num_open == 0, "the engine is free", 1)
 
 
 @pytest.mark.parametrize("state", ["ENCODING", "WAITING", "STREAMING"])
-async def test_a_deadline_ends_a_request_wherever_it_is(
+async def test_a_deadline_ends_a_request_in_any_state(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reaches the services behind, and no other replica is tried."""
+    """The deadline reaches the upstream services, and no other replica is tried."""
     async with orchestrator(FakeInference(), FakeInference()) as running:
         for engine in running.engines:
             engine.accept_delay = 60 if state == "WAITING" else 0
@@ -161,7 +163,7 @@ async def test_a_deadline_ends_a_request_wherever_it_is(
 
 
 async def test_a_request_without_a_deadline_gets_one() -> None:
-    """Nothing may hold a place for ever."""
+    """No request may hold a permit for ever."""
     async with orchestrator(FakeInference(), request_timeout_seconds=0.2) as running:
         running.engine.accept_delay = 60
         with pytest.raises(MeshError) as caught:
@@ -169,15 +171,17 @@ async def test_a_request_without_a_deadline_gets_one() -> None:
     assert caught.value.kind is ErrorKind.DEADLINE
 
 
-async def test_the_list_is_oldest_first() -> None:
-    """With id, method, model, age and counts of each."""
+async def test_list_requests_is_sorted_oldest_first() -> None:
+    """Each entry has the id, method, model, age and token counts."""
     async with orchestrator(FakeInference()) as running:
         running.engine.accept_delay = 60
         async with asyncio.TaskGroup() as group:
             tasks = []
             for number in range(1, 4):
                 tasks.append(group.create_task(generate_as(running, f"r-{number}")))
-                await eventually(partial(has_asked, running.engine, number), "the engine is asked")
+                await eventually(
+                    partial(has_received, running.engine, number), "the engine has the request"
+                )
             listing = orchestrator_pb2.ListRequestsRequest()
             active = (await call_unary(running.stub.ListRequests, listing)).requests
             for task in tasks:
@@ -191,8 +195,8 @@ async def test_the_list_is_oldest_first() -> None:
     assert ages == sorted(ages, reverse=True)
 
 
-async def test_whom_to_cancel_must_be_said() -> None:
-    """An empty id is no id."""
+async def test_cancel_request_requires_an_id() -> None:
+    """An empty id is refused."""
     async with orchestrator(FakeInference()) as running:
         with pytest.raises(MeshError) as caught:
             await cancel(running, "")

@@ -15,7 +15,7 @@ from tests.orchestrator.tokenizers_made import byte_level
 
 
 def texts(*inputs: str, **fields: Any) -> orchestrator_pb2.EmbedRequest:
-    """A request for the vectors of texts."""
+    """A request to embed these texts."""
     return orchestrator_pb2.EmbedRequest(inputs=[{"text": each} for each in inputs], **fields)  # type: ignore[misc]
 
 
@@ -27,8 +27,8 @@ async def embed(
         return [response async for response in responses]
 
 
-async def test_texts_and_ids_come_back_as_vectors_in_order() -> None:
-    """In batches that a replica takes, with the tokens that each took."""
+async def test_vectors_have_the_order_of_the_inputs() -> None:
+    """Each message has one batch and its token count."""
     asked = texts(*(f"fox {'x' * number}" for number in range(BATCH_INPUTS)))
     asked.inputs.add().token_ids.ids.extend([1, 2, 3])
     lengths = [len(byte_level().encode(each.text).ids) for each in asked.inputs][:-1]
@@ -42,8 +42,8 @@ async def test_texts_and_ids_come_back_as_vectors_in_order() -> None:
     assert [len(batch) for batch in running.engine.embedded] == [BATCH_INPUTS, 1]
 
 
-async def test_another_replica_is_tried() -> None:
-    """Once; what the caller got wrong is told at once."""
+async def test_a_failed_batch_is_retried_on_another_replica() -> None:
+    """One retry; invalid requests are not retried."""
     engines = FakeInference(), FakeInference()
     async with orchestrator(*engines) as running:
         for error in (ErrorKind.UNAVAILABLE, ErrorKind.OVERLOADED):
@@ -75,7 +75,7 @@ BAD: list[tuple[orchestrator_pb2.EmbedRequest, ErrorKind, str]] = [
 async def test_bad_inputs_are_refused(
     asked: orchestrator_pb2.EmbedRequest, kind: ErrorKind, words: str
 ) -> None:
-    """By input, limit and given value, before an engine is asked."""
+    """The error names input, limit and given value; no engine is called."""
     async with orchestrator(FakeInference()) as running:
         with pytest.raises(MeshError) as caught:
             await embed(running, asked)

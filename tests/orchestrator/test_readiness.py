@@ -1,4 +1,4 @@
-"""When the orchestrator says that it can do its work."""
+"""Readiness of the orchestrator."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from orchestrator.application import application
 from orchestrator.settings import OrchestratorSettings
 from tests.helpers import eventually
-from tests.orchestrator.fakes import NOBODY, FakeInference, Orchestrator, orchestrator
+from tests.orchestrator.fakes import UNUSED_ADDRESS, FakeInference, Orchestrator, orchestrator
 
 
 @asynccontextmanager
-async def told(running: Orchestrator) -> AsyncIterator[list[bool]]:
-    """What `watch_ready` has told so far, in order."""
+async def reported(running: Orchestrator) -> AsyncIterator[list[bool]]:
+    """The states that `watch_ready` has reported, in order."""
     states: list[bool] = []
 
     async def set_ready(ready: bool) -> None:
-        # As the health service does, this gives way in the middle.
+        # Yields to the event loop, as the health service does.
         await asyncio.sleep(0)
         states.append(ready)
 
@@ -34,9 +34,12 @@ async def told(running: Orchestrator) -> AsyncIterator[list[bool]]:
 
 
 @pytest.mark.timeout(20)
-async def test_ready_while_an_engine_is(no_tasks_left: None) -> None:
-    """One is enough; without any it is not ready, and with one again it is."""
-    async with orchestrator(FakeInference(), FakeInference()) as running, told(running) as states:
+async def test_ready_while_an_engine_is_ready(no_tasks_left: None) -> None:
+    """One engine is enough."""
+    async with (
+        orchestrator(FakeInference(), FakeInference()) as running,
+        reported(running) as states,
+    ):
         await eventually(lambda: states[-1:] == [True], "ready")
         one, two = (upstream.server for upstream in running.upstreams)
         await one.set_ready(False)
@@ -49,9 +52,9 @@ async def test_ready_while_an_engine_is(no_tasks_left: None) -> None:
 
 
 @pytest.mark.timeout(20)
-async def test_quick_changes_end_in_the_truth(no_tasks_left: None) -> None:
-    """No change is lost while the one before is being told."""
-    async with orchestrator(FakeInference()) as running, told(running) as states:
+async def test_quick_changes_end_in_the_current_state(no_tasks_left: None) -> None:
+    """A change during the report of the previous one is not lost."""
+    async with orchestrator(FakeInference()) as running, reported(running) as states:
         await eventually(lambda: states[-1:] == [True], "ready")
         server = running.upstreams[0].server
         for _ in range(10):
@@ -63,8 +66,8 @@ async def test_quick_changes_end_in_the_truth(no_tasks_left: None) -> None:
 
 @pytest.mark.timeout(20)
 async def test_not_ready_without_a_tokenizer(no_tasks_left: None) -> None:
-    """However many engines there are."""
-    settings = OrchestratorSettings(tokenizer_host=NOBODY, inference_host=NOBODY)
+    """Regardless of the engines."""
+    settings = OrchestratorSettings(tokenizer_host=UNUSED_ADDRESS, inference_host=UNUSED_ADDRESS)
     states: list[bool] = []
 
     async def set_ready(ready: bool) -> None:
@@ -92,7 +95,7 @@ async def test_not_ready_while_the_tokenizers_files_do_not_parse(
     async with orchestrator(FakeInference()) as running:
         valid = running.tokenizer.files
         running.tokenizer.serve_files({"tokenizer.json": content})
-        async with told(running) as states:
+        async with reported(running) as states:
             message = "tokenizer files cannot be loaded"
             await eventually(lambda: message in caplog.text, "the error is logged")
             assert states
@@ -104,7 +107,7 @@ async def test_not_ready_while_the_tokenizers_files_do_not_parse(
 @pytest.mark.timeout(20)
 async def test_files_are_not_downloaded_again_on_reconnection(no_tasks_left: None) -> None:
     """The client sends the SHA-256 of the files it holds, and the service sends none."""
-    async with orchestrator(FakeInference()) as running, told(running) as states:
+    async with orchestrator(FakeInference()) as running, reported(running) as states:
         await eventually(lambda: states[-1:] == [True], "ready")
         [upstream] = running.service._pipeline._tokenizers.upstreams
         held = await upstream.client.current()
@@ -119,8 +122,8 @@ async def test_files_are_not_downloaded_again_on_reconnection(no_tasks_left: Non
 
 
 async def test_the_tokenizer_is_fetched_before_the_first_request(no_tasks_left: None) -> None:
-    """Who is ready needs no second call for the first prompt of token ids."""
-    async with orchestrator(FakeInference()) as running, told(running) as states:
+    """Readiness includes the download of the tokenizer."""
+    async with orchestrator(FakeInference()) as running, reported(running) as states:
         await eventually(lambda: states[-1:] == [True], "ready")
         [upstream] = running.service._pipeline._tokenizers.upstreams
         assert upstream.client._tokenizer is not None

@@ -16,30 +16,30 @@ from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orches
 
 
 def request(text: str = "Hello", **fields: Any) -> orchestrator_pb2.GenerateRequest:
-    """A request for the continuation of `text`."""
+    """A request to continue `text`."""
     return orchestrator_pb2.GenerateRequest(text=text, **fields)
 
 
 async def generate(
     running: Orchestrator, asked: orchestrator_pb2.GenerateRequest
 ) -> list[orchestrator_pb2.GenerateResponse]:
-    """All events of a stream."""
+    """All messages of a generation."""
     async with open_stream(running.stub.Generate, asked) as responses:
         return [response async for response in responses]
 
 
 def text_of(events: list[Any]) -> str:
-    """The text that a stream's deltas spell."""
+    """The concatenated text of the deltas."""
     return "".join(event.delta.text for event in events)
 
 
 def kinds_of(events: list[Any]) -> list[str]:
-    """What the messages tell, in order; what was ready at once is in one message."""
+    """Names of the fields that are set, over all messages in order."""
     return [field.name for event in events for field, _ in event.ListFields()]
 
 
 async def test_started_then_deltas_then_one_finish() -> None:
-    """The events come in the order of the contract, and the usage counts every token."""
+    """The usage counts every token."""
     async with orchestrator(FakeInference()) as running:
         events = await generate(running, request(sampling={"max_tokens": 500}))
     kinds = kinds_of(events)
@@ -54,8 +54,8 @@ async def test_started_then_deltas_then_one_finish() -> None:
     assert sum(event.delta.num_tokens for event in events) == len(running.engine.ids)
 
 
-async def test_what_is_ready_at_once_is_one_message() -> None:
-    """A message costs more than what is in it."""
+async def test_events_that_are_ready_together_share_one_message() -> None:
+    """Fewer messages cost less."""
     engine = FakeInference()
     engine.at_once = True
     async with orchestrator(engine) as running:
@@ -68,8 +68,8 @@ async def test_what_is_ready_at_once_is_one_message() -> None:
     assert stopped.finish.reason == common_pb2.FINISH_REASON_STOP
 
 
-async def test_max_tokens_default_to_what_the_context_has_room_for() -> None:
-    """Without a limit the engine gets one that fits."""
+async def test_max_tokens_defaults_to_the_rest_of_the_context() -> None:
+    """The engine receives an explicit limit."""
     async with orchestrator(FakeInference(context_length=60)) as running:
         events = await generate(running, request())
     prompt_tokens = events[0].started.prompt_tokens
@@ -79,8 +79,8 @@ async def test_max_tokens_default_to_what_the_context_has_room_for() -> None:
 @pytest.mark.parametrize(
     "form", [{"json_schema": "{}"}, {"json_object": True}, {"regex": "a"}, {"grammar": "start: A"}]
 )
-async def test_a_constraint_reaches_the_engine_as_it_is(form: dict[str, Any]) -> None:
-    """The engine checks it and keeps to it; one without a form is refused here."""
+async def test_a_constraint_reaches_the_engine_unchanged(form: dict[str, Any]) -> None:
+    """The engine checks and enforces it; a constraint without a form is refused here."""
     constraint = common_pb2.OutputConstraint(**form)
     async with orchestrator(FakeInference()) as running:
         sampling = common_pb2.SamplingParams(constraint=constraint)
@@ -92,8 +92,8 @@ async def test_a_constraint_reaches_the_engine_as_it_is(form: dict[str, Any]) ->
             await generate(running, request(sampling=sampling))
 
 
-async def test_a_stop_string_never_leaks_and_ends_the_engines_work() -> None:
-    """The text ends before the match, though the engine would go on."""
+async def test_a_stop_string_is_not_sent_and_ends_the_engines_stream() -> None:
+    """The text ends before the match, although the engine would continue."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.005
         events = await generate(running, request(stop=["jumps", "never said"]))
@@ -103,8 +103,8 @@ async def test_a_stop_string_never_leaks_and_ends_the_engines_work() -> None:
     assert events[-1].finish.usage.completion_tokens < len(running.engine.ids)
 
 
-async def test_a_caller_that_leaves_frees_everything() -> None:
-    """Cancelling in mid-stream reaches the engine at once."""
+async def test_a_disconnect_during_the_stream_releases_everything() -> None:
+    """The cancellation reaches the engine at once."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.05
         async with open_stream(running.stub.Generate, request()) as responses:
@@ -114,8 +114,8 @@ async def test_a_caller_that_leaves_frees_everything() -> None:
         await eventually(lambda: running.engine.num_open == 0, "the engine's stream is closed", 1)
 
 
-async def test_an_operator_sees_and_cancels_a_request() -> None:
-    """ListRequests shows it, CancelRequest ends it with reason abort."""
+async def test_a_request_can_be_listed_and_cancelled() -> None:
+    """ListRequests returns it; CancelRequest ends it with reason abort."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.05
         with use_request(RequestContext(request_id="r-7")):
@@ -136,8 +136,8 @@ async def test_an_operator_sees_and_cancels_a_request() -> None:
     assert rest[-1].finish.usage.completion_tokens >= 1
 
 
-async def test_a_request_too_many_is_refused_at_once() -> None:
-    """Beyond the limit there is no waiting, and the caller is told when to come back."""
+async def test_a_request_over_the_limit_is_refused_at_once() -> None:
+    """It does not wait, and the error has a retry delay."""
     async with orchestrator(FakeInference(), max_concurrent_requests=1) as running:
         running.engine.delay = 0.05
         async with open_stream(running.stub.Generate, request()) as responses:
@@ -170,17 +170,17 @@ BAD: list[tuple[dict[str, Any], ErrorKind, str, str]] = [
 
 
 def bad_request(fields: dict[str, Any]) -> orchestrator_pb2.GenerateRequest:
-    """A request with these fields; its prompt is a text unless they have another one."""
+    """A request with these fields, and a text prompt unless they contain a prompt."""
     if "chat" in fields or "token_ids" in fields:
         return orchestrator_pb2.GenerateRequest(**fields)
     return request(**fields)
 
 
 @pytest.mark.parametrize(("fields", "kind", "param", "named"), BAD)
-async def test_bad_input_is_told_by_field_limit_and_value(
+async def test_errors_for_invalid_fields_name_field_limit_and_value(
     fields: dict[str, Any], kind: ErrorKind, param: str, named: str
 ) -> None:
-    """Nothing reaches the engine, and the service goes on."""
+    """Nothing reaches the engine, and the next request succeeds."""
     async with orchestrator(FakeInference()) as running:
         with pytest.raises(MeshError) as caught:
             await generate(running, bad_request(fields))
@@ -192,7 +192,7 @@ async def test_bad_input_is_told_by_field_limit_and_value(
 
 
 async def test_models_are_listed() -> None:
-    """With their context."""
+    """Each model has its context length."""
     async with orchestrator(FakeInference(), FakeInference()) as running:
         listed = await call_unary(running.stub.ListModels, orchestrator_pb2.ListModelsRequest())
     [model] = listed.models

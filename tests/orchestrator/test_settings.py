@@ -1,4 +1,4 @@
-"""What the orchestrator can be told."""
+"""The settings of the orchestrator."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def read(*arguments: str) -> OrchestratorSettings:
     return load(OrchestratorSettings, "orchestrator", arguments)
 
 
-def test_without_settings_it_runs_beside_the_others() -> None:
-    """The defaults are the other services' defaults, and no index."""
+def test_defaults_match_the_other_services() -> None:
+    """The addresses are the other services' defaults; there is no index."""
     settings = read()
     assert settings.listen == "127.0.0.1:50051"
     assert settings.tokenizer_targets == {"": "127.0.0.1:50052"}
@@ -25,7 +25,7 @@ def test_without_settings_it_runs_beside_the_others() -> None:
 def test_variables_have_the_services_prefix_except_for_the_upstreams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Upstreams are named alike for every service that has them."""
+    """Upstream variables have the same name in all services."""
     monkeypatch.setenv("ORCHESTRATOR_MAX_CONCURRENT_REQUESTS", "7")
     monkeypatch.setenv("ORCHESTRATOR_INDEX", "/data/index")
     monkeypatch.setenv("TOKENIZER_HOST", "tok")
@@ -38,8 +38,8 @@ def test_variables_have_the_services_prefix_except_for_the_upstreams(
     assert settings.inference_targets == ("a:50053", "b:7", "[::1]:50053")
 
 
-def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in every service."""
+def test_flags_override_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in all services."""
     monkeypatch.setenv("ORCHESTRATOR_RETRIEVAL_TIMEOUT_SECONDS", "1")
     monkeypatch.setenv("TOKENIZER_HOST", "tok")
     settings = read("--retrieval-timeout-seconds", "3", "--tokenizer-host", "other:1")
@@ -56,7 +56,7 @@ def test_flags_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ORCHESTRATOR_LISTEN", "nowhere"),
     ],
 )
-def test_a_bad_value_is_told_by_its_variable(
+def test_an_invalid_value_is_reported_by_its_variable(
     variable: str,
     value: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -69,8 +69,8 @@ def test_a_bad_value_is_told_by_its_variable(
     assert f"{variable}='{value}'" in capsys.readouterr().err
 
 
-def test_models_may_have_tokenizers_of_their_own() -> None:
-    """MODEL=HOST:PORT, with a bare address for all the others."""
+def test_models_may_have_separate_tokenizers() -> None:
+    """MODEL=HOST:PORT for one model, a plain address for all others."""
     settings = read("--tokenizer-host", "tok, Qwen/Qwen3-0.6B=a:7 ,b=[::1]")
     targets = {"": "tok:50052", "Qwen/Qwen3-0.6B": "a:7", "b": "[::1]:50052"}
     assert settings.tokenizer_targets == targets
@@ -87,10 +87,10 @@ def test_models_may_have_tokenizers_of_their_own() -> None:
         ({"RETRIEVAL": "searxng", "SEARXNG_URL": "http://h"}, "searxng"),
     ],
 )
-def test_what_is_searched(
+def test_search_backend(
     variables: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Named, or the index if there is one."""
+    """The named backend, or the index if there is one."""
     for name, value in variables.items():
         monkeypatch.setenv(f"ORCHESTRATOR_{name}", value)
     assert read().retrieval_kind == kind
@@ -106,17 +106,17 @@ def test_what_is_searched(
         ({"POSTGRES_TABLE": "a;b"}, "ORCHESTRATOR_POSTGRES_TABLE"),
     ],
 )
-def test_what_cannot_be_searched_is_told_at_the_start(
+def test_an_incomplete_search_backend_is_refused_at_start(
     variables: dict[str, str],
     named: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By the variable at fault, without a password."""
+    """The error names the variable, and contains no password."""
     for name, value in variables.items():
         monkeypatch.setenv(f"ORCHESTRATOR_{name}", value)
     with pytest.raises(SystemExit, match="3"):
         read()
-    told = capsys.readouterr().err
-    assert named in told
-    assert "s3cret" not in told
+    printed = capsys.readouterr().err
+    assert named in printed
+    assert "s3cret" not in printed

@@ -1,4 +1,4 @@
-"""Small tokenizers of the two great kinds, made here."""
+"""Small tokenizers of the two common kinds: byte-level and byte fallback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXTS = [
 
 @lru_cache(maxsize=1)
 def byte_level() -> Tokenizer:
-    """GPT-2's kind, with special tokens and with visible added ones."""
+    """A byte-level tokenizer as of GPT-2, with special and with ordinary added tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def byte_level() -> Tokenizer:
 
 @lru_cache(maxsize=1)
 def byte_fallback() -> Tokenizer:
-    """Llama 2's kind: spaces as U+2581, bytes as <0xNN>, the first space left out."""
+    """A tokenizer as of Llama 2: spaces as U+2581, bytes as <0xNN>, no leading space."""
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
     for byte in range(256):
         vocab[f"<0x{byte:02X}>"] = len(vocab)

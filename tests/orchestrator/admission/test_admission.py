@@ -1,4 +1,4 @@
-"""Permits and the table of requests."""
+"""Permits, and the request table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchestrator.admission.request_table import ActiveRequest, RequestTable
 from orchestrator.observability.request_account import RequestAccount
 
 
-def test_permits_are_given_back_whatever_happens() -> None:
-    """Also when the request fails."""
+def test_permits_are_always_released() -> None:
+    """Also if the request fails."""
     admission = Admission(1)
     with pytest.raises(ValueError, match="broken"), admission.permit():
         raise ValueError("broken")
@@ -21,8 +21,8 @@ def test_permits_are_given_back_whatever_happens() -> None:
     assert admission.num_admitted == 0
 
 
-def test_beyond_the_limit_is_refused_with_a_delay() -> None:
-    """The message names the limit; the delay is bounded and not always the same."""
+def test_requests_over_the_limit_are_refused_with_a_retry_delay() -> None:
+    """The message names the limit; the delay is bounded and randomized."""
     admission = Admission(2)
     delays = set()
     with admission.permit(), admission.permit():

@@ -1,4 +1,4 @@
-"""Places and tokens, shared between keys."""
+"""Requests and tokens, shared fairly between keys."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.orchestrator.test_service import generate, request, text_of
 pytestmark = pytest.mark.timeout(30)
 
 
-def test_without_keys_all_of_it_is_taken() -> None:
-    """Nothing is kept back where there is nobody to be fair to."""
+def test_without_keys_the_whole_limit_is_usable() -> None:
+    """There is no reserve if no keys are in use."""
     share = FairShare(8)
     assert [share.take("") for _ in range(9)] == [True] * 8 + [False]
 
 
-def test_a_flood_leaves_room_for_the_next() -> None:
-    """One key alone takes all but the reserve; another is let in at once."""
+def test_one_key_cannot_use_the_reserve() -> None:
+    """A single key gets all but the reserve, so another key is admitted at once."""
     share = FairShare(16)
     assert sum(share.take("flood") for _ in range(100)) == 14
     assert share.take("late")
@@ -37,8 +37,8 @@ def test_a_flood_leaves_room_for_the_next() -> None:
     assert share.num_held == 16
 
 
-def test_two_who_want_all_come_to_equal_shares() -> None:
-    """As what runs ends, the flood is not let in again beyond its share."""
+def test_two_keys_approach_equal_shares() -> None:
+    """As requests end, the first key is not admitted beyond its fair share."""
     share, order = FairShare(16), random.Random(1)
     for _ in range(100):
         share.take("flood")
@@ -52,8 +52,8 @@ def test_two_who_want_all_come_to_equal_shares() -> None:
     assert share.num_held >= 13
 
 
-def test_what_nobody_else_wants_any_more_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that was refused long ago holds nobody back."""
+def test_demand_of_another_key_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that was refused long ago no longer limits the others."""
     now = 100.0
     monkeypatch.setattr("orchestrator.admission.fair_share.time.monotonic", lambda: now)
     share = FairShare(16)
@@ -68,8 +68,8 @@ def test_what_nobody_else_wants_any_more_is_free_again(monkeypatch: pytest.Monke
     assert share.take("flood")
 
 
-def test_more_than_the_whole_is_let_in_alone() -> None:
-    """Else it could never be: a prompt may be larger than the limit."""
+def test_an_idle_limiter_grants_more_than_the_limit() -> None:
+    """Otherwise a prompt larger than the limit could never run."""
     share = FairShare(100)
     assert share.take("a", 500)
     assert not share.take("b", 1)
@@ -79,8 +79,8 @@ def test_more_than_the_whole_is_let_in_alone() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.booleans()), max_size=200))
-def test_the_count_is_always_right(steps: list[tuple[str, int, bool]]) -> None:
-    """Whatever is taken and given, the limit holds and the parts make the whole."""
+def test_the_counts_are_always_consistent(steps: list[tuple[str, int, bool]]) -> None:
+    """After any steps the limit holds, and the sum over keys is the total."""
     share = FairShare(20)
     taken: list[tuple[str, int]] = []
     for key, amount, gives in steps:
@@ -92,8 +92,8 @@ def test_the_count_is_always_right(steps: list[tuple[str, int, bool]]) -> None:
         assert all(share.held_by(k) == sum(a for n, a in taken if n == k) for k in "abc")
 
 
-def test_tokens_are_admitted_as_well_as_requests() -> None:
-    """And given back, whatever happens."""
+def test_tokens_are_limited_like_requests() -> None:
+    """They are always released."""
     admission = Admission(10, max_tokens=100)
     with admission.permit() as one, admission.permit() as two:
         one.reserve(60)
@@ -117,7 +117,7 @@ async def as_key(key: str, running: Orchestrator, number: int) -> str:
 
 
 async def test_a_flood_from_one_key_does_not_starve_another() -> None:
-    """While one key floods, each request of another, one at a time, is served."""
+    """While one key sends many requests, each single request of another key is served."""
     async with orchestrator(FakeInference(), max_concurrent_requests=8) as running:
         running.engine.delay = 0.005
         flooding = True
@@ -140,7 +140,7 @@ async def test_a_flood_from_one_key_does_not_starve_another() -> None:
 
 
 async def test_too_many_tokens_are_refused_with_a_delay() -> None:
-    """By the sum of prompts and completions, not by the number of requests."""
+    """The limit is on the sum of prompt and completion tokens."""
     async with orchestrator(FakeInference(), max_outstanding_tokens=100) as running:
         running.engine.delay = 0.05
         asked = request(sampling={"max_tokens": 80})

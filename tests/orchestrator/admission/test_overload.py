@@ -1,4 +1,4 @@
-"""More requests than the limit, and models beside each other."""
+"""More requests than the limit, and several models."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.orchestrator.test_service import generate, request, text_of
 pytestmark = pytest.mark.timeout(20)
 
 
-async def test_as_many_as_the_limit_are_served_and_the_rest_refused_at_once() -> None:
-    """Nothing waits, nothing is half done, and afterwards every place is free."""
+async def test_requests_up_to_the_limit_are_served_and_the_rest_refused_at_once() -> None:
+    """No request waits or is truncated, and afterwards all permits are free."""
     async with orchestrator(FakeInference(), max_concurrent_requests=3) as running:
         running.engine.delay = 0.05
 
@@ -43,8 +43,8 @@ async def test_as_many_as_the_limit_are_served_and_the_rest_refused_at_once() ->
         assert len(running.engine.requests) == 6
 
 
-async def test_a_refusal_takes_no_place() -> None:
-    """Bad requests, ones for unknown models and ones that do not fit leave none taken."""
+async def test_a_refused_request_holds_no_permit() -> None:
+    """Invalid requests, unknown models and prompts that are too long release their permit."""
     async with orchestrator(FakeInference(), max_concurrent_requests=1) as running:
         for bad in (
             request(model="nobody"),

@@ -1,4 +1,4 @@
-"""Deadlines of the first token and of each next one."""
+"""The first-token deadline and the idle timeout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 async def free(running: Orchestrator) -> None:
-    """Nothing is left, neither here nor at the engine."""
+    """Asserts that the request and the engine's stream have ended."""
     await eventually(lambda: running.engine.num_open == 0, "the engine is free", 1)
     await eventually(lambda: len(running.service._requests) == 0, "no request is active", 1)
 
@@ -28,8 +28,8 @@ def within(first: float | None = None, idle: float | None = None) -> RequestCont
     return RequestContext(request_id="r", first_token_deadline=deadline, idle_timeout=idle)
 
 
-async def test_a_late_first_token_ends_the_request_and_frees_the_engine() -> None:
-    """The limit is carried down as metadata; the error says which one it was."""
+async def test_a_late_first_token_ends_the_request_and_the_engines_stream() -> None:
+    """The limit arrives as metadata; the error names it."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 30
         hurried = use_request(within(first=0.2, idle=20))
@@ -40,7 +40,7 @@ async def test_a_late_first_token_ends_the_request_and_frees_the_engine() -> Non
 
 
 async def test_a_pause_between_tokens_ends_the_request() -> None:
-    """The first token came in time; what came before the pause was delivered."""
+    """The tokens before the pause were delivered."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.05
         with use_request(within(first=20, idle=1)):
@@ -55,15 +55,15 @@ async def test_a_pause_between_tokens_ends_the_request() -> None:
         await free(running)
 
 
-async def test_who_is_in_time_notices_nothing() -> None:
-    """A whole answer takes longer than each of the limits."""
+async def test_a_stream_within_the_limits_is_unchanged() -> None:
+    """No limit applies to the whole answer."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.02
         with use_request(within(first=5, idle=5)):
             assert text_of(await generate(running, request())) == SCRIPT
 
 
-def test_bad_limits_in_metadata_are_none() -> None:
-    """A stranger's words end nothing."""
+def test_invalid_limits_in_metadata_are_ignored() -> None:
+    """Only finite numbers from 0 are limits."""
     assert [seconds_of(text) for text in ("", "x", "-1", "inf", "nan", None)] == [None] * 6
     assert seconds_of("1.5") == 1.5

@@ -1,4 +1,4 @@
-"""What a caller may ask for; each bound on both sides."""
+"""Validation of requests, on both sides of each bound."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ BAD: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize("fields", GOOD)
 def test_bounds_are_allowed(fields: dict[str, Any]) -> None:
-    """The limits themselves are good values, and so is nothing."""
+    """The bounds themselves and absent fields are valid."""
     check_sampling(SamplingParams(**fields))
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD)
-def test_beyond_a_bound_is_refused(name: str, value: Any, message: str) -> None:
-    """The message names the field as the public API has it, the limit and the value."""
+def test_values_out_of_bounds_are_refused(name: str, value: Any, message: str) -> None:
+    """The message names the field of the public API, the limit and the value."""
     with pytest.raises(MeshError) as caught:
         check_sampling(SamplingParams(**{name: value}))
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
@@ -70,7 +70,7 @@ def test_beyond_a_bound_is_refused(name: str, value: Any, message: str) -> None:
 
 
 def test_stop_strings_have_a_number_and_a_length() -> None:
-    """At most 4, each of 1 to 256 characters; the message says which one is wrong."""
+    """At most 4, each of 1 to 256 characters; the message has the index of the invalid one."""
     check_stop([])
     check_stop(["a", "b", "c", "d" * 256])
     for stop, message in [
@@ -84,7 +84,7 @@ def test_stop_strings_have_a_number_and_a_length() -> None:
 
 
 def test_queries_are_trimmed_before_they_are_measured() -> None:
-    """White space around a query is not the caller's question."""
+    """White space around a query does not count."""
     assert check_query("  fox \n") == "fox"
     assert check_query(" " * 600 + "a" * 500) == "a" * 500
     for query in ("", " \t\n", "a" * 501):
@@ -93,7 +93,7 @@ def test_queries_are_trimmed_before_they_are_measured() -> None:
 
 
 def test_the_number_of_results_has_a_default() -> None:
-    """0 is what a caller sends who does not say."""
+    """0 means that the field is absent."""
     assert [check_num_results(number) for number in (0, 1, 20)] == [5, 1, 20]
     with pytest.raises(MeshError, match="given 21"):
         check_num_results(21)
@@ -103,8 +103,8 @@ def test_the_number_of_results_has_a_default() -> None:
     ("prompt_tokens", "max_tokens", "room"),
     [(60, None, 40), (60, 40, 40), (60, 1, 1), (99, None, 1), (0, 100, 100)],
 )
-def test_what_fits_the_context(prompt_tokens: int, max_tokens: int | None, room: int) -> None:
-    """All the room that is left, unless less is asked for."""
+def test_tokens_that_fit_the_context(prompt_tokens: int, max_tokens: int | None, room: int) -> None:
+    """max_tokens, or by default the rest of the context."""
     assert room_for_completion(prompt_tokens, max_tokens, ModelInfo("m", 100), "prompt") == room
 
 
@@ -112,7 +112,7 @@ def test_what_fits_the_context(prompt_tokens: int, max_tokens: int | None, room:
     ("prompt_tokens", "max_tokens", "param"),
     [(100, None, "messages"), (150, 5, "messages"), (60, 41, "max_tokens"), (100, 1, "prompt")],
 )
-def test_what_does_not_fit_the_context(
+def test_tokens_that_do_not_fit_the_context(
     prompt_tokens: int, max_tokens: int | None, param: str
 ) -> None:
     """The error names the prompt's field if it leaves no room at all, else max_tokens."""

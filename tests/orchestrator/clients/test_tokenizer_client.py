@@ -1,4 +1,4 @@
-"""The tokenizer's files, fetched once and again after a change."""
+"""Download of the tokenizer's files, once and after each change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(10)
 
 
 class Files(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """Hands out a tokenizer.json, and says which one encodes."""
+    """Serves a tokenizer.json, and reports the SHA-256 of the tokenizer that encodes."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -46,14 +46,14 @@ class Files(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 
 def sha256(content: bytes) -> str:
-    """Of a tokenizer.json alone, as the service makes it."""
+    """SHA-256 of a tokenizer.json, as the service computes it."""
     named = b"tokenizer.json\0" + str(len(content)).encode() + b"\0" + content
     return hashlib.sha256(named).hexdigest()
 
 
 @asynccontextmanager
 async def client(files: Files) -> AsyncIterator[TokenizerClient]:
-    """A client of a service that hands these out."""
+    """A client of a service with these files."""
     register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
     async with serve(Servicer("mesh.v1.TokenizerService", register, files)) as served:
         yield TokenizerClient(served.channel)
@@ -62,8 +62,8 @@ async def client(files: Files) -> AsyncIterator[TokenizerClient]:
 BYTE_LEVEL = byte_level().to_str().encode()
 
 
-async def test_the_files_are_fetched_once() -> None:
-    """However many requests find none at the same time."""
+async def test_the_files_are_downloaded_once() -> None:
+    """Concurrent first requests share one download."""
     files = Files(BYTE_LEVEL)
     async with client(files) as tokenizer:
         encoded = await asyncio.gather(*(tokenizer.encode_text("x") for _ in range(20)))
@@ -72,8 +72,8 @@ async def test_the_files_are_fetched_once() -> None:
     assert len({id(each.decoder) for each in encoded}) == 1
 
 
-async def test_another_tokenizer_is_fetched_when_it_encodes() -> None:
-    """Ids are always turned back by the tokenizer that made their like."""
+async def test_a_changed_tokenizer_is_downloaded() -> None:
+    """Ids are decoded by the tokenizer that encoded the prompt."""
     files = Files(BYTE_LEVEL)
     async with client(files) as tokenizer:
         old = (await tokenizer.encode_text("x")).decoder
@@ -86,7 +86,7 @@ async def test_another_tokenizer_is_fetched_when_it_encodes() -> None:
 
 
 async def test_a_tokenizer_that_is_being_replaced_is_unavailable() -> None:
-    """The next request meets one of them, and works."""
+    """The next request succeeds."""
     files = Files(BYTE_LEVEL)
     files.encodes_with = "new"
     async with client(files) as tokenizer:
@@ -97,8 +97,8 @@ async def test_a_tokenizer_that_is_being_replaced_is_unavailable() -> None:
         assert list((await tokenizer.encode_text("x")).token_ids) == [1, 2]
 
 
-async def test_files_that_are_not_whole_are_not_used() -> None:
-    """They would turn ids into a wrong text."""
+async def test_incomplete_files_are_not_used() -> None:
+    """They could decode to wrong text."""
     files = Files(BYTE_LEVEL)
     files.content = BYTE_LEVEL[:-1000]
     async with client(files) as tokenizer:
@@ -109,8 +109,8 @@ async def test_files_that_are_not_whole_are_not_used() -> None:
         await tokenizer.encode_text("x")
 
 
-async def test_files_cut_and_pad_nothing_here() -> None:
-    """A limit in tokenizer.json is for training; a long text is counted whole."""
+async def test_truncation_and_padding_are_disabled() -> None:
+    """The limits in tokenizer.json are ignored, so long texts are counted in full."""
     settings = json.loads(BYTE_LEVEL)
     settings["truncation"] = {
         "direction": "Right",

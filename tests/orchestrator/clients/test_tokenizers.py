@@ -1,4 +1,4 @@
-"""Models with tokenizers of their own."""
+"""Models with separate tokenizers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Running(NamedTuple):
-    """An orchestrator behind two more tokenizers."""
+    """An orchestrator with two tokenizers."""
 
     stub: orchestrator_pb2_grpc.OrchestratorServiceAsyncStub
     service: OrchestratorService
@@ -71,8 +71,8 @@ async def ask(running: Running, model: str, text: str) -> None:
         pass
 
 
-async def test_each_model_is_encoded_by_its_own() -> None:
-    """Prompts and searches alike; none goes to the other's tokenizer."""
+async def test_each_model_uses_its_own_tokenizer() -> None:
+    """For generations and for searches."""
     async with two_models("ant={0},bee={1}") as running:
         await ask(running, "ant", "for the ant")
         await ask(running, "bee", "for the bee")
@@ -83,8 +83,8 @@ async def test_each_model_is_encoded_by_its_own() -> None:
     assert "tracing" in second[1]
 
 
-async def test_other_models_have_the_one_without_a_name() -> None:
-    """A bare address is for every model that is not named."""
+async def test_an_address_without_a_model_is_for_all_others() -> None:
+    """It serves every model that is not named."""
     async with two_models("{0},bee={1}") as running:
         await ask(running, "ant", "for the ant")
         await ask(running, "bee", "for the bee")
@@ -94,8 +94,8 @@ async def test_other_models_have_the_one_without_a_name() -> None:
         ]
 
 
-async def test_models_may_share_one() -> None:
-    """Then it is watched and fetched once."""
+async def test_models_may_share_a_tokenizer() -> None:
+    """It is watched and downloaded once."""
     async with two_models("ant={0},bee={0}") as running:
         await ask(running, "ant", "for the ant")
         await ask(running, "bee", "for the bee")
@@ -104,7 +104,7 @@ async def test_models_may_share_one() -> None:
 
 
 async def test_a_model_without_a_tokenizer_is_unavailable() -> None:
-    """The message names the model and the variable; the others go on."""
+    """The message names the model and the variable; other models still work."""
     async with two_models("ant={0}") as running:
         asked = orchestrator_pb2.SummarizeRequest(query="tracing", model="bee", max_tokens=4)
         with pytest.raises(MeshError, match="'bee'; see TOKENIZER_HOST") as refusal:
@@ -113,8 +113,8 @@ async def test_a_model_without_a_tokenizer_is_unavailable() -> None:
         await ask(running, "ant", "for the ant")
 
 
-async def test_ready_while_one_model_has_all_it_needs() -> None:
-    """A tokenizer that is away takes its own model with it, and no other."""
+async def test_ready_while_one_model_is_usable() -> None:
+    """A lost tokenizer affects only its own model."""
     async with two_models("ant={0},bee={1}") as running:
         states: list[bool] = []
 
@@ -126,7 +126,7 @@ async def test_ready_while_one_model_has_all_it_needs() -> None:
             await eventually(lambda: states[-1:] == [True], "ready")
             readiness = running.service._readiness
             await running.served[0].server.set_ready(False)
-            await eventually(lambda: len(readiness._serving) == 1, "one tokenizer is away")
+            await eventually(lambda: len(readiness._serving) == 1, "one tokenizer is lost")
             assert states[-1]
             await running.served[1].server.set_ready(False)
             await eventually(lambda: not states[-1], "not ready")
@@ -135,8 +135,8 @@ async def test_ready_while_one_model_has_all_it_needs() -> None:
             await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_a_replica_that_goes_takes_nothing_with_it() -> None:
-    """While another tokenizer behind the same name serves, the orchestrator is ready again."""
+async def test_a_lost_tokenizer_replica_does_not_end_readiness() -> None:
+    """The orchestrator is ready again with another replica of the same target."""
     async with two_models("{0}") as running:
         targets = {FOR_ALL: f"ipv4:{','.join(each.address for each in running.served)}"}
         async with open_tokenizers(targets, NO_TLS) as tokenizers:
@@ -150,7 +150,7 @@ async def test_a_replica_that_goes_takes_nothing_with_it() -> None:
                 await eventually(lambda: readiness.ready, "ready")
                 for each in running.served:
                     await each.server.set_ready(False)
-                    # Long enough for the news to arrive, whichever replica is watched.
+                    # Long enough for the health update to arrive from either replica.
                     await asyncio.sleep(0.3)
                     await eventually(lambda: readiness.ready, "ready with the other")
                     await each.server.set_ready(True)

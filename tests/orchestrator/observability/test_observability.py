@@ -1,4 +1,4 @@
-"""What an operator sees of a request: metrics, the access line, spans."""
+"""Metrics, access log line and spans of a request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.samples import Change
 
 
 async def test_a_request_is_counted_once() -> None:
-    """Outcome, both kinds of tokens, and one time to first token."""
+    """Outcome, token counts, and one time to first token."""
     change = Change()
     async with orchestrator(FakeInference()) as running:
         events = await generate(running, request())
@@ -36,7 +36,7 @@ async def test_a_request_is_counted_once() -> None:
 
 
 async def test_failures_are_counted_by_kind() -> None:
-    """A caller's mistake, and a refusal."""
+    """An unknown model, and a refusal."""
     change = Change()
     async with orchestrator(FakeInference(), max_concurrent_requests=1) as running:
         with pytest.raises(MeshError):
@@ -51,7 +51,7 @@ async def test_failures_are_counted_by_kind() -> None:
 
 
 async def test_a_failover_is_counted() -> None:
-    """Once for each time that another engine goes on."""
+    """Once per change of the engine."""
     change = Change()
     engine = FakeInference()
     engine.fail_after, engine.num_failing = 3, 1
@@ -63,7 +63,7 @@ async def test_a_failover_is_counted() -> None:
 
 @pytest.mark.parametrize(("stop", "code"), [([], "OK"), (["o"], "CANCELLED")])
 async def test_a_call_to_an_engine_is_counted_by_how_it_ended(stop: list[str], code: str) -> None:
-    """Read to its end it is well; one that was left at a stop string was called off."""
+    """OK if it is read to its end; CANCELLED if a stop string ended it."""
     change = Change()
     engine = FakeInference()
     async with orchestrator(engine) as running:
@@ -74,8 +74,8 @@ async def test_a_call_to_an_engine_is_counted_by_how_it_ended(stop: list[str], c
     assert change.of(name, **of) == 1
 
 
-async def test_the_access_line_says_how_it_went(caplog: pytest.LogCaptureFixture) -> None:
-    """Model, tokens, time to first token and finish reason, and no text."""
+async def test_the_access_line_has_the_requests_result(caplog: pytest.LogCaptureFixture) -> None:
+    """Model, token counts, time to first token and finish reason, but no text."""
     caplog.set_level(logging.INFO, "mesh.rpc")
     async with orchestrator(FakeInference()) as running:
         await generate(running, request("a secret"))
@@ -89,8 +89,8 @@ async def test_the_access_line_says_how_it_went(caplog: pytest.LogCaptureFixture
     assert "secret" not in str(fields)
 
 
-async def test_a_search_has_a_span_of_its_own(spans: InMemorySpanExporter) -> None:
-    """With what came of it, and the method that asked is told apart in the metrics."""
+async def test_a_search_has_a_retrieval_span(spans: InMemorySpanExporter) -> None:
+    """The span has the outcome, and the metrics are labelled with the RPC's method."""
     change = Change()
     async with orchestrator(FakeInference()) as running:
         await call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(query="fox"))

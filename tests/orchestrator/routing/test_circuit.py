@@ -1,4 +1,4 @@
-"""Engines that say they are healthy and are not, and ones that have just come."""
+"""The circuit breaker, and the slow start of new engines."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_failures_in_a_row_open_it(clock: Clock) -> None:
-    """A success in between starts the count anew."""
+def test_consecutive_failures_open_it(clock: Clock) -> None:
+    """A success resets the count."""
     circuit = Circuit()
     assert not circuit.failure()
     assert not circuit.failure()
@@ -31,8 +31,8 @@ def test_failures_in_a_row_open_it(clock: Clock) -> None:
     assert circuit.is_open
 
 
-def test_half_open_tries_and_waits_longer_each_time(clock: Clock) -> None:
-    """One more failure opens it for twice as long, up to a limit; a success closes it."""
+def test_a_failure_while_half_open_doubles_the_delay(clock: Clock) -> None:
+    """The delay has an upper limit; a success closes the circuit."""
     circuit = Circuit()
     for _ in range(3):
         circuit.failure()
@@ -48,8 +48,8 @@ def test_half_open_tries_and_waits_longer_each_time(clock: Clock) -> None:
     assert not circuit.failure()
 
 
-def test_streams_that_break_together_are_one_failure(clock: Clock) -> None:
-    """32 streams on an engine that was killed do not lengthen its time."""
+def test_concurrent_failures_count_once(clock: Clock) -> None:
+    """32 streams on a killed engine do not lengthen the delay."""
     circuit = Circuit()
     for _ in range(32):
         circuit.failure()
@@ -57,8 +57,8 @@ def test_streams_that_break_together_are_one_failure(clock: Clock) -> None:
     assert not circuit.is_open
 
 
-def test_one_that_fails_now_and_then_is_ejected(clock: Clock) -> None:
-    """Without three in a row, by its share of the last outcomes."""
+def test_a_high_failure_rate_opens_it(clock: Clock) -> None:
+    """Without three consecutive failures."""
     circuit = Circuit()
     opened = False
     for _ in range(10):
@@ -72,8 +72,8 @@ def test_one_that_fails_now_and_then_is_ejected(clock: Clock) -> None:
         assert not good.failure()
 
 
-def test_a_new_engine_gets_its_share_little_by_little(clock: Clock) -> None:
-    """From a tenth to all of it."""
+def test_a_new_engine_starts_slowly(clock: Clock) -> None:
+    """From a tenth of its share to all of it."""
     warmth = Warmth()
     shares = []
     for _ in range(5):
@@ -85,7 +85,7 @@ def test_a_new_engine_gets_its_share_little_by_little(clock: Clock) -> None:
 
 
 def test_a_cold_engine_is_picked_when_the_warm_one_has_ten_times_as_much(clock: Clock) -> None:
-    """Until it has warmed up."""
+    """During its slow start; then it needs only a lower load."""
     warm, cold = FakeReplica("a:1"), FakeReplica("b:1")
     clock.now += 60
     cold.warmth.restart()
@@ -100,8 +100,8 @@ def test_a_cold_engine_is_picked_when_the_warm_one_has_ten_times_as_much(clock: 
     assert made.pick("m", prompt) is cold  # type: ignore[comparison-overlap]
 
 
-def test_an_ejected_engine_gets_nothing_unless_most_are(clock: Clock) -> None:
-    """Where more than half seem broken, all are tried."""
+def test_an_open_circuit_is_ignored_if_most_are_open(clock: Clock) -> None:
+    """If more than half of the circuits are open, all engines are tried."""
     members = [FakeReplica(f"{name}:1") for name in "abcd"]
     made = replicas(*members)
     for member in members[:2]:
@@ -114,8 +114,8 @@ def test_an_ejected_engine_gets_nothing_unless_most_are(clock: Clock) -> None:
     assert len({made.pick("m", [number]).address for number in range(100)}) == 4
 
 
-async def test_an_engine_that_breaks_every_stream_is_left_alone() -> None:
-    """Though its health says that it serves; the clients notice nothing."""
+async def test_an_engine_that_breaks_every_stream_gets_no_requests() -> None:
+    """Although its health is SERVING; no client receives an error."""
     engines = [FakeInference(), FakeInference()]
     engines[0].fail_after = 3
     async with orchestrator(*engines) as running:

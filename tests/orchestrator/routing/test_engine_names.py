@@ -1,4 +1,4 @@
-"""Engines are found by name: what a resolver says decides who gets requests."""
+"""Discovery of engines by DNS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(20)
 
 
 class Names:
-    """A resolver that gives `addresses` for the name `engines`; fails where there are none."""
+    """A resolver that returns `addresses` for the name `engines`, and fails if there are none."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.addresses: list[str] = ["127.0.0.1"]
@@ -37,8 +37,8 @@ class Names:
         monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
 
 
-async def test_engines_come_and_go_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new address is taken up, a vanished one let go, and its streams end in peace."""
+async def test_engines_follow_the_resolved_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new address is used; a removed one gets no new requests, but finishes its streams."""
     names = Names(monkeypatch)
     async with orchestrator(FakeInference(), dns_refresh_seconds=0.05) as running:
         replicas = running.service._replicas
@@ -57,8 +57,8 @@ async def test_engines_come_and_go_with_their_names(monkeypatch: pytest.MonkeyPa
         await eventually(lambda: len(replicas.ready) == 1, "it is back")
 
 
-async def test_names_that_fail_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was known before goes on while the resolver is away."""
+async def test_a_failed_lookup_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The previous addresses remain in use."""
     names = Names(monkeypatch)
     async with orchestrator(FakeInference(), dns_refresh_seconds=0.02) as running:
         replicas = running.service._replicas
@@ -70,8 +70,10 @@ async def test_names_that_fail_end_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         await generate(running, request())
 
 
-async def test_a_name_without_engines_keeps_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is scaled to none, on the port of another, does not hold on to its engines."""
+async def test_an_empty_name_keeps_no_foreign_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model scaled to zero does not keep engines that another name has taken over."""
     names = Names(monkeypatch)
     async with orchestrator(FakeInference(), dns_refresh_seconds=0.02) as running:
         replicas = running.service._replicas
@@ -83,8 +85,8 @@ async def test_a_name_without_engines_keeps_nobody_elses(monkeypatch: pytest.Mon
         await eventually(lambda: list(replicas._members) == [f"127.0.0.1:{port}"], "one is gone")
 
 
-async def test_a_missing_index_is_no_start(tmp_path: Path) -> None:
-    """The message names the variable, the file and what makes it."""
+async def test_a_missing_index_fails_the_start(tmp_path: Path) -> None:
+    """The message names the variable, the file and the command that builds it."""
     settings = OrchestratorSettings(index=str(tmp_path / "none"))
     with pytest.raises(StartupError, match=r"ORCHESTRATOR_INDEX: .*none is missing; build it with"):
         async with application(settings):

@@ -1,4 +1,4 @@
-"""Streams that outlive their engine."""
+"""Streams that continue on another engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.orchestrator.tokenizers_made import byte_level
 
 
 def in_order(running: Orchestrator) -> list[FakeInference]:
-    """The engines, first the one that gets the request for "Hello"."""
+    """The engines; first the one that receives the prompt "Hello"."""
     ids = byte_level().encode("Hello", add_special_tokens=False).ids
     address = running.service._replicas.pick("fake", ids).address
     engines = zip(running.upstreams, running.engines, strict=True)
@@ -24,8 +24,8 @@ def in_order(running: Orchestrator) -> list[FakeInference]:
 
 
 @pytest.mark.parametrize("fail_after", [0, 1, 7, 20])
-async def test_a_lost_engine_costs_the_client_nothing(fail_after: int) -> None:
-    """The other one goes on with what was delivered, and the text is the same."""
+async def test_a_lost_engine_does_not_change_the_text(fail_after: int) -> None:
+    """The other engine continues after the delivered tokens."""
     engines = [FakeInference(), FakeInference()]
     for engine in engines:
         engine.fail_after = fail_after
@@ -53,7 +53,7 @@ async def test_a_lost_engine_costs_the_client_nothing(fail_after: int) -> None:
 
 
 async def test_a_request_that_loses_two_engines_is_given_up() -> None:
-    """It may be what kills them."""
+    """It may be the cause."""
     engines = [FakeInference(), FakeInference(), FakeInference()]
     for engine in engines:
         engine.fail_after = 3
@@ -64,8 +64,8 @@ async def test_a_request_that_loses_two_engines_is_given_up() -> None:
     assert sum(len(engine.requests) for engine in engines) == 2
 
 
-async def test_the_only_engine_gets_a_second_chance() -> None:
-    """What broke may have been the connection alone."""
+async def test_the_only_engine_is_tried_twice() -> None:
+    """Perhaps only the connection was lost."""
     engine = FakeInference()
     engine.fail_after, engine.num_failing = 5, 1
     async with orchestrator(engine) as running:
@@ -74,7 +74,7 @@ async def test_the_only_engine_gets_a_second_chance() -> None:
 
 
 async def test_a_full_engine_sends_the_request_to_the_other() -> None:
-    """Overloaded is no loss: the next one is asked, and the caller is told if all are full."""
+    """The client receives OVERLOADED only if all engines are full."""
     engines = [FakeInference(), FakeInference()]
     full = MeshError(ErrorKind.OVERLOADED, "full", retry_after=2.5)
     engines[0].refusal = full
@@ -90,7 +90,7 @@ async def test_a_full_engine_sends_the_request_to_the_other() -> None:
 
 
 async def test_no_engine_is_unavailable() -> None:
-    """Told at once, with a delay."""
+    """The error comes at once, with a retry delay."""
     async with orchestrator() as running:
         with pytest.raises(MeshError) as caught:
             await generate(running, request())
@@ -98,8 +98,8 @@ async def test_no_engine_is_unavailable() -> None:
     assert caught.value.retry_after is not None
 
 
-async def test_an_engine_that_drains_is_left_alone() -> None:
-    """Its health tells, before any request is lost on it."""
+async def test_a_draining_engine_gets_no_requests() -> None:
+    """Its health changes before a request fails there."""
     engines = [FakeInference(), FakeInference()]
     async with orchestrator(*engines) as running:
         await running.upstreams[0].server.set_ready(False)
@@ -111,8 +111,8 @@ async def test_an_engine_that_drains_is_left_alone() -> None:
         await eventually(lambda: len(running.service._replicas.ready) == 2, "it is back")
 
 
-async def test_an_engine_lost_before_it_accepts_is_no_matter() -> None:
-    """Those that refuse as they drain may be many; the request goes to the one that takes it."""
+async def test_losses_before_acceptance_do_not_count() -> None:
+    """Any number of draining engines may refuse; the request goes to one that accepts it."""
     engines = [FakeInference(), FakeInference(), FakeInference(), FakeInference()]
     for engine in engines[:3]:
         engine.refusal = MeshError(ErrorKind.UNAVAILABLE, "draining")
@@ -123,8 +123,8 @@ async def test_an_engine_lost_before_it_accepts_is_no_matter() -> None:
     assert engines[3].requests[0].num_resumed_tokens == 0
 
 
-async def test_what_takes_over_is_asked_for_the_same() -> None:
-    """Prompt, what was delivered, and the very same sampling: the limit counts from the start."""
+async def test_the_second_engine_receives_the_same_sampling() -> None:
+    """With the prompt and the delivered tokens; max_tokens counts from the start."""
     engines = [FakeInference(), FakeInference()]
     async with orchestrator(*engines) as running:
         first, second = in_order(running)
@@ -141,7 +141,7 @@ async def test_what_takes_over_is_asked_for_the_same() -> None:
 
 
 async def test_an_engine_lost_after_its_last_token_is_not_replaced() -> None:
-    """All that was asked for is there; only the finish is missing, and it is known."""
+    """Only the finish is missing, and it follows from the tokens."""
     engines = [FakeInference(), FakeInference()]
     async with orchestrator(*engines) as running:
         first, second = in_order(running)
@@ -153,8 +153,8 @@ async def test_an_engine_lost_after_its_last_token_is_not_replaced() -> None:
     assert events[-1].finish.usage.prompt_tokens == events[0].started.prompt_tokens
 
 
-async def test_a_stop_string_is_found_across_the_loss() -> None:
-    """What was held back of the lost engine's text joins what the other one says."""
+async def test_a_stop_string_may_span_two_engines() -> None:
+    """Text held back from the lost engine is continued by the other."""
     engines = [FakeInference(), FakeInference()]
     async with orchestrator(*engines) as running:
         first, second = in_order(running)
@@ -166,8 +166,8 @@ async def test_a_stop_string_is_found_across_the_loss() -> None:
     assert events[-1].finish.reason == common_pb2.FINISH_REASON_STOP
 
 
-async def test_a_summary_outlives_its_engine() -> None:
-    """The search's stream goes on as any other."""
+async def test_a_summary_survives_the_loss_of_its_engine() -> None:
+    """A search fails over like a generation."""
     engines = [FakeInference(), FakeInference()]
     for engine in engines:
         engine.fail_after, engine.delay = 8, 0.01
@@ -185,8 +185,8 @@ async def test_a_summary_outlives_its_engine() -> None:
 
 
 @pytest.mark.parametrize("kind", [ErrorKind.INVALID_REQUEST, ErrorKind.CONTEXT_TOO_LONG])
-async def test_what_the_request_is_to_blame_for_is_not_tried_again(kind: ErrorKind) -> None:
-    """The other engine would say the same; the caller gets the engine's own words."""
+async def test_errors_of_the_request_are_not_retried(kind: ErrorKind) -> None:
+    """The client receives the engine's message."""
     engines = [FakeInference(), FakeInference()]
     for engine in engines:
         engine.refusal = MeshError(kind, "no such token", param="logit_bias")
@@ -198,8 +198,8 @@ async def test_what_the_request_is_to_blame_for_is_not_tried_again(kind: ErrorKi
     assert sum(len(engine.requests) for engine in engines) == 1
 
 
-async def test_an_engine_that_was_lost_comes_back() -> None:
-    """It is ready again as soon as its health says so, and gets requests."""
+async def test_a_lost_engine_becomes_ready_again() -> None:
+    """As soon as its health is SERVING it gets requests."""
     engine = FakeInference()
     async with orchestrator(engine) as running:
         engine.fail_after = 3
@@ -210,8 +210,8 @@ async def test_an_engine_that_was_lost_comes_back() -> None:
         assert text_of(await generate(running, request())) == SCRIPT
 
 
-async def test_all_engines_are_gone_and_one_returns() -> None:
-    """In between the service says that it is unavailable; afterwards it works at once."""
+async def test_requests_succeed_once_an_engine_returns() -> None:
+    """While there is none, requests fail with UNAVAILABLE."""
     async with orchestrator(FakeInference()) as running:
         replicas = running.service._replicas
         await running.upstreams[0].server.set_ready(False)
@@ -224,8 +224,8 @@ async def test_all_engines_are_gone_and_one_returns() -> None:
         assert text_of(await generate(running, request())) == SCRIPT
 
 
-async def test_work_at_an_engine_is_counted_while_it_lasts() -> None:
-    """Prompt and completion tokens; nothing stays behind."""
+async def test_outstanding_tokens_are_counted_during_a_stream() -> None:
+    """Prompt and completion tokens, until the stream ends."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.05
         [replica] = running.service._replicas.ready

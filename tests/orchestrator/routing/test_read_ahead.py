@@ -1,4 +1,4 @@
-"""Chunks that grow while their reader is busy."""
+"""Chunks grow while their consumer is busy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ END = TokenChunk([], finish=FINISH)
 
 
 async def tokens(items: Iterable[TokenChunk | Exception]) -> AsyncIterator[TokenChunk]:
-    """Gives the items as fast as they are taken, and raises the exceptions."""
+    """Yields the items as fast as they are read, and raises the exceptions."""
     for item in items:
         await asyncio.sleep(0)
         if isinstance(item, Exception):
@@ -34,8 +34,8 @@ async def tokens(items: Iterable[TokenChunk | Exception]) -> AsyncIterator[Token
 
 
 @pytest.mark.timeout(20)
-async def test_what_comes_while_the_reader_is_busy_is_one_chunk(no_tasks_left: None) -> None:
-    """Ids and log probabilities are joined in order, and the finish comes with them."""
+async def test_chunks_are_merged_while_the_consumer_is_busy(no_tasks_left: None) -> None:
+    """Ids and log probabilities keep their order, and the finish is in the merged chunk."""
     items = [TokenChunk([n], [TokenLogprob(n, -1.0)]) for n in range(5)]
     async with ReadAhead(tokens([TokenChunk([]), *items, END])) as ahead:
         assert await anext(ahead) == TokenChunk([], [])
@@ -49,8 +49,8 @@ async def test_what_comes_while_the_reader_is_busy_is_one_chunk(no_tasks_left: N
             await anext(ahead)
 
 
-async def test_a_quick_reader_gets_each_chunk_as_it_comes(no_tasks_left: None) -> None:
-    """Nothing waits to be joined."""
+async def test_a_fast_consumer_gets_each_chunk_separately(no_tasks_left: None) -> None:
+    """No chunk is delayed."""
 
     async def slow() -> AsyncIterator[TokenChunk]:
         for n in range(4):
@@ -63,8 +63,8 @@ async def test_a_quick_reader_gets_each_chunk_as_it_comes(no_tasks_left: None) -
     assert chunks == [[0], [1], [2], [3]]
 
 
-async def test_a_failure_comes_after_what_came_before_it(no_tasks_left: None) -> None:
-    """No token that was received is lost with the replica."""
+async def test_an_error_comes_after_the_chunks_before_it(no_tasks_left: None) -> None:
+    """No received token is lost with the replica."""
     error = MeshError(ErrorKind.UNAVAILABLE, "gone")
     async with ReadAhead(tokens([TokenChunk([1]), TokenChunk([2]), error])) as ahead:
         for _ in range(20):
@@ -76,25 +76,25 @@ async def test_a_failure_comes_after_what_came_before_it(no_tasks_left: None) ->
 
 
 async def test_reading_ahead_has_a_limit(no_tasks_left: None) -> None:
-    """Beyond it the source is held up, until the reader takes what there is."""
-    given_out = 0
+    """At the limit the source pauses until the consumer takes the chunk."""
+    num_given = 0
 
     async def endless() -> AsyncIterator[TokenChunk]:
-        nonlocal given_out
+        nonlocal num_given
         while True:
-            given_out += 100
+            num_given += 100
             yield TokenChunk(list(range(100)))
 
     async with ReadAhead(endless()) as ahead:
-        await eventually(lambda: given_out >= MAX_PENDING_TOKENS, "the source is read")
+        await eventually(lambda: num_given >= MAX_PENDING_TOKENS, "the source is read")
         await asyncio.sleep(0.01)
-        assert given_out <= MAX_PENDING_TOKENS + 100
-        before = given_out
+        assert num_given <= MAX_PENDING_TOKENS + 100
+        before = num_given
         await asyncio.sleep(0.01)
-        assert given_out == before
+        assert num_given == before
         chunk = await anext(ahead)
         assert len(chunk.token_ids) == before
-        await eventually(lambda: given_out > before, "the source goes on")
+        await eventually(lambda: num_given > before, "the source goes on")
 
 
 @settings(deadline=None, max_examples=50)
@@ -103,10 +103,10 @@ async def test_reading_ahead_has_a_limit(no_tasks_left: None) -> None:
     pauses=st.lists(st.integers(0, 5), min_size=1, max_size=10),
     fails=st.booleans(),
 )
-def test_nothing_is_lost_or_doubled(
+def test_no_token_is_lost_or_duplicated(
     chunks: list[list[int]], pauses: list[int], fails: bool
 ) -> None:
-    """However reader and source take turns, the ids are the same and the end comes once."""
+    """For any interleaving the ids are equal and there is one end."""
     error = MeshError(ErrorKind.UNAVAILABLE, "gone")
 
     async def read() -> None:
@@ -130,8 +130,8 @@ def test_nothing_is_lost_or_doubled(
     asyncio.run(read())
 
 
-async def test_a_client_that_does_not_read_holds_up_nobody_else() -> None:
-    """Its messages grow instead of lining up; others stream on, and it loses nothing."""
+async def test_a_stalled_client_does_not_delay_others() -> None:
+    """Its next message grows, no queue forms, and it loses no text."""
     text = "The quick brown fox jumps over the lazy dog. " * 400
     async with orchestrator(FakeInference(text, context_length=100_000)) as running:
         num_tokens = len(running.engine.ids)
@@ -140,8 +140,8 @@ async def test_a_client_that_does_not_read_holds_up_nobody_else() -> None:
             await anext(stalled)
             short = orchestrator_pb2.GenerateRequest(text="Hi", sampling={"max_tokens": 200})
             async with open_stream(running.stub.Generate, short) as other:
-                told = "".join([event.delta.text async for event in other])
-            assert told == text[: len(told)] != ""
+                text_of_other = "".join([event.delta.text async for event in other])
+            assert text_of_other == text[: len(text_of_other)] != ""
             await eventually(lambda: running.engine.num_open == 0, "the engine is done", 45)
             deltas = [event.delta async for event in stalled if event.HasField("delta")]
         assert "".join(delta.text for delta in deltas) == text

@@ -1,4 +1,4 @@
-"""Choosing between engines."""
+"""Choice of a replica."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.settings import OrchestratorSettings
 
 
 class FakeReplica:
-    """What `pick` looks at."""
+    """The attributes that `pick` uses."""
 
     def __init__(self, address: str, model: str = "m") -> None:
         self.address = address
@@ -27,7 +27,7 @@ class FakeReplica:
 
 
 def replicas(*members: FakeReplica) -> Replicas:
-    """A set that holds these."""
+    """A `Replicas` with these members."""
     made = Replicas([], 5)
     for member in members:
         made._members[member.address] = Member(member, None)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def replicas(*members: FakeReplica) -> Replicas:
 
 
 def test_a_prompt_prefers_the_same_engine_until_it_is_busier() -> None:
-    """Affinity holds while it costs no more than the prompt itself."""
+    """Affinity holds while the extra load is at most the prompt's length."""
     members = [FakeReplica(f"10.0.0.{number}:1") for number in range(4)]
     chosen: Any = replicas(*members).pick("m", [1, 2, 3])
     assert all(replicas(*members).pick("m", [1, 2, 3]) is chosen for _ in range(5))
@@ -45,15 +45,15 @@ def test_a_prompt_prefers_the_same_engine_until_it_is_busier() -> None:
     assert replicas(*members).pick("m", [1, 2, 3]) is not chosen
 
 
-def test_prompts_spread() -> None:
-    """Different beginnings prefer different engines."""
+def test_prompts_are_spread_over_engines() -> None:
+    """Prompts that start differently prefer different engines."""
     members = [FakeReplica(f"10.0.0.{number}:1") for number in range(4)]
     picked = {replicas(*members).pick("m", [number]).address for number in range(100)}
     assert len(picked) == 4
 
 
-def test_only_what_is_ready_and_serves_the_model() -> None:
-    """Excluded, lost and other models' engines are not chosen."""
+def test_only_ready_engines_of_the_model_are_chosen() -> None:
+    """Excluded and lost engines, and those of other models, are not chosen."""
     one, two, other = FakeReplica("a:1"), FakeReplica("b:1"), FakeReplica("c:1", "other")
     two.ready = False
     made = replicas(one, two, other)
@@ -64,7 +64,7 @@ def test_only_what_is_ready_and_serves_the_model() -> None:
 
 
 def test_a_lease_counts_tokens() -> None:
-    """They are outstanding inside the block only."""
+    """They are outstanding only inside the block."""
     one = FakeReplica("a:1")
     with Lease(one, 30):  # type: ignore[arg-type]
         assert one.outstanding_tokens == 30
@@ -81,13 +81,13 @@ def test_a_lease_counts_tokens() -> None:
         ("[::1]:5", "[::1]:5"),
     ],
 )
-def test_a_host_may_name_its_port(host: str, target: str) -> None:
-    """The default port is added where there is none."""
+def test_a_host_may_include_a_port(host: str, target: str) -> None:
+    """The default port is added if there is none."""
     assert with_default_port(host, 9) == target
 
 
 def test_upstreams_are_read_from_plain_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TOKENIZER_HOST and INFERENCE_HOST, as the older shape had them."""
+    """TOKENIZER_HOST and INFERENCE_HOST have no prefix."""
     monkeypatch.setenv("TOKENIZER_HOST", "tok")
     monkeypatch.setenv("INFERENCE_HOST", "a, b:7")
     settings = OrchestratorSettings()

@@ -1,4 +1,4 @@
-"""Answers of chat models, echoes and constraints, through the real orchestrator."""
+"""Chat answers, echo and constraints, through the real orchestrator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALL = '{"name": "f", "arguments": {"city": "Rome"}}'
 
 
 def chat(content: str = "Hi", *, tools: bool = True, **fields: Any) -> Any:
-    """A request for the answer to a conversation, with a tool or without."""
+    """A chat request, with a tool or without."""
     prompt = common_pb2.ChatPrompt(
         messages=[common_pb2.ChatMessage(role="user", content=content)],
         tools_json=json.dumps([TOOL]) if tools else "",
@@ -28,11 +28,11 @@ def chat(content: str = "Hi", *, tools: bool = True, **fields: Any) -> Any:
 
 
 def calls_of(events: list[Any]) -> list[tuple[str, str]]:
-    """Names and arguments of the calls that a stream makes."""
+    """Names and arguments of the tool calls in a stream."""
     calls: dict[int, tuple[str, str]] = {}
-    for piece in (piece for event in events for piece in event.delta.tool_calls):
-        name, arguments = calls.get(piece.index, ("", ""))
-        calls[piece.index] = (name + piece.name, arguments + piece.arguments)
+    for delta in (call for event in events for call in event.delta.tool_calls):
+        name, arguments = calls.get(delta.index, ("", ""))
+        calls[delta.index] = (name + delta.name, arguments + delta.arguments)
     return list(calls.values())
 
 
@@ -44,10 +44,8 @@ def calls_of(events: list[Any]) -> list[tuple[str, str]]:
         (MISTRAL, f"[TOOL_CALLS] [{CALL}]", ""),
     ],
 )
-async def test_calls_are_read_in_the_models_own_format(
-    template: str, text: str, shown: str
-) -> None:
-    """The template decides; every token is counted though few are shown."""
+async def test_calls_are_parsed_in_the_models_format(template: str, text: str, shown: str) -> None:
+    """The chat template decides; every token is counted, although few are visible."""
     engine = FakeInference(text)
     async with orchestrator(engine, template=template) as running:
         events = await generate(running, chat(sampling={"max_tokens": 500, "num_logprobs": 0}))
@@ -58,8 +56,8 @@ async def test_calls_are_read_in_the_models_own_format(
     assert events[-1].finish.usage.completion_tokens == len(engine.ids)
 
 
-async def test_without_tools_the_same_text_is_text() -> None:
-    """Nothing is taken out of an answer that could not have been a call."""
+async def test_without_tools_a_call_is_text() -> None:
+    """Calls are parsed only for conversations with tools."""
     text = f"<tool_call>{CALL}</tool_call>"
     async with orchestrator(FakeInference(text), template=CHATML) as running:
         plain = await generate(running, chat(tools=False, sampling={"max_tokens": 500}))
@@ -68,8 +66,8 @@ async def test_without_tools_the_same_text_is_text() -> None:
     assert calls_of(plain) == []
 
 
-async def test_thinking_is_told_apart() -> None:
-    """By its tags, or because the prompt has opened one; in a raw completion it is text."""
+async def test_reasoning_is_separated_from_the_answer() -> None:
+    """By its tags, or by a tag that the prompt opened; in a text completion it stays text."""
     text = "<think>\nHm, 2.\n</think>\n\nTwo."
     async with orchestrator(FakeInference(text), template=CHATML) as running:
         events = await generate(running, chat(tools=False, sampling={"max_tokens": 500}))
@@ -85,14 +83,14 @@ async def test_thinking_is_told_apart() -> None:
 
 
 async def constraint_at_the_engine(running: Orchestrator, asked: Any) -> Any:
-    """What the engine was told to hold the text to."""
+    """The constraint that the engine receives."""
     await generate(running, asked)
     sampling = running.engine.requests[-1].sampling
     return sampling.constraint if sampling.HasField("constraint") else None
 
 
 async def test_constraints_reach_the_engine() -> None:
-    """As they were given; a forced call as a grammar; thinking is let free before."""
+    """Unchanged; a forced call as a grammar; after a reasoning part that is unconstrained."""
     schema = common_pb2.OutputConstraint(json_schema='{"type": "object"}')
     any_object = common_pb2.OutputConstraint(json_object=True)
     async with orchestrator(FakeInference(), template=LLAMA3) as running:
@@ -108,8 +106,8 @@ async def test_constraints_reach_the_engine() -> None:
         assert "thinking? answer" in (await constraint_at_the_engine(running, asked)).grammar
 
 
-async def test_bad_choices_are_refused() -> None:
-    """Before anything reaches the engine."""
+async def test_invalid_tool_choices_are_refused() -> None:
+    """Nothing reaches the engine."""
     schema = common_pb2.OutputConstraint(json_schema="{}")
     asked = [
         (chat(tool_choice={"name": "g"}), "tool_choice"),
@@ -131,8 +129,8 @@ async def test_bad_choices_are_refused() -> None:
         assert running.engine.requests == []
 
 
-async def test_echo_tells_the_prompt_first() -> None:
-    """As it was given, or spelled from its ids; it costs no token of the completion."""
+async def test_echo_sends_the_prompt_first() -> None:
+    """The given text, or the decoded ids; it counts no completion tokens."""
     ids = byte_level().encode("Hello 😀", add_special_tokens=False).ids
     asked = orchestrator_pb2.GenerateRequest(token_ids={"ids": ids}, echo=True)
     async with orchestrator(FakeInference()) as running:
@@ -146,8 +144,8 @@ async def test_echo_tells_the_prompt_first() -> None:
         assert events[-1].finish.usage.completion_tokens == len(running.engine.ids)
 
 
-async def test_echo_tells_each_token_of_the_prompt() -> None:
-    """All but the first with a log probability, and with alternatives."""
+async def test_echo_sends_the_log_probabilities_of_the_prompt() -> None:
+    """All tokens but the first have a log probability and alternatives."""
     asked = request("Hello fox", echo=True, sampling={"num_prompt_logprobs": 2})
     ids = byte_level().encode("Hello fox", add_special_tokens=False).ids
     async with orchestrator(FakeInference()) as running:
@@ -160,8 +158,8 @@ async def test_echo_tells_each_token_of_the_prompt() -> None:
     assert events[1].delta.num_tokens == 0
 
 
-async def test_an_engine_without_them_is_told_as_such() -> None:
-    """Not silently left out."""
+async def test_missing_prompt_log_probabilities_are_an_error() -> None:
+    """The engine does not support them; they are not silently omitted."""
     engine = FakeInference()
     engine.prompt_logprobs = False
     asked = request("Hello fox", echo=True, sampling={"num_prompt_logprobs": 2})

@@ -1,4 +1,4 @@
-"""Stop strings against searching the whole text."""
+"""Stop strings in a stream equal a search in the whole text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = st.text(alphabet="ab😀", max_size=5)
     stop=st.lists(st.text(alphabet="ab😀", min_size=1, max_size=4), max_size=4),
 )
 def test_the_text_ends_before_the_first_stop_string(chunks: list[str], stop: list[str]) -> None:
-    """However the text is cut, what is shown is all before the match that is complete first."""
+    """For any split, the output is the text before the match that is complete first."""
     stops = StopStrings(stop)
     shown = [stops.push(chunk) for chunk in chunks]
     text = "".join(chunks)
@@ -25,15 +25,15 @@ def test_the_text_ends_before_the_first_stop_string(chunks: list[str], stop: lis
     assert stops.matched == bool(matches)
 
 
-def test_the_cut_decides_nothing_where_stop_strings_overlap() -> None:
-    """A longer one that begins earlier does not win because it came in one piece."""
+def test_overlapping_stop_strings_do_not_depend_on_the_split() -> None:
+    """A longer one that begins earlier does not win because it arrived at once."""
     for chunks in (["bab"], ["b", "a", "b"], ["ba", "b"]):
         stops = StopStrings(["bab", "a"])
         assert "".join(stops.push(chunk) for chunk in chunks) == "b"
 
 
 def test_what_may_become_a_stop_string_is_held_back() -> None:
-    """Not even a part of a stop string leaks."""
+    """No part of a stop string is returned."""
     stops = StopStrings(["</end>"])
     assert stops.push("abc</e") == "abc"
     assert stops.push("nd") == ""
@@ -42,8 +42,8 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert stops.push("z") == ""
 
 
-def test_without_stop_strings_all_passes_at_once() -> None:
-    """The common case holds nothing back."""
+def test_without_stop_strings_nothing_is_held_back() -> None:
+    """All text passes at once."""
     stops = StopStrings([])
     assert stops.push("anything") == "anything"
     assert stops.flush() == ""

@@ -1,4 +1,4 @@
-"""What a request's tokens become: prompts of every kind, log probabilities, ends."""
+"""Prompts of every kind, log probabilities, and ends of generations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.orchestrator.tokenizers_made import byte_level
 
 @pytest.mark.parametrize("num_logprobs", [0, 2])
 async def test_log_probabilities_come_with_their_tokens(num_logprobs: int) -> None:
-    """One for each token, as text and bytes that join to the whole text, with alternatives."""
+    """One for each token, with its text, bytes and alternatives; the bytes join to the text."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.002
         asked = request(sampling={"num_logprobs": num_logprobs})
@@ -34,16 +34,16 @@ async def test_log_probabilities_come_with_their_tokens(num_logprobs: int) -> No
             assert not each.top[1].top
 
 
-async def test_no_log_probabilities_unless_asked_for() -> None:
-    """The engine is not asked, and nothing is sent."""
+async def test_no_log_probabilities_unless_requested() -> None:
+    """They are neither requested from the engine nor sent."""
     async with orchestrator(FakeInference()) as running:
         events = await generate(running, request())
     assert not running.engine.requests[0].sampling.HasField("num_logprobs")
     assert not any(event.delta.logprobs for event in events)
 
 
-async def test_sampling_reaches_the_engine_as_given() -> None:
-    """What is absent stays absent, so that the model's own default holds."""
+async def test_sampling_reaches_the_engine_unchanged() -> None:
+    """Absent fields stay absent, so that the model's defaults apply."""
     given = common_pb2.SamplingParams(
         temperature=0, top_k=5, seed=2**63, max_tokens=4, logit_bias={7: -1.5}, ignore_eos=True
     )
@@ -53,7 +53,7 @@ async def test_sampling_reaches_the_engine_as_given() -> None:
 
 
 async def test_max_tokens_ends_with_length() -> None:
-    """Exactly so many, and the reason says so."""
+    """The usage counts exactly max_tokens."""
     async with orchestrator(FakeInference()) as running:
         events = await generate(running, request(sampling={"max_tokens": 3}))
     assert events[-1].finish.reason == common_pb2.FINISH_REASON_LENGTH
@@ -62,8 +62,8 @@ async def test_max_tokens_ends_with_length() -> None:
 
 
 @pytest.mark.parametrize("by", ["stop_token_ids", "eos_token_ids"])
-async def test_the_token_that_ends_is_no_text(by: str) -> None:
-    """Also where it is an ordinary word; the usage counts it."""
+async def test_the_end_token_is_not_part_of_the_text(by: str) -> None:
+    """Even if it is an ordinary word; the usage counts it."""
     engine = FakeInference("The end")
     asked = request()
     if by == "stop_token_ids":
@@ -76,8 +76,8 @@ async def test_the_token_that_ends_is_no_text(by: str) -> None:
     assert events[-1].finish.usage.completion_tokens == len(engine.ids)
 
 
-async def test_a_character_is_never_cut_in_two() -> None:
-    """A token may be a part of one; its text waits for the rest."""
+async def test_characters_are_never_split() -> None:
+    """The text of a token that is part of a character is held back."""
     text = "😀日本語é" * 3
     async with orchestrator(FakeInference(text)) as running:
         running.engine.delay = 0.001
@@ -85,12 +85,12 @@ async def test_a_character_is_never_cut_in_two() -> None:
     texts = [event.delta.text for event in events if event.HasField("delta")]
     assert "".join(texts) == text
     assert all(texts)
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in texts)
+    assert not any("\N{REPLACEMENT CHARACTER}" in text for text in texts)
     assert len(texts) > 3
 
 
-async def test_a_conversation_and_ids_are_prompts_too() -> None:
-    """A conversation goes through the template, ids go as they are."""
+async def test_conversations_and_token_ids_are_prompts() -> None:
+    """A conversation is rendered by the template; ids are used unchanged."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     async with orchestrator(FakeInference()) as running:
         chat = orchestrator_pb2.GenerateRequest(chat={"messages": messages})
@@ -105,7 +105,7 @@ async def test_a_conversation_and_ids_are_prompts_too() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"token_ids": {}}])
 async def test_a_request_without_a_prompt_is_refused(fields: dict[str, Any]) -> None:
-    """Before any work; the message says what must be given."""
+    """Before any work; the message names the missing field."""
     async with orchestrator(FakeInference()) as running:
         with pytest.raises(MeshError, match="must") as caught:
             await generate(running, orchestrator_pb2.GenerateRequest(**fields))

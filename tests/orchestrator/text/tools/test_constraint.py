@@ -1,4 +1,4 @@
-"""Grammars that force calls, judged by the library that the engine judges tokens with."""
+"""Grammars that force tool calls, checked by the library that the engine uses."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """With the markers as tokens of their own."""
+    """A tokenizer with the markers as single tokens."""
     return train_tokenizer()
 
 
 def allows(tokenizer: Tokenizer, constraint: OutputConstraint | None, text: str) -> bool:
-    """Whether an engine could have written exactly this text."""
+    """Whether the grammar allows exactly this text."""
     assert constraint is not None
     assert constraint.form == "grammar"
     eos = tokenizer.token_to_id("</s>")
@@ -65,13 +65,13 @@ def allows(tokenizer: Tokenizer, constraint: OutputConstraint | None, text: str)
 def constraint_of(
     tokenizer: Tokenizer, format: ToolFormat | None, choice: ToolChoice, tools: str = TOOLS
 ) -> OutputConstraint | None:
-    """What holds a model of this format to the choice."""
+    """The constraint for this format and choice."""
     return tool_constraint(parse_tools(tools), choice, format, Decoder(tokenizer).token_id)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_required_allows_calls_and_nothing_else(tokenizer: Tokenizer, name: str) -> None:
-    """In the model's own way of writing, with arguments that their schema allows."""
+def test_required_allows_only_calls(tokenizer: Tokenizer, name: str) -> None:
+    """In the model's format, with arguments that match their schema."""
     format, answer = ANSWERS[name]
     required = constraint_of(tokenizer, format, ToolChoice(required=True))
     assert allows(tokenizer, required, answer % ROME)
@@ -84,8 +84,8 @@ def test_required_allows_calls_and_nothing_else(tokenizer: Tokenizer, name: str)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_what_the_grammar_allows_the_reader_reads(tokenizer: Tokenizer, name: str) -> None:
-    """Two calls, forced and read again."""
+def test_the_parser_reads_what_the_grammar_allows(tokenizer: Tokenizer, name: str) -> None:
+    """Two forced calls are parsed."""
     format, answer = ANSWERS[name]
     if format.brackets:
         text = answer % ROME
@@ -95,31 +95,31 @@ def test_what_the_grammar_allows_the_reader_reads(tokenizer: Tokenizer, name: st
     assert allows(tokenizer, constraint_of(tokenizer, format, ToolChoice(required=True)), text)
     single = constraint_of(tokenizer, format, ToolChoice(required=True, single=True))
     assert not allows(tokenizer, single, text)
-    reader = ToolCallParser(format, ["weather", "now"])
-    calls = (*reader.push(text).calls, *reader.flush().calls)
+    parser = ToolCallParser(format, ["weather", "now"])
+    calls = (*parser.push(text).calls, *parser.flush().calls)
     assert [each.name for each in calls if each.name] == ["weather", "now"]
     assert "".join(each.arguments for each in calls) == ROME + "{}"
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_named_tool_is_called_once(tokenizer: Tokenizer, name: str) -> None:
-    """Neither another one, nor twice."""
+    """No other tool, and no second call."""
     format, answer = ANSWERS[name]
     named = constraint_of(tokenizer, format, ToolChoice(name="now"))
     assert allows(tokenizer, named, answer.replace("weather", "now") % "{}")
     assert not allows(tokenizer, named, answer % ROME)
 
 
-def test_calls_do_not_go_on_for_ever(tokenizer: Tokenizer) -> None:
-    """A model that is held to calls ends after so many."""
+def test_the_number_of_calls_is_limited(tokenizer: Tokenizer) -> None:
+    """A forced answer ends after `MAX_CALLS` calls."""
     required = constraint_of(tokenizer, LLAMA3, ToolChoice(required=True))
     one = '{"name": "now", "parameters": {}}'
     assert allows(tokenizer, required, "; ".join([one] * MAX_CALLS))
     assert not allows(tokenizer, required, "; ".join([one] * (MAX_CALLS + 1)))
 
 
-def test_a_template_without_tools_gets_plain_json(tokenizer: Tokenizer) -> None:
-    """Forced calls work with any model."""
+def test_a_template_without_tools_uses_plain_json(tokenizer: Tokenizer) -> None:
+    """So forced calls work with any model."""
     named = constraint_of(tokenizer, None, ToolChoice(name="now"))
     assert allows(tokenizer, named, '{"name": "now", "parameters": {}}')
 
@@ -142,10 +142,10 @@ SCHEMA = OutputConstraint(
         ),
     ],
 )
-def test_thinking_is_free(
+def test_reasoning_is_unconstrained(
     tokenizer: Tokenizer, tags: bool, constraint: OutputConstraint, good: str, bad: str
 ) -> None:
-    """The form holds for what follows; also where the tags are no tokens."""
+    """The constraint applies after it, also if the tags are not single tokens."""
     ids = Decoder(tokenizer).token_id
     plain = Tokenizer.from_str(tokenizer.to_str().replace("think>", "thonk>"))
     vocabulary = tokenizer if tags else plain
@@ -159,8 +159,8 @@ def test_thinking_is_free(
     assert not allows(vocabulary, begun, bad)
 
 
-def test_thinking_then_calls(tokenizer: Tokenizer) -> None:
-    """Required calls come behind the thinking."""
+def test_calls_follow_reasoning(tokenizer: Tokenizer) -> None:
+    """Required calls come after the reasoning."""
     required = constraint_of(tokenizer, HERMES, ToolChoice(required=True))
     assert required is not None
     free = with_thinking(required, Decoder(tokenizer).token_id, begun=False)
@@ -188,9 +188,9 @@ def test_thinking_then_calls(tokenizer: Tokenizer) -> None:
         ),
     ],
 )
-def test_bad_tools_are_refused(
+def test_invalid_tools_are_refused(
     tokenizer: Tokenizer, tools: str, choice: ToolChoice, words: str
 ) -> None:
-    """By field, limit and given value."""
+    """The error names the field, the limit and the given value."""
     with pytest.raises(MeshError, match=words):
         constraint_of(tokenizer, HERMES, choice, tools)

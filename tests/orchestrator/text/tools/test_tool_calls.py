@@ -1,4 +1,4 @@
-"""Calls of tools, read out of text however it is cut."""
+"""Tool calls are parsed out of text, for any split of it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Calls = list[tuple[str, str]]
 def read(
     format: ToolFormat, pieces: Iterable[str], *, single: bool = False
 ) -> tuple[str, Calls, list[str]]:
-    """The text, the calls and their ids; each id comes with a name, once, before arguments."""
-    reader = ToolCallParser(format, NAMES, single=single)
-    told = [reader.push(piece) for piece in pieces]
-    told.append(reader.flush())
+    """The text, the calls and their ids. Asserts that id and name come once, before arguments."""
+    parser = ToolCallParser(format, NAMES, single=single)
+    parsed = [parser.push(piece) for piece in pieces]
+    parsed.append(parser.flush())
     calls: list[tuple[str, str]] = []
     ids: list[str] = []
-    for delta in (call for each in told for call in each.calls):
+    for delta in (call for each in parsed for call in each.calls):
         if delta.name:
             assert delta.id
             assert delta.number == len(calls)
@@ -41,11 +41,11 @@ def read(
             calls.append((delta.name, ""))
         name, arguments = calls[delta.number]
         calls[delta.number] = (name, arguments + delta.arguments)
-    return "".join(each.text for each in told), calls, ids
+    return "".join(each.text for each in parsed), calls, ids
 
 
 def cuts(text: str) -> Iterable[Sequence[str]]:
-    """The text whole, by character, and cut at random."""
+    """The text as a whole, by character, and split at random."""
     yield [text]
     yield list(text)
     rng = random.Random(text)
@@ -111,37 +111,37 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
 
 
 @pytest.mark.parametrize(("format", "text", "shown", "calls"), CASES)
-def test_calls_and_text_are_told_apart(
+def test_calls_are_separated_from_text(
     format: ToolFormat, text: str, shown: str, calls: Calls
 ) -> None:
-    """However the text is cut, the result is the same; arguments are the model's own text."""
+    """For any split the result is the same; arguments are the model's text, unchanged."""
     for pieces in cuts(text):
         assert read(format, pieces)[:2] == (shown, calls), pieces
 
 
 def test_arguments_stream_as_they_are_written() -> None:
-    """The name comes first; then each piece of the arguments, at once."""
-    reader = ToolCallParser(HERMES, NAMES)
-    assert reader.push('<tool_call>{"name": "f"').calls[0].name == "f"
-    assert reader.push(', "arguments": {"a"').calls[0].arguments == '{"a"'
-    assert reader.push(": 1").calls[0].arguments == ": 1"
-    assert reader.push("}").calls[0].arguments == "}"
-    assert reader.push("}</tool_call>").calls == ()
+    """The name comes first, then each part of the arguments without delay."""
+    parser = ToolCallParser(HERMES, NAMES)
+    assert parser.push('<tool_call>{"name": "f"').calls[0].name == "f"
+    assert parser.push(', "arguments": {"a"').calls[0].arguments == '{"a"'
+    assert parser.push(": 1").calls[0].arguments == ": 1"
+    assert parser.push("}").calls[0].arguments == "}"
+    assert parser.push("}</tool_call>").calls == ()
 
 
 def test_text_streams_as_it_is_written() -> None:
-    """Only what may become a marker waits, and white space."""
-    reader = ToolCallParser(HERMES, NAMES)
-    assert reader.push("Hello ").text == "Hello"
-    assert reader.push("world <").text == " world"
-    assert reader.push("b>").text == " <b>"
+    """Only white space and what may become a marker is held back."""
+    parser = ToolCallParser(HERMES, NAMES)
+    assert parser.push("Hello ").text == "Hello"
+    assert parser.push("world <").text == " world"
+    assert parser.push("b>").text == " <b>"
     plain = ToolCallParser(LLAMA3, NAMES)
     assert plain.push('{"answer"').text == '{"answer"'
     assert plain.push(": 42}").text == ": 42}"
 
 
-def test_ids_are_as_the_templates_want_them() -> None:
-    """Mistral's refuse any id that has not nine letters or digits."""
+def test_ids_match_the_template() -> None:
+    """Mistral's templates require nine letters or digits."""
     mistral = '[TOOL_CALLS][{"name": "f"}, {"name": "f"}]'
     _, calls, ids = read(MISTRAL, [mistral])
     assert calls == [("f", "{}")] * 2
@@ -151,14 +151,14 @@ def test_ids_are_as_the_templates_want_them() -> None:
     assert re.fullmatch("call_[a-zA-Z0-9]{24}", other)
 
 
-def test_one_call_where_one_is_asked_for() -> None:
-    """The others are left out."""
+def test_single_returns_only_the_first_call() -> None:
+    """Further calls are dropped."""
     text = '<tool_call>{"name": "f"}</tool_call>\n<tool_call>{"name": "weather"}</tool_call>'
     assert read(HERMES, [text], single=True)[:2] == ("", [("f", "{}")])
 
 
-def test_formats_are_told_from_templates() -> None:
-    """Each family's own; a template without tools has none."""
+def test_formats_are_recognized_by_templates() -> None:
+    """Each model family has one; a template without tools has none."""
     assert answer_format([CHATML]).tools is HERMES
     assert answer_format([CHATML]).thinks
     assert answer_format([LLAMA3_TEMPLATE]).tools is LLAMA3
@@ -169,7 +169,7 @@ def test_formats_are_told_from_templates() -> None:
 
 
 def test_long_arguments_take_linear_time() -> None:
-    """A megabyte of arguments, in small pieces, is read in seconds."""
+    """A megabyte of arguments, in small pieces, is parsed within seconds."""
     arguments = json.dumps({"text": "x" * 300_000})
     text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
     pieces = [text[at : at + 7] for at in range(0, len(text), 7)]
