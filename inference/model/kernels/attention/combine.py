@@ -1,7 +1,7 @@
 """Combines the partial results of split attention; one program per query and head.
 
 A part is the attention over its own keys, with the logarithm of the sum of their weights
-(FlashDecoding, arXiv:2205.14135).
+(as in FlashDecoding).
 """
 
 from __future__ import annotations
