@@ -7,6 +7,7 @@ needs neither a GPU nor its driver.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 import sys
@@ -85,8 +86,16 @@ def _file_name() -> str:
     return f"launcher-{digest}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command-line entry point; prints the path of the compiled launcher."""
+    parser = argparse.ArgumentParser(prog="python -m inference.model.kernels.launcher")
+    parser.description = "Compile Triton's launcher for this Triton and Python into a folder."
+    parser.add_argument("folder", type=Path, help="where to write the launcher (*.so)")
     try:
-        print(compile_to(Path(sys.argv[1])))
+        print(compile_to(parser.parse_args().folder))
     except CompileError as error:
         sys.exit(f"Triton's launcher cannot be compiled: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,11 @@ first use compiles the library with the machine's C compiler, in a few seconds, 
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import hashlib
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Set
 from dataclasses import dataclass
@@ -163,6 +163,15 @@ def _cache_folder() -> Path:
     return Path("~/.cache/weir").expanduser()
 
 
+def main() -> None:
+    """The command-line entry point."""
+    parser = argparse.ArgumentParser(prog="python -m inference.model.native.library")
+    parser.description = "Compile every CPU variant of the native library into a folder."
+    parser.add_argument("folder", type=Path, help="where to write the libraries (*.so)")
+    folder: Path = parser.parse_args().folder
+    for variant in VARIANTS:
+        compile_to(folder / _file_name(variant), variant)
+
+
 if __name__ == "__main__":
-    for made_for in VARIANTS:
-        compile_to(Path(sys.argv[1]) / _file_name(made_for), made_for)
+    main()

@@ -14,7 +14,7 @@ class ThreadPool:
     """Threads that sleep between calls and end with the object."""
 
     def __init__(self, num_threads: int) -> None:
-        """`num_threads` includes the caller of `run`. Raises MemoryError if a thread cannot start."""
+        """`num_threads` includes `run`'s caller. Raises MemoryError if a thread cannot start."""
         self._library = library.load()
         self._library.weir_pool_new.restype = ctypes.c_void_p
         # The engine's and the embedder's threads both use the pool, which runs one call at a time.
