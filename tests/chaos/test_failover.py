@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chaos.cluster import Cluster, running_cluster
+from tests.chaos.cluster import Cluster, Node, running_cluster
 from tests.chaos.load import PROMPTS, CompletionRequest, CompletionResult, Oracle, stream_completion
 
 NUM_STREAMS = 32
@@ -114,12 +114,18 @@ async def test_a_rolling_restart_interrupts_no_stream(cluster: Cluster) -> None:
 async def wait_serving(cluster: Cluster, service: str) -> None:
     """Waits until the service listens again and its clients have had time to reconnect."""
     await asyncio.to_thread(cluster.wait_ready)
-    node = cluster.of(service)
+    nodes = cluster.of(service)
     end = time.monotonic() + 60
-    while any("listening" not in each.log.read_text().rpartition("stopped")[2] for each in node):
+    while not all(is_listening(node) for node in nodes):
         assert time.monotonic() < end, f"{service} did not come back"
         await asyncio.sleep(0.1)
     await asyncio.sleep(1.0)
+
+
+def is_listening(node: Node) -> bool:
+    """Whether the process has logged that it listens since its last stop."""
+    # The log's messages of lost replicas contain "server stopped", so match the whole message.
+    return '"listening"' in node.log.read_text().rpartition('"message": "stopped"')[2]
 
 
 async def test_a_lost_service_gives_correct_errors(tmp_path: Path) -> None:
