@@ -64,7 +64,9 @@ class GenerateRequest(message.Message):
     ECHO_FIELD_NUMBER: builtins.int
     TOOL_CHOICE_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """A model's name as in ListModels. Empty: the only model that is served. NOT_FOUND if unknown."""
+    """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
+    INVALID_ARGUMENT if there are several.
+    """
     text: builtins.str
     """Raw text."""
     echo: builtins.bool
@@ -199,7 +201,7 @@ class GenerateStarted(message.Message):
 
 @typing.final
 class Delta(message.Message):
-    """A piece of the answer: all that was ready when the transport could take the next message."""
+    """A piece of the answer: all that was ready when the transport accepted the next message."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -345,7 +347,9 @@ class SummarizeRequest(message.Message):
     max_tokens: builtins.int
     """Maximum number of tokens in the summary; 0 means 256."""
     model: builtins.str
-    """A model's name as in ListModels. Empty: the only model that is served."""
+    """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
+    INVALID_ARGUMENT if there are several.
+    """
     safe_search: builtins.bool
     """Exclude documents that are marked as unsafe."""
     def __init__(
@@ -594,7 +598,9 @@ class EmbedRequest(message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """A model's name as in ListModels. Empty: the only model that is served. NOT_FOUND if unknown."""
+    """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
+    INVALID_ARGUMENT if there are several.
+    """
     @builtins.property
     def inputs(self) -> containers.RepeatedCompositeFieldContainer[EmbedInput]:
         """1 to 2048 inputs."""
