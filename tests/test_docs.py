@@ -119,6 +119,6 @@ def test_a_wrong_name_would_be_noticed() -> None:
     assert exists("mesh.rpc.channel")
     assert exists("mesh.rpc.channel.open_stream")
     assert exists("gateway.upstream.client.Orchestrator.search")
-    assert not exists("mesh.rpc.chanel")
+    assert not exists("mesh.rpc.no_such_module")
     assert not exists("mesh.rpc.channel.no_such_name")
     assert not exists("gateway.upstream.client.Orchestrator.no_such_method")
