@@ -16,7 +16,6 @@ from mesh.protocol.usage import Usage
 from orchestrator.admission.request_table import ActiveRequest, RequestAborted
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
-from orchestrator.observability.request_account import RequestAccount
 from orchestrator.routing.read_ahead import ReadAhead
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
@@ -39,12 +38,12 @@ class _Attempts:
         replicas: Replicas,
         model: ModelInfo,
         prompt: Sequence[int],
-        account: RequestAccount,
+        active: ActiveRequest,
     ) -> None:
         self._replicas = replicas
         self._model = model
         self._prompt = prompt
-        self._record = account
+        self._active = active
         self._excluded: set[Replica] = set()
         self._lost: list[Replica] = []
         self._full: MeshError | None = None
@@ -77,6 +76,8 @@ class _Attempts:
         self, replica: Replica, error: MeshError, delivered: Sequence[int], *, accepted: bool
     ) -> None:
         """Records a failure after the tokens `delivered`. Raises MeshError if it is final."""
+        if self._active.cancelled:
+            raise RequestAborted if error.kind is ErrorKind.CANCELLED else error
         self._excluded.add(replica)
         if error.kind is ErrorKind.OVERLOADED:
             self._full = error
@@ -106,7 +107,7 @@ class _Attempts:
             ) from error
         metrics.FAILOVERS.inc()
         metrics.REPLAYED_TOKENS.inc(len(delivered))
-        self._record.failover(replica.address, error, len(delivered))
+        self._active.account.failover(replica.address, error, len(delivered))
 
 
 async def generate(
@@ -118,11 +119,11 @@ async def generate(
 ) -> AsyncGenerator[TokenChunk, None]:
     """Chunks of tokens; the last one has the finish. The first of each replica may be empty.
 
-    If a replica is lost, another one receives the prompt and the tokens so far and continues. It
-    counts those tokens as output, so penalties, seeds and limits apply unchanged, and greedy
-    output is identical. Raises MeshError once there is no replica left to try.
+    If a replica is lost, another one receives the prompt and the tokens so far and continues, with
+    the same penalties, seeds and limits, so that greedy output is identical. Raises MeshError once
+    there is no replica left to try.
     """
-    attempts = _Attempts(replicas, model, prompt, active.account)
+    attempts = _Attempts(replicas, model, prompt, active)
     span = active.account.generation.span
     delivered: list[int] = []
     while True:
@@ -144,14 +145,9 @@ async def generate(
                             yield chunk
             raise MeshError(ErrorKind.UNAVAILABLE, "the engine ended a stream without a finish")
         except MeshError as error:
-            if active.cancelled and error.kind is ErrorKind.CANCELLED:
-                raise RequestAborted from None
-            if active.cancelled:
-                raise
             attempts.failed(replica, error, delivered, accepted=accepted)
         reason = _finish_reason(delivered, sampling, model)
-        if reason is not None:
-            # Only the finish was lost with the replica: there is nothing left to generate.
+        if reason is not None:  # only the finish was lost with the replica
             usage = Usage(len(prompt), len(delivered))
             yield TokenChunk((), finish=GenerationFinish(reason, usage))
             return
