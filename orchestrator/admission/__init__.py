@@ -1,3 +1,5 @@
-"""Decides whether a request is accepted, and tracks the accepted ones: limits, fairness,
-timeouts, validation.
+"""Accepts or refuses requests, and tracks the accepted ones: limits, fair shares, checks,
+timeouts.
+
+Nothing here chooses a replica; that is `orchestrator.routing`.
 """

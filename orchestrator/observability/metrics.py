@@ -25,8 +25,8 @@ NUM_REQUESTS_LIMIT = Gauge(
 )
 REFUSED = Counter(
     "orchestrator_refused_total",
-    "Requests refused before their first text, by reason: limit (concurrent requests or tokens), "
-    "overloaded (the tokenizer or all engines are full), no_engine (no engine is ready).",
+    "Requests refused before their first text, by reason: limit (concurrent requests), overloaded "
+    "(token limit, or tokenizer or engines full), no_engine (no engine is ready).",
     ["method", "reason"],
 )
 FAILOVERS = Counter(

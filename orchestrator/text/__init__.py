@@ -1,1 +1,5 @@
-"""Token ids to text: detokenization, stop strings, reasoning and tool-call parsing."""
+"""Token ids to text: detokenization, stop strings, reasoning and tool-call parsing.
+
+Everything that runs for each token is synchronous. Filters of search summaries are in
+`orchestrator.search`.
+"""
