@@ -170,11 +170,11 @@ def test_chunks_of_prompts_do_not_wait(model: Llama, monkeypatch: pytest.MonkeyP
 
 
 def test_masks_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the constrained rows may draw goes to the device like all else."""
-    words = np.full((1, 7), -1, dtype=np.int32)
+    """The token masks are copied to the device without a wait."""
+    bitmasks = np.full((1, 7), -1, dtype=np.int32)
     rows = rows_of([make_sequence(temperature=0.0), make_sequence(seed=1)])
     with watching(monkeypatch) as watch:
-        TorchSampler().sample(torch.empty((2, 199), device=DEVICE), rows, Masks([1], words))
+        TorchSampler().sample(torch.empty((2, 199), device=DEVICE), rows, Masks([1], bitmasks))
     assert watch.waits == []
     assert watch.num_fetches == 1
 
