@@ -1,4 +1,4 @@
-"""A gateway under real uvicorn, and behind it a fake orchestrator on real gRPC."""
+"""Fixtures: a gateway on real uvicorn, connected to a fake orchestrator on real gRPC."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def orchestrator() -> FakeOrchestrator:
 
 @pytest.fixture
 async def upstream(orchestrator: FakeOrchestrator, no_tasks_left: None) -> AsyncIterator[Served]:
-    """The fake orchestrator's server."""
+    """The gRPC server of the fake orchestrator."""
     register = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
     async with serve(Servicer(SERVICE, register, orchestrator)) as served:
         yield served
@@ -36,7 +36,7 @@ async def upstream(orchestrator: FakeOrchestrator, no_tasks_left: None) -> Async
 
 @pytest.fixture
 def start_gateway(upstream: Served) -> StartGateway:
-    """Starts a gateway with further settings; checks in the end that nothing is left of it."""
+    """Starts a gateway with more settings; at its end, no request and no stream may be active."""
 
     @asynccontextmanager
     async def start(**settings: object) -> AsyncIterator[GatewayServer]:
@@ -66,7 +66,7 @@ async def gateway(start_gateway: StartGateway) -> AsyncIterator[GatewayServer]:
 async def client(
     gateway: GatewayServer, orchestrator: FakeOrchestrator
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client; after the test nothing of its requests is left behind the gateway."""
+    """An HTTP client; after the test, waits until none of its requests runs."""
     async with client_of(gateway) as client:
         yield client
     await eventually(lambda: orchestrator.num_running == 0, "no call runs upstream")
@@ -74,11 +74,11 @@ async def client(
 
 
 def client_of(server: GatewayServer) -> httpx.AsyncClient:
-    """A client of one gateway."""
+    """Create an HTTP client of `server`."""
     url = f"http://127.0.0.1:{server.port}"
     return httpx.AsyncClient(base_url=url, timeout=10, trust_env=False)
 
 
 async def soon() -> None:
-    """Lets everything that is ready run."""
+    """Give tasks that are ready to run 50 ms."""
     await asyncio.sleep(0.05)

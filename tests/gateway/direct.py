@@ -1,4 +1,4 @@
-"""The application without sockets, for what needs neither streams nor connections."""
+"""The ASGI application without sockets, for tests without streams or connections."""
 
 from __future__ import annotations
 
@@ -34,38 +34,38 @@ FINISH = SummaryFinish(FinishReason.STOP, Usage(1, 1, 0))
 
 
 class DirectOrchestrator:
-    """Answers everything at once, in this process."""
+    """A stub orchestrator in the same process, which answers immediately."""
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
-        """One token."""
+        """Generate one token."""
         assert generate_request(generation).SerializeToString()
         yield GenerationStarted("fake", 1)
         yield Delta("text", 1, ())
         yield FINISH
 
     async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
-        """A vector each."""
+        """Return one vector per input."""
         assert embed_request(inputs, model).SerializeToString()
         yield Embedded("fake", tuple((1.0, 0.0) for _ in inputs), len(inputs))
 
     async def search(self, search: Search) -> AsyncGenerator[Event]:
-        """Nothing found."""
+        """Return no search results."""
         assert summarize_request(search).SerializeToString()
         yield SearchResults(search.query, ())
         yield FINISH
 
     async def models(self) -> tuple[ServedModel, ...]:
-        """One model."""
+        """List one model."""
         return (ServedModel("fake", 2048, 1),)
 
     async def is_serving(self, timeout: float) -> bool:
-        """Always."""
+        """Report that the orchestrator is serving."""
         return True
 
 
 @asynccontextmanager
 async def direct_client(**settings: object) -> AsyncGenerator[httpx.AsyncClient]:
-    """A client that calls the application as a function; answers come whole."""
+    """A client that calls the application through ASGI; it reads each response as a whole."""
     orchestrator = cast(Orchestrator, DirectOrchestrator())
     drain = Drain()
     made = GatewaySettings.model_validate(settings)

@@ -1,4 +1,4 @@
-"""An orchestrator that does as it is told, over real gRPC."""
+"""A fake orchestrator on real gRPC, which follows a script."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ ABORT = common_pb2.FINISH_REASON_ABORT
 
 @dataclass(kw_only=True)
 class Script:
-    """How the next calls go."""
+    """What the fake orchestrator answers to the next calls."""
 
     deltas: Sequence[str | orchestrator_pb2.Delta] = ("Hello", " wor", "ld")
     seconds_before_delta: float = 0.0
     seconds_before_first_event: float = 0.0
     gate: asyncio.Semaphore | None = None
-    """Each delta waits until it is released."""
+    """If set, each delta waits for one release of this semaphore."""
     refusal: MeshError | None = None
-    """Instead of the first event."""
+    """Raised instead of the first event."""
     failure: Exception | None = None
-    """After the deltas, instead of the finish."""
+    """Raised after the deltas, instead of the finish."""
     at_once: bool = False
-    """A generation is one message, with all deltas in one."""
+    """Send a generation as one message, with the text of all deltas in one delta."""
     endless: bool = False
-    """Repeats the last delta for ever."""
+    """Repeat the last delta forever."""
     without_finish: bool = False
+    """End the stream without a finish event."""
     reason: int = STOP
     logprobs: bool = False
     citations: Sequence[int] = (1,)
@@ -49,7 +50,7 @@ class Script:
 
 @dataclass
 class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
-    """Follows `script`; notes what it was asked and what is still running."""
+    """Follows `script`; records its requests and counts running, cancelled and sent ones."""
 
     script: Script = field(default_factory=Script)
     requests: list[object] = field(default_factory=list)
@@ -59,15 +60,15 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     num_cancelled: int = 0
     num_sent: int = 0
     refuse_after: int | None = None
-    """How many calls are let in, before all others are refused."""
+    """Number of calls to accept; later calls fail with OVERLOADED. None: accept all."""
 
     async def Generate(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
-        """As the contract has it."""
+        """Stream a start, the deltas of the script and a finish."""
         script = self.script
         started = orchestrator_pb2.GenerateStarted(model="fake", prompt_tokens=7)
         finish = orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script))
         if script.at_once:
-            self._note(request)
+            self._record(request)
             text = delta("".join(map(str, script.deltas)), script.logprobs)
             yield orchestrator_pb2.GenerateResponse(started=started, delta=text, finish=finish)
             return
@@ -80,7 +81,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             yield orchestrator_pb2.GenerateResponse(finish=finish)
 
     async def SummarizeStream(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
-        """As the contract has it."""
+        """Stream the search results, the deltas of the script and a finish."""
         script = self.script
         results = orchestrator_pb2.SearchResults(
             query=request.query,
@@ -104,8 +105,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             yield response(finish=finish)
 
     async def Embed(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
-        """Two inputs a message; a vector is the length of the input, and its number."""
-        self._note(request)
+        """Send two vectors per message; a vector is (length of the input, index + 0.1)."""
+        self._record(request)
         if self.script.refusal is not None:
             raise self.script.refusal
         sizes = [len(each.text) or len(each.token_ids.ids) for each in request.inputs]
@@ -118,8 +119,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             )
 
     async def ListModels(self, request, context):  # type: ignore[no-untyped-def]
-        """Two models."""
-        self._note(request)
+        """List two models."""
+        self._record(request)
         models = [
             orchestrator_pb2.Model(name=name, context_length=2048, created_unix_seconds=1700000000)
             for name in ("fake", "org/other")
@@ -127,7 +128,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return orchestrator_pb2.ListModelsResponse(models=models)
 
     async def _stream(self, request, script, first, response) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
-        self._note(request)
+        self._record(request)
         self.num_running += 1
         try:
             await asyncio.sleep(script.seconds_before_first_event)
@@ -153,7 +154,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         finally:
             self.num_running -= 1
 
-    def _note(self, request: object) -> None:
+    def _record(self, request: object) -> None:
         context = current_request()
         assert context is not None
         self.requests.append(request)
@@ -162,14 +163,14 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
 
 def usage(script: Script) -> common_pb2.Usage:
-    """Seven tokens of prompt, one a delta."""
+    """Usage of a script: seven prompt tokens, and one completion token per delta."""
     return common_pb2.Usage(prompt_tokens=7, completion_tokens=len(script.deltas), cached_tokens=4)
 
 
 def citation(
     detail: tuple[int, tuple[int, int], tuple[int, int] | None],
 ) -> orchestrator_pb2.CitationDetail:
-    """A sentence's citation and what supports it."""
+    """Build a CitationDetail from (position, sentence span, source span or None)."""
     position, (begin, end), span = detail
     made = orchestrator_pb2.CitationDetail(
         position=position, sentence=orchestrator_pb2.TextSpan(begin=begin, end=end)
@@ -180,7 +181,7 @@ def citation(
 
 
 def echo(request: orchestrator_pb2.GenerateRequest) -> orchestrator_pb2.Delta:
-    """The prompt, a token a character, the first of them without a log probability."""
+    """Echo the prompt, one token per character; the first has no log probability."""
     made = orchestrator_pb2.Delta(text=request.text)
     if request.sampling.HasField("num_prompt_logprobs"):
         for number, character in enumerate(request.text):
@@ -193,7 +194,7 @@ def echo(request: orchestrator_pb2.GenerateRequest) -> orchestrator_pb2.Delta:
 
 
 def delta(text: str | orchestrator_pb2.Delta, with_logprobs: bool) -> orchestrator_pb2.Delta:
-    """One token of text, or what the script has made."""
+    """Build a delta of one token from text; return a Delta as it is."""
     if not isinstance(text, str):
         return text
     made = orchestrator_pb2.Delta(text=text, num_tokens=1)

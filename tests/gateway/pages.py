@@ -1,4 +1,4 @@
-"""Opens the search page in a browser, against a gateway with a fake orchestrator."""
+"""Helpers that open the search page in a browser, on a gateway with a fake orchestrator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = [f"word{number} " for number in range(60)]
 
 
 def words(**fields: object) -> Script:
-    """An answer of many words, none of them cited."""
+    """A script whose answer has 60 words and no citations."""
     return Script(deltas=WORDS, citation_details=(), **fields)  # type: ignore[arg-type]
 
 
@@ -28,7 +28,7 @@ def words(**fields: object) -> Script:
 async def page(
     start_gateway: StartGateway, tab: Browser, **settings: object
 ) -> AsyncIterator[Proxy]:
-    """The page, opened through a proxy that can lose its connections."""
+    """Open the page through a proxy that can drop connections."""
     async with start_gateway(**settings) as server, proxy(server.port) as network:
         tab.errors()
         await act(lambda: tab.driver.get(f"http://127.0.0.1:{network.port}/"))
@@ -37,12 +37,12 @@ async def page(
 
 
 async def act(call: Callable[[], T]) -> T:
-    """What a blocking call of the browser gives, while the gateway runs on."""
+    """Run a blocking browser call in a thread, so that the gateway keeps running."""
     return await asyncio.to_thread(call)
 
 
 async def until(call: Callable[[], T], what: str, seconds: float = 60.0) -> T:
-    """Asks until the answer is true."""
+    """Poll `call` until its result is true, and return it."""
     try:
         async with asyncio.timeout(seconds):
             while not (answer := await act(call)):
@@ -53,5 +53,5 @@ async def until(call: Callable[[], T], what: str, seconds: float = 60.0) -> T:
 
 
 async def ask(tab: Browser, query: str = "weir") -> None:
-    """Types a query and presses Enter."""
+    """Type a query and press Enter."""
     await act(lambda: tab.one("#query").send_keys(query + Keys.ENTER))

@@ -1,4 +1,4 @@
-"""A TCP proxy that loses connections when it is told to."""
+"""A TCP proxy whose connections a test can drop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 
 class Proxy:
-    """Passes bytes on to a port of this machine."""
+    """Forwards TCP connections to a local port."""
 
     def __init__(self, port: int) -> None:
         self._upstream_port = port
@@ -17,53 +17,53 @@ class Proxy:
         self.is_down = False
         """While set, new connections are refused."""
         self.num_refused = 0
-        self.cut_behind: tuple[bytes, int] | None = None
-        """Loses the connection once so many of these have passed on it to the client; then None."""
+        self.cut_after: tuple[bytes, int] | None = None
+        """(mark, count): drop the connection after `count` marks sent to its client; then None."""
 
     def cut(self) -> int:
-        """Resets every connection, as a network that fails does; gives their number."""
+        """Reset every connection, as a network failure does; return their number."""
         writers = list(self._writers)
         for writer in writers:
             writer.transport.abort()
         return len(writers)
 
     def _is_over(self) -> Callable[[bytes], bool]:
-        """Whether a connection has passed on what it may; sees all that it passes on."""
+        """Make a predicate over a connection's data, which is true once `cut_after` is reached."""
         passed = bytearray()
 
         def is_over(data: bytes) -> bool:
-            if self.cut_behind is None:
+            if self.cut_after is None:
                 return False
             passed.extend(data)
-            mark, most = self.cut_behind
+            mark, most = self.cut_after
             if passed.count(mark) < most:
                 return False
-            self.cut_behind = None
+            self.cut_after = None
             return True
 
         return is_over
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, both ways, until either side ends."""
+        """Forward one connection in both directions until either side closes it."""
         if self.is_down:
             self.num_refused += 1
             writer.transport.abort()
             return
         upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream_port)
         self._writers |= {writer, upstream}
-        ways = [
-            asyncio.create_task(_pass_on(reader, upstream)),
-            asyncio.create_task(_pass_on(upstream_reader, writer, self._is_over())),
+        directions = [
+            asyncio.create_task(_forward(reader, upstream)),
+            asyncio.create_task(_forward(upstream_reader, writer, self._is_over())),
         ]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        for direction in directions:
+            direction.cancel()
         for each in (writer, upstream):
             self._writers.discard(each)
             each.close()
 
 
-async def _pass_on(
+async def _forward(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     is_over: Callable[[bytes], bool] = lambda data: False,
@@ -75,12 +75,12 @@ async def _pass_on(
             if is_over(data):
                 return
     except OSError:
-        return  # one side is gone
+        return  # one side has closed the connection
 
 
 @asynccontextmanager
 async def proxy(port: int) -> AsyncIterator[Proxy]:
-    """A proxy of `port`."""
+    """Run a proxy to `port`."""
     made = Proxy(port)
     server = await asyncio.start_server(made.connect, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""Reads server-sent events off a real socket, with the time of each."""
+"""Reads server-sent events from a response, with the arrival time of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 
 
 class Event(NamedTuple):
-    """One event; `at` is by `time.monotonic()`. A comment has the name ":"."""
+    """One event; `at` is its arrival by `time.monotonic()`. A comment has the name ":"."""
 
     name: str
     id: str | None
@@ -25,7 +25,7 @@ class Event(NamedTuple):
 
 
 async def events(response: httpx.Response) -> AsyncIterator[Event]:
-    """The events of a response as they come; comments too."""
+    """Yield the events of a response as they arrive, comments included."""
     buffer = b""
     async for chunk in response.aiter_raw():
         buffer += chunk
@@ -36,7 +36,7 @@ async def events(response: httpx.Response) -> AsyncIterator[Event]:
 
 
 def parse(frame: bytes) -> Event:
-    """One event, by the lines that LF ends."""
+    """Parse one event; its lines end with LF."""
     fields: dict[str, str] = {}
     for line in frame.split(b"\n"):
         name, _, value = line.decode().partition(": ")

@@ -1,4 +1,4 @@
-"""What the gateway can be told, and how."""
+"""The gateway's settings, from environment variables and flags."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mesh.process.settings import STARTUP_FAILURE, load
 def test_the_orchestrator_has_a_default_port(
     monkeypatch: pytest.MonkeyPatch, host: str, target: str
 ) -> None:
-    """ORCHESTRATOR_HOST is read without a prefix, with or without a port."""
+    """ORCHESTRATOR_HOST has no GATEWAY_ prefix; its port defaults to 50051."""
     monkeypatch.setenv("ORCHESTRATOR_HOST", host)
     assert load(GatewaySettings, "gateway", []).orchestrator_target == target
 
 
-def test_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest has the prefix; flags win."""
+def test_flags_override_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other variables have the GATEWAY_ prefix; a flag overrides its variable."""
     monkeypatch.setenv("GATEWAY_MAX_BODY_BYTES", "5")
     monkeypatch.setenv("GATEWAY_KEEP_ALIVE_SECONDS", "2")
     monkeypatch.setenv("GATEWAY_API_KEYS", " a ,, b ")
@@ -40,10 +40,10 @@ def test_variables_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("url", ["javascript:{trace_id}", "https://x/"])
-def test_a_trace_url_must_be_one(
+def test_an_invalid_trace_url_is_a_startup_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:
-    """The page links to it, so it is checked at the start."""
+    """The template must be an http(s) URL with {trace_id}; the error names the variable."""
     monkeypatch.setenv("GATEWAY_TRACE_URL_TEMPLATE", url)
     with pytest.raises(SystemExit) as caught:
         load(GatewaySettings, "gateway", [])

@@ -83,10 +83,10 @@ async def test_a_connection_lost_in_mid_stream(
     async with proxy(port) as network:
         with browser(tmp_path) as tab:
             await asyncio.to_thread(tab.driver.get, f"http://127.0.0.1:{network.port}/")
-            network.cut_behind = (b"event: token", 5)
+            network.cut_after = (b"event: token", 5)
             await asyncio.to_thread(type_query, tab, query)
             await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
-            assert network.cut_behind is None, "the connection was never lost"
+            assert network.cut_after is None, "the connection was never lost"
             shown = await asyncio.to_thread(tab.text, "#summary")
     assert letters(shown) == letters("".join(whole))
 

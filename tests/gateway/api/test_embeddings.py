@@ -1,4 +1,4 @@
-"""`/v1/embeddings` with the official client and by hand."""
+"""`/v1/embeddings` with OpenAI's Python client and with plain HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATH = "/v1/embeddings"
 
 
 async def test_the_official_client_reads_vectors(official: openai.AsyncOpenAI) -> None:
-    """It asks for base64 by itself; the order is that of the inputs."""
+    """The client requests base64 by default; vectors are in the order of the inputs."""
     answer = await official.embeddings.create(model="fake", input=["a", "bc", "def"])
     assert answer.model == "fake"
     assert [each.index for each in answer.data] == [0, 1, 2]
@@ -32,8 +32,10 @@ async def test_the_official_client_reads_vectors(official: openai.AsyncOpenAI) -
     ("given", "sizes"),
     [("abc", [3]), (["a", "bc"], [1, 2]), ([5, 6, 7], [3]), ([[1], [2, 3]], [1, 2])],
 )
-async def test_texts_and_ids(client: httpx.AsyncClient, given: Any, sizes: list[int]) -> None:
-    """One or several, as floats and as base64 of the same floats."""
+async def test_input_is_text_or_token_ids(
+    client: httpx.AsyncClient, given: Any, sizes: list[int]
+) -> None:
+    """One input or several; base64 encodes the same floats as the JSON arrays."""
     plain = (await client.post(PATH, json={"input": given})).json()
     packed = (await client.post(PATH, json={"input": given, "encoding_format": "base64"})).json()
     vectors = [each["embedding"] for each in plain["data"]]
@@ -57,17 +59,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("body", "message"), BAD)
 async def test_bad_input(client: httpx.AsyncClient, body: dict[str, Any], message: str) -> None:
-    """By field, limit and given value."""
+    """The error message names the field, its limit and the given value."""
     response = await client.post(PATH, json=body)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_a_refusal_has_its_status(
+async def test_an_upstream_error_has_its_status(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """As everywhere."""
+    """OVERLOADED is a 429 with Retry-After."""
     orchestrator.script = Script(refusal=MeshError(ErrorKind.OVERLOADED, "full"))
     response = await client.post(PATH, json={"input": "a"})
     assert response.status_code == 429

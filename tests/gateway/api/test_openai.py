@@ -1,4 +1,4 @@
-"""The official client against the gateway, and the wire it reads."""
+"""OpenAI's Python client against the gateway, and the bytes of the responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 async def official(
     gateway: GatewayServer, client: httpx.AsyncClient
 ) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The client, told nothing but the address; it must not hide errors by trying again."""
+    """OpenAI's client with its defaults, except for the address and no retries."""
     url = f"http://127.0.0.1:{gateway.port}/v1"
     http = openai.DefaultAsyncHttpxClient(trust_env=False)
     async with openai.AsyncOpenAI(
@@ -33,13 +33,13 @@ async def official(
 
 
 async def read(stream: openai.AsyncStream[ChatCompletionChunk], texts: list[str | None]) -> None:
-    """Appends the text of each chunk to `texts`."""
+    """Append the text of each chunk to `texts`."""
     async for chunk in stream:
         texts.append(chunk.choices[0].delta.content)
 
 
-async def test_chat_in_one_piece(official: openai.AsyncOpenAI) -> None:
-    """The answer has the client's types."""
+async def test_chat_without_streaming(official: openai.AsyncOpenAI) -> None:
+    """The client parses the response into its types."""
     answer = await official.chat.completions.create(model="fake", messages=MESSAGES)
     [choice] = answer.choices
     assert choice.message.content == "Hello world"
@@ -54,7 +54,7 @@ async def test_chat_in_one_piece(official: openai.AsyncOpenAI) -> None:
 
 
 async def test_chat_streamed(official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator) -> None:
-    """First the role, then text, then the reason, then, if asked for, the usage."""
+    """Chunks are the role, the text, the finish reason and, with include_usage, the usage."""
     orchestrator.script = Script(reason=LENGTH)
     stream = await official.chat.completions.create(
         model="fake", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
@@ -71,10 +71,10 @@ async def test_chat_streamed(official: openai.AsyncOpenAI, orchestrator: FakeOrc
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-async def test_one_message_is_as_many_chunks(
+async def test_a_combined_upstream_message_is_split_into_chunks(
     official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
 ) -> None:
-    """The client sees the same order, however much became ready at once."""
+    """Start, text and finish in one gRPC message still become separate chunks, in order."""
     orchestrator.script = Script(at_once=True)
     stream = await official.chat.completions.create(model="fake", messages=MESSAGES, stream=True)
     parts = [chunk.choices[0] async for chunk in stream]
@@ -83,7 +83,7 @@ async def test_one_message_is_as_many_chunks(
 
 
 async def test_the_bytes_of_a_stream(client: httpx.AsyncClient) -> None:
-    """Each event is one data line; the last one is [DONE]; no usage unless asked for."""
+    """Each event has one data line; the last is [DONE]; no usage without include_usage."""
     body = {"messages": MESSAGES, "stream": True}
     response = await client.post("/v1/chat/completions", json=body)
     *events, done, rest = response.text.split("\n\n")
@@ -99,7 +99,7 @@ async def test_the_bytes_of_a_stream(client: httpx.AsyncClient) -> None:
 
 
 async def test_chat_logprobs(official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator) -> None:
-    """Each token comes with its bytes and alternatives; impossible ones stay JSON."""
+    """Each token has its bytes and top log probabilities; -inf is encoded as -9999."""
     orchestrator.script = Script(logprobs=True, deltas=("Hé",))
     ask = {"model": "fake", "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
     whole = await official.chat.completions.create(**ask)  # type: ignore[call-overload]
@@ -112,10 +112,10 @@ async def test_chat_logprobs(official: openai.AsyncOpenAI, orchestrator: FakeOrc
     assert orchestrator.requests[0].sampling.num_logprobs == 2  # type: ignore[attr-defined]
 
 
-async def test_completion_in_one_piece_and_streamed(
+async def test_completion_with_and_without_streaming(
     official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
 ) -> None:
-    """Text and token ids both are prompts."""
+    """A prompt is text or token ids."""
     create = official.completions.create
     whole = await create(model="fake", prompt="Hi")
     stream = await create(
@@ -134,7 +134,7 @@ async def test_completion_in_one_piece_and_streamed(
 async def test_completion_logprobs(
     official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
 ) -> None:
-    """Offsets go on from chunk to chunk."""
+    """text_offset continues from chunk to chunk."""
     orchestrator.script = Script(logprobs=True)
     ask = {"model": "fake", "prompt": "Hi", "logprobs": 2}
     whole = await official.completions.create(**ask)  # type: ignore[call-overload]
@@ -150,7 +150,7 @@ async def test_completion_logprobs(
 async def test_every_parameter_reaches_the_orchestrator(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """What a client may set is passed on under the contract's names."""
+    """Every sampling parameter is forwarded under its name in the protobuf contract."""
     floats = {
         "temperature": 0.5,
         "top_p": 0.25,
@@ -170,10 +170,10 @@ async def test_every_parameter_reaches_the_orchestrator(
     assert list(request.stop) == ["a", "b"]  # type: ignore[attr-defined]
 
 
-async def test_what_is_left_out_stays_absent(
+async def test_null_and_absent_parameters_are_not_forwarded(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Null and absent both mean the model's own default; one stop string is a list of one."""
+    """Null and absent both mean the model's default; a stop string is a list of one."""
     nothing = {"temperature": None, "max_tokens": None, "stop": None, "stream": None}
     await client.post("/v1/chat/completions", json={"messages": MESSAGES, **nothing})
     await client.post("/v1/completions", json={"prompt": "", "stop": "x", "top_k": -1})
@@ -184,10 +184,10 @@ async def test_what_is_left_out_stays_absent(
     assert second.sampling.top_k == 0  # type: ignore[attr-defined]
 
 
-async def test_messages_parts_and_tools_reach_the_template(
+async def test_messages_parts_and_tools_reach_the_orchestrator(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Parts are joined; tools, calls and variables pass through as JSON."""
+    """Text parts are joined; tools, tool calls and template variables are passed on as JSON."""
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     tool = {"type": "function", "function": {"name": "f", "description": "é"}}
     body = {
@@ -218,7 +218,7 @@ async def test_messages_parts_and_tools_reach_the_template(
 
 
 async def test_models(official: openai.AsyncOpenAI) -> None:
-    """The list, and one by its name, slashes included."""
+    """Models can be listed, and retrieved by a name that may contain slashes."""
     names = [model.id async for model in official.models.list()]
     model = await official.models.retrieve("org/other")
     assert names == ["fake", "org/other"]
@@ -241,7 +241,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("kind", "exception", "code"), ERRORS)
-async def test_refusals_are_the_clients_own_exceptions(
+async def test_upstream_errors_raise_the_clients_exceptions(
     official: openai.AsyncOpenAI,
     orchestrator: FakeOrchestrator,
     stream: bool,
@@ -249,17 +249,17 @@ async def test_refusals_are_the_clients_own_exceptions(
     exception: type[openai.APIStatusError],
     code: str | None,
 ) -> None:
-    """Streamed or not, a refusal is raised by the call itself."""
+    """An error before the first event is raised by `create`, also for a stream."""
     orchestrator.script = Script(refusal=MeshError(kind, "no"))
     with pytest.raises(exception, match="no") as caught:
         await official.chat.completions.create(model="fake", messages=MESSAGES, stream=stream)
     assert caught.value.code == code
 
 
-async def test_an_error_in_mid_stream_is_raised_by_the_client(
+async def test_a_mid_stream_error_is_raised_by_the_client(
     official: openai.AsyncOpenAI, client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """The client raises what comes in band; on the wire no [DONE] follows."""
+    """The client raises an error event of the stream; no [DONE] follows it."""
     orchestrator.script = Script(failure=MeshError(ErrorKind.UNAVAILABLE, "no replica is left"))
     stream = await official.chat.completions.create(model="fake", messages=MESSAGES, stream=True)
     texts: list[str | None] = []
@@ -273,10 +273,10 @@ async def test_an_error_in_mid_stream_is_raised_by_the_client(
     assert last["error"]["code"] == "unavailable"
 
 
-async def test_an_abort_is_an_error_here(
+async def test_an_abort_is_an_error(
     official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
 ) -> None:
-    """OpenAI's wire knows no finish reason for it, so nobody mistakes half a text for a whole."""
+    """OpenAI has no finish reason for an abort, so the gateway answers with an error."""
     orchestrator.script = Script(reason=ABORT)
     with pytest.raises(openai.APIStatusError, match="ended by an operator") as caught:
         await official.chat.completions.create(model="fake", messages=MESSAGES)

@@ -1,4 +1,4 @@
-"""The search page in a real browser, against a gateway whose orchestrator follows a script."""
+"""The search page in a real browser, on a gateway with a fake orchestrator."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ const summary = document.getElementById("summary");
 const note = () => grown.push([performance.now(), summary.textContent.length]);
 new MutationObserver(note).observe(summary, {childList: true});
 """
-"""Notes when the summary changes, in milliseconds, and how long it is then."""
+"""Records [time in ms, length of the summary] at each change of the summary."""
 
 
-async def test_results_come_first_and_tokens_grow(
+async def test_results_come_first_and_the_summary_grows(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """Results are seen before any text, the text grows over time, figures stand at the end."""
+    """The results appear before any text, the text grows over time, figures follow at the end."""
     orchestrator.script = words(seconds_before_delta=0.05)
     template = "http://localhost:3000/trace/{trace_id}"
     async with page(start_gateway, tab, trace_url_template=template):
@@ -58,10 +58,10 @@ async def test_results_come_first_and_tokens_grow(
     assert trace == template.format(trace_id=orchestrator.trace_ids[-1])
 
 
-async def test_stop_cancels_at_once(
+async def test_stop_cancels_immediately(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """Long before the grace is over, by button and by Escape; what was shown stays."""
+    """The button and Escape cancel upstream without waiting for the grace period."""
     orchestrator.script = words(endless=True, seconds_before_delta=0.03)
     async with page(start_gateway, tab, resume_seconds=120):
         for number, stop in enumerate(
@@ -83,10 +83,10 @@ async def test_stop_cancels_at_once(
         assert await act(tab.errors) == []
 
 
-async def test_leaving_the_page_cancels_too(
+async def test_leaving_the_page_cancels(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """Nobody is going to read on."""
+    """Navigating to another page cancels the search upstream."""
     orchestrator.script = words(endless=True, seconds_before_delta=0.03)
     async with page(start_gateway, tab, resume_seconds=120):
         await ask(tab)
@@ -96,17 +96,18 @@ async def test_leaving_the_page_cancels_too(
 
 
 LISTEN = """
-window.told = [];
+window.announced = [];
 const status_ = document.getElementById("status");
-new MutationObserver(() => told.push(status_.textContent)).observe(status_, {childList: true});
+const note_ = () => announced.push(status_.textContent);
+new MutationObserver(note_).observe(status_, {childList: true});
 """
-"""Notes what a screen reader is told."""
+"""Records the status messages, which a screen reader announces."""
 
 
-async def test_a_lost_connection_is_taken_up_again(
+async def test_a_lost_connection_is_resumed(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """No token is lost or doubled, however often it breaks, and one generation made them."""
+    """After several lost connections no token is lost or doubled; there is one generation."""
     orchestrator.script = words(seconds_before_delta=0.15)
     async with page(start_gateway, tab, resume_seconds=30) as network:
         await act(lambda: tab.run(LISTEN))
@@ -116,18 +117,18 @@ async def test_a_lost_connection_is_taken_up_again(
             network.is_down = number == 1
             assert network.cut() > 0
             if network.is_down:
-                await eventually(lambda: network.num_refused > 0, "the page tries again", 30)
+                await eventually(lambda: network.num_refused > 0, "the page reconnects", 30)
                 network.is_down = False
         await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
         assert (await act(lambda: tab.text("#summary"))).split() == "".join(WORDS).split()
-        assert "Connection lost, trying again…" in await act(lambda: tab.run("return told"))
+        assert "Connection lost, trying again…" in await act(lambda: tab.run("return announced"))
     assert len(orchestrator.requests) == 1
 
 
-async def test_what_cannot_be_taken_up_again_is_told(
+async def test_a_stream_that_cannot_be_resumed_is_an_error(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """After the grace the page says that it broke off; it does not ask for ever."""
+    """After the grace period the page shows an error and stops reconnecting."""
     orchestrator.script = words(endless=True, seconds_before_delta=0.05)
     async with page(start_gateway, tab, resume_seconds=0.2) as network:
         await ask(tab)
@@ -149,10 +150,10 @@ source.onerror = () => window.states.push(source.readyState);
 """
 
 
-async def test_an_event_source_resumes_and_stops_by_itself(
+async def test_an_event_source_resumes_and_closes(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """Any page's EventSource goes on where it was, and asks for nothing after the end."""
+    """A plain EventSource resumes after a lost connection and closes after the last event."""
     orchestrator.script = words(seconds_before_delta=0.05)
     async with page(start_gateway, tab, resume_seconds=30) as network:
         await act(lambda: tab.run(EVENT_SOURCE))
@@ -169,10 +170,10 @@ async def test_an_event_source_resumes_and_stops_by_itself(
     assert len(orchestrator.requests) == 1
 
 
-async def test_citations_show_what_they_rest_on(
+async def test_a_citation_highlights_its_source(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """By mouse and by keys alone the sentence is marked in its source; others are flagged."""
+    """By mouse and keyboard, a citation marks its source text; unsupported ones are flagged."""
     first = TEXT.index(" [1]")
     second = TEXT.index("It is"), TEXT.index(" [2]")
     orchestrator.script = Script(
@@ -204,15 +205,15 @@ async def test_citations_show_what_they_rest_on(
             if label == "Source 2: <b>Dam":
                 break
         else:
-            raise AssertionError("the citation is not reached by keys")
+            raise AssertionError("the keyboard focus does not reach the citation")
         assert await act(lambda: "cited" in (tab.one("#source-2").get_attribute("class") or ""))
         assert await act(tab.errors) == []
 
 
-async def test_a_refusal_is_told_and_a_key_can_be_given(
+async def test_the_page_asks_for_an_api_key(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """Where keys are asked for, the page asks for one, and keeps it for this tab."""
+    """After a 401 the page asks for an API key and keeps it in the tab's session storage."""
     orchestrator.script = Script(citation_details=())
     async with page(start_gateway, tab, api_keys="secret-key"):
         await ask(tab)

@@ -1,4 +1,4 @@
-"""How the search page looks: on a phone, by day and in the dark."""
+"""The layout and contrast of the search page: phone widths, light and dark scheme."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Browser:
         yield opened
 
 
-async def test_it_fits_a_phone_and_is_readable_in_the_dark(
+async def test_layout_on_a_phone_and_contrast_in_both_schemes(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
-    """Nothing is wider than the screen; text and ground differ enough in both schemes."""
+    """Nothing overflows the screen width; text contrast is at least 7 in both schemes."""
     long = "https://example.org/" + "long" * 60
     orchestrator.script = Script(
         citation_details=(), deltas=["W" * 200], results=[("T" * 90, long, "S" * 300)]
@@ -39,13 +39,13 @@ async def test_it_fits_a_phone_and_is_readable_in_the_dark(
                     lambda: tab.run("return document.documentElement.scrollWidth - innerWidth")
                 )
                 assert overflow <= 0
-            grounds = set()
+            backgrounds = set()
             for scheme in ("light", "dark"):
                 await act(lambda scheme=scheme: tab.prefers(scheme))
-                text, ground = await act(lambda: tab.run(COLOURS))
-                assert contrast(text, ground) >= 7
-                grounds.add(ground)
-            assert len(grounds) == 2
+                text, background = await act(lambda: tab.run(COLOURS))
+                assert contrast(text, background) >= 7
+                backgrounds.add(background)
+            assert len(backgrounds) == 2
 
 
 COLOURS = """
@@ -56,7 +56,7 @@ return [style.color, style.backgroundColor];
 
 @contextmanager
 def restored(tab: Browser) -> Iterator[None]:
-    """A desk by daylight afterwards."""
+    """Restore the desktop width and the light scheme afterwards."""
     try:
         yield
     finally:
@@ -65,13 +65,13 @@ def restored(tab: Browser) -> Iterator[None]:
 
 
 def contrast(one: str, other: str) -> float:
-    """The ratio of two colours as WCAG 2 has it, 1 to 21."""
+    """Contrast ratio of two colours by WCAG 2, 1 to 21."""
     lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 
 def luminance(colour: str) -> float:
-    """Of `rgb(r, g, b)`."""
+    """Relative luminance of `rgb(r, g, b)` by WCAG 2."""
     channels = [int(part) / 255 for part in colour[4:-1].split(",")]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""Readiness, ids, keys, metrics, OpenAPI, the page."""
+"""Probes, request ids, API keys, metrics, the access log, OpenAPI and the search page."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ async def status_of(client: httpx.AsyncClient, path: str) -> int:
     return (await client.get(path)).status_code
 
 
-async def test_readyz_flips_with_the_orchestrator(
+async def test_readyz_follows_the_orchestrators_health(
     client: httpx.AsyncClient, upstream: Served
 ) -> None:
-    """Ready only while the orchestrator says that it can work; alive in any case."""
+    """/readyz is 200 only while the orchestrator reports SERVING; /livez is always 200."""
     for ready in (True, False, True):
         await upstream.server.set_ready(ready)
         expected = 200 if ready else 503
@@ -40,7 +40,7 @@ async def test_readyz_flips_with_the_orchestrator(
 
 
 async def test_not_ready_without_an_orchestrator(start_gateway: StartGateway) -> None:
-    """A gateway whose upstream is not there lives, is not ready, and refuses with 503."""
+    """Without an orchestrator the gateway is alive, not ready, and answers searches with 503."""
     nowhere = start_gateway(orchestrator_host="127.0.0.1:1")
     async with nowhere as server, client_of(server) as client:
         ready = await client.get("/readyz")
@@ -55,10 +55,10 @@ async def test_not_ready_without_an_orchestrator(start_gateway: StartGateway) ->
     assert alive == 200
 
 
-async def test_ids_go_through_and_come_back(
+async def test_request_and_trace_ids_are_propagated(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """The caller's request id and trace are continued upstream and returned."""
+    """The client's request id and trace id are passed upstream and returned in headers."""
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     headers = {"x-request-id": "mine-1", "traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
     response = await client.get("/api/v1/search", params=SEARCH, headers=headers)
@@ -70,8 +70,8 @@ async def test_ids_go_through_and_come_back(
     assert 290 < remaining <= 300
 
 
-async def test_a_large_body_is_answered_over_a_real_connection(client: httpx.AsyncClient) -> None:
-    """The client gets to read its 413 though it had more to send, and goes on."""
+async def test_a_large_body_is_413_over_a_real_connection(client: httpx.AsyncClient) -> None:
+    """The client can read the 413 although it has sent only a part of the body."""
     response = await client.post("/v1/completions", content=b"x" * 5_000_000)
     assert response.status_code == 413
     assert await status_of(client, "/livez") == 200
@@ -79,7 +79,7 @@ async def test_a_large_body_is_answered_over_a_real_connection(client: httpx.Asy
 
 @pytest.mark.parametrize("path", ["//[", "/%00", "/%ff", "/v1/models/%2e%2e/%2e%2e"])
 async def test_odd_paths_are_not_found(client: httpx.AsyncClient, path: str) -> None:
-    """A path need not be what a URL may hold."""
+    """Paths that are not valid in a URL are a 404 with an error body."""
     reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
     writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
     answer = await reader.read()
@@ -89,8 +89,8 @@ async def test_odd_paths_are_not_found(client: httpx.AsyncClient, path: str) -> 
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "né"])
-async def test_an_unfit_request_id_is_replaced(given: str) -> None:
-    """What is not fit for headers and logs is not repeated."""
+async def test_an_invalid_request_id_is_replaced(given: str) -> None:
+    """A request id that is empty, too long or has other characters is not propagated."""
     async with direct_client() as client:
         response = await client.get("/livez", headers={"x-request-id": given.encode()})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
@@ -100,16 +100,16 @@ async def test_an_unfit_request_id_is_replaced(given: str) -> None:
     "path",
     ["/livez", "/readyz", "/metrics", "/openapi.json", "/", "/search.js", "/no", "/v1/models"],
 )
-async def test_every_answer_has_ids(path: str) -> None:
-    """Errors and small pages included."""
+async def test_every_response_has_ids(path: str) -> None:
+    """Errors, probes and static files included."""
     async with direct_client() as client:
         response = await client.get(path)
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-trace-id"])
 
 
-async def test_keys_are_asked_for_where_they_are_set() -> None:
-    """The API needs a key; probes, metrics and the page do not."""
+async def test_the_api_requires_a_configured_key() -> None:
+    """API routes require a key; probes, metrics, OpenAPI and the page do not."""
     async with direct_client(api_keys="one, two") as client:
         for path in ("/v1/models", "/api/v1/search?query=x", "/v1/models/fake", "/v1/no"):
             missing = await client.get(path)
@@ -135,7 +135,7 @@ def sample(name: str, **labels: str) -> float:
 async def test_metrics_count_each_request_once(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """One request, one duration and, for a stream, one time to first token."""
+    """A request is one count and one duration; a stream also one time to first token."""
     route = "/api/v1/search"
     asked = {
         "gen_ai_operation_name": "search",
@@ -166,7 +166,7 @@ async def test_metrics_count_each_request_once(
 
 
 async def test_metrics_come_in_both_formats() -> None:
-    """Prometheus gets the old text or OpenMetrics, which alone has exemplars."""
+    """/metrics serves the Prometheus text format or, by Accept, OpenMetrics."""
     openmetrics = {"accept": "application/openmetrics-text; version=1.0.0"}
     async with direct_client() as client:
         await client.get("/no/such/path")
@@ -180,10 +180,10 @@ async def test_metrics_come_in_both_formats() -> None:
     assert "gateway_num_streams_active 0.0" in plain.text
 
 
-async def test_one_access_line_a_request(
+async def test_one_access_log_line_per_request(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has status, tokens, time to first token and finish reason, and no query; probes none."""
+    """It has status, tokens, TTFT and finish reason but not the query; probes are not logged."""
     caplog.set_level(logging.INFO)
     await client.get("/api/v1/search", params=SEARCH)
     await client.get("/livez")
@@ -196,8 +196,8 @@ async def test_one_access_line_a_request(
     assert not any("AI" in str(value) for value in line.values())
 
 
-async def test_openapi_is_made_of_routes_and_models() -> None:
-    """Every route is there, every reference leads somewhere, bounds are the models' own."""
+async def test_openapi_lists_all_routes_and_schemas() -> None:
+    """Every route is listed, every reference resolves, bounds are those of the schemas."""
     async with direct_client() as client:
         document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
@@ -227,7 +227,7 @@ async def test_openapi_is_made_of_routes_and_models() -> None:
 
 
 class Page(HTMLParser):
-    """What a page refers to, and the ids it has."""
+    """Links, element ids and labels of an HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -247,8 +247,8 @@ class Page(HTMLParser):
             self.trace_url = fields["content"]
 
 
-async def test_the_page_needs_nothing_but_this_server() -> None:
-    """Its parts are served here, its policy lets nothing else in, its fields have labels."""
+async def test_the_page_loads_only_from_the_gateway() -> None:
+    """The gateway serves all its files, CSP allows no other origin, and inputs have labels."""
     template = 'https://grafana.example/trace?id={trace_id}&x="<y>'
     async with direct_client(trace_url_template=template) as client:
         response = await client.get("/")

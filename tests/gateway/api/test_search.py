@@ -1,4 +1,4 @@
-"""`/api/v1/search`, byte by byte and over time."""
+"""`/api/v1/search`: bytes, timing and errors of its streams, and its JSON response."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ id: complete
 """
 
 
-async def test_the_stream_is_as_documented(
+async def test_the_bytes_of_a_search_stream(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Every byte of a stream is as the contract shows it."""
+    """The whole stream is as documented."""
     results = Script().results[:1]
     orchestrator.script = Script(deltas=("Hello", ' "wör\nld"'), results=results)
     response = await client.get("/api/v1/search", params=STREAM, headers={"x-request-id": "r-1"})
@@ -56,15 +56,15 @@ async def test_the_stream_is_as_documented(
     assert re.fullmatch("[0-9a-f]{32}", trace_id)
 
 
-async def test_accept_asks_for_a_stream_too(client: httpx.AsyncClient) -> None:
-    """An EventSource sends no parameter but the header."""
+async def test_accept_header_requests_a_stream(client: httpx.AsyncClient) -> None:
+    """An EventSource sends the Accept header, which enables streaming."""
     headers = {"accept": "text/event-stream"}
     response = await client.get("/api/v1/search", params={"query": "AI"}, headers=headers)
     assert response.headers["content-type"].startswith("text/event-stream")
 
 
-async def test_json_says_the_same_in_one_object(client: httpx.AsyncClient) -> None:
-    """Without streaming there is one answer, for GET and for POST."""
+async def test_json_response_without_streaming(client: httpx.AsyncClient) -> None:
+    """Without streaming, GET and POST return one JSON object."""
     got = await client.get("/api/v1/search", params={"query": " AI "})
     posted = await client.post("/api/v1/search", json={"query": "AI"})
     for response in (got, posted):
@@ -86,10 +86,10 @@ async def test_json_says_the_same_in_one_object(client: httpx.AsyncClient) -> No
         }
 
 
-async def test_the_fields_reach_the_orchestrator(
+async def test_fields_reach_the_orchestrator(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """GET and POST ask for the same; what is left out takes the documented default."""
+    """GET and POST send the same request; absent fields have the documented defaults."""
     fields = {"query": "AI", "num_results": 3, "max_tokens": 9, "safe_search": True, "model": "m"}
     await client.get("/api/v1/search", params=fields)
     await client.post("/api/v1/search", json=fields)
@@ -103,7 +103,7 @@ async def test_the_fields_reach_the_orchestrator(
 async def test_tokens_arrive_one_by_one(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """The results are here before the first token, each token before the next is made."""
+    """Results arrive before the first token; each token before the next is generated."""
     gate = asyncio.Semaphore(0)
     orchestrator.script = Script(deltas="abcde", gate=gate)
     names = []
@@ -114,10 +114,10 @@ async def test_tokens_arrive_one_by_one(
     assert names == ["search_results", *["token"] * 5, "complete"]
 
 
-async def test_silence_is_filled(
+async def test_an_idle_stream_gets_keep_alive_comments(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """Comment lines keep an idle stream open, before the first token and between tokens."""
+    """Comments keep an idle stream open, before the first token and between tokens."""
     orchestrator.script = Script(deltas="ab", seconds_before_delta=0.35)
     async with start_gateway(keep_alive_seconds=0.1) as server, client_of(server) as client:
         response = await client.get("/api/v1/search", params=STREAM)
@@ -133,7 +133,7 @@ async def test_silence_is_filled(
 async def test_a_busy_stream_has_no_comments(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """Where tokens come, nothing has to be filled."""
+    """No keep-alive comment is sent while tokens arrive in time."""
     orchestrator.script = Script(deltas="ab" * 10, seconds_before_delta=0.02)
     async with start_gateway(keep_alive_seconds=3) as server, client_of(server) as client:
         response = await client.get("/api/v1/search", params=STREAM)
@@ -153,7 +153,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 @pytest.mark.parametrize(("kind", "status", "retry_after"), REFUSALS)
-async def test_a_refusal_has_its_true_status(
+async def test_an_error_before_the_first_event_has_its_status(
     client: httpx.AsyncClient,
     orchestrator: FakeOrchestrator,
     streaming: str,
@@ -161,7 +161,7 @@ async def test_a_refusal_has_its_true_status(
     status: int,
     retry_after: str | None,
 ) -> None:
-    """What is refused before the first event is answered like any other request."""
+    """The response is JSON with the status of the error, also for a stream."""
     delay = 2.5 if retry_after else None
     orchestrator.script = Script(refusal=MeshError(kind, "no", param="q", retry_after=delay))
     response = await client.get("/api/v1/search", params={"query": "AI", "streaming": streaming})
@@ -174,10 +174,10 @@ async def test_a_refusal_has_its_true_status(
     assert error["param"] == "q"
 
 
-async def test_an_error_in_mid_stream_is_the_last_event(
+async def test_a_mid_stream_error_is_the_last_event(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """After the first byte an error comes in band, and nothing after it."""
+    """After the first byte an error is an event, and the stream ends."""
     orchestrator.script = Script(failure=MeshError(ErrorKind.UNAVAILABLE, "no replica is left"))
     response = await client.get("/api/v1/search", params=STREAM)
     assert response.status_code == 200
@@ -189,10 +189,10 @@ async def test_an_error_in_mid_stream_is_the_last_event(
     assert "complete" not in response.text
 
 
-async def test_a_bug_behind_the_gateway_is_told_without_details(
+async def test_an_upstream_bug_is_reported_without_details(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Neither the stream nor the log of a client shows what another service stumbled over."""
+    """An unexpected exception upstream is an internal_error without its message."""
     orchestrator.script = Script(failure=RuntimeError("a secret"))
     response = await client.get("/api/v1/search", params=STREAM)
     assert '"code":"internal_error"' in response.text
@@ -202,7 +202,7 @@ async def test_a_bug_behind_the_gateway_is_told_without_details(
 async def test_a_stream_without_a_finish_is_an_error(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """A clean end upstream is no end of a request unless it says so."""
+    """If the upstream call ends without a finish event, the response is an error."""
     orchestrator.script = Script(without_finish=True)
     streamed = await client.get("/api/v1/search", params=STREAM)
     whole = await client.get("/api/v1/search", params={"query": "AI"})
@@ -210,19 +210,19 @@ async def test_a_stream_without_a_finish_is_an_error(
     assert whole.status_code == 500
 
 
-async def test_an_aborted_search_says_so(
+async def test_an_aborted_search_has_finish_reason_abort(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """An operator's cancellation is a finish reason, not an error."""
+    """A cancellation by an operator is a finish reason, not an error."""
     orchestrator.script = Script(reason=ABORT)
     response = await client.get("/api/v1/search", params=STREAM)
     assert '"finish_reason":"abort"' in response.text
 
 
-async def test_text_survives_whatever_it_holds(
+async def test_any_character_survives_the_stream(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Any character arrives, and none is taken for a line end by any client."""
+    """Every character arrives, and no client can mistake one for a line end."""
     texts = ("日本", "🙂", "\u2028x\u2029", "\x85", "a\r\nb\tc", '"\\', "</script>", "\x00\x0b\x1c")
     orchestrator.script = Script(deltas=texts)
     async with client.stream("GET", "/api/v1/search", params=STREAM) as response:
@@ -234,7 +234,7 @@ async def test_text_survives_whatever_it_holds(
 async def test_the_deadline_ends_a_stream(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """A request that takes too long is 504 before the first byte, an event after it."""
+    """An exceeded deadline is a 504 before the first byte, and an error event after it."""
     async with start_gateway(request_timeout_seconds=1) as server, client_of(server) as client:
         orchestrator.script = Script(seconds_before_first_event=30)
         before = await client.get("/api/v1/search", params=STREAM)
@@ -247,10 +247,10 @@ async def test_the_deadline_ends_a_stream(
     assert max(context.remaining() for context in orchestrator.contexts) < 0.1
 
 
-async def test_eight_streams_side_by_side(
+async def test_concurrent_streams_do_not_wait_for_each_other(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Streams do not wait for each other."""
+    """Eight streams together take less time than eight in sequence."""
     orchestrator.script = Script(deltas="abcde", seconds_before_delta=0.05)
     started = time.monotonic()
     responses = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""`/api/v1/validate` says what a search would be refused for."""
+"""`/api/v1/validate` lists the problems of a search request."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("body", "problems"), CASES)
-async def test_it_says_what_a_search_would_be_refused_for(
+async def test_validate_lists_the_problems_of_a_search(
     body: dict[str, Any], problems: list[tuple[str, str]]
 ) -> None:
-    """Every field at fault, in the words of the search itself, which refuses the first."""
+    """Every invalid field is listed; a search is rejected with the first of these messages."""
     async with direct_client() as client:
         content = json.dumps(body).encode()
         checked = (await client.post(VALIDATE, content=content)).json()
@@ -50,15 +50,15 @@ async def test_it_says_what_a_search_would_be_refused_for(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"null"])
-async def test_what_is_no_object_is_refused(content: bytes) -> None:
-    """There is nothing in it to check."""
+async def test_a_body_that_is_not_a_json_object_is_rejected(content: bytes) -> None:
+    """The answer is a 400 instead of a list of problems."""
     async with direct_client() as client:
         response = await client.post(VALIDATE, content=content)
     assert response.status_code == 400
 
 
-async def test_openapi_describes_it() -> None:
-    """With the fields of a search."""
+async def test_openapi_describes_validate() -> None:
+    """Its request has the schema of a search."""
     async with direct_client() as client:
         document = (await client.get("/openapi.json")).json()
     operation = document["paths"][VALIDATE]["post"]

@@ -1,4 +1,4 @@
-"""The end of a gateway, in process and as a process."""
+"""Graceful shutdown: the drain in process, and signals to a gateway process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEARCH = {"query": "AI", "streaming": "true"}
 async def test_drain_refuses_new_requests_and_finishes_running_ones(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """Not ready, 503 for what is new, and the stream that runs ends as it would have."""
+    """While draining: /readyz and new requests are 503, a running stream completes."""
     orchestrator.script = Script(deltas="abcdef", seconds_before_delta=0.1)
     async with start_gateway(drain_seconds=5) as server, client_of(server) as client:
         streaming = asyncio.create_task(client.get("/api/v1/search", params=SEARCH))
@@ -48,10 +48,10 @@ async def test_drain_refuses_new_requests_and_finishes_running_ones(
     assert "event: complete" in stream.text
 
 
-async def test_what_outlives_the_drain_ends_with_an_error(
+async def test_requests_longer_than_the_drain_end_with_an_error(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """Streams end with an event in their own format, other requests with 503."""
+    """Streams end with an error event in their format, other requests with a 503."""
     orchestrator.script = Script(seconds_before_delta=0.05, endless=True)
     body = {"prompt": "Hi", "stream": True}
     async with start_gateway(drain_seconds=0.2) as server, client_of(server) as client:
@@ -73,10 +73,10 @@ async def test_what_outlives_the_drain_ends_with_an_error(
     assert whole.status_code == 503
 
 
-async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
+async def test_a_client_that_does_not_read_does_not_delay_shutdown(
     upstream: Served, orchestrator: FakeOrchestrator
 ) -> None:
-    """Neither its request nor its connection outlives the drain by more than moments."""
+    """Its request and its connection end soon after the drain."""
     orchestrator.script = Script(deltas=["x" * 10_000], endless=True)
     settings = GatewaySettings.model_validate(
         {"listen": "127.0.0.1:0", "orchestrator_host": upstream.address, "drain_seconds": 0}
@@ -87,14 +87,14 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
             writer.write(
                 b"GET /api/v1/search?query=AI&streaming=true HTTP/1.1\r\nhost: localhost\r\n\r\n"
             )
-            await eventually(lambda: orchestrator.num_sent > 20, "the client is behind")
+            await eventually(lambda: orchestrator.num_sent > 20, "the client has not read events")
         assert serving.done()
     assert server.dependencies.drain.num_active == 0
     writer.transport.abort()
 
 
-async def test_a_taken_address_is_an_os_error(upstream: Served) -> None:
-    """The process can say what is wrong instead of dying inside of a library."""
+async def test_an_address_in_use_is_an_os_error(upstream: Served) -> None:
+    """`serve` raises OSError instead of exiting inside uvicorn."""
     async with running(GatewaySettings.model_validate({"listen": "127.0.0.1:0"})) as (server, _):
         taken = GatewaySettings.model_validate({"listen": f"127.0.0.1:{server.port}"})
         with pytest.raises(OSError, match="in use"):
@@ -103,7 +103,7 @@ async def test_a_taken_address_is_an_os_error(upstream: Served) -> None:
 
 @asynccontextmanager
 async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A gateway as a process, and its URL."""
+    """Run a gateway as a process; yield it and its URL."""
     command = ["-m", "gateway", "--listen", "127.0.0.1:0", "--log-format", "json", *arguments]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, cwd=ROOT, stderr=subprocess.PIPE
@@ -119,10 +119,10 @@ async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Pro
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_one_signal_ends_the_process(
+async def test_one_signal_stops_the_process(
     upstream: Served, orchestrator: FakeOrchestrator, number: signal.Signals
 ) -> None:
-    """With a stream in flight one signal is enough; exit code 0 and no traceback."""
+    """One SIGTERM or SIGINT stops it with a stream running: exit code 0, no traceback."""
     orchestrator.script = Script(seconds_before_delta=0.05, endless=True)
     arguments = ("--drain-seconds", "0.3", "--orchestrator-host", upstream.address)
     async with asyncio.timeout(30), process(*arguments) as (gateway, url):
@@ -140,8 +140,8 @@ async def test_one_signal_ends_the_process(
     assert phrases == ["signal received, draining", "request finished", "drained", "stopped"]
 
 
-async def test_metrics_may_have_an_address_of_their_own(upstream: Served) -> None:
-    """--metrics-listen is obeyed: /metrics and /livez answer there as well."""
+async def test_metrics_listen_keeps_metrics_at_the_main_address(upstream: Served) -> None:
+    """With --metrics-listen the main address still serves /metrics and /livez."""
     arguments = ("--metrics-listen", "127.0.0.1:0", "--orchestrator-host", upstream.address)
     async with (
         asyncio.timeout(30),

@@ -1,4 +1,4 @@
-"""Clients that send too slowly, too much, or nothing."""
+"""Limits on the size and the time of request headers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def answer(server: GatewayServer, *pieces: bytes, pause: float = 0.0) -> bytes:
-    """All that comes back until the server closes the connection."""
+    """Send the pieces; return everything received until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         for piece in pieces:
@@ -47,11 +47,11 @@ def num_connections(server: GatewayServer) -> int:
     return len(server._server.server_state.connections)
 
 
-async def test_a_header_that_does_not_end_is_refused(gateway: GatewayServer) -> None:
-    """It is cut off near the limit, however much is sent."""
+async def test_an_endless_header_is_rejected(gateway: GatewayServer) -> None:
+    """A header without an end is a 431, and the connection is closed."""
     endless = [HEAD + b"x: ", *[b"y" * 4096] * 40]
     got = await answer(gateway, *endless)
-    assert got.startswith(b"HTTP/1.1 431 ") or got == b""  # the reset may overtake the answer
+    assert got.startswith(b"HTTP/1.1 431 ") or got == b""  # the reset may arrive first
     await eventually(lambda: num_connections(gateway) == 0, "the connection is closed")
 
 
@@ -66,30 +66,30 @@ async def test_a_header_that_does_not_end_is_refused(gateway: GatewayServer) -> 
 async def test_too_many_or_too_large_headers_are_431(
     gateway: GatewayServer, headers: bytes
 ) -> None:
-    """The answer is one of ours and the connection is closed."""
+    """The body is the gateway's error format, and the connection is closed."""
     got = await answer(gateway, HEAD + headers + b"\r\n")
     assert got.startswith(b"HTTP/1.1 431 ")
     assert b'"code":"headers_too_large"' in got
 
 
 async def test_headers_within_the_limits_are_served(gateway: GatewayServer) -> None:
-    """Almost as many as may be, in pieces."""
+    """Headers just below the limit, sent in pieces."""
     headers = b"".join(b"h%d: v\r\n" % number for number in range(MAX_NUM_HEADERS - 2))
     last = b"connection: close\r\n\r\n"
     got = await answer(gateway, HEAD, headers[:100], headers[100:], last, pause=0.01)
     assert got.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_what_is_not_http_is_400(gateway: GatewayServer) -> None:
-    """Also a TLS hello; the body is an error as all are."""
+async def test_bytes_that_are_not_http_are_400(gateway: GatewayServer) -> None:
+    """A TLS handshake included; the body is the gateway's error format."""
     for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
         got = await answer(gateway, garbage)
         assert got.startswith(b"HTTP/1.1 400 ")
         assert b'"code":"bad_request"' in got
 
 
-async def test_slow_headers_are_cut_off(short: None, gateway: GatewayServer) -> None:
-    """A byte at a time keeps nothing open beyond the limit; nor does silence."""
+async def test_slow_headers_time_out(short: None, gateway: GatewayServer) -> None:
+    """A client that sends byte by byte gets a 408; a silent connection is closed."""
     started = time.monotonic()
     slow, silent = await asyncio.gather(
         answer(gateway, *[bytes([byte]) for byte in HEAD[:4]], pause=0.05), answer(gateway)
@@ -100,8 +100,10 @@ async def test_slow_headers_are_cut_off(short: None, gateway: GatewayServer) -> 
     await eventually(lambda: num_connections(gateway) == 0, "both are closed")
 
 
-async def test_a_second_request_has_the_same_limit(short: None, gateway: GatewayServer) -> None:
-    """Once its first byte has come; before that the idle limit of connections holds."""
+async def test_a_second_request_has_the_same_header_timeout(
+    short: None, gateway: GatewayServer
+) -> None:
+    """The timeout starts with its first byte; until then the idle timeout applies."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(HEAD + b"\r\n")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")

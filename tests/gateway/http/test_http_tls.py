@@ -1,4 +1,4 @@
-"""HTTPS, with a certificate that is renewed while the gateway serves, and a TLS hop behind it."""
+"""HTTPS with client certificates and certificate renewal; mutual TLS to the orchestrator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def settings_of(authority: Authority, *names: str) -> dict[str, object]:
-    """The gateway's settings for a new certificate."""
+    """Issue a certificate and return the gateway's settings for it."""
     files = authority.files(*names)
     return {
         "http_tls_certificate": files.certificate,
@@ -33,29 +33,29 @@ def settings_of(authority: Authority, *names: str) -> dict[str, object]:
     }
 
 
-def client(port: int, believes: trustme.CA, signed_by: trustme.CA | None) -> httpx.AsyncClient:
-    """A client that believes one CA and shows a certificate of another."""
+def client(port: int, trusts: trustme.CA, signed_by: trustme.CA | None) -> httpx.AsyncClient:
+    """A client that trusts one CA and presents a certificate of another, or none."""
     context = ssl.create_default_context()
-    believes.configure_trust(context)
+    trusts.configure_trust(context)
     if signed_by is not None:
         signed_by.issue_cert("client@example.org").configure_cert(context)
     url = f"https://localhost:{port}"
     return httpx.AsyncClient(base_url=url, verify=context, trust_env=False, timeout=10)
 
 
-async def status(port: int, believes: trustme.CA, signed_by: trustme.CA | None) -> int:
-    """Of one request over a connection of its own; 0: none came about."""
+async def status(port: int, trusts: trustme.CA, signed_by: trustme.CA | None) -> int:
+    """Status of one request on a new connection; 0 if the connection fails."""
     try:
-        async with client(port, believes, signed_by) as http:
+        async with client(port, trusts, signed_by) as http:
             return (await http.get("/livez")).status_code
     except httpx.TransportError:
         return 0
 
 
-async def test_clients_and_certificates(
+async def test_client_certificates_and_renewal(
     start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only clients with a certificate of the CA; a renewed certificate is served at once."""
+    """Only clients with a certificate of the CA are accepted; a renewed certificate is loaded."""
     monkeypatch.setattr(gateway_server, "CHECK_SECONDS", 0.01)
     authority = Authority(tmp_path / "ca")
     old = authority.ca
@@ -72,8 +72,8 @@ async def test_clients_and_certificates(
         assert await status(server.port, old, new) == 0
 
 
-async def test_the_hop_behind_is_mutual_tls(tmp_path: Path) -> None:
-    """With a certificate the gateway is let in, without one it is not ready."""
+async def test_mutual_tls_to_the_orchestrator(tmp_path: Path) -> None:
+    """With a client certificate the gateway is ready, without one it is not."""
     authority = Authority(tmp_path / "ca")
     files = authority.files("127.0.0.1")
     register = orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server
@@ -93,8 +93,8 @@ async def test_the_hop_behind_is_mutual_tls(tmp_path: Path) -> None:
         await upstream.drain(0)
 
 
-async def test_a_bad_certificate_is_told_at_the_start(tmp_path: Path) -> None:
-    """The process says what is wrong and exits."""
+async def test_a_bad_certificate_fails_at_startup(tmp_path: Path) -> None:
+    """Starting the server raises TlsError."""
     bad = tmp_path / "cert.pem"
     bad.write_text("x")
     settings = GatewaySettings.model_validate(

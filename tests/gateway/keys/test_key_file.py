@@ -1,4 +1,4 @@
-"""The key file and the command that makes a key."""
+"""The key file and the command that creates a key."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ HASH = "0" * 64
 
 
 def test_a_key_is_found_by_its_hash() -> None:
-    """The right one of several; nothing for anything else."""
+    """The matching one of several keys is found; other keys are not."""
     keys = [Key(name=name, sha256=hash_key(f"key-{name}")) for name in ("a", "b", "c")]
     assert find_key(keys, "key-b") is keys[1]
     for wrong in ("", "key-", "key-d", keys[1].sha256.hex(), "key-b ", "\udcff"):
         assert find_key(keys, wrong) is None
 
 
-def test_keys_are_long_and_never_the_same() -> None:
-    """256 bits each, which is why a plain hash is enough."""
+def test_keys_are_random_and_long() -> None:
+    """A key has 256 random bits, so that an unsalted SHA-256 is sufficient."""
     made = {new_key() for _ in range(100)}
     assert len(made) == 100
     assert all(key.startswith("weir_") and len(key) == 5 + 43 for key in made)
 
 
-def test_the_file_says_names_hashes_and_limits(tmp_path: Path) -> None:
-    """What is written is what is read; limits may be absent."""
+def test_the_file_has_names_hashes_and_limits(tmp_path: Path) -> None:
+    """Entries are read as they were written; limits are optional."""
     path = tmp_path / "keys.toml"
     limits = Limits(requests_per_second=0.5, tokens_per_minute=60_000, max_concurrent=8)
     path.write_text(entry("alice", "one", limits) + entry("bob-2", "two"))
@@ -52,7 +52,7 @@ def test_the_file_says_names_hashes_and_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[a", "not TOML"),
         ('a = "weir_secret"', "each entry must be a table"),
@@ -67,17 +67,17 @@ def test_the_file_says_names_hashes_and_limits(tmp_path: Path) -> None:
         (f'[a]\nsha256 = "{HASH}"\nmax_concurrent = 1.5', "whole number"),
     ],
 )
-def test_a_bad_file_is_refused_without_being_quoted(tmp_path: Path, text: str, told: str) -> None:
-    """The message names the entry and the field; somebody may have put a key in by mistake."""
+def test_a_bad_file_is_rejected_without_quoting_it(tmp_path: Path, text: str, message: str) -> None:
+    """The error names entry and field but not the value, which may be a key by mistake."""
     path = tmp_path / "keys.toml"
     path.write_text(text)
-    with pytest.raises(KeyFileError, match=told) as caught:
+    with pytest.raises(KeyFileError, match=message) as caught:
         read_keys(str(path))
     assert "weir_secret" not in str(caught.value)
 
 
-def test_the_command_makes_a_key_and_keeps_its_hash(tmp_path: Path) -> None:
-    """The key is on standard output alone; the file is its owner's."""
+def test_the_command_creates_a_key_and_stores_its_hash(tmp_path: Path) -> None:
+    """The key is printed to stdout only; the file holds its hash and has mode 0600."""
     path = tmp_path / "keys.toml"
     command = [sys.executable, "-m", "gateway.keys", "new"]
     for name in ("alice", "bob"):
@@ -93,20 +93,18 @@ def test_the_command_makes_a_key_and_keeps_its_hash(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_the_command_shows_the_entry_where_no_file_is_given(
+def test_without_a_file_the_command_prints_the_entry(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """For a secret that is kept elsewhere."""
+    """The entry goes to stderr, for example to be put into a Kubernetes Secret."""
     assert main(["new", "carol"]) == 0
     shown = capsys.readouterr()
     assert entry("carol", shown.out.strip()) in shown.err
 
 
 @pytest.mark.parametrize("arguments", [["a b"], ["a", "--max-concurrent", "0"], ["a"]])
-def test_the_command_refuses_what_the_file_could_not_hold(
-    tmp_path: Path, arguments: list[str]
-) -> None:
-    """A bad name, a bad limit, a name that is taken."""
+def test_the_command_rejects_an_invalid_entry(tmp_path: Path, arguments: list[str]) -> None:
+    """An invalid name, an invalid limit or an existing name leaves the file unchanged."""
     path = tmp_path / "keys.toml"
     path.write_text(entry("a", "one"))
     with pytest.raises(SystemExit):

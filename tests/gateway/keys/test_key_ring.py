@@ -1,4 +1,4 @@
-"""Keys over HTTP: asked for, limited, reloaded, told to what is behind, and never shown."""
+"""API keys over HTTP: authentication, limits, reload, propagation of the name, secrecy."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def keyed(
     start_gateway: StartGateway, path: Path, limits: Limits = NO_LIMITS
 ) -> AsyncIterator[tuple[GatewayServer, httpx.AsyncClient]]:
-    """A gateway with alice's key "one", and a client that has it."""
+    """Start a gateway with alice's key "one", and a client that sends it."""
     path.write_text(entry("alice", "one", limits))
     async with start_gateway(api_keys_file=str(path)) as server, client_of(server) as client:
         client.headers["authorization"] = "Bearer one"
         yield server, client
 
 
-def test_a_bucket_fills_and_may_be_overdrawn(clock: Clock) -> None:
-    """Debt is waited off at the bucket's rate."""
+def test_a_bucket_refills_and_may_be_overdrawn(clock: Clock) -> None:
+    """A negative balance is refilled at the bucket's rate; capacity is the maximum."""
     bucket = Bucket(rate=2, capacity=10)
     bucket.take(14)
     assert bucket.seconds_until(1) == 2.5
@@ -59,20 +59,18 @@ def test_a_bucket_fills_and_may_be_overdrawn(clock: Clock) -> None:
     assert bucket.seconds_until(1) == 0.5
 
 
-async def test_the_keys_name_goes_down_and_the_key_does_not(
+async def test_the_name_of_the_key_is_sent_upstream(
     start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
 ) -> None:
-    """The services behind learn whose request it is."""
+    """The request context of upstream calls has the name of the key."""
     async with keyed(start_gateway, tmp_path / "keys") as (_, client):
         assert (await client.get("/api/v1/search", params=SEARCH)).status_code == 200
         assert (await client.get("/v1/models")).status_code == 200
     assert [context.key_name for context in orchestrator.contexts] == ["alice", "alice"]
 
 
-async def test_what_is_no_route_needs_a_key_too(
-    start_gateway: StartGateway, tmp_path: Path
-) -> None:
-    """Nobody can feel for routes; the page and the probes stay open."""
+async def test_unknown_routes_require_a_key(start_gateway: StartGateway, tmp_path: Path) -> None:
+    """Without a key, unknown paths are 401, not 404; the page and the probes need no key."""
     async with keyed(start_gateway, tmp_path / "keys") as (_, client):
         del client.headers["authorization"]
         for path in ("/no", "/v1/no", "/v2/models", "//v1/models", "/api"):
@@ -81,10 +79,10 @@ async def test_what_is_no_route_needs_a_key_too(
             assert (await client.get(path)).status_code == 200
 
 
-async def test_as_many_at_once_as_the_key_may(
+async def test_concurrent_requests_of_a_key_are_limited(
     start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
 ) -> None:
-    """One more is 429 with Retry-After; when one ends there is room again."""
+    """A request above max_concurrent is a 429 with Retry-After, until another one ends."""
     orchestrator.script = Script(endless=True, seconds_before_delta=0.02)
     async with keyed(start_gateway, tmp_path / "keys", Limits(max_concurrent=1)) as (_, client):
         async with client.stream("GET", "/api/v1/search", params=SEARCH) as response:
@@ -100,10 +98,10 @@ async def test_as_many_at_once_as_the_key_may(
                 await asyncio.sleep(0.01)
 
 
-async def test_as_many_a_second_as_the_key_may(
+async def test_the_request_rate_of_a_key_is_limited(
     start_gateway: StartGateway, tmp_path: Path, clock: Clock
 ) -> None:
-    """The delay says when the next one is due."""
+    """Retry-After is the time until the next request is allowed."""
     limits = Limits(requests_per_second=0.1)
     async with keyed(start_gateway, tmp_path / "keys", limits) as (_, client):
         assert (await client.get("/v1/models")).status_code == 200
@@ -114,16 +112,16 @@ async def test_as_many_a_second_as_the_key_may(
         assert (await client.get("/v1/models")).status_code == 200
 
 
-@pytest.mark.parametrize("leaves", [False, True])
-async def test_tokens_are_paid_for_after_the_fact(
+@pytest.mark.parametrize("disconnects", [False, True])
+async def test_tokens_are_charged_after_the_request(
     start_gateway: StartGateway,
     tmp_path: Path,
     clock: Clock,
     orchestrator: FakeOrchestrator,
-    leaves: bool,
+    disconnects: bool,
 ) -> None:
-    """Prompt and completion count, also of a client that leaves; debt is waited off."""
-    if leaves:
+    """Prompt and completion tokens are charged, also after a disconnect; the bucket refills."""
+    if disconnects:
         orchestrator.script = Script(deltas=["a"], endless=True, seconds_before_delta=0.001)
     limits = Limits(tokens_per_minute=6)
     async with keyed(start_gateway, tmp_path / "keys", limits) as (server, client):
@@ -131,22 +129,22 @@ async def test_tokens_are_paid_for_after_the_fact(
         async with client.stream("POST", "/v1/completions", json=body) as response:
             assert response.status_code == 200
             async for line in response.aiter_lines():
-                if leaves and '"a"' in line:
+                if disconnects and '"a"' in line:
                     break
         await eventually(lambda: server.dependencies.drain.num_active == 0, "it has ended")
         refused = await client.post("/v1/completions", json=TEXT)
         assert refused.status_code == 429
-        # 7 of prompt and 3 of completion, or as many as came: 6 were there, 1 must be.
+        # 7 prompt tokens and at least 1 completion token were taken from a bucket of 6.
         assert int(refused.headers["retry-after"]) >= 30
         clock.now += 7200
         orchestrator.script = Script()
         assert (await client.post("/v1/completions", json=TEXT)).status_code == 200
 
 
-async def test_the_limit_of_one_key_is_not_that_of_another(
+async def test_limits_are_separate_for_each_key(
     start_gateway: StartGateway, tmp_path: Path, clock: Clock
 ) -> None:
-    """Each has its own buckets."""
+    """A key at its limit does not affect another key."""
     path = tmp_path / "keys"
     limits = Limits(requests_per_second=0.1)
     async with keyed(start_gateway, path, limits) as (server, client):
@@ -164,7 +162,7 @@ async def test_keys_are_reloaded_while_requests_run(
     orchestrator: FakeOrchestrator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As Kubernetes does it, by a swapped link; a running stream goes on, a bad file is ignored."""
+    """A replaced symlink is reloaded, running streams continue, invalid files are ignored."""
     monkeypatch.setattr(key_ring, "CHECK_SECONDS", 0.01)
     orchestrator.script = Script(endless=True, seconds_before_delta=0.01)
     for name, text in (("v1", entry("alice", "one")), ("v2", entry("bob", "two")), ("v3", "[x")):
@@ -194,10 +192,10 @@ async def test_keys_are_reloaded_while_requests_run(
         assert (await client.get("/v1/models")).status_code == 200
 
 
-async def test_no_log_line_holds_a_key(
+async def test_keys_are_never_logged(
     start_gateway: StartGateway, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither a good nor a bad one, at the most talkative level; the name is there."""
+    """At DEBUG, valid and invalid keys are absent from the log; the key's name is present."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     log.configure("gateway", "DEBUG", "json")
@@ -222,8 +220,8 @@ async def test_no_log_line_holds_a_key(
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8080", "[::]:8080", "10.0.0.1:80", "host:80"])
-def test_without_keys_only_loopback_is_served(address: str) -> None:
-    """Elsewhere it must be said that this is meant."""
+def test_without_keys_only_loopback_addresses_are_allowed(address: str) -> None:
+    """Other addresses require API keys or allow_anonymous."""
     with pytest.raises(ValidationError, match="GATEWAY_API_KEYS_FILE"):
         GatewaySettings.model_validate({"listen": address})
     for settings in ({"allow_anonymous": True}, {"api_keys": "k"}, {"api_keys_file": "/f"}):

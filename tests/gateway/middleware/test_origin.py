@@ -1,4 +1,4 @@
-"""What a browser may be made to do."""
+"""Checks of Host and Origin: DNS rebinding, cross-origin requests and CORS."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from tests.gateway.direct import direct_client
         ({"allowed_hosts": "a.example, *.b.example"}, "localhost", 421),
     ],
 )
-async def test_hosts_that_are_not_ours_are_refused(
+async def test_unknown_hosts_are_rejected(
     settings: dict[str, object], host: str, status: int
 ) -> None:
-    """On loopback only localhost is: a name that was pointed here is an attack. Probes pass."""
+    """On loopback only localhost is allowed, against DNS rebinding; probes accept any host."""
     async with direct_client(**settings) as client:
         assert (await client.get("/v1/models", headers={"host": host})).status_code == status
         assert (await client.get("/livez", headers={"host": host})).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:3000"])
-async def test_pages_of_other_origins_are_refused(origin: str) -> None:
-    """Also for requests that a browser sends without asking first."""
+async def test_other_origins_are_rejected(origin: str) -> None:
+    """A foreign Origin is a 403, for a preflight and for a request without one."""
     async with direct_client() as client:
         answer = await client.post("/v1/completions", json={}, headers={"origin": origin})
         preflight = await client.options(
@@ -53,8 +53,8 @@ async def test_pages_of_other_origins_are_refused(origin: str) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_our_own_page_may_ask() -> None:
-    """Its origin is the host, whatever the scheme in front of a proxy."""
+async def test_the_gateways_own_page_is_allowed() -> None:
+    """An Origin equal to the Host is allowed with http and https, for TLS-terminating proxies."""
     async with direct_client() as client:
         for origin in ("http://localhost", "https://localhost"):
             answer = await client.get("/v1/models", headers={"origin": origin})
@@ -62,8 +62,8 @@ async def test_our_own_page_may_ask() -> None:
 
 
 @pytest.mark.parametrize("origins", ["https://App.example/, https://b.example", "*"])
-async def test_named_origins_may_ask(origins: str) -> None:
-    """The preflight is answered without a key; errors can be read as well as answers."""
+async def test_configured_origins_are_allowed(origins: str) -> None:
+    """A preflight needs no key; errors have CORS headers too."""
     origin = "https://app.example"
     async with direct_client(cors_origins=origins, api_keys="k") as client:
         preflight = await client.options(
@@ -83,7 +83,7 @@ async def test_named_origins_may_ask(origins: str) -> None:
     assert "x-request-id" in served.headers["access-control-expose-headers"]
 
 
-async def test_pages_can_read_our_response_headers() -> None:
+async def test_cors_exposes_the_gateways_response_headers() -> None:
     """CORS exposes every header that the gateway adds, the list of ignored fields included."""
     origin = "https://app.example"
     async with direct_client(cors_origins=origin) as client:

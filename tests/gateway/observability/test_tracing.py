@@ -1,4 +1,4 @@
-"""The server span of a request."""
+"""The OpenTelemetry server span of a request."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def server_span(spans: InMemorySpanExporter) -> ReadableSpan:
     return span
 
 
-async def test_a_stream_is_one_span_to_its_end(
+async def test_the_span_of_a_stream_lasts_until_its_end(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator, spans: InMemorySpanExporter
 ) -> None:
-    """Named by route, with HTTP's attributes and without the query; the call is its child."""
+    """It has the route's name, HTTP attributes, no query; the gRPC call is its child span."""
     orchestrator.script = Script(seconds_before_delta=0.05)
     await client.get("/api/v1/search", params=SEARCH)
     span = server_span(spans)
@@ -55,23 +55,23 @@ async def test_a_stream_is_one_span_to_its_end(
     ("kind", "code"),
     [(ErrorKind.INTERNAL, StatusCode.ERROR), (ErrorKind.MODEL_NOT_FOUND, StatusCode.UNSET)],
 )
-async def test_only_faults_of_ours_are_errors(
+async def test_only_server_errors_set_the_error_status(
     client: httpx.AsyncClient,
     orchestrator: FakeOrchestrator,
     spans: InMemorySpanExporter,
     kind: ErrorKind,
     code: StatusCode,
 ) -> None:
-    """A 5xx marks the span, a 4xx does not, as the conventions for servers have it."""
+    """A 5xx sets ERROR, a 4xx does not, by OpenTelemetry's conventions for server spans."""
     orchestrator.script = Script(refusal=MeshError(kind, "no"))
     await client.get("/api/v1/search", params=SEARCH)
     assert server_span(spans).status.status_code is code
 
 
-async def test_a_failure_in_mid_stream_is_an_error(
+async def test_a_mid_stream_failure_sets_the_error_status(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator, spans: InMemorySpanExporter
 ) -> None:
-    """The status is 200 and the span an error all the same."""
+    """The span is an error although the HTTP status is 200."""
     orchestrator.script = Script(failure=MeshError(ErrorKind.UNAVAILABLE, "lost"))
     await client.get("/api/v1/search", params=SEARCH)
     span = server_span(spans)
@@ -80,16 +80,16 @@ async def test_a_failure_in_mid_stream_is_an_error(
 
 
 async def test_probes_have_no_span(client: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
-    """Nobody wants a trace of a probe, nor of the check behind it."""
+    """Probes and the health checks that they make upstream are not traced."""
     for path in ("/livez", "/readyz", "/metrics"):
         await client.get(path)
     assert spans.get_finished_spans() == ()
 
 
-async def test_no_span_holds_a_key(
+async def test_keys_are_never_in_spans(
     start_gateway: StartGateway, tmp_path: Path, spans: InMemorySpanExporter
 ) -> None:
-    """Neither one that is known nor one that is not, whatever the request."""
+    """Spans contain neither valid nor invalid API keys."""
     path = tmp_path / "keys"
     path.write_text(entry("alice", "weir_sEcReT"))
     async with start_gateway(api_keys_file=str(path)) as server, client_of(server) as client:
@@ -97,6 +97,6 @@ async def test_no_span_holds_a_key(
             headers = {"authorization": f"Bearer {key}"}
             await client.get("/api/v1/search", params=SEARCH, headers=headers)
             await client.post("/v1/completions", json={"prompt": 1}, headers=headers)
-    told = [span.to_json() for span in spans.get_finished_spans()]
-    assert len(told) >= 4
-    assert not [each for each in told if "sEcReT" in each]
+    exported = [span.to_json() for span in spans.get_finished_spans()]
+    assert len(exported) >= 4
+    assert not [each for each in exported if "sEcReT" in each]

@@ -1,4 +1,4 @@
-"""Several choices in one answer: n, lists of prompts, echo."""
+"""Several choices in one response: n, lists of prompts, echo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPLETIONS = "/v1/completions"
 
 
 async def streamed(client: httpx.AsyncClient, path: str, body: Any) -> list[dict[str, Any]]:
-    """The chunks of a stream that ends well."""
+    """The chunks of a stream that ends with [DONE]."""
     async with client.stream("POST", path, json={**body, "stream": True}) as response:
         assert response.status_code == 200
         texts = [event.text async for event in events(response)]
@@ -27,7 +27,7 @@ async def streamed(client: httpx.AsyncClient, path: str, body: Any) -> list[dict
 
 
 def texts_of(chunks: list[dict[str, Any]]) -> dict[int, str]:
-    """What each choice of a stream of completions says."""
+    """The text of each choice of a stream."""
     texts: dict[int, str] = {}
     for chunk in chunks:
         for choice in chunk["choices"]:
@@ -39,7 +39,7 @@ def texts_of(chunks: list[dict[str, Any]]) -> dict[int, str]:
 async def test_n_choices_of_a_chat(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Each with its index and a seed of its own; the prompt is counted once."""
+    """Each choice has its index and a different seed; prompt tokens are counted once."""
     body = {"messages": MESSAGES, "n": 3, "seed": 2**63 - 1}
     answer = (await client.post(CHAT, json=body)).json()
     seeds = {request.sampling.seed for request in orchestrator.requests}  # type: ignore[attr-defined]
@@ -51,10 +51,10 @@ async def test_n_choices_of_a_chat(
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
 
 
-async def test_n_choices_of_a_stream_come_interleaved(
+async def test_streamed_choices_are_interleaved(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """No choice waits for another to end; each has its role, its text and its reason."""
+    """Choices are generated concurrently; each has its role, text and finish reason."""
     orchestrator.script = Script(deltas=("a", "b", "c", "d"), seconds_before_delta=0.03)
     body = {"messages": MESSAGES, "n": 2, "stream_options": {"include_usage": True}}
     *chunks, last = await streamed(client, CHAT, body)
@@ -68,8 +68,10 @@ async def test_n_choices_of_a_stream_come_interleaved(
     assert last["usage"]["total_tokens"] == 15
 
 
-async def test_prompts_by_n(client: httpx.AsyncClient, orchestrator: FakeOrchestrator) -> None:
-    """Choice i * n + j is number j of prompt i; texts and ids may be mixed."""
+async def test_n_choices_of_several_prompts(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """Choice i * n + j is choice j of prompt i; text and token id prompts may be mixed."""
     body = {"prompt": ["ab", [1, 2, 3]], "n": 2, "echo": True}
     answer = (await client.post(COMPLETIONS, json=body)).json()
     chunks = await streamed(client, COMPLETIONS, body)
@@ -84,7 +86,7 @@ async def test_prompts_by_n(client: httpx.AsyncClient, orchestrator: FakeOrchest
 async def test_echo_with_log_probabilities(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """The prompt's tokens come first; of its first one nothing is known."""
+    """The prompt's tokens come first; the very first has no log probability."""
     orchestrator.script = Script(logprobs=True, deltas=("é!", "x"))
     body = {"prompt": "héy", "echo": True, "logprobs": 1}
     answer = (await client.post(COMPLETIONS, json=body)).json()
@@ -96,14 +98,14 @@ async def test_echo_with_log_probabilities(
     assert logprobs["top_logprobs"][0] is None
     assert orchestrator.requests[0].sampling.num_prompt_logprobs == 1  # type: ignore[attr-defined]
     streams = await streamed(client, COMPLETIONS, body)
-    told = [c["choices"][0]["logprobs"] for c in streams if c["choices"][0]["logprobs"]]
-    assert [offset for each in told for offset in each["text_offset"]] == [0, 1, 2, 3, 5]
+    parts = [c["choices"][0]["logprobs"] for c in streams if c["choices"][0]["logprobs"]]
+    assert [offset for each in parts for offset in each["text_offset"]] == [0, 1, 2, 3, 5]
 
 
-async def test_no_tokens_but_the_echo(
+async def test_echo_with_max_tokens_0(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """With max_tokens 0 the prompt is scored and nothing is told of what was generated."""
+    """With max_tokens 0 the response has the scored prompt and no generated token."""
     orchestrator.script = Script(logprobs=True, deltas=("x",), reason=LENGTH)
     body = {"prompt": "ab", "echo": True, "logprobs": 1, "max_tokens": 0}
     answer = (await client.post(COMPLETIONS, json=body)).json()
@@ -116,10 +118,10 @@ async def test_no_tokens_but_the_echo(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_one_refusal_refuses_the_request(
+async def test_one_rejected_choice_rejects_the_request(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator, stream: bool
 ) -> None:
-    """With its true status, also where other choices were accepted before."""
+    """The response has the status of the error, even if other choices were accepted before."""
     orchestrator.refuse_after = 2
     orchestrator.script = Script(endless=True, seconds_before_delta=0.01)
     body = {"prompt": "a", "n": 4, "stream": stream}
@@ -128,10 +130,10 @@ async def test_one_refusal_refuses_the_request(
     assert response.json()["error"]["type"] == "rate_limit_error"
 
 
-async def test_one_failure_ends_the_stream(
+async def test_one_failed_choice_ends_the_stream(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """With an error event and without [DONE]; nothing of the other choices goes on."""
+    """The stream ends with an error event, without [DONE]; all choices are cancelled."""
     orchestrator.script = Script(failure=MeshError(ErrorKind.UNAVAILABLE, "lost"))
     body = {"messages": MESSAGES, "n": 3, "stream": True}
     wire = (await client.post(CHAT, json=body)).text
@@ -139,10 +141,10 @@ async def test_one_failure_ends_the_stream(
     assert json.loads(wire.strip().rpartition("data: ")[2])["error"]["message"] == "lost"
 
 
-async def test_a_client_that_leaves_ends_every_choice(
+async def test_a_disconnect_cancels_every_choice(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """The fixture checks that no call runs behind the gateway any more."""
+    """The `client` fixture then waits until no upstream call runs."""
     orchestrator.script = Script(endless=True, seconds_before_delta=0.01)
     body = {"messages": MESSAGES, "n": 3, "stream": True}
     async with client.stream("POST", CHAT, json=body) as response:

@@ -1,4 +1,4 @@
-"""Tools, thinking and forms of the text, in OpenAI's words."""
+"""Tool calls, reasoning, response formats and ignored fields in OpenAI's API."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.gateway.openai.test_choices import CHAT, MESSAGES, streamed
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
-def piece(**fields: Any) -> orchestrator_pb2.Delta:
+def delta_of(**fields: Any) -> orchestrator_pb2.Delta:
     """A delta of two tokens."""
     return orchestrator_pb2.Delta(num_tokens=2, **fields)
 
 
 def call(index: int, id: str = "", name: str = "", arguments: str = "") -> Any:
-    """A piece of a call."""
-    return piece(
+    """A delta of a tool call."""
+    return delta_of(
         tool_calls=[
             orchestrator_pb2.ToolCallDelta(index=index, id=id, name=name, arguments=arguments)
         ]
@@ -39,10 +39,10 @@ CALLS = [
 ]
 
 
-async def test_calls_in_one_piece(
+async def test_tool_calls_without_streaming(
     official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
 ) -> None:
-    """The message has no content, and the reason is the calls."""
+    """The message has no content, and the finish reason is tool_calls."""
     orchestrator.script = Script(deltas=CALLS)
     answer = await official.chat.completions.create(
         model="fake",
@@ -61,8 +61,10 @@ async def test_calls_in_one_piece(
     ]
 
 
-async def test_calls_streamed(official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator) -> None:
-    """Id, type and name once; then the arguments as they are written."""
+async def test_tool_calls_with_streaming(
+    official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
+) -> None:
+    """Id, type and name are sent once, then the arguments as they are generated."""
     orchestrator.script = Script(deltas=["Well.", *CALLS])
     stream = await official.chat.completions.create(
         model="fake",
@@ -83,20 +85,20 @@ async def test_calls_streamed(official: openai.AsyncOpenAI, orchestrator: FakeOr
     assert chunks[1].choices[0].delta.content == "Well."
 
 
-async def test_a_call_that_was_cut_is_told_as_cut(
+async def test_a_truncated_tool_call_has_finish_reason_length(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Nobody takes half of the arguments for a whole."""
+    """The finish reason is not tool_calls, because the arguments are incomplete."""
     orchestrator.script = Script(deltas=CALLS[:2], reason=LENGTH)
     answer = (await client.post(CHAT, json={"messages": MESSAGES, "tools": [TOOL]})).json()
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-async def test_thinking_is_a_field_of_its_own(
+async def test_reasoning_is_a_separate_field(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Streamed and not; its tokens are counted."""
-    orchestrator.script = Script(deltas=[piece(reasoning="Hm"), piece(reasoning="."), "Two"])
+    """Reasoning is in reasoning_content, with and without streaming; its tokens are counted."""
+    orchestrator.script = Script(deltas=[delta_of(reasoning="Hm"), delta_of(reasoning="."), "Two"])
     answer = (await client.post(CHAT, json={"messages": MESSAGES})).json()
     options = {"stream_options": {"include_usage": True}}
     *chunks, last = await streamed(client, CHAT, {"messages": MESSAGES, **options})
@@ -122,14 +124,14 @@ CHOICES: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("choice", "fields"), CHOICES)
 @pytest.mark.parametrize("parallel", [True, False])
-async def test_choices_of_tools_reach_the_orchestrator(
+async def test_tool_choice_reaches_the_orchestrator(
     client: httpx.AsyncClient,
     orchestrator: FakeOrchestrator,
     choice: Any,
     fields: dict[str, Any],
     parallel: bool,
 ) -> None:
-    """As the contract has them."""
+    """tool_choice and parallel_tool_calls become a ToolChoice message."""
     body = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": parallel}
     response = await client.post(CHAT, json={"messages": MESSAGES, **body})
     assert response.status_code == 200, response.text
@@ -151,21 +153,21 @@ FORMATS: list[tuple[Any, common_pb2.OutputConstraint | None]] = [
 
 
 @pytest.mark.parametrize(("format", "constraint"), FORMATS)
-async def test_forms_reach_the_orchestrator(
+async def test_response_format_reaches_the_orchestrator(
     client: httpx.AsyncClient,
     orchestrator: FakeOrchestrator,
     format: Any,
     constraint: common_pb2.OutputConstraint | None,
 ) -> None:
-    """A schema as it is, as JSON."""
+    """A response format becomes an OutputConstraint; a JSON schema is passed unchanged."""
     await client.post(CHAT, json={"messages": MESSAGES, "response_format": format})
     sampling = orchestrator.requests[0].sampling  # type: ignore[attr-defined]
     given = sampling.constraint if sampling.HasField("constraint") else None
     assert given == constraint
 
 
-async def test_a_form_and_a_forced_call_exclude_each_other(client: httpx.AsyncClient) -> None:
-    """The text cannot keep to both."""
+async def test_response_format_excludes_a_required_tool_call(client: httpx.AsyncClient) -> None:
+    """The output cannot satisfy both constraints."""
     body = {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}
     response = await client.post(CHAT, json={"messages": MESSAGES, **body})
     assert response.status_code == 400
@@ -193,10 +195,10 @@ IGNORED: list[tuple[dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("fields", "header"), IGNORED)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_unknown_fields_are_ignored_and_named(
+async def test_ignored_fields_are_listed_in_a_header(
     client: httpx.AsyncClient, fields: dict[str, Any], header: str | None, stream: bool
 ) -> None:
-    """In a header, by their paths; whatever they are called."""
+    """x-ignored-fields lists their paths; names are escaped and the list is truncated."""
     response = await client.post(CHAT, json={"messages": MESSAGES, "stream": stream, **fields})
     assert response.status_code == 200, response.text
     assert response.headers.get("x-ignored-fields") == header

@@ -1,4 +1,4 @@
-"""The public API has the sampling parameters of the contract, with the shared bounds."""
+"""The chat API has all sampling parameters of SamplingParams, with the shared bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mesh.protocol.sampling_params import BOUNDS, SamplingParams
 from tests.gateway.direct import direct_client
 
 OTHER_NAMES = {"num_logprobs": "top_logprobs", "constraint": "response_format"}
-"""Parameters that the chat API calls by OpenAI's names."""
+"""Parameters that have OpenAI's names in the chat API."""
 
 NOT_PUBLIC = {"stop_token_ids", "num_prompt_logprobs"}
 """Parameters that chat requests do not have."""

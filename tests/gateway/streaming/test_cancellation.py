@@ -1,4 +1,4 @@
-"""A client that leaves, and one that does not read."""
+"""Clients that disconnect, and clients that do not read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STREAMS = [name for name in REQUESTS if name.endswith("stream")]
 async def connection(
     server: GatewayServer, name: str
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A socket on which a request has been sent and nothing has been read."""
+    """Open a socket and send a request; close the socket at the end of the block."""
     method, path, body = REQUESTS[name]
     content = b"" if body is None else json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
@@ -48,10 +48,10 @@ async def connection(
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_leaving_before_the_first_event_cancels(
+async def test_a_disconnect_before_the_first_event_cancels(
     gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
 ) -> None:
-    """A client that gives up while it waits ends the work upstream at once."""
+    """A disconnect while the client waits cancels the upstream call immediately."""
     orchestrator.script = Script(seconds_before_first_event=60)
     async with connection(gateway, name):
         await eventually(lambda: orchestrator.num_running == 1, "the call arrives")
@@ -60,10 +60,10 @@ async def test_leaving_before_the_first_event_cancels(
 
 
 @pytest.mark.parametrize("name", STREAMS)
-async def test_leaving_in_mid_stream_cancels(
+async def test_a_mid_stream_disconnect_cancels(
     gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
 ) -> None:
-    """A client that closes its connection ends the work upstream at once, also in a pause."""
+    """A disconnect cancels the upstream call immediately, also while no token arrives."""
     orchestrator.script = Script(deltas="ab", seconds_before_delta=0.05, endless=True)
     async with connection(gateway, name) as (reader, _):
         await reader.readuntil(b"b")
@@ -73,10 +73,10 @@ async def test_leaving_in_mid_stream_cancels(
     await eventually(lambda: gateway.dependencies.drain.num_active == 0, "the request ends")
 
 
-async def test_leaving_is_told_as_499(
+async def test_a_disconnect_is_logged_as_499(
     gateway: GatewayServer, orchestrator: FakeOrchestrator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The access line of a client that left says so, and nothing is logged as an error."""
+    """The access log line has status 499, and nothing is logged as a warning or an error."""
     caplog.set_level(logging.INFO)
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
     async with connection(gateway, "search stream") as (reader, _):
@@ -94,7 +94,7 @@ async def test_the_access_line_of_an_abandoned_stream_has_its_usage(
     caplog: pytest.LogCaptureFixture,
     name: str,
 ) -> None:
-    """The tokens streamed before the client left are logged; a search does not know its prompt."""
+    """Tokens sent before the disconnect are logged; a search has no prompt tokens yet."""
     caplog.set_level(logging.INFO)
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
     async with connection(gateway, name) as (reader, _):
@@ -107,10 +107,10 @@ async def test_the_access_line_of_an_abandoned_stream_has_its_usage(
     assert "finish_reason" not in line
 
 
-async def test_a_slow_client_holds_only_its_own_request(
+async def test_a_slow_client_blocks_only_its_own_request(
     gateway: GatewayServer, client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Who does not read stops its own producer, and no buffer grows; others go on."""
+    """Backpressure stops its producer, buffers stay bounded, other requests continue."""
     orchestrator.script = Script(deltas=["x" * 1000], endless=True)
     async with connection(gateway, "search stream") as (_, writer):
         stalled = -1
@@ -118,7 +118,7 @@ async def test_a_slow_client_holds_only_its_own_request(
             while stalled != orchestrator.num_sent:
                 stalled = orchestrator.num_sent
                 await asyncio.sleep(0.4)
-        # Sockets, windows and our own two chunks: megabytes at most, however long it lasts.
+        # Socket buffers, HTTP/2 windows and two chunks of the gateway: a few megabytes at most.
         assert stalled * 1000 < 16_000_000
         orchestrator.script = Script()
         response = await client.get("/api/v1/search?query=AI&streaming=true")
@@ -128,10 +128,10 @@ async def test_a_slow_client_holds_only_its_own_request(
     await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
 
 
-async def test_a_slow_client_is_let_go_at_its_deadline(
+async def test_a_slow_client_is_disconnected_at_its_deadline(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """A client that reads nothing keeps its request no longer than any other may last."""
+    """The deadline ends the request of a client that reads nothing."""
     orchestrator.script = Script(deltas=["x" * 10_000], endless=True)
     async with (
         start_gateway(request_timeout_seconds=1) as server,
@@ -143,22 +143,22 @@ async def test_a_slow_client_is_let_go_at_its_deadline(
         assert orchestrator.num_running == 0
 
 
-async def test_many_clients_that_leave_leave_nothing(
+async def test_many_disconnects_leave_no_running_request(
     gateway: GatewayServer, orchestrator: FakeOrchestrator
 ) -> None:
-    """Fifty clients that leave at fifty moments are all noticed."""
+    """Fifty clients disconnect at different times; every request and call ends."""
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.005)
 
-    async def leave_after(seconds: float) -> None:
+    async def disconnect_after(seconds: float) -> None:
         async with connection(gateway, "chat stream"):
             await asyncio.sleep(seconds)
 
-    await asyncio.gather(*(leave_after(number / 100) for number in range(50)))
+    await asyncio.gather(*(disconnect_after(number / 100) for number in range(50)))
     await eventually(lambda: gateway.dependencies.drain.num_active == 0, "requests end")
     await eventually(lambda: orchestrator.num_running == 0, "calls end")
 
 
-async def test_a_client_that_pauses_gets_everything(
+async def test_a_client_that_pauses_gets_the_whole_stream(
     gateway: GatewayServer, orchestrator: FakeOrchestrator
 ) -> None:
     """After a pause in reading the whole stream arrives, in order and complete."""
@@ -172,10 +172,10 @@ async def test_a_client_that_pauses_gets_everything(
     assert tokens == [f"id: {number}".encode() for number in range(3000)]
 
 
-async def test_leaving_while_sending_the_body(
+async def test_a_disconnect_while_sending_the_body(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """A body that never ends in the end of its connection is no request."""
+    """An incomplete body ends the request, and nothing is sent upstream."""
     async with start_gateway() as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(

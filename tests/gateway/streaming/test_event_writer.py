@@ -1,4 +1,4 @@
-"""The writer alone, on a transport that the test opens and closes."""
+"""EventWriter on a fake transport that the test can block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_tasks_left")
 
 
 class Transport:
-    """Takes messages while it is open."""
+    """Accepts messages while it is open; records the bodies."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -24,7 +24,7 @@ class Transport:
         self.ended = False
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        """As uvicorn's: returns once there is room."""
+        """ASGI send: like uvicorn's, it waits while the transport is blocked."""
         await self.open.wait()
         if message["type"] == "http.response.body":
             self.bodies.append(message["body"])
@@ -36,8 +36,8 @@ async def transport() -> Transport:
     return Transport()
 
 
-async def test_what_is_ready_goes_out_together(transport: Transport) -> None:
-    """Alone while the transport takes everything, in one send after it did not."""
+async def test_pending_frames_are_sent_together(transport: Transport) -> None:
+    """Frames are sent one by one, and in one send after the transport was blocked."""
     writer = EventWriter(transport.send, 60)
     writer.start(())
     for frame in (b"1", b"2"):
@@ -57,8 +57,8 @@ async def test_what_is_ready_goes_out_together(transport: Transport) -> None:
     assert writer.complete
 
 
-async def test_a_closed_transport_stops_the_producer(transport: Transport) -> None:
-    """At most one chunk on its way and one being built, whatever the producer has."""
+async def test_a_blocked_transport_stops_the_producer(transport: Transport) -> None:
+    """At most one chunk is being sent and one is pending."""
     writer = EventWriter(transport.send, 60)
     writer.start(())
     transport.open.clear()
@@ -77,10 +77,10 @@ async def test_a_closed_transport_stops_the_producer(transport: Transport) -> No
     writer.close()
 
 
-async def test_an_error_that_nobody_takes_is_given_up(
+async def test_an_error_frame_is_dropped_after_a_timeout(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of a stream waits only so long for its client."""
+    """`fail` returns after FAILURE_SECONDS if the client does not read."""
     monkeypatch.setattr("gateway.streaming.event_writer.FAILURE_SECONDS", 0.05)
     writer = EventWriter(transport.send, 60)
     writer.start(())
@@ -91,8 +91,8 @@ async def test_an_error_that_nobody_takes_is_given_up(
     assert not writer.complete
 
 
-async def test_a_transport_that_breaks_is_a_client_that_left() -> None:
-    """Servers that raise from send are understood as well."""
+async def test_a_failed_send_is_a_disconnect() -> None:
+    """An OSError of the server's `send` is raised as ClientDisconnected."""
 
     async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.body":
@@ -107,8 +107,8 @@ async def test_a_transport_that_breaks_is_a_client_that_left() -> None:
     writer.close()
 
 
-async def test_nothing_fills_the_silence_of_a_finished_stream(transport: Transport) -> None:
-    """A comment never follows the last event, nor overtakes one that waits."""
+async def test_no_keep_alive_after_the_last_frame(transport: Transport) -> None:
+    """No keep-alive comment is sent after the last frame, nor while a frame is pending."""
     writer = EventWriter(transport.send, 0.02)
     writer.start(())
     transport.open.clear()

@@ -1,4 +1,4 @@
-"""The buffer behind a stream that can be resumed."""
+"""ReplayBuffer, the buffer of a resumable stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE = 1000
 
 
 class Source:
-    """Frames of `SIZE` bytes, numbered, as fast as they are taken."""
+    """Produces numbered frames of `SIZE` bytes, as fast as they are read."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -31,7 +31,7 @@ class Source:
 
 
 def frame(number: int) -> bytes:
-    """A frame that says its number."""
+    """A frame that contains its number."""
     return f"{number}".encode().ljust(SIZE)
 
 
@@ -40,10 +40,8 @@ async def ended() -> list[str]:
     return []
 
 
-async def test_an_unread_stream_is_not_read_ahead_without_bound(
-    no_tasks_left: None, ended: list[str]
-) -> None:
-    """The source waits for its reader, with the bytes ahead of it bounded."""
+async def test_read_ahead_is_bounded(no_tasks_left: None, ended: list[str]) -> None:
+    """The source is read at most MAX_UNREAD_BYTES ahead of the client."""
     source = Source(1000)
     replay = ReplayBuffer(source.frames(), 60, lambda: ended.append("ended"))
     stream = replay.read(0)
@@ -57,8 +55,8 @@ async def test_an_unread_stream_is_not_read_ahead_without_bound(
     assert ended == ["ended"]
 
 
-async def test_what_is_kept_is_bounded(no_tasks_left: None, ended: list[str]) -> None:
-    """Old frames are dropped once they were read, and cannot be asked for any more."""
+async def test_kept_frames_are_bounded(no_tasks_left: None, ended: list[str]) -> None:
+    """Frames that were read are dropped above MAX_BYTES, and can no longer be read."""
     replay = ReplayBuffer(Source(1000).frames(), 60, lambda: ended.append("ended"))
     stream = replay.read(0)
     for _ in range(900):
@@ -71,8 +69,10 @@ async def test_what_is_kept_is_bounded(no_tasks_left: None, ended: list[str]) ->
     replay.close()
 
 
-async def test_the_grace_ends_the_source(no_tasks_left: None, ended: list[str]) -> None:
-    """It is closed in its own task, and `on_end` is called once."""
+async def test_the_end_of_the_grace_period_closes_the_source(
+    no_tasks_left: None, ended: list[str]
+) -> None:
+    """The pump's task closes the source; `on_end` is called once."""
     source = Source(10**9)
     replay = ReplayBuffer(source.frames(), 0.05, lambda: ended.append("ended"))
     stream = replay.read(0)
@@ -87,8 +87,8 @@ async def test_the_grace_ends_the_source(no_tasks_left: None, ended: list[str]) 
     assert ended == ["ended"]
 
 
-async def test_coming_back_stops_the_grace(no_tasks_left: None, ended: list[str]) -> None:
-    """The time runs only while nobody reads."""
+async def test_a_new_reader_stops_the_grace_period(no_tasks_left: None, ended: list[str]) -> None:
+    """The timer runs only while there is no reader."""
     replay = ReplayBuffer(Source(10**9).frames(), 0.5, lambda: ended.append("ended"))
     stream = replay.read(0)
     await anext(stream)
@@ -102,10 +102,8 @@ async def test_coming_back_stops_the_grace(no_tasks_left: None, ended: list[str]
     replay.close()
 
 
-async def test_a_place_that_has_not_come_yet_is_not_there(
-    no_tasks_left: None, ended: list[str]
-) -> None:
-    """Nobody can have seen it."""
+async def test_frames_after_the_last_cannot_be_read(no_tasks_left: None, ended: list[str]) -> None:
+    """`has` is true up to one past the last frame."""
     replay = ReplayBuffer(Source(2).frames(), 60, lambda: ended.append("ended"))
     await asyncio.wait([replay.task])
     assert [replay.has(begin) for begin in range(4)] == [True, True, True, False]

@@ -1,4 +1,4 @@
-"""A client that comes back goes on where it was; everybody else's stream ends with them."""
+"""Search streams that resume after a disconnect; other streams end with their connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers import eventually
 
 SEARCH = "/api/v1/search?query=AI&streaming=true"
 EVENT_SOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
-"""What every browser's EventSource sends."""
+"""The headers of a browser's EventSource."""
 
 DELTAS = [f"{number} " for number in range(40)]
 
@@ -28,7 +28,7 @@ DELTAS = [f"{number} " for number in range(40)]
 async def reading(
     client: httpx.AsyncClient, *, last: str = "", url: str = SEARCH, **headers: str
 ) -> AsyncIterator[AsyncIterator[Event]]:
-    """The events of one connection, which is dropped at the end of the block."""
+    """Read the events of one connection, which is closed at the end of the block."""
     sent = {**EVENT_SOURCE, **headers, **({"last-event-id": last} if last else {})}
     async with client.stream("GET", url, headers=sent) as response:
         assert response.status_code == 200, await response.aread()
@@ -36,19 +36,19 @@ async def reading(
 
 
 async def take(stream: AsyncIterator[Event], number: int) -> list[Event]:
-    """The next events."""
+    """Read the next `number` events."""
     return [await anext(stream) for _ in range(number)]
 
 
 def text_of(received: list[Event]) -> str:
-    """What the tokens spell."""
+    """The text of the token events."""
     return "".join(event.data["token"] for event in received if event.name == "token")
 
 
 async def test_every_event_has_an_id(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """A plain stream's are the places; a resumable one's name the stream as well."""
+    """An id is the place; in a resumable stream it has the prefix `STREAM.`."""
     orchestrator.script = Script(deltas=["a", "b"])
     async with client.stream("GET", SEARCH) as response:
         plain = [event async for event in events(response)]
@@ -63,10 +63,10 @@ async def test_every_event_has_an_id(
     assert [event.name for event in resumable] == [event.name for event in plain]
 
 
-async def test_a_client_that_comes_back_misses_nothing(
+async def test_resuming_loses_no_event(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Dropped again and again in mid-stream, no token is lost or doubled, and one call made it."""
+    """After five disconnects no token is lost or doubled; there is one upstream call."""
     orchestrator.script = Script(deltas=DELTAS, seconds_before_delta=0.01)
     received: list[Event] = []
     last = ""
@@ -81,10 +81,10 @@ async def test_a_client_that_comes_back_misses_nothing(
     assert len(orchestrator.requests) == 1
 
 
-async def test_what_was_lost_on_the_way_is_sent_again(
+async def test_events_are_sent_again_from_the_last_event_id(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """A client may be further behind than the server knows, after the end as well."""
+    """Events that were sent but lost are replayed, also after the end of the stream."""
     orchestrator.script = Script(deltas=DELTAS)
     async with reading(client) as stream:
         whole = [event async for event in stream]
@@ -95,10 +95,10 @@ async def test_what_was_lost_on_the_way_is_sent_again(
     assert len(orchestrator.requests) == 1
 
 
-async def test_generation_goes_on_while_the_client_is_away(
+async def test_generation_continues_without_a_client(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Within the grace the answer is finished, and waits."""
+    """During the grace period the generation completes, and its events are kept."""
     orchestrator.script = Script(deltas=DELTAS, seconds_before_delta=0.005)
     async with reading(client) as stream:
         first = await take(stream, 3)
@@ -109,10 +109,10 @@ async def test_generation_goes_on_while_the_client_is_away(
     assert text_of(first + rest) == "".join(DELTAS)
 
 
-async def test_the_end_makes_an_event_source_stop(
+async def test_reconnecting_after_the_last_event_is_204(
     client: httpx.AsyncClient, gateway: GatewayServer, orchestrator: FakeOrchestrator
 ) -> None:
-    """It reconnects after every end; no content, and no second generation, is the answer."""
+    """An EventSource reconnects after the end; 204 stops it, and no generation starts."""
     async with reading(client) as stream:
         whole = [event async for event in stream]
     assert len(gateway.dependencies.resumable_streams) == 1
@@ -125,19 +125,19 @@ async def test_the_end_makes_an_event_source_stop(
     assert len(orchestrator.requests) == 1
 
 
-async def test_a_stream_without_its_client_is_ended_after_the_grace(
+async def test_a_stream_ends_after_the_grace_period(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """Not before, and then at once; who comes later is told so, and starts nothing."""
+    """The call is cancelled after the grace period; resuming later is a 410."""
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
     async with start_gateway(resume_seconds=1) as server, client_of(server) as client:
         async with reading(client) as stream:
             first = await take(stream, 5)
-        left = time.monotonic()
+        disconnected = time.monotonic()
         await asyncio.sleep(0.2)
         assert orchestrator.num_cancelled == 0
         await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled")
-        assert time.monotonic() - left > 0.9
+        assert time.monotonic() - disconnected > 0.9
         assert len(server.dependencies.resumable_streams) == 0
         headers = {**EVENT_SOURCE, "last-event-id": first[-1].id or ""}
         late = await client.get(SEARCH, headers=headers)
@@ -154,21 +154,21 @@ async def test_a_stream_without_its_client_is_ended_after_the_grace(
         (EVENT_SOURCE, SEARCH + "&resumable=false"),
     ],
 )
-async def test_others_streams_end_with_their_connection(
+async def test_plain_streams_end_with_their_connection(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator, headers: dict[str, str], url: str
 ) -> None:
-    """What curl sends asks for no grace: its slot is free at once."""
+    """A client that is not an EventSource, such as curl, has no grace period."""
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
     async with client.stream("GET", url, headers=headers) as response:
         await take(events(response), 3)
-    # Far less than the grace of five seconds.
+    # Less than the grace period of five seconds.
     await eventually(lambda: orchestrator.num_cancelled == 1, "the call is cancelled", 3.0)
 
 
-async def test_any_client_may_ask_for_it(
+async def test_resumable_true_makes_a_stream_resumable(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """By POST as well."""
+    """Any client can send resumable=true, also by POST."""
     orchestrator.script = Script(deltas=DELTAS, seconds_before_delta=0.005)
     body = {"query": "AI", "streaming": True, "resumable": True}
     async with client.stream("POST", "/api/v1/search", json=body) as response:
@@ -183,7 +183,7 @@ async def test_any_client_may_ask_for_it(
 async def test_a_stream_can_be_stopped(
     client: httpx.AsyncClient, gateway: GatewayServer, orchestrator: FakeOrchestrator
 ) -> None:
-    """Whoever does not want to wait for the grace says so, reading or gone."""
+    """DELETE ends a stream immediately; its reader gets an error event."""
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
     async with reading(client) as stream:
         name = (await take(stream, 3))[-1].id.rpartition(".")[0]  # type: ignore[union-attr]
@@ -199,10 +199,10 @@ async def test_a_stream_can_be_stopped(
     assert len(gateway.dependencies.resumable_streams) == 0
 
 
-async def test_the_latest_connection_has_the_stream(
+async def test_a_new_connection_replaces_the_previous_one(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """A connection that is dead, and not known to be, gives way to the one that comes after."""
+    """Resuming ends the previous connection, which may be dead without a TCP reset."""
     orchestrator.script = Script(deltas=DELTAS, seconds_before_delta=0.02)
     async with reading(client) as old:
         first = await take(old, 4)
@@ -215,20 +215,20 @@ async def test_the_latest_connection_has_the_stream(
 
 
 @pytest.mark.parametrize("last", ["7", "results", "nobody.3", "x.99999999999999", "x.y", ".", "é"])
-async def test_what_cannot_be_resumed_starts_nothing(
+async def test_an_unknown_event_id_is_410(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator, last: str
 ) -> None:
-    """An id of a plain stream, of none, or no id at all: gone."""
+    """Ids of plain streams, unknown streams and malformed ids are a 410; no search starts."""
     headers = [(b"last-event-id", last.encode()), (b"accept", b"text/event-stream")]
     response = await client.get(SEARCH, headers=headers)
     assert response.status_code == 410
     assert orchestrator.requests == []
 
 
-async def test_a_stream_belongs_to_the_key_that_began_it(
+async def test_a_stream_belongs_to_the_key_that_started_it(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """Another key's holder can neither read nor stop it."""
+    """A request with another key can neither resume nor stop it."""
     orchestrator.script = Script(deltas=DELTAS, seconds_before_delta=0.01)
     mine, other = {"authorization": "Bearer one"}, {"authorization": "Bearer two"}
     async with start_gateway(api_keys="one,two") as server, client_of(server) as client:
@@ -243,20 +243,20 @@ async def test_a_stream_belongs_to_the_key_that_began_it(
     assert text_of(first + rest) == "".join(DELTAS)
 
 
-async def test_a_refusal_keeps_its_status_and_leaves_nothing(
+async def test_an_error_before_the_first_event_keeps_no_stream(
     client: httpx.AsyncClient, gateway: GatewayServer, orchestrator: FakeOrchestrator
 ) -> None:
-    """Before the first event there is nothing to come back to."""
+    """The response has the status of the error, and there is no stream to resume."""
     orchestrator.script = Script(refusal=MeshError(ErrorKind.OVERLOADED, "full", retry_after=2))
     response = await client.get(SEARCH, headers=EVENT_SOURCE)
     assert response.status_code == 429
     assert len(gateway.dependencies.resumable_streams) == 0
 
 
-async def test_leaving_before_the_first_event_ends_the_work(
+async def test_a_disconnect_before_the_first_event_cancels(
     client: httpx.AsyncClient, gateway: GatewayServer, orchestrator: FakeOrchestrator
 ) -> None:
-    """Whoever has no event has no id to come back with."""
+    """Without an event id the client cannot resume, so there is no grace period."""
     orchestrator.script = Script(seconds_before_first_event=30)
     with pytest.raises(httpx.ReadTimeout):
         await client.get(SEARCH, headers=EVENT_SOURCE, timeout=0.3)
@@ -264,10 +264,10 @@ async def test_leaving_before_the_first_event_ends_the_work(
     assert len(gateway.dependencies.resumable_streams) == 0
 
 
-async def test_an_error_in_mid_stream_reaches_who_comes_back(
+async def test_a_mid_stream_error_is_replayed(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
-    """Once, as the last event."""
+    """A client that resumes receives the error as the last event."""
     orchestrator.script = Script(
         deltas=DELTAS[:3], failure=MeshError(ErrorKind.UNAVAILABLE, "no replica is left")
     )
@@ -279,10 +279,10 @@ async def test_an_error_in_mid_stream_reaches_who_comes_back(
     assert rest[-1].data["error"]["message"] == "no replica is left"
 
 
-async def test_stopping_the_process_ends_what_nobody_reads(
+async def test_shutdown_ends_streams_without_a_client(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
-    """A stream in its grace does not hold up the end; nothing is left of it."""
+    """A stream in its grace period does not delay shutdown; its call is cancelled."""
     orchestrator.script = Script(deltas="ab", endless=True, seconds_before_delta=0.01)
     async with start_gateway(resume_seconds=60) as server:
         async with client_of(server) as client, reading(client) as stream:

@@ -1,4 +1,4 @@
-"""Everything that a client can get wrong, and what it is told."""
+"""Invalid requests and their error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def post(path: str, body: object, **settings: object) -> httpx.Response:
 
 
 def check(response: httpx.Response, message: str, param: str | None, status: int = 400) -> None:
-    """The answer is OpenAI's error body with exactly this message."""
+    """Assert that the response is OpenAI's error body with exactly this message."""
     error = response.json()["error"]
     assert response.status_code == status
     assert error["message"] == message
@@ -54,15 +54,15 @@ BAD_SEARCHES = [
 
 
 @pytest.mark.parametrize(("fields", "message", "param"), BAD_SEARCHES)
-async def test_a_bad_search_by_get_and_by_post(
+async def test_an_invalid_search_by_get_and_by_post(
     fields: dict[str, Any], message: str, param: str | None
 ) -> None:
-    """Both are checked alike; the message names field, limit and given value."""
+    """GET and POST have the same message, with the field, its limit and the given value."""
     name, value = list(fields.items() or [("query", None)])[-1]
     async with direct_client() as client:
         got = await client.get(SEARCH, params=fields)
         posted = await client.post(SEARCH, json=fields)
-    # A query string holds text only: a number is quoted back as it was given.
+    # Query parameters are strings, so a number in the message is in quotes.
     text = got.json()["error"]["message"].replace('"', "")
     assert text == message.format(value)
     assert got.status_code == 400
@@ -74,7 +74,7 @@ TRAILING_COMMA = (
     if sys.version_info < (3, 13)
     else "Illegal trailing comma before end of object at line 2 column 7"
 )
-"""As Python's own reader says it."""
+"""The message of Python's json module, which depends on the version."""
 
 BAD_BODIES: list[tuple[bytes, str]] = [
     (b"", "the body must be valid JSON: Expecting value at line 1 column 1"),
@@ -96,8 +96,8 @@ BAD_BODIES: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize("path", [SEARCH, CHAT, COMPLETION])
 @pytest.mark.parametrize(("body", "message"), BAD_BODIES)
-async def test_a_body_that_is_no_json_object(path: str, body: bytes, message: str) -> None:
-    """The message says what is wrong and where."""
+async def test_a_body_that_is_not_a_json_object(path: str, body: bytes, message: str) -> None:
+    """The message states the error and, if known, its position."""
     response = await post(path, body)
     given = response.json()["error"]["message"]
     assert message in given
@@ -215,7 +215,7 @@ BAD_COMPLETION_FIELDS: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "message"), BAD_FIELDS + BAD_CHAT_FIELDS)
-async def test_a_bad_chat(field: str, value: Any, message: str) -> None:
+async def test_an_invalid_chat_field(field: str, value: Any, message: str) -> None:
     """The message names field, limit and given value."""
     response = await post(CHAT, {"messages": [USER], field: value})
     error = response.json()["error"]
@@ -224,13 +224,13 @@ async def test_a_bad_chat(field: str, value: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(("field", "value", "message"), BAD_FIELDS + BAD_COMPLETION_FIELDS)
-async def test_a_bad_completion(field: str, value: Any, message: str) -> None:
+async def test_an_invalid_completion_field(field: str, value: Any, message: str) -> None:
     """The message names field, limit and given value."""
     check(await post(COMPLETION, {"prompt": "x", field: value}), message, message.split(" ")[0])
 
 
-async def test_numbers_that_overflow_are_not_finite() -> None:
-    """1e999 is an infinity to Python, and no temperature."""
+async def test_overflowing_numbers_are_rejected() -> None:
+    """Python parses 1e999 as infinity, which is rejected at any depth."""
     response = await post(COMPLETION, b'{"prompt": "x", "temperature": 1e999}')
     check(response, "temperature must be a finite number, given Infinity", "temperature")
     tool = b'{"type": "function", "function": {"name": "f", "parameters": {"a": 1e999}}}'
@@ -239,14 +239,14 @@ async def test_numbers_that_overflow_are_not_finite() -> None:
     check(response, "tools must hold finite numbers, given others", "tools")
 
 
-async def test_a_long_value_is_quoted_in_part() -> None:
-    """An error is no mirror."""
+async def test_a_long_value_is_truncated_in_the_message() -> None:
+    """The message quotes a prefix of the value."""
     response = await post(COMPLETION, {"prompt": "x", "temperature": "y" * 10_000})
     assert len(response.json()["error"]["message"]) < 200
 
 
 async def test_a_body_too_large_is_413() -> None:
-    """The limit holds whether the length was declared or not."""
+    """The limit applies with Content-Length and with a chunked body."""
     async with direct_client(max_body_bytes=100) as client:
         declared = await client.post(COMPLETION, content=b"x" * 101)
 
@@ -260,7 +260,7 @@ async def test_a_body_too_large_is_413() -> None:
 
 
 async def test_unknown_routes_and_methods() -> None:
-    """404 and 405 have the same body; 405 says what would have been right."""
+    """404 and 405 have the error body; a 405 lists the allowed methods."""
     async with direct_client() as client:
         nowhere = await client.get("/v1/nothing")
         trailing = await client.post("/v1/completions/")

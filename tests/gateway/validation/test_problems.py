@@ -1,4 +1,4 @@
-"""The field that an error names, and the text that it quotes."""
+"""The `param` of an error and the value that its message quotes."""
 
 from __future__ import annotations
 

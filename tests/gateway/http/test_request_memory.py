@@ -1,8 +1,7 @@
-"""What a request leaves behind is freed at once, not when the garbage collector finds it.
+"""A finished request leaves no reference cycles: reference counting frees its objects.
 
-It looks at what has lived for long so seldom
-(`mesh.process.garbage_collection.MIDDLE_SECONDS`) that a few
-kilobytes in a cycle, times the requests until then, would be all of the memory.
+Collections of the older generations are rare (`mesh.process.garbage_collection.MIDDLE_SECONDS`):
+a cycle of a few kilobytes per request would fill the memory until the next one.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ NUM_REQUESTS = 5
 
 @contextmanager
 def garbage(found: list[object]) -> Iterator[None]:
-    """Appends what only the collector could free of what the block made."""
+    """Append to `found` the objects of the block that only the garbage collector can free."""
     gc.collect()
     gc.disable()
     try:
@@ -44,10 +43,10 @@ def garbage(found: list[object]) -> Iterator[None]:
         gc.enable()
 
 
-def ours(found: list[object]) -> list[str]:
-    """What belongs to one request among them, and tasks of it, which hold much.
+def of_requests(found: list[object]) -> list[str]:
+    """Names of the objects and tasks in `found` that belong to one request.
 
-    A gateway of an earlier test may be freed meanwhile, so not everything of ours counts.
+    Objects of a gateway are not counted: that of an earlier test may be freed meanwhile.
     """
     kinds = (
         EventStream,
@@ -64,7 +63,7 @@ def ours(found: list[object]) -> list[str]:
 
 
 async def request(gateway: GatewayServer, name: str, *, whole: bool) -> None:
-    """Asks, and reads the answer to its end or leaves after its first line."""
+    """Send a request; read the whole response, or disconnect after its first line."""
     async with connection(gateway, name) as (reader, _):
         if whole:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -81,28 +80,28 @@ async def request(gateway: GatewayServer, name: str, *, whole: bool) -> None:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_an_answer_leaves_nothing(
+async def test_a_response_leaves_no_cycles(
     gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
 ) -> None:
-    """Streamed or not."""
+    """Neither a streamed nor a plain response leaves garbage."""
     orchestrator.script = Script(deltas=tuple("abc"))
-    await request(gateway, name, whole=True)  # makes what is made once
+    await request(gateway, name, whole=True)  # creates objects that later requests share
     found: list[object] = []
     with garbage(found):
         for _ in range(NUM_REQUESTS):
             await request(gateway, name, whole=True)
-    assert ours(found) == []
+    assert of_requests(found) == []
 
 
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name.endswith("stream")])
-async def test_a_client_that_leaves_takes_everything_along(
+async def test_a_disconnect_leaves_no_cycles(
     gateway: GatewayServer, orchestrator: FakeOrchestrator, name: str
 ) -> None:
-    """The error that ends its request holds no frames, and they not the error."""
+    """The exception that ends the request is in no cycle with its stack frames."""
     orchestrator.script = Script(seconds_before_delta=0.01, endless=True)
     await request(gateway, name, whole=False)
     found: list[object] = []
     with garbage(found):
         for _ in range(NUM_REQUESTS):
             await request(gateway, name, whole=False)
-    assert ours(found) == []
+    assert of_requests(found) == []
