@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inference.engine.errors import ModelLoadError
+from mesh.protocol.sampling_params import BOUNDS
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -189,8 +193,17 @@ def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
     # values that the model's authors chose for sampling become defaults.
     if not generation.get("do_sample"):
         return {}
-    given = {name: generation.get(name) for name in _SAMPLING_DEFAULTS}
-    return {name: value for name, value in given.items() if value is not None}
+    defaults: dict[str, float] = {}
+    for name in _SAMPLING_DEFAULTS:
+        value = generation.get(name)
+        if value is None:
+            continue
+        if isinstance(value, int | float) and BOUNDS[name].allow(value):
+            defaults[name] = value
+        else:  # as a default it would make every request fail that does not set the parameter
+            limit = f"{name} must be {BOUNDS[name].limit}"
+            logger.warning("default in generation_config.json ignored", extra={"reason": limit})
+    return defaults
 
 
 def _read_json(path: Path, *, required: bool) -> dict[str, Any]:

@@ -104,6 +104,18 @@ def test_both_layouts_of_the_config_are_read(folder: Path) -> None:
     assert old.rope_scaling.factor == 8.0
 
 
+def test_sampling_defaults_out_of_bounds_are_ignored_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A default that no request may send must not become the default of every request."""
+    change_config(
+        folder, "generation_config.json", do_sample=True, temperature=2.5, top_p=0.9, top_k="all"
+    )
+    assert load_config(folder).default_sampling == {"top_p": 0.9}
+    reasons = [vars(record)["reason"] for record in caplog.records]
+    assert reasons == ["temperature must be between 0 and 2", "top_k must be at least 0"]
+
+
 @pytest.mark.parametrize(("eos", "expected"), [(3, (3,)), ([3, 4], (3, 4)), (None, ())])
 def test_eos_ids_are_one_several_or_none(folder: Path, eos: Any, expected: tuple[int, ...]) -> None:
     """Without generation_config.json the ids come from config.json."""
