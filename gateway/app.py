@@ -47,7 +47,7 @@ def build_app(dependencies: Dependencies) -> Router:
     """The application of one gateway."""
     settings = dependencies.settings
     routes = [*_api_routes(dependencies), *_page_routes(settings.trace_url_template)]
-    # Generated at the first request for it: it takes longer than building the application.
+    # Generated at the first request: that is slower than the rest of this function.
     document = cache(lambda: openapi(routes, secured=dependencies.keys.required))
 
     async def describe(request: Request) -> Response:

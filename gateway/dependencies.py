@@ -36,7 +36,7 @@ class Dependencies:
     resumable_streams: ResumableStreams
 
     def cancel_scope(self, request: Request) -> CancelScope:
-        """A block that is cancelled when the client disconnects; the body must have been read."""
+        """A scope that is cancelled when the client disconnects; the body must have been read."""
         return CancelScope(request.receive, self.drain)
 
     def event_stream(
@@ -48,7 +48,7 @@ class Dependencies:
 
 
 async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First:
-    """Return the first event, which says that the request is accepted. Raises MeshError."""
+    """Return the first event: the request is accepted. Raises MeshError."""
     event = await anext(events)
     if not isinstance(event, kind):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)

@@ -1,1 +1,1 @@
-"""The endpoints, one a file."""
+"""The HTTP endpoints, one per module."""

@@ -59,10 +59,10 @@ class SearchEndpoint:
             raise HttpError(404, f"there is no stream {stream[:80]!r}", code="not_found")
         return Response(status_code=204)
 
-    async def _answer(self, request: Request, asked: SearchRequest) -> Response | EventStream:
-        if asked.streaming or EVENT_STREAM in headers_of(request.scope).get("accept", ""):
-            return self._stream(request, asked)
-        events = self._dependencies.orchestrator.search(asked.search())
+    async def _answer(self, request: Request, params: SearchRequest) -> Response | EventStream:
+        if params.streaming or EVENT_STREAM in headers_of(request.scope).get("accept", ""):
+            return self._stream(request, params)
+        events = self._dependencies.orchestrator.search(params.search())
         record = RequestRecord.of(request.scope)
         texts: list[str] = []
         async with self._dependencies.cancel_scope(request), aclosing(events):
@@ -77,7 +77,7 @@ class SearchEndpoint:
                     return json_response(_whole(found, "".join(texts), event))
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
-    def _stream(self, request: Request, asked: SearchRequest) -> Response | EventStream:
+    def _stream(self, request: Request, params: SearchRequest) -> Response | EventStream:
         resumable_streams = self._dependencies.resumable_streams
         headers = headers_of(request.scope)
         last_event_id = headers.get("last-event-id", "")
@@ -94,10 +94,10 @@ class SearchEndpoint:
         record = RequestRecord.of(request.scope)
 
         def make(id_prefix: str) -> AsyncGenerator[bytes]:
-            events = self._dependencies.orchestrator.search(asked.search())
+            events = self._dependencies.orchestrator.search(params.search())
             return _frames(events, record, id_prefix)
 
-        resumable = client_resumes(headers) if asked.resumable is None else asked.resumable
+        resumable = client_resumes(headers) if params.resumable is None else params.resumable
         if resumable and resumable_streams.accepts:
             frames, id_prefix = resumable_streams.start(make)
         else:
@@ -136,7 +136,7 @@ def _error_frame(id_prefix: str, error: MeshError) -> bytes:
 
 
 def _whole(found: SearchResults, summary: str, finish: SummaryFinish) -> dict[str, object]:
-    """The answer without streaming."""
+    """The fields of the response without streaming."""
     return {
         "query": found.query,
         "status": "completed",

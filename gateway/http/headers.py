@@ -19,9 +19,9 @@ _KEY = "gateway.http.headers"
 
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
-    """Header values by lower-case name, decoded once a request.
+    """Header values by lower-case name, decoded once per request.
 
-    The first value wins where a name occurs more than once.
+    The first value is used if a name occurs more than once.
     """
     headers: dict[str, str] | None = scope.get(_KEY)
     if headers is None:

@@ -47,7 +47,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_headers:
             self._num_bytes += len(data)
         super().data_received(data)
-        # The parser holds a header that has not ended and calls no callback for it.
+        # The parser buffers an incomplete header and calls no callback for it.
         if self._in_headers and self._num_bytes > MAX_HEADER_BYTES and not self._is_closing:
             self._refuse(431)
 
@@ -74,7 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for everything that its parser refuses."""
+        """Called by uvicorn when its parser rejects the request."""
         self._refuse(431 if self._too_large else 400)
 
     @property

@@ -16,7 +16,7 @@ UNMATCHED = "unmatched"
 """Metric label of paths without a route: clients choose paths, so they cannot be labels."""
 
 UNWATCHED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
-"""Polled by probes and scrapers: no span, no access line, no metrics."""
+"""Polled by probes and scrapers: no span, no access log line, no metrics."""
 
 _KEY = "gateway.route"
 

@@ -39,7 +39,7 @@ IDLE_CONNECTION_SECONDS = 75
 """Longer than load balancers' keep-alive, so that the gateway never closes during a request."""
 
 SEND_BUFFER_BYTES = 128 * 1024
-"""Size of the kernel's send buffer; text needs no more, however far away the client is."""
+"""Size of the kernel's send buffer, enough for a stream of text at any round-trip time."""
 
 CHECK_SECONDS = 1.0
 """Interval of checks whether the certificate's files changed."""
@@ -129,7 +129,7 @@ class GatewayServer:
         await self._server.serve([self._socket])
 
     async def drain(self) -> int:
-        """Shut down in order; returns the number of requests that were cut off."""
+        """Shut down gracefully; return the number of requests that were cut off."""
         drain = self.dependencies.drain
         drain.begin()
         cut_off = 0
@@ -170,7 +170,7 @@ class GatewayServer:
 async def running(
     settings: GatewaySettings,
 ) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
-    """A gateway that listens and serves inside the block, and drains when it is left."""
+    """Run a gateway inside the block, and drain it at the end."""
     keys = _key_ring(settings)
     channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings), balanced=True)
     orchestrator, drain = Orchestrator(channel), Drain()

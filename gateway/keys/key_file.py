@@ -148,10 +148,10 @@ def entry(name: str, key: str, limits: Limits = NO_LIMITS) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m gateway.keys new NAME`: prints the key once, to standard output."""
-    parser = argparse.ArgumentParser("python -m gateway.keys", description="Makes API keys.")
+    parser = argparse.ArgumentParser("python -m gateway.keys", description="Create API keys.")
     commands = parser.add_subparsers(required=True)
     new = commands.add_parser("new", help="create a key and print it once")
-    new.add_argument("name", help="whose it is: letters, digits, _ and -")
+    new.add_argument("name", help="name of the key: letters, digits, _ and -")
     new.add_argument(
         "--file", type=Path, help="key file to add the key to; without it the entry is printed"
     )
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     key = new_key()
     table = entry(given.name, key, limits)
     try:
-        _key(given.name, tomllib.loads(table)[given.name])  # the limits are ones it may have
+        _key(given.name, tomllib.loads(table)[given.name])  # validates the limits
         if given.file is not None:
             _append(given.file, given.name, table)
     except KeyFileError as error:

@@ -47,9 +47,9 @@ class AuthMiddleware:
         if scheme.lower() != "bearer" or not token.strip():
             raise MeshError(
                 ErrorKind.UNAUTHENTICATED,
-                "this server asks for an API key: send the header 'Authorization: Bearer KEY'",
+                "an API key is required: send the header 'Authorization: Bearer KEY'",
             )
         key = self._keys.find(token.strip())
         if key is None:
-            raise MeshError(ErrorKind.UNAUTHENTICATED, "the API key is not known to this server")
+            raise MeshError(ErrorKind.UNAUTHENTICATED, "the API key is invalid")
         return key

@@ -1,4 +1,4 @@
-"""The outermost middleware: request id, deadline, span, metrics, access line, error answers."""
+"""The outermost middleware: request id, deadline, span, metrics, access log, error responses."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 
 
 class ObserveMiddleware:
-    """Runs each request in its context and answers what it raises.
-
-    It is the only place where an exception becomes a response.
-    """
+    """Runs each request in its context and turns every exception into a response."""
 
     def __init__(
         self,
@@ -39,14 +36,14 @@ class ObserveMiddleware:
         first_token_seconds: float | None = None,
         idle_seconds: float | None = None,
     ) -> None:
-        """For the whole answer, for its first token and for each next one; None: no own limit."""
+        """Timeouts of the whole response, of its first token and between tokens; None: no limit."""
         self._app = app
         self._timeout_seconds = timeout_seconds
         self._first_token_seconds = first_token_seconds
         self._idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -87,7 +84,7 @@ class ObserveMiddleware:
 
 
 class _Responder:
-    """Sends, with the request's ids in the headers, and notes the status."""
+    """Sends a response with the request's ids in its headers, and records its status."""
 
     def __init__(self, scope: Scope, send: Send, request_id: str, trace_id: str) -> None:
         self._scope = scope
@@ -106,7 +103,7 @@ class _Responder:
         await self._send(message)
 
     def _headers(self) -> dict[str, str]:
-        """What an answer has beside its own; no answer has any of these."""
+        """Headers that the gateway adds to the response; endpoints set none of these."""
         headers = {**self._ids, **cors_headers(self._scope)}
         ignored = RequestRecord.of(self._scope).ignored
         if ignored:

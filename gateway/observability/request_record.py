@@ -1,4 +1,4 @@
-"""The account of one HTTP request, from which access line, metrics and span are made."""
+"""The record of one HTTP request, the source of its access log line, metrics and span."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RequestRecord:
     status: int = 0
     arrived: float = field(default_factory=time.monotonic)
     error: ErrorKind | None = None
-    """Why the request failed, also where the status had been sent before."""
+    """Why the request failed, also after the status was sent."""
     ignored: Sequence[str] = ()
     """Unknown fields of the body."""
     usage: UsageTotal = field(default_factory=lambda: UsageTotal(None, 0))
@@ -53,13 +53,13 @@ class RequestRecord:
 
     @property
     def model(self) -> str:
-        """The name of the model that answers; empty while it is unknown."""
+        """The name of the served model; empty while it is unknown."""
         request = current_request()
         return str(request.fields.get("model", "")) if request is not None else ""
 
     @property
     def error_type(self) -> str:
-        """A bounded word for metrics; empty if the request succeeded."""
+        """Value of the metrics' error label, one of few; empty if the request succeeded."""
         if self.error is not None:
             return self.error.value
         if self.status == CLIENT_CLOSED_REQUEST:
@@ -71,16 +71,16 @@ class RequestRecord:
         scope[_KEY] = self
 
     def accept(self, route: str, started: Sequence[GenerationStarted] = (), n: int = 1) -> None:
-        """The orchestrator accepted the request; a search reports its prompt's tokens last.
+        """Record the acceptance by the orchestrator; a search reports its prompt tokens at its end.
 
-        Each prompt has `n` choices, which follow one another in `started`; it counts once.
+        Each prompt has `n` consecutive choices in `started`; its tokens are counted once.
         """
         self._route = route
         prompt_tokens = sum(each.prompt_tokens for each in started[::n]) if started else None
         self.usage = UsageTotal(prompt_tokens, max(len(started), 1), n)
 
     def delta(self, index: int, delta: Delta) -> None:
-        """A delta of choice `index` is about to be streamed to the client."""
+        """Record a delta of choice `index`, before it is sent."""
         self.usage.add(index, delta)
         if self._first_text is None:
             self._first_text, self._first_text_ns = time.monotonic(), time.time_ns()
@@ -88,7 +88,7 @@ class RequestRecord:
             self._report_first_text()
 
     def finish(self, index: int, finish: GenerationFinish) -> None:
-        """Choice `index` is complete."""
+        """Record that choice `index` is complete."""
         self.usage.finish(index, finish)
         num_tokens = finish.usage.completion_tokens
         if self._first_text is not None and num_tokens > 1:
@@ -96,7 +96,7 @@ class RequestRecord:
             metrics.observe_time_per_output_token(self._route, self.model, per_token)
 
     def fail(self, error: MeshError | HttpError) -> None:
-        """The request failed, before or after its first byte."""
+        """Record a failure, before or after the first byte."""
         if isinstance(error, HttpError):
             annotate(error=error.message)
             return
@@ -106,7 +106,7 @@ class RequestRecord:
         self.error = error.kind
 
     def end(self) -> None:
-        """The response has ended: report what is left to report to log and span."""
+        """Record the end of the response, and add the remaining fields to log and span."""
         if self._first_text is not None and not self._first_text_reported:
             self._report_first_text()
         annotate(**self.usage.log_fields())

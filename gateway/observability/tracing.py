@@ -22,7 +22,7 @@ from mesh.observability.semconv import Outcome
 def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
     """Start the current span of a request, a child of the caller's `traceparent`.
 
-    The query string is left out: it holds what people search for.
+    The query string is not recorded: it contains what the user searches for.
     """
     unrecorded = telemetry.span_if_unrecorded(headers)
     return _http_span(scope, headers) if unrecorded is None else unrecorded

@@ -7,7 +7,7 @@ from mesh.protocol.finish import GenerationFinish
 
 
 class UsageTotal:
-    """Counts tokens as they arrive, so that it is correct when a client leaves early."""
+    """Counts tokens as they arrive, so that it is correct after an early disconnect."""
 
     def __init__(self, prompt_tokens: int | None, num_choices: int = 1, n: int = 1) -> None:
         """`prompt_tokens` is None until the finish reports it; each prompt has `n` choices."""
@@ -35,12 +35,12 @@ class UsageTotal:
         if self.prompt_tokens is None:
             self.prompt_tokens = finish.usage.prompt_tokens
         if index % self._n == 0:
-            # The other choices of a prompt find most of it in the cache because of this one.
+            # The first choice of a prompt caches it for the others, whose hits are not counted.
             self._cached_tokens += finish.usage.cached_tokens
         self._finish_reasons.add(finish.reason)
 
     def log_fields(self) -> dict[str, object]:
-        """Fields of the access line; what is not known yet is left out."""
+        """Fields of the access log line, without those that are unknown."""
         fields: dict[str, object] = {}
         if self.prompt_tokens is not None:
             fields["prompt_tokens"] = self.prompt_tokens

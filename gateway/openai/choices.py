@@ -22,7 +22,7 @@ class Accepted(NamedTuple):
 
     @property
     def model(self) -> str:
-        """The model that answers."""
+        """The name of the served model."""
         return self.started[0].model
 
 
@@ -37,9 +37,9 @@ Events: TypeAlias = AsyncGenerator[Accepted | ChoiceEvent]
 
 
 async def accepted_event(events: Events) -> Accepted:
-    """Return the first event, which says that the request is accepted. Raises MeshError."""
+    """Return the first event: the request is accepted. Raises MeshError."""
     event = await anext(events)
-    assert isinstance(event, Accepted), "the first event accepts"
+    assert isinstance(event, Accepted), "the first event must be Accepted"
     return event
 
 

@@ -1,1 +1,1 @@
-"""What clients send and get, as pydantic models: the source of validation and of OpenAPI."""
+"""Requests and responses as pydantic models, used for validation and for OpenAPI."""

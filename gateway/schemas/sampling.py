@@ -69,7 +69,7 @@ class StreamOptions(Body):
 class SamplingFields(Body):
     """OpenAI's sampling parameters, and vLLM's names for those that OpenAI does not have.
 
-    A parameter that is left out takes the served model's default (generation_config.json), or
+    An absent parameter has the served model's default (generation_config.json), or
     else the default named here.
     """
 

@@ -114,7 +114,7 @@ class SearchAnswer(Answer):
 
 
 class Problem(Answer):
-    """A reason to refuse the search."""
+    """A reason to reject the search."""
 
     param: str = Field(description="The field at fault.")
     message: str = Field(description="The field, the limit and the given value.")

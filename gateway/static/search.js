@@ -163,8 +163,8 @@ function count(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-const asked = new URLSearchParams(location.search).get("q");
-if (asked?.trim()) {
-  query.value = asked;
-  search(asked.trim());
+const urlQuery = new URLSearchParams(location.search).get("q");
+if (urlQuery?.trim()) {
+  query.value = urlQuery;
+  search(urlQuery.trim());
 }

@@ -1,1 +1,1 @@
-"""Server-sent events: framing, writing, resumption, and what happens when a client disconnects."""
+"""Server-sent events: framing, writing, resumption, cancellation on disconnect."""

@@ -27,7 +27,7 @@ class CancelScope:
     def __init__(
         self, receive: Receive, drain: Drain, is_answered: Callable[[], bool] = bool
     ) -> None:
-        """`is_answered` says whether the response is complete, so that a disconnect is expected."""
+        """`is_answered` returns whether the response is complete; a disconnect is expected then."""
         self._receive = receive
         self._is_answered = is_answered
         self._drain = drain
@@ -55,8 +55,8 @@ class CancelScope:
         if self._timer is not None:
             self._timer.cancel()
         self._watcher.cancel()
-        # Both references are dropped: an exception, also a task's last one, holds its frames,
-        # and they hold this object, until the garbage collector runs.
+        # Drop both references: an exception, also that of a task, references its stack frames,
+        # and they reference this object. Only the garbage collector could free such a cycle.
         del self._watcher
         reason, self._reason = self._reason, None
         if reason is not None:

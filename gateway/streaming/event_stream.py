@@ -63,8 +63,8 @@ class EventStream:
             writer.close()
 
     async def _send(self, writer: EventWriter, receive: Receive) -> None:
-        interruption = CancelScope(receive, self._drain, lambda: writer.complete)
-        async with interruption, aclosing(self._frames) as frames:
+        cancel_scope = CancelScope(receive, self._drain, lambda: writer.complete)
+        async with cancel_scope, aclosing(self._frames) as frames:
             first = await anext(frames)
             with metrics.STREAMS_ACTIVE.track_inprogress():
                 writer.start(HEADERS)

@@ -54,7 +54,7 @@ class EventWriter:
         self._loop = asyncio.get_running_loop()
         self._last_sent = self._loop.time()
         self._task = asyncio.create_task(self._run(headers), name="event writer")
-        self._timer = self._loop.call_later(self._keep_alive_seconds, self._fill_silence)
+        self._timer = self._loop.call_later(self._keep_alive_seconds, self._keep_alive)
 
     async def write(self, frame: bytes) -> None:
         """Queue a frame; waits while too much is pending. Raises the exception of a failed send."""
@@ -85,7 +85,7 @@ class EventWriter:
         """Cancel the sending task and the timer."""
         if self._timer is not None:
             self._timer.cancel()
-        # A cancelled task holds its exception, which holds its frames, which hold this object.
+        # Drop the task: its exception references stack frames, which reference this object.
         task, self._task = self._task, None
         if task is not None and not task.cancel() and not task.cancelled():
             task.exception()  # `write` or `finish` has raised it, if either was called
@@ -120,11 +120,11 @@ class EventWriter:
         self._last_sent = self._loop.time()
         self.complete = last
 
-    def _fill_silence(self) -> None:
+    def _keep_alive(self) -> None:
         # One timer for each stream, not for each frame: it checks when the last frame was sent.
         silence = self._loop.time() - self._last_sent
         if silence >= self._keep_alive_seconds:
             if not (self._sending or self._pending or self._finishing):
                 self._put(KEEP_ALIVE)
             silence = 0.0
-        self._timer = self._loop.call_later(self._keep_alive_seconds - silence, self._fill_silence)
+        self._timer = self._loop.call_later(self._keep_alive_seconds - silence, self._keep_alive)

@@ -68,7 +68,7 @@ class ReplayBuffer:
         """
         me = self._reader = object()
         self._stop_timer()
-        self._grown.set()  # the reader before sees that it is none any more
+        self._grown.set()  # wakes the previous reader, which then ends
         self._rewind(begin)
         try:
             while self._reader is me:

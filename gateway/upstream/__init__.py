@@ -1,1 +1,1 @@
-"""The gateway's client of the orchestrator, and the only place here that knows protobuf."""
+"""The client of the orchestrator; no other package of the gateway uses protobuf types."""

@@ -42,7 +42,7 @@ logger = logging.getLogger("gateway.upstream.client")
 
 SERVICE = "mesh.v1.OrchestratorService"
 
-Asked = TypeVar("Asked")
+Value = TypeVar("Value")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -100,12 +100,12 @@ class Orchestrator:
 
 async def _events(
     call: grpc.aio.UnaryStreamMultiCallable[Request, Response],
-    asked: Asked,
-    request_of: Callable[[Asked], Request],
+    value: Value,
+    request_of: Callable[[Value], Request],
     events_of: Callable[[Response], list[Event]],
 ) -> AsyncGenerator[Event]:
     last: Event | None = None
-    request = request_of(asked)
+    request = request_of(value)
     charge = TokenCharge()
     async with open_stream(call, request) as responses:
         async for response in responses:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class FieldError(ValueError):
-    """A request field has a value that its validator refuses.
+    """A request field has a value that its validator rejects.
 
     `requirement` is the message without the field's name, such as `must be 'text', given "x"`.
     `path` leads from the validated value to the field: empty for the value itself,

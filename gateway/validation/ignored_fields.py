@@ -19,7 +19,7 @@ def ignored_fields(given: Mapping[str, object], model: BaseModel) -> list[str]:
 
 def ignored_header(names: Sequence[str]) -> str:
     """The header's value: at most 20 names, comma-separated, ASCII; "..." if there are more."""
-    shown = [_spelled(name) for name in names[:MAX_NAMES]]
+    shown = [_escaped(name) for name in names[:MAX_NAMES]]
     return ", ".join([*shown, *(["..."] if len(names) > MAX_NAMES else [])])
 
 
@@ -45,7 +45,7 @@ def _known(model: type[BaseModel]) -> Mapping[str, str]:
     return {info.alias or name: name for name, info in model.model_fields.items()}
 
 
-def _spelled(name: str) -> str:
+def _escaped(name: str) -> str:
     """Escape a name for a header: clients may use line ends and commas."""
     text = name[:MAX_NAME_CHARACTERS].encode("ascii", "backslashreplace").decode()
     return "".join(c if c.isprintable() and c != "," else "?" for c in text)
