@@ -48,7 +48,7 @@ class Dependencies:
 
 
 async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First:
-    """Return the first event: the request is accepted. Raises MeshError."""
+    """Return the first event, which reports that the request is accepted. Raises MeshError."""
     event = await anext(events)
     if not isinstance(event, kind):
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)

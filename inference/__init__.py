@@ -1,1 +1,1 @@
-"""The inference service: token ids in, token ids out. It knows no text at all."""
+"""The inference service: token ids in, token ids out. It does not handle text."""

@@ -1,6 +1,6 @@
 """A load generator that reads many concurrent SSE streams with little CPU time.
 
-It shares the cores with the services, so it does not parse the streams: it looks for the first
+It shares the cores with the services, so it does not parse the streams: it searches for the first
 event, and for the usage in the last bytes.
 """
 

@@ -37,7 +37,7 @@ Events: TypeAlias = AsyncGenerator[Accepted | ChoiceEvent]
 
 
 async def accepted_event(events: Events) -> Accepted:
-    """Return the first event: the request is accepted. Raises MeshError."""
+    """Return the first event, which reports that the request is accepted. Raises MeshError."""
     event = await anext(events)
     assert isinstance(event, Accepted), "the first event must be Accepted"
     return event

@@ -56,7 +56,7 @@ class Engine:
             sequence.matcher = self._vocabulary.matcher(constraint)
 
     def add(self, sequence: Sequence) -> None:
-        """Admit a sequence to the waiting queue. Raises `EngineError`, and then keeps nothing."""
+        """Admit a sequence to the waiting queue. If it raises `EngineError`, nothing was added."""
         self.prepare(sequence)
         num_live = self._scheduler.num_running + self._scheduler.num_waiting
         self.admission.admit(sequence, num_live=num_live)

@@ -183,7 +183,7 @@ class AsyncEngine:
         self._command(lambda engine: self._free(engine, request_id, cancelled))
 
     def _command(self, command: Command) -> bool:
-        """Pass a command to the thread; False if it has taken its last."""
+        """Pass a command to the thread; False if the thread has closed."""
         with self._wake:
             if self._closed is not None:
                 return False
@@ -209,8 +209,8 @@ class AsyncEngine:
             metrics.observe_cancelled(output.finish, cancelled)
 
     def _set_up_thread(self) -> None:
-        # Threads that answer requests go before those that compute. The threads of the native
-        # decoder inherit both settings.
+        # Threads that serve requests have priority over threads that compute. The native decoder's
+        # threads inherit both settings.
         cpu_scheduling.reset_slice()
         if self._on_cpu:
             lower_priority()
@@ -237,7 +237,7 @@ class AsyncEngine:
         self._close(engine, loop)
 
     def _close(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the last commands, and end every sequence."""
+        """Run the commands that are left, refuse further ones, and end every sequence."""
         cause = EngineUnavailable(
             "the engine has stopped" if engine.healthy else "the engine broke"
         )

@@ -92,7 +92,7 @@ class StepLoop:
         return [] if plan is None else self._finish(self._launch(plan))
 
     def run_overlapped(self) -> list[StepOutput]:
-        """Finish the step in flight, after the next one is launched where that is possible."""
+        """Launch the next step if possible, then finish the step in flight."""
         step, self._in_flight = self._in_flight, None
         if step is None or step.plan.is_finished:
             plan = self._schedule()

@@ -162,7 +162,7 @@ class Scheduler:
     def abort(
         self, request_id: str, now: float, error: EngineError | None = None
     ) -> StepOutput | None:
-        """End a sequence and free its blocks, between two steps; None if it is not here."""
+        """End a sequence and free its blocks, between two steps; None if it has already ended."""
         sequence = self.find(request_id)
         if sequence is None:
             return None

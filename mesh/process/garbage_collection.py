@@ -1,10 +1,11 @@
-"""Runs Python's garbage collector on a timer, a little at a time.
+"""Runs Python's garbage collector on a timer, so that each collection is short.
 
-A collection of the youngest generation visits every object that was made since the last one and
-is still alive, and it pauses all streams meanwhile. By default Python starts one after a number
-of allocations. In a service that allocates and frees at the same rate that is seldom, and then
-the generation is large: up to 50 ms with a thousand streams. On a timer it stays small. Most
-garbage consists of the seven objects in reference cycles that each served gRPC call leaves.
+A collection of the youngest generation visits every object that was created since the previous
+collection and is still alive; all streams pause meanwhile. By default Python starts a collection
+when allocations exceed deallocations by a threshold. A service that allocates and frees at the
+same rate reaches it rarely, so the generation grows: a collection then takes up to 50 ms with a
+thousand streams. On a timer the generation stays small. Most garbage consists of the seven objects
+in reference cycles that each served gRPC call leaves.
 """
 
 from __future__ import annotations

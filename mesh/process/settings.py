@@ -156,7 +156,7 @@ def _describe(settings: type[ServiceSettings], problem: object) -> str:
     if not field:
         return f"{variable}: {message}"
     if _is_secret(settings, field):
-        # Neither the value nor pydantic's message, which may quote it.
+        # Omits the value, and pydantic's message, which may quote the value.
         return f"{variable}: is not valid (the value is a secret and not shown)"
     return f"{variable}={problem['input']!r}: {message}"
 

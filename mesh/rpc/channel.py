@@ -119,7 +119,7 @@ class ResponseStream(Generic[Response]):
         return cast("Response", response)
 
     def has_last(self) -> None:
-        """Note that the last message has been read: only the status is missing."""
+        """Record that the last message has been read, and only the status is missing."""
         self._has_last = True
 
     async def complete(self) -> bool:
@@ -178,8 +178,8 @@ class open_stream(Generic[Request, Response]):
         try:
             if not isinstance(error, asyncio.CancelledError):
                 self._span.complete = await self._responses.complete()
-        except BaseException as interruption:
-            self._end(interruption)
+        except BaseException as failure:
+            self._end(failure)
             raise
         self._end(error)
 

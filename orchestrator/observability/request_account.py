@@ -63,15 +63,15 @@ class RequestAccount:
         return Usage(self.prompt_tokens, self.completion_tokens)
 
     def accepted(self) -> None:
-        """The request holds a permit. It counts as cancelled unless it succeeds or fails."""
+        """Record the admission. The outcome is cancelled until success or failure is recorded."""
         self.outcome = metrics.CANCELLED
 
     def chosen(self, model: ModelInfo) -> None:
-        """The model that answers is known."""
+        """Record the model that answers."""
         self.model = model.name
 
     def encoded(self, num_tokens: int, operation: str) -> None:
-        """A prompt, or a batch of inputs to embed, was encoded."""
+        """Record the tokens of an encoded prompt, or of a batch of inputs to embed."""
         self.operation = operation
         self.prompt_tokens += num_tokens
         metrics.PROMPT_TOKENS.inc(num_tokens)
@@ -89,41 +89,41 @@ class RequestAccount:
                 self.generation.set_result(self.usage, self.finish)
 
     def generated(self, num_tokens: int) -> None:
-        """Tokens arrived from a replica."""
+        """Record tokens that arrived from a replica."""
         self.completion_tokens += num_tokens
         metrics.GENERATION_TOKENS.inc(num_tokens)
 
     def delta(self, delta: Delta) -> None:
-        """A delta is about to be sent."""
+        """Record a delta, before it is sent."""
         if self.ttft_seconds is None:
             self.ttft_seconds = self.age_seconds
             self._unreported_ttft = True
         self.generation.text(delta.text)
 
     def failover(self, address: str, error: MeshError, num_tokens: int) -> None:
-        """The replica at `address` was lost after `num_tokens`; another one will be tried."""
+        """Record that the replica at `address` was lost after `num_tokens`."""
         self.generation.failover(address, error, num_tokens)
 
     def finished(self, finish: GenerationFinish) -> None:
-        """The generation ended."""
+        """Record the finish of the generation."""
         self.finish = finish
 
     def end_early(self, reason: FinishReason) -> GenerationFinish:
-        """The generation was ended here, not by the engine; returns the finish to send."""
+        """Record that the orchestrator ended the generation; returns the finish to send."""
         self.finish = GenerationFinish(reason, self.usage)
         return self.finish
 
     def succeeded(self) -> None:
-        """The response is complete."""
+        """Record that the response is complete."""
         self.outcome = metrics.OK
 
     def failed(self, kind: ErrorKind) -> None:
-        """The request ended with an error. A refusal at admission stays a refusal."""
+        """Record an error. The outcome of a request that was not admitted stays `refused`."""
         if self.outcome != metrics.REFUSED_AT_ADMISSION:
             self.outcome = kind.value
 
     def report_first_text(self) -> None:
-        """Reports the time to first token, once. Called after sending, off the token's path."""
+        """Report the time to first token, once. Call it after sending, to delay no token."""
         if not self._unreported_ttft or self.ttft_seconds is None:
             return
         self._unreported_ttft = False
@@ -134,7 +134,7 @@ class RequestAccount:
         self.generation.first_text(self.arrived + seconds, timestamp)
 
     def report(self) -> None:
-        """Reports the request's end to metrics and to the access log line. Called once."""
+        """Report the request's end to metrics and to the access log line. Called once."""
         self.report_first_text()
         self._observe()
         if self.model:

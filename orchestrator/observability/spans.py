@@ -32,7 +32,7 @@ class GenerationSpan:
         self._texts: list[str] | None = [] if captures_content else None
 
     def text(self, text: str) -> None:
-        """Text is about to be sent; kept only if the span captures content."""
+        """Collects text for the span, if the span captures content."""
         if self._texts is not None:
             self._texts.append(text)
 

@@ -22,7 +22,7 @@ FIRST_OPEN_SECONDS = 1.0
 MAX_OPEN_SECONDS = 30.0
 
 SLOW_START_SECONDS = 10.0
-MIN_WARMTH = 0.1
+MIN_LOAD_SHARE = 0.1
 
 
 class Circuit:
@@ -40,7 +40,7 @@ class Circuit:
         return self._opened is not None and self._since(self._opened) < self._open_seconds
 
     def success(self) -> None:
-        """A stream succeeded."""
+        """Records a stream that succeeded; closes a half-open circuit."""
         if self.is_open:
             return  # the stream began before the circuit opened
         if self._opened is not None:
@@ -51,7 +51,7 @@ class Circuit:
         self._outcomes.append(True)
 
     def failure(self) -> bool:
-        """A stream failed; returns whether this opens the circuit."""
+        """Records a stream that failed; returns whether this opens the circuit."""
         if self.is_open:
             return False  # streams that fail together count as one failure
         half_open = self._opened is not None
@@ -73,21 +73,21 @@ class Circuit:
         return time.monotonic() - when
 
 
-class Warmth:
-    """Slow start: an engine that has just become ready gets a tenth of its share at first.
+class SlowStart:
+    """Limits the load of an engine that has just become ready, for `SLOW_START_SECONDS`.
 
-    Its caches are cold, and it may not work yet.
+    Its caches are cold, and its first requests may fail.
     """
 
     def __init__(self) -> None:
         self._since = time.monotonic()
 
     def restart(self) -> None:
-        """The engine has just become ready."""
+        """Starts again with `MIN_LOAD_SHARE`, because the engine has just become ready."""
         self._since = time.monotonic()
 
     @property
     def share(self) -> float:
-        """Fraction of the full load, rising from `MIN_WARMTH` to 1."""
+        """Fraction of the full load, rising from `MIN_LOAD_SHARE` to 1."""
         passed = (time.monotonic() - self._since) / SLOW_START_SECONDS
-        return min(1.0, max(MIN_WARMTH, passed))
+        return min(1.0, max(MIN_LOAD_SHARE, passed))

@@ -18,7 +18,7 @@ from mesh.rpc.channel import ResponseStream, call_unary, open_channel, open_stre
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.circuit import Circuit, Warmth
+from orchestrator.routing.circuit import Circuit, SlowStart
 
 logger = logging.getLogger("orchestrator.replica")
 
@@ -85,7 +85,7 @@ class Replica:
         self.retired = False
         """No name resolves to it any more: it gets no new requests; running streams go on."""
         self.circuit = Circuit()
-        self.warmth = Warmth()
+        self.slow_start = SlowStart()
         self._serving = False
         self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
         self._on_change = on_change
@@ -111,7 +111,7 @@ class Replica:
                 except MeshError as error:
                     logger.debug("health watch failed", extra={"error": str(error)})
                 except Exception:
-                    # The watch must go on, or the replica would never become ready again.
+                    # The watch must continue, or the replica would never become ready again.
                     logger.exception(
                         "unexpected error in health watch", extra={"address": self.address}
                     )
@@ -122,7 +122,7 @@ class Replica:
             await self._channel.close()
 
     def suspect(self) -> None:
-        """A call has failed: not ready until a health update says so again."""
+        """Marks the replica as not ready after a failed call, until its health is known again."""
         self._set_serving(False)
         if self._updates is not None:
             # A health watch sends changes only; a new one sends the current state first.
@@ -174,7 +174,7 @@ class Replica:
         if serving != self._serving:
             self._serving = serving
             if serving:
-                self.warmth.restart()
+                self.slow_start.restart()
             else:
                 # It may serve another model when it comes back.
                 self.model = None

@@ -53,7 +53,7 @@ class Lease:
 
 
 class Replicas:
-    """All replicas of all models. None is found before `running` is entered."""
+    """All replicas of all models. Empty until `running` is entered."""
 
     def __init__(
         self, targets: Sequence[str], refresh_seconds: float, tls: TlsFiles = NO_TLS
@@ -125,10 +125,11 @@ class Replicas:
         if len(trusted) >= len(candidates) * MIN_TRUSTED:
             candidates = trusted
         num_tokens = len(token_ids)
-        # During its slow start a replica counts as busier than it is, relative to the others.
-        warmest = max(replica.warmth.share for replica in candidates)
+        # During its slow start a replica's load is scaled up, so that it gets fewer requests.
+        highest_share = max(replica.slow_start.share for replica in candidates)
         load = {
-            replica: (replica.outstanding_tokens + num_tokens) * (warmest / replica.warmth.share)
+            replica: (replica.outstanding_tokens + num_tokens)
+            * (highest_share / replica.slow_start.share)
             for replica in candidates
         }
         least = min(load.values())

@@ -31,7 +31,7 @@ _NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia"
 def install() -> bool:
     """Makes Triton use the launcher in this folder; returns False if there is none for it.
 
-    Without a precompiled launcher Triton looks for a compiler itself.
+    Without a precompiled launcher Triton searches for a compiler itself.
     """
     path = FOLDER / _file_name()
     if not path.is_file():

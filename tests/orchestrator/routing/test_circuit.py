@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.routing import circuit as circuit_module
-from orchestrator.routing.circuit import Circuit, Warmth
+from orchestrator.routing.circuit import Circuit, SlowStart
 from tests.clock import Clock
 from tests.orchestrator.fakes import SCRIPT, FakeInference, orchestrator
 from tests.orchestrator.routing.test_replicas import FakeReplica, replicas
@@ -74,21 +74,21 @@ def test_a_high_failure_rate_opens_it(clock: Clock) -> None:
 
 def test_a_new_engine_starts_slowly(clock: Clock) -> None:
     """From a tenth of its share to all of it."""
-    warmth = Warmth()
+    slow_start = SlowStart()
     shares = []
     for _ in range(5):
-        shares.append(warmth.share)
+        shares.append(slow_start.share)
         clock.now += 2.5
     assert shares == pytest.approx([0.1, 0.25, 0.5, 0.75, 1.0])
-    warmth.restart()
-    assert warmth.share == pytest.approx(0.1)
+    slow_start.restart()
+    assert slow_start.share == pytest.approx(0.1)
 
 
 def test_a_cold_engine_is_picked_when_the_warm_one_has_ten_times_as_much(clock: Clock) -> None:
     """During its slow start; then it needs only a lower load."""
     warm, cold = FakeReplica("a:1"), FakeReplica("b:1")
     clock.now += 60
-    cold.warmth.restart()
+    cold.slow_start.restart()
     made = replicas(warm, cold)
     prompt = list(range(10))
     warm.outstanding_tokens = 50

@@ -9,7 +9,7 @@ import pytest
 from mesh.errors import MeshError
 from mesh.rpc.targets import with_default_port
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.circuit import Circuit, Warmth
+from orchestrator.routing.circuit import Circuit, SlowStart
 from orchestrator.routing.replicas import Lease, Member, Replicas
 from orchestrator.settings import OrchestratorSettings
 
@@ -23,7 +23,7 @@ class FakeReplica:
         self.outstanding_tokens = 0
         self.ready = True
         self.circuit = Circuit()
-        self.warmth = Warmth()
+        self.slow_start = SlowStart()
 
 
 def replicas(*members: FakeReplica) -> Replicas:

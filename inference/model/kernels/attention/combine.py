@@ -55,7 +55,7 @@ def empty_softmax(ROWS: tl.constexpr, DIM: tl.constexpr) -> tl.tensor:
 def add_part(
     peak: tl.tensor, total: tl.tensor, sums: tl.tensor, logarithm: tl.tensor, result: tl.tensor
 ) -> tl.tensor:
-    """The state with one more part; a part without keys does not change a bit."""
+    """The state with one more part; a part without keys leaves every bit unchanged."""
     new_peak = tl.maximum(peak, logarithm)
     base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     decay = tl.exp2(peak - base)
