@@ -49,9 +49,10 @@ class InferenceSettings(ServiceSettings):
     )
     batch_invariance: Invariance = Field(
         Invariance.SEEDED,
-        description="Requests whose tokens on a GPU do not depend on what else is in the batch: "
-        "those with a seed, all, or none. Large steps with such requests are slower. No effect on "
-        "a CPU, where this always holds.",
+        description="Requests that use batch-invariant kernels on a GPU, so that their tokens do "
+        "not depend on other requests: seeded (those with a seed), all or none; the variable takes "
+        "lower case only. Large steps with such requests are slower. No effect on a CPU, where all "
+        "requests are batch-invariant.",
     )
     max_num_seqs: int = Field(
         64,

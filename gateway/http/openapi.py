@@ -42,10 +42,10 @@ def openapi(routes: Sequence[ApiRoute], *, secured: bool) -> Schema:
 
 def _schemas(routes: Sequence[ApiRoute]) -> Schema:
     operations = [route.operation for route in routes if route.operation is not None]
-    taken = [model for each in operations for model in (each.body, each.query) if model]
-    given = [each.answer for each in operations if each.answer] + [ErrorAnswer]
-    models = [(model, "validation") for model in taken] + [
-        (model, "serialization") for model in given
+    request_models = [model for each in operations for model in (each.body, each.query) if model]
+    response_models = [each.answer for each in operations if each.answer] + [ErrorAnswer]
+    models = [(model, "validation") for model in request_models] + [
+        (model, "serialization") for model in response_models
     ]
     _, document = models_json_schema(
         models,  # type: ignore[arg-type]

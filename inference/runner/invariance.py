@@ -1,4 +1,4 @@
-"""Batch invariance: requests whose tokens do not depend on what else runs in the batch.
+"""Batch invariance: requests whose tokens do not depend on other requests in the batch.
 
 GPU kernels usually sum floats in an order that depends on the number of rows. Batch-invariant
 kernels use a fixed order, and are slower for many rows. A step uses them if one of its sequences

@@ -124,7 +124,7 @@ class BlockManager:
         sequence.block_table.append(self._take_free())
         return True
 
-    def room_for_drafts(self, sequence: Sequence, most: int, *, num_reserved_blocks: int) -> int:
+    def allocate_drafts(self, sequence: Sequence, most: int, *, num_reserved_blocks: int) -> int:
         """Allocate blocks for up to `most` draft tokens; returns how many of them have room.
 
         Leaves `num_reserved_blocks` free for tokens that are certain.

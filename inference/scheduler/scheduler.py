@@ -249,7 +249,7 @@ class Scheduler:
                 continue
             drafts = self._drafter.draft(sequence, budget)
             if drafts:
-                room = self.block_manager.room_for_drafts(
+                room = self.block_manager.allocate_drafts(
                     sequence, len(drafts), num_reserved_blocks=len(self._running)
                 )
                 drafts = drafts[:room]

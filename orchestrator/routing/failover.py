@@ -102,7 +102,7 @@ class _Attempts:
         if self._num_broken >= MAX_LOST_REPLICAS:
             raise MeshError(
                 ErrorKind.UNAVAILABLE,
-                f"given up after {self._num_broken} engines were lost under this request",
+                f"given up after {self._num_broken} engines were lost while they ran this request",
                 retry_after=1.0,
             ) from error
         metrics.FAILOVERS.inc()
@@ -119,9 +119,8 @@ async def generate(
 ) -> AsyncGenerator[TokenChunk, None]:
     """Chunks of tokens; the last one has the finish. The first of each replica may be empty.
 
-    If a replica is lost, another one receives the prompt and the tokens so far and continues, with
-    the same penalties, seeds and limits, so that greedy output is identical. Raises MeshError once
-    there is no replica left to try.
+    If a replica is lost, another one continues from the prompt and the tokens so far, with the same
+    penalties, seeds and limits, so greedy output is identical. Raises MeshError if none is left.
     """
     attempts = _Attempts(replicas, model, prompt, active)
     span = active.account.generation.span

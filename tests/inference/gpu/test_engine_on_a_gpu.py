@@ -179,7 +179,7 @@ def test_the_cache_leaves_memory_for_steps(make_gpu_engine: MakeEngine) -> None:
     """The largest step runs after the cache is allocated."""
     engine = make_gpu_engine(kv_cache_tokens=0, max_num_seqs=64)
     free, total = torch.cuda.mem_get_info()
-    assert engine.load().kv_capacity_tokens == 64 * 512  # all that so many can ever have
+    assert engine.load().kv_capacity_tokens == 64 * 512  # the context of every sequence
     assert free < total
     run(engine, prompts(*[500] * 8), num_tokens=4, num_prompt_logprobs=5)
 
