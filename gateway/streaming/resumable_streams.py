@@ -58,11 +58,11 @@ def parse_event_id(text: str) -> Place:
         return Place(stream, 1, False)
     if place.isascii() and place.isdecimal() and len(place) <= _MAX_DIGITS:
         return Place(stream, int(place) + 2, False)
-    raise gone()
+    raise stream_gone()
 
 
-def gone() -> HttpError:
-    """The error for a stream that cannot be continued; an EventSource does not reconnect on it."""
+def stream_gone() -> HttpError:
+    """The error of a stream that cannot be resumed; an EventSource does not retry after 410."""
     message = "this stream has ended or cannot be resumed; search again"
     return HttpError(410, message, code="stream_gone")
 
@@ -109,7 +109,7 @@ class ResumableStreams:
         kept = self._find(place.stream)
         if kept is None or not kept.replay.has(place.begin):
             metrics.STREAMS_RESUMED.labels("gone").inc()
-            raise gone()
+            raise stream_gone()
         metrics.STREAMS_RESUMED.labels("resumed").inc()
         return kept.replay.read(place.begin)
 

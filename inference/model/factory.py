@@ -150,8 +150,8 @@ def _unsupported_weights(name: str, config: ModelConfig, device: torch.device) -
         "num_attention_heads * head_dim": config.num_heads * config.head_dim,
         "num_key_value_heads * head_dim": config.num_kv_heads * config.head_dim,
     }
-    odd = [f"{name} {size}" for name, size in sizes.items() if size % FP8_MULTIPLE]
-    return f"{', '.join(odd)} is not a multiple of {FP8_MULTIPLE}" if odd else None
+    unaligned = [f"{name} {size}" for name, size in sizes.items() if size % FP8_MULTIPLE]
+    return f"{', '.join(unaligned)} is not a multiple of {FP8_MULTIPLE}" if unaligned else None
 
 
 def _unsupported_native(

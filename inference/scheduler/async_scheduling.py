@@ -63,6 +63,6 @@ class AsyncScheduling:
     def _is_predictable(self, current: ScheduledSequence) -> bool:
         """Whether the sequence's next step is the same whatever token it samples in this one."""
         sequence = current.sequence
-        if not current.samples or current.draft_token_ids or self._drafter.wants(sequence):
+        if not current.samples or current.draft_token_ids or self._drafter.will_search(sequence):
             return False
         return sequence.params.supports_async_scheduling and sequence.prompt_logprobs is None

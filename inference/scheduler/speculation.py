@@ -42,7 +42,7 @@ class Drafter:
         num_tokens = min(length, self.num_tokens, room, most)
         return lookup(sequence.token_ids, num_tokens) if num_tokens > 0 else []
 
-    def wants(self, sequence: Sequence) -> bool:
+    def will_search(self, sequence: Sequence) -> bool:
         """Whether `draft` would search in the sequence's next step."""
         return self.num_tokens > 0 and not sequence.speculation.pause
 
