@@ -79,24 +79,32 @@ def start(processes: Processes, options: argparse.Namespace) -> dict[str, Servic
     return relays
 
 
-def compare(
-    relays: dict[str, Services], num_streams: int, options: argparse.Namespace
-) -> list[dict[str, object]]:
-    """Runs all rounds with one number of streams; prints and returns a row for each figure."""
-    turns: dict[str, list[Turn]] = {name: [] for name in relays}
-    repeats = max(1, 8 // num_streams)
-    for _ in range(options.rounds):
-        for name in random.sample(list(relays), len(relays)):
-            turns[name].append(turn(relays[name], num_streams, options.tokens, repeats))
+Turns = dict[int, dict[str, list[Turn]]]
+"""Turns of each checkout, by number of streams."""
+
+
+def run_rounds(relays: dict[str, Services], options: argparse.Namespace, turns: Turns) -> None:
+    """Adds the turns of one start of the processes."""
+    for num_streams in options.streams:
+        repeats = max(1, 8 // num_streams)
+        for _ in range(options.rounds):
+            for name in random.sample(list(relays), len(relays)):
+                made = turn(relays[name], num_streams, options.tokens, repeats)
+                turns[num_streams][name].append(made)
+
+
+def summarise(turns: Turns) -> list[dict[str, object]]:
+    """Prints and returns a row for each number of streams and figure."""
     rows: list[dict[str, object]] = []
-    for field in Turn._fields:
-        found = ratios(turns["before"], turns["now"], field)
-        rows.append({"streams": num_streams, "figure": field, **found})
-        print(
-            "{streams:>5} streams {figure:<17} before {before:8.1f} now {now:8.1f} "
-            "ratio {ratio:.3f} ({low:.3f} to {high:.3f})".format(**rows[-1]),
-            flush=True,
-        )
+    for num_streams, by_name in turns.items():
+        for field in Turn._fields:
+            found = ratios(by_name["before"], by_name["now"], field)
+            rows.append({"streams": num_streams, "figure": field, **found})
+            print(
+                "{streams:>5} streams {figure:<17} before {before:8.1f} now {now:8.1f} "
+                "ratio {ratio:.3f} ({low:.3f} to {high:.3f})".format(**rows[-1]),
+                flush=True,
+            )
     return rows
 
 
@@ -112,6 +120,13 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of one turn each")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=1,
+        help="how often the processes are started; each start has the given rounds, and the same "
+        "code differs by up to 5 %% between starts",
+    )
     parser.add_argument("--pace", choices=PACES, default="full speed", help="pace of the engine")
     parser.add_argument("--out", type=Path, help="JSON file for all figures")
     return parser.parse_args()
@@ -120,11 +135,11 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Compares both relays at each number of streams, and writes the figures to `--out`."""
     options = parse_options()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
-        relays = start(processes, options)
-        for num_streams in options.streams:
-            rows += compare(relays, num_streams, options)
+    turns: Turns = {number: {"before": [], "now": []} for number in options.streams}
+    for _ in range(options.starts):
+        with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:
+            run_rounds(start(processes, options), options, turns)
+    rows = summarise(turns)
     if options.out:
         options.out.write_text(json.dumps({"pace": options.pace, "rows": rows}, indent=1) + "\n")
 
