@@ -7,8 +7,9 @@ any way, releases everything that the step holds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
 from typing import NamedTuple
 
 from mesh.context import annotate, current_request
@@ -56,20 +57,37 @@ class GenerationRequest(NamedTuple):
 
 
 class Generation:
-    """One running generation: read `tokens`, pass each chunk to `push`, send what it returns."""
+    """One running generation: read `tokens`, pass each chunk to `push`, send what it returns.
+
+    Leaving its block cancels the engine's call. A class, because a context manager made of a
+    generator costs every request more.
+    """
 
     def __init__(
         self, tokens: TokenSource, assembler: TextAssembler, model: ModelInfo, active: ActiveRequest
     ) -> None:
         self.tokens = tokens
+        self.stopped = False
+        """Whether a stop string has ended the text; the tokens that follow are not needed."""
         self._assembler = assembler
         self._model = model
         self._active = active
+        # Reports the time to first token, once. Call it after each message was sent.
+        self.report_first_text = active.account.report_first_text
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string has ended the text; the tokens that follow are not needed."""
-        return self._assembler.stopped
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.tokens.aclose()
+        finally:
+            self._active.account.end_generation(kind, error, traceback)
 
     def push(self, chunk: TokenChunk) -> list[Progress]:
         """Records the chunk and returns the messages to send, often none or one.
@@ -82,7 +100,8 @@ class Generation:
             active.account.generated(len(chunk.token_ids))
         deltas = self._assembler.push(chunk)
         finish = chunk.finish
-        if self._assembler.stopped:
+        self.stopped = self._assembler.stopped
+        if self.stopped:
             usage = active.account.usage if finish is None else finish.usage
             finish = GenerationFinish(FinishReason.STOP, usage)
         if finish is not None:
@@ -96,10 +115,6 @@ class Generation:
             return []
         echo, delta = deltas
         return [Progress(started, echo), Progress(None, delta, finish)]
-
-    def report_first_text(self) -> None:
-        """Reports the time to first token, once. Call it after each message was sent."""
-        self._active.account.report_first_text()
 
     def _record_delta(self, delta: Delta) -> None:
         account = self._active.account
@@ -229,16 +244,15 @@ class Pipeline:
             span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
         return prompt
 
-    @asynccontextmanager
-    async def generate(
+    def generate(
         self,
         prompt: PreparedPrompt,
         model: ModelInfo,
         sampling: SamplingParams,
         stop: Sequence[str],
         active: ActiveRequest,
-    ) -> AsyncIterator[Generation]:
-        """Runs a generation inside the block. Raises MeshError, also if the prompt is too long."""
+    ) -> Generation:
+        """A generation, to be entered at once. Raises MeshError if the prompt is too long."""
         num_tokens = len(prompt.encoded.token_ids)
         field = "messages" if isinstance(prompt.encoded.source, ChatPrompt) else "prompt"
         max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model, field)
@@ -251,12 +265,12 @@ class Pipeline:
         )
         active.state = RequestState.WAITING
         assembler = TextAssembler(prompt, model, sampling, stop)
-        with account.generating(prompt.encoded, model, sampling, stop):
-            tokens = failover.generate(
-                self._replicas, model, prompt.encoded.token_ids, sampling, active
-            )
-            async with aclosing(with_timeouts(tokens, current_request())) as source:
-                yield Generation(source, assembler, model, active)
+        account.start_generation(prompt.encoded, model, sampling, stop)
+        tokens = failover.generate(
+            self._replicas, model, prompt.encoded.token_ids, sampling, active
+        )
+        source = with_timeouts(tokens, current_request())
+        return Generation(source, assembler, model, active)
 
     def new_summary(self) -> SummaryAssembler:
         """Assembles the summary of one search; its text is limited in length."""

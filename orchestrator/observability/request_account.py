@@ -7,8 +7,9 @@ agree.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
 
 from opentelemetry import trace
 
@@ -49,6 +50,7 @@ class RequestAccount:
         """Span of the generation that runs for this request."""
         self.arrived = time.monotonic()
         self._unreported_ttft = False
+        self._span_block: AbstractContextManager[spans.GenerationSpan] = nullcontext(spans.NO_SPAN)
 
     @property
     def age_seconds(self) -> float:
@@ -76,17 +78,23 @@ class RequestAccount:
         self.prompt_tokens += num_tokens
         metrics.PROMPT_TOKENS.inc(num_tokens)
 
-    @contextmanager
-    def generating(
+    def start_generation(
         self, prompt: Encoded, model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
-    ) -> Iterator[None]:
-        """Keeps the generation's span open inside the block, which may contain `yield`."""
-        with spans.generation(prompt, model, sampling, stop) as self.generation:
-            try:
-                yield
-            finally:
-                self.report_first_text()
-                self.generation.set_result(self.usage, self.finish)
+    ) -> None:
+        """Opens the generation's span; `end_generation` must follow."""
+        self._span_block = spans.generation(prompt, model, sampling, stop)
+        self.generation = self._span_block.__enter__()
+
+    def end_generation(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the generation's span with its result and the exception that ended it, if any."""
+        self.report_first_text()
+        self.generation.set_result(self.usage, self.finish)
+        self._span_block.__exit__(kind, error, traceback)
 
     def generated(self, num_tokens: int) -> None:
         """Record tokens that arrived from a replica."""
