@@ -1,10 +1,9 @@
-"""The objects that endpoints share, and how they read the first event of a stream."""
+"""The objects that endpoints share."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -15,13 +14,8 @@ from gateway.streaming.cancel_scope import CancelScope
 from gateway.streaming.event_stream import EventStream
 from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import Orchestrator
-from gateway.upstream.generation import Event, SearchResults
 from gateway.upstream.readiness import Readiness
-from mesh.context import annotate
-from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
-from mesh.protocol.finish import GenerationStarted
-
-First = TypeVar("First", GenerationStarted, SearchResults)
+from mesh.errors import MeshError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +39,3 @@ class Dependencies:
         """A response that streams `frames`."""
         keep_alive = self.settings.keep_alive_seconds
         return EventStream(frames, error_frame, self.drain, keep_alive)
-
-
-async def first_event(events: AsyncGenerator[Event], kind: type[First]) -> First:
-    """Return the first event, which reports that the request is accepted. Raises MeshError."""
-    event = await anext(events)
-    if not isinstance(event, kind):
-        raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
-    if isinstance(event, GenerationStarted):
-        annotate(model=event.model)
-    return event

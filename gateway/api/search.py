@@ -9,7 +9,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.dependencies import Dependencies, first_event
+from gateway.dependencies import Dependencies
 from gateway.http.errors import HttpError, error_body
 from gateway.http.headers import headers_of
 from gateway.http.json_text import json_response
@@ -66,7 +66,7 @@ class SearchEndpoint:
         record = RequestRecord.of(request.scope)
         texts: list[str] = []
         async with self._dependencies.cancel_scope(request), aclosing(events):
-            found = await first_event(events, SearchResults)
+            found = await _first_results(events)
             record.accept(ROUTE)
             async for event in events:
                 if isinstance(event, Delta):
@@ -105,12 +105,20 @@ class SearchEndpoint:
         return self._dependencies.event_stream(frames, partial(_error_frame, id_prefix))
 
 
+async def _first_results(events: AsyncGenerator[Event]) -> SearchResults:
+    """Return the first event, which reports that the search is accepted. Raises MeshError."""
+    event = await anext(events)
+    if not isinstance(event, SearchResults):
+        raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+    return event
+
+
 async def _frames(
     events: AsyncGenerator[Event], record: RequestRecord, id_prefix: str
 ) -> AsyncGenerator[bytes]:
     """Frames of one search; with an `id_prefix` the stream can be resumed."""
     async with aclosing(events):
-        found = await first_event(events, SearchResults)
+        found = await _first_results(events)
         record.accept(ROUTE)
         fields: dict[str, object]
         fields = {"type": "search_results", "query": found.query, "results": _results(found)}
