@@ -117,11 +117,14 @@ class Violation(NamedTuple):
         return f"{self.field}{self.key} {self.problem}"
 
 
+_BOUNDED = tuple((name, bounds) for name, bounds in BOUNDS.items() if name != "logit_bias")
+
+
 def first_violation(params: SamplingParams) -> Violation | None:
     """The first parameter that is out of its bounds; the constraint is not checked."""
-    for name, bounds in BOUNDS.items():
+    for name, bounds in _BOUNDED:
         value = getattr(params, name)
-        if name != "logit_bias" and value is not None and not bounds.allow(value):
+        if value is not None and not bounds.allow(value):
             return Violation(name, _problem(bounds, value))
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         limit = f"at most max_tokens ({params.max_tokens})"
@@ -143,6 +146,7 @@ def _problem(bounds: Bounds, value: float) -> str:
 
 
 _NAMES = tuple(each.name for each in fields(SamplingParams) if each.name != "constraint")
+_DEFAULTS = SamplingParams()
 _FROM_PROTO: Mapping[str, Callable[[Any], Any]] = {
     "logit_bias": dict,
     "stop_token_ids": frozenset,
@@ -152,7 +156,13 @@ _FROM_PROTO: Mapping[str, Callable[[Any], Any]] = {
 
 def sampling_to_proto(params: SamplingParams) -> common_pb2.SamplingParams:
     """Convert to protobuf."""
-    message = common_pb2.SamplingParams(**{name: getattr(params, name) for name in _NAMES})
+    values = {}
+    for name in _NAMES:
+        value = getattr(params, name)
+        # A parameter with its default is absent on the wire as well; most are.
+        if value is not getattr(_DEFAULTS, name):
+            values[name] = value
+    message = common_pb2.SamplingParams(**values)
     if params.constraint is not None:
         message.constraint.CopyFrom(constraint_to_proto(params.constraint))
     return message
