@@ -89,11 +89,7 @@ is model or tokenizer.
           key: {{ $hub.tokenKey }}
     {{- end }}
   resources:
-    requests:
-      cpu: 100m
-      memory: 256Mi
-    limits:
-      memory: 2Gi
+    {{- toYaml .root.Values.modelDownload.resources | nindent 4 }}
   securityContext:
     {{- include "weir.containerSecurityContext" . | nindent 4 }}
   volumeMounts:
