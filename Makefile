@@ -7,7 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
 PROTOS := $(wildcard proto/mesh/v1/*.proto)
 SOURCES := mesh gateway orchestrator tokenizer inference models scripts tests benchmarks
 
@@ -15,7 +15,7 @@ SOURCES := mesh gateway orchestrator tokenizer inference models scripts tests be
 CONTAINER ?= $(shell { docker info >/dev/null 2>&1 && command -v docker; } || command -v podman || command -v buildah)
 TAG ?= 0.1.0
 REGISTRY ?= weir
-BASE_IMAGE ?= python:3.11-slim-bookworm
+BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:fe556eaffd0d96abd8685b83bb8a69addd0dc730fa193669a7df0d49ddcfac02
 # Variant of the inference image, cpu or cuda, and the package index of torch's build for it.
 VARIANT ?= cpu
 TORCH_INDEX ?=
@@ -44,13 +44,17 @@ $(BIN)/python:
 	@echo "Creating the environment $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
+# The pinned versions without hashes, which pip does not accept in constraints.
+$(VENV)/constraints.txt: constraints.txt | $(BIN)/python
+	@$(BIN)/python scripts/pinned_requirements.py plain > $@
+
 # Dependencies of a local run. The stamp files skip the installation if it is up to date.
-$(VENV)/.local: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.local: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing the four services into $(VENV) (a few minutes the first time)"
 	@$(PIP) --editable '.[local]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 	@echo "Installing the services and the development tools into $(VENV) (a few minutes the first time)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.local
@@ -151,9 +155,9 @@ build:
 .PHONY: wheels
 wheels: wheels/.complete
 
-wheels/.complete: pyproject.toml constraints.txt | $(BIN)/python
+wheels/.complete: pyproject.toml $(VENV)/constraints.txt
 	@rm -rf wheels
-	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt \
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --wheel-dir wheels \
 	  '.[gateway,orchestrator,tokenizer,inference,image]'
 	@rm wheels/weir-*.whl
@@ -237,15 +241,17 @@ audit: $(VENV)-audit/bin/pip-audit
 	@$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict \
 	  --progress-spinner off || { echo "audit: vulnerabilities were found, or the database is not reachable" >&2; exit 1; }
 
-## constraints: Pin the installed versions in constraints.txt
+$(VENV)-pin/bin/uv:
+	@$(PYTHON) -m venv $(VENV)-pin
+	@$(VENV)-pin/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+## constraints: Pin versions and hashes of all packages in constraints.txt (UPGRADE=1 takes the newest versions)
 .PHONY: constraints
-constraints: $(VENV)/.dev
-	@{ sed -n '/^#/p' constraints.txt; \
-	   $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.new
-	@mv constraints.new constraints.txt
+constraints: $(VENV)/.dev $(VENV)-pin/bin/uv
+	@$(BIN)/python -m scripts.pin --uv $(VENV)-pin/bin/uv $(if $(UPGRADE),--upgrade)
 
 ## clean: Remove the environment, caches and files of local runs
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) $(VENV)-audit .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-pin .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -17,17 +17,32 @@ DATE='2000-01-01 00:00:00 UTC'
 # A fixed hash seed keeps the order of sets in compiled files.
 export PYTHONHASHSEED=0 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
-pip() {
+# Calls pip for an environment: pip_in PYTHON ARGUMENTS. pip is not installed in the environment that
+# is copied to the image.
+pip_in() {
   target=$1
   shift
-  set -- install --quiet --no-compile --constraint constraints.txt "$@"
+  set -- install --quiet --no-compile "$@"
   if [ -n "${WHEELS:-}" ]; then
     set -- "$@" --no-index --find-links "/context/$WHEELS"
   elif [ -n "${TORCH_INDEX:-}" ]; then
     set -- "$@" --extra-index-url "$TORCH_INDEX"
   fi
-  # pip is not installed in the environment that is copied to the image.
   /opt/pip/bin/python -m pip --python "$target" "$@"
+}
+
+# Installs requirements and what they depend on: pip PYTHON REQUIREMENTS. Every file must have a hash
+# in constraints.txt. pip demands pinned requirements with hashes, so it first reports which it would
+# install.
+pip() {
+  target=$1
+  shift
+  python3 pinned_requirements.py plain > /tmp/constraints.txt
+  pip_in "$target" --dry-run --report /tmp/report.json --only-binary :all: \
+    --constraint /tmp/constraints.txt "$@" || return
+  python3 pinned_requirements.py hashed /tmp/report.json > /tmp/hashed.txt || return
+  [ ! -s /tmp/hashed.txt ] || pip_in "$target" --no-deps --require-hashes --only-binary :all: \
+    --requirement /tmp/hashed.txt
 }
 
 compile() {
@@ -55,7 +70,7 @@ print(*project["dependencies"], *extra, sep="\n")
 PYTHON
   # The version of torch's CPU build ends with +cpu.
   if [ "${VARIANT:-}" = cpu ]; then
-    sed -n 's/^torch==.*/&+cpu/p' constraints.txt >> /tmp/requirements.txt
+    sed -n 's/^torch==\([^ ]*\).*/torch==\1+cpu/p' constraints.txt >> /tmp/requirements.txt
   fi
   pip /opt/weir/bin/python --requirement /tmp/requirements.txt || fail
   if [ -n "${VARIANT:-}" ]; then
@@ -115,7 +130,7 @@ packages() {
   /opt/pip/bin/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation \
     --wheel-dir /tmp/wheel .
   # /app is a separate small layer: a new version does not change /opt/weir.
-  pip /opt/weir/bin/python --no-deps --target /app /tmp/wheel/weir-*.whl
+  pip_in /opt/weir/bin/python --no-deps --target /app /tmp/wheel/weir-*.whl
   for other in gateway orchestrator tokenizer inference; do
     [ "$other" = "$service" ] || rm -rf "/app/$other"
   done
@@ -145,7 +160,7 @@ data_of() {
             -m inference.model.kernels.launcher /app/inference/model/kernels
         fi
       fi
-      demo_model model.safetensors config.json generation_config.json
+      demo_model model.safetensors config.json generation_config.json tokenizer.json
       ;;
   esac
 }

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from scripts.pinned_requirements import read_pins
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 1_000_000
 MAKE = re.compile(r"\bmake ([a-z-]+)")
@@ -35,11 +37,7 @@ def test_the_workflow_runs_the_make_targets_of_the_script() -> None:
 
 def test_pre_commit_uses_the_pinned_tools() -> None:
     """A hook of another version would format what `make lint` then refuses."""
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    )
+    pins = {pin.name: pin.version for pin in read_pins((ROOT / "constraints.txt").read_text())}
     found = hooks()
     for tool, hook in (("ruff", "ruff-check"), ("ruff", "ruff-format"), ("codespell", "codespell")):
         assert found[hook]["rev"] == f"v{pins[tool]}"

@@ -28,9 +28,13 @@ def value_of(lines: list[str], name: str) -> str:
 
 @pytest.mark.parametrize("service", COMPONENTS)
 def test_an_image_is_built_in_two_stages_from_one_base(service: str) -> None:
-    """The base is a build argument, so that it can be pinned by digest; it is never `latest`."""
+    """The base is a build argument; its default is the Makefile's, pinned by digest."""
     lines = instructions(service)
-    assert lines[0] == "ARG BASE_IMAGE=python:3.11-slim-bookworm"
+    base = re.fullmatch(
+        r"ARG BASE_IMAGE=(python:3\.11-slim-bookworm@sha256:[0-9a-f]{64})", lines[0]
+    )
+    assert base is not None
+    assert f"BASE_IMAGE ?= {base[1]}\n" in (ROOT / "Makefile").read_text()
     assert [line for line in lines if line.startswith("FROM")] == [
         "FROM ${BASE_IMAGE} AS build",
         "FROM ${BASE_IMAGE}",
@@ -59,6 +63,16 @@ def test_an_image_listens_where_the_chart_expects_it(service: str) -> None:
     }
     user, group = (pod["securityContext"][key] for key in ("runAsUser", "runAsGroup"))
     assert f"USER {user}:{group}" in lines
+
+
+def test_packages_are_installed_with_hashes_only() -> None:
+    """Apart from pip's own report and from the wheel that the build has made from the sources."""
+    script = (ROOT / "scripts" / "install_in_image.sh").read_text().replace("\\\n", " ")
+    calls = [line.strip() for line in script.splitlines() if "pip_in " in line and "#" not in line]
+    assert len(calls) == 3
+    for call in calls:
+        unneeded = "--dry-run" in call or "/tmp/wheel/weir-*.whl" in call
+        assert unneeded != ("--require-hashes" in call), call
 
 
 def test_the_four_dockerfiles_are_alike() -> None:

@@ -24,14 +24,6 @@ def test_every_package_is_installed() -> None:
     assert found == set(find_packages(str(ROOT), include=patterns))
 
 
-def test_torch_is_pinned_once() -> None:
-    """Each package occurs once in constraints.txt, so that an installation is reproducible."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    names = [line.partition("==")[0].lower() for line in lines if line and not line.startswith("#")]
-    assert "torch==2.13.0" in lines
-    assert sorted(names) == sorted(set(names))
-
-
 def test_every_make_target_is_described() -> None:
     """`make help` lists every phony target."""
     lines = (ROOT / "Makefile").read_text().splitlines()
