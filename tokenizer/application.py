@@ -8,9 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from mesh.hub.vocabulary import VocabularyError, vocabulary_sha256
+from mesh.process.lifecycle import StartupError
 from tokenizer import metrics
 from tokenizer.executor import BoundedExecutor
-from tokenizer.files import read_files
+from tokenizer.files import TOKENIZER_FILE, TokenizerFiles, read_files
 from tokenizer.service import TokenizerService
 from tokenizer.settings import TokenizerSettings
 from tokenizer.tokenizer import Tokenizer
@@ -23,12 +25,14 @@ async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerSer
     """Loads the tokenizer and yields the service; closes it on exit. Raises StartupError."""
     started = time.monotonic()
     files = await asyncio.to_thread(read_files, settings.model)
+    vocabulary = await asyncio.to_thread(_vocabulary_sha256, settings.model, files)
     tokenizer = await asyncio.to_thread(Tokenizer, settings.model, files)
     logger.info(
         "tokenizer loaded",
         extra={
             "model": settings.model,
             "tokenizer_sha256": files.sha256,
+            "vocabulary_sha256": vocabulary,
             "duration_seconds": time.monotonic() - started,
         },
     )
@@ -38,3 +42,11 @@ async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerSer
         yield TokenizerService(settings, files, tokenizer, executor)
     finally:
         executor.close()
+
+
+def _vocabulary_sha256(model: str, files: TokenizerFiles) -> str:
+    """The digest that engines are compared by. Raises StartupError if the file is invalid."""
+    try:
+        return vocabulary_sha256(files.contents[TOKENIZER_FILE])
+    except VocabularyError as error:
+        raise StartupError(f"{TOKENIZER_FILE} of model {model!r} is invalid: {error}") from error

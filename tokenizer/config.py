@@ -58,12 +58,11 @@ def template_sources(contents: Mapping[str, bytes]) -> dict[str, str]:
         return {}
     if isinstance(value, str):
         return {DEFAULT_TEMPLATE: value}
-    try:
-        return {str(item["name"]): str(item["template"]) for item in value}  # type: ignore[attr-defined]
-    except (TypeError, KeyError) as error:
-        raise StartupError(
-            f"chat_template in {CONFIG_FILE} must be a string or a list of named templates"
-        ) from error
+    if isinstance(value, list) and all(map(_is_named_template, value)):
+        return {item["name"]: item["template"] for item in value}
+    raise StartupError(
+        f"chat_template in {CONFIG_FILE} must be a string or a list of named templates"
+    )
 
 
 def read_object(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
@@ -72,11 +71,17 @@ def read_object(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
         return {}
     try:
         value = json.loads(contents[name])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StartupError(f"{name} must be JSON: {error}") from error
     if not isinstance(value, dict):
         raise StartupError(f"{name} must be a JSON object")
     return value
+
+
+def _is_named_template(item: object) -> bool:
+    return isinstance(item, dict) and all(
+        isinstance(item.get(key), str) for key in ("name", "template")
+    )
 
 
 def _text(contents: Mapping[str, bytes], name: str) -> str:

@@ -34,7 +34,7 @@ class Tokenizer:
         self.sha256 = files.sha256
         self._library = _load(model, files)
         self._ids = frozenset(self._library.get_vocab(with_added_tokens=True).values())
-        self._newline_ids = self._encode(["\n"])[0]
+        self._newline_ids = _newline_ids(model, self._library)
         sources = template_sources(files.contents)
         self._template = ChatTemplate(model, sources, special_tokens(files.contents))
         added = self._library.get_added_tokens_decoder().values()
@@ -139,6 +139,16 @@ def _load(model: str, files: TokenizerFiles) -> tokenizers.Tokenizer:
     library.no_truncation()
     library.no_padding()
     return library
+
+
+def _newline_ids(model: str, library: tokenizers.Tokenizer) -> list[int]:
+    """The ids of a newline: the first encoding, which fails if the parts do not fit together."""
+    try:
+        return library.encode("\n", add_special_tokens=False).ids
+    except Exception as error:  # the library raises plain Exception
+        raise StartupError(
+            f"{TOKENIZER_FILE} of model {model!r} cannot encode a newline: {error}"
+        ) from error
 
 
 def _is_unicode(text: str) -> bool:

@@ -137,6 +137,10 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     default_sampling: Mapping[str, float] = field(default_factory=dict)
     """The model's own defaults (generation_config.json), by `SamplingParams` field."""
+    vocabulary_sha256: str = ""
+    """Digest of the ids and their tokens (`mesh.hub.vocabulary`); empty if unknown."""
+    model_sha256: str = ""
+    """Digest of all that decides the tokens (`inference.model.identity`); empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,21 @@
-"""Parses the parts of config.json and generation_config.json that inference needs."""
+"""A model's configuration, from config.json and generation_config.json."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from inference.engine.errors import ModelLoadError
+from inference.model.config_files import (
+    ArchitectureFields,
+    ConfigFields,
+    GenerationFields,
+    RopeFields,
+    parse_fields,
+    read_json,
+)
 from mesh.protocol.sampling_params import BOUNDS
 
 logger = logging.getLogger(__name__)
@@ -79,120 +85,152 @@ class ModelConfig:
 
 def load_config(folder: Path) -> ModelConfig:
     """The config of the model in `folder`. Raises ModelLoadError that names file and field."""
-    config = _read_json(folder / "config.json", required=True)
-    generation = _read_json(folder / "generation_config.json", required=False)
-    architecture = str((config.get("architectures") or ["?"])[0])
+    path = folder / "config.json"
+    content = read_json(path, required=True)
+    architectures = parse_fields(ArchitectureFields, content, path).architectures
+    architecture = architectures[0] if architectures else "?"
     if architecture not in ARCHITECTURES:
         raise ModelLoadError(
-            f"{folder}/config.json: architecture {architecture} is not supported; "
+            f"{path}: architecture {architecture} is not supported; "
             f"supported are {', '.join(ARCHITECTURES)}"
         )
-    try:
-        return _parse(architecture, config, generation)
-    except KeyError as error:
-        raise ModelLoadError(f"{folder}/config.json: {error} is missing") from error
+    generation_path = folder / "generation_config.json"
+    generation = read_json(generation_path, required=False)
+    generation_fields = parse_fields(GenerationFields, generation, generation_path)
+    eos_token_ids = generation_fields.eos_token_id
+    config = _parse(
+        architecture,
+        parse_fields(ConfigFields, content, path),
+        eos_token_ids,
+        # Without do_sample the file requests greedy decoding, but the API samples by default: only
+        # values that the model's authors chose for sampling become defaults.
+        _default_sampling(generation) if generation_fields.do_sample else {},
+    )
+    _check(config, path)
+    return config
 
 
-def _parse(architecture: str, config: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
-    num_heads = config["num_attention_heads"]
+def _parse(
+    architecture: str,
+    fields: ConfigFields,
+    eos_token_ids: list[int] | None,
+    default_sampling: Mapping[str, float],
+) -> ModelConfig:
+    num_heads = fields.num_attention_heads
     # transformers 5 writes rope_parameters, transformers 4 wrote rope_theta and rope_scaling.
-    rope = config.get("rope_parameters") or {}
-    has_bias = architecture in _BIAS_BY_CONFIG and bool(config.get("attention_bias"))
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise ModelLoadError(f"config.json: hidden_act {activation!r} is not supported, only silu")
+    rope = fields.rope_parameters or RopeFields.model_validate({})
+    has_bias = architecture in _BIAS_BY_CONFIG and fields.attention_bias
+    tied = fields.tie_word_embeddings
+    if fields.hidden_act != "silu":
+        raise ModelLoadError(
+            f"config.json: hidden_act {fields.hidden_act!r} is not supported, only silu"
+        )
     return ModelConfig(
         architecture=architecture,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
+        vocab_size=fields.vocab_size,
+        hidden_size=fields.hidden_size,
+        intermediate_size=fields.intermediate_size,
+        num_layers=fields.num_hidden_layers,
         num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
-        max_position=config["max_position_embeddings"],
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling(rope or config.get("rope_scaling") or {}),
+        num_kv_heads=fields.num_key_value_heads or num_heads,
+        head_dim=fields.head_dim or fields.hidden_size // num_heads,
+        max_position=fields.max_position_embeddings,
+        rms_norm_eps=fields.rms_norm_eps,
+        rope_theta=rope.rope_theta or fields.rope_theta or 10_000.0,
+        rope_scaling=_rope_scaling(fields.rope_parameters or fields.rope_scaling or rope),
         # SmolLM3's files omit the field; its default is true.
-        tie_word_embeddings=config.get("tie_word_embeddings", architecture == "SmolLM3ForCausalLM"),
+        tie_word_embeddings=architecture == "SmolLM3ForCausalLM" if tied is None else tied,
         attention_bias=has_bias or architecture == "Qwen2ForCausalLM",
         output_bias=has_bias,
-        mlp_bias=config.get("mlp_bias", False),
+        mlp_bias=fields.mlp_bias,
         qk_norm=architecture == "Qwen3ForCausalLM",
-        sliding_window=_sliding_window(architecture, config),
-        no_rope_layers=_no_rope_layers(architecture, config),
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-        eos_token_ids=_eos_token_ids(config, generation),
-        default_sampling=_default_sampling(generation),
+        sliding_window=_sliding_window(architecture, fields),
+        no_rope_layers=_no_rope_layers(architecture, fields),
+        dtype=fields.dtype or fields.torch_dtype or "float32",
+        eos_token_ids=tuple(fields.eos_token_id if eos_token_ids is None else eos_token_ids),
+        default_sampling=default_sampling,
     )
 
 
-def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind not in ("linear", "llama3"):
+def _check(config: ModelConfig, path: Path) -> None:
+    """Raises ModelLoadError if fields contradict each other."""
+    if config.num_heads % config.num_kv_heads:
         raise ModelLoadError(
-            f"config.json: rope scaling {kind!r} is not supported; supported are linear, llama3"
+            f"{path}: num_attention_heads must be a multiple of num_key_value_heads "
+            f"({config.num_kv_heads}). Given: {config.num_heads}"
+        )
+    if config.head_dim < 2 or config.head_dim % 2:
+        raise ModelLoadError(
+            f"{path}: head_dim, or hidden_size / num_attention_heads, must be even and at least 2. "
+            f"Given: {config.head_dim}"
+        )
+    beyond = [number for number in config.eos_token_ids if number >= config.vocab_size]
+    if beyond:
+        raise ModelLoadError(
+            f"{path}: eos_token_id must be below vocab_size ({config.vocab_size}). "
+            f"Given: {beyond[0]}"
+        )
+
+
+def _rope_scaling(rope: RopeFields) -> RopeScaling | None:
+    if rope.kind == "default":
+        return None
+    if rope.kind not in ("linear", "llama3"):
+        raise ModelLoadError(
+            f"config.json: rope scaling {rope.kind!r} is not supported; supported are linear, "
+            f"llama3"
+        )
+    if rope.factor is None:
+        raise ModelLoadError(f"config.json: rope scaling {rope.kind!r} needs a factor")
+    if rope.low_freq_factor >= rope.high_freq_factor:
+        raise ModelLoadError(
+            f"config.json: low_freq_factor must be below high_freq_factor "
+            f"({rope.high_freq_factor}). Given: {rope.low_freq_factor}"
         )
     return RopeScaling(
-        kind=kind,
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
-        original_max_position=int(rope.get("original_max_position_embeddings", 8192)),
+        kind=rope.kind,
+        factor=rope.factor,
+        low_freq_factor=rope.low_freq_factor,
+        high_freq_factor=rope.high_freq_factor,
+        original_max_position=rope.original_max_position_embeddings,
     )
 
 
-def _sliding_window(architecture: str, config: dict[str, Any]) -> int | None:
-    window = config.get("sliding_window")
+def _sliding_window(architecture: str, fields: ConfigFields) -> int | None:
+    window = fields.sliding_window
     if window is None:
         return None
-    num_layers = config["num_hidden_layers"]
-    types = config.get("layer_types")
-    if types is not None:
-        windowed = [kind == "sliding_attention" for kind in types[:num_layers]]
+    num_layers = fields.num_hidden_layers
+    if fields.layer_types is not None:
+        windowed = [kind == "sliding_attention" for kind in fields.layer_types[:num_layers]]
     elif architecture == "MistralForCausalLM":
         windowed = [True]
-    elif not config.get("use_sliding_window"):
+    elif not fields.use_sliding_window:
         return None  # Qwen's files set a window and disable it with this field
     elif architecture == "SmolLM3ForCausalLM":
-        without = _no_rope_layers(architecture, config)
+        without = _no_rope_layers(architecture, fields)
         windowed = [number in without for number in range(num_layers)]
     else:
-        first = config.get("max_window_layers", 28)
-        windowed = [number >= first for number in range(num_layers)]
-    if all(windowed):
-        return int(window)
+        windowed = [number >= fields.max_window_layers for number in range(num_layers)]
+    if windowed and all(windowed):
+        return window
     if any(windowed):
         raise ModelLoadError("config.json: a sliding window on some layers only is not supported")
     return None
 
 
-def _no_rope_layers(architecture: str, config: dict[str, Any]) -> frozenset[int]:
+def _no_rope_layers(architecture: str, fields: ConfigFields) -> frozenset[int]:
     if architecture != "SmolLM3ForCausalLM":
         return frozenset()
-    num_layers = config["num_hidden_layers"]
-    rotates = config.get("no_rope_layers")  # despite the name, 1 means that the layer has rope
+    num_layers = fields.num_hidden_layers
+    rotates = fields.no_rope_layers  # despite the name, 1 means that the layer has rope
     if rotates is None:
-        interval = config.get("no_rope_layer_interval", 4)
+        interval = fields.no_rope_layer_interval
         return frozenset(range(interval - 1, num_layers, interval))
     return frozenset(number for number, value in enumerate(rotates[:num_layers]) if not value)
 
 
-def _eos_token_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    if eos is None:
-        return ()
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)
-
-
-def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
-    # Without do_sample the file requests greedy decoding, but the API samples by default: only
-    # values that the model's authors chose for sampling become defaults.
-    if not generation.get("do_sample"):
-        return {}
+def _default_sampling(generation: Mapping[str, object]) -> dict[str, float]:
     defaults: dict[str, float] = {}
     for name in _SAMPLING_DEFAULTS:
         value = generation.get(name)
@@ -204,17 +242,3 @@ def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
             limit = f"{name} must be {BOUNDS[name].limit}"
             logger.warning("default in generation_config.json ignored", extra={"reason": limit})
     return defaults
-
-
-def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise ModelLoadError(f"{path} is missing")
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} is not a JSON object")
-    return content

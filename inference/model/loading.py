@@ -20,6 +20,7 @@ from inference.kv_cache.kv_cache import KVCache
 from inference.kv_cache.size import num_kv_blocks
 from inference.model.config import ModelConfig, load_config
 from inference.model.factory import Model, ModelOptions, activation_type, make_model, weight_type
+from inference.model.identity import model_sha256, read_vocabulary_sha256
 from inference.model.layers.torch_operations import TorchOperations
 from inference.model.llama import Llama
 from inference.model.native.decoder import NativeDecoder
@@ -89,6 +90,8 @@ class _LoadedModel:
 
     config: ModelConfig
     weight_type: str
+    vocabulary_sha256: str
+    model_sha256: str
     max_context: int
     model: Model
     """Replays CUDA graphs if decode steps are captured, else the same object as `decoder`."""
@@ -102,6 +105,16 @@ def load_engine(options: EngineOptions) -> Engine:
 
     Raises ModelLoadError if a file is missing or invalid, or an option does not fit the model.
     """
+    try:
+        return _load_engine(options)
+    except (RuntimeError, MemoryError, OSError) as error:
+        # torch's and the device's own errors, such as too little memory; a bug is found at DEBUG.
+        logger.debug("loading failed", exc_info=True)
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ModelLoadError(f"{options.folder}: the model cannot be loaded: {reason}") from error
+
+
+def _load_engine(options: EngineOptions) -> Engine:
     started = time.monotonic()
     device = _device(options.device)
     threads = options.threads or available_cpus()
@@ -123,6 +136,8 @@ def load_engine(options: EngineOptions) -> Engine:
             "model": options.name,
             "num_parameters": loaded.model.num_parameters,
             "dtype": loaded.weight_type,
+            "model_sha256": loaded.model_sha256,
+            "vocabulary_sha256": loaded.vocabulary_sha256,
             "device": str(device),
             "kv_cache_tokens": loaded.cache.num_blocks * options.block_size,
             "kernels": _kernels(loaded.decoder),
@@ -137,10 +152,12 @@ def load_engine(options: EngineOptions) -> Engine:
 
 def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _LoadedModel:
     config = load_config(options.folder)
+    vocabulary = read_vocabulary_sha256(options.folder)
+    weights = Weights(options.folder)
     max_context = _max_context(options.max_context, config)
     name = weight_type(options.dtype, config, device)
     decoder = _load_decoder(
-        options.folder,
+        weights,
         config,
         device,
         ModelOptions(
@@ -167,6 +184,8 @@ def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _
     return _LoadedModel(
         config=config,
         weight_type=name,
+        vocabulary_sha256=vocabulary,
+        model_sha256=model_sha256(config, name, vocabulary, weights),
         max_context=max_context,
         model=decoder if capture is None else capture(cache),
         decoder=decoder,
@@ -176,10 +195,9 @@ def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _
 
 
 def _load_decoder(
-    folder: Path, config: ModelConfig, device: torch.device, options: ModelOptions
+    weights: Weights, config: ModelConfig, device: torch.device, options: ModelOptions
 ) -> Llama | NativeDecoder:
     """Reads the weights; logs a warning about tensors that the architecture does not use."""
-    weights = Weights(folder)
     decoder = make_model(config, weights, device, options)
     unused = weights.unused
     if unused:
@@ -240,6 +258,8 @@ def _model_info(options: EngineOptions, loaded: _LoadedModel) -> ModelInfo:
         num_parameters=loaded.model.num_parameters,
         eos_token_ids=loaded.config.eos_token_ids,
         default_sampling=loaded.config.default_sampling,
+        vocabulary_sha256=loaded.vocabulary_sha256,
+        model_sha256=loaded.model_sha256,
     )
 
 

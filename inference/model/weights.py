@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from inference.engine.errors import ModelLoadError
+from inference.model.config_files import read_json
 
 FILE_PATTERNS = (
     "*.safetensors",
@@ -19,6 +21,15 @@ FILE_PATTERNS = (
     "tokenizer.json",
 )
 """The files of a hub repository that the engine needs; no code and no pickles."""
+
+_FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
+"""No path: the index of a model must not name files outside its folder."""
+
+SAMPLED_ROWS = 4
+"""Rows of a matrix that its sample contains."""
+
+_WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")
+"""Types of the format that are weights as they are; eight-bit ones need scales."""
 
 _BUFFER_SUFFIXES = (".rotary_emb.inv_freq",)
 """Buffers that old checkpoints store; the engine computes them from the config."""
@@ -43,22 +54,47 @@ class Weights:
         return name in self._file_of
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Reads a tensor. Raises ModelLoadError if it is missing or has another shape."""
+        """Reads a tensor. Raises ModelLoadError if it is missing or has another shape or type."""
         path = self._file_of.get(name)
         if path is None:
             raise ModelLoadError(f"{self._folder}: tensor {name} is missing")
         with safe_open(path, framework="pt") as file:
+            # Before it is read, as a wrong tensor can be of any size.
+            stored = file.get_slice(name)
+            if tuple(stored.get_shape()) != shape:
+                raise ModelLoadError(
+                    f"{path}: tensor {name} must have shape {list(shape)}, has {stored.get_shape()}"
+                )
+            if stored.get_dtype() not in _WEIGHT_TYPES:
+                raise ModelLoadError(
+                    f"{path}: tensor {name} must have one of the types "
+                    f"{', '.join(_WEIGHT_TYPES)}, has {stored.get_dtype()}"
+                )
             tensor: torch.Tensor = file.get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise ModelLoadError(
-                f"{path}: tensor {name} must have shape {list(shape)}, has {list(tensor.shape)}"
-            )
         self._used.add(name)
         return tensor
 
     def skip(self, name: str) -> None:
         """Counts a redundant tensor as used, whether the checkpoint has it or not."""
         self._used.add(name)
+
+    def samples(self) -> Iterator[bytes]:
+        """Of each tensor, sorted by name: name, type, shape, and evenly spaced rows; reads them.
+
+        The samples recognise another checkpoint, another revision or a merged adapter for the
+        price of some megabytes. They do not recognise a forgery.
+        """
+        with ExitStack() as stack:
+            files = {
+                path: stack.enter_context(safe_open(path, framework="pt"))
+                for path in set(self._file_of.values())
+            }
+            for name in sorted(self._file_of):
+                tensor = files[self._file_of[name]].get_slice(name)
+                shape = tensor.get_shape()
+                yield f"{name}\0{tensor.get_dtype()}\0{shape}\0".encode()
+                for rows in _sampled_rows(shape):
+                    yield tensor[rows].contiguous().view(torch.uint8).numpy().tobytes()
 
     @property
     def unused(self) -> list[str]:
@@ -70,14 +106,21 @@ class Weights:
         return sorted(name for name in left if not name.endswith(_BUFFER_SUFFIXES))
 
 
+def _sampled_rows(shape: list[int]) -> list[slice]:
+    """The rows in a tensor's sample: the first, the last, and some between; all of a vector."""
+    if not shape or 0 in shape:
+        return []
+    if len(shape) == 1:
+        return [slice(0, shape[0])]
+    last = shape[0] - 1
+    rows = sorted({last * number // (SAMPLED_ROWS - 1) for number in range(SAMPLED_ROWS)})
+    return [slice(row, row + 1) for row in rows]
+
+
 def _files(folder: Path) -> Iterator[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelLoadError(f"{index} has no weight_map") from error
-        for name in sorted(names):
+        for name in _indexed_files(index):
             if not (folder / name).is_file():
                 raise ModelLoadError(f"{folder / name} is missing; {index.name} lists it")
             yield folder / name
@@ -86,3 +129,17 @@ def _files(folder: Path) -> Iterator[Path]:
     if not found:
         raise ModelLoadError(f"{folder}: no *.safetensors file; other formats are not supported")
     yield from found
+
+
+def _indexed_files(index: Path) -> list[str]:
+    """Names of the files in an index, sorted. Raises ModelLoadError for one outside the folder."""
+    weight_map = read_json(index, required=True).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelLoadError(f"{index}: weight_map must be an object with file names by tensor")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+            raise ModelLoadError(
+                f"{index}: weight_map.{tensor} must be the name of a .safetensors file in the same "
+                f"folder. Given: {name!r:.80}"
+            )
+    return sorted(set(weight_map.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template
 
 from mesh.errors import MeshError, invalid
 from mesh.process.lifecycle import StartupError
@@ -35,7 +35,7 @@ class ChatTemplate:
     def _compile(self, name: str, source: str) -> Template:
         try:
             return self._environment.from_string(source)
-        except TemplateError as error:
+        except Exception as error:  # also SyntaxError and RecursionError of the generated code
             raise StartupError(
                 f"chat template {name!r} of model {self._model!r} is invalid: {error}"
             ) from error

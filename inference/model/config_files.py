@@ -1,0 +1,151 @@
+"""The fields of config.json and generation_config.json that inference reads, with their bounds.
+
+A model's folder is input from outside: a value that no model can have is refused by name, before
+anything is allocated or computed from it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from inference.engine.errors import ModelLoadError
+
+MAX_SIZE = 1 << 20
+"""Largest width of a model; the largest known ones have a few ten thousand."""
+
+MAX_POSITIONS = 1 << 24
+
+MAX_IDS = 1 << 24
+
+MAX_SHOWN_CHARACTERS = 80
+
+
+def _whole(value: object) -> object:
+    """2.0 is a whole number: some tools write sizes in this way."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Size = Annotated[Whole, Field(ge=1, le=MAX_SIZE)]
+Layers = Annotated[Whole, Field(ge=1, le=10_000)]
+Positions = Annotated[Whole, Field(ge=1, le=MAX_POSITIONS)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TokenId = Annotated[Whole, Field(ge=0, lt=MAX_IDS)]
+EndTokens = Annotated[list[TokenId], BeforeValidator(_listed)]
+
+
+class _Fields(BaseModel):
+    """Known fields are strict, others are ignored; null is the same as no field."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class RopeFields(_Fields):
+    """rope_parameters (transformers 5) or rope_scaling (transformers 4)."""
+
+    kind: str = Field("default", validation_alias=AliasChoices("rope_type", "type"))
+    rope_theta: Positive | None = None
+    factor: Positive | None = None
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_max_position_embeddings: Positions = 8192
+
+
+class ConfigFields(_Fields):
+    """config.json; fields without a default are required."""
+
+    vocab_size: Annotated[Whole, Field(ge=1, le=MAX_IDS)]
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Positions
+    hidden_act: str = "silu"
+    rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    rope_theta: Positive | None = None
+    rope_parameters: RopeFields | None = None
+    rope_scaling: RopeFields | None = None
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: Positions | None = None
+    use_sliding_window: bool = False
+    max_window_layers: Annotated[Whole, Field(ge=0)] = 28
+    layer_types: list[str] | None = None
+    no_rope_layers: list[Whole] | None = None
+    no_rope_layer_interval: Layers = 4
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    eos_token_id: EndTokens = []
+
+
+class GenerationFields(_Fields):
+    """generation_config.json; its sampling parameters are checked with the API's bounds."""
+
+    eos_token_id: EndTokens | None = None
+    do_sample: bool = False
+
+
+class ArchitectureFields(_Fields):
+    """The first field of config.json that is read: the others depend on it."""
+
+    architectures: list[str] = []
+
+
+F = TypeVar("F", bound=_Fields)
+
+
+def parse_fields(kind: type[F], content: dict[str, object], path: Path) -> F:
+    """The fields of a file's content. Raises ModelLoadError that names the first invalid one."""
+    try:
+        return kind.model_validate(_without_null(content))
+    except ValidationError as error:
+        raise ModelLoadError(f"{path}: {_describe(error)}") from error
+
+
+def read_json(path: Path, *, required: bool) -> dict[str, object]:
+    """A file's JSON object; empty if it is missing and not required. Raises ModelLoadError."""
+    if not path.is_file():
+        if required:
+            raise ModelLoadError(f"{path} is missing")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} is not a JSON object")
+    return content
+
+
+def _without_null(content: dict[str, object]) -> dict[str, object]:
+    return {
+        name: _without_null(value) if isinstance(value, dict) else value
+        for name, value in content.items()
+        if value is not None
+    }
+
+
+def _describe(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    rule = problem["msg"].removeprefix("Input ").replace("should", "must", 1)
+    rule = rule.partition(" or instance of ")[0]
+    given = repr(problem["input"])
+    if len(given) > MAX_SHOWN_CHARACTERS:
+        given = given[:MAX_SHOWN_CHARACTERS] + "…"
+    return f"{field} {rule}. Given: {given}"
