@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from mesh.process.lifecycle import StartupError
 from mesh.rpc.tls import TlsFiles
@@ -28,13 +28,19 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
     metrics.NUM_REQUESTS_LIMIT.set(settings.max_concurrent_requests)
     retriever = _open_retriever(settings)
     tls = TlsFiles.of(settings)
-    replicas = Replicas(settings.inference_targets, settings.dns_refresh_seconds, tls)
     requests = RequestTable()
     try:
-        async with (
-            open_tokenizers(settings.tokenizer_targets, tls) as tokenizers,
-            replicas.running(),
-        ):
+        async with AsyncExitStack() as stack:
+            tokenizers = await stack.enter_async_context(
+                open_tokenizers(settings.tokenizer_targets, tls)
+            )
+            replicas = Replicas(
+                settings.inference_targets,
+                settings.dns_refresh_seconds,
+                tls,
+                tokenizers.vocabulary_of,
+            )
+            await stack.enter_async_context(replicas.running())
             pipeline = Pipeline(
                 admission=Admission(
                     settings.max_concurrent_requests, settings.max_outstanding_tokens

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError, invalid
 from orchestrator.admission.request_table import ActiveRequest, RequestState
+from orchestrator.admission.validation import check_vocabulary
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
 from orchestrator.observability.request_account import EMBEDDINGS
@@ -61,7 +62,7 @@ async def embed_batch(
     """
     async with active.cancellable():
         active.state = RequestState.ENCODING
-        encoded = await _encode(inputs, tokenizer)
+        encoded = await _encode(inputs, tokenizer, model)
         for number, token_ids in enumerate(encoded, first):
             _check_length(number, token_ids, model)
         num_tokens = sum(map(len, encoded))
@@ -70,13 +71,17 @@ async def embed_batch(
         return EmbeddedBatch(await _embed(encoded, num_tokens, model, replicas), num_tokens)
 
 
-async def _encode(batch: Sequence[Input], tokenizer: TokenizerClient) -> list[Sequence[int]]:
+async def _encode(
+    batch: Sequence[Input], tokenizer: TokenizerClient, model: ModelInfo
+) -> list[Sequence[int]]:
     encoded: list[Sequence[int]] = []
 
     async def encode(each: Input) -> Sequence[int]:
         if not isinstance(each, str):
             return each
-        return (await tokenizer.encode_text(each, "input")).token_ids
+        encoded = await tokenizer.encode_text(each, "input")
+        check_vocabulary(encoded.vocabulary_sha256, model)
+        return encoded.token_ids
 
     for begin in range(0, len(batch), ENCODED_AT_ONCE):
         encoded += await asyncio.gather(*map(encode, batch[begin : begin + ENCODED_AT_ONCE]))
@@ -88,10 +93,10 @@ async def _embed(
 ) -> Sequence[Sequence[float]]:
     tried: list[Replica] = []
     while True:
-        replica = replicas.pick(model.name, encoded[0], tried)
+        replica = replicas.pick(model, encoded[0], tried)
         try:
             with Lease(replica, num_tokens):
-                return await replica.embed(encoded)
+                return await replica.embed(encoded, model.model_sha256)
         except MeshError as error:
             tried.append(replica)
             if error.kind not in _RETRIABLE or len(tried) >= MAX_TRIES:

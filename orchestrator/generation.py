@@ -9,11 +9,15 @@ from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
 
 class ModelInfo(NamedTuple):
-    """The model that a replica serves."""
+    """The model that a replica serves. Replicas with equal values can replace each other."""
 
     name: str
     context_length: int
     eos_token_ids: frozenset[int] = frozenset()
+    vocabulary_sha256: str = ""
+    """Digest of the vocabulary; empty if the replica does not report it."""
+    model_sha256: str = ""
+    """Digest of weights, their type and settings; empty if the replica does not report it."""
 
 
 class Progress(NamedTuple):

@@ -29,7 +29,11 @@ from orchestrator.admission.request_table import (
     RequestTable,
 )
 from orchestrator.admission.timeouts import TokenSource, with_timeouts
-from orchestrator.admission.validation import choose_model, room_for_completion
+from orchestrator.admission.validation import (
+    check_vocabulary,
+    choose_model,
+    room_for_completion,
+)
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.embedding import EmbeddedBatch, Input, embed_batch
 from orchestrator.generation import ModelInfo, Progress
@@ -193,7 +197,9 @@ class Pipeline:
         """The served model of this name; "" is the only one. Raises MeshError."""
         served = list(self._replicas.models.values())
         if not served:
-            raise MeshError(ErrorKind.UNAVAILABLE, "no engine is ready", retry_after=1.0)
+            problems = self._replicas.problems
+            reason = f": {problems[0]}" if problems else ""
+            raise MeshError(ErrorKind.UNAVAILABLE, f"no engine is ready{reason}", retry_after=1.0)
         model = choose_model(name, served)
         active.account.chosen(model)
         return model
@@ -252,7 +258,11 @@ class Pipeline:
         stop: Sequence[str],
         active: ActiveRequest,
     ) -> Generation:
-        """A generation, to be entered at once. Raises MeshError if the prompt is too long."""
+        """A generation, to be entered at once.
+
+        Raises MeshError if the prompt is too long, or not of the model's vocabulary.
+        """
+        check_vocabulary(prompt.encoded.vocabulary_sha256, model)
         num_tokens = len(prompt.encoded.token_ids)
         field = "messages" if isinstance(prompt.encoded.source, ChatPrompt) else "prompt"
         max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model, field)

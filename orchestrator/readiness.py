@@ -24,6 +24,10 @@ RETRY_SECONDS = 0.2
 UNUSABLE_RETRY_SECONDS = 5.0
 """Delay before files that could not be loaded are downloaded again."""
 
+RECHECK_SECONDS = 2.0
+"""Interval at which the tokenizers are asked again while an engine is refused: one of several
+replicas of a tokenizer may have been replaced without a change of health."""
+
 Notify = Callable[[], Awaitable[None]]
 
 
@@ -58,11 +62,25 @@ class Readiness:
                 watching = self._watch_tokenizer(upstream, notify)
                 tasks.create_task(watching, name=f"watch {upstream.target}")
             tasks.create_task(self._watch_replicas(notify), name="watch replicas")
+            tasks.create_task(self._recheck(notify), name="recheck tokenizers")
 
     async def _watch_replicas(self, notify: Notify) -> None:
         while True:
             await notify()
             await self._replicas.wait_changed()
+
+    async def _recheck(self, notify: Notify) -> None:
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            if not self._replicas.problems:
+                continue
+            for upstream in self._tokenizers.upstreams:
+                try:
+                    await upstream.client.refresh()
+                except MeshError as error:
+                    logger.debug("tokenizer not checked", extra={"error": str(error)})
+            self._replicas.check_agreement()
+            await notify()
 
     async def _watch_tokenizer(self, upstream: TokenizerUpstream, notify: Notify) -> None:
         while True:
@@ -92,6 +110,7 @@ class Readiness:
                     return  # a new stream may reach another replica of the tokenizer
                 # Before the first request needs the files.
                 await upstream.client.refresh()
+                self._replicas.check_agreement()
                 self._serving.add(upstream.target)
                 await notify()
         finally:

@@ -197,7 +197,8 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     created_unix_seconds=self._first_seen.setdefault(name, now),
                 )
                 for name in sorted(models)
-            ]
+            ],
+            problems=self._replicas.problems,
         )
 
     async def ListRequests(

@@ -88,6 +88,14 @@ class Orchestrator:
             for model in response.models
         )
 
+    async def problems(self, timeout: float) -> tuple[str, ...]:
+        """Why the orchestrator refuses engines; empty if it refuses none, or after `timeout`."""
+        request = orchestrator_pb2.ListModelsRequest()
+        try:
+            return tuple((await call_unary(self._stub.ListModels, request, timeout)).problems)
+        except MeshError:
+            return ()
+
     async def is_serving(self, timeout: float) -> bool:
         """Whether a token can be produced now; False also after `timeout` seconds."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)

@@ -20,7 +20,7 @@ class Readiness:
         self._orchestrator = orchestrator
         self._drain = drain
         self._lock = asyncio.Lock()
-        self._serving = False
+        self._reason: str | None = None
         self._checked: float | None = None
 
     async def reason_not_ready(self) -> str | None:
@@ -29,6 +29,12 @@ class Readiness:
             return "draining"
         async with self._lock:
             if self._checked is None or time.monotonic() - self._checked >= CACHE_SECONDS:
-                self._serving = await self._orchestrator.is_serving(CHECK_TIMEOUT_SECONDS)
+                self._reason = await self._check()
                 self._checked = time.monotonic()
-        return None if self._serving else "the orchestrator cannot produce tokens"
+        return self._reason
+
+    async def _check(self) -> str | None:
+        if await self._orchestrator.is_serving(CHECK_TIMEOUT_SECONDS):
+            return None
+        problems = await self._orchestrator.problems(CHECK_TIMEOUT_SECONDS)
+        return ": ".join(["the orchestrator cannot produce tokens", *problems[:1]])

@@ -67,6 +67,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._backlog.work() as work,
             self._steps.request(request_id),
         ):
+            self._check_model(request.model_sha256)
             params = self._sampling_params(request.sampling)
             spans.describe(self._engine.model_info.name, params, request.num_resumed_tokens)
             account = RequestAccount(work, self._num_expected(len(request.token_ids), params))
@@ -97,6 +98,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         inputs = [list(each.ids) for each in request.inputs]
         annotate(num_inputs=len(inputs), prompt_tokens=sum(map(len, inputs)))
         with _engine_errors(self._backlog):
+            self._check_model(request.model_sha256)
             vectors = await self._engine.embed(inputs)
         return inference_pb2.InferenceServiceEmbedResponse(
             embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
@@ -120,6 +122,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             device=info.device,
             vocab_size=info.vocab_size,
             num_parameters=info.num_parameters,
+            vocabulary_sha256=info.vocabulary_sha256,
+            model_sha256=info.model_sha256,
         )
 
     async def GetLoad(
@@ -134,6 +138,18 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             max_num_seqs=load.max_num_seqs,
             kv_cache_capacity_tokens=load.kv_capacity_tokens,
         )
+
+    def _check_model(self, wanted: str) -> None:
+        """Refuses a prompt for another model. Raises EngineUnavailable.
+
+        The caller's view may be outdated: a replica can restart with other weights.
+        """
+        served = self._engine.model_info.model_sha256
+        if wanted and wanted != served:
+            raise errors.EngineUnavailable(
+                f"model_sha256 must be that of the served model, {served or 'unknown'}, "
+                f"given {wanted}"
+            )
 
     def _sampling_params(self, message: common_pb2.SamplingParams) -> SamplingParams:
         """The request's values, else the model's own defaults, else the engine's."""

@@ -26,9 +26,14 @@ class InferenceServiceGenerateRequest(message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     SAMPLING_FIELD_NUMBER: builtins.int
     NUM_RESUMED_TOKENS_FIELD_NUMBER: builtins.int
+    MODEL_SHA256_FIELD_NUMBER: builtins.int
     num_resumed_tokens: builtins.int
     """Number of ids at the end of token_ids that another replica generated before a failover. They
     count as output for penalties, seeds, min_tokens, max_tokens and usage.
+    """
+    model_sha256: builtins.str
+    """model_sha256 of the model that the prompt is for: another one refuses it with UNAVAILABLE.
+    Empty: any.
     """
     @builtins.property
     def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -44,10 +49,11 @@ class InferenceServiceGenerateRequest(message.Message):
         token_ids: abc.Iterable[builtins.int] | None = ...,
         sampling: common_pb2.SamplingParams | None = ...,
         num_resumed_tokens: builtins.int = ...,
+        model_sha256: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["num_resumed_tokens", b"num_resumed_tokens", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model_sha256", b"model_sha256", "num_resumed_tokens", b"num_resumed_tokens", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,6 +162,11 @@ class InferenceServiceEmbedRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     INPUTS_FIELD_NUMBER: builtins.int
+    MODEL_SHA256_FIELD_NUMBER: builtins.int
+    model_sha256: builtins.str
+    """model_sha256 of the model that the inputs are for: another one refuses them with UNAVAILABLE.
+    Empty: any.
+    """
     @builtins.property
     def inputs(self) -> containers.RepeatedCompositeFieldContainer[common_pb2.TokenIds]:
         """1 to 64 inputs."""
@@ -164,10 +175,11 @@ class InferenceServiceEmbedRequest(message.Message):
         self,
         *,
         inputs: abc.Iterable[common_pb2.TokenIds] | None = ...,
+        model_sha256: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["inputs", b"inputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["inputs", b"inputs", "model_sha256", b"model_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,6 +228,8 @@ class GetModelResponse(message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     VOCAB_SIZE_FIELD_NUMBER: builtins.int
     NUM_PARAMETERS_FIELD_NUMBER: builtins.int
+    VOCABULARY_SHA256_FIELD_NUMBER: builtins.int
+    MODEL_SHA256_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model in requests."""
     architecture: builtins.str
@@ -230,6 +244,15 @@ class GetModelResponse(message.Message):
     """Number of token ids: the highest valid id plus one."""
     num_parameters: builtins.int
     """Number of weights."""
+    vocabulary_sha256: builtins.str
+    """SHA-256 of the vocabulary, hexadecimal: every id and its token in tokenizer.json. Empty: the
+    model's folder has no tokenizer.json.
+    """
+    model_sha256: builtins.str
+    """SHA-256, hexadecimal, of all that decides the tokens: configuration, type of the weights,
+    vocabulary, and samples of the weights. Replicas with the same value can replace each other.
+    Empty: unknown.
+    """
     @builtins.property
     def eos_token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids of the end-of-sequence tokens."""
@@ -245,10 +268,12 @@ class GetModelResponse(message.Message):
         device: builtins.str = ...,
         vocab_size: builtins.int = ...,
         num_parameters: builtins.int = ...,
+        vocabulary_sha256: builtins.str = ...,
+        model_sha256: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "model_sha256", b"model_sha256", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size", "vocabulary_sha256", b"vocabulary_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

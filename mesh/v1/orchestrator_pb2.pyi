@@ -689,18 +689,26 @@ class ListModelsResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: builtins.int
+    PROBLEMS_FIELD_NUMBER: builtins.int
     @builtins.property
     def models(self) -> containers.RepeatedCompositeFieldContainer[Model]:
         """The models, sorted by name."""
+
+    @builtins.property
+    def problems(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Why replicas are refused: their vocabulary differs from the tokenizer's, or their weights or
+        settings from those of the other replicas of the same name.
+        """
 
     def __init__(
         self,
         *,
         models: abc.Iterable[Model] | None = ...,
+        problems: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["models", b"models", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

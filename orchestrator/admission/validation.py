@@ -17,6 +17,7 @@ from mesh.protocol.sampling_params import (
 )
 from mesh.protocol.search import DEFAULT_RESULTS, MAX_QUERY_CHARACTERS, MAX_RESULTS
 from orchestrator.generation import ModelInfo
+from orchestrator.routing.agreement import same_vocabulary
 
 
 def check_sampling(sampling: SamplingParams) -> None:
@@ -92,6 +93,19 @@ def room_for_completion(
             param="max_tokens" if room >= 1 else prompt_field,
         )
     return room if max_tokens is None else max_tokens
+
+
+def check_vocabulary(vocabulary_sha256: str, model: ModelInfo) -> None:
+    """Raises MeshError (UNAVAILABLE) if token ids are of another vocabulary than the model's.
+
+    Happens while a tokenizer or its engines are being replaced.
+    """
+    if not same_vocabulary(vocabulary_sha256, model.vocabulary_sha256):
+        raise MeshError(
+            ErrorKind.UNAVAILABLE,
+            f"the tokenizer and the engines of model {model.name!r} have different vocabularies",
+            retry_after=1.0,
+        )
 
 
 def choose_model(name: str, served: Sequence[ModelInfo]) -> ModelInfo:

@@ -12,6 +12,7 @@ import grpc.aio
 from tokenizers import Tokenizer
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.hub.vocabulary import vocabulary_sha256
 from mesh.protocol.chat import ChatPrompt, chat_to_proto
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -28,6 +29,8 @@ class Encoded(NamedTuple):
     decoder: Decoder
     source: ChatPrompt | str | None = None
     """The encoded prompt; None if the prompt was token ids."""
+    vocabulary_sha256: str = ""
+    """Digest of the vocabulary of the token ids."""
 
 
 class LocalTokenizer(NamedTuple):
@@ -37,6 +40,8 @@ class LocalTokenizer(NamedTuple):
     decoder: Decoder
     format: AnswerFormat = AnswerFormat()
     """Format of the model's answers, found in its chat template."""
+    vocabulary_sha256: str = ""
+    """Digest of the ids and their tokens (`mesh.hub.vocabulary`)."""
 
 
 class TokenizerUnusable(MeshError):
@@ -56,6 +61,11 @@ class TokenizerClient:
         self._sha256 = ""
         self._tokenizer: LocalTokenizer | None = None
         self._fetching = asyncio.Lock()
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """Digest of the vocabulary that the service had last; empty before the first download."""
+        return "" if self._tokenizer is None else self._tokenizer.vocabulary_sha256
 
     async def encode_chat(self, prompt: ChatPrompt) -> Encoded:
         """Renders and encodes a conversation. Raises MeshError, also if the template fails."""
@@ -100,7 +110,7 @@ class TokenizerClient:
         tokenizer = self._tokenizer
         if tokenizer is None or response.tokenizer_sha256 != self._sha256:
             tokenizer = await self._fetch(response.tokenizer_sha256)
-        return Encoded(response.token_ids, tokenizer.decoder, source)
+        return Encoded(response.token_ids, tokenizer.decoder, source, tokenizer.vocabulary_sha256)
 
     async def _fetch(self, sha256: str) -> LocalTokenizer:
         """The tokenizer with this SHA-256; "" accepts any. One download at a time."""
@@ -155,12 +165,13 @@ def _load(files: dict[str, bytearray], sha256: str) -> LocalTokenizer:
     if content is None:
         raise TokenizerUnusable("there is no tokenizer.json")
     try:
+        vocabulary = vocabulary_sha256(bytes(content))
         settings = json.loads(bytes(content))
         # The service has truncated and padded already, where its settings say so.
         settings["truncation"] = settings["padding"] = None
         tokenizer = Tokenizer.from_str(json.dumps(settings))
         format = answer_format(_templates(files))
-        return LocalTokenizer(tokenizer, Decoder(tokenizer), format)
+        return LocalTokenizer(tokenizer, Decoder(tokenizer), format, vocabulary)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise TokenizerUnusable(f"{type(error).__name__}: {error}") from error
 

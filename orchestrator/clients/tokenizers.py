@@ -42,6 +42,11 @@ class Tokenizers:
         upstream = self._upstreams.get(model) or self._upstreams.get(FOR_ALL)
         return None if upstream is None else upstream.target
 
+    def vocabulary_of(self, model: str) -> str:
+        """Digest of the vocabulary of the model's tokenizer; empty if it is not known."""
+        upstream = self._upstreams.get(model) or self._upstreams.get(FOR_ALL)
+        return "" if upstream is None else upstream.client.vocabulary_sha256
+
     def of(self, model: str) -> TokenizerClient:
         """Client of the model's tokenizer. Raises MeshError (UNAVAILABLE) if it has none."""
         upstream = self._upstreams.get(model) or self._upstreams.get(FOR_ALL)

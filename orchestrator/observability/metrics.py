@@ -57,6 +57,11 @@ RETRIEVAL = Histogram(
     buckets=_SECONDS,
 )
 REPLICAS = Gauge("orchestrator_replicas_ready", "Engine replicas that are ready.")
+REPLICAS_REFUSED = Gauge(
+    "orchestrator_replicas_refused",
+    "Ready engine replicas that get no requests, because their vocabulary differs from the "
+    "tokenizer's, or their weights or settings from the other replicas' of the same name.",
+)
 TOKEN_USAGE = Histogram(
     "gen_ai_client_token_usage",
     "Tokens of a request to a model, by type (input or output), including aborted requests.",

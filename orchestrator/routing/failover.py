@@ -61,14 +61,16 @@ class _Attempts:
 
     async def _next_replica(self) -> Replica:
         try:
-            return self._replicas.pick(self._model.name, self._prompt, self._excluded)
+            return self._replicas.pick(self._model, self._prompt, self._excluded)
         except MeshError:
             if self._full is not None:
                 raise self._full from None
             # A lost replica may have lost only its connection: try it once more if its health
             # check succeeds.
             for replica in dict.fromkeys(self._lost):
-                if self._lost.count(replica) < MAX_LOST_REPLICAS and await replica.confirm():
+                again = self._lost.count(replica) < MAX_LOST_REPLICAS and await replica.confirm()
+                # It may have restarted with another model.
+                if again and replica.model == self._model:
                     return replica
             raise
 
@@ -119,8 +121,9 @@ async def generate(
 ) -> AsyncGenerator[TokenChunk, None]:
     """Chunks of tokens; the last one has the finish. The first of each replica may be empty.
 
-    If a replica is lost, another one continues from the prompt and the tokens so far, with the same
-    penalties, seeds and limits, so greedy output is identical. Raises MeshError if none is left.
+    If a replica is lost, another one of an equal model continues from the prompt and the tokens so
+    far, with the same penalties, seeds and limits, so greedy output is identical. Raises MeshError
+    if none is left.
     """
     attempts = _Attempts(replicas, model, prompt, active)
     span = active.account.generation.span
@@ -129,7 +132,9 @@ async def generate(
         replica = await attempts.next_replica(span)
         accepted = False
         lease = Lease(replica, len(prompt) + (sampling.max_tokens or 0))
-        call = replica.generate([*prompt, *delivered], sampling, len(delivered), span)
+        call = replica.generate(
+            [*prompt, *delivered], sampling, len(delivered), span, model.model_sha256
+        )
         try:
             with lease:
                 async with call as stream, ReadAhead(stream) as chunks:

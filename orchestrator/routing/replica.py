@@ -146,19 +146,30 @@ class Replica:
         sampling: SamplingParams,
         num_resumed_tokens: int,
         parent: Span | None = None,
+        model_sha256: str = "",
     ) -> ReplicaStream:
-        """A token stream, to be entered. `parent` of the call's span; None: the current span."""
+        """A token stream, to be entered. `parent` of the call's span; None: the current span.
+
+        A replica whose model has another digest than `model_sha256` refuses it (UNAVAILABLE).
+        """
         request = inference_pb2.InferenceServiceGenerateRequest(
             token_ids=token_ids,
             sampling=sampling_to_proto(sampling),
             num_resumed_tokens=num_resumed_tokens,
+            model_sha256=model_sha256,
         )
         return ReplicaStream(open_stream(self._stub.Generate, request, parent=parent))
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Sequence[float]]:
-        """One vector for each of at most 64 inputs. Raises MeshError."""
+    async def embed(
+        self, inputs: Sequence[Sequence[int]], model_sha256: str = ""
+    ) -> list[Sequence[float]]:
+        """One vector for each of at most 64 inputs. Raises MeshError.
+
+        A replica whose model has another digest than `model_sha256` refuses them (UNAVAILABLE).
+        """
         request = inference_pb2.InferenceServiceEmbedRequest(
-            inputs=[common_pb2.TokenIds(ids=token_ids) for token_ids in inputs]
+            inputs=[common_pb2.TokenIds(ids=token_ids) for token_ids in inputs],
+            model_sha256=model_sha256,
         )
         response = await call_unary(self._stub.Embed, request)
         return [embedding.values for embedding in response.embeddings]
@@ -166,8 +177,13 @@ class Replica:
     async def _update(self, serving: bool) -> None:
         if serving and self.model is None:
             info = await call_unary(self._stub.GetModel, inference_pb2.GetModelRequest(), timeout=5)
-            eos = frozenset(info.eos_token_ids)
-            self.model = ModelInfo(info.name, info.context_length, eos)
+            self.model = ModelInfo(
+                info.name,
+                info.context_length,
+                frozenset(info.eos_token_ids),
+                info.vocabulary_sha256,
+                info.model_sha256,
+            )
         self._set_serving(serving)
 
     def _set_serving(self, serving: bool) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
+from orchestrator.routing.agreement import Agreement, Refused
 from orchestrator.routing.replica import Replica
 
 logger = logging.getLogger("orchestrator.routing.replicas")
@@ -27,6 +28,10 @@ MIN_TRUSTED = 0.5
 many engines fail, they are probably not the cause."""
 
 NOT_READY_RETRY_SECONDS = 1.0
+
+
+def _unknown(model: str) -> str:
+    return ""
 
 
 class Member(NamedTuple):
@@ -56,17 +61,25 @@ class Replicas:
     """All replicas of all models. Empty until `running` is entered."""
 
     def __init__(
-        self, targets: Sequence[str], refresh_seconds: float, tls: TlsFiles = NO_TLS
+        self,
+        targets: Sequence[str],
+        refresh_seconds: float,
+        tls: TlsFiles = NO_TLS,
+        vocabulary_of: Callable[[str], str] = _unknown,
     ) -> None:
         """`targets` are HOST:PORT; each address that a host resolves to is a replica.
 
-        With a CA in `tls`, a replica's certificate must be valid for that host.
+        With a CA in `tls`, a replica's certificate must be valid for that host. `vocabulary_of` a
+        model's name returns the digest of its tokenizer's vocabulary, empty if it is not known.
         """
+        self._agreement = Agreement(vocabulary_of)
         self._tls = tls
         self._targets = targets
         self._refresh_seconds = refresh_seconds
         self._members: dict[str, Member] = {}
         self._answers: dict[str, set[str]] = {}
+        self._reported: dict[str, str] = {}
+        """Reason by address of the replicas whose refusal has been logged."""
         self._changed = asyncio.Event()
 
     @asynccontextmanager
@@ -90,9 +103,13 @@ class Replicas:
 
     @property
     def models(self) -> dict[str, ModelInfo]:
-        """The models served now, by name."""
-        served = (replica.model for replica in self.ready)
-        return {model.name: model for model in served if model is not None}
+        """The models served now, by name: of each name one, which `Agreement` chooses."""
+        return self._agreement.choose([replica.model for replica in self.ready if replica.model])
+
+    @property
+    def problems(self) -> list[str]:
+        """Why ready replicas get no requests, a sentence for each; empty if all agree."""
+        return sorted({refused.reason for refused in self._refused()})
 
     async def wait_changed(self) -> None:
         """Returns once `ready` has changed since the previous return. For one task only."""
@@ -100,23 +117,21 @@ class Replicas:
         self._changed.clear()
 
     def pick(
-        self, model: str, token_ids: Sequence[int], excluded: Collection[Replica] = ()
+        self, model: ModelInfo, token_ids: Sequence[int], excluded: Collection[Replica] = ()
     ) -> Replica:
-        """The best replica of `model` for this prompt. Raises MeshError (UNAVAILABLE).
+        """The best replica of exactly this model for this prompt. Raises MeshError (UNAVAILABLE).
 
         This is the replica that the start of the prompt prefers, unless its outstanding tokens
         exceed the least loaded replica's by more than the prompt's length, the most that a
         cached prefix can save. Otherwise it is a less loaded one.
         """
         candidates = [
-            replica
-            for replica in self.ready
-            if replica not in excluded and replica.model is not None and replica.model.name == model
+            replica for replica in self.ready if replica not in excluded and replica.model == model
         ]
         if not candidates:
             raise MeshError(
                 ErrorKind.UNAVAILABLE,
-                f"no engine is ready for model {model!r}",
+                f"no engine is ready for model {model.name!r}",
                 retry_after=NOT_READY_RETRY_SECONDS,
             )
         if len(candidates) == 1:
@@ -167,8 +182,23 @@ class Replicas:
             await asyncio.gather(member.watching, return_exceptions=True)
         self._notify()
 
+    def check_agreement(self) -> None:
+        """Chooses the models again and logs what changed; called whenever a tokenizer changes."""
+        refused = {each.address: each.reason for each in self._refused()}
+        for address, reason in refused.items():
+            if self._reported.get(address) != reason:
+                logger.error("replica refused", extra={"address": address, "reason": reason})
+        self._reported = refused
+        metrics.REPLICAS_REFUSED.set(len(refused))
+
+    def _refused(self) -> list[Refused]:
+        return self._agreement.refused(
+            {each.address: each.model for each in self.ready if each.model}
+        )
+
     def _notify(self) -> None:
         metrics.REPLICAS.set(len(self.ready))
+        self.check_agreement()
         self._changed.set()
 
 

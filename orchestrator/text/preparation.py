@@ -48,7 +48,8 @@ async def prepare(
     if isinstance(prompt, str):
         encoded = await tokenizer.encode_text(prompt)
         return PreparedPrompt(encoded, constraint=constraint, echo=prompt if echo else None)
-    encoded = Encoded(prompt.ids, (await tokenizer.current()).decoder)
+    local = await tokenizer.current()
+    encoded = Encoded(prompt.ids, local.decoder, vocabulary_sha256=local.vocabulary_sha256)
     text = await tokenizer.decode(prompt.ids) if echo else None
     return PreparedPrompt(encoded, constraint=constraint, echo=text)
 

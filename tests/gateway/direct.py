@@ -58,6 +58,10 @@ class DirectOrchestrator:
         """List one model."""
         return (ServedModel("fake", 2048, 1),)
 
+    async def problems(self, timeout: float) -> tuple[str, ...]:
+        """Report that every engine is used."""
+        return ()
+
     async def is_serving(self, timeout: float) -> bool:
         """Report that the orchestrator is serving."""
         return True

@@ -59,6 +59,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     num_running: int = 0
     num_cancelled: int = 0
     num_sent: int = 0
+    problems: list[str] = field(default_factory=list)
+    """Reported by ListModels."""
     refuse_after: int | None = None
     """Number of calls to accept; later calls fail with OVERLOADED. None: accept all."""
 
@@ -125,7 +127,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             orchestrator_pb2.Model(name=name, context_length=2048, created_unix_seconds=1700000000)
             for name in ("fake", "org/other")
         ]
-        return orchestrator_pb2.ListModelsResponse(models=models)
+        return orchestrator_pb2.ListModelsResponse(models=models, problems=self.problems)
 
     async def _stream(self, request, script, first, response) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         self._record(request)

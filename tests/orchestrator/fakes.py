@@ -102,6 +102,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.context_length = context_length
         self.name = "fake"
         self.eos_token_ids: list[int] = []
+        self.vocabulary_sha256 = ""
+        self.model_sha256 = ""
         self.accept_delay = 0.0
         self.delay = 0.0
         """Seconds before each token."""
@@ -123,6 +125,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.InferenceServiceGenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb2.InferenceServiceGenerateResponse]:
         self.requests.append(request)
+        if request.model_sha256 not in ("", self.model_sha256):
+            raise MeshError(ErrorKind.UNAVAILABLE, "another model")
         if self.refusal is not None:
             raise self.refusal
         self.num_open += 1
@@ -177,6 +181,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             context_length=self.context_length,
             vocab_size=400,
             eos_token_ids=self.eos_token_ids,
+            vocabulary_sha256=self.vocabulary_sha256,
+            model_sha256=self.model_sha256,
         )
 
 

@@ -39,6 +39,19 @@ async def test_readyz_follows_the_orchestrators_health(
         assert await status_of(client, "/livez") == 200
 
 
+async def test_readyz_says_why_engines_are_refused(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, upstream: Served
+) -> None:
+    """The orchestrator's first problem follows the reason."""
+    orchestrator.problems = ["an engine has another vocabulary", "another problem"]
+    await upstream.server.set_ready(False)
+    async with asyncio.timeout(10):
+        while (response := await client.get("/readyz")).status_code != 503:
+            await asyncio.sleep(0.05)
+    expected = "the orchestrator cannot produce tokens: an engine has another vocabulary"
+    assert response.text == f"not ready: {expected}\n"
+
+
 async def test_not_ready_without_an_orchestrator(start_gateway: StartGateway) -> None:
     """Without an orchestrator the gateway is alive, not ready, and answers searches with 503."""
     nowhere = start_gateway(orchestrator_host="127.0.0.1:1")

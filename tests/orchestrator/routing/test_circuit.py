@@ -8,7 +8,7 @@ from orchestrator.routing import circuit as circuit_module
 from orchestrator.routing.circuit import Circuit, SlowStart
 from tests.clock import Clock
 from tests.orchestrator.fakes import SCRIPT, FakeInference, orchestrator
-from tests.orchestrator.routing.test_replicas import FakeReplica, replicas
+from tests.orchestrator.routing.test_replicas import MODEL, FakeReplica, replicas
 from tests.orchestrator.test_service import generate, request, text_of
 
 pytestmark = pytest.mark.timeout(60)
@@ -92,12 +92,12 @@ def test_a_cold_engine_is_picked_when_the_warm_one_has_ten_times_as_much(clock: 
     made = replicas(warm, cold)
     prompt = list(range(10))
     warm.outstanding_tokens = 50
-    assert made.pick("m", prompt) is warm  # type: ignore[comparison-overlap]
+    assert made.pick(MODEL, prompt) is warm  # type: ignore[comparison-overlap]
     warm.outstanding_tokens = 200
-    assert made.pick("m", prompt) is cold  # type: ignore[comparison-overlap]
+    assert made.pick(MODEL, prompt) is cold  # type: ignore[comparison-overlap]
     warm.outstanding_tokens = 50
     clock.now += 60
-    assert made.pick("m", prompt) is cold  # type: ignore[comparison-overlap]
+    assert made.pick(MODEL, prompt) is cold  # type: ignore[comparison-overlap]
 
 
 def test_an_open_circuit_is_ignored_if_most_are_open(clock: Clock) -> None:
@@ -107,11 +107,11 @@ def test_an_open_circuit_is_ignored_if_most_are_open(clock: Clock) -> None:
     for member in members[:2]:
         for _ in range(3):
             member.circuit.failure()
-    picked = {made.pick("m", [number]).address for number in range(100)}
+    picked = {made.pick(MODEL, [number]).address for number in range(100)}
     assert picked == {"c:1", "d:1"}
     for _ in range(3):
         members[2].circuit.failure()
-    assert len({made.pick("m", [number]).address for number in range(100)}) == 4
+    assert len({made.pick(MODEL, [number]).address for number in range(100)}) == 4
 
 
 async def test_an_engine_that_breaks_every_stream_gets_no_requests() -> None:

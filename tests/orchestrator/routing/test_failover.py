@@ -9,16 +9,23 @@ import pytest
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
+from orchestrator.generation import ModelInfo
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 from tests.orchestrator.test_service import generate, kinds_of, request, text_of
 from tests.orchestrator.tokenizers_made import byte_level
 
 
+def served(running: Orchestrator) -> ModelInfo:
+    """The only model that is served."""
+    [model] = running.service._replicas.models.values()
+    return model
+
+
 def in_order(running: Orchestrator) -> list[FakeInference]:
     """The engines; first the one that receives the prompt "Hello"."""
     ids = byte_level().encode("Hello", add_special_tokens=False).ids
-    address = running.service._replicas.pick("fake", ids).address
+    address = running.service._replicas.pick(served(running), ids).address
     engines = zip(running.upstreams, running.engines, strict=True)
     return [each for _, each in sorted(engines, key=lambda pair: pair[0].address != address)]
 
@@ -38,7 +45,7 @@ async def test_a_lost_engine_does_not_change_the_text(fail_after: int) -> None:
             assert events[-1].finish.usage.completion_tokens == len(engines[0].ids)
             return text_of(events)
 
-        chosen = running.service._replicas.pick("fake", [0])
+        chosen = running.service._replicas.pick(served(running), [0])
         survivor = engines[[u.address for u in running.upstreams].index(chosen.address)]
         survivor.fail_after = None
         texts = [await lose_one()]

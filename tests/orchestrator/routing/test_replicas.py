@@ -13,6 +13,8 @@ from orchestrator.routing.circuit import Circuit, SlowStart
 from orchestrator.routing.replicas import Lease, Member, Replicas
 from orchestrator.settings import OrchestratorSettings
 
+MODEL = ModelInfo("m", 100)
+
 
 class FakeReplica:
     """The attributes that `pick` uses."""
@@ -37,18 +39,18 @@ def replicas(*members: FakeReplica) -> Replicas:
 def test_a_prompt_prefers_the_same_engine_until_it_is_busier() -> None:
     """Affinity holds while the extra load is at most the prompt's length."""
     members = [FakeReplica(f"10.0.0.{number}:1") for number in range(4)]
-    chosen: Any = replicas(*members).pick("m", [1, 2, 3])
-    assert all(replicas(*members).pick("m", [1, 2, 3]) is chosen for _ in range(5))
+    chosen: Any = replicas(*members).pick(MODEL, [1, 2, 3])
+    assert all(replicas(*members).pick(MODEL, [1, 2, 3]) is chosen for _ in range(5))
     chosen.outstanding_tokens = 3
-    assert replicas(*members).pick("m", [1, 2, 3]) is chosen
+    assert replicas(*members).pick(MODEL, [1, 2, 3]) is chosen
     chosen.outstanding_tokens = 4
-    assert replicas(*members).pick("m", [1, 2, 3]) is not chosen
+    assert replicas(*members).pick(MODEL, [1, 2, 3]) is not chosen
 
 
 def test_prompts_are_spread_over_engines() -> None:
     """Prompts that start differently prefer different engines."""
     members = [FakeReplica(f"10.0.0.{number}:1") for number in range(4)]
-    picked = {replicas(*members).pick("m", [number]).address for number in range(100)}
+    picked = {replicas(*members).pick(MODEL, [number]).address for number in range(100)}
     assert len(picked) == 4
 
 
@@ -57,9 +59,9 @@ def test_only_ready_engines_of_the_model_are_chosen() -> None:
     one, two, other = FakeReplica("a:1"), FakeReplica("b:1"), FakeReplica("c:1", "other")
     two.ready = False
     made = replicas(one, two, other)
-    assert made.pick("m", [1]) is one  # type: ignore[comparison-overlap]
+    assert made.pick(MODEL, [1]) is one  # type: ignore[comparison-overlap]
     with pytest.raises(MeshError, match="no engine is ready for model 'm'"):
-        made.pick("m", [1], excluded={one})  # type: ignore[arg-type]
+        made.pick(MODEL, [1], excluded={one})  # type: ignore[arg-type]
     assert set(made.models) == {"m", "other"}
 
 

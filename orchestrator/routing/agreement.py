@@ -1,0 +1,86 @@
+"""Which model a name means when its replicas differ, or differ from the name's tokenizer.
+
+Mixing them would produce text that no model wrote: ids of one vocabulary decoded with another, or
+a stream that begins with one model's weights and continues with another's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from orchestrator.generation import ModelInfo
+
+SHOWN_DIGITS = 12
+"""Length of a digest in messages."""
+
+
+class Refused(NamedTuple):
+    """A ready replica that gets no requests, and why: a sentence without its address."""
+
+    address: str
+    reason: str
+
+
+class Agreement:
+    """Chooses one model for each name. For one event loop."""
+
+    def __init__(self, vocabulary_of: Callable[[str], str]) -> None:
+        """`vocabulary_of` a name returns its tokenizer's digest, empty if it is not known."""
+        self._vocabulary_of = vocabulary_of
+        self._chosen: dict[str, ModelInfo] = {}
+
+    def choose(self, models: Iterable[ModelInfo]) -> dict[str, ModelInfo]:
+        """The model of each name, from the models of all ready replicas.
+
+        Only a model with its tokenizer's vocabulary can be chosen. Among several it is the one that
+        most replicas serve, so that a rollout changes over when half of the replicas are new; then
+        the one chosen before.
+        """
+        chosen: dict[str, ModelInfo] = {}
+        rank: dict[str, tuple[int, bool, str]] = {}
+        for model, num_replicas in Counter(models).items():
+            if not self._has_vocabulary(model):
+                continue
+            name = model.name
+            own = (num_replicas, model == self._chosen.get(name), model.model_sha256)
+            if name not in chosen or own > rank[name]:
+                chosen[name], rank[name] = model, own
+        self._chosen = chosen
+        return chosen
+
+    def refused(self, models: Mapping[str, ModelInfo]) -> list[Refused]:
+        """The replicas, given with their models by address, that differ from the chosen model."""
+        chosen = self.choose(models.values())
+        return [
+            Refused(address, self._reason(model, chosen.get(model.name)))
+            for address, model in models.items()
+            if model != chosen.get(model.name)
+        ]
+
+    def _has_vocabulary(self, model: ModelInfo) -> bool:
+        return same_vocabulary(model.vocabulary_sha256, self._vocabulary_of(model.name))
+
+    def _reason(self, model: ModelInfo, chosen: ModelInfo | None) -> str:
+        if not self._has_vocabulary(model):
+            return (
+                f"an engine of model {model.name!r} has another vocabulary "
+                f"({model.vocabulary_sha256[:SHOWN_DIGITS]}) than the model's tokenizer "
+                f"({self._vocabulary_of(model.name)[:SHOWN_DIGITS]})"
+            )
+        assert chosen is not None  # there is a choice wherever a model has the vocabulary
+        return (
+            f"an engine of model {model.name!r} has other weights or settings "
+            f"({_digest(model)}) than the model's other engines ({_digest(chosen)})"
+        )
+
+
+def same_vocabulary(one: str, other: str) -> bool:
+    """Whether ids of one vocabulary may be used with another; an unknown one is trusted."""
+    return not one or not other or one == other
+
+
+def _digest(model: ModelInfo) -> str:
+    digest = model.model_sha256[:SHOWN_DIGITS] or "digest unknown"
+    return f"{digest}, context {model.context_length}"
