@@ -1,4 +1,4 @@
-"""A TCP proxy that delays and resets connections on command."""
+"""A TCP proxy that delays, resets and silences connections on command."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from contextlib import asynccontextmanager, suppress
 class Proxy:
     """Listens on a local port and forwards to `target`, HOST:PORT."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int = 0) -> None:
+        """0: a free port, which `port` has inside `running`."""
         self.port = port
         self.target = ""
         self.delay = 0.0
         """Delay in seconds of each read, in both directions."""
+        self.silent = False
+        """Drops what arrives: each end sees a peer that accepts bytes and never answers."""
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
@@ -38,6 +41,7 @@ class Proxy:
     async def running(self) -> AsyncIterator[Proxy]:
         """Runs the proxy inside the block."""
         server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
+        self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
         finally:
@@ -67,6 +71,8 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
+                if self.silent:
+                    continue
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 writer.write(data)
