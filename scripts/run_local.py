@@ -108,6 +108,10 @@ def build_index() -> None:
         raise SystemExit(f"cannot index {CORPUS.relative_to(ROOT)}")
 
 
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens local addresses, whatever proxy the environment names."""
+
+
 def announce_ready(address: str, traces: str) -> None:
     """Waits until the gateway is ready, then prints its URL and an example command.
 
@@ -116,7 +120,7 @@ def announce_ready(address: str, traces: str) -> None:
     started = time.monotonic()
     while time.monotonic() - started < READY_TIMEOUT_SECONDS:
         try:
-            with urllib.request.urlopen(f"http://{address}/readyz", timeout=2):
+            with _WITHOUT_PROXY.open(f"http://{address}/readyz", timeout=2):
                 break
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

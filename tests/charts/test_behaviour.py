@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -124,6 +125,44 @@ def test_a_model_from_the_hub_is_downloaded_once() -> None:
     assert f"--folder={variables['INFERENCE_MODEL']}" in download["args"]
     token = {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
     assert {"name": "HF_TOKEN", "valueFrom": token} in download["env"]
+
+
+PROXIED: dict[str, Any] = {
+    "egressProxy": {"url": "http://proxy.example.org:3128"},
+    "caBundle": {"configMap": "company-ca", "key": "all.pem"},
+    "pod": {
+        "extraEnv": [{"name": "HF_HUB_DOWNLOAD_TIMEOUT", "value": "60"}],
+        "extraVolumeMounts": [{"name": "netrc", "mountPath": "/netrc"}],
+        "extraVolumes": [{"name": "netrc", "secret": {"secretName": "netrc"}}],
+    },
+}
+
+
+@pytest.mark.parametrize("component", ["inference", "tokenizer"])
+def test_a_download_uses_the_proxy_and_the_ca_bundle(component: str) -> None:
+    """It also has `extraEnv`, after the chart's variables, and its mounts exist as volumes."""
+    pod = render("gpu", values=PROXIED).deployment(component)["spec"]["template"]["spec"]
+    (download,) = pod["initContainers"]
+    variables = environment(download)
+    assert variables["HTTPS_PROXY"] == variables["HTTP_PROXY"] == "http://proxy.example.org:3128"
+    assert ".svc" in variables["NO_PROXY"]
+    assert variables["SSL_CERT_FILE"] == variables["REQUESTS_CA_BUNDLE"] == "/etc/weir/ca/all.pem"
+    assert download["env"][-1] == PROXIED["pod"]["extraEnv"][0]
+    mounted = {mount["name"] for mount in download["volumeMounts"]}
+    assert mounted >= {"ca-bundle", "netrc"}
+    assert mounted <= {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_orchestrator_searches_the_web_through_the_proxy() -> None:
+    """In upper case, which gRPC does not read; the other services have no proxy."""
+    variables = {
+        name: {each["name"] for each in container.get("env", [])}
+        for name, container in render("minimal", values=PROXIED).containers()
+    }
+    proxied = {name for name, names in variables.items() if "HTTPS_PROXY" in names}
+    assert proxied == {"weir-orchestrator/orchestrator"}
+    for names in variables.values():
+        assert not names & {"http_proxy", "https_proxy", "grpc_proxy"}
 
 
 def test_external_addresses_replace_the_models() -> None:

@@ -188,6 +188,24 @@ def test_the_services_reach_a_configured_collector() -> None:
             assert allowed(release, pod, collector, 4317) == wanted, pod.name
 
 
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://proxy:3128", 3128), ("http://proxy", 80), ("https://proxy/", 443)]
+)
+def test_pods_that_leave_the_cluster_reach_the_proxy(url: str, port: int) -> None:
+    """Its port is open to the orchestrator and to the pods that download, and to no others."""
+    proxy = Pod("proxy", {}, {"kubernetes.io/metadata.name": "proxies"})
+    peers = [{"namespaceSelector": {"matchLabels": proxy.namespace}}]
+    values = {"egressProxy": {"url": url}, "networkPolicy": {"proxyTo": peers}}
+    release = render("multi-model", values=values)
+    pods = pods_of(release)
+    reaching = {pod.name for pod in pods if allowed(release, pod, proxy, port)}
+    downloading = {name for name, template in release.pods if "initContainers" in template["spec"]}
+    assert downloading
+    assert reaching == {"weir-orchestrator", *downloading}
+    other = Pod("other", {}, OTHER_NAMESPACE)
+    assert not any(allowed(release, pod, other, port) for pod in pods if pod.name in downloading)
+
+
 def test_only_downloading_pods_reach_the_internet() -> None:
     """Only pods that download a model have egress to port 443 of any address."""
     for name, downloading in (("minimal", 0), ("gpu", 1), ("multi-model", 3), ("airgap", 0)):

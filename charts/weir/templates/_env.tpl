@@ -58,3 +58,42 @@
   value: none
 {{- end -}}
 {{- end -}}
+
+{{/* Variables for requests that leave the cluster: the proxy and the CA bundle. May be empty. Upper
+     case only, which gRPC does not read: calls over gRPC use no proxy. */}}
+{{- define "weir.internetEnv" -}}
+{{- $proxy := default dict .Values.egressProxy -}}
+{{- with $proxy.url }}
+- name: HTTPS_PROXY
+  value: {{ . | quote }}
+- name: HTTP_PROXY
+  value: {{ . | quote }}
+- name: NO_PROXY
+  value: {{ $proxy.noProxy | quote }}
+{{- end }}
+{{- if (default dict .Values.caBundle).configMap }}
+- name: SSL_CERT_FILE
+  value: {{ include "weir.caBundleFile" . }}
+- name: REQUESTS_CA_BUNDLE
+  value: {{ include "weir.caBundleFile" . }}
+{{- end }}
+{{- end -}}
+
+{{- define "weir.caBundleFile" -}}/etc/weir/ca/{{ .Values.caBundle.key }}{{- end -}}
+
+{{/* Mount of the CA bundle, and its volume; may be empty. */}}
+{{- define "weir.caBundleMount" -}}
+{{- if (default dict .Values.caBundle).configMap -}}
+- name: ca-bundle
+  mountPath: /etc/weir/ca
+  readOnly: true
+{{- end -}}
+{{- end -}}
+
+{{- define "weir.caBundleVolume" -}}
+{{- with (default dict .Values.caBundle).configMap -}}
+- name: ca-bundle
+  configMap:
+    name: {{ . }}
+{{- end -}}
+{{- end -}}

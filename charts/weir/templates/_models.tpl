@@ -55,8 +55,8 @@ have their own tokenizer.
 
 {{/*
 Init container that downloads and verifies the missing files of a model of the hub. Without missing
-files it needs no network. Takes (dict "root" $ "model" … "image" … "gpu" … "what" …), where "what"
-is model or tokenizer.
+files it needs no network. Takes (dict "root" $ "model" … "image" … "gpu" … "pod" … "what" …), where
+"what" is model or tokenizer.
 */}}
 {{- define "weir.downloadContainer" -}}
 {{- $hub := .model.hub -}}
@@ -88,6 +88,12 @@ is model or tokenizer.
           name: {{ . }}
           key: {{ $hub.tokenKey }}
     {{- end }}
+    {{- with include "weir.internetEnv" .root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with .pod.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   resources:
     {{- toYaml .root.Values.modelDownload.resources | nindent 4 }}
   securityContext:
@@ -97,4 +103,10 @@ is model or tokenizer.
       mountPath: /tmp
     - name: model
       mountPath: /models
+    {{- with include "weir.caBundleMount" .root }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with .pod.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end -}}

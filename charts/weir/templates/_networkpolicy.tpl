@@ -44,6 +44,19 @@
   {{- end }}
 {{- end -}}
 
+{{/* Egress to the HTTP proxy; may be empty. */}}
+{{- define "weir.proxyEgress" -}}
+{{- with (default dict .Values.egressProxy).url -}}
+- ports:
+    - protocol: TCP
+      port: {{ include "weir.portOf" (dict "address" . "default" (ternary "443" "80" (hasPrefix "https" .))) }}
+  {{- with $.Values.networkPolicy.proxyTo }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+{{- end -}}
+
 {{/* Egress to a HOST:PORT outside the release. Takes (dict "root" $ "address" …). */}}
 {{- define "weir.upstreamEgress" -}}
 - ports:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -31,6 +32,7 @@ CONTENTS = {
     "pytorch_model.bin": b"a pickle",
     "modeling_evil.py": b"import os",
 }
+UNREACHABLE_HUB = "http://hub.invalid"
 SHA256 = hashlib.sha256(CONTENTS["model.safetensors"]).hexdigest()
 
 pytestmark = pytest.mark.timeout(120)
@@ -50,7 +52,7 @@ class Hub:
 
             def do_GET(self) -> None:
                 hub.requested.append(f"{self.command} {self.path}")
-                path = self.path.partition("?")[0]
+                path = urlsplit(self.path).path  # a proxy gets the whole URL
                 if path.startswith("/api/models/org/model/revision/"):
                     self._answer(json.dumps(hub.info()).encode(), "application/json", "")
                     return
@@ -115,8 +117,10 @@ def hub() -> Iterator[Hub]:
     thread.join()
 
 
-def run(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as the init container does."""
+def run(
+    hub: Hub, folder: Path, *arguments: str, through_proxy: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as the init container does; the fake hub can also be the proxy."""
     command = [sys.executable, "-m", "mesh.hub.download", "--model=org/model", f"--folder={folder}"]
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
@@ -124,6 +128,8 @@ def run(hub: Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[
         "HF_HOME": str(folder.parent / "home"),
         "NO_PROXY": "127.0.0.1",
     }
+    if through_proxy:
+        environment |= {"HF_ENDPOINT": UNREACHABLE_HUB, "HTTP_PROXY": hub.url}
     return subprocess.run(
         [*command, *arguments],
         env=environment,
@@ -160,6 +166,16 @@ def test_a_tokenizer_comes_without_weights(hub: Hub, tmp_path: Path) -> None:
     assert run(hub, folder, "--what=tokenizer").returncode == 0
     assert "tokenizer.json" in names_in(folder)
     assert not [name for name in names_in(folder) if name.endswith(".safetensors")]
+
+
+def test_a_download_uses_the_proxy_of_the_environment(hub: Hub, tmp_path: Path) -> None:
+    """A cluster may have no other way to the hub."""
+    folder = tmp_path / "tokenizer"
+    done = run(hub, folder, "--what=tokenizer", through_proxy=True)
+    assert done.returncode == 0, done.stderr
+    assert "tokenizer.json" in names_in(folder)
+    assert hub.requested
+    assert all(f" {UNREACHABLE_HUB}/" in each for each in hub.requested)
 
 
 def test_a_missing_file_is_downloaded_again(hub: Hub, tmp_path: Path) -> None:
