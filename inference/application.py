@@ -32,9 +32,9 @@ class Application:
     servicers: Sequence[Servicer]
 
     async def watch_ready(self, set_ready: SetReady) -> None:
-        """Report ready until the engine breaks; then raise EngineError."""
-        await set_ready(True)
-        await self.engine.wait_broken()
+        """Report whether the engine is healthy until it breaks; then raise EngineError."""
+        async for healthy in self.engine.health_changes():
+            await set_ready(healthy)
         logger.error("engine unhealthy, no longer ready")
         await set_ready(False)
         # A broken engine does not recover: end the process, so that the pod restarts.
@@ -87,4 +87,5 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         traced_steps=settings.traced_steps if telemetry.exporter_configured() else 0,
         max_messages_per_second=settings.max_messages_per_second,
         on_cpu=not uses_gpu(settings.device),
+        step_timeout=settings.step_timeout_seconds,
     )

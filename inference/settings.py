@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from inference.engine.watchdog import STEP_TIMEOUT_SECONDS
 from inference.runner.invariance import Invariance
 from mesh.process.settings import Address, ServiceSettings
 
@@ -97,6 +98,15 @@ class InferenceSettings(ServiceSettings):
         description="Most messages with tokens per second, of all streams together. Above it, "
         "messages carry several tokens, which saves CPU at every hop. 0: no limit, one message per "
         "stream and step.",
+    )
+    step_timeout_seconds: float = Field(
+        STEP_TIMEOUT_SECONDS,
+        ge=1,
+        le=3600,
+        description="Shortest time in seconds after which a step that has not returned is stuck: "
+        "the engine is not ready, and its requests continue on other replicas. After twice the "
+        "time liveness fails and the process ends. A step may always take ten times as long as "
+        "earlier ones of its size. Raise it for CPUs with other work.",
     )
     traced_steps: int = Field(
         64,

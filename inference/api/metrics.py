@@ -65,6 +65,10 @@ REQUESTS = Counter(
     "Finished sequences by finish reason: stop, length, abort, error.",
     [*_LABELS, "finished_reason"],
 )
+STUCK_STEPS = Counter(
+    "inference_stuck_steps",
+    "Steps that did not return within their limit (INFERENCE_STEP_TIMEOUT_SECONDS).",
+)
 PREEMPTIONS = Counter(
     "vllm:num_preemptions",
     "Preemptions: a sequence lost its KV-cache blocks to an older one.",

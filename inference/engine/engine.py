@@ -78,10 +78,14 @@ class Engine:
         A step that fails ends the sequences that it ran, not the engine, unless failures repeat
         or the runner cannot recover: then `healthy` turns False.
         """
-        expired = self._scheduler.drop_expired(time.monotonic())
-        if self.steps.runner.supports_async_scheduling:
-            return expired + self.steps.run_overlapped()
-        return expired + self.steps.run_synchronous()
+        self.steps.clock.begin()
+        try:
+            expired = self._scheduler.drop_expired(time.monotonic())
+            if self.steps.runner.supports_async_scheduling:
+                return expired + self.steps.run_overlapped()
+            return expired + self.steps.run_synchronous()
+        finally:
+            self.steps.clock.end()
 
     def record_steps(self, recorder: StepRecorder) -> None:
         """Report steps to `recorder` from now on."""

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 from collections import abc, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -25,7 +25,8 @@ from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, EngineUnavailable
 from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, StepRecord
 from inference.engine.streams import Streams
-from inference.engine.threads import lower_priority
+from inference.engine.threads import lower_priority, stack_of
+from inference.engine.watchdog import STEP_TIMEOUT_SECONDS, StepState, Watchdog
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepOutput
@@ -34,6 +35,9 @@ from mesh.process import cpu_scheduling
 logger = logging.getLogger(__name__)
 
 Command = Callable[[Engine], StepOutput | None]
+
+STOP_SECONDS = 10.0
+"""Most seconds that `stop` waits for the running step."""
 
 
 class AsyncEngine:
@@ -47,11 +51,13 @@ class AsyncEngine:
         traced_steps: int = 0,
         max_messages_per_second: float = 0.0,
         on_cpu: bool = False,
+        step_timeout: float = STEP_TIMEOUT_SECONDS,
     ) -> None:
         """`load` makes the engine, in the engine's thread; it may raise EngineError.
 
         `on_step` is called on the event loop for one step in `traced_steps`; 0: never. `Streams`
         describes `max_messages_per_second`. `on_cpu`: the forward pass runs on CPU threads.
+        `step_timeout` is the `min_seconds` of the watchdog.
         """
         self._load_engine = load
         self._on_cpu = on_cpu
@@ -70,6 +76,10 @@ class AsyncEngine:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
+        self._health_changed = asyncio.Event()
+        self._step_timeout = step_timeout
+        self._watchdog: Watchdog | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._embeddings = EmbeddingQueue(self._set_up_thread)
         self._streams = Streams(
             submit=self._submit,
@@ -85,10 +95,18 @@ class AsyncEngine:
     def healthy(self) -> bool:
         thread = self._thread
         engine = self._engine
-        return engine is not None and engine.healthy and thread is not None and thread.is_alive()
+        alive = engine is not None and engine.healthy and thread is not None and thread.is_alive()
+        return alive and self._step_returns
 
-    async def wait_broken(self) -> None:
-        await self._ended.wait()
+    @property
+    def _step_returns(self) -> bool:
+        return self._watchdog is None or self._watchdog.state is StepState.RETURNING
+
+    async def health_changes(self) -> AsyncIterator[bool]:
+        while not self._ended.is_set():
+            self._health_changed.clear()
+            yield self.healthy
+            await self._health_changed.wait()
 
     async def start(self) -> None:
         assert self._thread is None, "started twice"
@@ -99,6 +117,9 @@ class AsyncEngine:
         )
         self._thread.start()
         await loaded
+        clock = self._started().steps.clock
+        self._watchdog = Watchdog(clock, self._step_timeout, self._step_state_changed)
+        self._watching = asyncio.create_task(self._watchdog.run(), name="watchdog")
 
     async def stop(self, *, drain_timeout: float = 0.0) -> None:
         self._draining = True
@@ -109,8 +130,15 @@ class AsyncEngine:
             self._stopping = True
             self._wake.notify()
         self._compiling.shutdown(wait=False)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            # A stuck step does not end; the thread is a daemon, so that the process does.
+            seconds = STOP_SECONDS if self._step_returns else 0.0
+            await asyncio.to_thread(self._thread.join, seconds)
+            if self._thread.is_alive():
+                logger.error("engine thread does not stop", extra={"stack": stack_of(self._thread)})
             # Let the loop run the callbacks that the thread scheduled last.
             await asyncio.sleep(0)
 
@@ -156,6 +184,29 @@ class AsyncEngine:
         # The engine's last numbers do not include sequences that are in the commands, or that the
         # current step has started.
         return replace(load, num_waiting=max(0, self._streams.num_live - load.num_running))
+
+    def _step_state_changed(self, state: StepState) -> None:
+        """Handle a new state of the running step; called by the watchdog."""
+        assert self._watchdog is not None
+        assert self._thread is not None
+        fields = {
+            "seconds": self._watchdog.age_seconds,
+            "num_sequences": self._streams.num_live,
+            "stack": stack_of(self._thread),
+        }
+        if state is StepState.RETURNING:
+            logger.warning("stuck step has returned")
+        elif state is StepState.STUCK:
+            logger.error("step does not return, its sequences are aborted", extra=fields)
+            metrics.STUCK_STEPS.inc()
+            cause = EngineUnavailable("a step of the engine does not return")
+            for request_id in self._streams.end_all(cause):
+                # Executed if the step returns after all. The stream's consumer records the end.
+                self._command(partial(Engine.abort, request_id=request_id))
+        else:
+            logger.error("step is lost", extra=fields)
+            self._ended.set()
+        self._health_changed.set()
 
     async def _compile_constraint(self, engine: Engine, sequence: Sequence) -> None:
         """Compile in a separate thread, which blocks neither the event loop nor the engine."""
@@ -249,6 +300,7 @@ class AsyncEngine:
         self._load = engine.load()
         self._deliver(loop, outputs)
         self._call(loop, self._ended.set)
+        self._call(loop, self._health_changed.set)
 
     def _step(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> bool:
         """Run the waiting commands, then one step; False if the thread should end."""

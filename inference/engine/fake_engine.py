@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import abc
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from zlib import crc32
 
@@ -78,8 +78,9 @@ class FakeEngine:
     def healthy(self) -> bool:
         return self._stepping is not None and not self._stepping.done()
 
-    async def wait_broken(self) -> None:
+    async def health_changes(self) -> AsyncIterator[bool]:
         if self._stepping is not None:
+            yield self.healthy
             await asyncio.wait([self._stepping])
 
     async def start(self) -> None:

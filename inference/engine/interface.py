@@ -6,7 +6,7 @@ Everything here is plain data, so that an engine could run in a separate process
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -171,11 +171,11 @@ class EngineClient(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """Whether the engine can produce tokens. Once False after `start`, it stays False."""
+        """Whether the engine can produce tokens. False also while a step does not return."""
         ...
 
-    async def wait_broken(self) -> None:
-        """Return when a started engine is no longer `healthy`."""
+    def health_changes(self) -> AsyncIterator[bool]:
+        """Yield `healthy` now and at each change; ends once it stays False for good."""
         ...
 
     async def start(self) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from inference.api import metrics
 from inference.api.step_recorder import StepRecorder
 from inference.engine.errors import StepFailed
+from inference.engine.watchdog import StepClock
 from inference.scheduler.block_manager import IntegrityError
 from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.scheduler_output import SchedulerOutput
@@ -81,6 +82,7 @@ class StepLoop:
         self.healthy = True
         """False once no further step can be expected to work."""
         self.recorder: StepRecorder | None = None
+        self.clock = StepClock()
         self._scheduler = scheduler
         self._num_consecutive_failures = 0
         self._in_flight: InFlightStep | None = None
@@ -119,6 +121,7 @@ class StepLoop:
 
     def _launch(self, plan: SchedulerOutput) -> InFlightStep:
         """Launch a step; if that raises, `_finish` will see the error as the step's result."""
+        self.clock.includes(plan.num_tokens)
         start = time.monotonic()
         try:
             return InFlightStep(plan, self.runner.launch(plan), start)
@@ -132,6 +135,7 @@ class StepLoop:
         plan = self._scheduler.schedule_next(step.plan)
         if plan is None:
             return None
+        self.clock.includes(plan.num_tokens)
         start = time.monotonic()
         try:
             return InFlightStep(plan, self.runner.launch(plan, step.pending), start)
@@ -155,6 +159,7 @@ class StepLoop:
     def _finish(self, step: InFlightStep) -> list[StepOutput]:
         """Wait for a step, and apply its result or its failure to the sequences."""
         plan = step.plan
+        self.clock.includes(plan.num_tokens)
         try:
             result = step.pending.result()
         except Exception as error:

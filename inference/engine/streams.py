@@ -8,7 +8,7 @@ import time
 from collections import abc
 from collections.abc import AsyncGenerator, Callable
 
-from inference.engine.errors import DuplicateRequest
+from inference.engine.errors import DuplicateRequest, EngineError
 from inference.engine.interface import Finish, SequenceOutput
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepOutput
@@ -36,10 +36,12 @@ class SequenceStream:
         "_prompt",
         "_token_ids",
         "_waiter",
+        "sequence",
         "taken",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, sequence: Sequence, loop: asyncio.AbstractEventLoop) -> None:
+        self.sequence = sequence
         self.taken: float | None = None
         """When the last output was taken, by the loop's clock; None: none yet."""
         self._loop = loop
@@ -156,7 +158,7 @@ class Streams:
 
         `on_abandoned` is called with the finish so far if it is closed before the last output.
         """
-        stream = self._open(sequence.request_id)
+        stream = self._open(sequence)
         finished = False
         self._submit(sequence)
         try:
@@ -191,6 +193,18 @@ class Streams:
             if output.finish is not None:
                 self._remove(output.request_id)
 
+    def end_all(self, error: EngineError) -> list[str]:
+        """End every stream with `error` as the cause, without waiting for the engine.
+
+        Returns their request ids; the caller must abort the sequences in the engine.
+        """
+        now = time.monotonic()
+        ended = list(self._streams)
+        for request_id in ended:
+            finish = self._streams[request_id].sequence.so_far(FinishReason.ABORT, now, error)
+            self.deliver([StepOutput(request_id, [], [], finish)])
+        return ended
+
     async def wait_empty(self, timeout: float) -> bool:
         """Wait until no sequence lives; False if some still do after `timeout` seconds."""
         try:
@@ -200,10 +214,12 @@ class Streams:
             return False
         return True
 
-    def _open(self, request_id: str) -> SequenceStream:
+    def _open(self, sequence: Sequence) -> SequenceStream:
+        request_id = sequence.request_id
         if request_id in self._streams:
             raise DuplicateRequest(f"request id {request_id!r} is already in use")
-        stream = self._streams[request_id] = SequenceStream(asyncio.get_running_loop())
+        stream = SequenceStream(sequence, asyncio.get_running_loop())
+        self._streams[request_id] = stream
         self._empty.clear()
         return stream
 

@@ -1,9 +1,11 @@
-"""Number and priority of the threads that compute."""
+"""Number, priority and stack of the threads that compute."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,3 +39,9 @@ def lower_priority() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.nice(NICENESS)
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """The present stack of another thread, as in a traceback; empty if it has ended."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "" if frame is None else "".join(traceback.format_stack(frame))

@@ -134,24 +134,26 @@ def _code_of(error: BaseException | None) -> grpc.StatusCode:
 
 
 @contextmanager
-def metrics_server(address: str, loop: asyncio.AbstractEventLoop) -> Iterator[int]:
+def metrics_server(
+    address: str, loop: asyncio.AbstractEventLoop, failed: threading.Event | None = None
+) -> Iterator[int]:
     """Serve `/metrics` and `/livez` from a thread inside the block; yields the port.
 
-    `/livez` is 200 while `loop` responds, else 503.
+    `/livez` is 200 while `loop` responds and `failed` is not set, else 503.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server_class = type("_Server", (_ThreadingServer,), {"address_family": family})
     server: WSGIServer = make_server(
-        host, int(port), _application(loop), server_class, _QuietHandler
+        host, int(port), _application(loop, failed), server_class, _QuietHandler
     )
     with serve_in_thread(server, "metrics") as bound_port:
         yield bound_port
 
 
 def _application(
-    loop: asyncio.AbstractEventLoop,
+    loop: asyncio.AbstractEventLoop, failed: threading.Event | None
 ) -> Callable[[Environ, StartResponse], Iterable[bytes]]:
     def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
@@ -160,8 +162,8 @@ def _application(
             start_response("200 OK", [("Content-Type", content_type)])
             return [body]
         if path == "/livez":
-            responds = _responds(loop)
-            return _plain(start_response, "200 OK" if responds else "503 Service Unavailable")
+            alive = not (failed is not None and failed.is_set()) and _responds(loop)
+            return _plain(start_response, "200 OK" if alive else "503 Service Unavailable")
         return _plain(start_response, "404 Not Found")
 
     return application

@@ -14,6 +14,7 @@ import gc
 import logging
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn, Protocol
@@ -112,7 +113,8 @@ async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[No
 async def _serve_grpc(
     name: str, settings: ServiceSettings, application: Application, stop: asyncio.Event
 ) -> None:
-    with metrics_server(settings.metrics_listen, asyncio.get_running_loop()):
+    failed = threading.Event()
+    with metrics_server(settings.metrics_listen, asyncio.get_running_loop(), failed):
         async with _entered_unless(stop, application()) as entered:
             if entered is None:
                 return
@@ -124,6 +126,10 @@ async def _serve_grpc(
             try:
                 async with garbage_collection.collect_on_timer():
                     await _first(stop, watching, holding)
+            except Exception:
+                # Should the process not be able to end, liveness probes restart it.
+                failed.set()
+                raise
             finally:
                 num_aborted = await server.drain(settings.drain_seconds)
                 watching.cancel()

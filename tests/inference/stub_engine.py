@@ -17,10 +17,12 @@ LONG = SamplingParams(max_tokens=200)
 
 @asynccontextmanager
 async def running(
-    runner: StubRunner, *, on_cpu: bool = False, **limits: int
+    runner: StubRunner, *, on_cpu: bool = False, step_timeout: float = 30.0, **limits: int
 ) -> AsyncIterator[AsyncEngine]:
     """A started engine with the stub runner, stopped at the end."""
-    engine = AsyncEngine(lambda: make_stub_engine(runner, **limits), on_cpu=on_cpu)
+    engine = AsyncEngine(
+        lambda: make_stub_engine(runner, **limits), on_cpu=on_cpu, step_timeout=step_timeout
+    )
     async with asyncio.timeout(20):
         await engine.start()
         try:
@@ -29,7 +31,7 @@ async def running(
             if runner.gate is not None:
                 runner.gate.release(1000)
             await engine.stop()
-            assert not any(thread.name == "engine" for thread in threading.enumerate())
+            await until(lambda: all(each.name != "engine" for each in threading.enumerate()))
 
 
 async def until(holds: object) -> None:
@@ -37,6 +39,12 @@ async def until(holds: object) -> None:
     assert callable(holds)
     while not holds():
         await asyncio.sleep(0.001)
+
+
+async def wait_broken(engine: AsyncEngine) -> None:
+    """Wait until the engine is unhealthy for good."""
+    async for _ in engine.health_changes():
+        pass
 
 
 def num_live(engine: AsyncEngine) -> int:

@@ -12,7 +12,15 @@ from inference.engine.engine_thread import AsyncEngine
 from inference.engine.errors import EngineUnavailable, ModelLoadError, StepFailed
 from inference.sampling.sampling_params import SamplingParams
 from mesh.protocol.finish import FinishReason
-from tests.inference.stub_engine import LONG, collect, expected_tokens, num_live, running, until
+from tests.inference.stub_engine import (
+    LONG,
+    collect,
+    expected_tokens,
+    num_live,
+    running,
+    until,
+    wait_broken,
+)
 from tests.inference.stub_runner import StubRunner, make_stub_engine
 
 
@@ -42,7 +50,7 @@ async def test_an_unhealthy_engine_ends_all_streams_and_refuses() -> None:
         results = await streams
         reasons = {finish.reason for _, finish, _ in results}
         assert reasons == {FinishReason.ERROR, FinishReason.ABORT}
-        await engine.wait_broken()
+        await wait_broken(engine)
         assert not engine.healthy
         with pytest.raises(EngineUnavailable):
             await anext(engine.generate("d", [1], LONG))
@@ -59,7 +67,7 @@ async def test_three_failed_steps_in_a_row_break_the_engine() -> None:
             assert engine.healthy
         _, finish, _ = await collect(engine, "c", [1], LONG)
         assert finish.reason is FinishReason.ERROR
-        await engine.wait_broken()
+        await wait_broken(engine)
         assert not engine.healthy
         with pytest.raises(EngineUnavailable):
             await anext(engine.generate("d", [1], LONG))
@@ -79,7 +87,7 @@ async def test_a_sequence_submitted_as_the_thread_ends_gets_a_finish() -> None:
     async with asyncio.timeout(10):
         await engine.start()
         await collect(engine, "a", [1], LONG)
-        await engine.wait_broken()
+        await wait_broken(engine)
         with pytest.MonkeyPatch.context() as patch:
             # The event loop still sees a healthy engine.
             patch.setattr(AsyncEngine, "healthy", True)

@@ -115,6 +115,15 @@ def test_livez_is_503_after_the_loop_has_closed() -> None:
         assert get(port, "/livez")[0] == 503
 
 
+async def test_livez_is_503_of_a_service_that_has_failed() -> None:
+    """Although the loop responds: it may be unable to end the process."""
+    failed = threading.Event()
+    with metrics_server("127.0.0.1:0", asyncio.get_running_loop(), failed) as port:
+        assert (await asyncio.to_thread(get, port, "/livez"))[0] == 200
+        failed.set()
+        assert (await asyncio.to_thread(get, port, "/livez"))[0] == 503
+
+
 async def test_a_stuck_probe_does_not_block_others(port: int) -> None:
     """While a client is connected and sends nothing, other requests are answered."""
     with socket.create_connection(("127.0.0.1", port)):
