@@ -32,6 +32,10 @@ REFUSED = Counter(
 FAILOVERS = Counter(
     "orchestrator_failovers_total", "Failovers: a stream continued on another replica."
 )
+FIRST_TOKENS_OVERDUE = Counter(
+    "orchestrator_first_tokens_overdue",
+    "Requests without a first token although other engines gave theirs to later requests.",
+)
 REPLAYED_TOKENS = Counter(
     "orchestrator_replayed_tokens_total",
     "Generated tokens sent to another replica so that it continues a stream.",

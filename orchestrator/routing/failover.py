@@ -135,12 +135,16 @@ async def generate(
         call = replica.generate(
             [*prompt, *delivered], sampling, len(delivered), span, model.model_sha256
         )
+        waiting: object | None = replica.first_tokens.begin()
         try:
             with lease:
                 async with call as stream, ReadAhead(stream) as chunks:
                     with active.on_cancel(stream.cancel):
                         async for chunk in chunks:
                             accepted = True
+                            if waiting is not None and (chunk.token_ids or chunk.finish):
+                                replica.first_tokens.served(waiting)
+                                waiting = None
                             delivered += chunk.token_ids
                             if chunk.finish is not None:
                                 replica.circuit.success()
@@ -150,6 +154,9 @@ async def generate(
             raise MeshError(ErrorKind.UNAVAILABLE, "the engine ended a stream without a finish")
         except MeshError as error:
             attempts.failed(replica, error, delivered, accepted=accepted)
+        finally:
+            if waiting is not None:
+                replica.first_tokens.left(waiting)
         reason = _finish_reason(delivered, sampling, model)
         if reason is not None:  # only the finish was lost with the replica
             usage = Usage(len(prompt), len(delivered))

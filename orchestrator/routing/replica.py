@@ -19,6 +19,7 @@ from mesh.rpc.tls import NO_TLS, TlsFiles
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.circuit import Circuit, SlowStart
+from orchestrator.routing.first_tokens import FirstTokens
 
 logger = logging.getLogger("orchestrator.replica")
 
@@ -86,6 +87,7 @@ class Replica:
         """No name resolves to it any more: it gets no new requests; running streams go on."""
         self.circuit = Circuit()
         self.slow_start = SlowStart()
+        self.first_tokens = FirstTokens()
         self._serving = False
         self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
         self._on_change = on_change

@@ -24,8 +24,8 @@ AFFINITY_TOKENS = 64
 conversation share them, so that they reuse that replica's prefix cache."""
 
 MIN_TRUSTED = 0.5
-"""Minimum fraction of engines with a closed circuit. Below it the circuits are ignored: if so
-many engines fail, they are probably not the cause."""
+"""Minimum fraction of engines with a closed circuit and first tokens in time. Below it both are
+ignored: if so many engines fail, they are probably not the cause."""
 
 NOT_READY_RETRY_SECONDS = 1.0
 
@@ -136,7 +136,11 @@ class Replicas:
             )
         if len(candidates) == 1:
             return candidates[0]
-        trusted = [replica for replica in candidates if not replica.circuit.is_open]
+        trusted = [
+            replica
+            for replica in candidates
+            if not replica.circuit.is_open and not _is_late(replica, candidates)
+        ]
         if len(trusted) >= len(candidates) * MIN_TRUSTED:
             candidates = trusted
         num_tokens = len(token_ids)
@@ -214,6 +218,17 @@ async def _resolve(target: str) -> set[str]:
     # A name with IPv4 and IPv6 addresses lists the same machines twice.
     preferred = {each for each in hosts if ":" not in each} or hosts
     return {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in preferred}
+
+
+def _is_late(replica: Replica, others: Sequence[Replica]) -> bool:
+    """Whether first tokens of a replica are overdue; counts each as a failure of its circuit."""
+    late, num_new = replica.first_tokens.find_overdue(other.first_tokens for other in others)
+    for _ in range(num_new):
+        logger.warning("first token overdue", extra={"address": replica.address})
+        metrics.FIRST_TOKENS_OVERDUE.inc()
+        if replica.circuit.failure():
+            logger.warning("circuit breaker opened", extra={"address": replica.address})
+    return late
 
 
 def _preference(prefix: str, address: str) -> bytes:

@@ -10,6 +10,7 @@ from mesh.errors import MeshError
 from mesh.rpc.targets import with_default_port
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.circuit import Circuit, SlowStart
+from orchestrator.routing.first_tokens import FirstTokens
 from orchestrator.routing.replicas import Lease, Member, Replicas
 from orchestrator.settings import OrchestratorSettings
 
@@ -26,6 +27,7 @@ class FakeReplica:
         self.ready = True
         self.circuit = Circuit()
         self.slow_start = SlowStart()
+        self.first_tokens = FirstTokens()
 
 
 def replicas(*members: FakeReplica) -> Replicas:
