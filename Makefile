@@ -92,11 +92,12 @@ soak: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	@SEED=$(SEED) DURATION=$(DURATION) $(BIN)/python -m pytest -q tests/chaos
 
-## chaos-short: Inject faults for 20 seconds with a fixed seed
+## chaos-short: Inject faults for half a minute with a fixed seed
 .PHONY: chaos-short
 chaos-short: $(VENV)/.dev
-	@echo "Injecting faults into real processes for 20 seconds"
+	@echo "Injecting faults into real processes for half a minute"
 	@SEED=1 DURATION=20 $(BIN)/python -m pytest -q tests/chaos/test_faults.py
+	@SEED=1 $(BIN)/python -m pytest -q tests/chaos/test_lost_peers.py -k short
 
 ## lint: Check style, types, imports and spelling
 .PHONY: lint

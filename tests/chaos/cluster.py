@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.chaos.network import Namespace
 from tests.chaos.proxy import Proxy
 from tests.e2e.support.stack import ROOT, free_ports
 
@@ -26,6 +27,9 @@ FAKE = {
 }
 """Settings of the fake engine, which starts in a second; for work on these tests themselves."""
 
+LAUNCHED = frozenset({"CHAOS_KEEPALIVE_SECONDS", "CHAOS_HANG_FOLDER"})
+"""Variables of `tests.chaos.launch`, which starts the services if there is one of them."""
+
 SERVICES = ("tokenizer", "inference", "orchestrator", "gateway")
 
 
@@ -33,18 +37,26 @@ class Node:
     """One process; it keeps its address over restarts."""
 
     def __init__(
-        self, service: str, address: str, environment: Mapping[str, str], log: Path
+        self,
+        service: str,
+        address: str,
+        environment: Mapping[str, str],
+        log: Path,
+        namespace: Namespace | None = None,
     ) -> None:
+        """`namespace`: the network namespace that it runs in; None: the host's."""
         self.service = service
         self.address = address
         self.log = log
         self._environment = environment
+        self._prefix = [] if namespace is None else namespace.command
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Starts the process without waiting until it is ready."""
-        command = [sys.executable, "-m", self.service, "--listen", self.address]
-        command += ["--metrics-listen", "127.0.0.1:0"]
+        launch = ["tests.chaos.launch"] if LAUNCHED & self._environment.keys() else []
+        command = [*self._prefix, sys.executable, "-m", *launch, self.service]
+        command += ["--listen", self.address, "--metrics-listen", "127.0.0.1:0"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env={**self._environment}, stdout=log, stderr=log
@@ -81,11 +93,20 @@ class Cluster:
         numbers: Mapping[str, int],
         settings: Mapping[str, str] | None = None,
         routes: Mapping[str, str] | None = None,
+        apart: tuple[str, Namespace] | None = None,
     ) -> None:
-        """`routes` replaces a service's addresses for its clients, for example by proxies."""
+        """`routes` replaces a service's addresses for its clients, for example by proxies.
+
+        `apart` names a service whose first node runs in this namespace.
+        """
         names = [service for service in SERVICES for _ in range(numbers.get(service, 1))]
         ports = free_ports(len(names))
-        addresses = [f"127.0.0.1:{port}" for port in ports]
+        hosts = ["127.0.0.1" if apart is None else apart[1].host] * len(names)
+        namespaces: list[Namespace | None] = [None] * len(names)
+        if apart is not None:
+            place = names.index(apart[0])
+            namespaces[place], hosts[place] = apart[1], apart[1].address
+        addresses = [f"{host}:{port}" for host, port in zip(hosts, ports, strict=True)]
         self.folder = folder
         by_service = {
             service: [a for name, a in zip(names, addresses, strict=True) if name == service]
@@ -101,14 +122,18 @@ class Cluster:
             "ORCHESTRATOR_HOST": routes.get("orchestrator") or ",".join(by_service["orchestrator"]),
             "TOKENIZER_HOST": routes.get("tokenizer") or ",".join(by_service["tokenizer"]),
             "INFERENCE_HOST": routes.get("inference") or ",".join(by_service["inference"]),
+            # For clusters that do not listen on loopback.
+            "GATEWAY_ALLOW_ANONYMOUS": "true",
             # gRPC logs every lost connection, of which there are many here.
             "GRPC_VERBOSITY": "NONE",
             **(FAKE if os.environ.get("CHAOS_FAKE_MODEL") else {}),
             **(settings or {}),
         }
         self.nodes = [
-            Node(name, address, self.environment, folder / f"{name}-{number}.log")
-            for number, (name, address) in enumerate(zip(names, addresses, strict=True))
+            Node(name, address, self.environment, folder / f"{name}-{number}.log", namespace)
+            for number, (name, address, namespace) in enumerate(
+                zip(names, addresses, namespaces, strict=True)
+            )
         ]
 
     def of(self, service: str) -> list[Node]:
@@ -142,12 +167,13 @@ def running_cluster(
     settings: Mapping[str, str] | None = None,
     routes: Mapping[str, str] | None = None,
     proxies: Sequence[Proxy] = (),
+    apart: tuple[str, Namespace] | None = None,
 ) -> Iterator[Cluster]:
     """Yields a ready cluster; kills every process at the end.
 
     Sets the target of each proxy in `proxies` to one engine.
     """
-    cluster = Cluster(folder, numbers, settings, routes)
+    cluster = Cluster(folder, numbers, settings, routes, apart)
     for proxy, node in zip(proxies, cluster.of("inference"), strict=False):
         proxy.target = node.address
     try:

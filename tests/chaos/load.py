@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import httpx
 
@@ -44,6 +46,18 @@ class CompletionResult:
     num_finishes: int = 0
     done: bool = False
     """Whether `[DONE]` was the last event."""
+    times: list[float] = field(default_factory=lambda: [time.monotonic()])
+    """When the request was sent, when each piece of text arrived, and when the stream ended."""
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first text, or to the end without text."""
+        return self.times[1] - self.times[0]
+
+    @property
+    def longest_pause(self) -> float:
+        """Longest time in seconds in which nothing arrived."""
+        return max(after - before for before, after in pairwise(self.times))
 
     @property
     def complete(self) -> bool:
@@ -100,6 +114,7 @@ async def stream_completion(
             await response.aclose()
     except httpx.TransportError as error:
         result.error = f"{type(error).__name__}: {error}"
+    result.times.append(time.monotonic())
     return result
 
 
@@ -117,6 +132,8 @@ def _parse_line(result: CompletionResult, line: str) -> None:
         return
     for choice in event["choices"]:
         result.text += choice["text"]
+        if choice["text"]:
+            result.times.append(time.monotonic())
         if choice["finish_reason"]:
             result.finish_reason = choice["finish_reason"]
             result.num_finishes += 1
