@@ -105,7 +105,7 @@ async def test_a_silent_stream_of_a_living_peer_goes_on(impatient_client: Connec
     async with open_stream(stub.GetTokenizer, SILENT_STREAM) as responses:
         await anext(responses)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(5 * QUICK_SECONDS):
+            async with asyncio.timeout(3.5 * QUICK_SECONDS):
                 await anext(responses)
 
 
