@@ -139,9 +139,9 @@ async def lose_peer(
     urls = [f"http://{each.address}" for each in cluster.of("gateway") if each is not node]
     quiet = OtherClients(urls[-1])
     async with quiet.running():
-        await asyncio.sleep(max(2.0, bound / 3))
+        await asyncio.sleep(max(1.5, bound / 3))
     disturbed = OtherClients(urls[-1])
-    max_tokens = max_tokens or round(SPEED * bound * 1.5)
+    max_tokens = max_tokens or round(SPEED * bound)
     try:
         async with long_streams(urls, max_tokens) as streams, disturbed.running():
             lose()
