@@ -62,7 +62,7 @@
 {{/* Variables for requests that leave the cluster: the proxy and the CA bundle. May be empty. Upper
      case only, which gRPC does not read: calls over gRPC use no proxy. */}}
 {{- define "weir.internetEnv" -}}
-{{- $proxy := default dict .Values.egressProxy -}}
+{{- $proxy := .Values.egressProxy -}}
 {{- with $proxy.url }}
 - name: HTTPS_PROXY
   value: {{ . | quote }}
@@ -71,7 +71,7 @@
 - name: NO_PROXY
   value: {{ $proxy.noProxy | quote }}
 {{- end }}
-{{- if (default dict .Values.caBundle).configMap }}
+{{- if .Values.caBundle.configMap }}
 - name: SSL_CERT_FILE
   value: {{ include "weir.caBundleFile" . }}
 - name: REQUESTS_CA_BUNDLE
@@ -83,7 +83,7 @@
 
 {{/* Mount of the CA bundle, and its volume; may be empty. */}}
 {{- define "weir.caBundleMount" -}}
-{{- if (default dict .Values.caBundle).configMap -}}
+{{- if .Values.caBundle.configMap -}}
 - name: ca-bundle
   mountPath: /etc/weir/ca
   readOnly: true
@@ -91,7 +91,7 @@
 {{- end -}}
 
 {{- define "weir.caBundleVolume" -}}
-{{- with (default dict .Values.caBundle).configMap -}}
+{{- with .Values.caBundle.configMap -}}
 - name: ca-bundle
   configMap:
     name: {{ . }}

@@ -46,7 +46,7 @@
 
 {{/* Egress to the HTTP proxy; may be empty. */}}
 {{- define "weir.proxyEgress" -}}
-{{- with (default dict .Values.egressProxy).url -}}
+{{- with .Values.egressProxy.url -}}
 - ports:
     - protocol: TCP
       port: {{ include "weir.portOf" (dict "address" . "default" (ternary "443" "80" (hasPrefix "https" .))) }}
