@@ -11,7 +11,12 @@ from mesh.protocol.prompt import Prompt
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer, TokenizerClient
 from orchestrator.text.answer import AnswerParser
 from orchestrator.text.reasoning import ReasoningParser
-from orchestrator.text.tools.constraint import parse_tools, tool_constraint, with_thinking
+from orchestrator.text.tools.constraint import (
+    calls_or_answer,
+    parse_tools,
+    tool_constraint,
+    with_thinking,
+)
 from orchestrator.text.tools.tool_calls import ToolCallParser
 from orchestrator.text.tools.tool_format import LLAMA3, THINK_START
 
@@ -68,6 +73,10 @@ async def _prepare_chat(
     forced = tool_constraint(tools, choice, format.tools, local.decoder.token_id)
     if forced is not None and constraint is not None:
         raise invalid("response_format", "response_format must be text where a tool must be called")
+    if constraint is not None and tools and format.tools is not None:
+        constraint = calls_or_answer(
+            tools, format.tools, local.decoder.token_id, constraint, single=choice.single
+        )
     constraint = forced or constraint
     begun = format.thinks and _thinking_begun(encoded, local)
     if constraint is not None and format.thinks:

@@ -1,9 +1,17 @@
-"""Parses one tool call, a JSON object with a name and arguments, incrementally."""
+"""Reads one tool call incrementally: a JSON object with a name and arguments.
+
+Every decision is made at a character, never at the end of a push, so the result does not depend
+on how the text was cut.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection
 from enum import Enum, auto
+
+from orchestrator.text.tools.tool_format import ARGS, CALL_ID, ToolFormat
 
 NAME = "name"
 ARGUMENTS = ("arguments", "parameters")
@@ -11,124 +19,239 @@ OTHERS = ("type", "id", "function")
 """Other keys that models write; their values are ignored."""
 
 _SPACE = " \t\r\n"
+_LITERAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-._")
+_CLOSING = {"{": "}", "[": "]"}
+
+_HEAD = re.compile(rf"([\w.-]+)\s*(?:{re.escape(CALL_ID)}\s*[\w-]*\s*)?(?:{re.escape(ARGS)}\s*)?")
+_HEAD_BEGIN = re.compile(r"[\w.-]+\s*(?:\[[A-Z_]*\]?\s*[\w-]*\s*){0,2}")
+"""Matches at least every beginning of what `_HEAD` matches."""
+_MAX_HEAD = 200
+
+
+class Verdict(Enum):
+    """What the text that was read is."""
+
+    OPEN = auto()
+    CALL = auto()
+    """A call of a known tool; final, also if the rest of its JSON is broken."""
+    TEXT = auto()
 
 
 class _State(Enum):
-    OPEN = auto()
+    BEGIN = auto()
+    HEAD = auto()
+    """In the name before the arguments, as newer Mistral models write it."""
     KEY = auto()
     IN_KEY = auto()
     COLON = auto()
     VALUE = auto()
     IN_VALUE = auto()
     COMMA = auto()
-    END = auto()
-    BROKEN = auto()
 
 
 class ToolCallReader:
-    """Takes text until the object is complete and returns its arguments incrementally."""
+    """Takes text until the call has ended and returns its arguments incrementally.
 
-    def __init__(self) -> None:
-        self.raw = ""
-        """All text taken so far, for the caller to restore if this is not a call."""
-        self.name: str | None = None
-        """Name of the tool; None until it is complete."""
-        self._state = _State.OPEN
+    Missing brackets in the arguments are added and surplus ones removed; their other text is not
+    changed. Keys besides the known ones are the arguments if the object has none.
+    """
+
+    def __init__(self, format: ToolFormat, names: Collection[str], *, marked: bool) -> None:
+        """`marked`: a marker precedes, so any object with the name of a tool is a call.
+
+        Without one it also needs arguments, or no unknown keys: it may be other JSON.
+        """
+        self._format = format
+        self._names = names
+        self._marked = marked
+        self._markers = [each for each in (format.end, format.start) if each]
+        self.name = ""
+        self.verdict = Verdict.OPEN
+        self.closed = False
+        """Whether a call has ended."""
+        self.complete = False
+        """Whether it has ended as JSON does."""
+        self._state = _State.BEGIN
+        self._head = ""
         self._key = ""
         self._value = _Value()
+        self._others: list[str] = []
         self._arguments: list[str] = []
         self._has_arguments = False
 
-    @property
-    def complete(self) -> bool:
-        """Whether the object has ended."""
-        return self._state is _State.END
+    def push(self, text: str, begin: int, *, final: bool = False) -> int:
+        """Takes the text from `begin` on; returns the index of the first character not taken.
 
-    @property
-    def broken(self) -> bool:
-        """Whether this is not the JSON of a call."""
-        return self._state is _State.BROKEN or (self.complete and self.name is None)
-
-    def push(self, text: str) -> str:
-        """Takes the object's text; returns the text after it, empty until the object has ended."""
-        for number, character in enumerate(text):
-            if self._state in (_State.END, _State.BROKEN):
-                self.raw += text[:number]
-                return text[number:]
-            self._take(character)
-        self.raw += text
-        return ""
+        The rest belongs to what follows the call, or, unless `final`, may become a marker.
+        """
+        for index in range(begin, len(text)):
+            if not self._value.in_string:
+                marker = self._marker_at(text, index, final)
+                if marker is not None:
+                    if marker:
+                        self._fail()
+                    return index
+            if not self._take(text[index]):
+                return index
+            if self.closed or self.verdict is Verdict.TEXT:
+                return index + 1
+        return len(text)
 
     def take_arguments(self) -> str:
-        """Returns the arguments' text since the last time; `{}` for an object without any."""
-        if self.complete and not self._has_arguments:
-            self._has_arguments = True
-            return "{}"
+        """Returns the arguments' text since the last time."""
         text = "".join(self._arguments)
         self._arguments.clear()
         return text
 
-    def _take(self, character: str) -> None:
-        if self._state is _State.IN_VALUE:
-            self._take_value(character)
-        elif self._state is _State.IN_KEY:
-            if self._value.push(character):
-                self._end_key()
-        elif character not in _SPACE:
-            self._take_structure(character)
+    def _marker_at(self, text: str, index: int, final: bool) -> bool | None:
+        """Whether a marker is complete there; None if there is none."""
+        for marker in self._markers:
+            if text[index] == marker[0]:
+                if text.startswith(marker, index):
+                    return True
+                if not final and marker.startswith(text[index:]):
+                    return False
+        return None
 
-    def _take_structure(self, character: str) -> None:
+    def _take(self, character: str) -> bool:
+        """Takes a character; False if it is not part of the call."""
+        if self._state is _State.IN_VALUE:
+            return self._take_value(character)
+        if self._state is _State.IN_KEY:
+            self._value.push(character)
+            return not self._value.ended or self._end_key()
+        if self._state is _State.HEAD:
+            return self._take_head(character)
+        return character in _SPACE or self._take_structure(character)
+
+    def _take_structure(self, character: str) -> bool:
         state = self._state
-        if state is _State.OPEN and character == "{":
+        if state is _State.BEGIN and character != "{":
+            return self._take_before(character)
+        if state is _State.BEGIN or (state is _State.COMMA and character == ","):
             self._state = _State.KEY
         elif state is _State.KEY and character == '"':
-            self._state = _State.IN_KEY
-            self._value = _Value()
-            self._value.push(character)
+            self._begin_value(_State.IN_KEY, character)
         elif state is _State.COLON and character == ":":
             self._state = _State.VALUE
-        elif state is _State.VALUE and character not in ",:}]":
-            self._state = _State.IN_VALUE
-            self._value = _Value()
-            self._take_value(character)
-        elif state is _State.COMMA and character == ",":
-            self._state = _State.KEY
-        elif state is _State.COMMA and character == "}":
-            self._state = _State.END
+        elif state is _State.VALUE and (character in '"{[' or character in _LITERAL):
+            self._begin_value(_State.IN_VALUE, character)
+        elif state in (_State.KEY, _State.COMMA) and character == "}":
+            return self._end_object()
         else:
-            self._state = _State.BROKEN
+            return self._fail()
+        return True
 
-    def _end_key(self) -> None:
-        self._key = str(_parse(self._value.text))
-        known = self._key == NAME or self._key in ARGUMENTS or self._key in OTHERS
-        # Decided early, so that an answer which is other JSON is not held back to its end.
-        self._state = _State.COLON if known else _State.BROKEN
+    def _take_before(self, character: str) -> bool:
+        if self._format.brackets and character == "[":
+            return True
+        if not self._format.brackets or not _HEAD_BEGIN.fullmatch(character):
+            return self._fail()
+        self._state = _State.HEAD
+        self._head = character
+        return True
 
-    def _take_value(self, character: str) -> None:
+    def _take_head(self, character: str) -> bool:
+        if character != "{":
+            self._head += character
+            possible = len(self._head) <= _MAX_HEAD and _HEAD_BEGIN.fullmatch(self._head)
+            return bool(possible) or self._fail()
+        head = _HEAD.fullmatch(self._head)
+        self._key = ARGUMENTS[0]
+        self._begin_value(_State.IN_VALUE, character)
+        return head is not None and self._set_name(head[1])
+
+    def _begin_value(self, state: _State, character: str) -> None:
+        self._state = state
+        self._value = _Value()
+        taken = self._value.push(character)
+        if state is _State.IN_VALUE and self._streams:
+            self._arguments.append(taken)
+
+    @property
+    def _streams(self) -> bool:
+        """Whether the current value is the arguments and is returned as it is read."""
+        first = self._value.first
+        return self._key in ARGUMENTS and not self._has_arguments and first in _CLOSING
+
+    def _take_value(self, character: str) -> bool:
         value = self._value
         if value.ends_before(character):  # a number or literal has no end marker
             self._end_value()
-            self._take(character)
-            return
-        ended = value.push(character)
-        if self._key in ARGUMENTS and value.first == "{":
-            self._has_arguments = True
-            self._arguments.append(character)
-        if ended:
-            self._end_value()
+            return self._take(character)
+        taken = value.push(character)
+        if self._streams:
+            self._arguments.append(taken)
+        if not value.ended:
+            return True
+        self._end_value()
+        if self._head:  # the arguments are not inside an object
+            self.complete = True
+            self._close()
+        return self.verdict is not Verdict.TEXT
+
+    def _end_key(self) -> bool:
+        key = _parse(self._value.text)
+        if not isinstance(key, str):
+            return self._fail()
+        self._key = key
+        self._state = _State.COLON
+        if key in ARGUMENTS and self.name:
+            self.verdict = Verdict.CALL
+        unknown = key != NAME and key not in ARGUMENTS and key not in OTHERS
+        # Decided early, so that an answer which is other JSON is not held back to its end.
+        return not (unknown and not self.name and not self._marked) or self._fail()
 
     def _end_value(self) -> None:
         self._state = _State.COMMA
-        if self._value.first == "{":
-            return
-        text = self._value.text
-        value = _parse(text)
-        if self._key == NAME:
-            self.name = value if isinstance(value, str) else None
-        elif self._key in ARGUMENTS and text != "null":
-            # Some models write the object as a string.
+        key, text = self._key, self._value.text
+        if self._streams:
             self._has_arguments = True
-            self._arguments.append(value if isinstance(value, str) else text)
+        elif key == NAME:
+            if not self.name:
+                name = _parse(text)
+                self._set_name(name if isinstance(name, str) else "")
+        elif key in ARGUMENTS:
+            value = _parse(text)
+            if not self._has_arguments and value is not None:
+                # Some models write the object as a string.
+                self._has_arguments = True
+                self._arguments.append(value if isinstance(value, str) else text)
+        elif key not in OTHERS:
+            self._others.append(f"{json.dumps(key, ensure_ascii=False)}: {text}")
+
+    def _set_name(self, name: str) -> bool:
+        if name not in self._names:
+            return self._fail()
+        self.name = name
+        if self._marked or self._arguments or self._has_arguments:
+            self.verdict = Verdict.CALL
+        return True
+
+    def _end_object(self) -> bool:
+        self.complete = True
+        if self.verdict is Verdict.OPEN and self.name and not self._others:
+            self.verdict = Verdict.CALL
+        if self.verdict is not Verdict.CALL:
+            return self._fail()
+        self._close()
+        return True
+
+    def _fail(self) -> bool:
+        if self.verdict is Verdict.CALL:
+            self._close()
+        else:
+            self.verdict = Verdict.TEXT
+        return False
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._state is _State.IN_VALUE:
+            if self._streams:
+                self._arguments.append(self._value.close())
+            self._end_value()
+        if not self._has_arguments:
+            self._arguments.append("{" + ", ".join(self._others) + "}")
 
 
 class _Value:
@@ -136,41 +259,60 @@ class _Value:
 
     def __init__(self) -> None:
         self.first = ""
+        self.ended = False
+        self.in_string = False
         self._characters: list[str] = []
-        self._depth = 0
-        self._in_string = False
+        self._open: list[str] = []
+        """The brackets that will close it, innermost last."""
         self._escaped = False
 
     @property
     def text(self) -> str:
+        """All that was taken, with corrected brackets."""
         return "".join(self._characters)
 
     def ends_before(self, character: str) -> bool:
         """Whether `character` ends a value that is a number or a literal."""
-        bare = self._characters and self._depth == 0 and not self._in_string
-        return bool(bare) and (character in ",}]" or character in _SPACE)
+        return self.first in _LITERAL and character not in _LITERAL
 
-    def push(self, character: str) -> bool:
-        """Takes a character; returns whether it is the last of the value."""
+    def push(self, character: str) -> str:
+        """Takes a character and returns it, with corrected brackets."""
         self.first = self.first or character
+        if self.in_string:
+            self._push_in_string(character)
+        elif character == '"':
+            self.in_string = True
+        elif character in _CLOSING:
+            self._open.append(_CLOSING[character])
+        elif character in _CLOSING.values():
+            character = self._close_to(character)
         self._characters.append(character)
-        if self._in_string:
-            if self._escaped:
-                self._escaped = False
-            elif character == "\\":
-                self._escaped = True
-            elif character == '"':
-                self._in_string = False
-                return self._depth == 0
-            return False
-        if character == '"':
-            self._in_string = True
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
-            return self._depth == 0
-        return False
+        return character
+
+    def close(self) -> str:
+        """Ends an object or an array; returns the missing brackets."""
+        closing = "".join(reversed(self._open))
+        self._open.clear()
+        self._characters.append(closing)
+        return closing
+
+    def _push_in_string(self, character: str) -> None:
+        if self._escaped:
+            self._escaped = False
+        elif character == "\\":
+            self._escaped = True
+        elif character == '"':
+            self.in_string = False
+            self.ended = not self._open
+
+    def _close_to(self, bracket: str) -> str:
+        """The brackets that close it up to `bracket`; none if that one is surplus."""
+        closing = ""
+        if bracket in self._open:
+            while not closing.endswith(bracket):
+                closing += self._open.pop()
+            self.ended = not self._open
+        return closing
 
 
 def _parse(text: str) -> object:

@@ -13,7 +13,14 @@ from typing import Any, NamedTuple, TypeAlias
 from mesh.errors import invalid
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
-from orchestrator.text.tools.tool_format import LLAMA3, THINK_END, THINK_START, ToolFormat
+from orchestrator.text.tools.tool_format import (
+    ARGS,
+    CALL_ID,
+    LLAMA3,
+    THINK_END,
+    THINK_START,
+    ToolFormat,
+)
 
 MAX_CALLS = 16
 """Maximum calls in one answer when calls are forced; a small model may never stop."""
@@ -23,6 +30,9 @@ TokenId: TypeAlias = Callable[[str], int | None]
 
 # No white space except what the format itself has.
 _COMPACT = {"whitespace_pattern": ""}
+
+# Some, but not without end, which small models generate.
+_SPACED = {"whitespace_pattern": r"\n?( {0,24}|\t{0,8})"}
 
 
 class Tool(NamedTuple):
@@ -76,6 +86,29 @@ def tool_constraint(
     )
 
 
+def calls_or_answer(
+    tools: Sequence[Tool],
+    format: ToolFormat,
+    token_id: TokenId,
+    answer: OutputConstraint,
+    *,
+    single: bool,
+) -> OutputConstraint:
+    """Allows either tool calls or an answer that keeps to `answer`, as OpenAI does.
+
+    Regular expressions are returned unchanged, so no call is possible: a grammar cannot express
+    them exactly.
+    """
+    rules = _answer_rules(answer)
+    if rules is None:
+        return answer
+    calls = _grammar(tools, format, token_id, single=single, beside_json=True)
+    calls = calls.removeprefix("start: ")
+    return OutputConstraint(
+        ConstraintForm.GRAMMAR, f"start: tool_calls | answer\ntool_calls: {calls}answer: {rules}\n"
+    )
+
+
 def with_thinking(
     constraint: OutputConstraint, token_id: TokenId, *, begun: bool
 ) -> OutputConstraint:
@@ -83,17 +116,11 @@ def with_thinking(
 
     Regular expressions are returned unchanged: a grammar cannot express them exactly.
     """
-    if constraint.form is ConstraintForm.JSON_OBJECT:
-        rules = '%json {"type": "object"}'
-    elif constraint.form is ConstraintForm.JSON_SCHEMA:
-        rules = f"%json {constraint.text}"
-    elif constraint.form is ConstraintForm.GRAMMAR and "\nstart: " in f"\n{constraint.text}":
-        start, *others = f"\n{constraint.text}".split("\nstart: ", 1)[1].split("\n", 1)
-        rules = "\n".join([start, *others])
-    else:
+    rules = _answer_rules(constraint)
+    if rules is None:
         return constraint
     opened = "" if begun else f"{_marker(THINK_START, token_id)} "
-    start = "thinking answer" if begun else "thinking? answer"
+    start = "thinking after_thinking" if begun else "thinking? after_thinking"
     end = token_id(THINK_END)
     if end is not None:
         thinking = f"thinking: {opened}thought <[{end}]> /\\s*/\nthought: /(?s:.*)/"
@@ -101,30 +128,84 @@ def with_thinking(
         tag = json.dumps(THINK_END)
         thinking = f"thinking: {opened}thought /\\s*/\nthought[suffix={tag}]: /(?s:.*)/"
     return OutputConstraint(
-        ConstraintForm.GRAMMAR, f"start: {start}\n{thinking}\nanswer: {rules}\n"
+        ConstraintForm.GRAMMAR, f"start: {start}\n{thinking}\nafter_thinking: {rules}\n"
     )
 
 
-def _grammar(tools: Sequence[Tool], format: ToolFormat, token_id: TokenId, *, single: bool) -> str:
-    separator = _text(format.separator)
-    repeated = "" if single else f" ({separator} call){{0,{MAX_CALLS - 1}}}"
-    start = f"call{repeated}"
-    if format.brackets:
+def _answer_rules(constraint: OutputConstraint) -> str | None:
+    """What may follow a rule's name in a grammar; None if a grammar cannot express it."""
+    if constraint.form is ConstraintForm.JSON_OBJECT:
+        return _json_rule('{"type": "object"}')
+    if constraint.form is ConstraintForm.JSON_SCHEMA:
+        return _json_rule(constraint.text)
+    before, found, rules = f"\n{constraint.text}".partition("\nstart: ")
+    if constraint.form is not ConstraintForm.GRAMMAR or not found:
+        return None
+    return f"{rules}\n{before}"
+
+
+def _json_rule(text: str) -> str:
+    """The rule of a JSON schema, with the white space that the engine allows in JSON."""
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError):
+        return f"%json {text}"  # refused by the engine, with the reason
+    if isinstance(schema, dict):
+        text = json.dumps({"x-guidance": _SPACED, **schema}, ensure_ascii=False)
+    return f"%json {text}"
+
+
+def _grammar(
+    tools: Sequence[Tool],
+    format: ToolFormat,
+    token_id: TokenId,
+    *,
+    single: bool,
+    beside_json: bool = False,
+) -> str:
+    """The rules of calls. `beside_json`: what begins like a call may also be other JSON."""
+    separator = _text(format.separator) if format.separator else ""
+    repeated = "" if single else f" ({separator} tool_call){{0,{MAX_CALLS - 1}}}"
+    start = f"tool_call{repeated}"
+    if format.brackets and not format.name_first:
         start = f'{_marker(format.start, token_id)} "[" {start} "]"'
-    names = " | ".join(f"call_{number}" for number in range(len(tools)))
-    lines = [f"start: {start}", f"call: {names}"]
+    names = " | ".join(f"tool_call_{number}" for number in range(len(tools)))
+    lines = [f"start: {start}", f"tool_call: {names}"]
     for number, tool in enumerate(tools):
-        head = json.dumps({"name": tool.name}, ensure_ascii=False)[:-1]
-        head = _text(f'{head}, "{format.arguments}": ')
-        body = f'{head} arguments_{number} "}}"'
-        if format.end:
-            start_marker = _marker(format.start, token_id)
-            end_marker = _marker(format.end, token_id)
-            body = f'{start_marker} "\\n" {body} "\\n" {end_marker}'
+        rule, arguments = f"tool_call_{number}", f"tool_arguments_{number}"
+        if format.bare and beside_json:
+            # The grammar has no lookahead, so both must consist of the same lexemes.
+            lines.append(f"{rule}: {_json_call(tool, format, number)}")
+            continue
+        lines.append(f"{rule}: {_call(tool.name, arguments, format, token_id)}")
         schema = {**tool.parameters, "x-guidance": _COMPACT}
-        lines.append(f"call_{number}: {body}")
-        lines.append(f"arguments_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
+        lines.append(f"{arguments}: %json {json.dumps(schema, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
+
+
+def _call(name: str, arguments: str, format: ToolFormat, token_id: TokenId) -> str:
+    start = _marker(format.start, token_id)
+    if format.name_first:
+        call_id = f"{_marker(CALL_ID, token_id)} /[a-zA-Z0-9]{{9}}/ " if format.call_id else ""
+        return f"{start} {_text(name)} {call_id}{_marker(ARGS, token_id)} {arguments}"
+    head = json.dumps({"name": name}, ensure_ascii=False)[:-1]
+    head = _text(f'{head}, "{format.arguments}": ')
+    call = f'{head} {arguments} "}}"'
+    if format.end:
+        return f'{start} "\\n" {call} "\\n" {_marker(format.end, token_id)}'
+    return call
+
+
+def _json_call(tool: Tool, format: ToolFormat, number: int) -> str:
+    # The id makes references inside the parameters relative to them.
+    parameters = {"$id": f"weir:tools/{number}", **tool.parameters}
+    call = {
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, format.arguments: parameters},
+        "required": ["name", format.arguments],
+        "additionalProperties": False,
+    }
+    return _json_rule(json.dumps(call, ensure_ascii=False))
 
 
 def _marker(text: str, token_id: TokenId) -> str:

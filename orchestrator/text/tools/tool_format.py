@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 THINK_START = "<think>"
 THINK_END = "</think>"
+ARGS = "[ARGS]"
+"""Mistral's marker between a name and its arguments."""
+CALL_ID = "[CALL_ID]"
+"""Mistral's marker between a name and the id of its call; older models omit both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +25,12 @@ class ToolFormat:
     bare: bool = False
     """An answer that is only the JSON of a call is a call, without `start`."""
     brackets: bool = False
-    """The calls after one `start` are a JSON array."""
+    """Mistral's: the calls after one `start` are a JSON array, or one call whose name is before
+    its arguments."""
+    name_first: bool = False
+    """Whether a grammar that enforces the format writes the latter."""
+    call_id: bool = False
+    """Whether the call's id follows the name then."""
     separator: str
     """Text between two calls, when a grammar enforces the format."""
     arguments: str
@@ -57,6 +66,12 @@ MISTRAL = ToolFormat(
 )
 """Mistral: `[TOOL_CALLS][{"name": …, "arguments": …}]`."""
 
+MISTRAL_ARGS = replace(MISTRAL, name="mistral-args", name_first=True, separator="")
+"""Mistral since 2025: `[TOOL_CALLS]name[ARGS]{…}` for each call."""
+
+MISTRAL_CALL_ID = replace(MISTRAL_ARGS, name="mistral-call-id", call_id=True)
+"""Mistral Small 3.2: `[TOOL_CALLS]name[CALL_ID]123456789[ARGS]{…}`."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
@@ -72,6 +87,8 @@ class AnswerFormat:
         """Markers that must stay in the text, also where they are special tokens."""
         tags = {THINK_START, THINK_END} if self.thinks else set()
         calls = {self.tools.start, self.tools.end} if self.tools else set()
+        if self.tools and self.tools.brackets:
+            calls |= {ARGS, CALL_ID}
         return frozenset((tags | calls) - {""})
 
 
@@ -83,7 +100,9 @@ def answer_format(templates: Iterable[str]) -> AnswerFormat:
 
 def _tool_format(template: str) -> ToolFormat | None:
     if MISTRAL.start in template:
-        return MISTRAL
+        if CALL_ID in template:
+            return MISTRAL_CALL_ID
+        return MISTRAL_ARGS if ARGS in template else MISTRAL
     # Qwen3-Coder has the same tags, with XML inside.
     if HERMES.start in template and "<function=" not in template:
         return HERMES

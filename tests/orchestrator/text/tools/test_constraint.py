@@ -15,12 +15,20 @@ from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from orchestrator.text.detokenizer import Decoder
 from orchestrator.text.tools.constraint import (
     MAX_CALLS,
+    calls_or_answer,
     parse_tools,
     tool_constraint,
     with_thinking,
 )
 from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat
+from orchestrator.text.tools.tool_format import (
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    MISTRAL_ARGS,
+    MISTRAL_CALL_ID,
+    ToolFormat,
+)
 from tests.tokenizer.conftest import train_tokenizer
 
 CITY: dict[str, Any] = {
@@ -41,6 +49,8 @@ ANSWERS = {
     "hermes": (HERMES, '<tool_call>\n{"name": "weather", "arguments": %s}\n</tool_call>'),
     "llama3": (LLAMA3, '{"name": "weather", "parameters": %s}'),
     "mistral": (MISTRAL, '[TOOL_CALLS][{"name": "weather", "arguments": %s}]'),
+    "mistral-args": (MISTRAL_ARGS, "[TOOL_CALLS]weather[ARGS]%s"),
+    "mistral-call-id": (MISTRAL_CALL_ID, "[TOOL_CALLS]weather[CALL_ID]a1b2c3d4e[ARGS]%s"),
 }
 
 
@@ -87,7 +97,7 @@ def test_required_allows_only_calls(tokenizer: Tokenizer, name: str) -> None:
 def test_the_parser_reads_what_the_grammar_allows(tokenizer: Tokenizer, name: str) -> None:
     """Two forced calls are parsed."""
     format, answer = ANSWERS[name]
-    if format.brackets:
+    if format is MISTRAL:
         text = answer % ROME
         text = text[:-1] + format.separator + '{"name": "now", "arguments": {}}]'
     else:
@@ -157,6 +167,76 @@ def test_reasoning_is_unconstrained(
     assert not allows(vocabulary, free, f"<think>hm</think>{bad}")
     assert allows(vocabulary, begun, f"hm</think>{good}")
     assert not allows(vocabulary, begun, bad)
+
+
+ANY_OBJECT = OutputConstraint(ConstraintForm.JSON_OBJECT)
+YES = OutputConstraint(ConstraintForm.GRAMMAR, 'start: yes+\nyes: "y"\n')
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize(
+    ("constraint", "good", "bad"),
+    [(SCHEMA, '{"a": 1}', '{"b": 1}'), (ANY_OBJECT, "{}", "[]"), (YES, "yy", "n")],
+)
+def test_an_answer_format_leaves_calls_possible(
+    tokenizer: Tokenizer, name: str, constraint: OutputConstraint, good: str, bad: str, thinks: bool
+) -> None:
+    """The model either calls tools or answers in the format, after its reasoning."""
+    format, answer = ANSWERS[name]
+    ids = Decoder(tokenizer).token_id
+    both = calls_or_answer(parse_tools(TOOLS), format, ids, constraint, single=False)
+    before = ""
+    if thinks:
+        both, before = with_thinking(both, ids, begun=False), "<think>hm</think>\n"
+    call = answer % ROME
+    assert allows(tokenizer, both, before + call)
+    assert allows(tokenizer, both, before + good)
+    assert not allows(tokenizer, both, before + bad)
+    assert not allows(tokenizer, both, before + good + call)
+    # Any JSON object may look like a wrong call of a model that writes calls without a marker.
+    assert allows(tokenizer, both, before + answer % "[]") == (
+        format is LLAMA3 and constraint is ANY_OBJECT
+    )
+    if format.separator and format is not MISTRAL:
+        assert allows(tokenizer, both, before + call + format.separator + call)
+        single = calls_or_answer(parse_tools(TOOLS), format, ids, constraint, single=True)
+        assert not allows(tokenizer, single, call + format.separator + call)
+
+
+def test_an_answer_may_begin_like_a_call(tokenizer: Tokenizer) -> None:
+    """Where no marker precedes calls; references in a tool's schema are relative to it."""
+    name = {"type": "string"}
+    person: dict[str, Any] = {
+        "type": "object",
+        "properties": {"name": name, "age": {}},
+        "required": ["name"],
+    }
+    person["additionalProperties"] = False
+    answer = OutputConstraint(ConstraintForm.JSON_SCHEMA, json.dumps(person))
+    place = {"$ref": "#/$defs/place"}
+    parameters = {
+        "type": "object",
+        "properties": {"place": place},
+        "required": ["place"],
+        "$defs": {"place": CITY},
+    }
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    both = calls_or_answer(
+        parse_tools(json.dumps(tools)), LLAMA3, lambda _: None, answer, single=False
+    )
+    call = '{"name": "weather", "parameters": {"place": %s}}'
+    assert allows(tokenizer, both, call % ROME)
+    assert not allows(tokenizer, both, call % "{}")
+    for text in ('{"name": "weather", "age": 3}', '{"name": "Bob"}', '{"name":"Bob","age":3}'):
+        assert allows(tokenizer, both, text)
+
+
+def test_a_regular_expression_binds_the_whole_answer() -> None:
+    """A grammar cannot express it exactly, so no call is possible beside it."""
+    regex = OutputConstraint(ConstraintForm.REGEX, "a+")
+    tools = parse_tools(TOOLS)
+    assert calls_or_answer(tools, HERMES, lambda _: None, regex, single=False) is regex
 
 
 def test_calls_follow_reasoning(tokenizer: Tokenizer) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat, answer_format
+from orchestrator.text.tools.tool_format import (
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    MISTRAL_ARGS,
+    MISTRAL_CALL_ID,
+    ToolFormat,
+    answer_format,
+)
 from tests.tokenizer.templates import CHATML, PLAIN
 from tests.tokenizer.templates import LLAMA3 as LLAMA3_TEMPLATE
 from tests.tokenizer.templates import MISTRAL as MISTRAL_TEMPLATE
@@ -45,9 +53,11 @@ def read(
 
 
 def cuts(text: str) -> Iterable[Sequence[str]]:
-    """The text as a whole, by character, and split at random."""
+    """The text as a whole, by character, cut in two at every position, and cut at random."""
     yield [text]
     yield list(text)
+    for at in range(1, len(text)):
+        yield [text[:at], text[at:]]
     rng = random.Random(text)
     for _ in range(20):
         places = sorted(rng.sample(range(len(text) + 1), min(4, len(text))))
@@ -107,16 +117,116 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
     ),
     (MISTRAL, 'Ok[TOOL_CALLS]{"name": "f", "arguments": {}}', "Ok", [("f", "{}")]),
     (MISTRAL, "[TOOL] [1] is text", "[TOOL] [1] is text", []),
+    (MISTRAL, f"Ok [TOOL_CALLS]weather[ARGS]{ROME_JSON}", "Ok", [("weather", ROME_JSON)]),
+    (
+        MISTRAL_ARGS,
+        f'[TOOL_CALLS]weather[ARGS]{ROME_JSON}[TOOL_CALLS]f[ARGS] {{"q": ["[TOOL_CALLS]"]}}\n',
+        "",
+        [("weather", ROME_JSON), ("f", '{"q": ["[TOOL_CALLS]"]}')],
+    ),
+    (MISTRAL_CALL_ID, "[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}", "", [("f", "{}")]),
+    (MISTRAL_ARGS, '[TOOL_CALLS] f {"a": [1, 2]}', "", [("f", '{"a": [1, 2]}')]),
+    (MISTRAL_ARGS, '[TOOL_CALLS][{"name": "f", "arguments": {}}]', "", [("f", "{}")]),
+    (MISTRAL_ARGS, "[TOOL_CALLS]g[ARGS]{}", "[TOOL_CALLS]g[ARGS]{}", []),
+    (MISTRAL_ARGS, "[TOOL_CALLS]f [1] or so", "[TOOL_CALLS]f [1] or so", []),
+    (MISTRAL_ARGS, "[TOOL_CALLS]f", "[TOOL_CALLS]f", []),
+]
+
+F = '<tool_call>{"name": "f", "arguments": '
+G = '[TOOL_CALLS][{"name": "f", "arguments": '
+BROKEN: list[tuple[ToolFormat, str, str, Calls]] = [
+    # A missing brace of the call, of its arguments, and of a value inside.
+    (HERMES, F + '{"a": 1}</tool_call>', "", [("f", '{"a": 1}')]),
+    (HERMES, F + '{"a": 1\n</tool_call> Then.', " Then.", [("f", '{"a": 1\n}')]),
+    (HERMES, F + '{"a": [{"b": 2}}</tool_call>', "", [("f", '{"a": [{"b": 2}]}')]),
+    (HERMES, F + '{"a": 1}\n' + F + '{"b": 2}}', "", [("f", '{"a": 1}'), ("f", '{"b": 2}')]),
+    (HERMES, F + "3</tool_call>", "", [("f", "3")]),
+    (MISTRAL, G + '{"a": 1}, {"name": "f"}]', "", [("f", '{"a": 1}'), ("f", "{}")]),
+    (MISTRAL, G + '{"a": [1, 2}}]', "", [("f", '{"a": [1, 2]}')]),
+    (
+        MISTRAL,
+        '[TOOL_CALLS]f[ARGS]{"a": 1[TOOL_CALLS]f[ARGS]{"b": 2}',
+        "",
+        [("f", '{"a": 1}'), ("f", '{"b": 2}')],
+    ),
+    (
+        LLAMA3,
+        '{"name": "f", "parameters": {"a": 1}; {"name": "f", "parameters": {"b": 2}}',
+        "",
+        [("f", '{"a": 1}'), ("f", '{"b": 2}')],
+    ),
+    # Surplus brackets.
+    (HERMES, F + '{"a": 1}}}\n</tool_call>', "", [("f", '{"a": 1}')]),
+    (HERMES, F + '{"a": 1]}} } ]</tool_call>So.', "So.", [("f", '{"a": 1}')]),
+    (MISTRAL, G + '{"a": 1}}}, {"name": "f"}]', "", [("f", '{"a": 1}'), ("f", "{}")]),
+    (MISTRAL, '[TOOL_CALLS]f[ARGS]{"a": 1}}', "", [("f", '{"a": 1}')]),
+    (LLAMA3, '{"name": "f", "parameters": {"a": 1}}}', "", [("f", '{"a": 1}')]),
+    # Keys besides the known ones.
+    (
+        HERMES,
+        '<tool_call>{"why": [1], "name": "f", "arguments": {}}</tool_call>',
+        "",
+        [("f", "{}")],
+    ),
+    (HERMES, F + '{"a": 1}, "why": "x"}</tool_call>', "", [("f", '{"a": 1}')]),
+    (
+        HERMES,
+        '<tool_call>{"name": "f", "city": "Rome", "n": 2}</tool_call>',
+        "",
+        [("f", '{"city": "Rome", "n": 2}')],
+    ),
+    (LLAMA3, '{"name": "f", "why": 1, "parameters": {"a": 1}}', "", [("f", '{"a": 1}')]),
+    (LLAMA3, '{"name": "f", "age": 3} years', '{"name": "f", "age": 3} years', []),
+    (LLAMA3, '{"age": 3, "name": "f"}', '{"age": 3, "name": "f"}', []),
+    (
+        HERMES,
+        F + '{"a": 1}, "parameters": {"b": 2}, "name": "weather"}</tool_call>',
+        "",
+        [("f", '{"a": 1}')],
+    ),
+    # Other things than JSON.
+    (HERMES, F + '{"a": 1}, or so: ]</tool_call>\nText', "\nText", [("f", '{"a": 1}')]),
+    (HERMES, F + '{"a": 1}} and more</tool_call>', "", [("f", '{"a": 1}')]),
+    (HERMES, F + '{"a": 1}}\nand no end', "and no end", [("f", '{"a": 1}')]),
+    (HERMES, F + "{'a': 1}}</tool_call>", "", [("f", "{'a': 1}")]),
+    (HERMES, F + "None}</tool_call>", "", [("f", "{}")]),
+    (HERMES, '<tool_call>{"name": "f",}</tool_call>', "", [("f", "{}")]),
+    (HERMES, '<tool_call>{"name": f}</tool_call>', '<tool_call>{"name": f}</tool_call>', []),
+    (HERMES, '<tool_call>{"name": "f</tool_call>', '<tool_call>{"name": "f</tool_call>', []),
+    (HERMES, F + '{"a": "</tool_call>', "", [("f", '{"a": "</tool_call>')]),
+    (HERMES, F + '{"a": 1}}</tool_', "", [("f", '{"a": 1}')]),
+    (HERMES, "<tool_call><tool_call>{}", "<tool_call><tool_call>{}", []),
+    (
+        HERMES,
+        '<tool_call>{"arguments": {"a": 1}</tool_call>',
+        '<tool_call>{"arguments": {"a": 1}</tool_call>',
+        [],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("format", "text", "shown", "calls"), CASES)
+@pytest.mark.parametrize(("format", "text", "shown", "calls"), CASES + BROKEN)
 def test_calls_are_separated_from_text(
     format: ToolFormat, text: str, shown: str, calls: Calls
 ) -> None:
-    """For any split the result is the same; arguments are the model's text, unchanged."""
+    """Cut at any position the result is the same, also of broken calls."""
     for pieces in cuts(text):
         assert read(format, pieces)[:2] == (shown, calls), pieces
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL, MISTRAL_CALL_ID], ids=lambda f: f.name)
+def test_the_result_does_not_depend_on_the_cuts(format: ToolFormat) -> None:
+    """For a thousand answers put together at random from the parts of calls."""
+    parts = ['{"name": "f"', ', "arguments": ', '"parameters": ', "{", "}", "[", "]", ",", ";"]
+    parts += ['"a": ', "1", '"x"', '"', " ", "text", "f", "g", "[ARGS]", "[CALL_ID]", "\\"]
+    parts += [each for each in (format.start, format.end, format.start[:4]) if each] * 2
+    rng = random.Random(format.name)
+    for _ in range(1000):
+        text = format.start * rng.randrange(2) + "".join(rng.choices(parts, k=rng.randrange(12)))
+        whole = read(format, [text])[:2]
+        assert read(format, list(text))[:2] == whole, text
+        at = rng.randrange(len(text) + 1)
+        assert read(format, [text[:at], text[at:]])[:2] == whole, text
 
 
 def test_arguments_stream_as_they_are_written() -> None:
@@ -163,6 +273,10 @@ def test_formats_are_recognized_by_templates() -> None:
     assert answer_format([CHATML]).thinks
     assert answer_format([LLAMA3_TEMPLATE]).tools is LLAMA3
     assert answer_format(["", MISTRAL_TEMPLATE]).tools is MISTRAL
+    newer = "{{- '[TOOL_CALLS]' + call.name + '[ARGS]' + call.arguments|tojson }}"
+    assert answer_format([newer]).tools is MISTRAL_ARGS
+    assert {"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"} <= answer_format([newer]).markers
+    assert answer_format([newer.replace("[ARGS]", "[CALL_ID]")]).tools is MISTRAL_CALL_ID
     assert answer_format([PLAIN]).tools is None
     assert answer_format([]) == answer_format([PLAIN])
     assert not answer_format([LLAMA3_TEMPLATE]).thinks
