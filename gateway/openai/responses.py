@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -70,8 +69,6 @@ class TextLogprobs:
 
     def __init__(self) -> None:
         self._offset = 0
-        # A token may be part of a character: only whole characters count.
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def of(self, logprobs: Sequence[DeltaLogprob]) -> dict[str, object] | None:
         """Format the next tokens; None if there are none."""
@@ -80,7 +77,7 @@ class TextLogprobs:
         offsets = []
         for each in logprobs:
             offsets.append(self._offset)
-            self._offset += len(self._utf8.decode(each.token_bytes))
+            self._offset += len(each.token)
         return {
             "tokens": [_token_name(each) for each in logprobs],
             "token_logprobs": [_finite(each.logprob) for each in logprobs],

@@ -12,7 +12,10 @@ class DeltaLogprob(NamedTuple):
     """A token as text and bytes, its log probability, and the likeliest alternatives."""
 
     token: str
+    """The text that it adds: the tokens' texts, joined, are the text. A token that completes a
+    character adds all of it; one that the text omits, such as BOS, adds nothing."""
     token_bytes: bytes
+    """Its bytes that are in the text."""
     logprob: float | None
     """None for the first token of an echoed prompt."""
     top: Sequence[DeltaLogprob] = ()
@@ -35,6 +38,7 @@ class Delta(NamedTuple):
     num_tokens: int
     """Tokens that this piece covers."""
     logprobs: Sequence[DeltaLogprob] = ()
+    """Of the tokens of the text; none of reasoning, tool calls, and the end of the generation."""
     reasoning: str = ""
     tool_calls: Sequence[ToolCallDelta] = ()
 

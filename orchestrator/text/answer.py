@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mesh.protocol.deltas import ToolCallDelta
 from orchestrator.text.reasoning import ReasoningParser
+from orchestrator.text.token_texts import Spans
 from orchestrator.text.tools.tool_calls import ToolCallParser
 
 
@@ -38,10 +39,36 @@ class AnswerParser:
     ) -> None:
         self._reasoning = reasoning
         self._tool_calls = tool_calls
+        self._num_pushed = 0
+        self._begin: int | None = None
+        """Where the answer begins after the reasoning."""
+
+    @property
+    def spans(self) -> Spans:
+        """The parts of the pushed text that were returned as text, as half-open ranges."""
+        begin = self._answer_begin
+        if begin is None:
+            return []
+        if self._tool_calls is None:
+            return [(begin, self._num_pushed)]
+        return [(begin + first, begin + last) for first, last in self._tool_calls.spans]
+
+    @property
+    def position(self) -> int:
+        """Where the pushed text begins that was neither returned as text nor dropped."""
+        begin = self._answer_begin
+        if begin is None:
+            return 0
+        return self._num_pushed if self._tool_calls is None else begin + self._tool_calls.position
+
+    @property
+    def _answer_begin(self) -> int | None:
+        return 0 if self._reasoning is None else self._begin
 
     def push(self, text: str) -> AnswerDelta:
         """Takes more text and returns what is certain now."""
         reasoning = ""
+        self._num_pushed += len(text)
         if self._reasoning is not None:
             reasoning, text = self._reasoning.push(text)
         return self._delta(reasoning, text)
@@ -55,6 +82,8 @@ class AnswerParser:
         return last.joined(AnswerDelta(text, "", calls))
 
     def _delta(self, reasoning: str, text: str) -> AnswerDelta:
+        if self._begin is None and text:
+            self._begin = self._num_pushed - len(text)
         if self._tool_calls is None or not text:
             return AnswerDelta(text, reasoning)
         text, calls = self._tool_calls.push(text)

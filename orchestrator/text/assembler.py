@@ -16,9 +16,9 @@ from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
 from orchestrator.generation import ModelInfo
 from orchestrator.text.answer import NO_DELTA, AnswerDelta, AnswerParser
-from orchestrator.text.detokenizer import Decoder
 from orchestrator.text.preparation import PreparedPrompt
 from orchestrator.text.stop_strings import StopStrings
+from orchestrator.text.token_texts import AlignedLogprobs, delta_logprob, prompt_texts
 
 
 class TextAssembler:
@@ -38,11 +38,15 @@ class TextAssembler:
         self._echo_logprobs = sampling.num_prompt_logprobs is not None
         self._end_ids = sampling.end_token_ids(model.eos_token_ids)
         self._detokenizer = self._decoder.stream(prompt.kept)
+        self._logprobs = (
+            None if sampling.num_logprobs is None else AlignedLogprobs(self._decoder, prompt.kept)
+        )
         self._stop = StopStrings(stop)
+        self._num_unstoppable = sampling.min_tokens if stop else 0
+        """Next tokens in which no stop string may end."""
         self._parser = prompt.answer or AnswerParser()
-        # Tokens, and their log probabilities, whose text is still held back.
         self._num_held = 0
-        self._held_logprobs: list[DeltaLogprob] = []
+        """Tokens whose text is still held back."""
 
     @property
     def stopped(self) -> bool:
@@ -56,35 +60,53 @@ class TextAssembler:
         Raises MeshError if the prompt's log probabilities are missing.
         """
         deltas = [] if self._echo is None else self._push_echo(self._echo, chunk)
-        part = self._push_ids(chunk) if chunk.token_ids else NO_DELTA
+        part = self._push_tokens(chunk) if chunk.token_ids else NO_DELTA
         if chunk.finish is not None and not self._stop.matched:
             part = part.joined(self._finish())
-        if any(part):
-            deltas.append(self._delta(part))
+        logprobs = () if self._logprobs is None else self._take_logprobs(chunk.finish is not None)
+        if logprobs or any(part):
+            deltas.append(
+                Delta(part.text, self._num_held, logprobs, part.reasoning, part.tool_calls)
+            )
+            self._num_held = 0
         return deltas
 
-    def _push_ids(self, chunk: TokenChunk) -> AnswerDelta:
-        token_ids = chunk.token_ids
+    def _push_tokens(self, chunk: TokenChunk) -> AnswerDelta:
+        token_ids, logprobs = chunk.token_ids, chunk.logprobs
         self._num_held += len(token_ids)
-        for logprob in chunk.logprobs:
-            self._held_logprobs.append(_delta_logprob(self._decoder, logprob))
+        if not logprobs:
+            self._logprobs = None  # this engine has none
         if token_ids[-1] in self._end_ids:
-            token_ids = token_ids[:-1]
-        part = self._parser.push(self._stop.push(self._detokenizer.push(token_ids)))
-        return part.joined(self._parser.flush()) if self._stop.matched else part
+            token_ids, logprobs = token_ids[:-1], logprobs[:-1]
+        text = ""
+        if self._num_unstoppable:
+            number = self._num_unstoppable
+            text = self._stop.skip(self._decode(token_ids[:number], logprobs[:number]))
+            token_ids, logprobs = token_ids[number:], logprobs[number:]
+            self._num_unstoppable = max(0, number - len(chunk.token_ids))
+        text += self._stop.push(self._decode(token_ids, logprobs))
+        part = self._parser.push(text)
+        if not self._stop.matched:
+            return part
+        if self._logprobs is not None:
+            self._logprobs.flush()
+        return part.joined(self._parser.flush())
+
+    def _decode(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> str:
+        if self._logprobs is None:
+            return self._detokenizer.push(token_ids)
+        return self._logprobs.push(logprobs)
 
     def _finish(self) -> AnswerDelta:
         """All text that was held back."""
-        text = self._stop.push(self._detokenizer.flush())
+        held = self._detokenizer if self._logprobs is None else self._logprobs
+        text = (self._stop.skip if self._num_unstoppable else self._stop.push)(held.flush())
         return self._parser.push(text + self._stop.flush()).joined(self._parser.flush())
 
-    def _delta(self, part: AnswerDelta) -> Delta:
-        """`part`, with all tokens since the last delta."""
-        delta = Delta(
-            part.text, self._num_held, self._held_logprobs, part.reasoning, part.tool_calls
-        )
-        self._num_held, self._held_logprobs = 0, []
-        return delta
+    def _take_logprobs(self, finished: bool) -> list[DeltaLogprob]:
+        assert self._logprobs is not None, "log probabilities are requested"
+        ended = finished or self._stop.matched
+        return self._logprobs.take(self._parser.spans, None if ended else self._parser.position)
 
     def _push_echo(self, text: str, chunk: TokenChunk) -> list[Delta]:
         """The prompt as a delta of no tokens, once its log probabilities, if any, are known."""
@@ -98,15 +120,9 @@ class TextAssembler:
                 "logprobs",
                 "logprobs must be absent with echo: this engine returns none for the prompt",
             )
-        logprobs = [_token(self._decoder, self._prompt_ids[0], None)]
-        logprobs += [_delta_logprob(self._decoder, each) for each in chunk.prompt_logprobs]
+        texts = prompt_texts(self._decoder, self._prompt_ids)
+        logprobs = [
+            delta_logprob(self._decoder, logprob, token)
+            for logprob, token in zip([None, *chunk.prompt_logprobs], texts, strict=True)
+        ]
         return [Delta(text, 0, logprobs)]
-
-
-def _delta_logprob(decoder: Decoder, logprob: TokenLogprob) -> DeltaLogprob:
-    top = tuple(_token(decoder, token_id, value) for token_id, value in logprob.top)
-    return _token(decoder, logprob.token_id, logprob.logprob)._replace(top=top)
-
-
-def _token(decoder: Decoder, token_id: int, logprob: float | None) -> DeltaLogprob:
-    return DeltaLogprob(decoder.token_text(token_id), decoder.token_bytes(token_id), logprob)

@@ -20,6 +20,11 @@ from tokenizers import Tokenizer
 class Detokenizer(Protocol):
     """Turns one stream of token ids into text."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether text is held back."""
+        ...
+
     def push(self, token_ids: Sequence[int]) -> str:
         """Takes more ids and returns the text that is certain now, which may be empty."""
         ...
@@ -63,6 +68,10 @@ class Decoder:
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    def omits(self, token_id: int, kept: Collection[str] = ()) -> bool:
+        """Whether texts omit this token, unless it is in `kept`."""
+        return token_id in self._special and self._tokenizer.id_to_token(token_id) not in kept
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, also of special tokens; empty for an unknown id."""
         if self._token_bytes is not None:
@@ -91,6 +100,10 @@ class _ByteDetokenizer:
         self._special = special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
+    @property
+    def holds(self) -> bool:
+        return bool(self._utf8.getstate()[0])
+
     def push(self, token_ids: Sequence[int]) -> str:
         token_bytes, special = self._token_bytes, self._special
         known = len(token_bytes)
@@ -116,6 +129,10 @@ class _WindowDetokenizer:
         self._window: list[int] = []
         self._run: list[int] = []
         self._text = ""
+
+    @property
+    def holds(self) -> bool:
+        return bool(self._run)
 
     def push(self, token_ids: Sequence[int]) -> str:
         self._run.extend(token_ids)
@@ -173,6 +190,10 @@ class _KeepingDetokenizer:
         self._stream = stream
         self._kept = kept
         self._current = stream()
+
+    @property
+    def holds(self) -> bool:
+        return self._current.holds
 
     def push(self, token_ids: Sequence[int]) -> str:
         pieces: list[str] = []

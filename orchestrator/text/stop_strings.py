@@ -20,7 +20,17 @@ class StopStrings:
         assert all(stop), "an empty stop string would match everywhere"
         self._stop = tuple(stop)
         self._held = ""
+        self._num_exempt = 0
+        """Characters at the beginning of `_held` at which no stop string may end."""
         self.matched = False
+
+    def skip(self, text: str) -> str:
+        """Like `push`, of text in which no stop string ends. One may begin in it."""
+        if not self._stop or self.matched:
+            return self.push(text)
+        text = self._held + text
+        self._num_exempt = len(text)
+        return self._release(text)
 
     def push(self, text: str) -> str:
         """Takes more text and returns what is certain now."""
@@ -30,17 +40,23 @@ class StopStrings:
             return ""
         text = self._held + text
         matches = [
-            (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
+            (start + len(stop), start)
+            for stop in self._stop
+            if (start := text.find(stop, max(0, self._num_exempt + 1 - len(stop)))) >= 0
         ]
         if matches:
             self.matched = True
             self._held = ""
             return text[: min(matches)[1]]
-        held = max(overlap(text, stop) for stop in self._stop)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        return self._release(text)
 
     def flush(self) -> str:
         """Returns what was held back. Called once, at the end of the text."""
         held, self._held = self._held, ""
         return held
+
+    def _release(self, text: str) -> str:
+        released = len(text) - max(overlap(text, stop) for stop in self._stop)
+        self._held = text[released:]
+        self._num_exempt = max(0, self._num_exempt - released)
+        return text[:released]

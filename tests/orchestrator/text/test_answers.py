@@ -42,17 +42,18 @@ def calls_of(events: list[Any]) -> list[tuple[str, str]]:
         (CHATML, f"See:\n<tool_call>\n{CALL}\n</tool_call>", "See:"),
         (LLAMA3, CALL.replace("arguments", "parameters"), ""),
         (MISTRAL, f"[TOOL_CALLS] [{CALL}]", ""),
+        (MISTRAL, '[TOOL_CALLS]f[ARGS]{"city": "Rome"}', ""),
     ],
 )
 async def test_calls_are_parsed_in_the_models_format(template: str, text: str, shown: str) -> None:
-    """The chat template decides; every token is counted, although few are visible."""
+    """The chat template decides; log probabilities are of the text that is shown."""
     engine = FakeInference(text)
     async with orchestrator(engine, template=template) as running:
         events = await generate(running, chat(sampling={"max_tokens": 500, "num_logprobs": 0}))
     assert text_of(events) == shown
     assert calls_of(events) == [("f", '{"city": "Rome"}')]
-    num_tokens = sum(event.delta.num_tokens for event in events)
-    assert sum(len(event.delta.logprobs) for event in events) == num_tokens
+    logprobs = [each for event in events for each in event.delta.logprobs]
+    assert "".join(each.token for each in logprobs) == shown
     assert events[-1].finish.usage.completion_tokens == len(engine.ids)
 
 
@@ -103,7 +104,25 @@ async def test_constraints_reach_the_engine() -> None:
         assert '\\"name\\": \\"f\\"' in forced.grammar
     async with orchestrator(FakeInference(), template=CHATML) as running:
         asked = chat(tools=False, sampling={"constraint": schema})
-        assert "thinking? answer" in (await constraint_at_the_engine(running, asked)).grammar
+        assert (
+            "thinking? after_thinking" in (await constraint_at_the_engine(running, asked)).grammar
+        )
+
+
+async def test_a_response_format_leaves_calls_possible() -> None:
+    """Where the model decides; without tools the answer alone is possible."""
+    schema = common_pb2.OutputConstraint(json_schema='{"type": "object"}')
+    async with orchestrator(FakeInference(), template=LLAMA3) as running:
+        asked = chat(sampling={"constraint": schema})
+        both = await constraint_at_the_engine(running, asked)
+        assert both.grammar.startswith("start: tool_calls | answer\n")
+        assert await constraint_at_the_engine(running, request(sampling=asked.sampling)) == schema
+    async with orchestrator(FakeInference(), template=CHATML) as running:
+        both = await constraint_at_the_engine(running, asked)
+        assert both.grammar.startswith("start: thinking? after_thinking\n")
+        assert "after_thinking: tool_calls | answer\n" in both.grammar
+    async with orchestrator(FakeInference(CALL), template="{{ messages }}") as running:
+        assert await constraint_at_the_engine(running, asked) == schema
 
 
 async def test_invalid_tool_choices_are_refused() -> None:

@@ -25,6 +25,28 @@ def test_the_text_ends_before_the_first_stop_string(chunks: list[str], stop: lis
     assert stops.matched == bool(matches)
 
 
+@given(
+    skipped=st.lists(WORDS, max_size=4),
+    chunks=st.lists(WORDS, max_size=8),
+    stop=st.lists(st.text(alphabet="ab😀", min_size=1, max_size=4), max_size=4),
+)
+def test_no_stop_string_ends_in_skipped_text(
+    skipped: list[str], chunks: list[str], stop: list[str]
+) -> None:
+    """One that begins in it and ends later counts."""
+    stops = StopStrings(stop)
+    shown = [stops.skip(chunk) for chunk in skipped] + [stops.push(chunk) for chunk in chunks]
+    held_off, text = len("".join(skipped)), "".join(skipped + chunks)
+    matches = [
+        (at + len(each), at)
+        for each in stop
+        for at in range(len(text))
+        if text.startswith(each, at) and at + len(each) > held_off
+    ]
+    _, end = min(matches, default=(0, len(text)))
+    assert "".join(shown) + stops.flush() == text[:end]
+
+
 def test_overlapping_stop_strings_do_not_depend_on_the_split() -> None:
     """A longer one that begins earlier does not win because it arrived at once."""
     for chunks in (["bab"], ["b", "a", "b"], ["ba", "b"]):

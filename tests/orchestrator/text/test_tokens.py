@@ -15,18 +15,17 @@ from tests.orchestrator.tokenizers_made import byte_level
 
 @pytest.mark.parametrize("num_logprobs", [0, 2])
 async def test_log_probabilities_come_with_their_tokens(num_logprobs: int) -> None:
-    """One for each token, with its text, bytes and alternatives; the bytes join to the text."""
+    """One for each token, with its text, bytes and alternatives; both join to the text."""
     async with orchestrator(FakeInference()) as running:
         running.engine.delay = 0.002
         asked = request(sampling={"num_logprobs": num_logprobs})
         deltas = [event.delta for event in await generate(running, asked) if event.delta.text]
         ids = running.engine.ids
-    assert all(len(delta.logprobs) == delta.num_tokens for delta in deltas)
     logprobs = [each for delta in deltas for each in delta.logprobs]
+    assert "".join(each.token for each in logprobs) == SCRIPT
     assert b"".join(each.token_bytes for each in logprobs).decode() == SCRIPT
     assert [each.logprob for each in logprobs] == [-token_id for token_id in ids]
     for each in logprobs:
-        assert each.token == each.token_bytes.decode(errors="replace")
         assert len(each.top) == num_logprobs
         if each.top:
             assert (each.top[0].token, each.top[0].logprob) == (each.token, each.logprob)
@@ -74,6 +73,16 @@ async def test_the_end_token_is_not_part_of_the_text(by: str) -> None:
         events = await generate(running, asked)
     assert text_of(events) == byte_level().decode(engine.ids[:-1])
     assert events[-1].finish.usage.completion_tokens == len(engine.ids)
+
+
+async def test_min_tokens_holds_off_stop_strings() -> None:
+    """The first one is passed over, the second one ends the text."""
+    asked = request(stop=["[1]", "[2]"], sampling={"min_tokens": 50})
+    async with orchestrator(FakeInference()) as running:
+        held = len(byte_level().encode(SCRIPT.partition(" and naïve")[0]).ids)
+        asked.sampling.min_tokens = held
+        events = await generate(running, asked)
+    assert text_of(events) == SCRIPT.partition("[2]")[0]
 
 
 async def test_characters_are_never_split() -> None:
