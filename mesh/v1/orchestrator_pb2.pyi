@@ -211,14 +211,17 @@ class Delta(message.Message):
     REASONING_FIELD_NUMBER: builtins.int
     TOOL_CALLS_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """Text, in whole characters. Empty only if `reasoning` or `tool_calls` is set."""
+    """Text, in whole characters. Empty only if another field is set."""
     num_tokens: builtins.int
     """Number of tokens that this piece covers."""
     reasoning: builtins.str
     """Text that the model wrote between reasoning tags such as <think>, without the tags."""
     @builtins.property
     def logprobs(self) -> containers.RepeatedCompositeFieldContainer[DeltaLogprob]:
-        """One for each of those tokens if the request sets num_logprobs, else empty."""
+        """The next tokens of the text if the request sets num_logprobs, else empty. Over a stream the
+        tokens, joined, equal the text: the token that ends the generation, and tokens of reasoning
+        and tool calls, are left out. A token comes with the piece that completes it.
+        """
 
     @builtins.property
     def tool_calls(self) -> containers.RepeatedCompositeFieldContainer[ToolCallDelta]:
@@ -282,9 +285,11 @@ class DeltaLogprob(message.Message):
     LOGPROB_FIELD_NUMBER: builtins.int
     TOP_FIELD_NUMBER: builtins.int
     token: builtins.str
-    """The token as text; bytes that are not whole characters become U+FFFD."""
+    """The text that the token adds; empty for a token that ends within a character, whose text is
+    that of the token that completes it, and for a token that the text omits, such as BOS.
+    """
     token_bytes: builtins.bytes
-    """The token's bytes."""
+    """The token's bytes in the text."""
     logprob: builtins.float
     """Natural logarithm of its probability. Absent for the first token of an echoed prompt."""
     @builtins.property
