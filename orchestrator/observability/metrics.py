@@ -60,7 +60,7 @@ RETRIEVAL = Histogram(
     ["provider", "outcome"],
     buckets=_SECONDS,
 )
-REPLICAS = Gauge("orchestrator_replicas_ready", "Engine replicas that are ready.")
+REPLICAS = Gauge("orchestrator_replicas_ready", "Engine replicas that are ready and take requests.")
 REPLICAS_REFUSED = Gauge(
     "orchestrator_replicas_refused",
     "Ready engine replicas that get no requests, because their vocabulary differs from the "

@@ -193,6 +193,7 @@ class Replicas:
             if self._reported.get(address) != reason:
                 logger.error("replica refused", extra={"address": address, "reason": reason})
         self._reported = refused
+        metrics.REPLICAS.set(len(self.ready) - len(refused))
         metrics.REPLICAS_REFUSED.set(len(refused))
 
     def _refused(self) -> list[Refused]:
@@ -201,7 +202,6 @@ class Replicas:
         )
 
     def _notify(self) -> None:
-        metrics.REPLICAS.set(len(self.ready))
         self.check_agreement()
         self._changed.set()
 

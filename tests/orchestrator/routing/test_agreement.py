@@ -84,6 +84,7 @@ async def test_an_engine_with_another_vocabulary_is_not_ready(
             r"'fake' has another vocabulary \(cccccccccccc\) than .*tokenizer", problem
         )
         assert metrics.REPLICAS_REFUSED._value.get() == 1
+        assert metrics.REPLICAS._value.get() == 0
         with pytest.raises(MeshError, match=r"no engine is ready: .* another vocabulary") as caught:
             await generate(running, request())
     assert caught.value.kind is ErrorKind.UNAVAILABLE
