@@ -11,6 +11,7 @@ from mesh.process.settings import Address, OptionalAddress, ServiceSettings, is_
 from mesh.rpc.targets import balanced_target, with_default_port
 
 ORCHESTRATOR_PORT = 50051
+INTERNAL_HOSTS = "internal"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 TRACE_ID_PLACEHOLDER = "{trace_id}"
 
@@ -110,8 +111,9 @@ class GatewaySettings(ServiceSettings):
     allowed_hosts: str = Field(
         "",
         description="Accepted values of the Host header, separated by commas; *.example.org "
-        "accepts all subdomains. Empty: any, but only localhost on a loopback address. Set it "
-        "against DNS rebinding.",
+        "accepts all subdomains, internal all IP addresses, names of one label, *.local, "
+        "*.internal and *.svc, and * all hosts. Empty: localhost on a loopback address, internal "
+        "without API keys, any host with them. Protects against DNS rebinding.",
     )
     cors_origins: str = Field(
         "",
@@ -123,8 +125,7 @@ class GatewaySettings(ServiceSettings):
     def _check_security(self) -> Self:
         if bool(self.http_tls_certificate) != bool(self.http_tls_private_key):
             raise ValueError("HTTP_TLS_CERTIFICATE and HTTP_TLS_PRIVATE_KEY must be set together")
-        secured = self.api_keys_file or self.api_key_list
-        if not (secured or self.allow_anonymous or is_loopback(self.listen)):
+        if not (self.has_keys or self.allow_anonymous or is_loopback(self.listen)):
             raise ValueError(
                 f"GATEWAY_LISTEN={self.listen} can be reached from outside: set "
                 "GATEWAY_API_KEYS_FILE, or GATEWAY_ALLOW_ANONYMOUS=true if a proxy authenticates "
@@ -145,11 +146,19 @@ class GatewaySettings(ServiceSettings):
         return _split(self.api_keys.get_secret_value())
 
     @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return bool(self.api_keys_file or self.api_key_list)
+
+    @property
     def allowed_host_list(self) -> tuple[str, ...]:
-        """Accepted host names, lower case and without port; empty accepts any."""
+        """Accepted host names, lower case and without port, as in `AllowedHosts`."""
         if self.allowed_hosts:
             return _split(self.allowed_hosts.lower())
-        return LOOPBACK_HOSTS if is_loopback(self.listen) else ()
+        if is_loopback(self.listen):
+            return LOOPBACK_HOSTS
+        # A page that uses DNS rebinding has no key.
+        return () if self.has_keys else (INTERNAL_HOSTS,)
 
     @property
     def origin_list(self) -> tuple[str, ...]:

@@ -31,6 +31,11 @@ PARAM_METADATA = "mesh-error-param"
 STATUS_DETAILS_METADATA = "grpc-status-details-bin"
 """Trailing metadata with google.rpc.Status, which contains RetryInfo."""
 
+MAX_MESSAGE_BYTES = 1500
+"""Limit of an error text: gRPC's metadata, where it is percent-encoded, has 8 KiB."""
+
+MAX_PARAM_BYTES = 200
+
 INTERNAL_MESSAGE = "internal error; the log has the details under this request id"
 
 
@@ -118,6 +123,8 @@ _MESSAGE_OF_KIND: Mapping[ErrorKind, str] = MappingProxyType(
     }
 )
 
+_ELLIPSIS = "..."  # ASCII, because metadata values of gRPC are
+
 _KIND_OF_NAME: Mapping[str, ErrorKind] = MappingProxyType({kind.value: kind for kind in ErrorKind})
 
 
@@ -132,11 +139,14 @@ class MeshError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """`param` names the invalid request field; `retry_after` is in seconds."""
-        super().__init__(message)
+        """`param` names the invalid request field; `retry_after` is in seconds.
+
+        Longer texts than `MAX_MESSAGE_BYTES` and `MAX_PARAM_BYTES` are truncated.
+        """
         self.kind = kind
-        self.message = message
-        self.param = param
+        self.message = truncated(message, MAX_MESSAGE_BYTES)
+        self.param = None if param is None else truncated(param, MAX_PARAM_BYTES)
+        super().__init__(self.message)
         self.retry_after = retry_after
 
     @property
@@ -153,6 +163,16 @@ class MeshError(Exception):
 def invalid(param: str, message: str) -> MeshError:
     """The error for an invalid field; `message` has the field, the limit and the given value."""
     return MeshError(ErrorKind.INVALID_REQUEST, message, param=param)
+
+
+def truncated(text: str, max_bytes: int) -> str:
+    """Return `text` with at most `max_bytes` bytes of UTF-8; a longer one ends in three dots."""
+    if 4 * len(text) <= max_bytes:
+        return text  # the common case: a character has at most 4 bytes
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= max_bytes:
+        return text
+    return encoded[: max_bytes - len(_ELLIPSIS)].decode("utf-8", "ignore") + _ELLIPSIS
 
 
 class RpcStatus(NamedTuple):

@@ -24,9 +24,10 @@ from gateway.streaming.resumable_streams import (
     client_resumes,
     parse_event_id,
 )
-from gateway.streaming.sse import named_frame, token_frame
+from gateway.streaming.sse import EVENT_STREAM, named_frame, token_frame
 from gateway.upstream.generation import Event, SearchResults, SummaryFinish
 from gateway.validation.body import read_json, read_query
+from mesh.accept import prefers
 from mesh.context import current_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.observability.telemetry import trace_id
@@ -34,7 +35,7 @@ from mesh.protocol.deltas import Delta
 
 ROUTE = "/api/v1/search"
 STREAM_ROUTE = "/api/v1/search/{stream}"
-EVENT_STREAM = "text/event-stream"
+JSON = "application/json"
 
 
 class SearchEndpoint:
@@ -60,7 +61,8 @@ class SearchEndpoint:
         return Response(status_code=204)
 
     async def _answer(self, request: Request, params: SearchRequest) -> Response | EventStream:
-        if params.streaming or EVENT_STREAM in headers_of(request.scope).get("accept", ""):
+        accept = headers_of(request.scope).get("accept", "")
+        if params.streaming or prefers(accept, EVENT_STREAM, JSON):
             return self._stream(request, params)
         events = self._dependencies.orchestrator.search(params.search())
         record = RequestRecord.of(request.scope)

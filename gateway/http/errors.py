@@ -1,6 +1,6 @@
 """HTTP errors: statuses that have no ErrorKind, and OpenAI's error body for all failures.
 
-HttpError(status, message)     404 route, 405 method, 408, 413
+HttpError(status, message)     404 route, 405 method, 408, 413, 415
 MeshError(kind, message)       everything else, by the table in mesh.errors
 ClientDisconnected             the client disconnected; no response is sent
 """
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from gateway.http.headers import RETRY_AFTER
 from gateway.http.json_text import encode
-from mesh.errors import HTTP_ERROR, ErrorKind, MeshError
+from mesh.errors import HTTP_ERROR, MAX_MESSAGE_BYTES, ErrorKind, MeshError, truncated
 
 DEFAULT_RETRY_SECONDS = 1.0
 """`Retry-After` in seconds for a refusal without a delay."""
@@ -35,9 +35,9 @@ class HttpError(Exception):
     def __init__(
         self, status: int, message: str, *, code: str, headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = truncated(message, MAX_MESSAGE_BYTES)
+        super().__init__(self.message)
         self.code = code
         self.headers = dict(headers or {})
 

@@ -10,15 +10,16 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 
 import uvicorn
 
 from gateway.app import build_app
+from gateway.connection.protocol import LimitedProtocol
+from gateway.connection.uvicorn_server import UvicornServer
 from gateway.dependencies import Dependencies
 from gateway.http.drain import Drain
-from gateway.http.protocol import LimitedProtocol
 from gateway.keys.key_file import KeyFileError
 from gateway.keys.key_ring import KeyRing
 from gateway.settings import GatewaySettings
@@ -44,53 +45,11 @@ SEND_BUFFER_BYTES = 128 * 1024
 CHECK_SECONDS = 1.0
 """Interval of checks whether the certificate's files changed."""
 
-CLOSED_CHECK_SECONDS = 0.01
-"""Interval of checks for open connections during shutdown."""
-
 CUT_OFF_SECONDS = 2.0
 """Time that cut-off requests have to send their error."""
 
 CLOSE_SECONDS = 1.0
 """Time that clients have to read the rest of their responses."""
-
-
-class _Uvicorn(uvicorn.Server):
-    """A uvicorn server without signal handlers that can abort clients that do not read."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._stop = asyncio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def main_loop(self) -> None:
-        """Update the date header once a second until `stop` is called."""
-        while not self._stop.is_set():
-            await self.on_tick(0)
-            await _within(1.0, self._stop.wait())
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening and wait until all connections are closed."""
-        for server in self.servers:
-            server.close()
-        for each in sockets or []:
-            each.close()
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        # uvicorn has no notification for the last closed connection.
-        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
-            await asyncio.sleep(CLOSED_CHECK_SECONDS)
-
-    def stop(self) -> None:
-        """End `main_loop`, so that `serve` shuts down."""
-        self._stop.set()
-
-    def abort_connections(self) -> None:
-        """Abort every connection; requests see a disconnected client."""
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
 
 
 class GatewayServer:
@@ -120,7 +79,7 @@ class GatewayServer:
         except (OSError, ssl.SSLError) as error:
             raise TlsError(f"GATEWAY_HTTP_TLS_…: {error.strerror}") from error
         self._config = config
-        self._server = _Uvicorn(config)
+        self._server = UvicornServer(config)
         self._socket = _listen(settings.listen)
         self.port: int = self._socket.getsockname()[1]
 

@@ -8,8 +8,6 @@ name was pointed at the gateway's address (DNS rebinding).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import lru_cache
-from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.http.errors import HttpError
 from gateway.http.headers import RESPONSE_HEADERS, headers_of
 from gateway.http.routes import UNWATCHED_PATHS
+from gateway.middleware.hosts import ANY, AllowedHosts
 
-ANY = "*"
 PREFLIGHT_SECONDS = 600
 
 _KEY = "gateway.cors"
@@ -33,11 +31,9 @@ class OriginMiddleware:
     """Refuses requests with a foreign Host header, and those of pages from foreign origins."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]) -> None:
-        """`hosts` may hold `*.example.org` or be empty for any; `origins` may hold `*`."""
+        """`hosts` as in `AllowedHosts`; `origins` may hold `*`."""
         self._app = app
-        self._hosts = frozenset(host for host in hosts if not host.startswith("*."))
-        self._suffixes = tuple(host[1:] for host in hosts if host.startswith("*."))
-        self._any_host = not hosts
+        self._hosts = AllowedHosts(hosts)
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,12 +42,12 @@ class OriginMiddleware:
             await self._app(scope, receive, send)
             return
         headers = headers_of(scope)
-        host = headers.get("host", "")
-        if not self._is_our_host(host):
-            message = f"host {host[:80]!r} must be one of GATEWAY_ALLOWED_HOSTS"
+        host = headers.get("host")
+        if host not in self._hosts:
+            message = f"host {(host or '')[:80]!r} must be one of GATEWAY_ALLOWED_HOSTS"
             raise HttpError(421, message, code="misdirected_request")
         origin = headers.get("origin")
-        if origin is None or _same_origin(origin, host):
+        if origin is None or _same_origin(origin, host or ""):
             await self._app(scope, receive, send)
             return
         if not self._origins & {ANY, origin.lower()}:
@@ -67,28 +63,11 @@ class OriginMiddleware:
             return
         await self._app(scope, receive, send)
 
-    def _is_our_host(self, host: str) -> bool:
-        name = _name_of(host)
-        return self._any_host or name in self._hosts or name.endswith(self._suffixes)
-
 
 def cors_headers(scope: Scope) -> Mapping[str, str]:
     """CORS headers of the response to this request, also of an error."""
     headers: Mapping[str, str] = scope.get(_KEY, {})
     return headers
-
-
-@lru_cache(256)  # nearly all requests have the same value
-def _name_of(host: str) -> str:
-    """Return the name in a Host header without its port; empty if the header is invalid."""
-    if set(host) & set("/?#@\\"):
-        return ""
-    try:
-        parts = urlsplit(f"//{host}")
-        parts.port  # noqa: B018 - raises ValueError if it is not a port
-    except ValueError:
-        return ""
-    return parts.hostname or ""
 
 
 def _same_origin(origin: str, host: str) -> bool:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from gateway.http.errors import HttpError
 from gateway.observability import metrics
 from gateway.streaming.replay_buffer import ReplayBuffer
+from gateway.streaming.sse import EVENT_STREAM
 from mesh.context import current_request
 
 RESULTS, COMPLETE, ERROR = "results", "complete", "error"
@@ -69,7 +70,7 @@ def stream_gone() -> HttpError:
 
 def client_resumes(headers: Mapping[str, str]) -> bool:
     """Whether the client is an EventSource, which reconnects with `Last-Event-ID`."""
-    asks_for_stream = headers.get("accept", "").strip() == "text/event-stream"
+    asks_for_stream = headers.get("accept", "").strip().lower() == EVENT_STREAM
     return asks_for_stream and "no-cache" in headers.get("cache-control", "")
 
 

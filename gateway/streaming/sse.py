@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.http.json_text import encode_line
 
+EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 """The end of a successful OpenAI stream."""

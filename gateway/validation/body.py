@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from codecs import BOM_UTF8
 from typing import NamedTuple, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from gateway.connection.limits import MIN_BYTES_PER_SECOND
 from gateway.http.errors import ClientDisconnected, HttpError
 from gateway.http.headers import headers_of
 from gateway.observability.request_record import RequestRecord
 from gateway.validation.ignored_fields import ignored_fields
-from gateway.validation.problems import json_kind, path_of_surrogate, problem_of
+from gateway.validation.problems import (
+    MAX_GIVEN_CHARACTERS,
+    json_kind,
+    path_of_surrogate,
+    problem_of,
+)
 from mesh.errors import ErrorKind, MeshError, invalid
 
-BODY_TIMEOUT_SECONDS = 30.0
-"""Time that a client has to send its body."""
+BODY_GRACE_SECONDS = 30.0
+"""Time after which a client must have sent its body at the minimum rate."""
+
+_UNCODED = ("", "identity")
+_CLOSE = {"connection": "close"}
+"""For a request whose body is not read to its end."""
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -26,7 +38,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:
-    """Read and validate the body. Raises MeshError, HttpError (408, 413) or ClientDisconnected."""
+    """Read and validate the body.
+
+    Raises MeshError, HttpError (408, 413, 415) or ClientDisconnected.
+    """
     fields, problem = await read_object(request, max_bytes)
     if problem is not None:
         raise problem
@@ -48,6 +63,7 @@ class Fields(NamedTuple):
 
 async def read_object(request: Request, max_bytes: int) -> Fields:
     """Read the body without validating its fields. Raises as `read_json` does."""
+    _check_coding(request)
     body = await _read(request, max_bytes)
     value = _parse(body)
     if not isinstance(value, dict):
@@ -63,8 +79,13 @@ async def read_object(request: Request, max_bytes: int) -> Fields:
 
 def read_query(request: Request, model: type[Model]) -> Model:
     """Parse and validate the query string. Raises MeshError."""
+    query: bytes = request.scope["query_string"]
     try:
-        return model.model_validate(dict(request.query_params))
+        fields = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise _invalid("the query string must be percent-encoded UTF-8") from None
+    try:
+        return model.model_validate(dict(fields))
     except ValidationError as error:
         raise problem_of(error) from None
 
@@ -74,28 +95,43 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         _too_large(max_bytes, declared)
     body = bytearray()
+    latest = asyncio.get_running_loop().time() + BODY_GRACE_SECONDS
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+        async with asyncio.timeout_at(latest) as timeout:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > max_bytes:
                     _too_large(max_bytes, "more")
+                timeout.reschedule(latest + len(body) / MIN_BYTES_PER_SECOND)
     except TimeoutError:
-        message = f"the body must arrive within {BODY_TIMEOUT_SECONDS:g} seconds"
-        raise HttpError(408, message, code="request_timeout") from None
+        message = (
+            f"the body must arrive within {BODY_GRACE_SECONDS:g} seconds and one more for each "
+            f"{MIN_BYTES_PER_SECOND} bytes, given {len(body)} bytes until then"
+        )
+        raise HttpError(408, message, code="request_timeout", headers=_CLOSE) from None
     except ClientDisconnect:
         raise ClientDisconnected from None
     return bytes(body)
 
 
+def _check_coding(request: Request) -> None:
+    coding = headers_of(request.scope).get("content-encoding", "").strip().lower()
+    if coding not in _UNCODED:
+        message = f"Content-Encoding must be identity, given {coding[:MAX_GIVEN_CHARACTERS]!r}"
+        # RFC 9110, section 12.5.3: in a response it lists the accepted codings.
+        accepted = {"accept-encoding": "identity"}
+        raise HttpError(415, message, code="unsupported_media_type", headers=accepted)
+
+
 def _too_large(max_bytes: int, given: str) -> NoReturn:
     message = f"the body must be at most {max_bytes} bytes, given {given[:20]}"
-    raise HttpError(413, message, code="request_too_large")
+    raise HttpError(413, message, code="request_too_large", headers=_CLOSE)
 
 
 def _parse(body: bytes) -> object:
     try:
-        return _DECODER.decode(body.decode())
+        # RFC 8259, section 8.1: a byte order mark may be ignored.
+        return _DECODER.decode(body.removeprefix(BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         raise _invalid(f"the body must be UTF-8, byte {error.start} is not") from None
     except json.JSONDecodeError as error:

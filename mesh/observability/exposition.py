@@ -7,7 +7,10 @@ from typing import NamedTuple
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from mesh.accept import prefers
+
 OPENMETRICS = "application/openmetrics-text"
+PLAIN_TEXT = "text/plain"
 
 
 class Exposition(NamedTuple):
@@ -18,12 +21,12 @@ class Exposition(NamedTuple):
 
 
 def expose(accept: str) -> Exposition:
-    """The metrics in OpenMetrics, which has exemplars, if `accept` names it; else as plain text.
+    """The metrics in OpenMetrics, which has exemplars, if `accept` prefers it; else as plain text.
 
     Names are never escaped, even if the scraper asks for it: the library would replace the colons
     of vLLM's metric names by underscores in samples but not in their metadata.
     """
-    if OPENMETRICS not in accept:
+    if not prefers(accept, OPENMETRICS, PLAIN_TEXT):
         return Exposition(generate_latest(REGISTRY), CONTENT_TYPE_LATEST)
     body: bytes = openmetrics.generate_latest(  # type: ignore[no-untyped-call]
         REGISTRY, escaping=openmetrics.ALLOWUTF8

@@ -272,3 +272,28 @@ def test_session_affinity_is_configurable(affinity: str) -> None:
     has_affinity = affinity == "ClientIP"
     assert ("sessionAffinityConfig" in spec) == has_affinity
     assert ("nginx.ingress.kubernetes.io/affinity" in annotations) == has_affinity
+
+
+@pytest.mark.parametrize(
+    ("gateway", "hosts"),
+    [
+        ({}, "internal,weir-gateway.prod"),
+        (
+            {
+                "allowAnonymous": "always",
+                "ingress": {"enabled": True, "hosts": ["a.example", "b.example"]},
+                "httpRoute": {"hostnames": ["b.example", "*.c.example"]},
+            },
+            "internal,weir-gateway.prod,a.example,b.example,*.c.example",
+        ),
+        ({"allowedHosts": ["d.example"]}, "d.example"),
+        ({"apiKeys": {"existingSecret": "keys"}}, None),
+    ],
+)
+def test_a_gateway_without_keys_accepts_only_its_own_hosts(
+    gateway: dict[str, object], hosts: str | None
+) -> None:
+    """Against DNS rebinding: internal names, the Service, and the hosts of Ingress and route."""
+    release = render("minimal", values={"gateway": gateway, "tests": {"enabled": False}})
+    container = release.deployment("gateway")["spec"]["template"]["spec"]["containers"][0]
+    assert environment(container).get("GATEWAY_ALLOWED_HOSTS") == hosts

@@ -26,7 +26,8 @@ FOREIGN = re.compile(r"HOME|TMPDIR|POD_NAME|NODE_NAME|(OTEL|HF)_[A-Z_]+")
 """Variables of libraries, and of the chart itself."""
 
 DEPLOYMENT_SPECIFIC = re.compile(
-    r".*_(LISTEN|MODEL|MODEL_NAME|INDEX|LOG_FORMAT|HOST|TLS_.+|HEALTH_LISTEN|ALLOW_ANONYMOUS)"
+    r".*_(LISTEN|MODEL|MODEL_NAME|INDEX|LOG_FORMAT|HOST|TLS_.+|HEALTH_LISTEN"
+    r"|ALLOW_ANONYMOUS|ALLOWED_HOSTS)"
 )
 """Settings whose value in a pod differs from the default on purpose."""
 

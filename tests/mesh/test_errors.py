@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from types import MappingProxyType
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -13,6 +15,8 @@ from mesh.errors import (
     HTTP_ERROR,
     INTERNAL_MESSAGE,
     KIND_METADATA,
+    MAX_MESSAGE_BYTES,
+    MAX_PARAM_BYTES,
     ErrorKind,
     MeshError,
     from_rpc_error,
@@ -127,3 +131,29 @@ def test_messages_that_may_quote_a_request_are_not_logged() -> None:
     wrong = MeshError(ErrorKind.INVALID_REQUEST, "no JSON: my secret")
     assert wrong.for_the_log == "the request is not valid"
     assert MeshError(ErrorKind.UNAVAILABLE, "no engine").for_the_log == "no engine"
+
+
+@pytest.mark.parametrize("character", ["x", "é", "漢", "\N{GRINNING FACE}", "\ud800"])
+def test_long_texts_are_truncated(character: str) -> None:
+    """Whatever they quote, the metadata of the status stays below gRPC's 8 KiB."""
+    error = MeshError(
+        ErrorKind.INVALID_REQUEST, character * 30_000, param="y" * 9999, retry_after=1
+    )
+    assert error.message.endswith("...")
+    assert str(error) == error.message
+    assert len(error.message.encode("utf-8", "replace")) <= MAX_MESSAGE_BYTES
+    assert error.param is not None
+    assert error.param.endswith("y...")
+    assert len(error.param) == MAX_PARAM_BYTES
+    status = status_of(error)
+    encoded = len(quote(status.details)) + sum(
+        len(base64.b64encode(value)) if isinstance(value, bytes) else len(value)
+        for _, value in status.trailing_metadata
+    )
+    assert encoded < 8192 - 512
+
+
+def test_short_texts_are_kept() -> None:
+    """Up to the limit nothing is changed."""
+    for message in ("", "é", "x" * MAX_MESSAGE_BYTES, "é" * (MAX_MESSAGE_BYTES // 2)):
+        assert MeshError(ErrorKind.INTERNAL, message).message == message

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import trustme
 
+from gateway.connection import uvicorn_server
 from gateway.http import server as gateway_server
 from gateway.http.server import running
 from gateway.settings import GatewaySettings
@@ -17,6 +18,7 @@ from mesh.rpc.server import Server, Servicer
 from mesh.rpc.tls import TlsError
 from mesh.v1 import orchestrator_pb2_grpc
 from tests.gateway.conftest import StartGateway
+from tests.gateway.connection.raw import connected, read_all
 from tests.gateway.fakes import FakeOrchestrator
 from tests.mesh.rpc.test_tls import Authority
 
@@ -107,3 +109,15 @@ async def test_a_bad_certificate_fails_at_startup(tmp_path: Path) -> None:
     with pytest.raises(TlsError):
         async with running(settings):
             pass
+
+
+async def test_a_silent_handshake_is_ended(
+    start_gateway: StartGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that connects and sends nothing, or a part of its first message, is disconnected."""
+    monkeypatch.setattr(uvicorn_server, "TLS_HANDSHAKE_SECONDS", 0.2)
+    async with start_gateway(**settings_of(Authority(tmp_path), "localhost")) as server:
+        for sent in (b"", b"\x16\x03\x01\x02\x00\x01"):
+            async with connected(server) as (reader, writer):
+                writer.write(sent)
+                assert await read_all(reader) == b""

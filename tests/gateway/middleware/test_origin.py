@@ -22,7 +22,22 @@ from tests.gateway.direct import direct_client
         ({}, "", 421),
         ({}, "[", 421),
         ({}, "localhost/x", 421),
-        ({"listen": "[::]:1", "allow_anonymous": True}, "anything", 200),
+        *[
+            ({"listen": "0.0.0.0:1", "allow_anonymous": True}, host, 200)
+            for host in (
+                *("gateway", "10.0.0.7:8080", "[fd00::1]", "localhost", "x.localhost"),
+                *("weir.default.svc", "weir.default.svc.cluster.local", "host.docker.internal:80"),
+            )
+        ],
+        *[
+            ({"listen": "[::]:1", "allow_anonymous": True}, host, 421)
+            for host in ("evil.example", "1.2.3.4.evil.example", "x.svc.evil.example", "", "[x]")
+        ],
+        ({"listen": "[::]:1", "api_keys": "k"}, "public.example", 200),
+        ({"listen": "[::]:1", "allow_anonymous": True, "allowed_hosts": "*"}, "a.example", 200),
+        ({"allowed_hosts": "internal, a.example"}, "10.0.0.7", 200),
+        ({"allowed_hosts": "internal, a.example"}, "a.example", 200),
+        ({"allowed_hosts": "internal, a.example"}, "b.example", 421),
         ({"allowed_hosts": "a.example, *.b.example"}, "a.example:80", 200),
         ({"allowed_hosts": "a.example, *.b.example"}, "x.b.example", 200),
         ({"allowed_hosts": "a.example, *.b.example"}, "b.example", 421),
@@ -33,9 +48,13 @@ from tests.gateway.direct import direct_client
 async def test_unknown_hosts_are_rejected(
     settings: dict[str, object], host: str, status: int
 ) -> None:
-    """On loopback only localhost is allowed, against DNS rebinding; probes accept any host."""
+    """Against DNS rebinding only localhost is allowed on loopback, and internal names without keys.
+
+    Probes accept any host.
+    """
     async with direct_client(**settings) as client:
-        assert (await client.get("/v1/models", headers={"host": host})).status_code == status
+        headers = {"host": host, "authorization": "Bearer k"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == status
         assert (await client.get("/livez", headers={"host": host})).status_code == 200
 
 

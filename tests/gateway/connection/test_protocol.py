@@ -1,4 +1,4 @@
-"""Limits on the size and the time of request headers."""
+"""Limits on the size and the time of request headers, and heads that are not valid."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import time
 
 import pytest
 
-from gateway.http import protocol
-from gateway.http.protocol import MAX_HEADER_BYTES, MAX_NUM_HEADERS
+from gateway.connection import protocol
+from gateway.connection.limits import MAX_HEADER_BYTES, MAX_NUM_HEADERS
 from gateway.http.server import GatewayServer
+from tests.gateway.connection.raw import exchange, num_connections, send_until_closed
 from tests.helpers import eventually
 
+POST = b"POST /livez HTTP/1.1\r\nhost: localhost\r\n"
 HEAD = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n"
 
 pytestmark = pytest.mark.timeout(30)
@@ -22,35 +24,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEADER_TIMEOUT_SECONDS", 0.3)
 
 
-async def answer(server: GatewayServer, *pieces: bytes, pause: float = 0.0) -> bytes:
-    """Send the pieces; return everything received until the server closes the connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(pause)
-    except ConnectionError:
-        pass
-    got = b""
-    try:
-        async with asyncio.timeout(10):
-            while piece := await reader.read(65536):
-                got += piece
-    except ConnectionError:
-        pass
-    writer.close()
-    return got
-
-
-def num_connections(server: GatewayServer) -> int:
-    return len(server._server.server_state.connections)
-
-
 async def test_an_endless_header_is_rejected(gateway: GatewayServer) -> None:
     """A header without an end is a 431, and the connection is closed."""
     endless = [HEAD + b"x: ", *[b"y" * 4096] * 40]
-    got = await answer(gateway, *endless)
+    got = await exchange(gateway, *endless)
     assert got.startswith(b"HTTP/1.1 431 ") or got == b""  # the reset may arrive first
     await eventually(lambda: num_connections(gateway) == 0, "the connection is closed")
 
@@ -67,7 +44,7 @@ async def test_too_many_or_too_large_headers_are_431(
     gateway: GatewayServer, headers: bytes
 ) -> None:
     """The body is the gateway's error format, and the connection is closed."""
-    got = await answer(gateway, HEAD + headers + b"\r\n")
+    got = await exchange(gateway, HEAD + headers + b"\r\n")
     assert got.startswith(b"HTTP/1.1 431 ")
     assert b'"code":"headers_too_large"' in got
 
@@ -76,14 +53,14 @@ async def test_headers_within_the_limits_are_served(gateway: GatewayServer) -> N
     """Headers just below the limit, sent in pieces."""
     headers = b"".join(b"h%d: v\r\n" % number for number in range(MAX_NUM_HEADERS - 2))
     last = b"connection: close\r\n\r\n"
-    got = await answer(gateway, HEAD, headers[:100], headers[100:], last, pause=0.01)
+    got = await exchange(gateway, HEAD, headers[:100], headers[100:], last, pause=0.01)
     assert got.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_bytes_that_are_not_http_are_400(gateway: GatewayServer) -> None:
     """A TLS handshake included; the body is the gateway's error format."""
     for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
-        got = await answer(gateway, garbage)
+        got = await exchange(gateway, garbage)
         assert got.startswith(b"HTTP/1.1 400 ")
         assert b'"code":"bad_request"' in got
 
@@ -92,7 +69,7 @@ async def test_slow_headers_time_out(short: None, gateway: GatewayServer) -> Non
     """A client that sends byte by byte gets a 408; a silent connection is closed."""
     started = time.monotonic()
     slow, silent = await asyncio.gather(
-        answer(gateway, *[bytes([byte]) for byte in HEAD[:4]], pause=0.05), answer(gateway)
+        exchange(gateway, *[bytes([byte]) for byte in HEAD[:4]], pause=0.05), exchange(gateway)
     )
     assert slow.startswith(b"HTTP/1.1 408 ")
     assert silent == b""
@@ -114,3 +91,38 @@ async def test_a_second_request_has_the_same_header_timeout(
         rest = await reader.read()
     assert b"HTTP/1.1 408 " in rest
     writer.close()
+
+
+async def test_line_ends_do_not_keep_an_idle_connection(
+    short: None, gateway: GatewayServer
+) -> None:
+    """Empty lines before a request are allowed, but the header timeout starts with the first."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(HEAD + b"\r\n")
+    assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200")
+    assert await send_until_closed(writer, b"\r\n", pause=0.05) > 2
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "message"),
+    [
+        (b"GET /livez HTTP/1.1\r\n", 400, "exactly one Host header"),
+        (b"GET /livez HTTP/1.1\r\nhost: a\r\nhost: a\r\n", 400, "exactly one Host header"),
+        (b"GET /livez HTTP/1.0\r\nhost: a\r\nhost: b\r\n", 400, "exactly one Host header"),
+        (b"GET /livez HTTP/1.0\r\n", 200, "ok"),
+        (b"GET /livez HTTP/2.0\r\nhost: a\r\n", 505, "HTTP/1.1 or HTTP/1.0"),
+        (b"GET /livez\r\n", 505, "HTTP/1.1 or HTTP/1.0"),
+        (b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost\r\n", 400, "not a proxy"),
+        ("GET /livez?q=\xe9 HTTP/1.1\r\nhost: a\r\n".encode(), 400, "percent-encode"),
+        (POST + b"transfer-encoding: gzip, chunked\r\n", 501, "chunked"),
+        (POST + b"transfer-encoding: chunked\r\ncontent-length: 5\r\n", 400, "not an HTTP request"),
+    ],
+)
+async def test_heads_that_http_does_not_allow(
+    gateway: GatewayServer, head: bytes, status: int, message: str
+) -> None:
+    """Each has its status, a message, and the end of the connection."""
+    got = await exchange(gateway, head + b"connection: close\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 %d " % status)
+    assert message.encode() in got

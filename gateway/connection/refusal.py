@@ -1,0 +1,87 @@
+"""Responses of the connection itself to requests that never reach the application."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from httptools import HttpParserError, HttpParserInvalidURLError
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from gateway.connection.limits import MAX_HEADER_BYTES, MAX_NUM_HEADERS, MAX_UNREAD_BYTES
+
+HEADER_TIMEOUT_SECONDS = 10.0
+"""Time from the connection, or a later request's first byte, to the end of the headers."""
+
+
+class Refusal(NamedTuple):
+    """A status with the gateway's error body."""
+
+    status: int
+    code: str
+    message: str
+
+    def response(self) -> bytes:
+        """The whole response; it ends the connection."""
+        fields = {
+            "message": self.message,
+            "type": "invalid_request_error",
+            "param": None,
+            "code": self.code,
+        }
+        body = json.dumps({"error": fields}, separators=(",", ":")).encode()
+        return (
+            STATUS_LINE[self.status]
+            + b"content-type: application/json\r\nconnection: close\r\n"
+            + b"content-length: %d\r\n\r\n" % len(body)
+            + body
+        )
+
+
+NOT_HTTP = Refusal(400, "bad_request", "this is not an HTTP request")
+BAD_TARGET = Refusal(
+    400, "bad_request", "the request target must be a URL in ASCII; percent-encode other characters"
+)
+NO_TUNNELS = Refusal(400, "bad_request", "this server is not a proxy: CONNECT is not supported")
+ONE_HOST = Refusal(400, "bad_request", "an HTTP/1.1 request must have exactly one Host header")
+SLOW_HEADERS = Refusal(
+    408, "request_timeout", f"the headers must arrive within {HEADER_TIMEOUT_SECONDS:g} seconds"
+)
+UNREAD_BODY = Refusal(
+    413,
+    "request_too_large",
+    f"the body of a request that takes none must be at most {MAX_UNREAD_BYTES} bytes",
+)
+TOO_PIPELINED = Refusal(400, "bad_request", "too many requests wait for earlier responses")
+LARGE_HEADERS = Refusal(
+    431,
+    "headers_too_large",
+    f"request line and headers must be at most {MAX_HEADER_BYTES} bytes "
+    f"and {MAX_NUM_HEADERS} headers",
+)
+LARGE_FRAMING = Refusal(
+    431,
+    "headers_too_large",
+    f"chunk extensions and trailers must be at most {MAX_HEADER_BYTES} bytes "
+    f"and {MAX_NUM_HEADERS} trailers",
+)
+ONLY_CHUNKED = Refusal(501, "unimplemented", "Transfer-Encoding must be chunked")
+BAD_VERSION = Refusal(505, "http_version_not_supported", "the version must be HTTP/1.1 or HTTP/1.0")
+
+
+class Refused(Exception):
+    """Raised in a parser's callback; stops the parser."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def refusal_of(error: HttpParserError) -> Refusal:
+    """The refusal for a parser's error; an exception of a callback is its context."""
+    cause = error.__context__
+    if isinstance(cause, Refused):
+        return cause.refusal
+    if isinstance(error, HttpParserInvalidURLError) or isinstance(cause, HttpParserInvalidURLError):
+        return BAD_TARGET
+    return NOT_HTTP
