@@ -82,6 +82,11 @@ fuzz: $(VENV)/.dev
 	@echo "Sending 5,000 requests generated from openapi.json"
 	@FUZZ_CASES=5000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/e2e/api/test_fuzz.py
 
+## schemas: Send 10,000 generated JSON schemas to the four services (minutes)
+.PHONY: schemas
+schemas: $(VENV)/.dev
+	@SCHEMA_CASES=10000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/e2e/api/test_generated_schemas.py
+
 ## soak: Send 10,000 requests through one engine, and abort a third of them (minutes)
 .PHONY: soak
 soak: $(VENV)/.dev

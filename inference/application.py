@@ -73,6 +73,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
     from inference.engine.engine_thread import AsyncEngine
     from inference.model.loading import EngineOptions, load_engine, uses_gpu
     from inference.model.weights import FILE_PATTERNS
+    from inference.structured_output.compiler import CompileLimits
 
     gc.enable()
 
@@ -88,4 +89,8 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
         max_messages_per_second=settings.max_messages_per_second,
         on_cpu=not uses_gpu(settings.device),
         step_timeout=settings.step_timeout_seconds,
+        compile_limits=CompileLimits(
+            max_seconds=settings.max_constraint_seconds,
+            max_bytes=settings.max_constraint_megabytes * 2**20,
+        ),
     )

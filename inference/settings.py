@@ -121,6 +121,26 @@ class InferenceSettings(ServiceSettings):
         description="Most speculative tokens per sequence and step, proposed by prompt lookup "
         "(n-gram matching). It does not change the tokens. 0: no speculative decoding.",
     )
+    close_objects: bool = Field(
+        True,
+        description="Objects of a JSON schema that declare properties have no others, unless the "
+        "schema has additionalProperties: models otherwise invent them up to max_tokens. false: as "
+        "JSON Schema defines it.",
+    )
+    max_constraint_seconds: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        description="Most CPU seconds to compile a JSON schema, regular expression or grammar; "
+        "above it the request is refused. Raise it for very large schemas.",
+    )
+    max_constraint_megabytes: int = Field(
+        256,
+        ge=16,
+        le=65536,
+        description="Most memory in MiB to compile a JSON schema, regular expression or grammar; "
+        "above it the request is refused. Up to two compile at once in the engine's process.",
+    )
     fake_model: bool = Field(
         False,
         description="Serve generated ids instead of a model. For tests and benchmarks only.",

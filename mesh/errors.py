@@ -138,9 +138,11 @@ class MeshError(Exception):
         *,
         param: str | None = None,
         retry_after: float | None = None,
+        is_reported: bool = False,
     ) -> None:
         """`param` names the invalid request field; `retry_after` is in seconds.
 
+        `is_reported`: an upstream service sent this error; False: it arose here, or gRPC raised it.
         Longer texts than `MAX_MESSAGE_BYTES` and `MAX_PARAM_BYTES` are truncated.
         """
         self.kind = kind
@@ -148,6 +150,7 @@ class MeshError(Exception):
         self.param = None if param is None else truncated(param, MAX_PARAM_BYTES)
         super().__init__(self.message)
         self.retry_after = retry_after
+        self.is_reported = is_reported
 
     @property
     def for_the_log(self) -> str:
@@ -201,6 +204,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     """
     trailers = {key: value for key, value in error.trailing_metadata() or ()}
     kind = _KIND_OF_NAME.get(str(trailers.get(KIND_METADATA)))
+    is_reported = kind is not None
     if kind is None:
         kind = _KIND_OF_STATUS.get(error.code(), ErrorKind.INTERNAL)
         logger.info("call failed", extra={"code": error.code().name, "error": error.details()})
@@ -213,6 +217,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
         message,
         param=None if param is None else str(param),
         retry_after=_retry_after(trailers.get(STATUS_DETAILS_METADATA)),
+        is_reported=is_reported,
     )
 
 

@@ -36,6 +36,8 @@ _KIND_OF_ERROR: tuple[tuple[type[errors.EngineError], ErrorKind], ...] = (
     # A caller should retry both on another replica.
     (errors.EngineUnavailable, ErrorKind.UNAVAILABLE),
     (errors.StepFailed, ErrorKind.UNAVAILABLE),
+    # Says nothing about this replica: see `orchestrator.routing.failover`.
+    (errors.SequenceFailed, ErrorKind.INTERNAL),
 )
 
 SERVICE = "mesh.v1.InferenceService"

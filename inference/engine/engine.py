@@ -35,7 +35,7 @@ class Engine:
         self.admission = admission
         self.steps = StepLoop(scheduler, runner)
         self._scheduler = scheduler
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
 
     @property
     def healthy(self) -> bool:
@@ -47,13 +47,14 @@ class Engine:
         return self._scheduler.has_work
 
     def prepare(self, sequence: Sequence) -> None:
-        """Compile the sequence's constraint. Raises `InvalidSamplingParams`; may take a second.
+        """Create the matcher of the sequence's constraint. Raises `InvalidSamplingParams`.
 
-        Safe to call from any thread before `add`, which calls it otherwise.
+        Safe to call from any thread before `add`, which calls it otherwise. It compiles a
+        constraint without limits, unless the vocabulary has it already.
         """
         constraint = sequence.params.constraint
         if constraint is not None and sequence.matcher is None:
-            sequence.matcher = self._vocabulary.matcher(constraint)
+            sequence.matcher = self.vocabulary.matcher(constraint)
 
     def add(self, sequence: Sequence) -> None:
         """Admit a sequence to the waiting queue. If it raises `EngineError`, nothing was added."""

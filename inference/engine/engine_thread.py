@@ -13,7 +13,6 @@ import logging
 import threading
 from collections import abc, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -30,7 +29,10 @@ from inference.engine.watchdog import STEP_TIMEOUT_SECONDS, StepState, Watchdog
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepOutput
+from inference.structured_output.compiler import CompileLimits, ConstraintCompiler
+from mesh.context import current_request
 from mesh.process import cpu_scheduling
+from mesh.protocol.constraints import OutputConstraint
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +54,14 @@ class AsyncEngine:
         max_messages_per_second: float = 0.0,
         on_cpu: bool = False,
         step_timeout: float = STEP_TIMEOUT_SECONDS,
+        compile_limits: CompileLimits | None = None,
     ) -> None:
         """`load` makes the engine, in the engine's thread; it may raise EngineError.
 
         `on_step` is called on the event loop for one step in `traced_steps`; 0: never. `Streams`
         describes `max_messages_per_second`. `on_cpu`: the forward pass runs on CPU threads.
         `step_timeout` is the `min_seconds` of the watchdog.
+        `compile_limits` bound the compilation of a constraint.
         """
         self._load_engine = load
         self._on_cpu = on_cpu
@@ -71,7 +75,8 @@ class AsyncEngine:
         """Set when the thread has taken its last commands: the reason to refuse others."""
         self._stopping = False
         self._draining = False
-        self._compiling = ThreadPoolExecutor(2, thread_name_prefix="constraints")
+        self._compile_limits = compile_limits or CompileLimits()
+        self._compiler: ConstraintCompiler | None = None
         self._num_compiling = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,10 +134,11 @@ class AsyncEngine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._compiling.shutdown(wait=False)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        if self._compiler is not None:
+            await self._compiler.close()
         if self._thread is not None:
             # A stuck step does not end; the thread is a daemon, so that the process does.
             seconds = STOP_SECONDS if self._step_returns else 0.0
@@ -165,7 +171,7 @@ class AsyncEngine:
         )
         engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_compiling)
         if params.constraint is not None:
-            await self._compile_constraint(engine, sequence)
+            await self._compile_constraint(engine, sequence, params.constraint)
         async with aclosing(self._streams.generate(sequence, on_abandoned)) as outputs:
             async for output in outputs:
                 yield output
@@ -208,14 +214,19 @@ class AsyncEngine:
             self._ended.set()
         self._health_changed.set()
 
-    async def _compile_constraint(self, engine: Engine, sequence: Sequence) -> None:
-        """Compile in a separate thread, which blocks neither the event loop nor the engine."""
+    async def _compile_constraint(
+        self, engine: Engine, sequence: Sequence, constraint: OutputConstraint
+    ) -> None:
+        """Compile without blocking the event loop or the engine."""
+        if self._compiler is None:
+            self._compiler = ConstraintCompiler(engine.vocabulary, self._compile_limits)
+        request = current_request()
         self._num_compiling += 1
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._compiling, engine.prepare, sequence)
+            await self._compiler.compile(constraint, request.key_name if request else "")
         finally:
             self._num_compiling -= 1
+        engine.prepare(sequence)
 
     def _started(self) -> Engine:
         if self._engine is None:

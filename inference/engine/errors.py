@@ -8,7 +8,8 @@ EngineError
 ├── Overloaded              the running and waiting queues are full; retry later
 ├── DeadlineExceeded        the sequence's deadline passed before it finished
 ├── EngineUnavailable       the engine is not started, draining, stopped or unhealthy
-├── StepFailed              a step that ran this sequence failed
+├── StepFailed              a step that ran this sequence and others failed
+├── SequenceFailed          this sequence failed, and no other
 └── ModelLoadError          the model's files are missing, unsupported or inconsistent
 
 The service maps them to `mesh.errors.ErrorKind`; the engine does not depend on a protocol.
@@ -55,7 +56,14 @@ class EngineUnavailable(EngineError):
 
 
 class StepFailed(EngineError):
-    """A step that ran the sequence failed; the cause of an error finish."""
+    """A step of several sequences failed; the cause of an error finish of each."""
+
+
+class SequenceFailed(EngineError):
+    """A step failed for this sequence alone; the cause of an error finish.
+
+    The sequence's own content may be the cause, so it says nothing about the engine.
+    """
 
 
 class ModelLoadError(EngineError):

@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 
 from inference.api import metrics
 from inference.api.step_recorder import StepRecorder
-from inference.engine.errors import StepFailed
+from inference.engine.errors import SequenceFailed, StepFailed
 from inference.engine.watchdog import StepClock
+from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.block_manager import IntegrityError
 from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.scheduler_output import SchedulerOutput
@@ -26,7 +27,12 @@ from inference.scheduler.step_result import StepOutput, StepResult
 
 logger = logging.getLogger(__name__)
 
-_MAX_CONSECUTIVE_FAILURES = 3
+NUM_SUSPICIOUS_FAILURES = 3
+"""After this many failed steps in a row the engine tests itself as soon as nothing else runs: the
+requests themselves may be the cause."""
+
+MAX_CONSECUTIVE_FAILURES = 12
+"""An engine with this many failed steps in a row is broken."""
 
 
 class PendingStep(Protocol):
@@ -190,12 +196,39 @@ class StepLoop:
     def _fail(self, sequences: list[Sequence], error: Exception) -> list[StepOutput]:
         logger.error("step failed", exc_info=error, extra={"num_sequences": len(sequences)})
         self._num_consecutive_failures += 1
-        if self._num_consecutive_failures >= _MAX_CONSECUTIVE_FAILURES:
-            self.healthy = False
         self._recover(sequences)
-        cause = StepFailed(f"the step failed: {type(error).__name__}")
+        is_alone = len(sequences) == 1
+        cause = (SequenceFailed if is_alone else StepFailed)(
+            f"the step failed: {type(error).__name__}"
+        )
         cause.__cause__ = error
-        return self._scheduler.fail(sequences, cause, time.monotonic())
+        outputs = self._scheduler.fail(sequences, cause, time.monotonic())
+        if self._num_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+            self.healthy = False
+        elif self._num_consecutive_failures >= NUM_SUSPICIOUS_FAILURES:
+            self._test_when_idle()
+        return outputs
+
+    def _test_when_idle(self) -> None:
+        """Run a step of a sequence that no client has sent; the engine is broken if it fails."""
+        if self._scheduler.has_work or not self.healthy:
+            return
+        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        sequence = Sequence("self-test", [0, 0], params)
+        sequence.max_tokens = 1
+        self._scheduler.add(sequence)
+        plan = self._scheduler.schedule(time.monotonic())
+        try:
+            accepted = accept(plan.sampling, self._launch(plan).pending.result().tokens)
+        except Exception:
+            logger.exception("engine failed its self-test")
+            accepted = [[]]
+        if all(accepted):
+            self._num_consecutive_failures = 0
+        else:
+            self.healthy = False
+            self._recover([sequence])
+        self._scheduler.finish(plan, accepted, time.monotonic())
 
     def _recover(self, sequences: list[Sequence]) -> None:
         # A NaN in a block would outlive its sequence: attention multiplies masked values by zero,

@@ -38,7 +38,7 @@ from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.sequence import Sequence
 from inference.settings import InferenceSettings
 from inference.structured_output.masks import MaskWorker
-from inference.structured_output.vocabulary import Vocabulary
+from inference.structured_output.vocabulary import Vocabulary, VocabularySource
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class EngineOptions:
     kernels: str
     cuda_graphs: bool
     batch_invariance: Invariance
+    close_objects: bool
 
     @classmethod
     def from_settings(cls, settings: InferenceSettings, folder: Path) -> EngineOptions:
@@ -122,9 +123,12 @@ def _load_engine(options: EngineOptions) -> Engine:
         torch.set_num_threads(threads)
     loaded = _load_model(options, device, threads)
     vocabulary = Vocabulary.load(
-        options.folder,
-        vocab_size=loaded.config.vocab_size,
-        eos_token_ids=loaded.config.eos_token_ids,
+        VocabularySource(
+            str(options.folder),
+            loaded.config.vocab_size,
+            list(loaded.config.eos_token_ids),
+            options.close_objects,
+        )
     )
     if vocabulary.problem:
         logger.warning("structured output is disabled", extra={"reason": vocabulary.problem})

@@ -99,7 +99,8 @@ def _filter_top(logits: Tensor, params: abc.Sequence[SamplingParams]) -> Tensor:
     # Fixed-point integers: a GPU's order of summation depends on the number of rows.
     shares = (probabilities.double() * _FIXED_POINT_ONE).long()
     mass_before = shares.cumsum(dim=-1) - shares
-    is_outside = mass_before >= (top_p.double() * _FIXED_POINT_ONE).long()
+    # At least one: a smaller top_p would keep no token.
+    is_outside = mass_before >= (top_p.double() * _FIXED_POINT_ONE).long().clamp(min=1)
     ordered = ordered.masked_fill(is_outside & (top_p < 1.0), _NEGATIVE_INFINITY)
     return torch.full_like(logits, _NEGATIVE_INFINITY).scatter(-1, order, ordered)
 

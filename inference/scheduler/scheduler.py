@@ -9,7 +9,7 @@ from collections import OrderedDict, abc
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from inference.engine.errors import DeadlineExceeded, DuplicateRequest, EngineError, StepFailed
+from inference.engine.errors import DeadlineExceeded, DuplicateRequest, EngineError, SequenceFailed
 from inference.engine.interface import Finish, PrefillChunk
 from inference.scheduler.async_scheduling import AsyncScheduling
 from inference.scheduler.block_manager import BlockManager
@@ -318,4 +318,4 @@ def _why_no_token(sequence: Sequence) -> EngineError:
     """The error of a sequence for which no token could be sampled."""
     if sequence.matcher is not None and sequence.matcher.error is not None:
         return sequence.matcher.error
-    return StepFailed("the model gave no finite logits for this sequence")
+    return SequenceFailed("the model gave no finite logits for this sequence")

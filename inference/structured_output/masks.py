@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections import abc
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+import logging
+import threading
+import time
+from collections import abc, deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
+from inference.engine.threads import available_cpus
 from inference.scheduler.scheduler_output import ScheduledSequence
+from inference.structured_output.matcher import Matcher
+
+logger = logging.getLogger(__name__)
 
 Bitmasks = NDArray[np.int32]
 """[num_rows, vocab_size / 32, rounded up]: bit i of column c is token 32 c + i, 1 if allowed."""
+
+MAX_SECONDS = 0.5
+"""Most CPU time of one sequence's masks in a step. The library limits most masks to some
+milliseconds, but not all; a sequence that exceeds this ends, and delays the others once."""
 
 
 class Masks(NamedTuple):
@@ -23,18 +35,44 @@ class Masks(NamedTuple):
     bitmasks: Bitmasks
 
 
+class _Job(NamedTuple):
+    """The masks of one sequence, in the bitmasks from `begin` on."""
+
+    scheduled: ScheduledSequence
+    matcher: Matcher
+    completion: list[int]
+    begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + 1 + len(self.scheduled.draft_token_ids)
+
+
+class _Running(NamedTuple):
+    """What a thread computes now, and its CPU time when it began."""
+
+    job: _Job
+    clock: int
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        return time.clock_gettime(self.clock) - self.began
+
+
 class MaskWorker:
-    """Computes bitmasks in a background thread, which ends with this object.
+    """Computes bitmasks in background threads, which end with this object.
 
     The library releases the GIL, so the forward pass runs at the same time.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self._num_columns = -(-vocab_size // 32)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
-        self._executor: LLExecutor | None = None
+        # As many as the library itself would use: the other CPUs run the event loop.
+        self.num_threads = max(1, available_cpus() * 4 // 5)
+        self._threads = self._new_threads()
 
-    def start(self, sampling: abc.Sequence[ScheduledSequence]) -> Future[Masks] | None:
+    def start(self, sampling: abc.Sequence[ScheduledSequence]) -> PendingMasks | None:
         """Starts computing the masks of a step that samples these sequences.
 
         Returns None if no sequence is constrained. The sequences must not change before the
@@ -42,54 +80,101 @@ class MaskWorker:
         """
         if all(scheduled.sequence.matcher is None for scheduled in sampling):
             return None
-        return self._thread.submit(self._compute, sampling)
-
-    def _compute(self, sampling: abc.Sequence[ScheduledSequence]) -> Masks:
-        if self._executor is None:
-            self._executor = LLExecutor()
         rows: list[int] = []
-        plain: list[tuple[LLMatcher, int]] = []
-        drafted: list[tuple[LLMatcher, int, list[int]]] = []
+        jobs: list[_Job] = []
         row = 0
         for scheduled in sampling:
             sequence = scheduled.sequence
             num_rows = 1 + len(scheduled.draft_token_ids)
             if sequence.matcher is not None:
-                completion = sequence.token_ids[sequence.num_prompt_tokens :]
-                sequence.matcher.advance(completion)
-                if num_rows == 1:
-                    plain.append((sequence.matcher.raw, len(rows)))
-                else:
-                    drafts = list(scheduled.draft_token_ids)
-                    drafted.append((sequence.matcher.raw, len(rows), drafts))
+                num_known = sequence.num_prompt_tokens + sequence.matcher.num_consumed
+                new = list(sequence.token_ids[num_known:])
+                jobs.append(_Job(scheduled, sequence.matcher, new, len(rows)))
                 rows += range(row, row + num_rows)
             row += num_rows
-        # All ones: the library leaves the rows after an invalid draft unset, and the sampled tokens
-        # of those rows are discarded.
+        # All ones: the rows after an invalid draft stay unset, and their tokens are discarded.
         bitmasks: Bitmasks = np.full((len(rows), self._num_columns), -1, dtype=np.int32)
-        buffer = bitmasks.ctypes.data, self._num_columns * 4, len(rows)
-        if plain:
-            self._executor.unsafe_compute_mask_ptr(plain, *buffer)
-        if drafted:
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *buffer)
-        self._apply_errors_and_min_tokens(sampling, bitmasks)
-        return Masks(rows, bitmasks)
+        return PendingMasks(self, rows, bitmasks, jobs)
 
-    def _apply_errors_and_min_tokens(
-        self, sampling: abc.Sequence[ScheduledSequence], bitmasks: Bitmasks
+    def submit(self, work: abc.Callable[[], None]) -> Future[None]:
+        """Runs `work` in a thread; at most `num_threads` calls of a step run at once."""
+        return self._threads.submit(work)
+
+    def replace_threads(self) -> None:
+        """Leaves the threads to what they compute, after which they end, and starts others."""
+        self._threads.shutdown(wait=False)
+        self._threads = self._new_threads()
+
+    def _new_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.num_threads, thread_name_prefix="masks")
+
+
+class PendingMasks:
+    """The masks of one step, which threads are computing, one sequence after another."""
+
+    def __init__(
+        self, worker: MaskWorker, rows: list[int], bitmasks: Bitmasks, jobs: list[_Job]
     ) -> None:
-        begin = 0
-        for scheduled in sampling:
-            sequence = scheduled.sequence
-            if sequence.matcher is None:
-                continue
-            end = begin + 1 + len(scheduled.draft_token_ids)
-            if sequence.matcher.error is not None:
-                bitmasks[begin:end] = 0  # no token is allowed: the sequence ends with the error
-            for position, row in enumerate(range(begin, end), sequence.num_completion_tokens):
-                if position < sequence.params.min_tokens:
-                    _forbid(bitmasks[row], sequence.stop_token_ids)
-            begin = end
+        self._worker = worker
+        self._rows = rows
+        self._bitmasks = bitmasks
+        self._waiting = deque(jobs)
+        self._running: dict[int, _Running] = {}
+        self._threads: dict[int, Future[None]] = {}
+        self._numbers = itertools.count()
+        for _ in range(min(worker.num_threads, len(jobs))):
+            self._start_thread()
+
+    def result(self) -> Masks:
+        """Waits for the masks. A sequence whose mask takes too long gets none, but an error."""
+        slow: list[_Job] = []
+        timeout = MAX_SECONDS
+        while wait(self._threads.values(), timeout).not_done:
+            timeout = MAX_SECONDS / 10
+            for number, running in list(self._running.items()):
+                if running.seconds > MAX_SECONDS and not self._threads[number].done():
+                    running.job.matcher.fail(f"a token's mask takes more than {MAX_SECONDS} s")
+                    slow.append(running.job)
+                    del self._running[number], self._threads[number]
+                    self._worker.replace_threads()
+                    self._start_thread()
+        if not slow:
+            return Masks(self._rows, self._bitmasks)
+        # A copy, because the abandoned threads still write to the original.
+        bitmasks = self._bitmasks.copy()
+        for job in slow:
+            bitmasks[job.begin : job.end] = 0
+        return Masks(self._rows, bitmasks)
+
+    def _start_thread(self) -> None:
+        number = next(self._numbers)
+        self._threads[number] = self._worker.submit(lambda: self._work(number))
+
+    def _work(self, number: int) -> None:
+        clock = time.pthread_getcpuclockid(threading.get_ident())
+        with suppress(IndexError):
+            while True:
+                job = self._waiting.popleft()
+                self._running[number] = _Running(job, clock, time.clock_gettime(clock))
+                try:
+                    self._compute(job)
+                except Exception as error:
+                    logger.exception("mask failed")
+                    job.matcher.fail(f"the mask failed: {type(error).__name__}")
+                    self._bitmasks[job.begin : job.end] = 0
+
+    def _compute(self, job: _Job) -> None:
+        matcher = job.matcher
+        masks = self._bitmasks[job.begin : job.end]
+        matcher.fill(masks, job.completion, job.scheduled.draft_token_ids)
+        if matcher.error is None and not masks[0].any():
+            matcher.fail("no token may follow")
+        if matcher.error is not None:
+            masks[:] = 0  # no token is allowed: the sequence ends with the error
+        sequence = job.scheduled.sequence
+        num_left = sequence.params.min_tokens - sequence.num_completion_tokens
+        for mask in masks[: max(num_left, 0)]:
+            _forbid(mask, sequence.stop_token_ids)
 
 
 def _forbid(bitmask: NDArray[np.int32], token_ids: frozenset[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import abc
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
 
@@ -10,37 +11,66 @@ from inference.engine.errors import InvalidSamplingParams
 from inference.structured_output.constraint import invalid_constraint
 from mesh.protocol.constraints import OutputConstraint
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 class Matcher:
-    """Tracks a completion and computes which tokens may follow. Not thread-safe.
+    """Tracks a completion and computes which tokens may follow. For one thread at a time.
 
     A resumed completion from another replica is replayed into a new matcher; a preempted sequence
     keeps its matcher.
     """
 
-    __slots__ = ("_constraint", "_num_consumed", "raw")
+    __slots__ = ("_constraint", "_problem", "num_consumed", "raw")
 
     def __init__(self, raw: LLMatcher, constraint: OutputConstraint) -> None:
         """Takes ownership of `raw`."""
         self.raw = raw
+        self.num_consumed = 0
+        """Tokens of the completion that `fill` has been given."""
         self._constraint = constraint
-        self._num_consumed = 0
+        self._problem: str | None = None
 
-    def advance(self, completion: abc.Sequence[int]) -> None:
-        """Consumes the tokens that were added to the completion since the last call."""
-        new = completion[self._num_consumed :]
-        if new:
-            self.raw.consume_tokens(list(new))
-            self._num_consumed = len(completion)
+    def fill(
+        self,
+        bitmasks: NDArray[np.int32],
+        new_token_ids: abc.Sequence[int],
+        draft_token_ids: abc.Sequence[int],
+    ) -> None:
+        """Consumes new tokens of the completion, and writes the mask of the token after them.
+
+        The further rows are the masks after each draft token; `bitmasks` is
+        [1 + number of drafts, columns] and contiguous. Rows after an invalid draft stay unchanged.
+        """
+        if new_token_ids:
+            self.raw.consume_tokens(list(new_token_ids))
+            self.num_consumed += len(new_token_ids)
+        address, num_bytes = bitmasks.ctypes.data, bitmasks.strides[0]
+        self.raw.unsafe_compute_mask_ptr(address, num_bytes)
+        num_drafts = 0
+        for token_id in draft_token_ids:
+            if not self.raw.try_consume_tokens([token_id]):
+                break
+            num_drafts += 1
+            self.raw.unsafe_compute_mask_ptr(address + num_drafts * num_bytes, num_bytes)
+        if num_drafts:
+            self.raw.rollback(num_drafts)
+
+    def fail(self, problem: str) -> None:
+        """Sets the error, without a call of the library, which may be busy in another thread."""
+        self._problem = problem
 
     @property
     def error(self) -> InvalidSamplingParams | None:
-        """The parser's error: the constraint is too complex, or the completion violates it."""
-        if not self.raw.is_error():
+        """The error: the constraint is too complex, or the completion violates it."""
+        problem = self._problem
+        if problem is None and self.raw.is_error():
+            problem = first_line(self.raw.get_error())
+        if problem is None:
             return None
-        return invalid_constraint(
-            self._constraint, f"cannot be followed: {first_line(self.raw.get_error())}"
-        )
+        return invalid_constraint(self._constraint, f"cannot be followed: {problem}")
 
 
 def first_line(text: str) -> str:

@@ -6,68 +6,89 @@ an output it needs to know which token ids spell which bytes.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
 from inference.engine.errors import InvalidSamplingParams
-from inference.structured_output.constraint import invalid_constraint
-from inference.structured_output.matcher import Matcher, first_line
-from mesh.protocol.constraints import ConstraintForm, OutputConstraint
+from inference.structured_output.grammar import LIMITS, build_grammar, rejected
+from inference.structured_output.matcher import Matcher
+from mesh.protocol.constraints import OutputConstraint
 
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
+MAX_KEPT = 256
+"""Most compiled constraints in the cache: an application repeats the same few."""
 
-MAX_KEPT = 32
-"""Size of the LRU cache of compiled constraints: an application repeats the same few."""
+MAX_KEPT_BYTES = 256 * 2**20
+"""Most memory of the cache, by estimates."""
 
-MAX_LEXER_STATES = 50_000
-"""Limits the memory of a malicious constraint to about 100 MB."""
 
-_JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"\n?( {0,24}|\t{0,8})"}
-"""Limits white space: small models otherwise generate it without end."""
+class Compiled(NamedTuple):
+    """The outcome of compiling a constraint."""
 
-_ANY_OBJECT = '{"type":"object"}'
+    matcher: LLMatcher | None
+    """In its initial state; None if the constraint is rejected."""
+    error: InvalidSamplingParams | None
+    num_bytes: int
+
+
+class VocabularySource(NamedTuple):
+    """What `Vocabulary.load` reads, for a second process that loads the same."""
+
+    folder: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    close_objects: bool = True
+    """Described at `inference.structured_output.schema.adapt_schema`."""
 
 
 class Vocabulary:
-    """Compiles constraints and creates their matchers. Thread-safe."""
+    """Compiles constraints and creates their matchers; caches both outcomes. Thread-safe."""
 
-    def __init__(self, tokenizer: LLTokenizer | None, problem: str = "") -> None:
-        """`problem` is the reason why `tokenizer` is None."""
+    def __init__(
+        self,
+        tokenizer: LLTokenizer | None,
+        problem: str = "",
+        *,
+        source: VocabularySource | None = None,
+    ) -> None:
+        """`problem` is the reason why `tokenizer` is None; `source` is where it was loaded from."""
         self._tokenizer = tokenizer
         self._problem = problem
-        self._compiled: OrderedDict[OutputConstraint, LLMatcher] = OrderedDict()
+        self.source = source
+        self._close_objects = source is None or source.close_objects
+        self._compiled: OrderedDict[OutputConstraint, Compiled] = OrderedDict()
+        self._num_bytes = 0
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path, *, vocab_size: int, eos_token_ids: Iterable[int]) -> Vocabulary:
+    def load(cls, source: VocabularySource) -> Vocabulary:
         """Reads tokenizer.json; if that fails, the vocabulary rejects every constraint."""
-        eos = list(eos_token_ids)
-        path = folder / "tokenizer.json"
-        if not eos:
+        path = Path(source.folder) / "tokenizer.json"
+        if not source.eos_token_ids:
             return cls(None, "the model names no end-of-sequence token")
         if not path.is_file():
             return cls(None, "the model's folder has no tokenizer.json")
         try:
             text = path.read_text(encoding="utf-8")
-            tokenizer = LLTokenizer(text, n_vocab=vocab_size, eos_token=eos)
+            tokenizer = LLTokenizer(text, n_vocab=source.vocab_size, eos_token=source.eos_token_ids)
         except (ValueError, OSError) as error:
             return cls(None, f"the model's tokenizer.json cannot be parsed: {error}")
-        return cls(tokenizer)
+        return cls(tokenizer, source=source)
 
     @property
     def problem(self) -> str:
         """Why constraints are not supported; empty if they are."""
         return self._problem
 
+    def has(self, constraint: OutputConstraint) -> bool:
+        """Whether `matcher` returns or raises at once, without compiling."""
+        return self._tokenizer is None or constraint in self._compiled
+
     def matcher(self, constraint: OutputConstraint) -> Matcher:
-        """A matcher in its initial state; compiling can take a second.
+        """A matcher in its initial state; compiles the constraint if that is still to be done.
 
         Raises `InvalidSamplingParams` if the constraint is invalid or not supported.
         """
@@ -80,50 +101,53 @@ class Vocabulary:
             if compiled is not None:
                 self._compiled.move_to_end(constraint)
         if compiled is None:
-            compiled = _compile(self._tokenizer, constraint)
-            with self._lock:
-                self._compiled[constraint] = compiled
-                if len(self._compiled) > MAX_KEPT:
-                    self._compiled.popitem(last=False)
-        return Matcher(compiled.deep_copy(), constraint)
+            try:
+                compiled = self.compile(constraint, self.grammar(constraint))
+            except InvalidSamplingParams as error:
+                compiled = self.reject(constraint, error)
+        return self.new_matcher(constraint, compiled)
 
+    @staticmethod
+    def new_matcher(constraint: OutputConstraint, compiled: Compiled) -> Matcher:
+        """A matcher of a compiled constraint. Raises the error of a rejected one."""
+        if compiled.error is not None:
+            raise InvalidSamplingParams(str(compiled.error), field=compiled.error.field)
+        assert compiled.matcher is not None, "neither a matcher nor an error"
+        return Matcher(compiled.matcher.deep_copy(), constraint)
 
-def _compile(tokenizer: LLTokenizer, constraint: OutputConstraint) -> LLMatcher:
-    limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
-    compiled = LLMatcher(tokenizer, _grammar(constraint), log_level=0, limits=limits)
-    if compiled.is_error():
-        raise invalid_constraint(constraint, f"is not valid: {_reason(compiled.get_error())}")
-    return compiled
+    def grammar(self, constraint: OutputConstraint) -> str:
+        """The library's form of a constraint. Raises `InvalidSamplingParams`."""
+        return build_grammar(constraint, close_objects=self._close_objects)
 
+    def compile(
+        self, constraint: OutputConstraint, grammar: str, num_bytes: int | None = None
+    ) -> Compiled:
+        """Compiles the grammar of a constraint and adds it to the cache.
 
-def _grammar(constraint: OutputConstraint) -> str:
-    match constraint.form:
-        case ConstraintForm.JSON_SCHEMA:
-            schema = _schema(constraint)
-            return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS)
-        case ConstraintForm.JSON_OBJECT:
-            return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, defaults=_JSON_OPTIONS)
-        case ConstraintForm.REGEX:
-            return LLMatcher.grammar_from_regex(constraint.text)
-        case ConstraintForm.GRAMMAR:
-            return LLMatcher.grammar_from_lark(constraint.text)
+        `num_bytes` is the memory that this takes; None estimates it. Raises
+        `InvalidSamplingParams` if the library rejects the grammar.
+        """
+        assert self._tokenizer is not None, "constraints are not supported"
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            message = matcher.get_error()
+            raise rejected(constraint, message, close_objects=self._close_objects)
+        size = num_bytes if num_bytes is not None else 10 * len(grammar)
+        return self._keep(constraint, Compiled(matcher, None, size))
 
+    def reject(self, constraint: OutputConstraint, error: InvalidSamplingParams) -> Compiled:
+        """Adds the error of a constraint to the cache."""
+        size = len(constraint.text) + sum(len(rule.json_schema) for rule in constraint.schema_rules)
+        return self._keep(constraint, Compiled(None, error, size))
 
-def _schema(constraint: OutputConstraint) -> str:
-    """The schema as a JSON object: the library accepts options only with an object."""
-    try:
-        schema = json.loads(constraint.text)
-    except (ValueError, RecursionError) as error:
-        raise invalid_constraint(constraint, f"is not valid JSON: {error}") from error
-    if not isinstance(schema, dict | bool):
-        kind = type(schema).__name__
-        raise invalid_constraint(constraint, f"must be an object, true or false. Given: {kind}")
-    if schema is False:
-        raise invalid_constraint(constraint, "allows no value. Given: false")
-    return "{}" if schema is True else constraint.text
-
-
-def _reason(text: str) -> str:
-    """The first line of a message, followed by its first line that starts with "error: "."""
-    detail = [line for line in text.splitlines() if line.startswith("error: ")]
-    return ": ".join([first_line(text), *(line.removeprefix("error: ") for line in detail[:1])])
+    def _keep(self, constraint: OutputConstraint, compiled: Compiled) -> Compiled:
+        with self._lock:
+            replaced = self._compiled.pop(constraint, None)
+            self._num_bytes += compiled.num_bytes - (replaced.num_bytes if replaced else 0)
+            self._compiled[constraint] = compiled
+            # The newest one stays: its request is about to use it.
+            while len(self._compiled) > 1 and (
+                len(self._compiled) > MAX_KEPT or self._num_bytes > MAX_KEPT_BYTES
+            ):
+                self._num_bytes -= self._compiled.popitem(last=False)[1].num_bytes
+        return compiled

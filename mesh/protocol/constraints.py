@@ -8,8 +8,9 @@ from typing import NamedTuple
 from mesh.errors import invalid
 from mesh.v1 import common_pb2
 
-MAX_CONSTRAINT_CHARACTERS = 100_000
-"""Longest schema, regular expression or grammar."""
+MAX_CONSTRAINT_CHARACTERS = 1_000_000
+"""Longest schema, regular expression or grammar, its schemas included; 128 tools with long schemas
+fit. The engine limits the time and memory of compiling them."""
 
 
 class ConstraintForm(StrEnum):
@@ -21,6 +22,15 @@ class ConstraintForm(StrEnum):
     GRAMMAR = "grammar"
 
 
+class SchemaRule(NamedTuple):
+    """A rule of a grammar: a JSON value that is valid against a schema."""
+
+    name: str
+    json_schema: str
+    field: str
+    """What an error message calls the schema; its path in the client's request comes first."""
+
+
 class OutputConstraint(NamedTuple):
     """The form of the text; the engine samples only tokens that keep to it."""
 
@@ -28,6 +38,8 @@ class OutputConstraint(NamedTuple):
     text: str = ""
     """The schema, the regular expression or the grammar (EBNF in Lark's notation); empty for
     `json_object`."""
+    schema_rules: tuple[SchemaRule, ...] = ()
+    """Further rules of a grammar."""
 
     @property
     def field(self) -> str:
@@ -36,8 +48,8 @@ class OutputConstraint(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """Why the length of `text` is refused; None if it is within its bounds."""
-        length = len(self.text)
+        """Why the length is refused; None if it is within its bounds."""
+        length = len(self.text) + sum(len(rule.json_schema) for rule in self.schema_rules)
         if self.form is ConstraintForm.JSON_OBJECT or 1 <= length <= MAX_CONSTRAINT_CHARACTERS:
             return None
         return f"must have 1 to {MAX_CONSTRAINT_CHARACTERS} characters, given {length}"
@@ -49,6 +61,8 @@ def constraint_to_proto(constraint: OutputConstraint) -> common_pb2.OutputConstr
         return common_pb2.OutputConstraint(json_object=True)
     message = common_pb2.OutputConstraint()
     setattr(message, constraint.form, constraint.text)
+    for rule in constraint.schema_rules:
+        message.schema_rules.add(name=rule.name, json_schema=rule.json_schema, field=rule.field)
     return message
 
 
@@ -60,7 +74,8 @@ def constraint_from_proto(message: common_pb2.OutputConstraint) -> OutputConstra
     form = ConstraintForm(name)
     if form is ConstraintForm.JSON_OBJECT:
         return OutputConstraint(form)
-    return OutputConstraint(form, getattr(message, form))
+    rules = tuple(SchemaRule(r.name, r.json_schema, r.field) for r in message.schema_rules)
+    return OutputConstraint(form, getattr(message, form), rules)
 
 
 _FORMS = ", ".join(ConstraintForm)

@@ -90,7 +90,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "min_p": Bounds(0, 1),
     # On the wire a seed is unsigned; OpenAI's seeds are signed.
     "seed": Bounds(-(2**63), 2**64 - 1, description="a 64-bit integer"),
-    "repetition_penalty": Bounds(0, 10, excludes_least=True),
+    # A logit is divided by it: with less, a 32-bit float overflows.
+    "repetition_penalty": Bounds(0.01, 10),
     "presence_penalty": Bounds(-2, 2),
     "frequency_penalty": Bounds(-2, 2),
     # Of each bias.

@@ -221,6 +221,7 @@ class OutputConstraint(message.Message):
     JSON_OBJECT_FIELD_NUMBER: builtins.int
     REGEX_FIELD_NUMBER: builtins.int
     GRAMMAR_FIELD_NUMBER: builtins.int
+    SCHEMA_RULES_FIELD_NUMBER: builtins.int
     json_schema: builtins.str
     """A JSON value that is valid against this JSON schema."""
     json_object: builtins.bool
@@ -229,6 +230,10 @@ class OutputConstraint(message.Message):
     """A text that this regular expression matches from its beginning to its end."""
     grammar: builtins.str
     """A text of this grammar: EBNF in Lark's notation; the start rule is called `start`."""
+    @builtins.property
+    def schema_rules(self) -> containers.RepeatedCompositeFieldContainer[SchemaRule]:
+        """Rules of the grammar whose text is a JSON value of a schema."""
+
     def __init__(
         self,
         *,
@@ -236,14 +241,43 @@ class OutputConstraint(message.Message):
         json_object: builtins.bool = ...,
         regex: builtins.str = ...,
         grammar: builtins.str = ...,
+        schema_rules: abc.Iterable[SchemaRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["form", b"form", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["form", b"form", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["form", b"form", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex", "schema_rules", b"schema_rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_form: _TypeAlias = typing.Literal["json_schema", "json_object", "regex", "grammar"]  # noqa: Y015
     _WhichOneofArgType_form: _TypeAlias = typing.Literal["form", b"form"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+@typing.final
+class SchemaRule(message.Message):
+    """A rule of a grammar: a JSON value that is valid against a schema."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: builtins.int
+    FIELD_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name of the rule."""
+    json_schema: builtins.str
+    """The JSON schema."""
+    field: builtins.str
+    """What an error message calls the schema; its path in the client's request comes first."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        json_schema: builtins.str = ...,
+        field: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["field", b"field", "json_schema", b"json_schema", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class Usage(message.Message):

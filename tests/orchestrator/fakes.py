@@ -108,7 +108,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.delay = 0.0
         """Seconds before each token."""
         self.fail_after: int | None = None
-        """Index of the token before which streams end with UNAVAILABLE; None: never."""
+        """Index of the token before which streams end with `failure`; None: never."""
+        self.failure = MeshError(ErrorKind.UNAVAILABLE, "killed")
         self.num_failing = 1_000
         """Number of streams that fail in this way."""
         self.no_finish = False
@@ -147,7 +148,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                 if number == self.fail_after and len(self.requests) <= self.num_failing:
                     # gRPC may drop what was sent just before an error.
                     await asyncio.sleep(0.01)
-                    raise MeshError(ErrorKind.UNAVAILABLE, "killed")
+                    raise self.failure
                 await asyncio.sleep(self.delay)
                 yield chunk([self.ids[number]], request.sampling)
             if self.no_finish:

@@ -1,7 +1,7 @@
 """Grammars that force a model to call tools, in its own tool-call format.
 
-The grammars are EBNF in Lark's notation. The engine adds `%json` for a JSON schema and `<[id]>`
-for a token by its id, because a vocabulary may have the markers as single tokens.
+The grammars are EBNF in Lark's notation, with `<[id]>` for a token by its id, because a vocabulary
+may have the markers as single tokens. The engine adds the rules for JSON schemas.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from mesh.errors import invalid
 from mesh.protocol.chat import ToolChoice
-from mesh.protocol.constraints import ConstraintForm, OutputConstraint
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint, SchemaRule
 from orchestrator.text.tools.tool_format import (
     ARGS,
     CALL_ID,
@@ -28,11 +28,10 @@ MAX_CALLS = 16
 TokenId: TypeAlias = Callable[[str], int | None]
 """Returns the id of a token by its text; None if there is no such token."""
 
+_ANSWER = "answer_value"
+
 # No white space except what the format itself has.
 _COMPACT = {"whitespace_pattern": ""}
-
-# Some, but not without end, which small models generate.
-_SPACED = {"whitespace_pattern": r"\n?( {0,24}|\t{0,8})"}
 
 
 class Tool(NamedTuple):
@@ -41,6 +40,24 @@ class Tool(NamedTuple):
     name: str
     parameters: Mapping[str, Any]
     """A JSON schema of an object."""
+    number: int = 0
+    """Its place in the request."""
+
+    @property
+    def field(self) -> str:
+        """What an error message calls the schema."""
+        return f"tools[{self.number}].function.parameters of {self.name!r}"
+
+
+class _Rules(NamedTuple):
+    """A part of a grammar, and the rules in it whose text is JSON."""
+
+    text: str
+    schema_rules: tuple[SchemaRule, ...] = ()
+
+    def constraint(self, text: str) -> OutputConstraint:
+        """The grammar `text`, which contains this part."""
+        return OutputConstraint(ConstraintForm.GRAMMAR, text, self.schema_rules)
 
 
 def parse_tools(tools_json: str) -> list[Tool]:
@@ -60,7 +77,7 @@ def parse_tools(tools_json: str) -> list[Tool]:
         parameters = function.get("parameters") or {"type": "object"}
         if not isinstance(parameters, dict):
             raise invalid("tools", f"tools[{number}].function.parameters must be an object")
-        tools.append(Tool(name, parameters))
+        tools.append(Tool(name, parameters, number))
     return tools
 
 
@@ -81,9 +98,8 @@ def tool_constraint(
         )
     single = choice.single or bool(choice.name)
     # A model without a known format writes plain JSON, as Llama 3 does.
-    return OutputConstraint(
-        ConstraintForm.GRAMMAR, _grammar(chosen, format or LLAMA3, token_id, single=single)
-    )
+    grammar = _grammar(chosen, format or LLAMA3, token_id, single=single)
+    return grammar.constraint(grammar.text)
 
 
 def calls_or_answer(
@@ -103,9 +119,10 @@ def calls_or_answer(
     if rules is None:
         return answer
     calls = _grammar(tools, format, token_id, single=single, beside_json=True)
-    calls = calls.removeprefix("start: ")
+    text = calls.text.removeprefix("start: ")
+    text = f"start: tool_calls | answer\ntool_calls: {text}answer: {rules.text}\n"
     return OutputConstraint(
-        ConstraintForm.GRAMMAR, f"start: tool_calls | answer\ntool_calls: {calls}answer: {rules}\n"
+        ConstraintForm.GRAMMAR, text, (*calls.schema_rules, *rules.schema_rules)
     )
 
 
@@ -127,32 +144,18 @@ def with_thinking(
     else:
         tag = json.dumps(THINK_END)
         thinking = f"thinking: {opened}thought /\\s*/\nthought[suffix={tag}]: /(?s:.*)/"
-    return OutputConstraint(
-        ConstraintForm.GRAMMAR, f"start: {start}\n{thinking}\nafter_thinking: {rules}\n"
-    )
+    return rules.constraint(f"start: {start}\n{thinking}\nafter_thinking: {rules.text}\n")
 
 
-def _answer_rules(constraint: OutputConstraint) -> str | None:
+def _answer_rules(constraint: OutputConstraint) -> _Rules | None:
     """What may follow a rule's name in a grammar; None if a grammar cannot express it."""
-    if constraint.form is ConstraintForm.JSON_OBJECT:
-        return _json_rule('{"type": "object"}')
-    if constraint.form is ConstraintForm.JSON_SCHEMA:
-        return _json_rule(constraint.text)
+    if constraint.form in (ConstraintForm.JSON_OBJECT, ConstraintForm.JSON_SCHEMA):
+        schema = constraint.text or '{"type": "object"}'
+        return _Rules(_ANSWER, (SchemaRule(_ANSWER, schema, constraint.field),))
     before, found, rules = f"\n{constraint.text}".partition("\nstart: ")
     if constraint.form is not ConstraintForm.GRAMMAR or not found:
         return None
-    return f"{rules}\n{before}"
-
-
-def _json_rule(text: str) -> str:
-    """The rule of a JSON schema, with the white space that the engine allows in JSON."""
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError):
-        return f"%json {text}"  # refused by the engine, with the reason
-    if isinstance(schema, dict):
-        text = json.dumps({"x-guidance": _SPACED, **schema}, ensure_ascii=False)
-    return f"%json {text}"
+    return _Rules(f"{rules}\n{before}", constraint.schema_rules)
 
 
 def _grammar(
@@ -162,25 +165,27 @@ def _grammar(
     *,
     single: bool,
     beside_json: bool = False,
-) -> str:
+) -> _Rules:
     """The rules of calls. `beside_json`: what begins like a call may also be other JSON."""
     separator = _text(format.separator) if format.separator else ""
     repeated = "" if single else f" ({separator} tool_call){{0,{MAX_CALLS - 1}}}"
     start = f"tool_call{repeated}"
     if format.brackets and not format.name_first:
         start = f'{_marker(format.start, token_id)} "[" {start} "]"'
-    names = " | ".join(f"tool_call_{number}" for number in range(len(tools)))
+    names = " | ".join(f"tool_call_{tool.number}" for tool in tools)
     lines = [f"start: {start}", f"tool_call: {names}"]
-    for number, tool in enumerate(tools):
-        rule, arguments = f"tool_call_{number}", f"tool_arguments_{number}"
+    schema_rules = []
+    for tool in tools:
+        rule, arguments = f"tool_call_{tool.number}", f"tool_arguments_{tool.number}"
         if format.bare and beside_json:
             # The grammar has no lookahead, so both must consist of the same lexemes.
-            lines.append(f"{rule}: {_json_call(tool, format, number)}")
+            schema_rules.append(SchemaRule(rule, _json_call(tool, format), tool.field))
             continue
         lines.append(f"{rule}: {_call(tool.name, arguments, format, token_id)}")
         schema = {**tool.parameters, "x-guidance": _COMPACT}
-        lines.append(f"{arguments}: %json {json.dumps(schema, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
+        text = json.dumps(schema, ensure_ascii=False)
+        schema_rules.append(SchemaRule(arguments, text, tool.field))
+    return _Rules("\n".join(lines) + "\n", tuple(schema_rules))
 
 
 def _call(name: str, arguments: str, format: ToolFormat, token_id: TokenId) -> str:
@@ -196,16 +201,16 @@ def _call(name: str, arguments: str, format: ToolFormat, token_id: TokenId) -> s
     return call
 
 
-def _json_call(tool: Tool, format: ToolFormat, number: int) -> str:
+def _json_call(tool: Tool, format: ToolFormat) -> str:
     # The id makes references inside the parameters relative to them.
-    parameters = {"$id": f"weir:tools/{number}", **tool.parameters}
+    parameters = {"$id": f"weir:tools/{tool.number}", **tool.parameters}
     call = {
         "type": "object",
         "properties": {"name": {"const": tool.name}, format.arguments: parameters},
         "required": ["name", format.arguments],
         "additionalProperties": False,
     }
-    return _json_rule(json.dumps(call, ensure_ascii=False))
+    return json.dumps(call, ensure_ascii=False)
 
 
 def _marker(text: str, token_id: TokenId) -> str:

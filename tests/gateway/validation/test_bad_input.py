@@ -127,7 +127,7 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("stop", {"a": 1}, "stop must be an array, given an object"),
     ("presence_penalty", 3, "presence_penalty must be at most 2, given 3"),
     ("frequency_penalty", -3, "frequency_penalty must be at least -2, given -3"),
-    ("repetition_penalty", 0, "repetition_penalty must be more than 0, given 0"),
+    ("repetition_penalty", 1e-40, "repetition_penalty must be at least 0.01, given 1e-40"),
     ("logit_bias", {"a": 1}, 'logit_bias must have token ids as its keys, given "a"'),
     ("logit_bias", {"5": 101}, "logit_bias[5] must be at most 100, given 101"),
     ("logit_bias", {"5": "x"}, 'logit_bias[5] must be a number, given "x"'),

@@ -16,13 +16,22 @@ from inference.engine.errors import (
     InvalidPrompt,
     InvalidSamplingParams,
     Overloaded,
+    SequenceFailed,
     StepFailed,
 )
+from inference.engine.step_loop import MAX_CONSECUTIVE_FAILURES, PendingStep
 from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.scheduler_output import SchedulerOutput
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepOutput
 from mesh.protocol.finish import FinishReason
-from tests.inference.stub_runner import StubRunner, make_sequence, make_stub_engine, next_token
+from tests.inference.stub_runner import (
+    LaunchedStub,
+    StubRunner,
+    make_sequence,
+    make_stub_engine,
+    next_token,
+)
 
 
 def drain(engine: Engine) -> list[StepOutput]:
@@ -186,15 +195,63 @@ def test_a_failed_step_ends_only_the_sequences_that_it_ran() -> None:
     assert output.request_id == "a"
     assert output.finish is not None
     assert output.finish.reason is FinishReason.ERROR
-    assert isinstance(output.finish.error, StepFailed)
+    assert isinstance(output.finish.error, SequenceFailed)
     assert "broken kernel" not in str(output.finish.error)
     runner.error = None
     assert finishes(drain(engine)) == {"b": FinishReason.LENGTH}
     assert engine.healthy
 
 
+def test_a_step_that_fails_several_sequences_is_no_failure_of_one() -> None:
+    """Their error says so: the caller judges the replica by it."""
+    runner = StubRunner()
+    engine = make_stub_engine(runner)
+    for name in "ab":
+        engine.add(make_sequence(name, [1, 2]))
+    runner.error = RuntimeError("broken kernel")
+    outputs = engine.step()
+    assert all(isinstance(each.finish and each.finish.error, StepFailed) for each in outputs)
+    assert finishes(outputs) == {"a": FinishReason.ERROR, "b": FinishReason.ERROR}
+
+
+def test_requests_that_break_a_step_do_not_break_the_engine() -> None:
+    """After three of them the engine tests itself, and goes on because that step works."""
+    runner = StubRunner()
+    engine = make_stub_engine(runner)
+    launch = runner.launch
+
+    def poisoned(plan: SchedulerOutput, previous: PendingStep | None = None) -> LaunchedStub:
+        if any(sequence.request_id == "poison" for sequence in plan.sequences):
+            raise RuntimeError("broken by this request")
+        return launch(plan, previous)
+
+    runner.launch = poisoned  # type: ignore[method-assign]
+    for _ in range(20):
+        engine.add(make_sequence("poison", [1], max_tokens=1))
+        [output] = engine.step()
+        assert output.finish is not None
+        assert isinstance(output.finish.error, SequenceFailed)
+        assert engine.healthy
+    engine.add(make_sequence("good", [1], max_tokens=1))
+    assert finishes(drain(engine)) == {"good": FinishReason.LENGTH}
+    engine.check_when_idle()
+
+
+def test_an_engine_that_is_never_idle_breaks_after_many_failures() -> None:
+    """Then it cannot test itself."""
+    runner = StubRunner()
+    engine = make_stub_engine(runner, max_num_seqs=1, max_num_waiting=100)
+    runner.error = RuntimeError("broken")
+    for number in range(MAX_CONSECUTIVE_FAILURES + 1):
+        engine.add(make_sequence(str(number), [1]))
+    for _ in range(MAX_CONSECUTIVE_FAILURES):
+        assert engine.healthy
+        engine.step()
+    assert not engine.healthy
+
+
 def test_an_engine_whose_steps_keep_failing_is_unhealthy() -> None:
-    """Three failures in a row; a successful step in between resets the count."""
+    """Three failures in a row and a failed self-test; a successful step resets the count."""
     runner = StubRunner()
     engine = make_stub_engine(runner)
     for number in range(5):

@@ -9,7 +9,7 @@ import pytest
 
 from inference.engine.engine import Engine
 from inference.engine.engine_thread import AsyncEngine
-from inference.engine.errors import EngineUnavailable, ModelLoadError, StepFailed
+from inference.engine.errors import EngineUnavailable, ModelLoadError, SequenceFailed
 from inference.sampling.sampling_params import SamplingParams
 from mesh.protocol.finish import FinishReason
 from tests.inference.stub_engine import (
@@ -31,7 +31,7 @@ async def test_a_failed_step_ends_its_streams_and_the_engine_continues() -> None
     async with running(runner) as engine:
         _, finish, _ = await collect(engine, "a", [1], LONG)
         assert finish.reason is FinishReason.ERROR
-        assert isinstance(finish.error, StepFailed)
+        assert isinstance(finish.error, SequenceFailed)
         assert engine.healthy
         runner.error = None
         token_ids, _, _ = await collect(engine, "b", [1], SamplingParams(max_tokens=2))

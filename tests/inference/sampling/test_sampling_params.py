@@ -23,7 +23,7 @@ from mesh.protocol.sampling_params import BOUNDS
         ({"top_p": 0.0}, "top_p must be more than 0 and at most 1, given 0"),
         ({"top_k": -1}, "top_k must be at least 0, given -1"),
         ({"min_p": 1.5}, "min_p must be between 0 and 1, given 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be more than 0"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty must be between 0.01 and 10"),
         ({"presence_penalty": 3.0}, "presence_penalty must be between -2 and 2, given 3"),
         ({"frequency_penalty": -3.0}, "frequency_penalty must be between -2 and 2"),
         ({"seed": 2**64}, "seed must be a 64-bit integer"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from inference.engine.interface import Finish
 from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
+from inference.structured_output import masks
+from inference.structured_output.matcher import Matcher
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from mesh.protocol.finish import FinishReason
@@ -257,8 +260,8 @@ def test_a_resumed_completion_that_violates_the_constraint_fails(
         ("json_schema", "[" * 90_000, "json_schema is not valid JSON"),
         ("regex", "a+(", "regex is not valid.*unclosed group"),
         ("regex", "(?=a)b", "regex is not valid.*look-ahead"),
-        ("regex", "", "regex must have 1 to 100000 characters, given 0"),
-        ("regex", "a" * 100_001, "regex must have 1 to 100000 characters, given 100001"),
+        ("regex", "", "regex must have 1 to 1000000 characters, given 0"),
+        ("regex", "a" * 1_000_001, "regex must have 1 to 1000000 characters, given 1000001"),
         ("grammar", "start: foo", 'grammar is not valid.*unknown name: "foo"'),
     ],
 )
@@ -302,3 +305,86 @@ async def test_constraints_over_grpc(make: Callable[..., Engine], no_tasks_left:
                 await answer(**form)
             assert caught.value.kind is ErrorKind.INVALID_REQUEST
             assert caught.value.param == field
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        # A key that is declared, and that a pattern matches as well.
+        {
+            "type": "object",
+            "properties": {"x-a": {"type": "string", "maxLength": 3}},
+            "patternProperties": {"^x-": {"minLength": 2}, "^y$": {"const": 1}},
+            "required": ["x-a", "y"],
+            "additionalProperties": False,
+            "maxProperties": 2,
+        },
+        {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 7},
+        {"type": "string", "format": "binary", "maxLength": 3},
+    ],
+)
+def test_outputs_match_schemas_as_people_write_them(
+    make: Callable[..., Engine], schema: dict[str, Any]
+) -> None:
+    """Also those that the library follows in part only."""
+    sequences = [sequence_of(str(n), schema_of(schema), temperature=1.0) for n in range(12)]
+    run(make(), sequences)
+    for sequence in sequences:
+        jsonschema.validate(json.loads(text_of(sequence), strict=False), schema)
+
+
+def test_declared_objects_get_no_other_keys(make: Callable[..., Engine]) -> None:
+    """Unless the setting is off."""
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    for close, expected in ((True, {"{}", '{"a":null}'}), (False, None)):
+        sequences = [
+            sequence_of(str(n), schema_of(schema), temperature=1.5, max_tokens=60)
+            for n in range(12)
+        ]
+        run(make(close_objects=close), sequences)
+        texts = {
+            re.sub(r"\s", "", TOKENIZER.decode(list(s.token_ids[s.num_prompt_tokens :])))
+            for s in sequences
+        }
+        assert (texts <= expected) if expected else (texts - {"{}", '{"a":null}'})
+
+
+def test_a_slow_mask_ends_only_its_sequence(
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other sequences of the batch wait for the limit once, and then continue."""
+    monkeypatch.setattr(masks, "MAX_SECONDS", 0.1)
+    engine = make()
+    slow, *others = sequences = [
+        sequence_of(str(n), OutputConstraint(ConstraintForm.REGEX, "[ab]{12}")) for n in range(4)
+    ]
+    for sequence in sequences:
+        engine.add(sequence)
+    engine.step()
+    assert slow.matcher is not None
+    released = threading.Event()
+
+    def busy(*_: object) -> None:
+        while not released.is_set():
+            sum(range(1000))
+
+    monkeypatch.setattr(slow.matcher.__class__, "fill", _only_for(slow.matcher, busy))
+    try:
+        while engine.has_work:
+            engine.step()
+    finally:
+        released.set()
+    assert isinstance(finish_of(slow).error, InvalidSamplingParams)
+    assert "a token's mask takes more than 0.1 s" in str(finish_of(slow).error)
+    assert all(len(text_of(sequence)) == 12 for sequence in others)
+    assert engine.healthy
+
+
+def _only_for(matcher: Matcher, replacement: Callable[..., None]) -> Callable[..., None]:
+    """A method that is replaced for one object: its class has slots."""
+    original = type(matcher).fill
+
+    def fill(self: Matcher, *args: Any) -> None:
+        (replacement if self is matcher else original)(self, *args)
+
+    return fill

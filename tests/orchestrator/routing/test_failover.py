@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.rpc.channel import open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.generation import ModelInfo
@@ -241,3 +241,67 @@ async def test_outstanding_tokens_are_counted_during_a_stream() -> None:
             started = (await anext(responses)).started
             assert replica.outstanding_tokens == started.prompt_tokens + 40
         await eventually(lambda: replica.outstanding_tokens == 0, "nothing is outstanding", 1)
+
+
+NOT_FINITE = MeshError(ErrorKind.INTERNAL, "the model gave no finite logits for this sequence")
+
+
+async def test_a_request_that_fails_at_two_engines_alike_is_refused() -> None:
+    """With 400, so that clients do not retry. No engine is blamed or loses a request."""
+    engines = [FakeInference(), FakeInference(), FakeInference()]
+    for engine in engines:
+        engine.fail_after, engine.failure = 3, NOT_FINITE
+    async with orchestrator(*engines) as running:
+        replicas = running.service._replicas
+        for number in range(12):
+            with pytest.raises(MeshError, match="fails at every engine: the model gave") as caught:
+                await generate(running, request(f"Hello {number}"))
+            assert caught.value.kind is ErrorKind.INVALID_REQUEST
+            assert caught.value.retry_after is None
+            assert len(replicas.ready) == 3, "a replica was marked lost"
+        assert not any(replica.circuit.is_open for replica in replicas.ready)
+        assert sum(len(engine.requests) for engine in engines) == 24
+        for engine in engines:
+            engine.fail_after = None
+        assert text_of(await generate(running, request())) == SCRIPT
+
+
+async def test_a_failure_that_only_one_engine_has_is_that_engine_s() -> None:
+    """The other one finishes the request; repeated, this opens the circuit of the first."""
+    engines = [FakeInference(), FakeInference()]
+    async with orchestrator(*engines) as running:
+        first, second = in_order(running)
+        first.fail_after, first.failure = 3, NOT_FINITE
+        for _ in range(4):
+            assert text_of(await generate(running, request())) == SCRIPT
+        replicas = running.service._replicas
+        assert len(replicas.ready) == 2
+        assert [replica.circuit.is_open for replica in replicas.ready].count(True) == 1
+    assert len(first.requests) == 3
+    assert len(second.requests) == 4
+
+
+@pytest.mark.parametrize("message", [NOT_FINITE.message, INTERNAL_MESSAGE])
+async def test_the_only_engine_s_own_failure_is_passed_on(message: str) -> None:
+    """Not replaced by "no engine is ready", which clients retry; the engine stays ready."""
+    engine = FakeInference()
+    engine.fail_after, engine.failure = 3, MeshError(ErrorKind.INTERNAL, message)
+    async with orchestrator(engine) as running:
+        with pytest.raises(MeshError) as caught:
+            await generate(running, request())
+        assert len(running.service._replicas.ready) == 1
+    assert (caught.value.kind, caught.value.message) == (ErrorKind.INTERNAL, message)
+    assert len(engine.requests) == 1
+
+
+async def test_an_unexpected_error_stays_internal() -> None:
+    """A bug at both engines may concern every request: it is not the client's mistake."""
+    engines = [FakeInference(), FakeInference()]
+    for engine in engines:
+        engine.fail_after = 3
+        engine.failure = MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+    async with orchestrator(*engines) as running:
+        with pytest.raises(MeshError) as caught:
+            await generate(running, request())
+        assert len(running.service._replicas.ready) == 2
+    assert caught.value.kind is ErrorKind.INTERNAL

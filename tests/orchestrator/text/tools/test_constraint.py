@@ -9,6 +9,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
+from inference.structured_output.grammar import build_grammar
 from mesh.errors import MeshError
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
@@ -65,7 +66,7 @@ def allows(tokenizer: Tokenizer, constraint: OutputConstraint | None, text: str)
     assert constraint is not None
     assert constraint.form == "grammar"
     eos = tokenizer.token_to_id("</s>")
-    grammar = LLMatcher.grammar_from_lark(constraint.text)
+    grammar = build_grammar(constraint, close_objects=True)
     matcher = LLMatcher(LLTokenizer(tokenizer.to_str(), eos_token=[eos]), grammar, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     ids = tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,0 +1,228 @@
+"""Compiles the constraints of requests within limits, and keeps the results by content.
+
+A process without other duties compiles each new constraint first, in a fork that the limits or the
+end of its requests kill (`inference.structured_output.compile_server`). What has passed there is
+compiled again in a thread of the engine's process, which takes the same time and memory: matchers
+cannot be passed between processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from inference.engine.errors import EngineUnavailable, InvalidSamplingParams
+from inference.structured_output.constraint import invalid_constraint
+from inference.structured_output.vocabulary import Vocabulary
+from mesh.protocol.constraints import OutputConstraint
+
+logger = logging.getLogger(__name__)
+
+MAX_FORKS = 4
+"""Most constraints that compile at once."""
+
+MAX_FORKS_PER_KEY = 2
+"""Most of them for requests with one API key."""
+
+MAX_RESPONSE_BYTES = 2**25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileLimits:
+    """What compiling one constraint may take."""
+
+    max_seconds: float = 1.0
+    """CPU time."""
+    max_bytes: int = 256 * 2**20
+    """Memory in addition to the vocabulary."""
+
+
+class _Compilation:
+    """One compilation, which ends when no request waits for it any more."""
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self.task = task
+        self.num_waiting = 0
+
+
+class ConstraintCompiler:
+    """Fills a vocabulary's cache. For one event loop; the process starts with the first call."""
+
+    def __init__(self, vocabulary: Vocabulary, limits: CompileLimits) -> None:
+        self._vocabulary = vocabulary
+        self._limits = limits
+        self._server: _Server | None = None
+        self._starting = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="constraints")
+        self._compilations: dict[OutputConstraint, _Compilation] = {}
+        self._slots = asyncio.Semaphore(MAX_FORKS)
+        self._key_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def compile(self, constraint: OutputConstraint, key: str) -> None:
+        """Makes `Vocabulary.matcher` immediate for a constraint of a request with an API key.
+
+        Requests with the same constraint share one compilation. An invalid constraint, or one that
+        exceeds a limit, is kept as an error, which `Vocabulary.matcher` raises. Raises
+        `EngineUnavailable` if the compiling process cannot run.
+        """
+        if self._vocabulary.has(constraint):
+            return
+        compilation = self._compilations.get(constraint)
+        if compilation is None:
+            task = asyncio.create_task(self._compile(constraint, key), name="compile constraint")
+            compilation = self._compilations[constraint] = _Compilation(task)
+            task.add_done_callback(lambda _: self._forget(constraint, task))
+        compilation.num_waiting += 1
+        try:
+            await asyncio.shield(compilation.task)
+        finally:
+            compilation.num_waiting -= 1
+            if not compilation.num_waiting:
+                self._forget(constraint, compilation.task)
+                compilation.task.cancel()
+
+    async def close(self) -> None:
+        """Ends the compilations and the process."""
+        tasks = [compilation.task for compilation in self._compilations.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._server is not None:
+            await self._server.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _forget(self, constraint: OutputConstraint, task: asyncio.Task[None]) -> None:
+        compilation = self._compilations.get(constraint)
+        if compilation is not None and compilation.task is task:
+            del self._compilations[constraint]
+
+    async def _compile(self, constraint: OutputConstraint, key: str) -> None:
+        key_slots = self._key_slots.setdefault(key, asyncio.Semaphore(MAX_FORKS_PER_KEY))
+        async with key_slots, self._slots:
+            server = await self._running_server()
+            response = await server.compile(constraint)
+        if "grammar" not in response:
+            self._vocabulary.reject(constraint, self._error(constraint, response))
+            return
+        loop = asyncio.get_running_loop()
+        num_bytes = max(response["num_bytes"], len(response["grammar"]))
+        try:
+            await loop.run_in_executor(
+                self._threads,
+                self._vocabulary.compile,
+                constraint,
+                response["grammar"],
+                num_bytes,
+            )
+        except InvalidSamplingParams as error:
+            self._vocabulary.reject(constraint, error)
+
+    def _error(
+        self, constraint: OutputConstraint, response: dict[str, Any]
+    ) -> InvalidSamplingParams:
+        if "error" in response:
+            return InvalidSamplingParams(response["error"], field=response["field"])
+        limits = self._limits
+        problems = {
+            "time": f"must compile within {limits.max_seconds:g} s of CPU time, and does not",
+            "memory": f"must compile within {limits.max_bytes >> 20} MiB of memory, and does not",
+            "depth": "must compile within 4 MiB of stack, and does not: it is nested too deeply",
+            "mask": "is too complex: finding the next allowed token takes longer than 0.25 s",
+        }
+        logger.info("constraint exceeds a limit", extra={"limit": response["limit"]})
+        return invalid_constraint(constraint, problems.get(response["limit"], problems["memory"]))
+
+    async def _running_server(self) -> _Server:
+        async with self._starting:
+            if self._server is None or self._server.has_ended:
+                if self._server is not None:
+                    await self._server.close()
+                self._server = await _Server.start(self._vocabulary, self._limits)
+            return self._server
+
+
+class _Server:
+    """The compiling process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._numbers = itertools.count(1)
+        self._responses: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._reading = asyncio.create_task(self._read(), name="compiled constraints")
+
+    @classmethod
+    async def start(cls, vocabulary: Vocabulary, limits: CompileLimits) -> _Server:
+        """Starts the process. Raises `EngineUnavailable`."""
+        given = (vocabulary.source, (limits.max_seconds, limits.max_bytes))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "inference.structured_output.compile_server",
+                *map(json.dumps, given),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MAX_RESPONSE_BYTES,
+                env={"PYTHONPATH": ":".join(sys.path)},
+            )
+        except OSError as error:
+            logger.exception("constraint compiler cannot start")
+            raise EngineUnavailable("the constraint compiler cannot start") from error
+        return cls(process)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reading.done()
+
+    async def compile(self, constraint: OutputConstraint) -> dict[str, Any]:
+        """The response for a constraint; cancelling the call ends its fork."""
+        number = next(self._numbers)
+        with self._response(number) as response:
+            self._send({"id": number, "constraint": constraint})
+            try:
+                return await response
+            except asyncio.CancelledError:
+                self._send({"cancel": number})
+                raise
+
+    async def close(self) -> None:
+        """Ends the process and waits for it; the end of its input ends its forks."""
+        assert self._process.stdin is not None, "opened with a pipe"
+        self._process.stdin.close()
+        await self._reading
+        await self._process.wait()
+
+    @contextmanager
+    def _response(self, number: int) -> Iterator[asyncio.Future[dict[str, Any]]]:
+        if self.has_ended:
+            raise EngineUnavailable("the constraint compiler has ended")
+        self._responses[number] = asyncio.get_running_loop().create_future()
+        try:
+            yield self._responses[number]
+        finally:
+            del self._responses[number]
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None, "opened with a pipe"
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None, "opened with a pipe"
+        async for line in self._process.stdout:
+            response = json.loads(line)
+            waiting = self._responses.get(response["id"])
+            if waiting is not None and not waiting.done():
+                waiting.set_result(response)
+        for waiting in self._responses.values():
+            if not waiting.done():
+                waiting.set_exception(EngineUnavailable("the constraint compiler has ended"))
