@@ -148,6 +148,8 @@ def _probe_routes(dependencies: Dependencies) -> list[ApiRoute]:
     return [
         ApiRoute("/livez", probes.live, live, methods=READ),
         ApiRoute("/readyz", probes.ready, ready, methods=READ),
+        # The path that clients of vLLM and llama.cpp poll.
+        ApiRoute("/health", probes.ready, ready, methods=READ),
         ApiRoute("/metrics", probes.metrics, metrics),
     ]
 

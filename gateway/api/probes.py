@@ -1,4 +1,4 @@
-"""Operational endpoints: `/livez`, `/readyz`, `/metrics`."""
+"""Operational endpoints: `/livez`, `/readyz` and its alias `/health`, `/metrics`."""
 
 from __future__ import annotations
 

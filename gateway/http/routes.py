@@ -15,8 +15,11 @@ from gateway.http.errors import HttpError
 UNMATCHED = "unmatched"
 """Metric label of paths without a route: clients choose paths, so they cannot be labels."""
 
-UNWATCHED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+UNWATCHED_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Polled by probes and scrapers: no span, no access log line, no metrics."""
+
+PROTECTED_PREFIXES = ("/v1/", "/api/")
+"""Beginnings of the API's paths: they need a key, if there are any, and an allowed origin."""
 
 _KEY = "gateway.route"
 

@@ -7,12 +7,11 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.headers import headers_of
+from gateway.http.routes import PROTECTED_PREFIXES
 from gateway.keys.key_file import Key
 from gateway.keys.key_ring import KeyRing
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
-
-PROTECTED_PREFIXES = ("/v1/", "/api/")
 
 
 class AuthMiddleware:

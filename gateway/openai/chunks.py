@@ -1,4 +1,8 @@
-"""SSE frames of an OpenAI stream, numbered with `id:` from 0."""
+"""SSE frames of an OpenAI stream.
+
+They have no `id:`: such a stream cannot be resumed, and clients that split events at line ends
+(litellm among them) skip what follows an unknown line.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,6 @@ class Chunks:
     ) -> None:
         self._head = head
         self._include_usage = include_usage
-        self._number = 0
         self._around: list[tuple[str, str]] = []
         for index in range(num_choices):
             chunk = encode_line(self._chunk(text_choice(index, _MARK)))
@@ -39,17 +42,17 @@ class Chunks:
     def text(self, index: int, text: str) -> bytes:
         """Encode a chunk with text and without logprobs."""
         before, after = self._around[index]
-        return self._frame(f"{before}{encode_line(text)}{after}")
+        return _frame(f"{before}{encode_line(text)}{after}")
 
     def chunk(self, choice: Choice) -> bytes:
         """Encode a chunk with one choice."""
-        return self._frame(encode_line(self._chunk(choice)))
+        return _frame(encode_line(self._chunk(choice)))
 
     def end(self, usage: dict[str, object]) -> bytes:
         """Encode the end of the stream: the usage, if requested, and `[DONE]`."""
         if not self._include_usage:
             return DONE
-        return self._frame(encode_line({**self._head, "choices": [], "usage": usage})) + DONE
+        return _frame(encode_line({**self._head, "choices": [], "usage": usage})) + DONE
 
     def _chunk(self, choice: Choice) -> dict[str, object]:
         fields: dict[str, object] = {**self._head, "choices": [choice]}
@@ -57,7 +60,6 @@ class Chunks:
             fields["usage"] = None
         return fields
 
-    def _frame(self, data: str) -> bytes:
-        number = self._number
-        self._number += 1
-        return f"id: {number}\ndata: {data}\n\n".encode()
+
+def _frame(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()

@@ -29,13 +29,14 @@ async def status_of(client: httpx.AsyncClient, path: str) -> int:
 async def test_readyz_follows_the_orchestrators_health(
     client: httpx.AsyncClient, upstream: Served
 ) -> None:
-    """/readyz is 200 only while the orchestrator reports SERVING; /livez is always 200."""
+    """/readyz and /health are 200 only while it reports SERVING; /livez is always 200."""
     for ready in (True, False, True):
         await upstream.server.set_ready(ready)
         expected = 200 if ready else 503
         async with asyncio.timeout(10):
             while await status_of(client, "/readyz") != expected:
                 await asyncio.sleep(0.05)
+        assert await status_of(client, "/health") == expected
         assert await status_of(client, "/livez") == 200
 
 
@@ -111,7 +112,17 @@ async def test_an_invalid_request_id_is_replaced(given: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/livez", "/readyz", "/metrics", "/openapi.json", "/", "/search.js", "/no", "/v1/models"],
+    [
+        "/livez",
+        "/readyz",
+        "/health",
+        "/metrics",
+        "/openapi.json",
+        "/",
+        "/search.js",
+        "/no",
+        "/v1/models",
+    ],
 )
 async def test_every_response_has_ids(path: str) -> None:
     """Errors, probes and static files included."""
@@ -134,7 +145,7 @@ async def test_the_api_requires_a_configured_key() -> None:
         for key in ("one", "two"):
             headers = {"authorization": f"bearer {key}"}
             assert (await client.get("/v1/models", headers=headers)).status_code == 200
-        for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/"):
+        for path in ("/livez", "/readyz", "/health", "/metrics", "/openapi.json", "/"):
             assert await status_of(client, path) == 200
         document = (await client.get("/openapi.json")).json()
     assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
@@ -201,6 +212,7 @@ async def test_one_access_log_line_per_request(
     await client.get("/api/v1/search", params=SEARCH)
     await client.get("/livez")
     await client.get("/readyz")
+    await client.get("/health")
     [line] = [vars(record) for record in caplog.records if record.name == "gateway.access"]
     assert line["msg"] == "request finished"
     assert (line["method"], line["route"], line["status"]) == ("GET", "/api/v1/search", 200)
@@ -228,6 +240,7 @@ async def test_openapi_lists_all_routes_and_schemas() -> None:
         "/v1/models/{id}",
         "/livez",
         "/readyz",
+        "/health",
         "/metrics",
     }
     assert set(document["paths"]["/api/v1/search"]) == {"get", "post"}

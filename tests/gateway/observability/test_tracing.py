@@ -81,7 +81,7 @@ async def test_a_mid_stream_failure_sets_the_error_status(
 
 async def test_probes_have_no_span(client: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
     """Probes and the health checks that they make upstream are not traced."""
-    for path in ("/livez", "/readyz", "/metrics"):
+    for path in ("/livez", "/readyz", "/health", "/metrics"):
         await client.get(path)
     assert spans.get_finished_spans() == ()
 
