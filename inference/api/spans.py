@@ -34,7 +34,7 @@ def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> Non
         semconv.GEN_AI_REQUEST_TEMPERATURE: params.temperature,
         semconv.GEN_AI_REQUEST_TOP_P: params.top_p,
         semconv.GEN_AI_REQUEST_TOP_K: params.top_k,
-        semconv.GEN_AI_REQUEST_SEED: params.seed,
+        semconv.GEN_AI_REQUEST_SEED: semconv.signed(params.seed),
         semconv.NUM_RESUMED_TOKENS: num_resumed_tokens or None,
     }
     span.set_attributes({name: value for name, value in attributes.items() if value is not None})

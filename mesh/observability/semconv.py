@@ -127,6 +127,11 @@ DECODE = "decode"
 ENGINE_STEP = "engine_step"
 
 
+def signed(value: int | None) -> int | None:
+    """A 64-bit value as an attribute may have it: OTLP's integers are signed, as OpenAI's seeds."""
+    return value if value is None or value < 2**63 else value - 2**64
+
+
 class Outcome(StrEnum):
     """How a span ended: `weir.outcome` of every span that belongs to a request."""
 

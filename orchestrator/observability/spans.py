@@ -130,7 +130,7 @@ def _request(
         semconv.GEN_AI_REQUEST_TEMPERATURE: sampling.temperature,
         semconv.GEN_AI_REQUEST_TOP_P: sampling.top_p,
         semconv.GEN_AI_REQUEST_TOP_K: sampling.top_k,
-        semconv.GEN_AI_REQUEST_SEED: sampling.seed,
+        semconv.GEN_AI_REQUEST_SEED: semconv.signed(sampling.seed),
         semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY: sampling.frequency_penalty,
         semconv.GEN_AI_REQUEST_PRESENCE_PENALTY: sampling.presence_penalty,
         semconv.GEN_AI_REQUEST_STOP_SEQUENCES: list(stop) or None,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from inference.api.service import SERVICE
 from inference.engine.engine import Engine
@@ -103,6 +105,18 @@ async def test_a_repeated_prompt_comes_from_the_prefix_cache(stub: Stub) -> None
     ids = [[i for m in messages for i in m.chunk.token_ids] for messages in (first, second)]
     assert ids[0] == ids[1]
     assert (await get_load(stub)).num_cached_tokens >= 32
+
+
+async def test_a_seed_of_64_bits_can_be_exported(
+    stub: Stub, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OTLP's integers are signed; the attribute is the signed seed that gives the same tokens."""
+    await generate(stub, seed=2**63, temperature=1.0)
+    finished = spans.get_finished_spans()
+    name = "gen_ai.request.seed"
+    assert [s.attributes[name] for s in finished if name in (s.attributes or {})] == [-(2**63)]
+    encode_spans(finished)
+    assert "Failed to encode" not in caplog.text
 
 
 async def test_a_seed_decides_the_tokens(stub: Stub) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
 from mesh.errors import MeshError
 from mesh.rpc.channel import call_unary
 from mesh.v1 import orchestrator_pb2
+from mesh.v1.common_pb2 import SamplingParams
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.test_service import generate, request
 from tests.samples import Change
@@ -87,6 +89,19 @@ async def test_the_access_line_has_the_requests_result(caplog: pytest.LogCapture
     assert fields["prompt_tokens"] >= 1
     assert fields["ttft_seconds"] > 0
     assert "secret" not in str(fields)
+
+
+async def test_a_seed_of_64_bits_can_be_exported(
+    spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OTLP's integers are signed; the attribute is the signed seed that gives the same tokens."""
+    async with orchestrator(FakeInference()) as running:
+        await generate(running, request(sampling=SamplingParams(seed=2**64 - 1)))
+    finished = spans.get_finished_spans()
+    name = "gen_ai.request.seed"
+    assert [s.attributes[name] for s in finished if name in (s.attributes or {})] == [-1]
+    encode_spans(finished)
+    assert "Failed to encode" not in caplog.text
 
 
 async def test_a_search_has_a_retrieval_span(spans: InMemorySpanExporter) -> None:
