@@ -59,7 +59,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.local
 
-## run-local: Start the four services on loopback with the demo model (MODEL=… for another model, OBSERVABILITY=1 for a trace view)
+## run-local: Start the four services on loopback with the demo model (MODEL=… for another model, OBSERVABILITY=1 for a trace view, PORT_BASE=9000 for other ports)
 .PHONY: run-local
 run-local: $(VENV)/.local
 	@$(BIN)/python -m scripts.run_local

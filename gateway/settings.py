@@ -121,6 +121,14 @@ class GatewaySettings(ServiceSettings):
         "https://app.example.org, separated by commas; * allows all. Empty: none.",
     )
 
+    instance_id: str = Field(
+        "",
+        pattern="^[A-Za-z0-9._-]{0,64}$",
+        description="Name of this process, which /livez and /readyz return as the header "
+        "x-instance-id; empty: none. Set it to recognise which gateway answers at an address, as "
+        "`make run-local` does.",
+    )
+
     @model_validator(mode="after")
     def _check_security(self) -> Self:
         if bool(self.http_tls_certificate) != bool(self.http_tls_private_key):

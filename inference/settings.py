@@ -9,7 +9,6 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from inference.engine.watchdog import STEP_TIMEOUT_SECONDS
-from inference.runner.invariance import Invariance
 from mesh.process.settings import Address, ServiceSettings
 
 
@@ -48,12 +47,11 @@ class InferenceSettings(ServiceSettings):
         description="Capture decode steps as CUDA graphs: faster steps, longer start, more memory. "
         "No effect on a CPU. Turn off if capturing fails.",
     )
-    batch_invariance: Invariance = Field(
-        Invariance.SEEDED,
+    batch_invariance: Literal["seeded", "all", "none"] = Field(
+        "seeded",
         description="Requests that use batch-invariant kernels on a GPU, so that their tokens do "
-        "not depend on other requests: seeded (those with a seed), all or none; the variable takes "
-        "lower case only. Large steps with such requests are slower. No effect on a CPU, where all "
-        "requests are batch-invariant.",
+        "not depend on other requests: seeded (those with a seed), all or none. Large steps with "
+        "such requests are slower. No effect on a CPU, where all requests are batch-invariant.",
     )
     max_num_seqs: int = Field(
         64,

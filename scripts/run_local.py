@@ -1,25 +1,32 @@
 """Starts the four services of the Procfile on loopback, and prints when they are ready.
 
-OBSERVABILITY=1 also starts the trace view, and exports the services' traces to it.
+OBSERVABILITY=1 also starts the trace view, and exports the services' traces to it. PORT_BASE=9000
+uses the ports from 9000 on, instead of each service's usual one.
 
-Ctrl-C stops all processes; the exit code is 0 if all exited with 0.
+Ctrl-C stops all processes; the exit code is 0 if all exited with 0. If the services do not start,
+the last line is the cause.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from honcho.environ import parse_procfile
-from honcho.manager import Manager
+from honcho.manager import SYSTEM_PRINTER_NAME, Manager
+from honcho.printer import Message, Printer
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / ".run" / "corpus.sqlite3"
@@ -29,34 +36,111 @@ SERVICES = ("TOKENIZER", "INFERENCE", "ORCHESTRATOR", "GATEWAY")
 READY_TIMEOUT_SECONDS = 600.0
 """Includes the download of a model from the hub."""
 
+PORTS = {
+    "GATEWAY_LISTEN": 8080,
+    "ORCHESTRATOR_LISTEN": 50051,
+    "TOKENIZER_LISTEN": 50052,
+    "INFERENCE_LISTEN": 50053,
+    "ORCHESTRATOR_METRICS_LISTEN": 9461,
+    "TOKENIZER_METRICS_LISTEN": 9462,
+    "INFERENCE_METRICS_LISTEN": 9463,
+    "TRACEVIEW_LISTEN": 4318,
+    "TRACEVIEW_GRPC_LISTEN": 4317,
+}
+"""Usual ports on loopback. With PORT_BASE the ports from there on are used, in this order."""
+
+STARTUP_FAILURE = 3
+"""Exit code of a run that could not start, as of each service."""
+
+_STOPPED = re.compile(r"(\w+) stopped \(rc=(-?\d+)\)")
+"""The manager's message about the end of a process."""
+
+
+class Output(Printer):  # type: ignore[misc]
+    """Prints the lines of all processes, and remembers which one stopped first, and why."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self.signalled = False
+        """Whether the user stopped the run."""
+        self.first_stopped = ""
+        """Name of the process that stopped first; its end stops the others."""
+        self._last: dict[str, list[str]] = {}
+
+    def write(self, message: Message) -> None:
+        """Prints one message, which may have several lines."""
+        super().write(message)
+        text = message.data
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+        if message.name == SYSTEM_PRINTER_NAME:
+            self._note(text)
+        else:
+            for line in filter(None, text.splitlines()):
+                self._remember(message.name, line)
+
+    def cause(self) -> str:
+        """Why the first process stopped: its reason not to start, or else its last line."""
+        lines = self._last.get(self.first_stopped, ["stopped without a message"])
+        reason = " ".join(line.strip() for line in lines)
+        return reason.rpartition("cannot start error=")[2]
+
+    def _note(self, text: str) -> None:
+        self.signalled = self.signalled or text.startswith(("SIGINT", "SIGTERM"))
+        stopped = _STOPPED.match(text)
+        if stopped is not None and not self.first_stopped:
+            self.first_stopped = stopped[1]
+
+    def _remember(self, name: str, line: str) -> None:
+        known = self._last.get(name, [])
+        # A list of bad settings has several lines.
+        goes_on = bool(known) and "cannot start, bad settings:" in known[0]
+        self._last[name] = [*known, line] if goes_on else [line]
+
 
 def main() -> int:
     """Runs until a signal, or until a service exits; returns the exit code."""
     os.chdir(ROOT)
     INDEX.parent.mkdir(exist_ok=True)
-    manager = Manager()
     environment = service_environment(os.environ.get("MODEL") or str(DEMO_MODEL))
-    environment = {**trace_environment(), **environment} if observed() else environment
+    if observed():
+        environment = {**trace_environment(environment), **environment}
+    problem = port_problem(environment)
+    if problem:
+        print(f"Weir did not start: {problem}", flush=True)
+        return STARTUP_FAILURE
+    output = Output()
+    manager = Manager(output)
     for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
         # exec replaces the shell, so that signals reach the service.
         manager.add_process(name, f"exec {command}", env=environment)
-    traces = trace_view_address() if observed() else ""
-    if traces:
-        manager.add_process("traceview", f"exec {trace_view_command()}", env=environment)
-    address = environment.get("GATEWAY_LISTEN", "127.0.0.1:8080")
-    threading.Thread(target=announce_ready, args=(address, traces), daemon=True).start()
+    if observed():
+        command = trace_view_command(environment)
+        manager.add_process("traceview", f"exec {command}", env=environment)
+    threading.Thread(target=announce_ready, args=(environment,), daemon=True).start()
     with own_process_group():
         build_index()
         manager.loop()
-    return exit_code(manager)
+    code = exit_code(manager)
+    if code and not output.signalled:
+        print(f"\nWeir stopped: {output.first_stopped}: {output.cause()}", flush=True)
+    return code
 
 
 def service_environment(model: str) -> dict[str, str]:
-    """Environment of the services: `model`, the search index, and text logs."""
+    """Environment of the services: `model`, the search index, addresses, and text logs."""
+    listen = addresses(os.environ)
+    hosts = {
+        f"{service}_HOST": reachable(listen[f"{service}_LISTEN"])
+        for service in SERVICES
+        if service != "GATEWAY"
+    }
     environment = {
+        **listen,
+        **hosts,
         "TOKENIZER_MODEL": model,
         "INFERENCE_MODEL": model,
         "ORCHESTRATOR_INDEX": str(INDEX),
+        "GATEWAY_INSTANCE_ID": uuid.uuid4().hex,
         "PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",
         # At its default level gRPC logs every closed connection.
@@ -65,7 +149,48 @@ def service_environment(model: str) -> dict[str, str]:
         # Loopback connections must not use the HTTP proxies of the shell.
         "no_proxy": "127.0.0.1,localhost",
     }
-    return {**environment, **os.environ, "PYTHON": sys.executable}
+    # An empty variable counts as unset.
+    given = {name: value for name, value in os.environ.items() if value or name not in environment}
+    return {**environment, **given, "PYTHON": sys.executable}
+
+
+def addresses(environment: Mapping[str, str]) -> dict[str, str]:
+    """HOST:PORT of each variable in `PORTS`, on loopback unless the environment has another one."""
+    ports = dict(PORTS)
+    base = environment.get("PORT_BASE", "")
+    if base:
+        last = 65536 - len(PORTS)
+        if not (base.isascii() and base.isdecimal() and 1 <= int(base) <= last):
+            raise SystemExit(f"PORT_BASE must be a port from 1 to {last}, given {base!r}")
+        ports = {name: int(base) + number for number, name in enumerate(PORTS)}
+    return {name: environment.get(name) or f"127.0.0.1:{port}" for name, port in ports.items()}
+
+
+def reachable(address: str) -> str:
+    """The address at which a server that listens on `address` is reached from this machine."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]") else address
+
+
+def port_problem(environment: Mapping[str, str]) -> str:
+    """The first port that another process uses, and what to do; empty if all are free."""
+    for name in PORTS:
+        if name.startswith("TRACEVIEW") and not observed():
+            continue
+        host, _, port = environment[name].rpartition(":")
+        try:
+            family, *_, where = socket.getaddrinfo(
+                host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            socket.create_server(where[:2], family=family).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return (
+                    f"port {port} ({name}) is used by another process; stop it, or use other "
+                    "ports: PORT_BASE=9000 make run-local"
+                )
+            # The service reports a wrong address.
+    return ""
 
 
 def observed() -> bool:
@@ -73,31 +198,25 @@ def observed() -> bool:
     return os.environ.get("OBSERVABILITY", "") not in ("", "0")
 
 
-def trace_view_address() -> str:
-    """HOST:PORT of the trace view's page."""
-    return os.environ.get("TRACEVIEW_LISTEN", "127.0.0.1:4318")
-
-
-def trace_view_receiver() -> str:
-    """HOST:PORT of the trace view's OTLP/gRPC receiver."""
-    return os.environ.get("TRACEVIEW_GRPC_LISTEN", "127.0.0.1:4317")
-
-
-def trace_view_command() -> str:
+def trace_view_command(environment: Mapping[str, str]) -> str:
     """The command that starts the trace view."""
-    addresses = f"--listen {trace_view_address()} --grpc-listen {trace_view_receiver()}"
-    return f"{sys.executable} -m scripts.traceview {addresses}"
+    page, receiver = environment["TRACEVIEW_LISTEN"], environment["TRACEVIEW_GRPC_LISTEN"]
+    return f"{sys.executable} -m scripts.traceview --listen {page} --grpc-listen {receiver}"
 
 
-def trace_environment() -> dict[str, str]:
+def trace_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Exports traces to the trace view without delay, and links to it from the search page."""
-    page = trace_view_address().replace("127.0.0.1", "localhost")
     return {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{trace_view_receiver()}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{reachable(environment['TRACEVIEW_GRPC_LISTEN'])}",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
         "OTEL_TRACES_SAMPLER": os.environ.get("OTEL_TRACES_SAMPLER", "parentbased_always_on"),
-        "GATEWAY_TRACE_URL_TEMPLATE": f"http://{page}/trace/{{trace_id}}",
+        "GATEWAY_TRACE_URL_TEMPLATE": f"{url(environment['TRACEVIEW_LISTEN'])}/trace/{{trace_id}}",
     }
+
+
+def url(address: str) -> str:
+    """The URL of HOST:PORT as a user types it."""
+    return f"http://{reachable(address).replace('127.0.0.1', 'localhost')}"
 
 
 def build_index() -> None:
@@ -112,31 +231,35 @@ _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens local addresses, whatever proxy the environment names."""
 
 
-def announce_ready(address: str, traces: str) -> None:
-    """Waits until the gateway is ready, then prints its URL and an example command.
-
-    `traces` is the address of the trace view; empty: none.
-    """
+def announce_ready(environment: Mapping[str, str]) -> None:
+    """Waits until the gateway of this run is ready, then prints its URL and an example command."""
     started = time.monotonic()
     while time.monotonic() - started < READY_TIMEOUT_SECONDS:
-        try:
-            with _WITHOUT_PROXY.open(f"http://{address}/readyz", timeout=2):
-                break
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+        if is_ready(environment["GATEWAY_LISTEN"], environment["GATEWAY_INSTANCE_ID"]):
+            break
+        time.sleep(0.1)
     else:
         print(f"\nWeir is not ready after {READY_TIMEOUT_SECONDS:.0f} s; see the log above\n")
         return
-    url = f"http://{address.replace('127.0.0.1', 'localhost')}"
-    seen = f"Traces: http://{traces.replace('127.0.0.1', 'localhost')}\n\n" if traces else ""
+    gateway = url(environment["GATEWAY_LISTEN"])
+    traces = f"Traces: {url(environment['TRACEVIEW_LISTEN'])}\n\n" if observed() else ""
     print(
-        f"\nWeir is ready after {time.monotonic() - started:.1f} s: {url}\n\n"
+        f"\nWeir is ready after {time.monotonic() - started:.1f} s: {gateway}\n\n"
         f'  curl -N -H "Accept: text/event-stream" '
-        f'"{url}/api/v1/search?query=AI&streaming=true"\n\n'
-        f"{seen}"
+        f'"{gateway}/api/v1/search?query=AI&streaming=true"\n\n'
+        f"{traces}"
         f"Press Ctrl-C to stop.\n",
         flush=True,
     )
+
+
+def is_ready(address: str, instance_id: str) -> bool:
+    """Whether the gateway at `address` is the one with this id, and ready."""
+    try:
+        with _WITHOUT_PROXY.open(f"http://{reachable(address)}/readyz", timeout=2) as response:
+            return bool(response.headers.get("x-instance-id") == instance_id)
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 @contextmanager

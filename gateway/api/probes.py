@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from gateway.dependencies import Dependencies
-from gateway.http.headers import headers_of
+from gateway.http.headers import INSTANCE_ID, headers_of
 from mesh.observability.exposition import expose
 
 
@@ -15,17 +15,19 @@ class Probes:
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
+        instance_id = dependencies.settings.instance_id
+        self._headers = {INSTANCE_ID: instance_id} if instance_id else {}
 
     async def live(self, request: Request) -> Response:
         """200 while the event loop runs."""
-        return PlainTextResponse("ok\n")
+        return PlainTextResponse("ok\n", headers=self._headers)
 
     async def ready(self, request: Request) -> Response:
         """200 if a token can be produced; otherwise 503 with the reason."""
         reason = await self._dependencies.readiness.reason_not_ready()
         if reason is None:
-            return PlainTextResponse("ready\n")
-        return PlainTextResponse(f"not ready: {reason}\n", 503)
+            return PlainTextResponse("ready\n", headers=self._headers)
+        return PlainTextResponse(f"not ready: {reason}\n", 503, self._headers)
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus metrics; in OpenMetrics format, with exemplars, if `Accept` names it."""

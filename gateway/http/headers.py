@@ -11,6 +11,8 @@ TRACE_ID = "x-trace-id"
 IGNORED_FIELDS = "x-ignored-fields"
 """Lists the fields of the request body that the gateway does not know."""
 RETRY_AFTER = "retry-after"
+INSTANCE_ID = "x-instance-id"
+"""Name of the process, in responses to probes if it has one."""
 
 RESPONSE_HEADERS = (REQUEST_ID, TRACE_ID, RETRY_AFTER, IGNORED_FIELDS)
 """Response headers that the gateway adds; CORS exposes all of them to pages."""

@@ -31,7 +31,7 @@ from mesh.process.garbage_collection import collect_on_timer
 from mesh.process.lifecycle import StartupError
 from mesh.process.watched_files import WatchedFiles
 from mesh.rpc.channel import open_channel
-from mesh.rpc.targets import at_port
+from mesh.rpc.targets import AddressError, at_port
 from mesh.rpc.tls import TlsError, TlsFiles
 
 logger = logging.getLogger("gateway.http.server")
@@ -171,7 +171,7 @@ def _key_ring(settings: GatewaySettings) -> KeyRing:
 
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Serve until `stop`, then drain. Raises OSError if the address is in use."""
+    """Serve until `stop`, then drain. Raises AddressError if it cannot listen."""
     async with _metrics(settings.metrics_listen), running(settings) as (server, serving):
         logger.info("listening", extra={"address": at_port(settings.listen, server.port)})
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -202,11 +202,14 @@ async def _within(seconds: float, waiting: Coroutine[object, object, object]) ->
 def _listen(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    family, *_, name = socket.getaddrinfo(
-        host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
-    server = socket.create_server(name[:2], family=family, backlog=2048, dualstack_ipv6=both)
+    try:
+        family, *_, name = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+        server = socket.create_server(name[:2], family=family, backlog=2048, dualstack_ipv6=both)
+    except OSError as error:
+        raise AddressError(address, error) from error
     # Inherited by each connection. By default the kernel buffers megabytes of a stream for a
     # client that does not read.
     server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

@@ -75,9 +75,10 @@ class EngineOptions:
     @classmethod
     def from_settings(cls, settings: InferenceSettings, folder: Path) -> EngineOptions:
         """The options that the service's settings give, for the model in `folder`."""
-        names = {field.name for field in fields(cls)} - {"folder", "name"}
+        names = {field.name for field in fields(cls)} - {"folder", "name", "batch_invariance"}
         values = {name: getattr(settings, name) for name in names}
-        return cls(folder=folder, name=settings.served_name, **values)
+        invariance = Invariance(settings.batch_invariance)
+        return cls(folder=folder, name=settings.served_name, batch_invariance=invariance, **values)
 
     @classmethod
     def defaults(cls, folder: Path, name: str) -> EngineOptions:

@@ -22,6 +22,7 @@ from mesh.errors import GRPC_STATUS, MeshError
 from mesh.observability import telemetry
 from mesh.observability.exposition import expose
 from mesh.process.threaded_server import serve_in_thread
+from mesh.rpc.targets import AddressError
 
 _RPC_SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
@@ -139,15 +140,19 @@ def metrics_server(
 ) -> Iterator[int]:
     """Serve `/metrics` and `/livez` from a thread inside the block; yields the port.
 
-    `/livez` is 200 while `loop` responds and `failed` is not set, else 503.
+    `/livez` is 200 while `loop` responds and `failed` is not set, else 503. Raises
+    AddressError.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server_class = type("_Server", (_ThreadingServer,), {"address_family": family})
-    server: WSGIServer = make_server(
-        host, int(port), _application(loop, failed), server_class, _QuietHandler
-    )
+    try:
+        server: WSGIServer = make_server(
+            host, int(port), _application(loop, failed), server_class, _QuietHandler
+        )
+    except OSError as error:
+        raise AddressError(address, error) from error
     with serve_in_thread(server, "metrics") as bound_port:
         yield bound_port
 

@@ -10,6 +10,7 @@ An application is an asynchronous context manager: on entry it loads and warms u
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import signal
@@ -25,9 +26,14 @@ from mesh.errors import MeshError
 from mesh.observability import log, loop_lag, metrics, telemetry
 from mesh.observability.metrics import metrics_server
 from mesh.process import cpu_scheduling, garbage_collection
-from mesh.process.settings import STARTUP_FAILURE, ServiceSettings
+from mesh.process.settings import (
+    STARTUP_FAILURE,
+    ServiceSettings,
+    unknown_variables,
+    variable_name,
+)
 from mesh.rpc.server import Server, Servicer
-from mesh.rpc.targets import at_port
+from mesh.rpc.targets import AddressError, at_port
 from mesh.rpc.tls import TlsError, TlsFiles
 
 logger = logging.getLogger("mesh.process.lifecycle")
@@ -68,16 +74,22 @@ def run_process(
     The first signal sets the event that `serve` is called with. The second one kills the process.
     """
     log.configure(name, settings.log_level, settings.log_format)
+    for variable, similar in unknown_variables(type(settings)).items():
+        logger.warning(
+            "unknown variable ignored", extra={"variable": variable, "similar": similar or None}
+        )
     cpu_scheduling.request_slice()  # before other threads start, as they inherit it
     try:
         provider = telemetry.start(name)
     except ValueError as error:
-        _cannot_start(error)
+        _cannot_start(str(error))
     metrics.set_build_info(name)
     try:
         uvloop.run(_until_signal(name, serve))
+    except AddressError as error:
+        _cannot_start(_address_problem(settings, error))
     except (StartupError, OSError, MeshError, TlsError) as error:
-        _cannot_start(error)
+        _cannot_start(str(error))
     finally:
         provider.shutdown()
         # Skips the full collection at interpreter exit, which takes half a second with torch.
@@ -85,9 +97,27 @@ def run_process(
     logger.info("stopped")
 
 
-def _cannot_start(error: Exception) -> NoReturn:
-    logger.error("cannot start", extra={"error": str(error)})
+def _cannot_start(problem: str) -> NoReturn:
+    logger.error("cannot start", extra={"error": problem})
     sys.exit(STARTUP_FAILURE)
+
+
+def _address_problem(settings: ServiceSettings, error: AddressError) -> str:
+    """The error, with the variable of the address and what to do."""
+    variable = next(
+        (
+            variable_name(type(settings), field)
+            for field in ("listen", "metrics_listen", "health_listen")
+            if getattr(settings, field) == error.address
+        ),
+        "the address",
+    )
+    if error.errno == errno.EADDRINUSE:
+        port = error.address.rpartition(":")[2]
+        remedy = f"stop the process that uses port {port}, or set {variable} to another port"
+    else:
+        remedy = f"set {variable} to an address and a port that this process may use"
+    return f"{error}; {remedy}"
 
 
 async def _until_signal(name: str, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:

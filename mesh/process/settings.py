@@ -8,13 +8,19 @@ defined in the class only.
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from mesh.process.settings_help import describe_flags
 
 STARTUP_FAILURE = 3
 """Exit code of a process that could not start; uvicorn uses the same."""
@@ -27,7 +33,7 @@ def _check_address(value: str) -> str:
     return value
 
 
-Address = Annotated[str, AfterValidator(_check_address)]
+Address = Annotated[str, AfterValidator(_check_address), "HOST:PORT"]
 """HOST:PORT; with port 0 the system chooses a free port."""
 
 
@@ -35,7 +41,7 @@ def _check_optional_address(value: str) -> str:
     return value and _check_address(value)
 
 
-OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
+OptionalAddress = Annotated[str, AfterValidator(_check_optional_address), "HOST:PORT"]
 """HOST:PORT, or empty."""
 
 
@@ -111,6 +117,11 @@ class ServiceSettings(BaseSettings):
         return self
 
 
+_SERVICE_LINK = re.compile(
+    r"(SERVICE_)?PORT|SERVICE_HOST|SERVICE_PORT_\w+|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"
+)
+"""Rests of the variables that Kubernetes and Docker set for each Service and link."""
+
 S = TypeVar("S", bound=ServiceSettings)
 
 
@@ -123,15 +134,39 @@ def load(settings: type[S], name: str, argv: Sequence[str] | None = None) -> S:
     empty = _empty_flags(settings, arguments)
     if empty:
         _fail(name, [f"{flag}: must not be empty" for flag in empty])
-    cli: CliSettingsSource[S] = CliSettingsSource(
-        settings, cli_prog_name=name, cli_parse_args=arguments
+    cli: CliSettingsSource[ArgumentParser] = CliSettingsSource(settings, cli_prog_name=name)
+    describe_flags(
+        cli.root_parser, lambda dest: settings.model_fields.get(_field_of(settings, dest))
     )
     try:
-        return settings(_cli_settings_source=cli)  # type: ignore[call-arg]
+        return settings(_cli_settings_source=cli(args=arguments))  # type: ignore[call-arg]
     except ValidationError as error:
         _fail(name, [_describe(settings, problem) for problem in error.errors()])
     except SettingsError as error:
         _fail(name, [str(error)])
+
+
+def unknown_variables(settings: type[ServiceSettings]) -> dict[str, str]:
+    """Variables of the environment with the service's prefix that no setting has.
+
+    The value is the name of the most similar setting; empty if none is similar. Excluded are the
+    service's address, which its callers read, and the variables of Kubernetes Services.
+    """
+    prefix = settings.model_config.get("env_prefix", "").upper()
+    known = {variable_name(settings, field) for field in settings.model_fields}
+    given = {name for name in os.environ if name.upper().startswith(prefix)} if prefix else set()
+    unknown = {
+        name
+        for name in given
+        if name.upper() not in known
+        and name.upper() != f"{prefix}HOST"
+        and not _SERVICE_LINK.fullmatch(name.upper().removeprefix(prefix))
+    }
+    return {name: _most_similar(name.upper(), known) for name in sorted(unknown)}
+
+
+def _most_similar(name: str, known: Collection[str]) -> str:
+    return next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), "")
 
 
 def _empty_flags(settings: type[ServiceSettings], arguments: Sequence[str]) -> list[str]:

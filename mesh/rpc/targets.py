@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Sequence
+
+
+class AddressError(OSError):
+    """A server cannot listen on an address."""
+
+    def __init__(self, address: str, error: OSError) -> None:
+        """`address` is HOST:PORT as it is set; `error` is the system's."""
+        # A failed name resolution has a negative number; `create_server` adds the address.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+        super().__init__(number, f"cannot listen on {address}: {reason}")
+        self.address = address
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def with_default_port(host: str, port: int) -> str:

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from gateway.api.page import FOLDER, STATIC_FILES
 from mesh.errors import ErrorKind, MeshError
+from scripts.run_local import is_ready
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.direct import direct_client
 from tests.gateway.fakes import FakeOrchestrator, Script
@@ -67,6 +68,24 @@ async def test_not_ready_without_an_orchestrator(start_gateway: StartGateway) ->
     assert search.headers["retry-after"] == "1"
     assert error["message"] == "an upstream service is unreachable"
     assert alive == 200
+
+
+async def test_a_gateway_is_recognised_by_its_instance_id(
+    start_gateway: StartGateway, upstream: Served
+) -> None:
+    """`make run-local` does not take another gateway at the address for its own."""
+    await upstream.server.set_ready(True)
+    async with start_gateway(instance_id="ours") as server, client_of(server) as client:
+        for path in ("/livez", "/readyz"):
+            assert (await client.get(path)).headers["x-instance-id"] == "ours"
+        address = f"127.0.0.1:{server.port}"
+        assert await asyncio.to_thread(is_ready, address, "ours")
+        assert not await asyncio.to_thread(is_ready, address, "other")
+    async with start_gateway() as server, client_of(server) as client:
+        response = await client.get("/readyz")
+        assert (response.status_code, "x-instance-id" in response.headers) == (200, False)
+        assert not await asyncio.to_thread(is_ready, f"127.0.0.1:{server.port}", "ours")
+    assert not await asyncio.to_thread(is_ready, address, "ours")
 
 
 async def test_request_and_trace_ids_are_propagated(

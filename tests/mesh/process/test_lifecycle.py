@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -52,7 +53,10 @@ async def application():
     finally:
         print("left", flush=True)
 
-run("bakery", load(ServiceSettings, "bakery"), application)
+class BakerySettings(ServiceSettings):
+    model_config = {"env_prefix": "BAKERY_"}
+
+run("bakery", load(BakerySettings, "bakery"), application)
 """
 
 
@@ -110,8 +114,39 @@ def test_a_taken_port_is_a_failure_to_start() -> None:
     with program("serve", "--listen", "192.0.2.1:1") as process:
         out, log = process.communicate(timeout=10)
     assert process.returncode == 3
-    assert "cannot listen on 192.0.2.1:1" in log
+    assert (
+        "cannot listen on 192.0.2.1:1: Cannot assign requested address; set BAKERY_LISTEN to" in log
+    )
     assert out.endswith("left\n")
+
+
+def test_a_port_in_use_is_named_with_the_way_out() -> None:
+    """The last line has the port, the variable, and what to do."""
+    with ExitStack() as stack:
+        port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        started = [
+            (name, stack.enter_context(program("serve", f"--{name}-listen", f"127.0.0.1:{port}")))
+            for name in ("metrics", "health")
+        ]
+        started.append(("", stack.enter_context(program("serve", "--listen", f"127.0.0.1:{port}"))))
+        for name, process in started:
+            _, log = process.communicate(timeout=20)
+            assert process.returncode == 3
+            variable = f"BAKERY_{name.upper()}_LISTEN".replace("__", "_")
+            assert log.splitlines()[-1].endswith(
+                f'"cannot listen on 127.0.0.1:{port}: Address already in use; stop the process '
+                f'that uses port {port}, or set {variable} to another port"}}'
+            )
+
+
+def test_an_unknown_variable_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log has its name and the most similar setting; the service starts."""
+    monkeypatch.setenv("BAKERY_LOG_FORMT", "text")
+    with program("startup error") as process:
+        _, log = process.communicate(timeout=10)
+    [warning] = [line for line in log.splitlines() if "unknown variable ignored" in line]
+    assert '"severity": "WARNING"' in warning
+    assert '"variable": "BAKERY_LOG_FORMT", "similar": "BAKERY_LOG_FORMAT"' in warning
 
 
 def test_a_signal_while_loading_ends_the_load() -> None:

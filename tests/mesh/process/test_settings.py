@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from typing import Literal
+
 import pytest
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from mesh.process.settings import STARTUP_FAILURE, ServiceSettings, load, variable_name
+from gateway.settings import GatewaySettings
+from inference.settings import InferenceSettings
+from mesh.process.settings import (
+    STARTUP_FAILURE,
+    ServiceSettings,
+    load,
+    unknown_variables,
+    variable_name,
+)
+from orchestrator.settings import OrchestratorSettings
+from tokenizer.settings import TokenizerSettings
 
 
 class BakerySettings(ServiceSettings):
@@ -17,7 +30,14 @@ class BakerySettings(ServiceSettings):
     upstream: str = Field("mill:1", validation_alias="MILL_HOST", description="Address of it.")
     fresh: bool = Field(False, description="Only fresh ones.")
     sign: str = Field("", description="What the sign says; empty: no sign.")
+    oven: Literal["gas", "wood"] = Field("wood", description="Which oven.")
+    sieve: Literal["", "fine", "coarse"] = Field("", description="Which sieve.")
     recipe: SecretStr | None = Field(None, min_length=20, description="How it is made.")
+
+
+def all_settings() -> list[type[ServiceSettings]]:
+    """The settings of the four services."""
+    return [GatewaySettings, OrchestratorSettings, TokenizerSettings, InferenceSettings]
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +132,68 @@ def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.startswith("usage: bakery")
     for text_part in ("--num-ovens", "--drain-seconds", "Ovens that are lit.", "default: 2"):
         assert text_part in text
+
+
+def test_help_shows_types_and_defaults_as_they_are_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No names of Python types, no empty default, no secret; booleans as a variable takes them."""
+    with pytest.raises(SystemExit):
+        load(BakerySettings, "bakery", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for flag in (
+        "--num-ovens INTEGER Ovens that are lit. (default: 2)",
+        "--flour TEXT Which flour. (required)",
+        "--sign TEXT What the sign says; empty: no sign. --",
+        "--recipe TEXT How it is made.",
+        "--fresh, --no-fresh Only fresh ones. (default: false)",
+        "--oven {gas,wood} Which oven. (default: wood)",
+        "--sieve {fine,coarse} Which sieve. --",
+        "(default: 127.0.0.1:0) --metrics-listen HOST:PORT",
+        "--drain-seconds FLOAT",
+        "(default: 30)",
+    ):
+        assert flag in text, flag
+    for wrong in ("SecretStr", "str ", "(default: )", "None", "True", "False", "***"):
+        assert wrong not in text, wrong
+
+
+@pytest.mark.parametrize("settings", all_settings(), ids=lambda each: each.__name__)
+def test_the_help_of_every_service_names_no_python_type(
+    settings: type[ServiceSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every choice that it shows is a value that the variable accepts."""
+    with pytest.raises(SystemExit):
+        load(settings, "service", ["--help"])
+    text = capsys.readouterr().out
+    assert not re.search(r"SecretStr|\bstr\b|\bint\b|\bfloat\b|\bVALUE\b|default:\s+\)|\{,", text)
+    for flag, choices in re.findall(r"--([a-z-]+) \{([^}]+)\}", text):
+        field = flag.replace("-", "_")
+        for choice in choices.split(","):
+            annotation = settings.model_fields[field].annotation
+            assert TypeAdapter(annotation).validate_python(choice) == choice
+
+
+def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the most similar setting; callers' addresses and Kubernetes' variables are not meant."""
+    for name in (
+        "BAKERY_NUM_OVEN",
+        "BAKERY_XYZZY",
+        "BAKERY_DRAIN_SECONDS",
+        "bakery_sign",
+        "BAKERY_HOST",
+        "BAKERY_PORT",
+        "BAKERY_SERVICE_HOST",
+        "BAKERY_SERVICE_PORT_HTTP",
+        "BAKERY_PORT_8080_TCP_ADDR",
+        "OTHER_THING",
+        "MILL_HOST",
+    ):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables(BakerySettings) == {
+        "BAKERY_NUM_OVEN": "BAKERY_NUM_OVENS",
+        "BAKERY_XYZZY": "",
+    }
 
 
 def test_settings_are_frozen() -> None:

@@ -1,0 +1,102 @@
+"""`make run-local` without its processes: addresses, ports, readiness and the cause of a stop."""
+
+from __future__ import annotations
+
+import socket
+from datetime import datetime
+
+import pytest
+from honcho.printer import Message
+
+from scripts.run_local import (
+    PORTS,
+    Output,
+    addresses,
+    port_problem,
+    service_environment,
+)
+
+
+def test_one_variable_moves_every_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The services' callers follow, and an explicit address takes precedence."""
+    monkeypatch.setenv("PORT_BASE", "9000")
+    monkeypatch.setenv("TOKENIZER_LISTEN", "0.0.0.0:7000")
+    monkeypatch.setenv("INFERENCE_LISTEN", "")
+    environment = service_environment("demo")
+    found = {name: environment[name] for name in PORTS}
+    assert found == {
+        "GATEWAY_LISTEN": "127.0.0.1:9000",
+        "ORCHESTRATOR_LISTEN": "127.0.0.1:9001",
+        "TOKENIZER_LISTEN": "0.0.0.0:7000",
+        "INFERENCE_LISTEN": "127.0.0.1:9003",
+        "ORCHESTRATOR_METRICS_LISTEN": "127.0.0.1:9004",
+        "TOKENIZER_METRICS_LISTEN": "127.0.0.1:9005",
+        "INFERENCE_METRICS_LISTEN": "127.0.0.1:9006",
+        "TRACEVIEW_LISTEN": "127.0.0.1:9007",
+        "TRACEVIEW_GRPC_LISTEN": "127.0.0.1:9008",
+    }
+    assert environment["ORCHESTRATOR_HOST"] == "127.0.0.1:9001"
+    assert environment["TOKENIZER_HOST"] == "127.0.0.1:7000"
+    assert environment["INFERENCE_HOST"] == "127.0.0.1:9003"
+
+
+def test_without_the_variable_the_usual_ports_are_used() -> None:
+    """Those of the services' settings and of the Procfile."""
+    found = addresses({})
+    assert found["GATEWAY_LISTEN"] == "127.0.0.1:8080"
+    assert found["INFERENCE_METRICS_LISTEN"] == "127.0.0.1:9463"
+
+
+@pytest.mark.parametrize("base", ["0", "65528", "x", "-1", "９000"])
+def test_a_bad_base_is_refused(base: str) -> None:
+    """The message has the bounds and the given value."""
+    with pytest.raises(SystemExit, match=f"from 1 to 65527, given '{base}'"):
+        addresses({"PORT_BASE": base})
+
+
+def test_a_port_in_use_is_named() -> None:
+    """With its variable and the way out; ports of the trace view count only if it starts."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        free = {name: "127.0.0.1:0" for name in PORTS}
+        assert port_problem(free) == ""
+        assert port_problem({**free, "TRACEVIEW_LISTEN": f"127.0.0.1:{port}"}) == ""
+        problem = port_problem({**free, "INFERENCE_LISTEN": f"127.0.0.1:{port}"})
+    assert problem.startswith(f"port {port} (INFERENCE_LISTEN) is used by another process;")
+    assert "PORT_BASE=9000 make run-local" in problem
+
+
+LINES = {
+    "a reason": (["12:00 loading", "12:01 ERROR gateway cannot start error=no room"], "no room"),
+    "settings": (
+        ["loading", "gateway: cannot start, bad settings:", "  A=1: bad", "  B=2: bad"],
+        "gateway: cannot start, bad settings: A=1: bad B=2: bad",
+    ),
+    "a traceback": (["Traceback:", "  line 1", "ValueError: x"], "ValueError: x"),
+    "nothing": ([], "stopped without a message"),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_the_cause_is_what_the_first_stopped_process_said_last(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Later lines of processes that drain are not the cause."""
+    lines, cause = LINES[kind]
+    output = Output()
+
+    def say(name: str, text: str | bytes) -> None:
+        output.write(Message("line", text, datetime.now(), name, None))
+
+    say("tokenizer", "listening\n")
+    for line in lines:
+        say("gateway", f"{line}\n".encode())
+    say("system", "gateway stopped (rc=3)\n")
+    say("system", "sending SIGTERM to tokenizer (pid 5)\n")
+    say("tokenizer", "drained\n")
+    say("system", "tokenizer stopped (rc=0)\n")
+    assert (output.first_stopped, output.cause()) == ("gateway", cause)
+    assert not output.signalled
+    assert "drained" in capsys.readouterr().out
+    say("system", "SIGINT received\n")
+    assert output.signalled
