@@ -159,6 +159,16 @@ class MeshError(Exception):
             return f"{self.param or 'the request'} is not valid"
         return self.message
 
+    def renamed(self, param: str | None) -> MeshError:
+        """A copy whose invalid field is called `param`, also at the beginning of the message.
+
+        For callers whose own request names the field differently.
+        """
+        message = self.message
+        if self.param and param and message.startswith(self.param):
+            message = param + message.removeprefix(self.param)
+        return MeshError(self.kind, message, param=param, retry_after=self.retry_after)
+
     def __repr__(self) -> str:
         return f"MeshError({self.kind.value}: {self.message})"
 
@@ -176,6 +186,14 @@ def truncated(text: str, max_bytes: int) -> str:
     if len(encoded) <= max_bytes:
         return text
     return encoded[: max_bytes - len(_ELLIPSIS)].decode("utf-8", "ignore") + _ELLIPSIS
+
+
+def context_too_long_message(limit: int, given: str) -> str:
+    """The message for a prompt that exceeds a context of `limit` tokens; `given` is what was sent.
+
+    It begins as OpenAI's, by which clients recognise it.
+    """
+    return f"This model's maximum context length is {limit} tokens. However, {given}"
 
 
 class RpcStatus(NamedTuple):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mesh.errors import ErrorKind, MeshError, invalid
+from mesh.errors import ErrorKind, MeshError, context_too_long_message, invalid
 from orchestrator.admission.request_table import ActiveRequest, RequestState
-from orchestrator.admission.validation import check_vocabulary
+from orchestrator.admission.validation import check_vocabulary, with_context_length
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
 from orchestrator.observability.request_account import EMBEDDINGS
@@ -26,6 +27,9 @@ ENCODED_AT_ONCE = 8
 
 MAX_TRIES = 2
 """Replicas that are tried for one batch."""
+
+_ENGINE_INPUT = re.compile(r"inputs\[(\d+)\]")
+"""Path of an input in the engine's errors."""
 
 _RETRIABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.OVERLOADED})
 
@@ -45,7 +49,7 @@ def check_inputs(inputs: Sequence[Input]) -> None:
         raise invalid("input", f"input must have 1 to {MAX_INPUTS} texts, given {len(inputs)}")
     for number, each in enumerate(inputs):
         if not each:
-            raise invalid("input", f"input[{number}] must not be empty")
+            raise invalid(f"input[{number}]", f"input[{number}] must not be empty")
 
 
 async def embed_batch(
@@ -62,30 +66,45 @@ async def embed_batch(
     """
     async with active.cancellable():
         active.state = RequestState.ENCODING
-        encoded = await _encode(inputs, tokenizer, model)
+        try:
+            encoded = await _encode(inputs, first, tokenizer, model)
+        except MeshError as error:
+            raise with_context_length(error, model) from error
         for number, token_ids in enumerate(encoded, first):
             _check_length(number, token_ids, model)
         num_tokens = sum(map(len, encoded))
         active.account.encoded(num_tokens, EMBEDDINGS)
         active.state = RequestState.WAITING
-        return EmbeddedBatch(await _embed(encoded, num_tokens, model, replicas), num_tokens)
+        try:
+            vectors = await _embed(encoded, num_tokens, model, replicas)
+        except MeshError as error:
+            raise _with_number(error, first) from error
+        return EmbeddedBatch(vectors, num_tokens)
 
 
 async def _encode(
-    batch: Sequence[Input], tokenizer: TokenizerClient, model: ModelInfo
+    batch: Sequence[Input], first: int, tokenizer: TokenizerClient, model: ModelInfo
 ) -> list[Sequence[int]]:
     encoded: list[Sequence[int]] = []
 
-    async def encode(each: Input) -> Sequence[int]:
+    async def encode(number: int) -> Sequence[int]:
+        each = batch[number]
         if not isinstance(each, str):
             return each
-        encoded = await tokenizer.encode_text(each, "input")
+        encoded = await tokenizer.encode_text(each, f"input[{first + number}]")
         check_vocabulary(encoded.vocabulary_sha256, model)
         return encoded.token_ids
 
     for begin in range(0, len(batch), ENCODED_AT_ONCE):
-        encoded += await asyncio.gather(*map(encode, batch[begin : begin + ENCODED_AT_ONCE]))
+        numbers = range(begin, min(begin + ENCODED_AT_ONCE, len(batch)))
+        encoded += await asyncio.gather(*map(encode, numbers))
     return encoded
+
+
+def _with_number(error: MeshError, first: int) -> MeshError:
+    """The engine's error, whose `inputs[n]` counts within a batch that begins at `first`."""
+    found = _ENGINE_INPUT.fullmatch(error.param or "")
+    return error.renamed(f"input[{first + int(found[1])}]") if found else error
 
 
 async def _embed(
@@ -111,10 +130,12 @@ def _check_length(number: int, token_ids: Sequence[int], model: ModelInfo) -> No
     if len(token_ids) > model.context_length:
         raise MeshError(
             ErrorKind.CONTEXT_TOO_LONG,
-            f"input[{number}] must be at most the context of model {model.name!r}, "
-            f"{model.context_length} tokens, given {len(token_ids)}",
-            param="input",
+            context_too_long_message(
+                model.context_length,
+                f"input[{number}] resulted in {len(token_ids)} tokens. Please reduce its length.",
+            ),
+            param=f"input[{number}]",
         )
     if not token_ids:
         # A tokenizer without special tokens can encode a text as no tokens at all.
-        raise invalid("input", f"input[{number}] must have at least 1 token, given 0")
+        raise invalid(f"input[{number}]", f"input[{number}] must have at least 1 token, given 0")

@@ -30,9 +30,11 @@ from orchestrator.admission.request_table import (
 )
 from orchestrator.admission.timeouts import TokenSource, with_timeouts
 from orchestrator.admission.validation import (
+    check_min_tokens,
     check_vocabulary,
     choose_model,
     room_for_completion,
+    with_context_length,
 )
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.embedding import EmbeddedBatch, Input, embed_batch
@@ -68,9 +70,16 @@ class Generation:
     """
 
     def __init__(
-        self, tokens: TokenSource, assembler: TextAssembler, model: ModelInfo, active: ActiveRequest
+        self,
+        tokens: TokenSource,
+        assembler: TextAssembler,
+        model: ModelInfo,
+        active: ActiveRequest,
+        constraint_field: str,
     ) -> None:
+        """`constraint_field` is the request's field that the engine's constraint was made of."""
         self.tokens = tokens
+        self._constraint_field = constraint_field
         self.stopped = False
         """Whether a stop string has ended the text; the tokens that follow are not needed."""
         self._assembler = assembler
@@ -92,6 +101,8 @@ class Generation:
             await self.tokens.aclose()
         finally:
             self._active.account.end_generation(kind, error, traceback)
+        if isinstance(error, MeshError) and (error.param or "").startswith("constraint"):
+            raise error.renamed(self._constraint_field) from error
 
     def push(self, chunk: TokenChunk) -> list[Progress]:
         """Records the chunk and returns the messages to send, often none or one.
@@ -211,14 +222,17 @@ class Pipeline:
         tokenizer = self._tokenizers.of(model.name)
         active.state = RequestState.ENCODING
         with tracing.stage(semconv.ENCODE) as span:
-            async with active.cancellable():
-                prompt = await prepare(
-                    tokenizer,
-                    request.prompt,
-                    request.sampling.constraint,
-                    request.echo,
-                    request.tool_choice,
-                )
+            try:
+                async with active.cancellable():
+                    prompt = await prepare(
+                        tokenizer,
+                        request.prompt,
+                        request.sampling.constraint,
+                        request.echo,
+                        request.tool_choice,
+                    )
+            except MeshError as error:
+                raise with_context_length(error, model) from error
             span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
         return prompt
 
@@ -266,6 +280,7 @@ class Pipeline:
         num_tokens = len(prompt.encoded.token_ids)
         field = "messages" if isinstance(prompt.encoded.source, ChatPrompt) else "prompt"
         max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model, field)
+        check_min_tokens(sampling.min_tokens, max_tokens)
         active.permit.reserve(num_tokens + max_tokens)
         account = active.account
         account.encoded(num_tokens, spans.operation_of(prompt.encoded))
@@ -280,7 +295,7 @@ class Pipeline:
             self._replicas, model, prompt.encoded.token_ids, sampling, active
         )
         source = with_timeouts(tokens, current_request())
-        return Generation(source, assembler, model, active)
+        return Generation(source, assembler, model, active, prompt.constraint_field)
 
     def new_summary(self) -> SummaryAssembler:
         """Assembles the summary of one search; its text is limited in length."""

@@ -246,7 +246,8 @@ def _inputs(request: orchestrator_pb2.EmbedRequest) -> list[Input]:
     for number, each in enumerate(request.inputs):
         kind = each.WhichOneof("input")
         if kind is None:
-            raise invalid("input", f"input[{number}] must be text or token_ids, given neither")
+            field = f"input[{number}]"
+            raise invalid(field, f"{field} must be text or token_ids, given neither")
         inputs.append(each.text if kind == "text" else list(each.token_ids.ids))
     return inputs
 

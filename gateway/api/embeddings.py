@@ -34,7 +34,7 @@ class Embeddings:
         usage.prompt_tokens = 0
         model = ""
         data: list[dict[str, object]] = []
-        batches = self._dependencies.orchestrator.embed(body.inputs(), body.model)
+        batches = self._dependencies.orchestrator.embed(body.inputs(), body.model, body.names())
         async with self._dependencies.cancel_scope(request), aclosing(batches):
             async for batch in batches:
                 model = batch.model

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from gateway.schemas.common import Answer, Body, OpenAIUsage, to_json
-from gateway.schemas.sampling import SamplingFields, bounded
+from gateway.schemas.sampling import SamplingFields, bounded, check_min_tokens
 from gateway.schemas.tools import ResponseFormat, ToolCall, ToolChoiceField, Tools
+from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import Generation
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
@@ -108,6 +109,10 @@ class ChatCompletionRequest(SamplingFields):
             raise FieldError(requirement, "response_format", "type")
         if self.response_format.type == "json_schema" and self.response_format.json_schema is None:
             raise FieldError("is required", "response_format", "json_schema")
+        if self.max_completion_tokens is None:
+            check_min_tokens(self.min_tokens, "max_tokens", self.max_tokens)
+        else:
+            check_min_tokens(self.min_tokens, "max_completion_tokens", self.max_completion_tokens)
         if self.top_logprobs is not None and not self.logprobs:
             raise FieldError("must come with logprobs true, given false", "top_logprobs")
         return self
@@ -122,6 +127,9 @@ class ChatCompletionRequest(SamplingFields):
             continue_final_message=self.continue_final_message,
             template_kwargs_json=to_json(kwargs, "chat_template_kwargs") if kwargs else "",
         )
+        names = NAMES
+        if self.max_completion_tokens is not None:
+            names = names.and_also({"max_tokens": "max_completion_tokens"})
         num_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         max_tokens = self.max_completion_tokens or self.max_tokens
         constraint = self.response_format.constraint()
@@ -134,6 +142,7 @@ class ChatCompletionRequest(SamplingFields):
                 ),
                 stop=tuple(self.stop),
                 tool_choice=self._choice_of_tools() if tools else None,
+                names=names,
             )
             for choice in range(self.n)
         ]
@@ -143,6 +152,20 @@ class ChatCompletionRequest(SamplingFields):
         if isinstance(choice, str):
             choice = ToolChoice(required=choice == "required")
         return choice._replace(single=not self.parallel_tool_calls)
+
+
+NAMES = FieldNames(
+    ChatCompletionRequest.model_fields,
+    {
+        "prompt": "messages",
+        "template_kwargs": "chat_template_kwargs",
+        "num_logprobs": "top_logprobs",
+        "tool_choice.name": "tool_choice.function.name",
+        "constraint": "response_format",
+        "constraint.json_object": "response_format",
+        "constraint.json_schema": "response_format.json_schema.schema",
+    },
+)
 
 
 class AssistantMessage(Answer):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from gateway.schemas.common import MAX_UINT32, Answer, OpenAIUsage, only
-from gateway.schemas.sampling import MAX_CHOICES, SamplingFields, bounded
+from gateway.schemas.sampling import MAX_CHOICES, SamplingFields, bounded, check_min_tokens
+from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import Generation
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
@@ -16,27 +17,38 @@ from mesh.protocol.tokens import TokenIds
 Prompt: TypeAlias = str | tuple[int, ...]
 
 
-def _prompts(value: object) -> list[Prompt]:
+class Prompts(NamedTuple):
+    """One prompt, or the prompts of a list."""
+
+    items: list[Prompt]
+    is_list: bool
+
+    def path(self, field: str, number: int) -> str:
+        """The path of prompt `number` in a body that has the prompts in `field`."""
+        return f"{field}[{number}]" if self.is_list else field
+
+
+def _prompts(value: object) -> Prompts:
     """One prompt or a list of prompts, each text or token ids."""
-    return prompt_list(value, MAX_CHOICES)
+    return parse_prompts(value, MAX_CHOICES)
 
 
-def prompt_list(value: object, most: int) -> list[Prompt]:
-    """`value` as a list of texts and of token ids. Raises FieldError."""
+def parse_prompts(value: object, most: int) -> Prompts:
+    """`value` as texts and token ids. Raises FieldError."""
     if isinstance(value, str):
-        return [value]
+        return Prompts([value], is_list=False)
     if not isinstance(value, list):
         raise FieldError(f"must be text or token ids, given {given_value(value)}")
     if not value:
         raise FieldError("must have at least 1 token id, given 0")
     if not isinstance(value[0], str | list):
-        return [_token_ids(value)]
+        return Prompts([_token_ids(value)], is_list=False)
     if len(value) > most:
         raise FieldError(f"must have at most {most} prompts, given {len(value)}")
     prompts: list[Prompt] = []
     for number, each in enumerate(value):
         prompts.append(each if isinstance(each, str) else _token_ids(each, number))
-    return prompts
+    return Prompts(prompts, is_list=True)
 
 
 def _token_ids(value: object, *path: int) -> tuple[int, ...]:
@@ -55,8 +67,8 @@ class CompletionRequest(SamplingFields):
     """Prompts that are continued without a chat template."""
 
     prompt: Annotated[
-        list[Prompt],
-        BeforeValidator(
+        Prompts,
+        PlainValidator(
             _prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
     ] = Field(description="Text, token ids, or a list of up to 32 of either.")
@@ -84,7 +96,8 @@ class CompletionRequest(SamplingFields):
         least = 0 if self.echo else 1
         if self.max_tokens is not None and self.max_tokens < least:
             raise FieldError(f"must be at least {least}, given {self.max_tokens}", "max_tokens")
-        num_choices = self.n * len(self.prompt)
+        check_min_tokens(self.min_tokens, "max_tokens", self.max_tokens)
+        num_choices = self.n * len(self.prompt.items)
         if num_choices > MAX_CHOICES:
             raise FieldError(
                 f"must give at most {MAX_CHOICES} choices together with the prompts, "
@@ -109,10 +122,17 @@ class CompletionRequest(SamplingFields):
                 ),
                 stop=tuple(self.stop),
                 echo=self.echo,
+                names=NAMES.and_also({"prompt": self.prompt.path("prompt", number)}),
             )
-            for prompt in self.prompt
+            for number, prompt in enumerate(self.prompt.items)
             for choice in range(self.n)
         ]
+
+
+NAMES = FieldNames(
+    CompletionRequest.model_fields,
+    {"num_logprobs": "logprobs", "num_prompt_logprobs": "logprobs"},
+)
 
 
 class CompletionChoice(Answer):

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from gateway.schemas.common import Answer, Body, only
-from gateway.schemas.completions import Prompt, prompt_list
+from gateway.schemas.completions import Prompts, parse_prompts
+from gateway.upstream.field_names import FieldNames
 from gateway.validation.field_error import FieldError
 from mesh.protocol.tokens import TokenIds
 
 MAX_INPUTS = 2048
 
 
-def _inputs(value: object) -> list[Prompt]:
-    inputs = prompt_list(value, MAX_INPUTS)
-    for number, each in enumerate(inputs):
+def _inputs(value: object) -> Prompts:
+    inputs = parse_prompts(value, MAX_INPUTS)
+    for number, each in enumerate(inputs.items):
         if not each:
-            path = () if isinstance(value, str) else (number,)
+            path = (number,) if inputs.is_list else ()
             raise FieldError("must have at least 1 character, given 0", *path)
     return inputs
 
@@ -33,8 +34,8 @@ class EmbeddingRequest(Body):
         "served.",
     )
     input: Annotated[
-        list[Prompt],
-        BeforeValidator(
+        Prompts,
+        PlainValidator(
             _inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
     ] = Field(description="Text, token ids, or a list of up to 2048 of either.")
@@ -53,7 +54,14 @@ class EmbeddingRequest(Body):
 
     def inputs(self) -> list[str | TokenIds]:
         """The inputs for the orchestrator."""
-        return [each if isinstance(each, str) else TokenIds(each) for each in self.input]
+        return [each if isinstance(each, str) else TokenIds(each) for each in self.input.items]
+
+    def names(self) -> FieldNames:
+        """Names of the fields in errors."""
+        return NAMES if self.input.is_list else NAMES.and_also({"input[0]": "input"})
+
+
+NAMES = FieldNames(EmbeddingRequest.model_fields, {})
 
 
 class Embedding(Answer):

@@ -11,7 +11,12 @@ from gateway.schemas.common import MAX_UINT32, MAX_UINT64, Body
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
 from mesh.protocol.constraints import OutputConstraint
-from mesh.protocol.sampling_params import BOUNDS, MAX_STOP_STRINGS, SamplingParams
+from mesh.protocol.sampling_params import (
+    BOUNDS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    SamplingParams,
+)
 
 MAX_CHOICES = 32
 """Most choices of all prompts together; each is a separate request to the orchestrator."""
@@ -28,11 +33,29 @@ def bounded(parameter: str, least: float | None = None) -> FieldInfo:
     return field
 
 
+def check_min_tokens(min_tokens: int, limit_name: str, limit: int | None) -> None:
+    """Raises FieldError if `min_tokens` exceeds the limit that the body calls `limit_name`."""
+    if limit is not None and min_tokens > limit:
+        raise FieldError(
+            f"must be at most {limit_name} ({limit}), given {min_tokens}", "min_tokens"
+        )
+
+
 def _stop(value: object) -> object:
-    strings = [value] if isinstance(value, str) else value
-    if isinstance(strings, list) and "" in strings:
-        raise FieldError("must not hold an empty string")
-    return strings
+    if isinstance(value, str):
+        _check_stop_string(value)
+        return [value]
+    if isinstance(value, list):
+        for number, each in enumerate(value[: MAX_STOP_STRINGS + 1]):
+            if isinstance(each, str):
+                _check_stop_string(each, number)
+    return value
+
+
+def _check_stop_string(text: str, *path: int) -> None:
+    if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+        limit = f"must have 1 to {MAX_STOP_CHARACTERS} characters"
+        raise FieldError(f"{limit}, given {len(text)}", *path)
 
 
 def _logit_bias(value: object) -> object:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from gateway.schemas.common import MAX_UINT32, Answer, Body, UsageAnswer
+from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import Search
 from gateway.validation.field_error import FieldError
 from mesh.protocol.search import (
@@ -70,7 +71,12 @@ class SearchRequest(Body):
             max_tokens=self.max_tokens,
             model=self.model,
             safe_search=self.safe_search,
+            names=NAMES,
         )
+
+
+# The conversation of a search has the query in its messages.
+NAMES = FieldNames(SearchRequest.model_fields, {"messages": "query", "prompt": "query"})
 
 
 class SearchResultAnswer(Answer):

@@ -10,6 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.keys.rate_limiter import TokenCharge
+from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
     Citation,
     Embedded,
@@ -42,7 +43,7 @@ logger = logging.getLogger("gateway.upstream.client")
 
 SERVICE = "mesh.v1.OrchestratorService"
 
-Value = TypeVar("Value")
+Value = TypeVar("Value", Generation, Search)
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -67,17 +68,22 @@ class Orchestrator:
             summarize_events,
         )
 
-    async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
+    async def embed(
+        self, inputs: Sequence[str | TokenIds], model: str, names: FieldNames
+    ) -> AsyncGenerator[Embedded]:
         """Embeddings, batch by batch; raises MeshError. Close it to cancel the call."""
         charge = TokenCharge()
         num_tokens = 0
         request = embed_request(inputs, model)
-        async with open_stream(self._stub.Embed, request) as responses:
-            async for response in responses:
-                batch = embedded(response)
-                num_tokens += batch.prompt_tokens
-                charge.add(batch.prompt_tokens)
-                yield batch
+        try:
+            async with open_stream(self._stub.Embed, request) as responses:
+                async for response in responses:
+                    batch = embedded(response)
+                    num_tokens += batch.prompt_tokens
+                    charge.add(batch.prompt_tokens)
+                    yield batch
+        except MeshError as error:
+            raise names.public(error) from error
         charge.settle(num_tokens)
 
     async def models(self) -> tuple[ServedModel, ...]:
@@ -115,13 +121,18 @@ async def _events(
     last: Event | None = None
     request = request_of(value)
     charge = TokenCharge()
-    async with open_stream(call, request) as responses:
-        async for response in responses:
-            for last in events_of(response):
-                _charge(charge, last)
-                if isinstance(last, GenerationFinish):
-                    responses.has_last()
-                yield last
+    try:
+        async with open_stream(call, request) as responses:
+            async for response in responses:
+                for last in events_of(response):
+                    _charge(charge, last)
+                    if isinstance(last, GenerationFinish):
+                        responses.has_last()
+                    yield last
+    except MeshError as error:
+        if value.names is None:
+            raise
+        raise value.names.public(error) from error
     if not isinstance(last, GenerationFinish):
         raise broken("the stream ended without a finish")
 

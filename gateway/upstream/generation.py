@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from gateway.upstream.field_names import FieldNames
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
@@ -22,6 +23,8 @@ class Generation(NamedTuple):
     stop: tuple[str, ...] = ()
     echo: bool = False
     tool_choice: ToolChoice | None = None
+    names: FieldNames | None = None
+    """Names of the fields in errors; None: the services' own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,8 @@ class Search:
     max_tokens: int
     model: str = ""
     safe_search: bool = False
+    names: FieldNames | None = None
+    """Names of the fields in errors; None: the services' own."""
 
 
 class Citation(NamedTuple):

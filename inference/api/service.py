@@ -201,6 +201,7 @@ def _engine_errors(backlog: Backlog) -> Iterator[None]:
         for cls, kind in _KIND_OF_ERROR:
             if isinstance(error, cls):
                 retry_after = backlog.retry_after() if kind is ErrorKind.OVERLOADED else None
-                param = getattr(error, "field", None)
-                raise MeshError(kind, str(error), param=param, retry_after=retry_after) from error
+                raise MeshError(
+                    kind, str(error), param=error.field, retry_after=retry_after
+                ) from error
         raise

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from inference.engine.errors import ContextTooLong, InvalidPrompt, Overloaded
 from inference.engine.interface import ModelInfo
+from mesh.errors import context_too_long_message
 
 MAX_INPUTS = 64
 """Most inputs per call. A caller with more makes several calls, so that others get their turn."""
@@ -56,17 +57,23 @@ class EmbeddingQueue:
 def check_inputs(inputs: Inputs, model: ModelInfo) -> None:
     """Raise InvalidPrompt or ContextTooLong for the first input that cannot be embedded."""
     if not 1 <= len(inputs) <= MAX_INPUTS:
-        raise InvalidPrompt(f"a call must have 1 to {MAX_INPUTS} inputs. Given: {len(inputs)}")
-    for token_ids in inputs:
+        raise InvalidPrompt(
+            f"inputs must have 1 to {MAX_INPUTS} items. Given: {len(inputs)}", field="inputs"
+        )
+    for number, token_ids in enumerate(inputs):
+        field = f"inputs[{number}]"
         if not token_ids:
-            raise InvalidPrompt("an input must hold at least 1 token. Given: 0")
+            raise InvalidPrompt(f"{field} must hold at least 1 token. Given: 0", field=field)
         wrong = next((i for i in token_ids if not 0 <= i < model.vocab_size), None)
         if wrong is not None:
             raise InvalidPrompt(
-                f"input token ids must be between 0 and {model.vocab_size - 1}. Given: {wrong}"
+                f"{field} must hold token ids from 0 to {model.vocab_size - 1}. Given: {wrong}",
+                field=field,
             )
         if len(token_ids) > model.max_context:
             raise ContextTooLong(
-                f"an input must be at most the context of {model.max_context} tokens. "
-                f"Given: {len(token_ids)}"
+                context_too_long_message(
+                    model.max_context, f"an input has {len(token_ids)} tokens."
+                ),
+                field=field,
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from inference.engine.errors import ContextTooLong, InvalidPrompt, InvalidSamplingParams, Overloaded
 from inference.scheduler.sequence import Sequence
+from mesh.errors import context_too_long_message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +37,12 @@ class Admission:
 
     def _check_token_ids(self, sequence: Sequence) -> None:
         if sequence.num_prompt_tokens < 1:
-            raise InvalidPrompt("the prompt must hold at least 1 token. Given: 0")
+            raise InvalidPrompt("prompt must hold at least 1 token. Given: 0", field="prompt")
         wrong = self._outside_vocabulary((min(sequence.token_ids), max(sequence.token_ids)))
         if wrong is not None:
             raise InvalidPrompt(
-                f"prompt token ids must be between 0 and {self.vocab_size - 1}. Given: {wrong}"
+                f"prompt token ids must be between 0 and {self.vocab_size - 1}. Given: {wrong}",
+                field="prompt",
             )
         params = sequence.params
         for name, ids in (
@@ -50,7 +52,8 @@ class Admission:
             wrong = self._outside_vocabulary(ids)
             if wrong is not None:
                 raise InvalidSamplingParams(
-                    f"{name} ids must be between 0 and {self.vocab_size - 1}. Given: {wrong}"
+                    f"{name} ids must be between 0 and {self.vocab_size - 1}. Given: {wrong}",
+                    field=name,
                 )
 
     def _outside_vocabulary(self, token_ids: Iterable[int]) -> int | None:
@@ -60,25 +63,31 @@ class Admission:
         num_prompt_tokens = sequence.num_prompt_tokens
         # The last sampled token ends the sequence; its KV is never stored.
         room = min(self.max_context, self.kv_capacity_tokens + 1) - num_prompt_tokens
-        given = f"prompt ({num_prompt_tokens})"
         num_tokens = num_prompt_tokens + max(sequence.num_completion_tokens + 1, 1)
         if sequence.params.max_tokens is not None:
-            given += f" + max_tokens ({sequence.params.max_tokens})"
             num_tokens = num_prompt_tokens + sequence.params.max_tokens
         if num_tokens > self.max_context:
-            raise ContextTooLong(
-                f"{given} must be at most the context of {self.max_context} tokens"
-                f"{'' if sequence.params.max_tokens else ', with 1 to generate'}. "
-                f"Given: {num_tokens}"
-            )
+            raise self._too_long(sequence, num_tokens)
         if num_tokens - 1 > self.kv_capacity_tokens:
-            raise ContextTooLong(
-                f"{given} must fit the KV cache of {self.kv_capacity_tokens} tokens. "
-                f"Given: {num_tokens}"
+            raise self._too_long(
+                sequence, num_tokens, f", more than the KV cache's {self.kv_capacity_tokens}"
             )
         sequence.max_tokens = sequence.params.max_tokens or room
         if sequence.num_completion_tokens >= sequence.max_tokens:
             raise InvalidPrompt(
                 f"num_resumed_tokens must be less than max_tokens ({sequence.max_tokens}). "
-                f"Given: {sequence.num_completion_tokens}"
+                f"Given: {sequence.num_completion_tokens}",
+                field="num_resumed_tokens",
             )
+
+    def _too_long(self, sequence: Sequence, num_tokens: int, beyond: str = "") -> ContextTooLong:
+        num_prompt_tokens = sequence.num_prompt_tokens
+        given = (
+            f"you requested {num_tokens} tokens ({num_prompt_tokens} in the prompt, "
+            f"{num_tokens - num_prompt_tokens} in the completion){beyond}."
+        )
+        fits = num_prompt_tokens < min(self.max_context, self.kv_capacity_tokens + 1)
+        return ContextTooLong(
+            context_too_long_message(self.max_context, given),
+            field="max_tokens" if fits and sequence.params.max_tokens is not None else "prompt",
+        )

@@ -21,14 +21,14 @@ from __future__ import annotations
 class EngineError(Exception):
     """Base of the engine's exceptions; the message may be shown to a client."""
 
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """`field` is the invalid field's name, for a caller whose API names it differently."""
+        super().__init__(message)
+        self.field = field
+
 
 class InvalidSamplingParams(EngineError, ValueError):
     """A sampling field is outside its limit; the message names field, limit and given value."""
-
-    def __init__(self, message: str, *, field: str | None = None) -> None:
-        """`field` is the field's name, for a caller whose API names it differently."""
-        super().__init__(message)
-        self.field = field
 
 
 class InvalidPrompt(EngineError, ValueError):

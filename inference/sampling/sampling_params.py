@@ -37,7 +37,7 @@ class SamplingParams(sampling_params.SamplingParams):
     def __post_init__(self) -> None:
         violation = first_violation(self)
         if violation is not None:
-            raise InvalidSamplingParams(violation.message)
+            raise InvalidSamplingParams(violation.message, field=violation.field)
         if self.constraint is not None and self.constraint.problem is not None:
             raise invalid_constraint(self.constraint, self.constraint.problem)
 

@@ -1,6 +1,6 @@
 """Checks of a request's fields, before any work on it.
 
-Messages name the field as OpenAI's API does, the limit and the given value.
+Messages name the field of the RPC's request, the limit and the given value.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from mesh.errors import ErrorKind, MeshError, invalid
+from mesh.errors import ErrorKind, MeshError, context_too_long_message, invalid
 from mesh.protocol.sampling_params import (
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
@@ -24,8 +24,6 @@ def check_sampling(sampling: SamplingParams) -> None:
     """Raises MeshError (INVALID_REQUEST) for the first value that is out of bounds."""
     violation = first_violation(sampling)
     if violation is not None:
-        if violation.field.endswith("logprobs"):
-            violation = violation._replace(field="top_logprobs")
         raise invalid(violation.field, violation.message)
 
 
@@ -38,7 +36,7 @@ def check_stop(stop: Sequence[str]) -> None:
     for number, text in enumerate(stop):
         if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
             raise invalid(
-                "stop",
+                f"stop[{number}]",
                 f"stop[{number}] must have 1 to {MAX_STOP_CHARACTERS} characters, "
                 f"given {len(text)}",
             )
@@ -84,15 +82,42 @@ def room_for_completion(
     """
     limit = model.context_length
     room = limit - prompt_tokens
-    if room < 1 or (max_tokens or 0) > room:
-        requested = "" if max_tokens is None else f" and max_tokens is {max_tokens}"
-        raise MeshError(
-            ErrorKind.CONTEXT_TOO_LONG,
-            f"the context of model {model.name!r} is {limit} tokens; "
-            f"the prompt has {prompt_tokens}{requested}",
-            param="max_tokens" if room >= 1 else prompt_field,
+    if room >= max(1, max_tokens or 0):
+        return room if max_tokens is None else max_tokens
+    if max_tokens is None:
+        given = (
+            f"your {prompt_field} resulted in {prompt_tokens} tokens, and the completion needs at "
+            f"least 1. Please reduce the length of the {prompt_field}."
         )
-    return room if max_tokens is None else max_tokens
+    else:
+        given = (
+            f"you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the "
+            f"{prompt_field}, {max_tokens} in the completion). Please reduce the length of the "
+            f"{prompt_field} or completion."
+        )
+    raise MeshError(
+        ErrorKind.CONTEXT_TOO_LONG,
+        context_too_long_message(limit, given),
+        param="max_tokens" if room >= 1 else prompt_field,
+    )
+
+
+def with_context_length(error: MeshError, model: ModelInfo) -> MeshError:
+    """The tokenizer's error, with the context length if the prompt has too many characters."""
+    if error.kind is not ErrorKind.CONTEXT_TOO_LONG:
+        return error
+    message = context_too_long_message(model.context_length, f"{error.message}.")
+    return MeshError(error.kind, message, param=error.param)
+
+
+def check_min_tokens(min_tokens: int, room: int) -> None:
+    """Raises MeshError (INVALID_REQUEST) if fewer tokens than `min_tokens` may be generated."""
+    if min_tokens > room:
+        raise invalid(
+            "min_tokens",
+            f"min_tokens must be at most the {room} tokens that the prompt leaves in the context, "
+            f"given {min_tokens}",
+        )
 
 
 def check_vocabulary(vocabulary_sha256: str, model: ModelInfo) -> None:

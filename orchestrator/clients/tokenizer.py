@@ -142,9 +142,7 @@ def _with_public_field(error: MeshError, field: str) -> MeshError:
     """The error with the tokenizer's field name (text, chat, token_ids) replaced by `field`."""
     if error.param not in ("text", "chat", "token_ids"):
         return error
-    message = field + error.message[len(error.param) :]
-    message = message if error.message.startswith(error.param) else error.message
-    return MeshError(error.kind, message, param=field, retry_after=error.retry_after)
+    return error.renamed(field)
 
 
 def files_sha256(files: Mapping[str, bytes | bytearray]) -> str:

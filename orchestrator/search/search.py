@@ -14,7 +14,7 @@ from opentelemetry.trace import Span
 from tokenizers import Tokenizer
 
 from mesh.context import annotate
-from mesh.errors import invalid
+from mesh.errors import ErrorKind, MeshError, context_too_long_message
 from mesh.observability import semconv, telemetry, tracing
 from mesh.observability.metrics import exemplar
 from mesh.observability.semconv import Operation, Outcome
@@ -92,7 +92,7 @@ class Search:
         """Encodes a prompt that leaves `max_tokens` of the model's context for the summary.
 
         Drops passages and sentences from the end of the prompt until it fits. Raises MeshError
-        (INVALID_REQUEST) if the prompt does not fit even without passages.
+        (CONTEXT_TOO_LONG) if the prompt does not fit even without passages.
         """
         limit = model.context_length - max_tokens
         client = self._tokenizers.of(model.name)
@@ -111,12 +111,18 @@ class Search:
             if excess <= 0:
                 return SummaryPrompt(encoded, len(fitting))
             if not fitting:
-                raise invalid(
-                    "max_tokens",
-                    f"max_tokens must leave room for the question in the context of "
-                    f"{model.context_length} tokens, given {max_tokens}",
-                )
+                raise _too_long(model, len(encoded.token_ids), max_tokens)
             overhead += excess
+
+
+def _too_long(model: ModelInfo, prompt_tokens: int, max_tokens: int) -> MeshError:
+    param = "max_tokens" if prompt_tokens < model.context_length else "query"
+    given = (
+        f"you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} for the question, "
+        f"{max_tokens} in the summary). Please reduce {param}."
+    )
+    message = context_too_long_message(model.context_length, given)
+    return MeshError(ErrorKind.CONTEXT_TOO_LONG, message, param=param)
 
 
 def _record_outcome(span: Span, query: str, results: Sequence[SearchResult], outcome: str) -> None:

@@ -117,8 +117,8 @@ class TextAssembler:
             return [Delta(text, 0)]
         if len(chunk.prompt_logprobs) != len(self._prompt_ids) - 1:
             raise invalid(
-                "logprobs",
-                "logprobs must be absent with echo: this engine returns none for the prompt",
+                "num_prompt_logprobs",
+                "num_prompt_logprobs must be absent: this engine returns none for the prompt",
             )
         texts = prompt_texts(self._decoder, self._prompt_ids)
         logprobs = [

@@ -32,6 +32,8 @@ class PreparedPrompt(NamedTuple):
     """Parses the answer to a conversation; None: the answer is plain text."""
     constraint: OutputConstraint | None = None
     """Form that the generated text must have."""
+    constraint_field: str = "constraint"
+    """The request's field that the constraint was made of, for errors."""
     echo: str | None = None
     """Text of the prompt, to be sent before the generated text."""
     kept: frozenset[str] = frozenset()
@@ -52,11 +54,18 @@ async def prepare(
         return await _prepare_chat(tokenizer, prompt, constraint, tool_choice)
     if isinstance(prompt, str):
         encoded = await tokenizer.encode_text(prompt)
-        return PreparedPrompt(encoded, constraint=constraint, echo=prompt if echo else None)
+        return PreparedPrompt(
+            encoded,
+            constraint=constraint,
+            constraint_field=_field_of(constraint),
+            echo=prompt if echo else None,
+        )
     local = await tokenizer.current()
     encoded = Encoded(prompt.ids, local.decoder, vocabulary_sha256=local.vocabulary_sha256)
     text = await tokenizer.decode(prompt.ids) if echo else None
-    return PreparedPrompt(encoded, constraint=constraint, echo=text)
+    return PreparedPrompt(
+        encoded, constraint=constraint, constraint_field=_field_of(constraint), echo=text
+    )
 
 
 async def _prepare_chat(
@@ -73,6 +82,7 @@ async def _prepare_chat(
     forced = tool_constraint(tools, choice, format.tools, local.decoder.token_id)
     if forced is not None and constraint is not None:
         raise invalid("response_format", "response_format must be text where a tool must be called")
+    field = _field_of(constraint) if forced is None else "tools_json"
     if constraint is not None and tools and format.tools is not None:
         constraint = calls_or_answer(
             tools, format.tools, local.decoder.token_id, constraint, single=choice.single
@@ -88,7 +98,13 @@ async def _prepare_chat(
     reasoning = ReasoningParser(begun=begun) if format.thinks else None
     answer = None if calls is None and reasoning is None else AnswerParser(reasoning, calls)
     kept = format.markers if answer is not None else frozenset[str]()
-    return PreparedPrompt(encoded, answer=answer, constraint=constraint, kept=kept)
+    return PreparedPrompt(
+        encoded, answer=answer, constraint=constraint, constraint_field=field, kept=kept
+    )
+
+
+def _field_of(constraint: OutputConstraint | None) -> str:
+    return "constraint" if constraint is None else constraint.field
 
 
 def _thinking_begun(encoded: Encoded, local: LocalTokenizer) -> bool:

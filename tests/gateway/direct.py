@@ -15,6 +15,7 @@ from gateway.keys.key_ring import KeyRing
 from gateway.settings import GatewaySettings
 from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import Orchestrator, embed_request, generate_request, summarize_request
+from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
     Embedded,
     Event,
@@ -43,7 +44,9 @@ class DirectOrchestrator:
         yield Delta("text", 1, ())
         yield FINISH
 
-    async def embed(self, inputs: Sequence[str | TokenIds], model: str) -> AsyncGenerator[Embedded]:
+    async def embed(
+        self, inputs: Sequence[str | TokenIds], model: str, names: FieldNames
+    ) -> AsyncGenerator[Embedded]:
         """Return one vector per input."""
         assert embed_request(inputs, model).SerializeToString()
         yield Embedded("fake", tuple((1.0, 0.0) for _ in inputs), len(inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ BAD: list[tuple[orchestrator_pb2.EmbedRequest, ErrorKind, str]] = [
         ErrorKind.INVALID_REQUEST,
         "input[0] must be text or token_ids",
     ),
-    (texts("a", "word " * 3000), ErrorKind.CONTEXT_TOO_LONG, "input[1] must be at most"),
+    (texts("a", "word " * 3000), ErrorKind.CONTEXT_TOO_LONG, "input[1] resulted in 15000 tokens"),
     (texts("a", model="nobody"), ErrorKind.MODEL_NOT_FOUND, "no model 'nobody'"),
 ]
 
@@ -82,3 +83,7 @@ async def test_bad_inputs_are_refused(
         assert running.engine.embedded == []
     assert caught.value.kind is kind
     assert words in caught.value.message
+    # The path is where the message begins, or, for a context that is too short, continues.
+    path = re.search(r"(input(\[\d\])?) (must|resulted)", caught.value.message)
+    if path is not None:
+        assert caught.value.param == path[1]

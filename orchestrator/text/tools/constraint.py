@@ -73,10 +73,12 @@ def parse_tools(tools_json: str) -> list[Tool]:
         function = value.get("function") if isinstance(value, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise invalid("tools", f"tools[{number}].function.name must be a string")
+            field = f"tools[{number}].function.name"
+            raise invalid(field, f"{field} must be a string")
         parameters = function.get("parameters") or {"type": "object"}
         if not isinstance(parameters, dict):
-            raise invalid("tools", f"tools[{number}].function.parameters must be an object")
+            field = f"tools[{number}].function.parameters"
+            raise invalid(field, f"{field} must be an object")
         tools.append(Tool(name, parameters, number))
     return tools
 
@@ -93,8 +95,8 @@ def tool_constraint(
     if not chosen:
         names = ", ".join(tool.name for tool in tools)
         raise invalid(
-            "tool_choice",
-            f"tool_choice must name one of the tools ({names}), given {choice.name!r}",
+            "tool_choice.name",
+            f"tool_choice.name must be one of the tools ({names}), given {choice.name!r}",
         )
     single = choice.single or bool(choice.name)
     # A model without a known format writes plain JSON, as Llama 3 does.

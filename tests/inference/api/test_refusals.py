@@ -43,11 +43,11 @@ if TYPE_CHECKING:
         ),
         (make_request([]), ErrorKind.INVALID_REQUEST, "at least 1 token. Given: 0"),
         (make_request(resumed=9), ErrorKind.INVALID_REQUEST, "at least 1 token"),
-        (make_request([1] * 513), ErrorKind.CONTEXT_TOO_LONG, "context of 512 tokens"),
+        (make_request([1] * 513), ErrorKind.CONTEXT_TOO_LONG, "context length is 512 tokens"),
         (
             make_request([1] * 500, max_tokens=13),
             ErrorKind.CONTEXT_TOO_LONG,
-            "context of 512 tokens. Given: 513",
+            "requested 513 tokens (500 in the prompt, 13 in the completion)",
         ),
     ],
 )

@@ -75,11 +75,11 @@ async def test_embedding_does_not_affect_generation(stub: Stub) -> None:
 @pytest.mark.parametrize(
     ("inputs", "kind", "words"),
     [
-        ([], ErrorKind.INVALID_REQUEST, "1 to 64 inputs. Given: 0"),
+        ([], ErrorKind.INVALID_REQUEST, "inputs must have 1 to 64 items. Given: 0"),
         ([[1]] * (MAX_INPUTS + 1), ErrorKind.INVALID_REQUEST, "Given: 65"),
-        ([[1], []], ErrorKind.INVALID_REQUEST, "an input must hold at least 1 token"),
-        ([[VOCAB_SIZE]], ErrorKind.INVALID_REQUEST, f"0 and {VOCAB_SIZE - 1}. Given: {VOCAB_SIZE}"),
-        ([[1] * 513], ErrorKind.CONTEXT_TOO_LONG, "512 tokens. Given: 513"),
+        ([[1], []], ErrorKind.INVALID_REQUEST, "inputs[1] must hold at least 1 token"),
+        ([[VOCAB_SIZE]], ErrorKind.INVALID_REQUEST, f"0 to {VOCAB_SIZE - 1}. Given: {VOCAB_SIZE}"),
+        ([[1] * 513], ErrorKind.CONTEXT_TOO_LONG, "512 tokens. However, an input has 513"),
     ],
 )
 async def test_bad_inputs_are_refused(

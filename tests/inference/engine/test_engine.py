@@ -85,11 +85,15 @@ def test_a_stop_token_ends_a_sequence_and_is_part_of_it() -> None:
         (make_sequence("a", []), InvalidPrompt, "at least 1 token. Given: 0"),
         (make_sequence("a", [1, 100]), InvalidPrompt, "between 0 and 99. Given: 100"),
         (make_sequence("a", [-1, 5]), InvalidPrompt, "between 0 and 99. Given: -1"),
-        (make_sequence("a", [1] * 30, 11), ContextTooLong, "context of 40 tokens. Given: 41"),
+        (
+            make_sequence("a", [1] * 30, 11),
+            ContextTooLong,
+            "context length is 40 tokens. However, you requested 41",
+        ),
         (
             Sequence("a", [1] * 40, SamplingParams()),
             ContextTooLong,
-            "context of 40 tokens, with 1 to generate. Given: 41",
+            "tokens (40 in the prompt, 1 in the completion).",
         ),
         (
             Sequence("a", [1], SamplingParams(logit_bias={100: 1.0})),
@@ -117,7 +121,7 @@ def test_a_sequence_that_can_never_run_is_refused(
 def test_a_sequence_larger_than_the_kv_cache_is_refused() -> None:
     """A cache of 16 tokens fits a sequence of 17, because the last token is never stored."""
     engine = make_stub_engine(StubRunner(), num_blocks=4)
-    with pytest.raises(ContextTooLong, match=r"KV cache of 16 tokens\. Given: 18"):
+    with pytest.raises(ContextTooLong, match=r"18 tokens .* more than the KV cache's 16"):
         engine.add(make_sequence("a", [1] * 10, max_tokens=8))
     engine.add(make_sequence("b", [1] * 10, max_tokens=7))
     assert finishes(drain(engine)) == {"b": FinishReason.LENGTH}

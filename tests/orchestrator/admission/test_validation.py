@@ -10,12 +10,14 @@ import pytest
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.sampling_params import SamplingParams
 from orchestrator.admission.validation import (
+    check_min_tokens,
     check_num_results,
     check_query,
     check_sampling,
     check_stop,
     choose_model,
     room_for_completion,
+    with_context_length,
 )
 from orchestrator.generation import ModelInfo
 
@@ -46,7 +48,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("frequency_penalty", -2.5, "frequency_penalty must be between -2 and 2, given -2.5"),
     ("repetition_penalty", 0.0, "repetition_penalty must be between 0.01 and 10"),
     ("repetition_penalty", math.inf, "and 10, given inf"),
-    ("num_logprobs", 21, "top_logprobs must be between 0 and 20, given 21"),
+    ("num_logprobs", 21, "num_logprobs must be between 0 and 20, given 21"),
     ("max_tokens", 0, "max_tokens must be at least 1, given 0"),
     ("logit_bias", {9: math.nan}, "logit_bias[9] must be between -100 and 100, given nan"),
     ("logit_bias", {9: -101.0}, "given -101"),
@@ -61,11 +63,11 @@ def test_bounds_are_allowed(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD)
 def test_values_out_of_bounds_are_refused(name: str, value: Any, message: str) -> None:
-    """The message names the field of the public API, the limit and the value."""
+    """The message names the field, the limit and the value."""
     with pytest.raises(MeshError) as caught:
         check_sampling(SamplingParams(**{name: value}))
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
-    assert caught.value.param == ("top_logprobs" if name == "num_logprobs" else name)
+    assert caught.value.param == name
     assert message in caught.value.message
 
 
@@ -73,14 +75,14 @@ def test_stop_strings_have_a_number_and_a_length() -> None:
     """At most 4, each of 1 to 256 characters; the message has the index of the invalid one."""
     check_stop([])
     check_stop(["a", "b", "c", "d" * 256])
-    for stop, message in [
-        (["x"] * 5, "at most 4 strings, given 5"),
-        (["a", ""], r"stop\[1\] must have 1 to 256 characters, given 0"),
-        (["a" * 257], r"stop\[0\] must have 1 to 256 characters, given 257"),
+    for stop, param, message in [
+        (["x"] * 5, "stop", "at most 4 strings, given 5"),
+        (["a", ""], "stop[1]", r"stop\[1\] must have 1 to 256 characters, given 0"),
+        (["a" * 257], "stop[0]", r"stop\[0\] must have 1 to 256 characters, given 257"),
     ]:
         with pytest.raises(MeshError, match=message) as caught:
             check_stop(stop)
-        assert caught.value.param == "stop"
+        assert caught.value.param == param
 
 
 def test_queries_are_trimmed_before_they_are_measured() -> None:
@@ -109,18 +111,48 @@ def test_tokens_that_fit_the_context(prompt_tokens: int, max_tokens: int | None,
 
 
 @pytest.mark.parametrize(
-    ("prompt_tokens", "max_tokens", "param"),
-    [(100, None, "messages"), (150, 5, "messages"), (60, 41, "max_tokens"), (100, 1, "prompt")],
+    ("prompt_tokens", "max_tokens", "param", "given"),
+    [
+        (100, None, "messages", "your messages resulted in 100 tokens, and the completion needs"),
+        (150, 5, "messages", "you requested 155 tokens (150 in the messages, 5 in the completion)"),
+        (60, 41, "max_tokens", "you requested 101 tokens (60 in the messages, 41 in the"),
+        (100, 1, "prompt", "you requested 101 tokens (100 in the prompt, 1 in the completion)"),
+    ],
 )
 def test_tokens_that_do_not_fit_the_context(
-    prompt_tokens: int, max_tokens: int | None, param: str
+    prompt_tokens: int, max_tokens: int | None, param: str, given: str
 ) -> None:
-    """The error names the prompt's field if it leaves no room at all, else max_tokens."""
+    """The error is OpenAI's; its field is the prompt's if that leaves no room, else max_tokens."""
     field = "prompt" if param == "prompt" else "messages"
-    with pytest.raises(MeshError, match=f"is 100 tokens; the prompt has {prompt_tokens}") as caught:
+    with pytest.raises(MeshError) as caught:
         room_for_completion(prompt_tokens, max_tokens, ModelInfo("m", 100), field)
     assert caught.value.kind is ErrorKind.CONTEXT_TOO_LONG
     assert caught.value.param == param
+    beginning = "This model's maximum context length is 100 tokens. However, "
+    assert caught.value.message.startswith(beginning + given)
+
+
+def test_the_tokenizers_limit_is_reported_with_the_context_length() -> None:
+    """Too many characters are a prompt that is too long; other errors are unchanged."""
+    model = ModelInfo("m", 100)
+    too_long = MeshError(
+        ErrorKind.CONTEXT_TOO_LONG, "prompt must be at most 9 characters, given 10"
+    )
+    message = with_context_length(too_long.renamed("prompt"), model).message
+    assert message == (
+        "This model's maximum context length is 100 tokens. However, prompt must be at most 9 "
+        "characters, given 10."
+    )
+    other = MeshError(ErrorKind.INVALID_REQUEST, "no")
+    assert with_context_length(other, model) is other
+
+
+def test_min_tokens_must_fit_the_context() -> None:
+    """Without max_tokens the room that the prompt leaves is the limit."""
+    check_min_tokens(40, 40)
+    with pytest.raises(MeshError, match="min_tokens must be at most the 40 tokens") as caught:
+        check_min_tokens(41, 40)
+    assert caught.value.param == "min_tokens"
 
 
 def test_a_model_is_chosen_by_name() -> None:

@@ -84,12 +84,19 @@ async def test_the_prompt_fits_every_limit() -> None:
     assert {0, 1, 2} <= seen
 
 
-async def test_max_tokens_that_leaves_no_room_is_an_invalid_request() -> None:
-    """The message names the field, the limit and the given value."""
-    with pytest.raises(MeshError, match="context of 110 tokens, given 100") as caught:
-        await build(10)
-    assert caught.value.kind is ErrorKind.INVALID_REQUEST
-    assert caught.value.param == "max_tokens"
+async def test_max_tokens_that_leaves_no_room_is_refused() -> None:
+    """The message has the context, what was requested and the field to change."""
+    none = len((await build(10_000, []))[0].token_ids)
+    for limit, param in ((none - 1, "max_tokens"), (none - 100, "query")):
+        message = (
+            rf"maximum context length is {limit + 100} tokens\. However, you requested "
+            rf"{none + 100} tokens \({none} for the question, 100 in the summary\)\. "
+            f"Please reduce {param}"
+        )
+        with pytest.raises(MeshError, match=message) as caught:
+            await build(limit)
+        assert caught.value.kind is ErrorKind.CONTEXT_TOO_LONG
+        assert caught.value.param == param
 
 
 class FakeRetriever:

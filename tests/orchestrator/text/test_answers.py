@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.v1 import common_pb2, orchestrator_pb2
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 from tests.orchestrator.test_service import generate, request, text_of
@@ -125,11 +125,34 @@ async def test_a_response_format_leaves_calls_possible() -> None:
         assert await constraint_at_the_engine(running, asked) == schema
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tool_choice": {"required": True}}, "tools_json"),
+        (
+            {"tools": False, "sampling": {"constraint": {"json_object": True}}},
+            "constraint.json_object",
+        ),
+    ],
+)
+async def test_an_engines_error_names_what_the_constraint_was_made_of(
+    fields: dict[str, Any], field: str
+) -> None:
+    """Both constraints are grammars at the engine, because the model can think."""
+    engine = FakeInference()
+    engine.refusal = invalid("constraint.grammar", "constraint.grammar is not valid: too large")
+    async with orchestrator(engine, template=CHATML) as running:
+        with pytest.raises(MeshError) as caught:
+            await generate(running, chat(**fields))
+    assert caught.value.param == field
+    assert caught.value.message == f"{field} is not valid: too large"
+
+
 async def test_invalid_tool_choices_are_refused() -> None:
     """Nothing reaches the engine."""
     schema = common_pb2.OutputConstraint(json_schema="{}")
     asked = [
-        (chat(tool_choice={"name": "g"}), "tool_choice"),
+        (chat(tool_choice={"name": "g"}), "tool_choice.name"),
         (chat(tools=False, tool_choice={"required": True}), "tool_choice"),
         (
             chat(tool_choice={"required": True}, sampling={"constraint": schema}),
@@ -137,7 +160,7 @@ async def test_invalid_tool_choices_are_refused() -> None:
         ),
         (chat(echo=True), "echo"),
         (request(sampling={"constraint": common_pb2.OutputConstraint()}), "constraint"),
-        (request(sampling={"num_prompt_logprobs": 21}), "top_logprobs"),
+        (request(sampling={"num_prompt_logprobs": 21}), "num_prompt_logprobs"),
     ]
     async with orchestrator(FakeInference(), template=CHATML) as running:
         for each, param in asked:
@@ -186,4 +209,4 @@ async def test_missing_prompt_log_probabilities_are_an_error() -> None:
         with pytest.raises(MeshError) as caught:
             await generate(running, asked)
     assert caught.value.kind is ErrorKind.INVALID_REQUEST
-    assert caught.value.param == "logprobs"
+    assert caught.value.param == "num_prompt_logprobs"
