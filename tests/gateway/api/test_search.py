@@ -163,7 +163,7 @@ async def test_an_error_before_the_first_event_has_its_status(
 ) -> None:
     """The response is JSON with the status of the error, also for a stream."""
     delay = 2.5 if retry_after else None
-    orchestrator.script = Script(refusal=MeshError(kind, "no", param="q", retry_after=delay))
+    orchestrator.script = Script(refusal=MeshError(kind, "no", param="query", retry_after=delay))
     response = await client.get("/api/v1/search", params={"query": "AI", "streaming": streaming})
     error = response.json()["error"]
     assert response.status_code == status
@@ -171,7 +171,7 @@ async def test_an_error_before_the_first_event_has_its_status(
     assert response.headers.get("retry-after") == retry_after
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"] == "no"
-    assert error["param"] == "q"
+    assert error["param"] == "query"
 
 
 async def test_a_mid_stream_error_is_the_last_event(
