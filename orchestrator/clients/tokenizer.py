@@ -84,9 +84,11 @@ class TokenizerClient:
         """The text of token ids, without special tokens. Raises MeshError."""
         request = tokenizer_pb2.DecodeRequest(token_ids=token_ids, skip_special_tokens=True)
         try:
-            return (await call_unary(self._stub.Decode, request)).text
+            response = await call_unary(self._stub.Decode, request)
         except MeshError as error:
             raise _with_public_field(error, "prompt") from error
+        await self._local(response.tokenizer_sha256)
+        return response.text
 
     async def current(self) -> LocalTokenizer:
         """The local tokenizer; downloads it if there is none yet. Raises MeshError."""
@@ -107,10 +109,14 @@ class TokenizerClient:
             response = await call_unary(self._stub.Encode, request)
         except MeshError as error:
             raise _with_public_field(error, field) from error
-        tokenizer = self._tokenizer
-        if tokenizer is None or response.tokenizer_sha256 != self._sha256:
-            tokenizer = await self._fetch(response.tokenizer_sha256)
+        tokenizer = await self._local(response.tokenizer_sha256)
         return Encoded(response.token_ids, tokenizer.decoder, source, tokenizer.vocabulary_sha256)
+
+    async def _local(self, sha256: str) -> LocalTokenizer:
+        """The tokenizer that has answered a call; downloads it if it is another one."""
+        if self._tokenizer is not None and sha256 == self._sha256:
+            return self._tokenizer
+        return await self._fetch(sha256)
 
     async def _fetch(self, sha256: str) -> LocalTokenizer:
         """The tokenizer with this SHA-256; "" accepts any. One download at a time."""

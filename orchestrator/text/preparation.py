@@ -60,9 +60,9 @@ async def prepare(
             constraint_field=_field_of(constraint),
             echo=prompt if echo else None,
         )
-    local = await tokenizer.current()
-    encoded = Encoded(prompt.ids, local.decoder, vocabulary_sha256=local.vocabulary_sha256)
     text = await tokenizer.decode(prompt.ids) if echo else None
+    local = await tokenizer.current()  # the one that has decoded
+    encoded = Encoded(prompt.ids, local.decoder, vocabulary_sha256=local.vocabulary_sha256)
     return PreparedPrompt(
         encoded, constraint=constraint, constraint_field=_field_of(constraint), echo=text
     )

@@ -168,6 +168,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     async def Embed(
         self, request: inference_pb2.InferenceServiceEmbedRequest, context: Any
     ) -> inference_pb2.InferenceServiceEmbedResponse:
+        if request.model_sha256 not in ("", self.model_sha256):
+            raise MeshError(ErrorKind.UNAVAILABLE, "another model")
         if self.refusal is not None:
             raise self.refusal
         self.embedded.append([list(each.ids) for each in request.inputs])

@@ -17,6 +17,7 @@ from orchestrator.observability import metrics
 from orchestrator.routing.agreement import Agreement
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FILE, SCRIPT, FakeInference, Orchestrator, orchestrator
+from tests.orchestrator.test_embedding import embed, texts
 from tests.orchestrator.test_readiness import reported
 from tests.orchestrator.test_service import generate, request, text_of
 
@@ -155,3 +156,31 @@ async def test_a_replica_restarted_with_other_weights_answers_nothing() -> None:
         await eventually(lambda: len(running.service._replicas.ready) == 1, "it is back")
         assert text_of(await generate(running, request())) == SCRIPT
     assert [each.model_sha256 for each in running.engine.requests] == ["a", "a", "b"]
+
+
+async def test_an_echo_is_of_the_engines_vocabulary() -> None:
+    """The text of a prompt of ids comes from the tokenizer, which may have other ids."""
+    asked = orchestrator_pb2.GenerateRequest(token_ids={"ids": [1, 2, 3]}, echo=True)
+    async with orchestrator(engine("a")) as running:
+        assert text_of(await generate(running, asked)).endswith(SCRIPT)
+        running.tokenizer.serve_files(other_ids())
+        with pytest.raises(MeshError, match="have different vocabularies"):
+            await generate(running, asked)
+    assert len(running.engine.requests) == 1
+
+
+async def test_embeddings_are_of_one_model_and_its_vocabulary() -> None:
+    """Neither other ids nor a replica with other weights: its vectors are not comparable."""
+    engines = [engine("a"), engine("a"), engine("b")]
+    async with orchestrator(*engines) as running:
+        for number in range(8):
+            await embed(running, texts(f"fox {number}"))
+        assert engines[2].embedded == []
+        engines[0].model_sha256 = engines[1].model_sha256 = "c"
+        with pytest.raises(MeshError) as caught:
+            await embed(running, texts("fox"))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        running.tokenizer.serve_files(other_ids())
+        with pytest.raises(MeshError, match=r"different vocabularies|another vocabulary"):
+            await embed(running, texts("fox"))
+    assert sum(len(each.embedded) for each in engines) == 8
