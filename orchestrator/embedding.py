@@ -1,26 +1,30 @@
-"""Embeds inputs: the tokenizer encodes them, any replica computes the vectors, in batches."""
+"""Embeds inputs: the tokenizer encodes all of them, replicas compute the vectors in batches."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError, context_too_long_message, invalid
-from orchestrator.admission.request_table import ActiveRequest, RequestState
 from orchestrator.admission.validation import check_vocabulary, with_context_length
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
-from orchestrator.observability.request_account import EMBEDDINGS
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
 
 MAX_INPUTS = 2048
 """Maximum inputs of one request, as in OpenAI's API."""
 
+MAX_TOKENS = 300_000
+"""Maximum tokens of all inputs of one request, as in OpenAI's API."""
+
 BATCH_INPUTS = 64
 """Maximum inputs of one call to a replica, as the proto file states."""
+
+BATCH_TOKENS = 16_384
+"""Maximum tokens of one call to a replica, unless it has one input; requests take turns there."""
 
 ENCODED_AT_ONCE = 8
 """Maximum concurrent calls to the tokenizer for one request."""
@@ -36,11 +40,16 @@ _RETRIABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.OVE
 Input = str | Sequence[int]
 
 
-class EmbeddedBatch(NamedTuple):
-    """The vectors of one batch, in order, and the number of its tokens."""
+class Batch(NamedTuple):
+    """Token ids of consecutive inputs, for one call to a replica."""
 
-    vectors: Sequence[Sequence[float]]
-    prompt_tokens: int
+    first: int
+    """Number of the first input in its request, for error messages."""
+    inputs: Sequence[Sequence[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.inputs))
 
 
 def check_inputs(inputs: Sequence[Input]) -> None:
@@ -52,53 +61,68 @@ def check_inputs(inputs: Sequence[Input]) -> None:
             raise invalid(f"input[{number}]", f"input[{number}] must not be empty")
 
 
-async def embed_batch(
-    inputs: Sequence[Input],
-    first: int,
-    model: ModelInfo,
-    tokenizer: TokenizerClient,
-    replicas: Replicas,
-    active: ActiveRequest,
-) -> EmbeddedBatch:
-    """Embeds at most `BATCH_INPUTS` checked inputs. Raises MeshError.
+async def encode_inputs(
+    inputs: Sequence[Input], model: ModelInfo, tokenizer: TokenizerClient
+) -> Sequence[Sequence[int]]:
+    """The token ids of all checked inputs.
 
-    `first` is the number of the first input in its request, for error messages.
+    Raises MeshError for an input that is too long, or for too many tokens, before it encodes the
+    inputs that follow.
     """
-    async with active.cancellable():
-        active.state = RequestState.ENCODING
-        try:
-            encoded = await _encode(inputs, first, tokenizer, model)
-        except MeshError as error:
-            raise with_context_length(error, model) from error
-        for number, token_ids in enumerate(encoded, first):
-            _check_length(number, token_ids, model)
-        num_tokens = sum(map(len, encoded))
-        active.account.encoded(num_tokens, EMBEDDINGS)
-        active.state = RequestState.WAITING
-        try:
-            vectors = await _embed(encoded, num_tokens, model, replicas)
-        except MeshError as error:
-            raise _with_number(error, first) from error
-        return EmbeddedBatch(vectors, num_tokens)
+    encoded: list[Sequence[int]] = []
+    num_tokens = 0
+    for begin in range(0, len(inputs), ENCODED_AT_ONCE):
+        numbers = range(begin, min(begin + ENCODED_AT_ONCE, len(inputs)))
+        some = await asyncio.gather(*(_encode(n, inputs[n], model, tokenizer) for n in numbers))
+        num_tokens += sum(map(len, some))
+        encoded += some
+        if num_tokens > MAX_TOKENS:
+            raise invalid(
+                "input",
+                f"input must have at most {MAX_TOKENS} tokens in all texts together, "
+                f"given {num_tokens} in the first {len(encoded)}",
+            )
+    return encoded
 
 
 async def _encode(
-    batch: Sequence[Input], first: int, tokenizer: TokenizerClient, model: ModelInfo
-) -> list[Sequence[int]]:
-    encoded: list[Sequence[int]] = []
-
-    async def encode(number: int) -> Sequence[int]:
-        each = batch[number]
-        if not isinstance(each, str):
-            return each
-        encoded = await tokenizer.encode_text(each, f"input[{first + number}]")
+    number: int, each: Input, model: ModelInfo, tokenizer: TokenizerClient
+) -> Sequence[int]:
+    token_ids = each
+    if isinstance(each, str):
+        try:
+            encoded = await tokenizer.encode_text(each, f"input[{number}]")
+        except MeshError as error:
+            raise with_context_length(error, model) from error
         check_vocabulary(encoded.vocabulary_sha256, model)
-        return encoded.token_ids
+        token_ids = encoded.token_ids
+    assert not isinstance(token_ids, str)
+    _check_length(number, token_ids, model)
+    return token_ids
 
-    for begin in range(0, len(batch), ENCODED_AT_ONCE):
-        numbers = range(begin, min(begin + ENCODED_AT_ONCE, len(batch)))
-        encoded += await asyncio.gather(*map(encode, numbers))
-    return encoded
+
+def split_batches(encoded: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    """Splits the inputs of a request, in order, into batches."""
+    inputs: list[Sequence[int]] = []
+    num_tokens = 0
+    for number, token_ids in enumerate(encoded):
+        num_tokens += len(token_ids)
+        if inputs and (len(inputs) == BATCH_INPUTS or num_tokens > BATCH_TOKENS):
+            yield Batch(number - len(inputs), inputs)
+            inputs, num_tokens = [], len(token_ids)
+        inputs.append(token_ids)
+    if inputs:
+        yield Batch(len(encoded) - len(inputs), inputs)
+
+
+async def embed_batch(
+    batch: Batch, model: ModelInfo, replicas: Replicas
+) -> Sequence[Sequence[float]]:
+    """The vectors of one batch, in order, from any replica. Raises MeshError."""
+    try:
+        return await _embed(batch, model, replicas)
+    except MeshError as error:
+        raise _with_number(error, batch.first) from error
 
 
 def _with_number(error: MeshError, first: int) -> MeshError:
@@ -107,15 +131,13 @@ def _with_number(error: MeshError, first: int) -> MeshError:
     return error.renamed(f"input[{first + int(found[1])}]") if found else error
 
 
-async def _embed(
-    encoded: Sequence[Sequence[int]], num_tokens: int, model: ModelInfo, replicas: Replicas
-) -> Sequence[Sequence[float]]:
+async def _embed(batch: Batch, model: ModelInfo, replicas: Replicas) -> Sequence[Sequence[float]]:
     tried: list[Replica] = []
     while True:
-        replica = replicas.pick(model, encoded[0], tried)
+        replica = replicas.pick(model, batch.inputs[0], tried)
         try:
-            with Lease(replica, num_tokens):
-                return await replica.embed(encoded, model.model_sha256)
+            with Lease(replica, batch.num_tokens):
+                return await replica.embed(batch.inputs, model.model_sha256)
         except MeshError as error:
             tried.append(replica)
             if error.kind not in _RETRIABLE or len(tried) >= MAX_TRIES:

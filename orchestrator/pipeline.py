@@ -6,6 +6,7 @@ any way, releases everything that the step holds.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,10 +38,10 @@ from orchestrator.admission.validation import (
     with_context_length,
 )
 from orchestrator.clients.tokenizers import Tokenizers
-from orchestrator.embedding import EmbeddedBatch, Input, embed_batch
+from orchestrator.embedding import Batch, Input, embed_batch, encode_inputs, split_batches
 from orchestrator.generation import ModelInfo, Progress
 from orchestrator.observability import metrics, spans
-from orchestrator.observability.request_account import RequestAccount
+from orchestrator.observability.request_account import EMBEDDINGS, RequestAccount
 from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.search import RetrievalOutcome, Search, SummaryPrompt
@@ -301,23 +302,42 @@ class Pipeline:
         """Assembles the summary of one search; its text is limited in length."""
         return SummaryAssembler(self._max_summary_characters)
 
-    def ground(
+    async def ground(
         self, summary: SummaryAssembler, finish: GenerationFinish
     ) -> list[Delta | SummaryFinish]:
         """The last events of a summary: text that was held back, and the finish with citations."""
         with tracing.stage(semconv.GROUNDING):
-            events = list(summary.finish(finish))
+            # In a thread: a long summary takes tens of milliseconds.
+            events = await asyncio.to_thread(lambda: list(summary.finish(finish)))
         for event in events:
             if isinstance(event, SummaryFinish):
                 annotate(num_citations=len(event.citations))
         return events
 
+    async def encode_inputs(
+        self, inputs: Sequence[Input], model: ModelInfo, active: ActiveRequest
+    ) -> Iterator[Batch]:
+        """Encodes and reserves the tokens of all inputs to embed, in batches. Raises MeshError."""
+        active.state = RequestState.ENCODING
+        with tracing.stage(semconv.ENCODE) as span:
+            async with active.cancellable():
+                tokenizer = self._tokenizers.of(model.name)
+                encoded = await encode_inputs(inputs, model, tokenizer)
+            num_tokens = sum(map(len, encoded))
+            span.set_attribute(semconv.NUM_TOKENS, num_tokens)
+        active.permit.reserve(num_tokens)
+        active.account.encoded(num_tokens, EMBEDDINGS)
+        active.state = RequestState.WAITING
+        return split_batches(encoded)
+
     async def embed(
-        self, inputs: Sequence[Input], first: int, model: ModelInfo, active: ActiveRequest
-    ) -> EmbeddedBatch:
-        """The vectors of one batch; `first` is the number of its first input. Raises MeshError."""
-        tokenizer = self._tokenizers.of(model.name)
-        return await embed_batch(inputs, first, model, tokenizer, self._replicas, active)
+        self, batch: Batch, model: ModelInfo, active: ActiveRequest
+    ) -> Sequence[Sequence[float]]:
+        """The vectors of one batch. Raises MeshError."""
+        async with active.cancellable():
+            vectors = await embed_batch(batch, model, self._replicas)
+        active.permit.progress(batch.num_tokens)
+        return vectors
 
     def _admit(self, key: str) -> Permit:
         limit = {semconv.ADMISSION_LIMIT: self._admission.limit}

@@ -32,7 +32,7 @@ from orchestrator.admission.validation import (
     check_sampling,
     check_stop,
 )
-from orchestrator.embedding import BATCH_INPUTS, Input, check_inputs
+from orchestrator.embedding import Input, check_inputs
 from orchestrator.generation import Progress
 from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
@@ -164,7 +164,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 finish = active.account.finish or active.account.end_early(FinishReason.LENGTH)
             except RequestAborted:
                 finish = active.account.end_early(FinishReason.ABORT)
-            for event in pipeline.ground(summary, finish):
+            for event in await pipeline.ground(summary, finish):
                 yield _summary_event(event)
 
     async def Embed(
@@ -175,13 +175,12 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         pipeline = self._pipeline
         with pipeline.admitted("Embed") as active:
             model = pipeline.choose_model(request.model, active)
-            for first in range(0, len(inputs), BATCH_INPUTS):
-                inputs_of_batch = inputs[first : first + BATCH_INPUTS]
-                batch = await pipeline.embed(inputs_of_batch, first, model, active)
+            for batch in await pipeline.encode_inputs(inputs, model, active):
+                vectors = await pipeline.embed(batch, model, active)
                 yield orchestrator_pb2.EmbedResponse(
                     model=model.name,
-                    embeddings=[common_pb2.Embedding(values=vector) for vector in batch.vectors],
-                    prompt_tokens=batch.prompt_tokens,
+                    embeddings=[common_pb2.Embedding(values=vector) for vector in vectors],
+                    prompt_tokens=batch.num_tokens,
                 )
 
     async def ListModels(

@@ -86,6 +86,9 @@ ACCEPTED_TOKENS = Counter(
     "Speculative (draft) tokens that were accepted.",
     _LABELS,
 )
+EMBEDDING_TOKENS = Counter(
+    "inference_embedding_tokens", "Tokens of inputs to embed that were computed.", _LABELS
+)
 PREFIX_CACHE_QUERIES = Counter(
     "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", _LABELS
 )
@@ -191,7 +194,7 @@ def watch(engine: EngineClient) -> None:
     # Exported as 0 from the start, so that rates are defined before the first event.
     for metric in (
         *(PREEMPTIONS, PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES),
-        *(DRAFT_TOKENS, ACCEPTED_TOKENS, CANCEL_TO_SLOT_FREE),
+        *(DRAFT_TOKENS, ACCEPTED_TOKENS, EMBEDDING_TOKENS, CANCEL_TO_SLOT_FREE),
     ):
         metric.labels(*labels)
 
@@ -200,6 +203,11 @@ def observe_step(num_tokens: int, seconds: float) -> None:
     """Record a step that computed `num_tokens`."""
     labelled(ITERATION_TOKENS, *_Engine.labels).observe(num_tokens)
     labelled(STEP_SECONDS, *_Engine.labels).observe(seconds)
+
+
+def observe_embeddings(num_tokens: int) -> None:
+    """Record a piece of the inputs to embed."""
+    labelled(EMBEDDING_TOKENS, *_Engine.labels).inc(num_tokens)
 
 
 def observe_output(output: SequenceOutput) -> None:

@@ -98,10 +98,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.InferenceServiceEmbedRequest, context: Context
     ) -> inference_pb2.InferenceServiceEmbedResponse:
         inputs = [list(each.ids) for each in request.inputs]
-        annotate(num_inputs=len(inputs), prompt_tokens=sum(map(len, inputs)))
-        with _engine_errors(self._backlog):
+        num_tokens = sum(map(len, inputs))
+        annotate(num_inputs=len(inputs), prompt_tokens=num_tokens)
+        with _engine_errors(self._backlog), self._backlog.work() as work:
             self._check_model(request.model_sha256)
+            work.expect(num_tokens)
             vectors = await self._engine.embed(inputs)
+            work.done(num_tokens)
         return inference_pb2.InferenceServiceEmbedResponse(
             embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
         )

@@ -1,1 +1,1 @@
-"""Embeddings: the queue of calls, and the model that turns token ids into vectors."""
+"""Embeddings: their calls, their queue beside generation, and the pooling of hidden states."""

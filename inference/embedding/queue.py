@@ -1,79 +1,231 @@
-"""The queue of embedding calls, and the single thread that computes them."""
+"""The queue of inputs to embed, computed in pieces between the steps of generation.
+
+A piece is a forward pass over the next tokens of one or more inputs, a few milliseconds long.
+Calls take turns by input, so that a short call does not wait for a long one. The inputs in
+progress hold blocks of the engine's KV cache; a running sequence that needs them gets them.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+import logging
+import time
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from inference.engine.errors import ContextTooLong, InvalidPrompt, Overloaded
-from inference.engine.interface import ModelInfo
-from mesh.errors import context_too_long_message
+import numpy as np
+from numpy.typing import NDArray
 
-MAX_INPUTS = 64
-"""Most inputs per call. A caller with more makes several calls, so that others get their turn."""
+from inference.api import metrics
+from inference.embedding.calls import EmbeddingCall
+from inference.embedding.pace import Pace
+from inference.engine.errors import EngineError, InvalidPrompt, StepFailed
+from inference.scheduler.block_manager import BlockManager
 
-MAX_WAITING = 32
-"""Most calls that wait while one runs."""
+logger = logging.getLogger(__name__)
 
-Inputs = Sequence[Sequence[int]]
+CLAIM_SECONDS = 1.0
+"""Time that an input waits for blocks before waiting sequences must leave them free."""
+
+
+class Chunk(NamedTuple):
+    """Consecutive tokens of one input, computed in one piece."""
+
+    token_ids: array[int]
+    begin: int
+    """Position of the first of them in the input; the tokens before it are in the KV cache."""
+    blocks: Sequence[int]
+    """Blocks of the whole input."""
 
 
 class InputEmbedder(Protocol):
-    """Computes the vectors of a call."""
+    """Computes pieces. The only part of embedding that touches tensors."""
 
-    def embed(self, inputs: Inputs) -> list[list[float]]:
-        """Return a vector for each input, in order. Blocks."""
+    def compute(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float64]]:
+        """Return the sum of the last hidden states [hidden_size] of each chunk."""
+        ...
+
+    def recover(self, blocks: Sequence[int]) -> None:
+        """Clear the blocks of failed inputs; raises if no further piece can work."""
         ...
 
 
+class _Input:
+    """An input in progress."""
+
+    def __init__(self, call: EmbeddingCall, number: int) -> None:
+        self.call = call
+        self.number = number
+        self.token_ids = call.inputs[number]
+        self.blocks: list[int] = []
+        self.num_computed = 0
+        self.sum: NDArray[np.float64] | None = None
+        self.waits_since: float | None = None
+        """When it first found too few free blocks."""
+
+
 class EmbeddingQueue:
-    """A bounded queue and its thread. For one event loop."""
+    """Live calls and their turns. For the engine's thread."""
 
-    def __init__(self, set_up_thread: Callable[[], None] | None = None) -> None:
-        """`set_up_thread` runs first in the queue's thread. End the thread with `close`."""
-        # One thread: two forward passes at once would compete for the same cores.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed", initializer=set_up_thread)
-        self._pending: set[Future[list[list[float]]]] = set()
+    def __init__(
+        self, embedder: InputEmbedder, blocks: BlockManager, max_num_batched_tokens: int
+    ) -> None:
+        self.pace = Pace(max_num_batched_tokens)
+        self.healthy = True
+        """False once no further piece can be expected to work."""
+        self._embedder = embedder
+        self._blocks = blocks
+        self._calls: deque[EmbeddingCall] = deque()
+        """Calls with inputs that have not begun; the next turn is the first one's."""
+        self._num_begun: dict[EmbeddingCall, int] = {}
+        self._current: _Input | None = None
+        """The only input that is partly computed, or that waits for blocks."""
 
-    async def embed(self, embedder: InputEmbedder, inputs: Inputs) -> list[list[float]]:
-        """Return the vectors of checked inputs. Cancelling removes a call that still waits.
+    @property
+    def has_work(self) -> bool:
+        return bool(self._num_begun)
 
-        Raises Overloaded if the queue is full.
-        """
-        self._pending = {future for future in self._pending if not future.done()}
-        if len(self._pending) > MAX_WAITING:
-            raise Overloaded(f"at most {MAX_WAITING} embedding calls may wait")
-        future = self._thread.submit(embedder.embed, inputs)
-        self._pending.add(future)
-        return await asyncio.wrap_future(future)
+    def add(self, call: EmbeddingCall) -> None:
+        """Append a call."""
+        self._calls.append(call)
+        self._num_begun[call] = 0
 
-    def close(self) -> None:
-        """Drop the calls that wait; the one that runs continues to its end."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def reclaim(self) -> bool:
+        """Free the blocks of the input in progress, which begins again later; False: none."""
+        current = self._current
+        if current is None or not current.blocks:
+            return False
+        self._free(current)
+        return True
+
+    def run_piece(self) -> list[EmbeddingCall]:
+        """Compute the next piece; returns the calls that have ended."""
+        self._drop_abandoned()
+        inputs, chunks = self._next_piece(self.pace.num_tokens)
+        if not chunks:
+            return []
+        began = time.monotonic()
+        try:
+            sums = self._embedder.compute(chunks)
+        except Exception as error:
+            logger.exception("embedding piece failed", extra={"num_inputs": len(inputs)})
+            cause = StepFailed(f"the embedding failed: {type(error).__name__}")
+            return self._fail(inputs, cause)
+        num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        self.pace.computed(num_tokens, time.monotonic() - began)
+        metrics.observe_embeddings(num_tokens)
+        ended: list[EmbeddingCall] = []
+        for each, chunk, hidden in zip(inputs, chunks, sums, strict=True):
+            ended += self._apply(each, len(chunk.token_ids), hidden)
+        return ended
+
+    def abort_all(self, error: EngineError) -> list[EmbeddingCall]:
+        """End every call with an error, and return them."""
+        return [call for call in list(self._num_begun) if self._end(call, error)]
+
+    def _next_piece(self, budget: int) -> tuple[list[_Input], list[Chunk]]:
+        inputs: list[_Input] = []
+        chunks: list[Chunk] = []
+        while budget > 0:
+            current = self._current or self._begin_next()
+            if current is None or not self._has_blocks(current):
+                break
+            end = min(current.num_computed + budget, len(current.token_ids))
+            token_ids = current.token_ids[current.num_computed : end]
+            inputs.append(current)
+            chunks.append(Chunk(token_ids, current.num_computed, current.blocks))
+            budget -= len(token_ids)
+            if end == len(current.token_ids):
+                self._current = None
+        return inputs, chunks
+
+    def _begin_next(self) -> _Input | None:
+        if not self._calls:
+            return None
+        call = self._calls.popleft()
+        number = self._num_begun[call]
+        self._num_begun[call] = number + 1
+        if number + 1 < len(call.inputs):
+            self._calls.append(call)
+        self._current = _Input(call, number)
+        return self._current
+
+    def _has_blocks(self, current: _Input) -> bool:
+        """Allocate the blocks of an input that begins; False if too few are free."""
+        if current.blocks:
+            return True
+        num_blocks = self._blocks.num_blocks_for(len(current.token_ids))
+        blocks = self._blocks.allocate_unshared(num_blocks)
+        if blocks is None:
+            now = time.monotonic()
+            current.waits_since = current.waits_since or now
+            if now - current.waits_since >= CLAIM_SECONDS:
+                self._blocks.num_claimed_blocks = num_blocks
+            return False
+        self._blocks.num_claimed_blocks = 0
+        current.blocks = blocks
+        current.waits_since = None
+        return True
+
+    def _apply(
+        self, current: _Input, num_tokens: int, hidden: NDArray[np.float64]
+    ) -> list[EmbeddingCall]:
+        call = current.call
+        if call.has_ended:  # by another input of the same piece
+            self._free(current)
+            return []
+        current.sum = hidden if current.sum is None else current.sum + hidden
+        current.num_computed += num_tokens
+        if not np.isfinite(current.sum).all():
+            # The input's content is the cause, so another replica would give no other result.
+            field = f"inputs[{current.number}]"
+            error = InvalidPrompt(f"{field} gives no finite vector with this model", field=field)
+            return self._fail([current], error)
+        if current.num_computed < len(current.token_ids):
+            return []
+        call.vectors.append(_normalised(current.sum))
+        self._free(current)
+        return [call] if call.has_ended and self._end(call, None) else []
+
+    def _fail(self, inputs: Sequence[_Input], error: EngineError) -> list[EmbeddingCall]:
+        # A NaN in a block would outlive its input: see `StepLoop`.
+        try:
+            self._embedder.recover([block for each in inputs for block in each.blocks])
+        except Exception:
+            logger.exception("engine cannot recover")
+            self.healthy = False
+        for each in inputs:
+            self._free(each)
+        return [call for call in {each.call: None for each in inputs} if self._end(call, error)]
+
+    def _drop_abandoned(self) -> None:
+        for call in [call for call in self._num_begun if call.abandoned]:
+            self._end(call, None)
+
+    def _end(self, call: EmbeddingCall, error: EngineError | None) -> bool:
+        """Forget a call and free its blocks; False if it had ended before."""
+        if self._num_begun.pop(call, None) is None:
+            return False
+        call.error = error
+        if call in self._calls:
+            self._calls.remove(call)
+        if self._current is not None and self._current.call is call:
+            self._free(self._current)
+            self._blocks.num_claimed_blocks = 0
+            self._current = None
+        return True
+
+    def _free(self, current: _Input) -> None:
+        """Free an input's blocks; what was computed of it is lost."""
+        self._blocks.free_unshared(current.blocks)
+        current.blocks = []
+        current.num_computed = 0
+        current.sum = None
 
 
-def check_inputs(inputs: Inputs, model: ModelInfo) -> None:
-    """Raise InvalidPrompt or ContextTooLong for the first input that cannot be embedded."""
-    if not 1 <= len(inputs) <= MAX_INPUTS:
-        raise InvalidPrompt(
-            f"inputs must have 1 to {MAX_INPUTS} items. Given: {len(inputs)}", field="inputs"
-        )
-    for number, token_ids in enumerate(inputs):
-        field = f"inputs[{number}]"
-        if not token_ids:
-            raise InvalidPrompt(f"{field} must hold at least 1 token. Given: 0", field=field)
-        wrong = next((i for i in token_ids if not 0 <= i < model.vocab_size), None)
-        if wrong is not None:
-            raise InvalidPrompt(
-                f"{field} must hold token ids from 0 to {model.vocab_size - 1}. Given: {wrong}",
-                field=field,
-            )
-        if len(token_ids) > model.max_context:
-            raise ContextTooLong(
-                context_too_long_message(
-                    model.max_context, f"an input has {len(token_ids)} tokens."
-                ),
-                field=field,
-            )
+def _normalised(total: NDArray[np.float64]) -> list[float]:
+    """`total` scaled to length 1; the mean over the tokens has the same direction."""
+    length = max(float(np.linalg.norm(total)), 1e-12)
+    vector: list[float] = (total / length).tolist()
+    return vector

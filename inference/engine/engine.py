@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from inference.api.step_recorder import StepRecorder
-from inference.embedding.queue import InputEmbedder
+from inference.embedding.calls import EmbeddingCall
+from inference.embedding.queue import EmbeddingQueue, InputEmbedder
 from inference.engine.admission import Admission
 from inference.engine.errors import EngineError
 from inference.engine.interface import Load, ModelInfo
@@ -29,22 +30,30 @@ class Engine:
         vocabulary: Vocabulary,
         embedder: InputEmbedder | None = None,
     ) -> None:
+        """Without `embedder` the engine embeds nothing."""
         self.model_info = model_info
-        self.embedder = embedder
-        """Shares the model, and runs in a thread other than the engine's; None: not supported."""
         self.admission = admission
         self.steps = StepLoop(scheduler, runner)
+        self.embeddings: EmbeddingQueue | None = None
+        if embedder is not None:
+            self.embeddings = EmbeddingQueue(
+                embedder, scheduler.block_manager, scheduler.max_num_batched_tokens
+            )
+            scheduler.reclaim = self.embeddings.reclaim
         self._scheduler = scheduler
         self.vocabulary = vocabulary
 
     @property
     def healthy(self) -> bool:
         """False once no further step can be expected to work."""
-        return self.steps.healthy
+        return self.steps.healthy and (self.embeddings is None or self.embeddings.healthy)
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        """Whether there are sequences to run, or inputs to embed."""
+        return self._scheduler.has_work or (
+            self.embeddings is not None and self.embeddings.has_work
+        )
 
     def prepare(self, sequence: Sequence) -> None:
         """Create the matcher of the sequence's constraint. Raises `InvalidSamplingParams`.
@@ -79,12 +88,32 @@ class Engine:
         A step that fails ends the sequences that it ran, not the engine, unless failures repeat
         or the runner cannot recover: then `healthy` turns False.
         """
+        began = time.monotonic()
         self.steps.clock.begin()
         try:
-            expired = self._scheduler.drop_expired(time.monotonic())
+            expired = self._scheduler.drop_expired(began)
             if self.steps.runner.supports_async_scheduling:
                 return expired + self.steps.run_overlapped()
             return expired + self.steps.run_synchronous()
+        finally:
+            self.steps.clock.end()
+            if self.embeddings is not None:
+                self.embeddings.pace.generated(time.monotonic() - began)
+
+    def run_embeddings(self) -> list[EmbeddingCall]:
+        """Compute a piece of the inputs to embed if one is due; returns the calls that ended.
+
+        Call after the outputs of `step` are delivered: a piece takes some milliseconds.
+        """
+        queue = self.embeddings
+        if queue is None or not queue.has_work:
+            return []
+        if not queue.pace.is_due(generating=self._scheduler.num_running > 0):
+            return []
+        self.steps.clock.begin()
+        self.steps.clock.includes(queue.pace.num_tokens)
+        try:
+            return queue.run_piece()
         finally:
             self.steps.clock.end()
 
@@ -97,7 +126,7 @@ class Engine:
 
         Takes milliseconds with a large cache: call it after the step's outputs are delivered.
         """
-        if not self._scheduler.has_work:
+        if not self.has_work:
             self._scheduler.check_integrity()
 
     def load(self) -> Load:

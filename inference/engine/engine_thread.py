@@ -19,7 +19,7 @@ from functools import partial
 
 from inference.api import metrics
 from inference.api.step_recorder import StepRecorder
-from inference.embedding.queue import EmbeddingQueue, check_inputs
+from inference.embedding.calls import EmbeddingCall, EmbeddingCalls, check_inputs
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, EngineUnavailable
 from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, StepRecord
@@ -85,7 +85,7 @@ class AsyncEngine:
         self._step_timeout = step_timeout
         self._watchdog: Watchdog | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._embeddings = EmbeddingQueue(self._set_up_thread)
+        self._embeddings = EmbeddingCalls(self._submit_embedding)
         self._streams = Streams(
             submit=self._submit,
             abort=self._abort,
@@ -129,8 +129,8 @@ class AsyncEngine:
     async def stop(self, *, drain_timeout: float = 0.0) -> None:
         self._draining = True
         if self._engine is not None and drain_timeout > 0:
-            await self._streams.wait_empty(drain_timeout)
-        self._embeddings.close()
+            live = self._streams, self._embeddings
+            await asyncio.gather(*(each.wait_empty(drain_timeout) for each in live))
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -178,10 +178,11 @@ class AsyncEngine:
 
     async def embed(self, inputs: abc.Sequence[abc.Sequence[int]]) -> list[list[float]]:
         engine = self._started()
-        if engine.embedder is None or self._draining or not self.healthy:
+        if engine.embeddings is None or self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no inputs to embed")
-        check_inputs(inputs, engine.model_info)
-        return await self._embeddings.embed(engine.embedder, inputs)
+        capacity = engine.admission.kv_capacity_tokens
+        check_inputs(inputs, engine.model_info, capacity)
+        return await self._embeddings.embed(inputs, max_tokens=capacity)
 
     def load(self) -> Load:
         load = self._load
@@ -189,7 +190,8 @@ class AsyncEngine:
             raise EngineUnavailable("the engine is not started")
         # The engine's last numbers do not include sequences that are in the commands, or that the
         # current step has started.
-        return replace(load, num_waiting=max(0, self._streams.num_live - load.num_running))
+        num_waiting = max(0, self._streams.num_live - load.num_running)
+        return replace(load, num_waiting=num_waiting + self._embeddings.num_live)
 
     def _step_state_changed(self, state: StepState) -> None:
         """Handle a new state of the running step; called by the watchdog."""
@@ -206,6 +208,7 @@ class AsyncEngine:
             logger.error("step does not return, its sequences are aborted", extra=fields)
             metrics.STUCK_STEPS.inc()
             cause = EngineUnavailable("a step of the engine does not return")
+            self._embeddings.end_all(cause)
             for request_id in self._streams.end_all(cause):
                 # Executed if the step returns after all. The stream's consumer records the end.
                 self._command(partial(Engine.abort, request_id=request_id))
@@ -239,6 +242,9 @@ class AsyncEngine:
             assert self._closed is not None
             finish = sequence.refuse(self._closed)
             self._streams.deliver([StepOutput(sequence.request_id, [], [], finish)])
+
+    def _submit_embedding(self, call: EmbeddingCall) -> EngineError | None:
+        return None if self._command(partial(_embed, call)) else self._closed
 
     def _abort(self, request_id: str) -> None:
         cancelled = metrics.cancellation()
@@ -308,8 +314,10 @@ class AsyncEngine:
             self._closed = cause
         outputs = [output for command in commands if (output := command(engine)) is not None]
         outputs += engine.abort_all(cause)
+        embeddings = [] if engine.embeddings is None else engine.embeddings.abort_all(cause)
         self._load = engine.load()
         self._deliver(loop, outputs)
+        self._call(loop, partial(self._embeddings.deliver, embeddings))
         self._call(loop, self._ended.set)
         self._call(loop, self._health_changed.set)
 
@@ -328,6 +336,9 @@ class AsyncEngine:
             outputs += engine.step()
         self._load = engine.load()
         self._deliver(loop, outputs)
+        if ended := engine.run_embeddings():
+            self._call(loop, partial(self._embeddings.deliver, ended))
+            self._load = engine.load()
         engine.check_when_idle()
         return engine.healthy
 
@@ -345,6 +356,11 @@ class AsyncEngine:
             loop.call_soon_threadsafe(callback)
         except RuntimeError:
             logger.warning("the event loop closed before the engine stopped")
+
+
+def _embed(call: EmbeddingCall, engine: Engine) -> None:
+    assert engine.embeddings is not None, "the event loop refuses calls that cannot be embedded"
+    engine.embeddings.add(call)
 
 
 def _succeed(loaded: asyncio.Future[None]) -> None:

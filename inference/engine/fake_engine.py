@@ -14,7 +14,7 @@ from contextlib import aclosing
 from zlib import crc32
 
 from inference.api import metrics
-from inference.embedding.queue import check_inputs
+from inference.embedding.calls import check_inputs
 from inference.engine.admission import Admission
 from inference.engine.errors import DeadlineExceeded, EngineError, EngineUnavailable
 from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput
@@ -123,7 +123,7 @@ class FakeEngine:
                 yield output
 
     async def embed(self, inputs: abc.Sequence[abc.Sequence[int]]) -> list[list[float]]:
-        check_inputs(inputs, self.model_info)
+        check_inputs(inputs, self.model_info, KV_CAPACITY_TOKENS)
         # Unit vectors: the sum of an input's ids selects the axis.
         axes = [sum(token_ids) % EMBEDDING_SIZE for token_ids in inputs]
         return [[float(place == axis) for place in range(EMBEDDING_SIZE)] for axis in axes]

@@ -149,8 +149,9 @@ class Load:
 
     num_running: int
     num_waiting: int
+    """Sequences that wait, and live embedding calls."""
     kv_usage: float
-    """Share of the KV-cache blocks that live sequences hold, 0 to 1."""
+    """Share of the KV-cache blocks that live sequences and inputs to embed hold, 0 to 1."""
     num_cached_tokens: int
     """Tokens in the prefix cache."""
     max_num_seqs: int
@@ -183,7 +184,8 @@ class EngineClient(Protocol):
         ...
 
     async def stop(self, *, drain_timeout: float = 0.0) -> None:
-        """Refuse new sequences, wait `drain_timeout` seconds for live ones, abort the rest."""
+        """Refuse new work, wait `drain_timeout` seconds for live sequences and embedding calls,
+        abort the rest."""
         ...
 
     def generate(
@@ -207,9 +209,10 @@ class EngineClient(Protocol):
         ...
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return a vector of length 1 for each input; runs concurrently with generation.
+        """Return a vector of length 1 for each input, computed in pieces beside generation.
 
-        Raises `InvalidPrompt`, `ContextTooLong`, `Overloaded` or `EngineUnavailable`.
+        Cancelling ends the work within one piece. Raises `InvalidPrompt`, `ContextTooLong`,
+        `Overloaded`, `EngineUnavailable` or `StepFailed`.
         """
         ...
 

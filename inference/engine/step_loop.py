@@ -118,7 +118,7 @@ class StepLoop:
             self.recorder.before_schedule(self._scheduler)
         plan = self._scheduler.schedule(time.monotonic())
         if not plan.scheduled:
-            if self._scheduler.has_work:
+            if self._scheduler.has_work and not self._scheduler.waits_for_embeddings:
                 raise IntegrityError("sequences are waiting and none can be scheduled")
             return None
         if self.recorder is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from inference.embedding.embedder import MeanPoolingEmbedder
+from inference.embedding.embedder import HiddenStateEmbedder
 from inference.engine.admission import Admission
 from inference.engine.engine import Engine
 from inference.engine.errors import ModelLoadError
@@ -248,7 +248,7 @@ def _build_engine(options: EngineOptions, loaded: _LoadedModel, vocabulary: Voca
             invariance=loaded.invariance,
         ),
         vocabulary=vocabulary,
-        embedder=MeanPoolingEmbedder(loaded.model, options.max_num_batched_tokens),
+        embedder=HiddenStateEmbedder(loaded.model, loaded.cache),
     )
 
 

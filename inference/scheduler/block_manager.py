@@ -56,6 +56,9 @@ class BlockManager:
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._announced: Counter[bytes] = Counter()
         """Number of live sequences that are computing each block, by its future hash."""
+        self._unshared: set[int] = set()
+        self.num_claimed_blocks = 0
+        """Blocks that an input to embed has waited for; waiting sequences leave them free."""
 
     @property
     def num_free_blocks(self) -> int:
@@ -65,6 +68,11 @@ class BlockManager:
     @property
     def num_used_blocks(self) -> int:
         return self.num_blocks - self.num_free_blocks
+
+    @property
+    def num_unshared_blocks(self) -> int:
+        """Blocks that inputs to embed hold."""
+        return len(self._unshared)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -134,6 +142,24 @@ class BlockManager:
         sequence.block_table.extend(self._take_free() for _ in range(min(num_blocks, num_spare)))
         return min(most, len(sequence.block_table) * self.block_size - sequence.num_tokens)
 
+    def allocate_unshared(self, num_blocks: int) -> list[int] | None:
+        """Allocate blocks for an input to embed, outside the prefix cache; None if too few.
+
+        Return them with `free_unshared`.
+        """
+        if num_blocks > self.num_free_blocks:
+            return None
+        blocks = [self._take_free() for _ in range(num_blocks)]
+        self._unshared.update(blocks)
+        return blocks
+
+    def free_unshared(self, blocks: Iterable[int]) -> None:
+        """Free blocks from `allocate_unshared`."""
+        for block in blocks:
+            self._unshared.remove(block)
+            self._ref_counts[block] = 0
+            self._free.append(block)
+
     def commit(self, sequence: Sequence) -> None:
         """Add the sequence's full, computed blocks to the prefix cache; call after a step."""
         if not self._enable_prefix_cache:
@@ -184,11 +210,12 @@ class BlockManager:
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raise `IntegrityError` unless the accounting matches the block tables of `sequences`.
 
-        `sequences` are all live ones. Loops over all blocks run in C: a GPU's cache has tens of
-        thousands.
+        `sequences` are all live ones; inputs to embed hold the unshared blocks. Loops over all
+        blocks run in C: a GPU's cache has tens of thousands.
         """
         sequences = list(sequences)
         used = Counter(block for sequence in sequences for block in sequence.block_table)
+        used.update(self._unshared)
         wrong = [block for block, count in used.items() if self._ref_counts[block] != count]
         if wrong or self.num_blocks - self._ref_counts.count(0) != len(used):
             lost = (b for b, count in enumerate(self._ref_counts) if count and b not in used)

@@ -6,7 +6,7 @@ Policy only: no tensors, no threads; the caller passes the time.
 from __future__ import annotations
 
 from collections import OrderedDict, abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from inference.engine.errors import DeadlineExceeded, DuplicateRequest, EngineError, SequenceFailed
@@ -47,6 +47,8 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
+        self.reclaim: Callable[[], bool] = lambda: False
+        """Frees the blocks of inputs to embed, which are computed again later; False: none."""
         self._drafter = Drafter(num_speculative_tokens)
         self._async = AsyncScheduling(block_manager, self._drafter, max_num_seqs)
         # Ordered dicts serve as deques with removal from the middle in O(1), for aborts.
@@ -69,6 +71,12 @@ class Scheduler:
     def sequences(self) -> Iterator[Sequence]:
         """All live sequences, oldest first."""
         return chain(self._running.values(), self._waiting.values())
+
+    @property
+    def waits_for_embeddings(self) -> bool:
+        """Whether inputs to embed hold or claim blocks that waiting sequences may need."""
+        blocks = self.block_manager
+        return blocks.num_unshared_blocks > 0 or blocks.num_claimed_blocks > 0
 
     def find(self, request_id: str) -> Sequence | None:
         return self._running.get(request_id) or self._waiting.get(request_id)
@@ -223,7 +231,7 @@ class Scheduler:
                 break  # the sequence that computes its blocks takes the budget anyway
             # Each running sequence may soon need a block: keep one for each, so that the new
             # sequence is not preempted right after it started.
-            num_reserved = len(self._running)
+            num_reserved = len(self._running) + self.block_manager.num_claimed_blocks
             if not self.block_manager.allocate(sequence, num_reserved_blocks=num_reserved):
                 break
             if sequence.scheduled_time is None:
@@ -278,9 +286,12 @@ class Scheduler:
     def _make_room(self, sequence: Sequence) -> bool:
         """Get a block for the next token, preempting the youngest sequence while none is free.
 
-        False if the sequence itself was the youngest, and so was preempted.
+        Inputs to embed give up their blocks first. False if the sequence itself was the youngest,
+        and so was preempted.
         """
         while not self.block_manager.extend(sequence):
+            if self.reclaim():
+                continue
             # Decodes are scheduled oldest first: the youngest cannot be scheduled yet.
             victim = next(reversed(self._running.values()))
             self._preempt(victim)

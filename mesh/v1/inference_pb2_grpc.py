@@ -69,8 +69,9 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Embeds token ids, in batches separate from generation. INVALID_ARGUMENT if an input is empty
-        or longer than the context; RESOURCE_EXHAUSTED if the queue of embedding calls is full.
+        """Embeds token ids, in short forward passes between those of generation. INVALID_ARGUMENT if an
+        input is empty or longer than the context; RESOURCE_EXHAUSTED if live calls have too many
+        tokens. Cancelling the call ends its work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,8 +37,9 @@ class InferenceServiceStub:
     INVALID_ARGUMENT if the prompt does not fit; RESOURCE_EXHAUSTED if the queue is full.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InferenceServiceEmbedRequest, _inference_pb2.InferenceServiceEmbedResponse]
-    """Embeds token ids, in batches separate from generation. INVALID_ARGUMENT if an input is empty
-    or longer than the context; RESOURCE_EXHAUSTED if the queue of embedding calls is full.
+    """Embeds token ids, in short forward passes between those of generation. INVALID_ARGUMENT if an
+    input is empty or longer than the context; RESOURCE_EXHAUSTED if live calls have too many
+    tokens. Cancelling the call ends its work.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]
     """Describes the served model."""
@@ -54,8 +55,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     INVALID_ARGUMENT if the prompt does not fit; RESOURCE_EXHAUSTED if the queue is full.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.InferenceServiceEmbedRequest, _inference_pb2.InferenceServiceEmbedResponse]  # type: ignore[assignment]
-    """Embeds token ids, in batches separate from generation. INVALID_ARGUMENT if an input is empty
-    or longer than the context; RESOURCE_EXHAUSTED if the queue of embedding calls is full.
+    """Embeds token ids, in short forward passes between those of generation. INVALID_ARGUMENT if an
+    input is empty or longer than the context; RESOURCE_EXHAUSTED if live calls have too many
+    tokens. Cancelling the call ends its work.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes the served model."""
@@ -80,8 +82,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.InferenceServiceEmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.InferenceServiceEmbedResponse, _abc.Awaitable[_inference_pb2.InferenceServiceEmbedResponse]]:
-        """Embeds token ids, in batches separate from generation. INVALID_ARGUMENT if an input is empty
-        or longer than the context; RESOURCE_EXHAUSTED if the queue of embedding calls is full.
+        """Embeds token ids, in short forward passes between those of generation. INVALID_ARGUMENT if an
+        input is empty or longer than the context; RESOURCE_EXHAUSTED if live calls have too many
+        tokens. Cancelling the call ends its work.
         """
 
     @_abc_1.abstractmethod

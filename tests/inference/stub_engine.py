@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 from inference.engine.engine_thread import AsyncEngine
 from inference.engine.interface import Finish, SequenceOutput
@@ -17,11 +18,11 @@ LONG = SamplingParams(max_tokens=200)
 
 @asynccontextmanager
 async def running(
-    runner: StubRunner, *, on_cpu: bool = False, step_timeout: float = 30.0, **limits: int
+    runner: StubRunner, *, on_cpu: bool = False, step_timeout: float = 30.0, **options: Any
 ) -> AsyncIterator[AsyncEngine]:
     """A started engine with the stub runner, stopped at the end."""
     engine = AsyncEngine(
-        lambda: make_stub_engine(runner, **limits), on_cpu=on_cpu, step_timeout=step_timeout
+        lambda: make_stub_engine(runner, **options), on_cpu=on_cpu, step_timeout=step_timeout
     )
     async with asyncio.timeout(20):
         await engine.start()

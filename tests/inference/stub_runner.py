@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from inference.embedding.queue import InputEmbedder
 from inference.engine.admission import Admission
 from inference.engine.engine import Engine
 from inference.engine.interface import ModelInfo
@@ -97,6 +98,7 @@ def make_stub_engine(
     max_num_waiting: int = 8,
     max_num_batched_tokens: int = 32,
     max_context: int = 10_000,
+    embedder: InputEmbedder | None = None,
 ) -> Engine:
     """A small engine with the stub runner, without EOS ids."""
     info = ModelInfo(
@@ -127,6 +129,7 @@ def make_stub_engine(
         scheduler=scheduler,
         runner=runner,
         vocabulary=Vocabulary(None, "the stub has no tokenizer"),
+        embedder=embedder,
     )
 
 

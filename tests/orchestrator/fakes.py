@@ -173,6 +173,11 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         if self.refusal is not None:
             raise self.refusal
         self.embedded.append([list(each.ids) for each in request.inputs])
+        self.num_open += 1
+        try:
+            await asyncio.sleep(self.accept_delay)
+        finally:
+            self.num_open -= 1
         vectors = [[float(len(each.ids)), float(sum(each.ids))] for each in request.inputs]
         return inference_pb2.InferenceServiceEmbedResponse(
             embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]

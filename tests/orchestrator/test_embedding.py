@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -10,14 +11,24 @@ import pytest
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import open_stream
 from mesh.v1 import orchestrator_pb2
-from orchestrator.embedding import BATCH_INPUTS, MAX_INPUTS
+from orchestrator.embedding import BATCH_INPUTS, BATCH_TOKENS, MAX_INPUTS, MAX_TOKENS
+from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, Orchestrator, orchestrator
+from tests.orchestrator.test_service import generate, request
 from tests.orchestrator.tokenizers_made import byte_level
 
 
 def texts(*inputs: str, **fields: Any) -> orchestrator_pb2.EmbedRequest:
     """A request to embed these texts."""
     return orchestrator_pb2.EmbedRequest(inputs=[{"text": each} for each in inputs], **fields)  # type: ignore[misc]
+
+
+def ids(*lengths: int) -> orchestrator_pb2.EmbedRequest:
+    """A request to embed inputs of these numbers of token ids."""
+    asked = orchestrator_pb2.EmbedRequest()
+    for length in lengths:
+        asked.inputs.add().token_ids.ids.extend([1] * length)
+    return asked
 
 
 async def embed(
@@ -58,6 +69,53 @@ async def test_a_failed_batch_is_retried_on_another_replica() -> None:
     assert caught.value.kind in (ErrorKind.OVERLOADED, ErrorKind.UNAVAILABLE)
 
 
+async def test_batches_are_limited_in_tokens() -> None:
+    """So that the requests of several clients take turns at a replica."""
+    async with orchestrator(FakeInference()) as running:
+        responses = await embed(running, ids(*[2000] * 20))
+        assert [len(batch) for batch in running.engine.embedded] == [8, 8, 4]
+    assert all(sum(map(len, batch)) <= BATCH_TOKENS for batch in running.engine.embedded)
+    assert [response.prompt_tokens for response in responses] == [16_000, 16_000, 8000]
+
+
+async def test_tokens_count_against_the_limit_of_all_requests() -> None:
+    """All tokens of a request are reserved before its first batch, and returned at its end."""
+    async with orchestrator(FakeInference(), max_outstanding_tokens=1000) as running:
+        running.engine.accept_delay = 60.0
+        tokens = running.service._pipeline._admission.tokens
+        embedding = asyncio.create_task(embed(running, ids(*[9] * 100)))
+        await eventually(lambda: running.engine.num_open == 1, "the first batch is computed")
+        assert tokens.num_held == 900
+        running.engine.accept_delay = 0.0
+        for asked in (
+            embed(running, ids(200)),
+            generate(running, request(sampling={"max_tokens": 500})),
+        ):
+            with pytest.raises(MeshError, match="900 tokens are in progress") as caught:
+                await asked
+            assert caught.value.kind is ErrorKind.OVERLOADED
+            assert caught.value.retry_after is not None
+        embedding.cancel()
+        await eventually(lambda: tokens.num_held == 0, "the client has left")
+        await eventually(lambda: running.engine.num_open == 0, "the replica's call is cancelled")
+        assert len(running.engine.embedded) == 1
+        await embed(running, ids(200))
+
+
+async def test_an_operator_can_cancel_embeddings() -> None:
+    """No further batch is computed."""
+    async with orchestrator(FakeInference()) as running:
+        running.engine.accept_delay = 60.0
+        embedding = asyncio.create_task(embed(running, ids(*[1] * 200)))
+        await eventually(lambda: running.engine.num_open == 1, "the first batch is computed")
+        [active] = running.service._requests
+        active.cancel()
+        with pytest.raises(MeshError) as caught:
+            await embedding
+        assert caught.value.kind is ErrorKind.CANCELLED
+        assert len(running.engine.embedded) == 1
+
+
 BAD: list[tuple[orchestrator_pb2.EmbedRequest, ErrorKind, str]] = [
     (texts(), ErrorKind.INVALID_REQUEST, "input must have 1 to 2048 texts, given 0"),
     (texts(*["a"] * (MAX_INPUTS + 1)), ErrorKind.INVALID_REQUEST, "given 2049"),
@@ -68,6 +126,11 @@ BAD: list[tuple[orchestrator_pb2.EmbedRequest, ErrorKind, str]] = [
         "input[0] must be text or token_ids",
     ),
     (texts("a", "word " * 3000), ErrorKind.CONTEXT_TOO_LONG, "input[1] resulted in 15000 tokens"),
+    (
+        ids(*[2000] * 152),
+        ErrorKind.INVALID_REQUEST,
+        f"input must have at most {MAX_TOKENS} tokens in all texts together, given 304000",
+    ),
     (texts("a", model="nobody"), ErrorKind.MODEL_NOT_FOUND, "no model 'nobody'"),
 ]
 

@@ -1,4 +1,4 @@
-"""The thread pool of native code; an engine's decoder, embedder and sampler share it."""
+"""The thread pool of native code; an engine's decoder and sampler share it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ThreadPool:
         """`num_threads` includes `run`'s caller. Raises MemoryError if a thread cannot start."""
         self._library = library.load()
         self._library.weir_pool_new.restype = ctypes.c_void_p
-        # The engine's and the embedder's threads both use the pool, which runs one call at a time.
+        # The pool runs one call at a time.
         self._lock = threading.Lock()
         handle = self._library.weir_pool_new(num_threads)
         if not handle:

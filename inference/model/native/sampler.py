@@ -53,7 +53,7 @@ class NativeSampler:
             addresses = bitmasks.ctypes.data + np.arange(len(bitmasks)) * bitmasks.strides[0]
             params["mask"][masks.rows] = addresses
         token_ids = np.empty(num_rows, dtype=np.int32)
-        # An embedding can occupy the pool for seconds; then this thread samples without it.
+        # If another thread computes on the pool, this one samples without it.
         with self._pool.if_free() as pool:
             self._sample(
                 pool,

@@ -1,0 +1,46 @@
+"""How much of the engine's time embeddings get: short pieces, and a third of it under load."""
+
+from __future__ import annotations
+
+PIECE_SECONDS = 0.01
+"""Time that a piece should take: a new sequence waits at most for the piece in progress."""
+
+MIN_PIECE_TOKENS = 32
+"""Least budget of a piece. On a slow machine a smaller one would mostly read the weights."""
+
+GENERATION_SHARE = 2.0
+"""Time of generation steps after each piece, as a multiple of the piece's, while sequences run."""
+
+SMOOTHING = 0.3
+"""Weight of the newest piece in the moving average of the speed."""
+
+
+class Pace:
+    """Decides when the next piece may run, and its size. The caller measures the times."""
+
+    def __init__(self, max_tokens: int) -> None:
+        """`max_tokens` is the token budget of a step."""
+        self._max_tokens = max_tokens
+        self._seconds_per_token = PIECE_SECONDS / MIN_PIECE_TOKENS
+        self._owed_seconds = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Token budget of the next piece."""
+        wanted = int(PIECE_SECONDS / self._seconds_per_token)
+        return min(max(wanted, MIN_PIECE_TOKENS), self._max_tokens)
+
+    def is_due(self, *, generating: bool) -> bool:
+        """Whether a piece may run now; `generating`: sequences run beside it."""
+        return not generating or self._owed_seconds <= 0
+
+    def generated(self, seconds: float) -> None:
+        """Record a generation step."""
+        self._owed_seconds -= seconds
+
+    def computed(self, num_tokens: int, seconds: float) -> None:
+        """Record a piece."""
+        self._owed_seconds = GENERATION_SHARE * seconds
+        if num_tokens >= min(MIN_PIECE_TOKENS, self._max_tokens):  # else it is mostly overhead
+            newest = seconds / num_tokens
+            self._seconds_per_token += SMOOTHING * (newest - self._seconds_per_token)
