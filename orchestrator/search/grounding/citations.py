@@ -9,20 +9,17 @@ import re
 from collections.abc import Collection
 
 MAX_CHARACTERS = 40
-"""Maximum characters between the brackets of a citation; bounds the text that is held back."""
+"""Maximum characters between the brackets of a citation."""
 
 MAX_SPACES = 8
 """Maximum spaces removed together with the citation that follows them."""
 
-CITATION = re.compile(rf"\[[ \t,]*[0-9][0-9 \t,]{{0,{MAX_CHARACTERS - 1}}}\]")
+CITATION = re.compile(rf"\[(?=[^\]]{{1,{MAX_CHARACTERS}}}\])[ \t,]*[0-9][0-9 \t,]*\]")
 """One citation, with any numbers."""
 
-_SPACED = re.compile(rf"[ \t]{{0,{MAX_SPACES}}}(?P<citation>{CITATION.pattern})")
-# Brackets may be nested: removing an inner citation can turn the text around it into one.
-_INCOMPLETE = re.compile(
-    rf"[ \t]{{0,{MAX_SPACES}}}(?:\[[0-9 \t,]{{0,{MAX_CHARACTERS + MAX_SPACES}}})*\Z"
-)
+_PIECE = re.compile(r"[\[\]]|[0-9 \t,]+|[^\[\]0-9 \t,]+")
 _NUMBER = re.compile("[0-9]+")
+_INSIDE = frozenset("0123456789 \t,")
 
 
 def citation_numbers(citation: str) -> list[int]:
@@ -40,39 +37,70 @@ class CitationFilter:
     """Removes citations of numbers that are not allowed from a stream of text.
 
     Holds back text that may become a citation until it is complete, so text that was returned is
-    never revised. The concatenated output does not depend on how the text is split.
+    never revised. Brackets may be nested: removing an inner citation can turn the text around it
+    into one. The output does not depend on how the text is split, and takes linear time.
     """
 
     def __init__(self, allowed: Collection[int]) -> None:
         """`allowed` are the numbers of the passages in the prompt."""
         self._allowed = allowed
-        self._held = ""
+        self._held = [""]
+        """Spaces, then each bracket that is open, with the digits, spaces and commas after it."""
+        self._checked: list[str] = []
 
     def push(self, text: str) -> str:
         """Adds text; returns the text that later text can no longer change."""
-        checked, self._held = self._check(self._held + text)
-        incomplete = _INCOMPLETE.search(self._held)
-        assert incomplete is not None, "the pattern matches the empty string too"
-        begin = incomplete.start()
-        checked, self._held = checked + self._held[:begin], self._held[begin:]
-        return checked
+        for piece in _PIECE.findall(text):
+            if piece == "[":
+                self._held.append(piece)
+            elif piece == "]":
+                self._close()
+            elif piece[0] in _INSIDE:
+                self._extend(piece)
+            else:
+                self._release(piece)
+        return self._take()
 
     def flush(self) -> str:
         """Returns the text held back, which is no citation; call it at the end of the stream."""
-        held, self._held = self._held, ""
-        return held
+        self._release("")
+        return self._take() + self._held.pop()
 
-    def _check(self, text: str) -> tuple[str, str]:
-        """Splits after the last valid citation; removes invalid citations from the second part."""
-        checked = ""
-        while match := _SPACED.search(text):
-            numbers = citation_numbers(match["citation"])
-            valid = [number for number in numbers if number in self._allowed]
-            if valid and len(valid) == len(numbers):
-                checked, text = checked + text[: match.end()], text[match.end() :]
-                continue
-            # The text around the removed citation is searched again: it may form a new one.
-            spaces = text[match.start() : match.start("citation")]
-            kept = f"{spaces}[{', '.join(map(str, valid))}]" if valid else ""
-            text = text[: match.start()] + kept + text[match.end() :]
-        return checked, text
+    def _extend(self, piece: str) -> None:
+        """Adds digits, spaces and commas to the innermost open bracket, or to plain text."""
+        self._held[-1] += piece
+        # An inner citation is removed with the spaces before it, which shortens this one.
+        if len(self._held) == 1 or len(self._held[-1]) > 1 + MAX_CHARACTERS + MAX_SPACES:
+            self._release("")
+
+    def _close(self) -> None:
+        """Ends the innermost open bracket, and removes or returns its citation if it is one."""
+        citation = self._held[-1] + "]"
+        if not CITATION.fullmatch(citation):
+            self._release("]")
+            return
+        numbers = citation_numbers(self._held.pop())
+        valid = [number for number in numbers if number in self._allowed]
+        if valid and len(valid) == len(numbers):
+            self._release(citation)
+            return
+        before = self._held[-1]
+        kept = before.rstrip(" \t")
+        kept = before[: max(len(kept), len(before) - MAX_SPACES)]
+        if valid:
+            self._release(f"[{', '.join(map(str, valid))}]")
+        else:
+            self._held[-1] = kept
+
+    def _release(self, text: str) -> None:
+        """Marks what is held and then `text` as checked, except for the spaces at its end."""
+        released = "".join(self._held) + text
+        spaces = released[-MAX_SPACES:]
+        spaces = spaces[len(spaces.rstrip(" \t")) :]
+        self._checked.append(released[: len(released) - len(spaces)])
+        self._held = [spaces]
+
+    def _take(self) -> str:
+        checked = "".join(self._checked)
+        self._checked.clear()
+        return checked

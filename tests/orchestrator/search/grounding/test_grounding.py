@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.search.grounding.grounding import find_support, ground
+from orchestrator.search.grounding.grounding import ground
+from orchestrator.search.grounding.support import SupportFinder
 from orchestrator.search.prompt import NOTHING_FOUND
 
 PASSAGES = {
@@ -86,23 +87,23 @@ def test_the_nothing_found_sentence_needs_no_source() -> None:
 )
 def test_a_sentence_is_supported_by_words_in_order(sentence: str, support: str | None) -> None:
     """Inflected words count; other numbers, a negation or another word order do not."""
-    span = find_support(sentence, PASSAGES[1])
+    span = SupportFinder(PASSAGES[1]).find(sentence)
     assert (None if span is None else PASSAGES[1][slice(*span)]) == support
 
 
 def test_a_negated_sentence_is_supported_only_by_a_negated_one() -> None:
     """A negated passage does not support the positive statement."""
-    assert find_support("A cache will not store any passwords.", PASSAGES[2]) is not None
-    assert find_support("A cache does store passwords.", PASSAGES[2]) is None
+    assert SupportFinder(PASSAGES[2]).find("A cache will not store any passwords.") is not None
+    assert SupportFinder(PASSAGES[2]).find("A cache does store passwords.") is None
 
 
 def test_scripts_without_spaces_are_compared_by_character() -> None:
     """Japanese text, which has no spaces between words."""
     passage = "東京は日本の首都です。人口は千四百万人です。"
-    span = find_support("東京は、日本の首都です。", passage)
+    span = SupportFinder(passage).find("東京は、日本の首都です。")
     assert span is not None
     assert passage[slice(*span)].startswith("東京")
-    assert find_support("大阪の城は美しい。", passage) is None
+    assert SupportFinder(passage).find("大阪の城は美しい。") is None
 
 
 @given(text=st.text("Ab. [1]2,!\n? é日", max_size=80))

@@ -1,0 +1,108 @@
+"""Work on untrusted text takes time in proportion to its length, and leaves the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.usage import Usage
+from orchestrator.search import summary as summary_module
+from orchestrator.search.grounding.citations import CitationFilter, cited_numbers
+from orchestrator.search.grounding.grounding import Citation, ground
+from orchestrator.search.grounding.sentences import (
+    MAX_BLOCK_CHARACTERS,
+    sentence_spans,
+    split_sentences,
+)
+from tests.orchestrator.fakes import FakeInference, orchestrator
+
+MAX_FACTOR = 24
+"""Most time for ten times the text; quadratic work takes a hundred times as long."""
+
+PASSAGE = "Caches expire entries after 60 seconds. A cache does not store passwords. " * 10
+
+
+def filter_citations(text: str) -> None:
+    """Filter a text that arrives by character."""
+    filter_ = CitationFilter((1,))
+    for character in text:
+        filter_.push(character)
+    filter_.flush()
+
+
+def ground_text(text: str) -> None:
+    """Ground a text whose citations are all of one passage."""
+    ground(text, {1: PASSAGE})
+
+
+WORK: list[tuple[str, Callable[[str], object], str]] = [
+    ("open brackets", filter_citations, "["),
+    ("invalid citations", filter_citations, "[9]"),
+    ("nested citations", filter_citations, "[[9]"),
+    ("citations cut short", filter_citations, "[1 "),
+    ("brackets", cited_numbers, "[1 ["),
+    ("sentences", ground_text, "Caches expire many entries after 60 seconds [1]. "),
+    ("white space", ground_text, " "),
+    ("short sentences", ground_text, "A. [1]"),
+    ("Chinese", split_sentences, "汉字。"),
+    ("no sentence end", split_sentences, "汉"),
+]
+
+
+def seconds(work: Callable[[str], object], text: str) -> float:
+    """The shortest of three runs, in CPU time of this thread."""
+    times = []
+    for _ in range(3):
+        began = time.thread_time()
+        work(text)
+        times.append(time.thread_time() - began)
+    return min(times)
+
+
+@pytest.mark.parametrize(("work", "text"), [each[1:] for each in WORK], ids=[w[0] for w in WORK])
+def test_ten_times_the_text_takes_about_ten_times_as_long(
+    work: Callable[[str], object], text: str
+) -> None:
+    """The long text has 20,000 characters, as the longest summary."""
+    long = text * (20_000 // len(text))
+    short = text * (2_000 // len(text))
+    taken = seconds(work, long)
+    assert taken < 0.5
+    assert taken < MAX_FACTOR * seconds(work, short) + 0.005
+
+
+def test_long_texts_are_cut_at_sentences() -> None:
+    """No character is lost, and whole sentences stay whole."""
+    sentence = "Caches expire entries, which takes 60 seconds. "
+    text = sentence * 200
+    assert len(text) > 4 * MAX_BLOCK_CHARACTERS
+    assert split_sentences(text) == [sentence.strip()] * 200
+    spans = sentence_spans(text)
+    assert [text[slice(*span)] for span in spans] == [sentence.strip()] * 200
+    assert "".join(split_sentences("汉" * 9000)) == "汉" * 9000
+
+
+async def test_grounding_leaves_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop serves others while a long summary is grounded."""
+    began, proceed = threading.Event(), threading.Event()
+
+    def slow_ground(text: str, passages: Mapping[int, str]) -> list[Citation]:
+        began.set()
+        assert proceed.wait(10), "the event loop is blocked"
+        return []
+
+    monkeypatch.setattr(summary_module, "ground", slow_ground)
+    async with orchestrator(FakeInference()) as running:
+        pipeline = running.service._pipeline
+        finish = GenerationFinish(FinishReason.STOP, Usage())
+        grounding = asyncio.create_task(pipeline.ground(pipeline.new_summary(), finish))
+        while not began.is_set():
+            await asyncio.sleep(0.001)
+        proceed.set()
+        [event] = await grounding
+        assert isinstance(event, summary_module.SummaryFinish)
