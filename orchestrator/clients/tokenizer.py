@@ -12,7 +12,7 @@ import grpc.aio
 from tokenizers import Tokenizer
 
 from mesh.errors import ErrorKind, MeshError
-from mesh.hub.vocabulary import vocabulary_sha256
+from mesh.hub import vocabulary
 from mesh.protocol.chat import ChatPrompt, chat_to_proto
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -169,13 +169,13 @@ def _load(files: dict[str, bytearray], sha256: str) -> LocalTokenizer:
     if content is None:
         raise TokenizerUnusable("there is no tokenizer.json")
     try:
-        vocabulary = vocabulary_sha256(bytes(content))
-        settings = json.loads(bytes(content))
+        settings = vocabulary.parse(bytes(content))
+        vocabulary_sha256 = vocabulary.digest_of(settings)
         # The service has truncated and padded already, where its settings say so.
         settings["truncation"] = settings["padding"] = None
         tokenizer = Tokenizer.from_str(json.dumps(settings))
         format = answer_format(_templates(files))
-        return LocalTokenizer(tokenizer, Decoder(tokenizer), format, vocabulary)
+        return LocalTokenizer(tokenizer, Decoder(tokenizer), format, vocabulary_sha256)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise TokenizerUnusable(f"{type(error).__name__}: {error}") from error
 
