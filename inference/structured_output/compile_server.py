@@ -33,7 +33,7 @@ from inference.structured_output.vocabulary import Vocabulary, VocabularySource
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint, SchemaRule
 
 NICENESS = 15
-"""Below the engine's compute threads: requests without constraints go first."""
+"""Lower priority than the engine's compute threads, which serve the other requests."""
 
 STACK_BYTES = 4 * 2**20
 """Half of a thread's stack, so that what compiles here does not overflow the engine's."""

@@ -62,6 +62,7 @@ class ConstraintCompiler:
         self._limits = limits
         self._server: _Server | None = None
         self._starting = asyncio.Lock()
+        self._is_closed = False
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="constraints")
         self._compilations: dict[OutputConstraint, _Compilation] = {}
         self._slots = asyncio.Semaphore(MAX_FORKS)
@@ -72,7 +73,7 @@ class ConstraintCompiler:
 
         Requests with the same constraint share one compilation. An invalid constraint, or one that
         exceeds a limit, is kept as an error, which `Vocabulary.matcher` raises. Raises
-        `EngineUnavailable` if the compiling process cannot run.
+        `EngineUnavailable` if the compiling process cannot run, or if `close` ends it.
         """
         if self._vocabulary.has(constraint):
             return
@@ -84,6 +85,10 @@ class ConstraintCompiler:
         compilation.num_waiting += 1
         try:
             await asyncio.shield(compilation.task)
+        except asyncio.CancelledError as error:
+            if self._is_closed and compilation.task.cancelled():
+                raise EngineUnavailable("the engine has stopped") from error
+            raise
         finally:
             compilation.num_waiting -= 1
             if not compilation.num_waiting:
@@ -92,6 +97,7 @@ class ConstraintCompiler:
 
     async def close(self) -> None:
         """Ends the compilations and the process."""
+        self._is_closed = True
         tasks = [compilation.task for compilation in self._compilations.values()]
         for task in tasks:
             task.cancel()

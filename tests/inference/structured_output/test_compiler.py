@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from inference.engine.errors import InvalidSamplingParams
+from inference.engine.errors import EngineUnavailable, InvalidSamplingParams
 from inference.structured_output import compiler as compiler_module
 from inference.structured_output.compiler import CompileLimits, ConstraintCompiler
 from inference.structured_output.vocabulary import Vocabulary, VocabularySource
@@ -178,6 +178,17 @@ async def test_a_key_does_not_take_every_place(
         await eventually(lambda: compiler._server.has_ended, "the process has ended")
         await compiler.compile(schema_of({"type": "boolean"}), "modest")
         vocabulary.matcher(schema_of({"type": "boolean"}))
+
+
+async def test_the_end_of_the_engine_ends_compilations(
+    source: VocabularySource, no_tasks_left: None
+) -> None:
+    """Their requests can be tried at another engine."""
+    async with compiling(source, max_seconds=50) as (compiler, _):
+        request = asyncio.create_task(compiler.compile(schema_of(SLOW), ""))
+        await eventually(lambda: compiler._server is not None and len(forks(compiler)) == 1, "one")
+    with pytest.raises(EngineUnavailable):
+        await request
 
 
 async def test_a_hundred_large_tools_compile(source: VocabularySource) -> None:
