@@ -171,12 +171,15 @@ async def generate(
         call = replica.generate(
             [*prompt, *delivered], sampling, len(delivered), span, model.model_sha256
         )
-        waiting: object | None = replica.first_tokens.begin()
+        # Before it accepts a request, an engine compiles the constraint, which may take long.
+        waiting = None if sampling.constraint else replica.first_tokens.begin()
         try:
             with lease:
                 async with call as stream, ReadAhead(stream) as chunks:
                     with active.on_cancel(stream.cancel):
                         async for chunk in chunks:
+                            if not accepted and waiting is None:
+                                waiting = replica.first_tokens.begin()
                             accepted = True
                             if waiting is not None and (chunk.token_ids or chunk.finish):
                                 replica.first_tokens.served(waiting)
@@ -195,8 +198,9 @@ async def generate(
                 replica.first_tokens.left(waiting)
         reason = _finish_reason(delivered, sampling, model)
         if reason is not None:  # only the finish was lost with the replica
-            usage = Usage(len(prompt), len(delivered))
-            yield TokenChunk((), finish=GenerationFinish(reason, usage))
+            yield TokenChunk(
+                (), finish=GenerationFinish(reason, Usage(len(prompt), len(delivered)))
+            )
             return
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.rpc.channel import open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.generation import ModelInfo
+from orchestrator.routing import first_tokens
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 from tests.orchestrator.test_service import generate, kinds_of, request, text_of
@@ -305,3 +307,30 @@ async def test_an_unexpected_error_stays_internal() -> None:
             await generate(running, request())
         assert len(running.service._replicas.ready) == 2
     assert caught.value.kind is ErrorKind.INTERNAL
+
+
+async def test_compiling_a_constraint_is_not_a_late_first_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine that compiles a client's slow schema is still chosen for others."""
+    monkeypatch.setattr(first_tokens, "MIN_OVERDUE_SECONDS", 0.02)
+    engines = [FakeInference(), FakeInference()]
+    async with orchestrator(*engines) as running:
+        compiling, other = in_order(running)
+        compiling.accept_delay = 60.0
+        asked = request(sampling={"max_tokens": 1, "constraint": {"regex": "a*"}})
+        waiting = asyncio.create_task(generate(running, asked))
+        await eventually(lambda: compiling.num_open == 1, "the engine has the request")
+        compiling.accept_delay = 0.0
+        for number in range(20):
+            if other.requests:
+                break
+            compiling.requests.clear()
+            await generate(running, request(f"{number} is the start", sampling={"max_tokens": 1}))
+        assert len(other.requests) == 1
+        replicas = running.service._replicas.ready
+        await asyncio.sleep(0.05)
+        for replica in replicas:
+            assert replica.first_tokens.find_overdue(r.first_tokens for r in replicas) == (False, 0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
