@@ -9,8 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 
 import pytest
+
+from tests.e2e.support.stack import free_ports
 
 PROGRAM = """
 import asyncio, sys
@@ -25,7 +28,7 @@ class Service:
     servicers = ()
     async def watch_ready(self, set_ready):
         await set_ready(True)
-        if mode == "watch fails":
+        if mode.startswith("watch fails"):
             raise RuntimeError("lost the model")
         await asyncio.Event().wait()
 
@@ -48,7 +51,7 @@ async def application():
                 tasks.create_task(background())
             yield Service()
             print("leaving", flush=True)
-            if mode == "slow stop":
+            if mode.endswith("slow stop"):
                 await asyncio.sleep(60)
     finally:
         print("left", flush=True)
@@ -159,6 +162,17 @@ def test_a_signal_while_loading_ends_the_load() -> None:
     assert process.returncode == 0, log
     assert time.monotonic() - started < 5
     assert out == "left\n"
+
+
+def test_a_service_that_fails_and_cannot_end_is_not_live() -> None:
+    """So that the kubelet restarts it; its loop still responds."""
+    [port] = free_ports(1)
+    with program("watch fails, slow stop", "--metrics-listen", f"127.0.0.1:{port}") as process:
+        process.wait_for("drained")
+        connection = HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 503
+        connection.close()
 
 
 def test_a_second_signal_kills_the_process() -> None:
