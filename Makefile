@@ -68,7 +68,7 @@ run-local: $(VENV)/.local
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos
+	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire
 
 ## test-images: Build the images from a local base image, and run them as the chart does (minutes)
 .PHONY: test-images
@@ -103,6 +103,19 @@ chaos-short: $(VENV)/.dev
 	@echo "Injecting faults into real processes for half a minute"
 	@SEED=1 DURATION=20 $(BIN)/python -m pytest -q tests/chaos/test_faults.py
 	@SEED=1 $(BIN)/python -m pytest -q tests/chaos/test_lost_peers.py -k short
+
+## fuzz-http: Send random raw HTTP to a gateway for DURATION seconds (600), and measure /livez meanwhile (SEED=… repeats a run)
+.PHONY: fuzz-http
+fuzz-http: DURATION := $(or $(DURATION),600)
+fuzz-http: $(VENV)/.dev
+	@echo "Sending random raw HTTP for $(DURATION) seconds"
+	@SEED=$(SEED) DURATION=$(DURATION) $(BIN)/python -m pytest -q -s tests/wire/test_fuzz.py
+
+## wire-short: Send random raw HTTP for 4 seconds with a fixed seed, and requests of the JDK's client
+.PHONY: wire-short
+wire-short: $(VENV)/.dev
+	@echo "Sending random raw HTTP for 4 seconds, and requests of the JDK's client"
+	@SEED=1 DURATION=4 $(BIN)/python -m pytest -q tests/wire
 
 ## lint: Check style, types, imports and spelling
 .PHONY: lint
@@ -193,7 +206,7 @@ chart-check: $(VENV)/.dev
 
 ## ci: Run the checks of CI: lint, types, generated files, tests, faults
 .PHONY: ci
-ci: lint proto-check chart-check test chaos-short
+ci: lint proto-check chart-check test chaos-short wire-short
 
 # helm from PATH, or a downloaded one.
 HELM ?= $(shell command -v helm || $(BIN)/python -m scripts.find_helm)

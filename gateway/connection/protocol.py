@@ -43,7 +43,7 @@ LINGER_SECONDS = 5.0
 WRITE_GRACE_SECONDS = 30.0
 """Time after which a client must have read its response at the minimum rate."""
 
-_METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
+_METHODS_WITH_BODY = (b"POST", b"PUT", b"PATCH")
 
 
 class _Part(Enum):
@@ -76,6 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _num_unread_bytes = 0
     """Body bytes that the application does not read."""
     _num_trailers = 0
+    _takes_body = False
     _discarding = False
     """Whether all input is discarded, because it cannot be a further request."""
     _lingering = False
@@ -197,6 +198,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise Refused(refusal.TOO_PIPELINED)
         self._part = _Part.BODY
         self._num_unread_bytes = self._num_trailers = 0
+        self._takes_body = self.parser.get_method() in _METHODS_WITH_BODY
         super().on_headers_complete()
         self.cycle.transport = self._response_transport  # type: ignore[assignment]
         if self.scope["http_version"] == "1.0":
@@ -204,7 +206,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._budget.add_body(len(body))
-        if self.cycle.response_started or self.scope["method"] not in _METHODS_WITH_BODY:
+        if self.cycle.response_started or not self._takes_body:
             self._num_unread_bytes += len(body)
             if self._num_unread_bytes > MAX_UNREAD_BYTES:
                 raise Refused(refusal.UNREAD_BODY)

@@ -42,6 +42,13 @@ IDLE_CONNECTION_SECONDS = 75
 SEND_BUFFER_BYTES = 128 * 1024
 """Size of the kernel's send buffer, enough for a stream of text at any round-trip time."""
 
+RECEIVE_BUFFER_BYTES = 64 * 1024
+"""Size of the kernel's receive buffer; Linux doubles it.
+
+It bounds the size of one read, and with it the time that a body in chunks of one byte occupies the
+event loop: 10 ms instead of 20 ms.
+"""
+
 CHECK_SECONDS = 1.0
 """Interval of checks whether the certificate's files changed."""
 
@@ -213,4 +220,5 @@ def _listen(address: str) -> socket.socket:
     # Inherited by each connection. By default the kernel buffers megabytes of a stream for a
     # client that does not read.
     server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
     return server
