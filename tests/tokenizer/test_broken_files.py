@@ -17,9 +17,7 @@ from tokenizer.files import TokenizerFiles, files_sha256
 from tokenizer.settings import TokenizerSettings
 from tokenizer.tokenizer import Tokenizer
 
-BAD_VALUES: list[Any] = [
-    *(None, -1, 0, 1.5, 10**30, True, "x", "\ud800", [], ["a"], [["a", 1]], {}, {"a": -1}),
-]
+BAD_VALUES: list[Any] = [None, -1, 10**30, "\ud800", [], [["a", 1]], {"a": -1}]
 
 TOKENIZER_JSON: dict[str, Any] = json.loads(train_tokenizer().to_str())
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from inference.application import application
 from inference.engine.errors import ModelLoadError
 from inference.model.config import load_config
+from inference.model.config_files import ConfigFields
 from inference.model.weights import Weights
 from inference.settings import InferenceSettings
 from mesh.process.lifecycle import StartupError
@@ -79,12 +80,16 @@ def refusal(folder: Path) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "SmolLM3ForCausalLM"])
-def test_every_field_of_the_config_may_be_broken(folder: Path, architecture: str) -> None:
+def test_every_field_of_the_config_may_be_broken(folder: Path) -> None:
     """Each key gets each bad value: accepted, or refused in one line with the file's name."""
     path = folder / "config.json"
-    content = {**json.loads(path.read_text()), **COMPLETE, "architectures": [architecture]}
-    content.pop("rope_parameters", None)
+    written = json.loads(path.read_text())
+    # SmolLM3 reads every field.
+    content = {**written, **COMPLETE, "architectures": ["SmolLM3ForCausalLM"]}
+    content = {
+        k: v for k, v in content.items() if k in {"architectures", *ConfigFields.model_fields}
+    }
+    del content["rope_parameters"]
     refused = set()
     for key in paths(content):
         for bad in BAD_VALUES:
