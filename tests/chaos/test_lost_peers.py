@@ -234,10 +234,29 @@ async def test_streams_of_a_frozen_process_continue(cluster: Cluster, service: s
 
 async def test_a_frozen_gateway_holds_no_engine(cluster: Cluster) -> None:
     """The services cancel its requests, and the other gateway does not notice."""
-    frozen, other = cluster.of("gateway")
+    frozen = cluster.of("gateway")[0]
+    await lose_gateway(
+        cluster, lambda: frozen.send(signal.SIGSTOP), lambda: frozen.send(signal.SIGCONT)
+    )
+
+
+async def test_a_partitioned_gateway_holds_no_engine(tmp_path: Path) -> None:
+    """All packets from and to it are dropped."""
+    with namespace() as apart:
+        context = running_cluster(tmp_path, NUMBERS, SETTINGS, apart=("gateway", apart))
+        cluster = await asyncio.to_thread(context.__enter__)
+        try:
+            await lose_gateway(cluster, apart.cut, apart.heal)
+        finally:
+            await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+async def lose_gateway(cluster: Cluster, lose: Action, restore: Action) -> None:
+    """Loses the first gateway during streams, and checks that they end in the engines."""
+    lost, other = cluster.of("gateway")
     disturbed = OtherClients(f"http://{other.address}")
-    async with long_streams([f"http://{frozen.address}"], max_tokens=4000):
-        frozen.send(signal.SIGSTOP)
+    async with long_streams([f"http://{lost.address}"], max_tokens=4000):
+        lose()
         began = time.monotonic()
         try:
             async with disturbed.running():
@@ -246,7 +265,7 @@ async def test_a_frozen_gateway_holds_no_engine(cluster: Cluster) -> None:
                 await wait_idle(engine.address)
             assert time.monotonic() - began <= PROMISED_SECONDS
         finally:
-            frozen.send(signal.SIGCONT)
+            restore()
     assert all(result.complete for result in disturbed.results)
     assert max(result.ttft for result in disturbed.results) < CAUGHT_SECONDS
     await check_everything_works(cluster)
