@@ -257,7 +257,7 @@ $(VENV)-audit/bin/pip-audit:
 ## audit: Check the pinned dependencies for known vulnerabilities (needs access to pypi.org)
 .PHONY: audit
 audit: $(VENV)-audit/bin/pip-audit
-	@$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict \
+	@$(VENV)-audit/bin/pip-audit --requirement constraints.txt --require-hashes --disable-pip --strict \
 	  --progress-spinner off || { echo "audit: vulnerabilities were found, or the database is not reachable" >&2; exit 1; }
 
 $(VENV)-pin/bin/uv:
