@@ -156,7 +156,7 @@ BAD: list[tuple[dict[str, Any], ErrorKind, str, str]] = [
     ({"sampling": {"top_p": 0}}, ErrorKind.INVALID_REQUEST, "top_p", "given 0"),
     ({"sampling": {"logit_bias": {5: 101}}}, ErrorKind.INVALID_REQUEST, "logit_bias", "101"),
     ({"stop": list("abcde")}, ErrorKind.INVALID_REQUEST, "stop", "given 5"),
-    ({"stop": [""]}, ErrorKind.INVALID_REQUEST, "stop", "given 0"),
+    ({"stop": [""]}, ErrorKind.INVALID_REQUEST, "stop[0]", "given 0"),
     ({"sampling": {"max_tokens": 5000}}, ErrorKind.CONTEXT_TOO_LONG, "max_tokens", "5000"),
     ({"text": "word " * 9000}, ErrorKind.CONTEXT_TOO_LONG, "prompt", "2048"),
     ({"token_ids": {"ids": [5] * 2048}}, ErrorKind.CONTEXT_TOO_LONG, "prompt", "2048"),
