@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from mesh.rpc.interceptor import RpcInterceptor
-from mesh.rpc.targets import AddressError
+from mesh.rpc.targets import bind_error
 from mesh.rpc.tls import NO_TLS, TlsFiles, server_credentials
 from mesh.rpc.transport import server_options
 
@@ -127,16 +126,4 @@ def _bind(
             return server.add_insecure_port(address)
         return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise AddressError(address, _cause(address, error)) from error
-
-
-def _cause(address: str, error: RuntimeError) -> OSError:
-    """The system's error, which gRPC does not report."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        family, *_, name = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        socket.create_server(name[:2], family=family).close()
-    except OSError as cause:
-        return cause
-    return OSError(str(error))
+        raise bind_error(address, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import Sequence
 
 
@@ -20,6 +21,19 @@ class AddressError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def bind_error(address: str, error: RuntimeError) -> AddressError:
+    """Why gRPC, which does not report the system's error, could not bind to `address`."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, *_, name = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        socket.create_server(name[:2], family=family).close()
+    except OSError as cause:
+        return AddressError(address, cause)
+    return AddressError(address, OSError(str(error)))
 
 
 def with_default_port(host: str, port: int) -> str:

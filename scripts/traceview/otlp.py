@@ -19,6 +19,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from mesh.observability import semconv
+from mesh.rpc.targets import bind_error
 from scripts.traceview.spans import Event, Span, Value
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -47,7 +48,7 @@ def empty_response() -> bytes:
 
 @contextmanager
 def grpc_receiver(address: str, add: AddSpans) -> Iterator[int]:
-    """Receives exports at `address`, HOST:PORT; yields the port. Raises OSError."""
+    """Receives exports at `address`, HOST:PORT; yields the port. Raises AddressError."""
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # With SO_REUSEPORT, a second receiver could share the port and get half of the spans.
@@ -58,7 +59,7 @@ def grpc_receiver(address: str, add: AddSpans) -> Iterator[int]:
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: {error}") from None
+        raise bind_error(address, error) from None
     server.start()
     try:
         yield port

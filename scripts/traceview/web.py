@@ -22,6 +22,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from mesh.process.threaded_server import serve_in_thread
+from mesh.rpc.targets import AddressError
 from scripts.traceview.otlp import MAX_MESSAGE_BYTES, empty_response, parse_bytes
 from scripts.traceview.spans import Span, waterfall
 from scripts.traceview.store import Store
@@ -46,10 +47,13 @@ _TRACE = re.compile("/api/traces/([0-9a-f]{32})")
 
 @contextmanager
 def web_server(address: str, store: Store) -> Iterator[int]:
-    """Serves at `address`, HOST:PORT; yields the port. Raises OSError."""
+    """Serves at `address`, HOST:PORT; yields the port. Raises AddressError."""
     host, _, port = address.rpartition(":")
     handler = type("_BoundHandler", (_Handler,), {"store": store})
-    server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
+    try:
+        server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
+    except OSError as error:
+        raise AddressError(address, error) from error
     with serve_in_thread(server, "web") as bound_port:
         yield bound_port
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -246,3 +247,18 @@ def test_the_process_starts_and_ends(exported: tuple[TracerProvider, InMemorySpa
         assert process.wait(20) == 0
     assert head.startswith("bake  failed")
     assert trace_id in head
+
+
+def test_a_port_in_use_is_named() -> None:
+    """By both servers; gRPC itself does not report the system's error."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for server in (
+            web_server(address, Store(1)),
+            grpc_receiver(address, Store(1).add),
+        ):
+            with (
+                pytest.raises(OSError, match=f"cannot listen on {address}: Address already in use"),
+                server,
+            ):
+                pass
