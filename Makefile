@@ -87,6 +87,12 @@ fuzz: $(VENV)/.dev
 schemas: $(VENV)/.dev
 	@SCHEMA_CASES=10000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/e2e/api/test_generated_schemas.py
 
+## fuzz-conversations: Send 10,000 generated conversations to the four services (minutes)
+.PHONY: fuzz-conversations
+fuzz-conversations: $(VENV)/.dev
+	@echo "Sending 10,000 generated conversations"
+	@CONVERSATION_CASES=10000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/e2e/api/test_conversations.py
+
 ## soak: Send 10,000 requests through one engine, and abort a third of them (minutes)
 .PHONY: soak
 soak: $(VENV)/.dev

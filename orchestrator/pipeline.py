@@ -144,7 +144,7 @@ class Generation:
 def start(model: ModelInfo, active: ActiveRequest) -> GenerationStarted:
     """The start of a generation, to be sent now."""
     active.started = True
-    return GenerationStarted(model.name, active.account.prompt_tokens)
+    return GenerationStarted(model.name, active.account.prompt_tokens, active.tool_prompt)
 
 
 def abort(model: ModelInfo, active: ActiveRequest) -> Progress:
@@ -231,9 +231,11 @@ class Pipeline:
                         request.sampling.constraint,
                         request.echo,
                         request.tool_choice,
+                        model.context_length,
                     )
             except MeshError as error:
                 raise with_context_length(error, model) from error
+            active.tool_prompt = prompt.encoded.tool_prompt
             span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
         return prompt
 

@@ -13,11 +13,16 @@ from mesh.process.lifecycle import StartupError
 from tokenizer import metrics
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import TOKENIZER_FILE, TokenizerFiles, read_files
+from tokenizer.rendering.requests import RenderLimits
+from tokenizer.rendering.workers import RenderWorkers
 from tokenizer.service import TokenizerService
 from tokenizer.settings import TokenizerSettings
 from tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("tokenizer")
+
+MAX_RENDERED_RATIO = 4
+"""Maximum length of a rendered prompt relative to the input limit; indented JSON grows most."""
 
 
 @asynccontextmanager
@@ -27,6 +32,8 @@ async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerSer
     files = await asyncio.to_thread(read_files, settings.model)
     vocabulary = await asyncio.to_thread(_vocabulary_sha256, settings.model, files)
     tokenizer = await asyncio.to_thread(Tokenizer, settings.model, files)
+    limits = render_limits(settings)
+    workers = await asyncio.to_thread(RenderWorkers, tokenizer.format, limits)
     logger.info(
         "tokenizer loaded",
         extra={
@@ -39,9 +46,19 @@ async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerSer
     executor = BoundedExecutor(settings.num_workers, settings.max_waiting)
     metrics.export_pending(lambda: executor.num_pending)
     try:
-        yield TokenizerService(settings, files, tokenizer, executor)
+        yield TokenizerService(settings, files, tokenizer, workers, executor)
     finally:
         executor.close()
+        workers.close()
+
+
+def render_limits(settings: TokenizerSettings) -> RenderLimits:
+    """The limits of a worker process."""
+    return RenderLimits(
+        cpu_seconds=settings.template_timeout_seconds,
+        memory_bytes=settings.template_memory_mib << 20,
+        max_characters=MAX_RENDERED_RATIO * settings.max_input_characters,
+    )
 
 
 def _vocabulary_sha256(model: str, files: TokenizerFiles) -> str:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from mesh.process.lifecycle import StartupError
+from tokenizer.chat.prompt_format import DEFAULT_TEMPLATE
 from tokenizer.files import CONFIG_FILE, NAMED_TEMPLATES, SPECIAL_TOKENS_FILE, TEMPLATE_FILE
-
-DEFAULT_TEMPLATE = "default"
 
 SPECIAL_TOKEN_NAMES = (
     "bos_token",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,13 @@ from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.observability import semconv
 from mesh.observability.metrics import exemplar, labelled
 from mesh.process.lifecycle import SetReady
+from mesh.protocol.chat import MAX_MESSAGES, ToolPrompt, tool_prompt_to_proto
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tokenizer.chat.conversation import (
-    Conversation,
-    build_message,
-    parse_template_kwargs,
-    parse_tools,
-)
-from tokenizer.chat.render_limits import RenderLimits
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import TokenizerFiles
 from tokenizer.metrics import ENCODE_SECONDS, TOKENS
+from tokenizer.rendering.workers import RenderWorkers
 from tokenizer.settings import TokenizerSettings
 from tokenizer.tokenizer import SHORT_CHARACTERS, Tokenizer
 
@@ -37,8 +33,9 @@ if TYPE_CHECKING:  # generic in the stubs only
 FILE_PART_BYTES = 1024 * 1024
 """Maximum bytes of a file in one GetTokenizer response."""
 
-MAX_RENDERED_RATIO = 4
-"""Maximum length of a rendered prompt relative to the input limit; indented JSON grows most."""
+UNRENDERED_SLACK = 4
+"""A conversation is refused before it is rendered if it has this many times the tokens that fit:
+a template may omit a part of it, such as earlier reasoning."""
 
 
 class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
@@ -49,12 +46,14 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         settings: TokenizerSettings,
         files: TokenizerFiles,
         tokenizer: Tokenizer,
+        workers: RenderWorkers,
         executor: BoundedExecutor,
     ) -> None:
-        """The caller owns `executor` and closes it after the service."""
+        """The caller owns `workers` and `executor` and closes them after the service."""
         self._settings = settings
         self._files = files
         self._tokenizer = tokenizer
+        self._workers = workers
         self._executor = executor
 
     @property
@@ -80,13 +79,17 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         kind = request.WhichOneof("input")
         if kind is None:
             raise invalid("input", "input must be text or chat, given neither")
+        if kind == "chat":
+            _check_num_messages(request.chat)
         num_characters = len(request.text) if kind == "text" else _num_characters(request.chat)
         _record(input=kind, num_characters=num_characters)
         self._check_length(kind, num_characters)
+        slack = UNRENDERED_SLACK if kind == "chat" else 1
+        self._tokenizer.check_fits(num_characters, request.max_tokens, kind, slack=slack)
         if kind == "text":
             response = await self._encode_text(request)
         else:
-            response = await self._encode_chat(request.chat)
+            response = await self._encode_chat(request)
         num_tokens = len(response.token_ids)
         _record(num_tokens=num_tokens)
         labelled(TOKENS, "encode").inc(num_tokens)
@@ -165,26 +168,34 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
             return encode()
         return await self._executor.run(encode)
 
-    async def _encode_chat(self, chat: common_pb2.ChatPrompt) -> tokenizer_pb2.EncodeResponse:
-        limits = RenderLimits(
-            max_characters=MAX_RENDERED_RATIO * self._settings.max_input_characters,
-            seconds=self._settings.template_timeout_seconds,
-        )
+    async def _encode_chat(
+        self, request: tokenizer_pb2.EncodeRequest
+    ) -> tokenizer_pb2.EncodeResponse:
+        cancelled = threading.Event()
 
         def encode() -> tokenizer_pb2.EncodeResponse:
-            return self._response(self._tokenizer.encode_conversation(_conversation(chat), limits))
+            chat = request.chat.SerializeToString()
+            prompt = self._workers.render(chat, cancelled.is_set)
+            num_characters = sum(len(segment.text) for segment in prompt.segments)
+            self._tokenizer.check_fits(num_characters, request.max_tokens, "chat")
+            token_ids = self._tokenizer.encode_segments(prompt.segments)
+            return self._response(token_ids, prompt.tool_prompt)
 
         # Always in a thread, because a template may run for any time.
         try:
             return await self._executor.run(encode)
         except asyncio.CancelledError:
-            limits.cancel()
+            cancelled.set()
             raise
 
-    def _response(self, token_ids: list[int]) -> tokenizer_pb2.EncodeResponse:
+    def _response(
+        self, token_ids: list[int], tool_prompt: ToolPrompt = ToolPrompt.NONE
+    ) -> tokenizer_pb2.EncodeResponse:
         """Built in the worker thread: copying many ids into a message takes time."""
         return tokenizer_pb2.EncodeResponse(
-            token_ids=token_ids, tokenizer_sha256=self._tokenizer.sha256
+            token_ids=token_ids,
+            tokenizer_sha256=self._tokenizer.sha256,
+            tool_prompt=tool_prompt_to_proto(tool_prompt),
         )
 
 
@@ -197,6 +208,15 @@ def _record(**fields: str | int) -> None:
             span.set_attribute(f"{semconv.TOKENIZER_PREFIX}{name}", value)
 
 
+def _check_num_messages(chat: common_pb2.ChatPrompt) -> None:
+    num_messages = len(chat.messages)
+    if num_messages > MAX_MESSAGES:
+        raise invalid(
+            "messages",
+            f"messages must contain at most {MAX_MESSAGES} messages, given {num_messages}",
+        )
+
+
 def _num_characters(chat: common_pb2.ChatPrompt) -> int:
     messages = sum(
         len(message.role)
@@ -204,26 +224,7 @@ def _num_characters(chat: common_pb2.ChatPrompt) -> int:
         + len(message.name)
         + len(message.tool_calls_json)
         + len(message.tool_call_id)
+        + len(message.reasoning_content)
         for message in chat.messages
     )
     return messages + len(chat.tools_json) + len(chat.template_kwargs_json)
-
-
-def _conversation(chat: common_pb2.ChatPrompt) -> Conversation:
-    messages = [
-        build_message(
-            index,
-            role=message.role,
-            content=message.content,
-            name=message.name,
-            tool_calls_json=message.tool_calls_json,
-            tool_call_id=message.tool_call_id,
-        )
-        for index, message in enumerate(chat.messages)
-    ]
-    return Conversation(
-        messages=messages,
-        tools=parse_tools(chat.tools_json),
-        continue_final_message=chat.continue_final_message,
-        template_kwargs=parse_template_kwargs(chat.template_kwargs_json),
-    )

@@ -31,8 +31,8 @@ class TokenizerSettings(ServiceSettings):
         2,
         ge=1,
         le=256,
-        description="Worker threads that render, encode and decode. Set it to the number of CPU "
-        "cores of the process.",
+        description="Worker threads that encode and decode, and worker processes that render "
+        "chat templates. Set it to the number of CPU cores of the process.",
     )
     max_waiting: int = Field(
         256,
@@ -41,8 +41,16 @@ class TokenizerSettings(ServiceSettings):
         "RESOURCE_EXHAUSTED.",
     )
     template_timeout_seconds: float = Field(
-        5.0,
+        2.0,
         gt=0,
-        description="Maximum time to render one chat template, in seconds. Increase it only for "
-        "slow templates with very long conversations.",
+        description="Maximum CPU time to render one chat template, in seconds. A worker process "
+        "that exceeds it is killed and replaced. Increase it only for slow templates with very "
+        "long conversations.",
+    )
+    template_memory_mib: int = Field(
+        256,
+        ge=32,
+        le=65_536,
+        description="Maximum memory to render one chat template, in MiB. Each worker process may "
+        "use this much. Increase it together with TOKENIZER_MAX_INPUT_CHARACTERS.",
     )

@@ -7,15 +7,14 @@ during the work.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tokenizers
 
-from mesh.errors import invalid
+from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.process.lifecycle import StartupError
-from tokenizer.chat.control_tokens import ControlTokens
-from tokenizer.chat.conversation import Conversation
-from tokenizer.chat.render_limits import RenderLimits
-from tokenizer.chat.structural_tokens import structural_tokens
-from tokenizer.chat.template import ChatTemplate
+from tokenizer.chat.prompt_format import PromptFormat
+from tokenizer.chat.rendered_prompt import RenderedSegment
 from tokenizer.config import special_tokens, template_sources
 from tokenizer.files import TOKENIZER_FILE, TokenizerFiles
 
@@ -35,31 +34,54 @@ class Tokenizer:
         self._library = _load(model, files)
         self._ids = frozenset(self._library.get_vocab(with_added_tokens=True).values())
         self._newline_ids = _newline_ids(model, self._library)
-        sources = template_sources(files.contents)
-        self._template = ChatTemplate(model, sources, special_tokens(files.contents))
         added = self._library.get_added_tokens_decoder().values()
-        special = [token.content for token in added if token.special]
-        ordinary = [token.content for token in added if not token.special]
-        self._control = ControlTokens(special, structural_tokens(sources, ordinary))
+        self.format = PromptFormat(
+            templates=template_sources(files.contents),
+            variables=special_tokens(files.contents),
+            special_tokens=[token.content for token in added if token.special],
+            ordinary_tokens=[token.content for token in added if not token.special],
+        )
         self._literal_ids: dict[str, list[int]] = {}
+        self._characters_per_token = _longest_token(self._library)
+
+    def check_fits(
+        self, num_characters: int, max_tokens: int, param: str, *, slack: int = 1
+    ) -> None:
+        """Refuses a text that has more than `slack * max_tokens` tokens for certain.
+
+        Cheap, while encoding megabytes takes seconds. A `max_tokens` of 0 is no limit. Raises
+        MeshError (CONTEXT_TOO_LONG).
+        """
+        at_least = -(-num_characters // self._characters_per_token)
+        if max_tokens and at_least > slack * max_tokens:
+            raise MeshError(
+                ErrorKind.CONTEXT_TOO_LONG,
+                f"{param} must have at most {max_tokens} tokens, given {num_characters} "
+                f"characters, which are at least {at_least} tokens",
+                param=param,
+            )
 
     def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Encodes a text; special tokens that occur in it are encoded as special tokens."""
         return self._encode([text], add_special_tokens=add_special_tokens)[0]
 
-    def encode_conversation(self, conversation: Conversation, limits: RenderLimits) -> list[int]:
-        """Renders and encodes a conversation; only the template can produce special tokens.
+    def encode_segments(self, segments: Sequence[RenderedSegment]) -> list[int]:
+        """Encodes a rendered conversation; only its template can produce special tokens.
 
-        A special token inside a message is encoded as ordinary text. Raises MeshError if the
-        template rejects the conversation or exceeds `limits`.
+        A special token inside a message is encoded as ordinary text. Raises MeshError if it cannot.
         """
-        marked = self._control.mark(conversation)
-        rendered = self._template.render(marked or conversation, limits)
-        if not _is_unicode(rendered):
-            raise invalid("messages", "messages and tools must not contain a lone surrogate")
-        if marked is None:
-            return self._encode([rendered])[0]
-        return self._encode_marked(rendered)
+        if len(segments) == 1 and not segments[0].is_literal:
+            return self._encode([segments[0].text])[0]
+        texts = [segment.text for segment in segments if not segment.is_literal]
+        encoded = iter(self._encode_continuations(texts))
+        ids: list[int] = []
+        for number, segment in enumerate(segments):
+            if segment.is_literal:
+                ids += self._encode_literally(segment.text)
+                continue
+            continuation = next(encoded)
+            ids += self._encode([segment.text])[0] if number == 0 else continuation
+        return ids
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Decodes `ids`. Raises MeshError (INVALID_REQUEST) if one is not in the vocabulary."""
@@ -77,20 +99,6 @@ class Tokenizer:
             return [self._library.encode(texts[0], add_special_tokens=add_special_tokens).ids]
         encodings = self._library.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
-
-    def _encode_marked(self, rendered: str) -> list[int]:
-        """Encodes a marked rendering: marked control tokens as ordinary text, the rest as usual."""
-        segments = list(self._control.split(rendered))
-        texts = [segment.text for segment in segments if not segment.is_literal]
-        encoded = iter(self._encode_continuations(texts))
-        ids: list[int] = []
-        for number, segment in enumerate(segments):
-            if segment.is_literal:
-                ids += self._encode_literally(segment.text)
-                continue
-            continuation = next(encoded)
-            ids += self._encode([segment.text])[0] if number == 0 else continuation
-        return ids
 
     def _encode_continuations(self, texts: list[str]) -> list[list[int]]:
         """Encodes texts that continue another text.
@@ -151,9 +159,8 @@ def _newline_ids(model: str, library: tokenizers.Tokenizer) -> list[int]:
         ) from error
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _longest_token(library: tokenizers.Tokenizer) -> int:
+    """Maximum characters of a text that become one token."""
+    longest = max(map(len, library.get_vocab(with_added_tokens=True)), default=1)
+    # A normalizer may compose characters: NFC makes one of up to four.
+    return longest if library.normalizer is None else 4 * longest

@@ -24,7 +24,7 @@ from gateway.openai.responses import (
 )
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.streaming.event_stream import EventStream
-from gateway.validation.body import read_json
+from gateway.validation.body import off_loop, read_json
 from mesh.protocol.deltas import Delta, DeltaLogprob
 
 ROUTE = "/v1/chat/completions"
@@ -40,8 +40,9 @@ class ChatCompletions:
         """Generate the choices of a chat completion."""
         limit = self._dependencies.settings.max_body_bytes
         body = await read_json(request, ChatCompletionRequest, limit)
-        events = choices(list(map(self._dependencies.orchestrator.generate, body.generations())))
         record = RequestRecord.of(request.scope)
+        generations = await off_loop(record.body_bytes, body.generations)
+        events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
         if body.stream:
             frames = _frames(events, record, body.n, body.stream_options.include_usage)
             return self._dependencies.event_stream(frames, error_frame)

@@ -10,11 +10,13 @@ REQUEST_ID = "x-request-id"
 TRACE_ID = "x-trace-id"
 IGNORED_FIELDS = "x-ignored-fields"
 """Lists the fields of the request body that the gateway does not know."""
+TOOL_PROMPT = "x-tool-prompt"
+"""How the request's tools are described to the model: `template` or `generic`."""
 RETRY_AFTER = "retry-after"
 INSTANCE_ID = "x-instance-id"
 """Name of the process, in responses to probes if it has one."""
 
-RESPONSE_HEADERS = (REQUEST_ID, TRACE_ID, RETRY_AFTER, IGNORED_FIELDS)
+RESPONSE_HEADERS = (REQUEST_ID, TRACE_ID, RETRY_AFTER, IGNORED_FIELDS, TOOL_PROMPT)
 """Response headers that the gateway adds; CORS exposes all of them to pages."""
 
 _KEY = "gateway.http.headers"

@@ -10,7 +10,7 @@ from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
-from gateway.http.headers import IGNORED_FIELDS, REQUEST_ID, TRACE_ID, headers_of
+from gateway.http.headers import IGNORED_FIELDS, REQUEST_ID, TOOL_PROMPT, TRACE_ID, headers_of
 from gateway.http.routes import UNWATCHED_PATHS, route_of
 from gateway.middleware.origin import cors_headers
 from gateway.observability import metrics
@@ -105,9 +105,11 @@ class _Responder:
     def _headers(self) -> dict[str, str]:
         """Headers that the gateway adds to the response; endpoints set none of these."""
         headers = {**self._ids, **cors_headers(self._scope)}
-        ignored = RequestRecord.of(self._scope).ignored
-        if ignored:
-            headers[IGNORED_FIELDS] = ignored_header(ignored)
+        record = RequestRecord.of(self._scope)
+        if record.ignored:
+            headers[IGNORED_FIELDS] = ignored_header(record.ignored)
+        if record.tool_prompt:
+            headers[TOOL_PROMPT] = record.tool_prompt
         return headers
 
 

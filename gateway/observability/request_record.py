@@ -16,6 +16,7 @@ from gateway.observability.usage_total import UsageTotal
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv
+from mesh.protocol.chat import ToolPrompt
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
 
@@ -38,6 +39,8 @@ class RequestRecord:
     """Why the request failed, also after the status was sent."""
     ignored: Sequence[str] = ()
     """Unknown fields of the body."""
+    body_bytes: int = 0
+    tool_prompt: ToolPrompt = ToolPrompt.NONE
     usage: UsageTotal = field(default_factory=lambda: UsageTotal(None, 0))
     _route: str = ""
     _first_text: float | None = None
@@ -76,6 +79,8 @@ class RequestRecord:
         Each prompt has `n` consecutive choices in `started`; its tokens are counted once.
         """
         self._route = route
+        if started:
+            self.tool_prompt = started[0].tool_prompt
         prompt_tokens = sum(each.prompt_tokens for each in started[::n]) if started else None
         self.usage = UsageTotal(prompt_tokens, max(len(started), 1), n)
 

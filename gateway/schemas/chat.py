@@ -14,7 +14,7 @@ from gateway.upstream.generation import Generation
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
 from mesh.protocol import chat
-from mesh.protocol.chat import ChatPrompt, ToolChoice
+from mesh.protocol.chat import MAX_MESSAGES, ChatPrompt, ToolChoice
 
 
 class TextPart(Body):
@@ -52,12 +52,22 @@ class ChatMessage(Body):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = Field(
+        None, description="The assistant's reasoning, for chat templates that render it."
+    )
+    reasoning: str | None = Field(
+        None, description="Another name of reasoning_content, which takes precedence."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ChatMessage:
-        if self.content is None and not self.tool_calls:
+        if self.content is None and not self.tool_calls and not self._reasoning:
             raise FieldError("is required", "content")
         return self
+
+    @property
+    def _reasoning(self) -> str:
+        return self.reasoning_content or self.reasoning or ""
 
     def message(self, index: int) -> chat.ChatMessage:
         """The message for the orchestrator, as number `index`. Raises MeshError."""
@@ -69,13 +79,25 @@ class ChatMessage(Body):
             name=self.name or "",
             tool_calls_json=calls,
             tool_call_id=self.tool_call_id or "",
+            reasoning_content=self._reasoning,
         )
+
+
+def _not_too_many(value: object) -> object:
+    """Before any message is validated, because that takes time."""
+    if isinstance(value, list) and len(value) > MAX_MESSAGES:
+        raise FieldError(f"must have at most {MAX_MESSAGES} items, given {len(value)}")
+    return value
 
 
 class ChatCompletionRequest(SamplingFields):
     """A conversation that the assistant continues."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[
+        list[ChatMessage],
+        Field(min_length=1, max_length=MAX_MESSAGES),
+        BeforeValidator(_not_too_many),
+    ]
     max_completion_tokens: Annotated[int | None, bounded("max_tokens")] = Field(
         None, description="OpenAI's newer name of max_tokens; takes precedence over it."
     )

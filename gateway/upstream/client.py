@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
@@ -23,7 +24,7 @@ from gateway.upstream.generation import (
     SummaryFinish,
 )
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
-from mesh.protocol.chat import tool_choice_to_proto
+from mesh.protocol.chat import ChatPrompt, tool_choice_to_proto
 from mesh.protocol.deltas import Delta, delta_from_proto
 from mesh.protocol.finish import (
     FinishReason,
@@ -42,6 +43,9 @@ from mesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 logger = logging.getLogger("gateway.upstream.client")
 
 SERVICE = "mesh.v1.OrchestratorService"
+
+LONG_CONVERSATION = 256
+"""Number of messages above which a conversation is converted to protobuf in a thread."""
 
 Value = TypeVar("Value", Generation, Search)
 Request = TypeVar("Request")
@@ -119,7 +123,7 @@ async def _events(
     events_of: Callable[[Response], list[Event]],
 ) -> AsyncGenerator[Event]:
     last: Event | None = None
-    request = request_of(value)
+    request = await asyncio.to_thread(request_of, value) if _is_long(value) else request_of(value)
     charge = TokenCharge()
     try:
         async with open_stream(call, request) as responses:
@@ -135,6 +139,12 @@ async def _events(
         raise value.names.public(error) from error
     if not isinstance(last, GenerationFinish):
         raise broken("the stream ended without a finish")
+
+
+def _is_long(value: object) -> bool:
+    """Whether the conversion to protobuf takes milliseconds, which would delay other requests."""
+    prompt = value.prompt if isinstance(value, Generation) else None
+    return isinstance(prompt, ChatPrompt) and len(prompt.messages) > LONG_CONVERSATION
 
 
 def _charge(charge: TokenCharge, event: Event) -> None:

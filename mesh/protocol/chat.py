@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 from mesh.v1 import common_pb2, orchestrator_pb2
+
+MAX_MESSAGES = 2048
+"""Maximum number of messages in a conversation, as in OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,8 @@ class ChatMessage:
     """The assistant's tool calls: a JSON array in OpenAI's format, or empty."""
     tool_call_id: str = ""
     """The call that a message of role `tool` answers."""
+    reasoning_content: str = ""
+    """The assistant's reasoning before the content, without its tags."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,27 @@ class ChatPrompt:
     """Leave the last assistant message open instead of starting a new one."""
     template_kwargs_json: str = ""
     """Further variables for the template: a JSON object, or empty."""
+
+
+class ToolPrompt(StrEnum):
+    """How the tools of a conversation are described to the model."""
+
+    NONE = ""
+    """The conversation has no tools."""
+    TEMPLATE = "template"
+    """In the chat template's own format."""
+    GENERIC = "generic"
+    """In a generic description (Hermes format), because the template does not render tools."""
+
+
+_TOOL_PROMPT_TO_PROTO: Mapping[ToolPrompt, common_pb2.ToolPrompt.ValueType] = {
+    ToolPrompt.NONE: common_pb2.TOOL_PROMPT_UNSPECIFIED,
+    ToolPrompt.TEMPLATE: common_pb2.TOOL_PROMPT_TEMPLATE,
+    ToolPrompt.GENERIC: common_pb2.TOOL_PROMPT_GENERIC,
+}
+_TOOL_PROMPT_FROM_PROTO: Mapping[int, ToolPrompt] = {
+    number: prompt for prompt, number in _TOOL_PROMPT_TO_PROTO.items()
+}
 
 
 class ToolChoice(NamedTuple):
@@ -56,6 +83,7 @@ def chat_to_proto(prompt: ChatPrompt) -> common_pb2.ChatPrompt:
                 name=message.name,
                 tool_calls_json=message.tool_calls_json,
                 tool_call_id=message.tool_call_id,
+                reasoning_content=message.reasoning_content,
             )
             for message in prompt.messages
         ],
@@ -75,6 +103,7 @@ def chat_from_proto(message: common_pb2.ChatPrompt) -> ChatPrompt:
                 name=each.name,
                 tool_calls_json=each.tool_calls_json,
                 tool_call_id=each.tool_call_id,
+                reasoning_content=each.reasoning_content,
             )
             for each in message.messages
         ),
@@ -82,6 +111,21 @@ def chat_from_proto(message: common_pb2.ChatPrompt) -> ChatPrompt:
         continue_final_message=message.continue_final_message,
         template_kwargs_json=message.template_kwargs_json,
     )
+
+
+def chat_from_bytes(serialized: bytes) -> ChatPrompt:
+    """Convert a serialized protobuf message."""
+    return chat_from_proto(common_pb2.ChatPrompt.FromString(serialized))
+
+
+def tool_prompt_to_proto(prompt: ToolPrompt) -> common_pb2.ToolPrompt.ValueType:
+    """Convert to protobuf."""
+    return _TOOL_PROMPT_TO_PROTO[prompt]
+
+
+def tool_prompt_from_proto(number: int) -> ToolPrompt:
+    """Convert from protobuf; an unknown number is NONE."""
+    return _TOOL_PROMPT_FROM_PROTO.get(number, ToolPrompt.NONE)
 
 
 def tool_choice_to_proto(choice: ToolChoice) -> orchestrator_pb2.ToolChoice:

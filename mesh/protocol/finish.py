@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from mesh.protocol.chat import ToolPrompt, tool_prompt_from_proto, tool_prompt_to_proto
 from mesh.protocol.usage import Usage, usage_from_proto, usage_to_proto
 from mesh.v1 import common_pb2, inference_pb2, orchestrator_pb2
 
@@ -28,6 +29,7 @@ class GenerationStarted(NamedTuple):
 
     model: str
     prompt_tokens: int
+    tool_prompt: ToolPrompt = ToolPrompt.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,17 @@ def reason_from_proto(number: int) -> FinishReason:
 def started_to_proto(started: GenerationStarted) -> orchestrator_pb2.GenerateStarted:
     """Convert to protobuf."""
     return orchestrator_pb2.GenerateStarted(
-        model=started.model, prompt_tokens=started.prompt_tokens
+        model=started.model,
+        prompt_tokens=started.prompt_tokens,
+        tool_prompt=tool_prompt_to_proto(started.tool_prompt),
     )
 
 
 def started_from_proto(message: orchestrator_pb2.GenerateStarted) -> GenerationStarted:
     """Convert from protobuf."""
-    return GenerationStarted(message.model, message.prompt_tokens)
+    return GenerationStarted(
+        message.model, message.prompt_tokens, tool_prompt_from_proto(message.tool_prompt)
+    )
 
 
 def finish_to_proto(finish: GenerationFinish) -> orchestrator_pb2.GenerateFinish:

@@ -46,6 +46,33 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 FINISH_REASON_ABORT: FinishReason.ValueType  # 3
 """CancelRequest ended the request, or a drain did when its time limit passed."""
 
+class _ToolPrompt:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolPromptEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ToolPrompt.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    TOOL_PROMPT_UNSPECIFIED: _ToolPrompt.ValueType  # 0
+    """The conversation has no tools."""
+    TOOL_PROMPT_TEMPLATE: _ToolPrompt.ValueType  # 1
+    """In the chat template's own format."""
+    TOOL_PROMPT_GENERIC: _ToolPrompt.ValueType  # 2
+    """In a generic description (Hermes format) in the system message, because the chat template
+    does not render tools.
+    """
+
+class ToolPrompt(_ToolPrompt, metaclass=_ToolPromptEnumTypeWrapper):
+    """Where the tools of a conversation are described to the model."""
+
+TOOL_PROMPT_UNSPECIFIED: ToolPrompt.ValueType  # 0
+"""The conversation has no tools."""
+TOOL_PROMPT_TEMPLATE: ToolPrompt.ValueType  # 1
+"""In the chat template's own format."""
+TOOL_PROMPT_GENERIC: ToolPrompt.ValueType  # 2
+"""In a generic description (Hermes format) in the system message, because the chat template
+does not render tools.
+"""
+
 @typing.final
 class SamplingParams(message.Message):
     """Sampling parameters. If a field is absent, the default of the served model applies (its
@@ -372,6 +399,7 @@ class ChatMessage(message.Message):
     NAME_FIELD_NUMBER: builtins.int
     TOOL_CALLS_JSON_FIELD_NUMBER: builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: builtins.int
+    REASONING_CONTENT_FIELD_NUMBER: builtins.int
     role: builtins.str
     """system, user, assistant, tool, or another role that the model's chat template accepts."""
     content: builtins.str
@@ -382,6 +410,8 @@ class ChatMessage(message.Message):
     """Tool calls of the assistant: a JSON array in OpenAI's format, or empty."""
     tool_call_id: builtins.str
     """For role tool: id of the tool call that this message answers."""
+    reasoning_content: builtins.str
+    """For role assistant: the reasoning that preceded the content, without its tags, or empty."""
     def __init__(
         self,
         *,
@@ -390,10 +420,11 @@ class ChatMessage(message.Message):
         name: builtins.str = ...,
         tool_calls_json: builtins.str = ...,
         tool_call_id: builtins.str = ...,
+        reasoning_content: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls_json", b"tool_calls_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "name", b"name", "reasoning_content", b"reasoning_content", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls_json", b"tool_calls_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -183,19 +183,23 @@ class GenerateStarted(message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    TOOL_PROMPT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model."""
     prompt_tokens: builtins.int
     """Tokens in the prompt."""
+    tool_prompt: common_pb2.ToolPrompt.ValueType
+    """How the conversation's tools are described to the model."""
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         prompt_tokens: builtins.int = ...,
+        tool_prompt: common_pb2.ToolPrompt.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "prompt_tokens", b"prompt_tokens", "tool_prompt", b"tool_prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

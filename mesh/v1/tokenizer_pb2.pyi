@@ -26,10 +26,15 @@ class EncodeRequest(message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     CHAT_FIELD_NUMBER: builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
     text: builtins.str
     """Raw text, encoded unchanged."""
     add_special_tokens: builtins.bool
     """For text: add the tokenizer's special tokens, such as BOS. Ignored for chat."""
+    max_tokens: builtins.int
+    """Tokens that the model's context has room for; 0: unlimited. An input that certainly has more
+    is refused before it is encoded.
+    """
     @builtins.property
     def chat(self) -> common_pb2.ChatPrompt:
         """A conversation; the template adds the special tokens."""
@@ -40,10 +45,11 @@ class EncodeRequest(message.Message):
         text: builtins.str = ...,
         chat: common_pb2.ChatPrompt | None = ...,
         add_special_tokens: builtins.bool = ...,
+        max_tokens: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["add_special_tokens", b"add_special_tokens", "chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["add_special_tokens", b"add_special_tokens", "chat", b"chat", "input", b"input", "max_tokens", b"max_tokens", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = typing.Literal["text", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = typing.Literal["input", b"input"]  # noqa: Y015
@@ -55,8 +61,11 @@ class EncodeResponse(message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     TOKENIZER_SHA256_FIELD_NUMBER: builtins.int
+    TOOL_PROMPT_FIELD_NUMBER: builtins.int
     tokenizer_sha256: builtins.str
     """SHA-256 of the tokenizer's files, hexadecimal: identifies the tokenizer of these ids."""
+    tool_prompt: common_pb2.ToolPrompt.ValueType
+    """How the conversation's tools are described to the model."""
     @builtins.property
     def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """The ids, in order."""
@@ -66,10 +75,11 @@ class EncodeResponse(message.Message):
         *,
         token_ids: abc.Iterable[builtins.int] | None = ...,
         tokenizer_sha256: builtins.str = ...,
+        tool_prompt: common_pb2.ToolPrompt.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["token_ids", b"token_ids", "tokenizer_sha256", b"tokenizer_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["token_ids", b"token_ids", "tokenizer_sha256", b"tokenizer_sha256", "tool_prompt", b"tool_prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

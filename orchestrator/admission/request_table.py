@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.chat import ToolPrompt
 from orchestrator.admission.admission import Permit
 from orchestrator.observability.request_account import RequestAccount
 
@@ -39,6 +40,7 @@ class ActiveRequest:
         self.cancelled = False
         self.started = False
         """Whether the client has been sent the start of the generation."""
+        self.tool_prompt = ToolPrompt.NONE
         self._on_cancel: Callable[[], object] | None = None
 
     def cancel(self) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from mesh.errors import ErrorKind, MeshError
 from mesh.hub import vocabulary
-from mesh.protocol.chat import ChatPrompt, chat_to_proto
+from mesh.protocol.chat import ChatPrompt, ToolPrompt, chat_to_proto, tool_prompt_from_proto
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from orchestrator.text.detokenizer import Decoder
@@ -31,6 +31,7 @@ class Encoded(NamedTuple):
     """The encoded prompt; None if the prompt was token ids."""
     vocabulary_sha256: str = ""
     """Digest of the vocabulary of the token ids."""
+    tool_prompt: ToolPrompt = ToolPrompt.NONE
 
 
 class LocalTokenizer(NamedTuple):
@@ -67,17 +68,23 @@ class TokenizerClient:
         """Digest of the vocabulary that the service had last; empty before the first download."""
         return "" if self._tokenizer is None else self._tokenizer.vocabulary_sha256
 
-    async def encode_chat(self, prompt: ChatPrompt) -> Encoded:
-        """Renders and encodes a conversation. Raises MeshError, also if the template fails."""
-        request = tokenizer_pb2.EncodeRequest(chat=chat_to_proto(prompt))
+    async def encode_chat(self, prompt: ChatPrompt, max_tokens: int = 0) -> Encoded:
+        """Renders and encodes a conversation. Raises MeshError, also if the template fails.
+
+        A conversation that certainly has more than `max_tokens` tokens is refused sooner; 0 is no
+        limit.
+        """
+        request = tokenizer_pb2.EncodeRequest(chat=chat_to_proto(prompt), max_tokens=max_tokens)
         return await self._encode(request, prompt, "messages")
 
-    async def encode_text(self, text: str, field: str = "prompt") -> Encoded:
+    async def encode_text(self, text: str, field: str = "prompt", max_tokens: int = 0) -> Encoded:
         """Encodes a text, with the tokenizer's special tokens added. Raises MeshError.
 
-        `field` is the text's name in the public API, for errors.
+        `field` is the text's name in the public API, for errors; `max_tokens` as in `encode_chat`.
         """
-        request = tokenizer_pb2.EncodeRequest(text=text, add_special_tokens=True)
+        request = tokenizer_pb2.EncodeRequest(
+            text=text, add_special_tokens=True, max_tokens=max_tokens
+        )
         return await self._encode(request, text, field)
 
     async def decode(self, token_ids: Sequence[int]) -> str:
@@ -110,7 +117,13 @@ class TokenizerClient:
         except MeshError as error:
             raise _with_public_field(error, field) from error
         tokenizer = await self._local(response.tokenizer_sha256)
-        return Encoded(response.token_ids, tokenizer.decoder, source, tokenizer.vocabulary_sha256)
+        return Encoded(
+            response.token_ids,
+            tokenizer.decoder,
+            source,
+            tokenizer.vocabulary_sha256,
+            tool_prompt_from_proto(response.tool_prompt),
+        )
 
     async def _local(self, sha256: str) -> LocalTokenizer:
         """The tokenizer that has answered a call; downloads it if it is another one."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from mesh.errors import invalid
-from mesh.protocol.chat import ChatPrompt, ToolChoice
+from mesh.protocol.chat import ChatPrompt, ToolChoice, ToolPrompt
 from mesh.protocol.constraints import OutputConstraint
 from mesh.protocol.prompt import Prompt
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer, TokenizerClient
@@ -18,7 +19,7 @@ from orchestrator.text.tools.constraint import (
     with_thinking,
 )
 from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import LLAMA3, THINK_START
+from orchestrator.text.tools.tool_format import HERMES, LLAMA3, THINK_START
 
 TAIL_TOKENS = 8
 """Tokens at the end of a prompt that are searched for an opened `<think>` tag."""
@@ -46,14 +47,18 @@ async def prepare(
     constraint: OutputConstraint | None,
     echo: bool,
     tool_choice: ToolChoice,
+    max_tokens: int = 0,
 ) -> PreparedPrompt:
-    """Encodes the prompt. Raises MeshError if the template or the tools reject it."""
+    """Encodes the prompt. Raises MeshError if the template or the tools reject it.
+
+    A prompt that certainly has more than `max_tokens` tokens is refused sooner; 0 is no limit.
+    """
     if isinstance(prompt, ChatPrompt):
         if echo:
             raise invalid("echo", "echo must be false for a conversation, given true")
-        return await _prepare_chat(tokenizer, prompt, constraint, tool_choice)
+        return await _prepare_chat(tokenizer, prompt, constraint, tool_choice, max_tokens)
     if isinstance(prompt, str):
-        encoded = await tokenizer.encode_text(prompt)
+        encoded = await tokenizer.encode_text(prompt, max_tokens=max_tokens)
         return PreparedPrompt(
             encoded,
             constraint=constraint,
@@ -73,12 +78,15 @@ async def _prepare_chat(
     prompt: ChatPrompt,
     constraint: OutputConstraint | None,
     choice: ToolChoice,
+    max_tokens: int,
 ) -> PreparedPrompt:
     # Checked before the template is rendered: its own error messages do not name the field.
     tools = parse_tools(prompt.tools_json)
-    encoded = await tokenizer.encode_chat(prompt)
+    encoded = await tokenizer.encode_chat(prompt, max_tokens)
     local = await tokenizer.current()
     format = local.format
+    if encoded.tool_prompt is ToolPrompt.GENERIC:
+        format = replace(format, tools=HERMES)
     forced = tool_constraint(tools, choice, format.tools, local.decoder.token_id)
     if forced is not None and constraint is not None:
         raise invalid("response_format", "response_format must be text where a tool must be called")

@@ -37,6 +37,7 @@ class Script:
     """End the stream without a finish event."""
     reason: int = STOP
     logprobs: bool = False
+    tool_prompt: common_pb2.ToolPrompt.ValueType = common_pb2.TOOL_PROMPT_UNSPECIFIED
     citations: Sequence[int] = (1,)
     citation_details: Sequence[tuple[int, tuple[int, int], tuple[int, int] | None]] = (
         (1, (0, 5), (2, 9)),
@@ -67,7 +68,9 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def Generate(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """Stream a start, the deltas of the script and a finish."""
         script = self.script
-        started = orchestrator_pb2.GenerateStarted(model="fake", prompt_tokens=7)
+        started = orchestrator_pb2.GenerateStarted(
+            model="fake", prompt_tokens=7, tool_prompt=script.tool_prompt
+        )
         finish = orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script))
         if script.at_once:
             self._record(request)

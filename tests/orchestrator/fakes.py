@@ -47,6 +47,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.prompts: list[str] = []
         self.decoded: list[list[int]] = []
         self.delay = 0.0
+        self.max_tokens: list[int] = []
+        self.tool_prompt = common_pb2.TOOL_PROMPT_UNSPECIFIED
         self.num_checks = 0
         """Calls of GetTokenizer."""
         self.num_downloads = 0
@@ -66,9 +68,12 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         if request.HasField("chat"):
             text = "\n".join(message.content for message in request.chat.messages)
         self.prompts.append(text)
+        self.max_tokens.append(request.max_tokens)
         await asyncio.sleep(self.delay)
         ids = byte_level().encode(text, add_special_tokens=False).ids
-        return tokenizer_pb2.EncodeResponse(token_ids=ids, tokenizer_sha256=self.sha256)
+        return tokenizer_pb2.EncodeResponse(
+            token_ids=ids, tokenizer_sha256=self.sha256, tool_prompt=self.tool_prompt
+        )
 
     async def Decode(self, request: Any, context: Any) -> tokenizer_pb2.DecodeResponse:
         self.decoded.append(list(request.token_ids))

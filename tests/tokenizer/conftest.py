@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -13,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from mesh.v1 import tokenizer_pb2_grpc
 from tests.helpers import Served, serve
 from tests.tokenizer.templates import CHATML
-from tokenizer.executor import BoundedExecutor
+from tokenizer.application import application
 from tokenizer.files import read_files
 from tokenizer.service import TokenizerService
 from tokenizer.settings import TokenizerSettings
@@ -109,15 +111,21 @@ def load_tokenizer(make_model: MakeModel) -> Callable[..., Tokenizer]:
     return load
 
 
+@asynccontextmanager
+async def service_of(folder: Path, **settings: Any) -> AsyncIterator[TokenizerService]:
+    """A service with small limits, without a server."""
+    async with application(
+        TokenizerSettings(model=str(folder), max_input_characters=2_000_000, **settings)
+    ) as service:
+        yield service
+
+
 @pytest.fixture
 async def service(make_model: MakeModel) -> AsyncIterator[TokenizerService]:
     """A service with small limits, without a server."""
     folder = make_model(files={"generation_config.json": "{}", "special_tokens_map.json": "{}"})
-    settings = TokenizerSettings(model=str(folder), max_input_characters=2_000_000)
-    files = read_files(settings.model)
-    executor = BoundedExecutor(settings.num_workers, settings.max_waiting)
-    yield TokenizerService(settings, files, Tokenizer("a-model", files), executor)
-    executor.close()
+    async with service_of(folder) as service:
+        yield service
 
 
 @pytest.fixture

@@ -21,10 +21,11 @@ from prometheus_client import REGISTRY
 
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import telemetry, tracing
+from mesh.protocol.chat import MAX_MESSAGES
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
-from tests.helpers import Served, eventually
-from tests.tokenizer.conftest import SPECIAL
+from tests.helpers import Served, eventually, serve
+from tests.tokenizer.conftest import SPECIAL, MakeModel, service_of
 from tokenizer import metrics
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import files_sha256
@@ -95,13 +96,23 @@ USER = Message(role="user", content="Hi")
         ),
         (
             chat(Message(role="assistant", tool_calls_json='[{"id": "1"}]')),
-            "messages[0].tool_calls_json",
-            "messages[0].tool_calls_json[0].function must be an object",
+            "messages[0].tool_calls_json[0].function",
+            "messages[0].tool_calls_json[0].function must be an object, given null",
         ),
         (
-            chat(Message(role="assistant", tool_calls_json='[{"function": {"arguments": "[]"}}]')),
-            "messages[0].tool_calls[0].function.arguments",
-            "must be a JSON object, given an array",
+            chat(Message(role="assistant", tool_calls_json='[{"function": {"name": ""}}]')),
+            "messages[0].tool_calls_json[0].function.name",
+            "must be a name, given an empty string",
+        ),
+        (
+            chat(*[USER] * (MAX_MESSAGES + 1)),
+            "messages",
+            "messages must contain at most 2048 messages, given 2049",
+        ),
+        (
+            chat(USER, tools_json='[{"x": "\\ud800"}]'),
+            "messages",
+            "messages and tools must not contain a lone surrogate",
         ),
     ],
 )
@@ -266,14 +277,98 @@ async def test_a_short_text_needs_no_thread(stub: Stub, service: TokenizerServic
     await asyncio.gather(longer, *busy)
 
 
-async def test_a_cancelled_encode_stops_its_template(
-    stub: Stub, service: TokenizerService, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (Encode(text="x" * 40_000), "text"),
+        (chat(Message(role="user", content="x" * 40_000)), "chat"),
+    ],
+)
+async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(
+    stub: Stub,
+    service: TokenizerService,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: Encode,
+    param: str,
 ) -> None:
-    """The thread is free again long before the template's time limit."""
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %} {% endfor %}{% endfor %}"
-    template = service._tokenizer._template
-    monkeypatch.setitem(template._templates, "default", template._compile("default", endless))
-    with pytest.raises(MeshError) as caught:
-        await call_unary(stub.Encode, chat(USER), timeout=0.1)
-    assert caught.value.kind is ErrorKind.DEADLINE
-    await eventually(lambda: service._executor.num_pending == 0, "thread free", timeout=1)
+    """The longest token has 19 characters, so 40,000 of them have more than 2,000 tokens."""
+    monkeypatch.setattr(service, "_executor", None)  # nothing may reach a thread
+    request_.max_tokens = 500
+    with pytest.raises(MeshError, match="must have at most 500 tokens, given 4") as caught:
+        await call_unary(stub.Encode, request_)
+    assert caught.value.kind is ErrorKind.CONTEXT_TOO_LONG
+    assert caught.value.param == param
+
+
+async def test_a_rendered_prompt_that_cannot_fit_is_not_encoded(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The template makes the prompt longer than its messages."""
+    async with service_of(make_model("{{ messages[0].content * 100 }}")) as service:
+        monkeypatch.setattr(service._tokenizer, "encode_segments", pytest.fail)
+        request = chat(Message(role="user", content="x" * 1000))
+        request.max_tokens = 1000
+        async with serve(*service.servicers) as served:
+            stub: Stub = tokenizer_pb2_grpc.TokenizerServiceStub(served.channel)
+            with pytest.raises(MeshError, match="100000 characters") as caught:
+                await call_unary(stub.Encode, request)
+    assert caught.value.kind is ErrorKind.CONTEXT_TOO_LONG
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+"""Writes nothing, so that no check of the output can end it."""
+
+SELECTED = (
+    "{% if messages[0].content == 'loop' %}"
+    + ENDLESS
+    + "{% elif messages[0].content == 'memory' %}{{ ('a' * 1000000000)|length }}"
+    + "{% elif messages[0].content == 'one step' %}{% set n = 10 %}{{ 7 ** (n ** 9) }}"
+    + "{% else %}{{ messages[0].content }}{% endif %}"
+)
+"""A template that misbehaves for some messages."""
+
+
+def user(content: str) -> Encode:
+    return chat(Message(role="user", content=content))
+
+
+async def test_a_template_that_never_ends_hurts_no_other_request(make_model: MakeModel) -> None:
+    """Loops, one endless operation and too much memory are refused; the workers are replaced."""
+    folder = make_model(SELECTED)
+    async with (
+        service_of(folder, template_timeout_seconds=0.2, template_memory_mib=64) as service,
+        serve(*service.servicers) as served,
+    ):
+        stub: Stub = tokenizer_pb2_grpc.TokenizerServiceStub(served.channel)
+        for content, message in (
+            ("loop", "messages must render within 0.2 s of CPU time, took longer"),
+            ("one step", "messages must render within 0.2 s of CPU time, took longer"),
+            ("memory", "messages must render within 64 MiB of memory, given more"),
+        ):
+            bad = asyncio.create_task(call_unary(stub.Encode, user(content)))
+            good = await call_unary(stub.Encode, user("Hi"))
+            assert len(good.token_ids) > 0
+            with pytest.raises(MeshError) as caught:
+                await bad
+            assert caught.value.kind is ErrorKind.INVALID_REQUEST
+            assert caught.value.message == message
+        assert service._executor.num_pending == 0
+
+
+async def test_cancellation_and_drain_end_a_template(make_model: MakeModel) -> None:
+    """Both kill the worker long before the limit of its CPU time."""
+    async with (
+        service_of(make_model(SELECTED), template_timeout_seconds=1000) as service,
+        serve(*service.servicers) as served,
+    ):
+        stub: Stub = tokenizer_pb2_grpc.TokenizerServiceStub(served.channel)
+        with pytest.raises(MeshError) as caught:
+            await call_unary(stub.Encode, user("loop"), timeout=0.1)
+        assert caught.value.kind is ErrorKind.DEADLINE
+        await eventually(lambda: service._executor.num_pending == 0, "thread free")
+        running = asyncio.create_task(call_unary(stub.Encode, user("loop")))
+        await eventually(lambda: service._executor.num_pending == 1, "rendering")
+        await served.server.drain(timeout=0)
+        with pytest.raises(MeshError):
+            await running
+        await eventually(lambda: service._executor.num_pending == 0, "thread free")

@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from tokenizer.chat.conversation import Conversation
+from tokenizer.chat.rendered_prompt import RenderedSegment
 
 MARK_START = "\U000f0000"
 MARK_END = "\U000f0001"
 
 _MODEL_ROLE = "assistant"
-
-
-class RenderedSegment(NamedTuple):
-    """A part of a rendered conversation; `is_literal` means a control token to encode as text."""
-
-    text: str
-    is_literal: bool
 
 
 class ControlTokens:

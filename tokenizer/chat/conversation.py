@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from typing import Protocol, TypeAlias
 
-from mesh.errors import MeshError, invalid
+from mesh.protocol.chat import ChatMessage, ChatPrompt
+from tokenizer.chat.errors import RenderError
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 Message: TypeAlias = dict[str, Json]
@@ -23,6 +25,17 @@ MAX_DEPTH = 100
 """Maximum nesting of JSON, because rendering is recursive."""
 
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class ArgumentsForm(StrEnum):
+    """How a chat template takes the arguments of tool calls."""
+
+    OBJECT = "object"
+    """Only as a JSON object."""
+    OBJECT_OR_TEXT = "object or text"
+    """As a JSON object; as a text where they are none."""
+    TEXT = "text"
+    """As the text that the model wrote."""
 
 
 class StringTransform(Protocol):
@@ -58,68 +71,117 @@ class Conversation:
         return replace(self, messages=messages, tools=tools, template_kwargs=variables)
 
 
-def build_message(
-    index: int, *, role: str, content: str, name: str, tool_calls_json: str, tool_call_id: str
-) -> Message:
-    """Builds a message from its non-empty fields. Raises MeshError, which names `index`."""
-    if not _ROLE.fullmatch(role):
-        raise invalid(
-            f"messages[{index}].role",
-            f"messages[{index}].role must be 1 to 64 letters, digits, '_', '.' or '-', "
-            f"given {role[:80]!r}",
+def conversation_of(prompt: ChatPrompt, arguments: ArgumentsForm) -> Conversation:
+    """Validates a request. Raises RenderError, which names the field."""
+    if not prompt.messages:
+        raise RenderError("messages", "messages must contain at least 1 message, given 0")
+    return Conversation(
+        messages=[
+            _message(index, message, arguments) for index, message in enumerate(prompt.messages)
+        ],
+        tools=_tools(prompt.tools_json),
+        continue_final_message=prompt.continue_final_message,
+        template_kwargs=_template_kwargs(prompt.template_kwargs_json),
+    )
+
+
+def _message(index: int, given: ChatMessage, arguments: ArgumentsForm) -> Message:
+    """The message with its non-empty fields."""
+    if not _ROLE.fullmatch(given.role):
+        field = f"messages[{index}].role"
+        raise RenderError(
+            field,
+            f"{field} must be 1 to 64 letters, digits, '_', '.' or '-', given {given.role[:80]!r}",
         )
-    message: Message = {"role": role, "content": content}
-    if name:
-        message["name"] = name
-    if tool_calls_json:
-        message["tool_calls"] = _tool_calls(index, tool_calls_json)
-    if tool_call_id:
-        message["tool_call_id"] = tool_call_id
+    message: Message = {"role": given.role, "content": given.content}
+    if given.name:
+        message["name"] = given.name
+    if given.reasoning_content:
+        message["reasoning_content"] = given.reasoning_content
+    if given.tool_calls_json:
+        field = f"messages[{index}].tool_calls_json"
+        calls = _tool_calls(field, given.tool_calls_json, arguments)
+        if calls:
+            message["tool_calls"] = calls
+    if given.tool_call_id:
+        message["tool_call_id"] = given.tool_call_id
     return message
 
 
-def parse_tools(tools_json: str) -> list[Json] | None:
-    """Parses the tools; None if there are none. Raises MeshError."""
+def _tool_calls(field: str, tool_calls_json: str, form: ArgumentsForm) -> list[Json]:
+    """The tool calls, each with a name and arguments in the form that the template takes."""
+    calls = _parse(tool_calls_json, field)
+    if not isinstance(calls, list):
+        raise RenderError(field, f"{field} must be an array of objects, given {_kind(calls)}")
+    for number, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        where = f"{field}[{number}].function"
+        if not isinstance(function, dict):
+            raise RenderError(where, f"{where} must be an object, given {_kind(function)}")
+        name = function.get("name")
+        if not isinstance(name, str) or not name:
+            given = "an empty string" if name == "" else _kind(name)
+            raise RenderError(f"{where}.name", f"{where}.name must be a name, given {given}")
+        function["arguments"] = arguments_as(form, function.get("arguments"))
+    return calls
+
+
+def arguments_as(form: ArgumentsForm, given: Json) -> Json:
+    """Converts the arguments of a call in the history to `form`.
+
+    A model may have written anything: a text that was cut off, a list, or a bad escape. It must
+    see what it wrote, so nothing is refused. Arguments that are no object become the only value
+    of an object, `{"arguments": …}`, for templates that take objects only.
+    """
+    if form is ArgumentsForm.TEXT:
+        text = given if isinstance(given, str) else _dump(given)
+        return text if text.strip() not in ("", "null") else "{}"
+    value = _parsed_arguments(given) if isinstance(given, str) else given
+    if value is None:
+        return {}
+    if isinstance(value, dict) and not is_too_deep(value):
+        return value
+    text = given if isinstance(given, str) else _dump(given)
+    if form is ArgumentsForm.OBJECT_OR_TEXT:
+        return text
+    return {"arguments": text if is_too_deep(value) else value}
+
+
+def _parsed_arguments(text: str) -> Json:
+    """The JSON value of `text`, or `text` itself if it is not JSON; None if it is empty."""
+    try:
+        # Not strict: models write line feeds inside strings.
+        value: Json = json.loads(text, strict=False) if text.strip() else None
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def _dump(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _tools(tools_json: str) -> list[Json] | None:
     if not tools_json:
         return None
     tools = _parse(tools_json, "tools_json")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise invalid("tools_json", f"tools_json must be an array of objects, given {_kind(tools)}")
+        name = "tools_json"
+        raise RenderError(name, f"{name} must be an array of objects, given {_kind(tools)}")
     return tools or None
 
 
-def parse_template_kwargs(template_kwargs_json: str) -> dict[str, Json]:
-    """Parses additional template variables. Raises MeshError."""
+def _template_kwargs(template_kwargs_json: str) -> dict[str, Json]:
     if not template_kwargs_json:
         return {}
     name = "template_kwargs_json"
     variables = _parse(template_kwargs_json, name)
     if not isinstance(variables, dict):
-        raise invalid(name, f"{name} must be an object, given {_kind(variables)}")
+        raise RenderError(name, f"{name} must be an object, given {_kind(variables)}")
     reserved = sorted(RESERVED_VARIABLES & variables.keys())
     if reserved:
-        raise invalid(name, f"{name} must not set {', '.join(reserved)}")
+        raise RenderError(name, f"{name} must not set {', '.join(reserved)}")
     return variables
-
-
-def _tool_calls(index: int, tool_calls_json: str) -> list[Json]:
-    """Parses tool calls; arguments, which OpenAI sends as strings, become JSON objects."""
-    name = f"messages[{index}].tool_calls_json"
-    calls = _parse(tool_calls_json, name)
-    if not isinstance(calls, list):
-        raise invalid(name, f"{name} must be an array of objects, given {_kind(calls)}")
-    for number, call in enumerate(calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            raise invalid(name, f"{name}[{number}].function must be an object")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            where = f"messages[{index}].tool_calls[{number}].function.arguments"
-            parsed = _parse(arguments, where) if arguments.strip() else {}
-            if not isinstance(parsed, dict):
-                raise invalid(where, f"{where} must be a JSON object, given {_kind(parsed)}")
-            function["arguments"] = parsed
-    return calls
 
 
 def _parse(text: str, name: str) -> Json:
@@ -128,17 +190,22 @@ def _parse(text: str, name: str) -> Json:
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError as error:
-        raise invalid(name, f"{name} must be JSON: {error}") from error
-    level: list[Json] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level for child in _children(parent)]
-    if level:
+        raise RenderError(name, f"{name} must be JSON: {error}") from error
+    if is_too_deep(value):
         raise _too_deep(name)
     return value
 
 
-def _too_deep(name: str) -> MeshError:
-    return invalid(name, f"{name} must be nested at most {MAX_DEPTH} deep, given more")
+def is_too_deep(value: Json) -> bool:
+    """Whether `value` is nested more than `MAX_DEPTH` deep."""
+    level: list[Json] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+    return bool(level)
+
+
+def _too_deep(name: str) -> RenderError:
+    return RenderError(name, f"{name} must be nested at most {MAX_DEPTH} deep, given more")
 
 
 def _children(value: Json) -> list[Json]:

@@ -8,6 +8,7 @@ from mesh.protocol.chat import (
     ChatMessage,
     ChatPrompt,
     ToolChoice,
+    ToolPrompt,
     chat_from_proto,
     chat_to_proto,
     tool_choice_from_proto,
@@ -39,7 +40,9 @@ from mesh.v1 import common_pb2, inference_pb2
 CHAT = ChatPrompt(
     messages=(
         ChatMessage(role="user", content="hi", name="ada"),
-        ChatMessage(role="assistant", content="", tool_calls_json="[]"),
+        ChatMessage(
+            role="assistant", content="", tool_calls_json="[]", reasoning_content="because"
+        ),
         ChatMessage(role="tool", content="42", tool_call_id="call-1"),
     ),
     tools_json="[{}]",
@@ -78,8 +81,9 @@ def test_a_delta_survives_protobuf(delta: Delta) -> None:
 
 def test_start_and_finish_survive_protobuf() -> None:
     """Every field of both."""
-    started = GenerationStarted("model", 3)
-    assert started_from_proto(started_to_proto(started)) == started
+    for tool_prompt in ToolPrompt:
+        started = GenerationStarted("model", 3, tool_prompt)
+        assert started_from_proto(started_to_proto(started)) == started
     for reason in REASON_TO_PROTO:
         finish = GenerationFinish(reason, Usage(1, 2, 3))
         assert finish_from_proto(finish_to_proto(finish)) == finish

@@ -57,6 +57,19 @@ async def test_calls_are_parsed_in_the_models_format(template: str, text: str, s
     assert events[-1].finish.usage.completion_tokens == len(engine.ids)
 
 
+async def test_a_generic_tool_prompt_is_answered_in_its_format() -> None:
+    """Hermes' calls are parsed, whatever format the template seems to have; the start says so."""
+    for template in ("", LLAMA3):
+        engine = FakeInference(f"<tool_call>\n{CALL}\n</tool_call>")
+        async with orchestrator(engine, template=template) as running:
+            running.tokenizer.tool_prompt = common_pb2.TOOL_PROMPT_GENERIC
+            events = await generate(running, chat(sampling={"max_tokens": 500}))
+            assert running.tokenizer.max_tokens == [engine.context_length]
+        assert events[0].started.tool_prompt == common_pb2.TOOL_PROMPT_GENERIC
+        assert calls_of(events) == [("f", '{"city": "Rome"}')]
+        assert text_of(events) == ""
+
+
 async def test_without_tools_a_call_is_text() -> None:
     """Calls are parsed only for conversations with tools."""
     text = f"<tool_call>{CALL}</tool_call>"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mesh.errors import ErrorKind, MeshError
-from mesh.process.lifecycle import StartupError
 from tests.tokenizer import templates
 from tests.tokenizer.conftest import MakeModel
-from tokenizer.chat.conversation import Conversation, Message, build_message, parse_tools
-from tokenizer.chat.render_limits import RenderLimits
-from tokenizer.chat.template import ChatTemplate
+from tests.tokenizer.prompts import chat, encode
+from tokenizer.chat.conversation import Conversation, Message
+from tokenizer.chat.errors import RenderError
+from tokenizer.chat.template import ChatTemplate, InvalidTemplateError
 from tokenizer.files import read_files
 from tokenizer.tokenizer import Tokenizer
 
@@ -50,12 +48,12 @@ WITH_CALL: list[Any] = [
 ]
 
 
-def limits(max_characters: int = 1_000_000, seconds: float = 30) -> RenderLimits:
-    return RenderLimits(max_characters=max_characters, seconds=seconds)
-
-
 def conversation(messages: list[Any], **fields: Any) -> Conversation:
     return Conversation(messages=messages, **{"template_kwargs": {}, **fields})
+
+
+def render(template: str, given: Conversation, max_characters: int = 1_000_000) -> str:
+    return ChatTemplate({"default": template}, {}).render("default", given, max_characters)
 
 
 def transformers_tokenizer(folder: Path) -> Any:
@@ -70,13 +68,15 @@ def transformers_tokenizer(folder: Path) -> Any:
 def test_ids_equal_those_of_transformers(
     make_model: MakeModel, name: str, tools: list[Any] | None, messages: list[Any]
 ) -> None:
-    """For every template, with and without tools and tool calls."""
+    """For every template, with and without tools and tool calls, if the template renders them."""
+    if name == "plain" and (tools or messages is WITH_CALL):
+        return  # transformers omits the tools
     folder = make_model(templates.ALL[name])
     theirs = transformers_tokenizer(folder).apply_chat_template(
         messages, tools=tools, add_generation_prompt=True, return_dict=False
     )
     tokenizer = Tokenizer("m", read_files(str(folder)))
-    ours = tokenizer.encode_conversation(conversation(messages, tools=tools), limits())
+    ours = encode(tokenizer, chat(messages, tools=tools))
     assert ours == theirs
     assert len(ours) > 10
 
@@ -93,8 +93,7 @@ def test_a_final_message_is_continued_as_in_transformers(
         messages, continue_final_message=True, tokenize=False
     )
     tokenizer = Tokenizer("m", read_files(str(folder)))
-    continued = conversation(messages, continue_final_message=True)
-    ours = tokenizer.encode_conversation(continued, limits())
+    ours = encode(tokenizer, chat(messages, continue_final_message=True))
     assert tokenizer.decode(ours, skip_special_tokens=False) == theirs
     assert theirs.rstrip().endswith("The level is")
 
@@ -107,8 +106,7 @@ def test_template_kwargs_and_documents_reach_the_template(make_model: MakeModel)
     theirs = transformers_tokenizer(folder).apply_chat_template(
         SHORT, tokenize=False, add_generation_prompt=True, **variables
     )
-    chat = ChatTemplate("m", {"default": template}, {})
-    assert chat.render(conversation(SHORT, template_kwargs=variables), limits()) == theirs
+    assert render(template, conversation(SHORT, template_kwargs=variables)) == theirs
     assert theirs.startswith("Grüezi Weirs What")
 
 
@@ -117,7 +115,7 @@ def test_tools_select_the_tool_template(load_tokenizer: LoadTokenizer) -> None:
     sources = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     tokenizer = load_tokenizer(sources)
     for tools, text in ((None, "plain"), (TOOLS, "tools")):
-        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), limits())
+        ids = encode(tokenizer, chat(SHORT, tools=tools))
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
@@ -126,29 +124,31 @@ def test_template_files_take_precedence_over_the_config(load_tokenizer: LoadToke
     files = {"chat_template.jinja": "file", "additional_chat_templates/tool_use.jinja": "extra"}
     tokenizer = load_tokenizer("config", files)
     for tools, text in ((None, "file"), (TOOLS, "extra")):
-        ids = tokenizer.encode_conversation(conversation(SHORT, tools=tools), limits())
+        ids = encode(tokenizer, chat(SHORT, tools=tools))
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_a_chat_without_a_template_is_an_invalid_request(load_tokenizer: LoadTokenizer) -> None:
-    """The error names the model."""
-    with pytest.raises(MeshError, match="'a-model' has no chat template") as caught:
-        load_tokenizer(None).encode_conversation(conversation(SHORT), limits())
-    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+def test_a_chat_without_a_template_is_refused(load_tokenizer: LoadTokenizer) -> None:
+    """The error does not contain the model's folder."""
+    with pytest.raises(RenderError, match="the model has no chat template; send a prompt"):
+        encode(load_tokenizer(None), chat(SHORT))
 
 
-def test_an_invalid_template_raises_startup_error(load_tokenizer: LoadTokenizer) -> None:
-    """Syntax errors are found when the model is loaded, not at the first request."""
-    with pytest.raises(StartupError, match="'default' of model 'a-model' is invalid"):
-        load_tokenizer("{% if %}")
+def test_an_invalid_template_is_found_when_it_is_loaded() -> None:
+    """Syntax errors and expressions that are nested too deeply, not at the first request."""
+    for source in ("{% if %}", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"):
+        with pytest.raises(InvalidTemplateError, match="chat template 'default' is invalid"):
+            ChatTemplate({"default": source}, {})
 
 
-def test_raise_exception_is_an_invalid_request(load_tokenizer: LoadTokenizer) -> None:
-    """The client receives the message that the template passes to raise_exception."""
-    messages = [{"role": "assistant", "content": "first"}]
-    with pytest.raises(MeshError, match="roles must alternate") as caught:
-        load_tokenizer(templates.MISTRAL).encode_conversation(conversation(messages), limits())
-    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+def test_raise_exception_refuses_the_messages(load_tokenizer: LoadTokenizer) -> None:
+    """The client receives the message that the template passes to raise_exception, shortened."""
+    with pytest.raises(RenderError, match="roles must alternate") as caught:
+        encode(load_tokenizer(templates.MISTRAL), chat([{"role": "assistant", "content": "1"}]))
+    assert caught.value.param == "messages"
+    with pytest.raises(RenderError) as long:
+        render("{{ raise_exception('x' * 30000) }}", conversation(SHORT))
+    assert len(long.value.message) < 400
 
 
 @pytest.mark.parametrize(
@@ -173,59 +173,20 @@ def test_raise_exception_is_an_invalid_request(load_tokenizer: LoadTokenizer) ->
 )
 def test_the_sandbox_refuses_known_escapes(template: str) -> None:
     """Published escapes from jinja2, and templates that run or write too much, are refused."""
-    chat = ChatTemplate("m", {"default": template}, {})
-    with pytest.raises(MeshError) as caught:
-        chat.render(conversation(SHORT), limits())
-    assert caught.value.kind is ErrorKind.INVALID_REQUEST
+    with pytest.raises(RenderError):
+        render(template, conversation(SHORT))
 
 
-def test_rendering_is_limited() -> None:
-    """Too much output, too much time and cancellation each stop a template."""
+def test_the_output_is_limited() -> None:
+    """The limit and the length are in the error."""
     loop = "{% for i in range(90000) %}{% for k in range(90000) %}x{% endfor %}{% endfor %}"
-    chat = ChatTemplate("m", {"default": loop}, {})
-    cancelled = limits()
-    cancelled.cancel()
-    with pytest.raises(MeshError, match="at most 1000 characters, given 1001"):
-        chat.render(conversation(SHORT), limits(max_characters=1000))
-    with pytest.raises(MeshError, match=r"within 0\.05 s"):
-        chat.render(conversation(SHORT), limits(10**9, seconds=0.05))
-    with pytest.raises(MeshError) as caught:
-        chat.render(conversation(SHORT), cancelled)
-    assert caught.value.kind is ErrorKind.CANCELLED
+    with pytest.raises(RenderError, match="at most 1000 characters, given 1001"):
+        render(loop, conversation(SHORT), max_characters=1000)
 
 
 def test_rendering_does_not_modify_messages() -> None:
     """The same conversation can be rendered twice."""
     messages: list[Message] = [{"role": "assistant", "content": "a"}]
-    chat = ChatTemplate("m", {"default": "{{ messages[0].content }}"}, {})
     for _ in range(2):
         continued = conversation(messages, continue_final_message=True)
-        assert chat.render(continued, limits()) == "a"
-
-
-def test_json_fields_are_parsed_for_templates() -> None:
-    """Tool call arguments are parsed; empty arguments become an empty object."""
-    calls = [
-        {"function": {"name": "f", "arguments": '{"a": 1}'}},
-        {"function": {"name": "g", "arguments": ""}},
-    ]
-    message = build_message(
-        0,
-        role="assistant",
-        content="",
-        name="n",
-        tool_calls_json=json.dumps(calls),
-        tool_call_id="",
-    )
-    assert message == {
-        "role": "assistant",
-        "content": "",
-        "name": "n",
-        "tool_calls": [
-            {"function": {"name": "f", "arguments": {"a": 1}}},
-            {"function": {"name": "g", "arguments": {}}},
-        ],
-    }
-    assert parse_tools("") is None
-    assert parse_tools("[]") is None
-    assert parse_tools(json.dumps(TOOLS)) == TOOLS
+        assert render("{{ messages[0].content }}", continued) == "a"

@@ -1,0 +1,68 @@
+"""The history of a conversation: reasoning, tool calls, and how tools reach the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.v1 import common_pb2
+from tests.gateway.fakes import FakeOrchestrator, Script
+
+CHAT = "/v1/chat/completions"
+USER = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": "cut'}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "content", "reasoning"),
+    [
+        ({"content": "4", "reasoning_content": "2 + 2"}, "4", "2 + 2"),
+        ({"content": "4", "reasoning": "2 + 2"}, "4", "2 + 2"),
+        ({"content": None, "reasoning_content": "2 + 2"}, "", "2 + 2"),
+        ({"content": "4", "reasoning_content": None, "reasoning": None}, "4", ""),
+        ({"tool_calls": [CALL], "reasoning_content": "Hm"}, "", "Hm"),
+    ],
+)
+async def test_an_assistants_message_keeps_its_reasoning(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    fields: dict[str, Any],
+    content: str,
+    reasoning: str,
+) -> None:
+    """Under both of its names; a message of reasoning or calls needs no content."""
+    message = {"role": "assistant", **fields}
+    response = await client.post(CHAT, json={"model": "", "messages": [USER, message]})
+    assert response.status_code == 200
+    assert "x-ignored-fields" not in response.headers
+    [request] = orchestrator.requests
+    sent = request.chat.messages[1]  # type: ignore[attr-defined]
+    assert (sent.content, sent.reasoning_content) == (content, reasoning)
+    assert ("cut" in sent.tool_calls_json) is ("tool_calls" in fields)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("tool_prompt", "header"),
+    [
+        (common_pb2.TOOL_PROMPT_TEMPLATE, "template"),
+        (common_pb2.TOOL_PROMPT_GENERIC, "generic"),
+        (common_pb2.TOOL_PROMPT_UNSPECIFIED, None),
+    ],
+)
+async def test_a_header_says_how_tools_reach_the_model(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    stream: bool,
+    tool_prompt: common_pb2.ToolPrompt.ValueType,
+    header: str | None,
+) -> None:
+    """In the template's format or in a generic one; no header without tools."""
+    orchestrator.script = Script(tool_prompt=tool_prompt)
+    body = {"model": "", "messages": [USER], "tools": [TOOL], "stream": stream}
+    response = await client.post(CHAT, json=body)
+    assert response.status_code == 200
+    assert response.headers.get("x-tool-prompt") == header

@@ -1,0 +1,46 @@
+"""Adapts a conversation to what its chat template renders, so that nothing is lost silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tokenizer.chat.capabilities import Capabilities
+from tokenizer.chat.conversation import Conversation, Message
+from tokenizer.chat.tool_prompt import (
+    with_answers_as_user,
+    with_calls_as_text,
+    with_tool_prompt,
+)
+
+
+def adapt(conversation: Conversation, template: Capabilities) -> Conversation:
+    """Returns the conversation as `template` needs it.
+
+    Messages of role `developer` become system messages. Tools, calls and answers of tools that the
+    template would omit or reject become text. The content of a message that has only calls becomes
+    null if the template needs it.
+    """
+    messages: Sequence[Message] = conversation.messages
+    if not template.developer_messages:
+        messages = [_as_system(message) for message in messages]
+    if not template.tool_calls:
+        messages = [with_calls_as_text(message) for message in messages]
+    elif template.null_content:
+        messages = [_with_null_content(message) for message in messages]
+    if not template.tool_messages:
+        messages = with_answers_as_user(messages)
+    tools = conversation.tools
+    if tools is not None and not template.tools:
+        messages = with_tool_prompt(messages, tools, system_messages=template.system_messages)
+        tools = None
+    return replace(conversation, messages=list(messages), tools=tools)
+
+
+def _as_system(message: Message) -> Message:
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _with_null_content(message: Message) -> Message:
+    only_calls = "tool_calls" in message and not message["content"]
+    return {**message, "content": None} if only_calls else message

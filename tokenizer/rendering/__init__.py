@@ -1,0 +1,1 @@
+"""Worker processes that render chat templates with limits on CPU time and memory."""
