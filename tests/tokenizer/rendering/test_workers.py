@@ -73,6 +73,7 @@ def test_a_worker_that_was_killed_while_idle_is_replaced(workers: RenderWorkers)
     before = pids(workers)
     for pid in before:
         os.kill(pid, signal.SIGKILL)
+        wait_for_end(pid)
     assert workers.render(user("Hi"), never).segments[0].text == "Hi"
     assert not before & pids(workers)
 
