@@ -133,7 +133,7 @@ class InferenceSettings(ServiceSettings):
         "above it the request is refused. Raise it for very large schemas.",
     )
     max_constraint_megabytes: int = Field(
-        256,
+        128,
         ge=16,
         le=65536,
         description="Most memory in MiB to compile a JSON schema, regular expression or grammar; "

@@ -327,6 +327,8 @@ def _has_several_tokens(scheduled: ScheduledSequence) -> bool:
 
 def _why_no_token(sequence: Sequence) -> EngineError:
     """The error of a sequence for which no token could be sampled."""
-    if sequence.matcher is not None and sequence.matcher.error is not None:
-        return sequence.matcher.error
+    if sequence.matcher is not None:
+        sequence.matcher.check()
+        if sequence.matcher.error is not None:
+            return sequence.matcher.error
     return SequenceFailed("the model gave no finite logits for this sequence")

@@ -32,7 +32,7 @@ from inference.structured_output.matcher import Matcher
 from inference.structured_output.vocabulary import Vocabulary, VocabularySource
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint, SchemaRule
 
-NICENESS = 15
+NICENESS = 19
 """Lower priority than the engine's compute threads, which serve the other requests."""
 
 STACK_BYTES = 4 * 2**20
@@ -126,6 +126,8 @@ class CompileServer:
         for number in (_STDIN, _STDOUT, _STDERR):
             os.dup2(null, number)
         with suppress(OSError):
+            # Where memory runs out in spite of the limit, the kernel ends this process first.
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
             os.nice(NICENESS)
         signal.setitimer(signal.ITIMER_PROF, self._limits.max_seconds)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

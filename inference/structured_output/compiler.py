@@ -21,16 +21,17 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from inference.engine.errors import EngineUnavailable, InvalidSamplingParams
+from inference.engine.threads import available_cpus
 from inference.structured_output.constraint import invalid_constraint
 from inference.structured_output.vocabulary import Vocabulary
 from mesh.protocol.constraints import OutputConstraint
 
 logger = logging.getLogger(__name__)
 
-MAX_FORKS = 4
+MAX_FORKS = min(4, max(2, available_cpus()))
 """Most constraints that compile at once."""
 
-MAX_FORKS_PER_KEY = 2
+MAX_FORKS_PER_KEY = MAX_FORKS // 2
 """Most of them for requests with one API key."""
 
 MAX_RESPONSE_BYTES = 2**25
@@ -42,7 +43,7 @@ class CompileLimits:
 
     max_seconds: float = 1.0
     """CPU time."""
-    max_bytes: int = 256 * 2**20
+    max_bytes: int = 128 * 2**20
     """Memory in addition to the vocabulary."""
 
 

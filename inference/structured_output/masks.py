@@ -118,6 +118,9 @@ class PendingMasks:
         self._worker = worker
         self._rows = rows
         self._bitmasks = bitmasks
+        self._address: int = bitmasks.ctypes.data
+        self._num_bytes: int = bitmasks.strides[0]
+        """Of one row."""
         self._waiting = deque(jobs)
         self._running: dict[int, _Running] = {}
         self._threads: dict[int, Future[None]] = {}
@@ -127,10 +130,17 @@ class PendingMasks:
 
     def result(self) -> Masks:
         """Waits for the masks. A sequence whose mask takes too long gets none, but an error."""
+        try:
+            for thread in self._threads.values():
+                thread.result(MAX_SECONDS)
+        except TimeoutError:
+            return self._without_slow()
+        return Masks(self._rows, self._bitmasks)
+
+    def _without_slow(self) -> Masks:
+        """The masks once each thread has ended or exceeds the time."""
         slow: list[_Job] = []
-        timeout = MAX_SECONDS
-        while wait(self._threads.values(), timeout).not_done:
-            timeout = MAX_SECONDS / 10
+        while wait(self._threads.values(), MAX_SECONDS / 10).not_done:
             for number, running in list(self._running.items()):
                 if running.seconds > MAX_SECONDS and not self._threads[number].done():
                     running.job.matcher.fail(f"a token's mask takes more than {MAX_SECONDS} s")
@@ -138,8 +148,6 @@ class PendingMasks:
                     del self._running[number], self._threads[number]
                     self._worker.replace_threads()
                     self._start_thread()
-        if not slow:
-            return Masks(self._rows, self._bitmasks)
         # A copy, because the abandoned threads still write to the original.
         bitmasks = self._bitmasks.copy()
         for job in slow:
@@ -164,17 +172,16 @@ class PendingMasks:
                     self._bitmasks[job.begin : job.end] = 0
 
     def _compute(self, job: _Job) -> None:
-        matcher = job.matcher
-        masks = self._bitmasks[job.begin : job.end]
-        matcher.fill(masks, job.completion, job.scheduled.draft_token_ids)
-        if matcher.error is None and not masks[0].any():
-            matcher.fail("no token may follow")
-        if matcher.error is not None:
-            masks[:] = 0  # no token is allowed: the sequence ends with the error
-        sequence = job.scheduled.sequence
-        num_left = sequence.params.min_tokens - sequence.num_completion_tokens
-        for mask in masks[: max(num_left, 0)]:
-            _forbid(mask, sequence.stop_token_ids)
+        sequence, drafts = job.scheduled.sequence, job.scheduled.draft_token_ids
+        address = self._address + job.begin * self._num_bytes
+        job.matcher.fill(address, self._num_bytes, job.completion, drafts)
+        if job.matcher.has_failed:
+            # No token is allowed: the sequence ends with the error.
+            self._bitmasks[job.begin : job.end] = 0
+        elif sequence.params.min_tokens > sequence.num_completion_tokens:
+            num_left = sequence.params.min_tokens - sequence.num_completion_tokens
+            for mask in self._bitmasks[job.begin : job.end][:num_left]:
+                _forbid(mask, sequence.stop_token_ids)
 
 
 def _forbid(bitmask: NDArray[np.int32], token_ids: frozenset[int]) -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections import abc
-from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
 
 from inference.engine.errors import InvalidSamplingParams
 from inference.structured_output.constraint import invalid_constraint
 from mesh.protocol.constraints import OutputConstraint
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class Matcher:
@@ -35,19 +30,19 @@ class Matcher:
 
     def fill(
         self,
-        bitmasks: NDArray[np.int32],
-        new_token_ids: abc.Sequence[int],
+        address: int,
+        num_bytes: int,
+        new_token_ids: list[int],
         draft_token_ids: abc.Sequence[int],
     ) -> None:
         """Consumes new tokens of the completion, and writes the mask of the token after them.
 
-        The further rows are the masks after each draft token; `bitmasks` is
-        [1 + number of drafts, columns] and contiguous. Rows after an invalid draft stay unchanged.
+        It is written to the row of `num_bytes` at `address`, and the masks after each draft token
+        to the rows after it. Rows after an invalid draft stay unchanged.
         """
         if new_token_ids:
-            self.raw.consume_tokens(list(new_token_ids))
+            self.raw.consume_tokens(new_token_ids)
             self.num_consumed += len(new_token_ids)
-        address, num_bytes = bitmasks.ctypes.data, bitmasks.strides[0]
         self.raw.unsafe_compute_mask_ptr(address, num_bytes)
         num_drafts = 0
         for token_id in draft_token_ids:
@@ -58,9 +53,19 @@ class Matcher:
         if num_drafts:
             self.raw.rollback(num_drafts)
 
+    def check(self) -> None:
+        """Sets the error if no token may follow, not even an end. Computes a mask."""
+        if not self.has_failed and not any(self.raw.compute_bitmask()):
+            self.fail("no token may follow")
+
     def fail(self, problem: str) -> None:
         """Sets the error, without a call of the library, which may be busy in another thread."""
         self._problem = problem
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is an `error`."""
+        return self._problem is not None or self.raw.is_error()
 
     @property
     def error(self) -> InvalidSamplingParams | None:

@@ -24,9 +24,9 @@ def served(running: Orchestrator) -> ModelInfo:
     return model
 
 
-def in_order(running: Orchestrator) -> list[FakeInference]:
-    """The engines; first the one that receives the prompt "Hello"."""
-    ids = byte_level().encode("Hello", add_special_tokens=False).ids
+def in_order(running: Orchestrator, prompt: str = "Hello") -> list[FakeInference]:
+    """The engines; first the one that receives the prompt."""
+    ids = byte_level().encode(prompt, add_special_tokens=False).ids
     address = running.service._replicas.pick(served(running), ids).address
     engines = zip(running.upstreams, running.engines, strict=True)
     return [each for _, each in sorted(engines, key=lambda pair: pair[0].address != address)]
@@ -317,16 +317,17 @@ async def test_compiling_a_constraint_is_not_a_late_first_token(
     engines = [FakeInference(), FakeInference()]
     async with orchestrator(*engines) as running:
         compiling, other = in_order(running)
+        prompt = next(
+            text
+            for text in (f"{number} is the start" for number in range(100))
+            if in_order(running, text)[0] is other
+        )
         compiling.accept_delay = 60.0
         asked = request(sampling={"max_tokens": 1, "constraint": {"regex": "a*"}})
         waiting = asyncio.create_task(generate(running, asked))
         await eventually(lambda: compiling.num_open == 1, "the engine has the request")
         compiling.accept_delay = 0.0
-        for number in range(20):
-            if other.requests:
-                break
-            compiling.requests.clear()
-            await generate(running, request(f"{number} is the start", sampling={"max_tokens": 1}))
+        await generate(running, request(prompt, sampling={"max_tokens": 1}))
         assert len(other.requests) == 1
         replicas = running.service._replicas.ready
         await asyncio.sleep(0.05)
