@@ -15,6 +15,8 @@ the memory with a header or trailer that never ends, or never read its response.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
@@ -42,6 +44,9 @@ LINGER_SECONDS = 5.0
 
 WRITE_GRACE_SECONDS = 30.0
 """Time after which a client must have read its response at the minimum rate."""
+
+_SEND_RST = struct.pack("ii", 1, 0)
+"""Value of SO_LINGER with which closing a socket sends RST."""
 
 _METHODS_WITH_BODY = (b"POST", b"PUT", b"PATCH")
 
@@ -275,7 +280,7 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             late = now - self._unread.since - WRITE_GRACE_SECONDS
             if late > 0 and self._unread.num_bytes - num_bytes < late * MIN_BYTES_PER_SECOND:
-                self.transport.abort()
+                self._reset()
 
     @property
     def _is_streaming(self) -> bool:
@@ -310,7 +315,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def _discard(self, num_bytes: int) -> None:
         self._num_unread_bytes += num_bytes
         if self._num_unread_bytes > MAX_DISCARDED_BYTES:
-            self.transport.abort()
+            self._reset()
+
+    def _reset(self) -> None:
+        """Abort the connection with RST; the kernel would go on to send what it has buffered."""
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _SEND_RST)
+        self.transport.abort()
 
     # Timers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 
 import pytest
@@ -123,6 +124,9 @@ async def test_a_client_that_never_reads_its_response_is_aborted(
             await loop.sock_sendall(client, b"}" + COMPLETION[:-1])
         await eventually(lambda: num_connections(gateway) == 1, "the client is connected")
         await eventually(lambda: num_connections(gateway) == 0, "the client is aborted")
+        poll = select.poll()
+        poll.register(client, select.POLLHUP)
+        assert poll.poll(5000), "the client receives RST"
     await eventually(lambda: gateway.dependencies.drain.num_active == 0, "no request is left")
 
 
@@ -132,9 +136,14 @@ class StubTransport:
     def __init__(self) -> None:
         self.buffered = 0
         self.aborted = False
+        self.socket = socket.socket()
 
     def get_write_buffer_size(self) -> int:
         return self.buffered
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        assert name == "socket"
+        return self.socket
 
     def abort(self) -> None:
         self.aborted = True
@@ -154,6 +163,7 @@ def test_a_reader_must_keep_the_minimum_rate_after_the_first_seconds(
         if now <= WRITE_GRACE_SECONDS:
             assert not transport.aborted
     assert transport.aborted == is_aborted
+    transport.socket.close()
 
 
 # HTTP/1.0
