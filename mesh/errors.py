@@ -28,6 +28,9 @@ KIND_METADATA = "mesh-error-kind"
 PARAM_METADATA = "mesh-error-param"
 """Trailing metadata with the name of the invalid request field."""
 
+PARAM_BYTES_METADATA = "mesh-error-param-bin"
+"""The same as UTF-8, for a name that is not ASCII."""
+
 STATUS_DETAILS_METADATA = "grpc-status-details-bin"
 """Trailing metadata with google.rpc.Status, which contains RetryInfo."""
 
@@ -167,7 +170,13 @@ class MeshError(Exception):
         message = self.message
         if self.param and param and message.startswith(self.param):
             message = param + message.removeprefix(self.param)
-        return MeshError(self.kind, message, param=param, retry_after=self.retry_after)
+        return MeshError(
+            self.kind,
+            message,
+            param=param,
+            retry_after=self.retry_after,
+            is_reported=self.is_reported,
+        )
 
     def __repr__(self) -> str:
         return f"MeshError({self.kind.value}: {self.message})"
@@ -209,7 +218,13 @@ def status_of(error: MeshError) -> RpcStatus:
     code = GRPC_STATUS[error.kind]
     metadata: list[tuple[str, str | bytes]] = [(KIND_METADATA, error.kind.value)]
     if error.param is not None:
-        metadata.append((PARAM_METADATA, error.param))
+        # gRPC refuses other values than ASCII, unless the key ends in -bin.
+        ascii_param = error.param.isascii() and error.param.isprintable()
+        metadata.append(
+            (PARAM_METADATA, error.param)
+            if ascii_param
+            else (PARAM_BYTES_METADATA, error.param.encode("utf-8", "replace"))
+        )
     if error.retry_after is not None:
         metadata.append((STATUS_DETAILS_METADATA, _retry_details(code, error)))
     return RpcStatus(code, error.message, tuple(metadata))
@@ -229,11 +244,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
         message = _MESSAGE_OF_KIND[kind]
     else:
         message = error.details() or kind.value.replace("_", " ")
-    param = trailers.get(PARAM_METADATA)
+    param = trailers.get(PARAM_METADATA, trailers.get(PARAM_BYTES_METADATA))
     return MeshError(
         kind,
         message,
-        param=None if param is None else str(param),
+        param=param.decode("utf-8", "replace") if isinstance(param, bytes) else param,
         retry_after=_retry_after(trailers.get(STATUS_DETAILS_METADATA)),
         is_reported=is_reported,
     )

@@ -50,10 +50,11 @@ def test_http_statuses_are_errors() -> None:
     }
 
 
+@pytest.mark.parametrize("param", ["max_tokens", "tools[0].größe", "a\nb", None])
 @pytest.mark.parametrize("kind", list(ErrorKind))
-def test_an_error_survives_the_round_trip(kind: ErrorKind) -> None:
+def test_an_error_survives_the_round_trip(kind: ErrorKind, param: str | None) -> None:
     """Kind, message, field and delay are preserved."""
-    sent = MeshError(kind, "größer: 5", param="max_tokens", retry_after=1.25)
+    sent = MeshError(kind, "größer: 5", param=param, retry_after=1.25)
     received = from_rpc_error(rpc_error(*status_of(sent)))
     assert vars(received) == {**vars(sent), "is_reported": True}
 

@@ -49,6 +49,7 @@ CASES: list[tuple[str, dict[str, Any], str, str | None]] = [
     (EMBEDDING, {"input": [5, 6]}, "input[0]", "input"),
     (EMBEDDING, {"input": ["a", "b"]}, "input[1]", "input[1]"),
     (EMBEDDING, {}, "input", "input"),
+    (CHAT, {}, "tools[0].größe", "tools[0].größe"),
     (SEARCH, {}, "messages", "query"),
     (SEARCH, {}, "max_tokens", "max_tokens"),
 ]
