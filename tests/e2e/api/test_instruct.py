@@ -115,6 +115,30 @@ async def test_a_required_tool_is_called(
     assert again.choices[0].message.tool_calls
 
 
+async def test_tools_beside_a_response_format(official: openai.AsyncOpenAI) -> None:
+    """The model decides: it calls tools, or answers in the format."""
+    format: Any = {"type": "json_schema", "json_schema": {"name": "weather", "schema": SCHEMA}}
+    answer = await official.chat.completions.create(
+        model="instruct",
+        messages=MESSAGES,
+        tools=TOOLS,
+        parallel_tool_calls=False,
+        response_format=format,
+        max_tokens=200,
+        n=8,
+        seed=1,
+    )
+    reasons = {choice.finish_reason for choice in answer.choices}
+    for choice in answer.choices:
+        calls = choice.message.tool_calls
+        if calls:
+            assert choice.message.content is None
+            check_matches_schema(calls[0].function.arguments)  # type: ignore[union-attr]
+        else:
+            check_matches_schema(choice.message.content or "")
+    assert reasons == {"tool_calls", "stop"}
+
+
 async def test_tool_calls_stream(official: openai.AsyncOpenAI) -> None:
     """Id and name come first, then the arguments in deltas; calls have consecutive indexes."""
     ask: Any = {"model": "instruct", "tools": TOOLS, "tool_choice": "required", "seed": 3}
