@@ -37,7 +37,7 @@ async def test_results_come_first_and_the_summary_grows(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
 ) -> None:
     """The results appear before any text, the text grows over time, figures follow at the end."""
-    orchestrator.script = words(seconds_before_delta=0.05)
+    orchestrator.script = words(seconds_before_delta=0.02)
     template = "http://localhost:3000/trace/{trace_id}"
     async with page(start_gateway, tab, trace_url_template=template):
         await act(lambda: tab.run(WATCH))
@@ -51,7 +51,7 @@ async def test_results_come_first_and_the_summary_grows(
         assert await act(tab.errors) == []
     assert [length for _, length in grown] == sorted(length for _, length in grown)
     assert len({length for _, length in grown}) > 10
-    assert grown[-1][0] - grown[0][0] > 0.5 * len(WORDS) * 50
+    assert grown[-1][0] - grown[0][0] > 0.5 * len(WORDS) * 20
     assert f"{len(WORDS)}" in figures
     assert "tokens/s" in figures
     assert "First token" in figures
@@ -119,6 +119,7 @@ async def test_a_lost_connection_is_resumed(
             if network.is_down:
                 await eventually(lambda: network.num_refused > 0, "the page reconnects", 30)
                 network.is_down = False
+        orchestrator.script.seconds_before_delta = 0.001
         await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
         assert (await act(lambda: tab.text("#summary"))).split() == "".join(WORDS).split()
         assert "Connection lost, trying again…" in await act(lambda: tab.run("return announced"))
