@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +50,14 @@ BODIES = st.builds(
 )
 PATHS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/api/v1/search"])
 
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    """A client of one application for all examples of a test."""
+    async with direct_client() as client:
+        yield client
+
+
 fuzz = settings(
     max_examples=100,
     deadline=None,
@@ -56,10 +67,11 @@ fuzz = settings(
 
 @fuzz
 @given(path=PATHS, body=BODIES)
-async def test_any_json_object_is_200_or_400(path: str, body: dict[str, Any]) -> None:
+async def test_any_json_object_is_200_or_400(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
     """Every JSON object is answered with 200 or 400."""
-    async with direct_client() as client:
-        response = await client.post(path, content=json.dumps(body).encode())
+    response = await client.post(path, content=json.dumps(body).encode())
     assert response.status_code in (200, 400), response.text
     if response.status_code == 400:
         assert response.json()["error"]["message"]
@@ -67,19 +79,19 @@ async def test_any_json_object_is_200_or_400(path: str, body: dict[str, Any]) ->
 
 @fuzz
 @given(path=PATHS, content=st.binary(max_size=200) | st.text(max_size=100))
-async def test_any_bytes_are_400(path: str, content: bytes | str) -> None:
+async def test_any_bytes_are_400(
+    client: httpx.AsyncClient, path: str, content: bytes | str
+) -> None:
     """Random bytes, which are not a JSON object, are answered with 400."""
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
-    async with direct_client() as client:
-        response = await client.post(path, content=raw)
+    response = await client.post(path, content=raw)
     assert response.status_code == 400, response.text
 
 
 @fuzz
 @given(query=st.binary(max_size=100))
-async def test_any_query_string_is_200_or_400(query: bytes) -> None:
+async def test_any_query_string_is_200_or_400(client: httpx.AsyncClient, query: bytes) -> None:
     """Every query string is answered with 200 or 400."""
     text = "".join(f"%{byte:02x}" if byte < 33 or byte > 126 else chr(byte) for byte in query)
-    async with direct_client() as client:
-        response = await client.get(f"/api/v1/search?query={text.replace('#', '')}")
+    response = await client.get(f"/api/v1/search?query={text.replace('#', '')}")
     assert response.status_code in (200, 400), response.text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inference.model import loading
+
 
 @pytest.fixture(autouse=True, scope="session")
 def corrected() -> None:
@@ -13,6 +15,12 @@ def corrected() -> None:
     from tests.inference.interpreter import corrections
 
     corrections.apply()
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes engines without their warm-up: the interpreter compiles nothing, and is slow."""
+    monkeypatch.setattr(loading, "_warm_up", lambda engine: None)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,21 +28,25 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem)
-def test_in_the_interpreter(path: Path) -> None:
+def test_in_the_interpreter() -> None:
     """The kernels compute the same as torch's operations."""
-    check(path, TRITON_INTERPRET="1")
+    check(INTERPRETED, TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("path", COMPILED, ids=lambda path: path.stem)
-def test_compiled_for_several_gpus(path: Path, tmp_path: Path) -> None:
-    """They compile within the resource limits of several GPU generations."""
-    check(path, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+def test_compiled_for_several_gpus(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """They compile within the resource limits of several GPU generations.
+
+    Triton's cache, whose keys have hashes of the sources and of the compiler, is kept from run to
+    run: a kernel is compiled again only after a change.
+    """
+    cache = getattr(request.config, "cache", None)
+    folder = tmp_path if cache is None else cache.mkdir("triton")
+    check(COMPILED, TRITON_CACHE_DIR=str(folder), TRITON_INTERPRET="0")
 
 
-def check(path: Path, **variables: str) -> None:
-    """Runs all checks of a file in a process with these environment variables."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+def check(paths: Sequence[Path], **variables: str) -> None:
+    """Runs all checks of these files in a process with these environment variables."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, paths)]
     environment = {**os.environ, **variables}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=230

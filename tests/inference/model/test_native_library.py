@@ -19,7 +19,14 @@ pytestmark = pytest.mark.timeout(300)  # some seconds of compiling, on busy core
 
 @pytest.fixture(autouse=True)
 def isolate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Isolates each test: no memoised library, an empty cache, a CPU with AVX2 only."""
+    """Isolates each test: no memoised library, an empty cache, a CPU with AVX2 only.
+
+    The compiler does not optimise, which takes most of its time; the libraries of the other
+    tests are optimised.
+    """
+    unoptimised = tuple("-O0" if flag == "-O3" else flag for flag in library.COMPILER_FLAGS)
+    assert unoptimised != library.COMPILER_FLAGS
+    monkeypatch.setattr(library, "COMPILER_FLAGS", unoptimised)
     monkeypatch.setattr(library, "load_variant", library.load_variant.__wrapped__)
     monkeypatch.setattr(library, "cpu_flags", lambda: {"avx2", "fma"})
     monkeypatch.setattr(library, "_cache_folder", lambda: tmp_path / "cache")
