@@ -23,7 +23,7 @@ from gateway.openai.chunks import Chunks
 from gateway.openai.responses import Choice, TextLogprobs, check_not_aborted, error_frame, head
 from gateway.schemas.completions import CompletionRequest
 from gateway.streaming.event_stream import EventStream
-from gateway.validation.body import read_json
+from gateway.validation.body import off_loop, read_json
 from mesh.protocol.deltas import Delta, DeltaLogprob
 from mesh.protocol.finish import FinishReason, GenerationFinish
 
@@ -41,11 +41,11 @@ class Completions:
         body = await read_json(
             request, CompletionRequest, self._dependencies.settings.max_body_bytes
         )
-        generations = body.generations()
+        record = RequestRecord.of(request.scope)
+        generations = await off_loop(record.body_bytes, body.generations)
         events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
         if body.max_tokens == 0:
             events = _prompts_only(events)
-        record = RequestRecord.of(request.scope)
         if body.stream:
             frames = _frames(events, record, body, len(generations))
             return self._dependencies.event_stream(frames, error_frame)

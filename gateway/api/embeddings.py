@@ -14,7 +14,7 @@ from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
 from gateway.schemas.embeddings import EmbeddingRequest
-from gateway.validation.body import read_json
+from gateway.validation.body import off_loop, read_json
 
 ROUTE = "/v1/embeddings"
 
@@ -30,11 +30,13 @@ class Embeddings:
         body = await read_json(
             request, EmbeddingRequest, self._dependencies.settings.max_body_bytes
         )
-        usage = RequestRecord.of(request.scope).usage
+        record = RequestRecord.of(request.scope)
+        inputs = await off_loop(record.body_bytes, body.inputs)
+        usage = record.usage
         usage.prompt_tokens = 0
         model = ""
         data: list[dict[str, object]] = []
-        batches = self._dependencies.orchestrator.embed(body.inputs(), body.model, body.names())
+        batches = self._dependencies.orchestrator.embed(inputs, body.model, body.names())
         async with self._dependencies.cancel_scope(request), aclosing(batches):
             async for batch in batches:
                 model = batch.model

@@ -47,6 +47,9 @@ SERVICE = "mesh.v1.OrchestratorService"
 LONG_CONVERSATION = 256
 """Number of messages above which a conversation is converted to protobuf in a thread."""
 
+LONG_PROMPT = 32_768
+"""Number of token ids above which a prompt is."""
+
 Value = TypeVar("Value", Generation, Search)
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -143,8 +146,12 @@ async def _events(
 
 def _is_long(value: object) -> bool:
     """Whether the conversion to protobuf takes milliseconds, which would delay other requests."""
-    prompt = value.prompt if isinstance(value, Generation) else None
-    return isinstance(prompt, ChatPrompt) and len(prompt.messages) > LONG_CONVERSATION
+    match value.prompt if isinstance(value, Generation) else None:
+        case ChatPrompt(messages=messages):
+            return len(messages) > LONG_CONVERSATION
+        case TokenIds(ids=ids):
+            return len(ids) > LONG_PROMPT
+    return False
 
 
 def _charge(charge: TokenCharge, event: Event) -> None:

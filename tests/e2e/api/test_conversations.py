@@ -19,8 +19,8 @@ NUM_CASES = int(os.environ.get("CONVERSATION_CASES", "150"))
 CPU_SECONDS = 2.0
 """Maximum CPU time of one request, in all services together."""
 
-GROWTH_BYTES = 48 << 20
-"""Maximum growth of one service and its child processes after the first tenth of the requests."""
+GROWTH_BYTES = 32 << 20
+"""Maximum growth of one service and its child processes in the second half of the requests."""
 
 
 @pytest.mark.timeout(60 + NUM_CASES)
@@ -31,7 +31,7 @@ def test_no_conversation_hurts_the_services(instruct_stack: Stack) -> None:
     memory: dict[str, int] = {}
     with httpx.Client(base_url=instruct_stack.url, timeout=60, trust_env=False) as client:
         for number in range(NUM_CASES):
-            if number == NUM_CASES // 10:
+            if number == NUM_CASES // 2:
                 memory = memory_bytes(instruct_stack)
             content = encoded(random_body(random))
             before = cpu_seconds(instruct_stack)
