@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mesh.protocol.chat import ChatMessage, ChatPrompt
-from tokenizer.chat.prompt_renderer import PromptRenderer
+from tokenizer.rendering.prompt_renderer import PromptRenderer
 from tokenizer.tokenizer import Tokenizer
 
 

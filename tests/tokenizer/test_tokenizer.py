@@ -24,8 +24,8 @@ from tests.tokenizer.conftest import (
 )
 from tests.tokenizer.prompts import chat, encode
 from tokenizer.chat.control_tokens import MARK_END, MARK_START, ControlTokens
-from tokenizer.chat.prompt_renderer import PromptRenderer
 from tokenizer.files import TokenizerFiles, files_sha256, read_files
+from tokenizer.rendering.prompt_renderer import PromptRenderer
 from tokenizer.tokenizer import SHORT_CHARACTERS, Tokenizer
 
 LoadTokenizer = Callable[..., Tokenizer]

@@ -1,1 +1,1 @@
-"""Conversations and chat templates: validation, rendering, sandbox, limits, control tokens."""
+"""Conversations and chat templates: validation, rendering, sandbox, control tokens."""

@@ -15,9 +15,9 @@ import sys
 import traceback
 from typing import NoReturn
 
-from tokenizer.chat.prompt_renderer import PromptRenderer
 from tokenizer.chat.template import InvalidTemplateError
 from tokenizer.rendering.frames import Frame, Kind, receive_frame, send_frame
+from tokenizer.rendering.prompt_renderer import PromptRenderer
 from tokenizer.rendering.requests import RenderLimits, Start
 from tokenizer.rendering.worker import limit_memory, serve
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from mesh.protocol.chat import chat_from_bytes
-from tokenizer.chat.capabilities import Capabilities
+from tokenizer.adaptation.capabilities import Capabilities
 from tokenizer.chat.conversation import ArgumentsForm
 from tokenizer.chat.errors import RenderError
-from tokenizer.chat.prompt_renderer import PromptRenderer, TemplateCapabilities
 from tokenizer.rendering.frames import Frame, Kind, receive_frame, send_frame
+from tokenizer.rendering.prompt_renderer import PromptRenderer, TemplateCapabilities
 from tokenizer.rendering.requests import RenderLimits, RenderRequest
 
 MAX_REQUEST_BYTES = 1 << 30

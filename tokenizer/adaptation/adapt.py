@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tokenizer.chat.capabilities import Capabilities
-from tokenizer.chat.conversation import Conversation, Message
-from tokenizer.chat.tool_prompt import (
+from tokenizer.adaptation.capabilities import Capabilities
+from tokenizer.adaptation.tool_prompt import (
     with_answers_as_user,
     with_calls_as_text,
     with_tool_prompt,
 )
+from tokenizer.chat.conversation import Conversation, Message
 
 
 def adapt(conversation: Conversation, template: Capabilities) -> Conversation:

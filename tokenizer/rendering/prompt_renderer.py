@@ -7,8 +7,8 @@ from functools import partial
 from typing import TypeAlias
 
 from mesh.protocol.chat import ChatPrompt, ToolPrompt
-from tokenizer.chat.adaptation import adapt
-from tokenizer.chat.capabilities import Capabilities, find_capabilities
+from tokenizer.adaptation.adapt import adapt
+from tokenizer.adaptation.capabilities import Capabilities, find_capabilities
 from tokenizer.chat.control_tokens import ControlTokens
 from tokenizer.chat.conversation import Conversation, Json, Message, conversation_of
 from tokenizer.chat.errors import RenderError

@@ -11,11 +11,11 @@ import pytest
 from mesh.protocol.chat import ToolPrompt
 from tests.tokenizer import templates
 from tests.tokenizer.prompts import chat
-from tokenizer.chat.capabilities import Capabilities
+from tokenizer.adaptation.capabilities import Capabilities
 from tokenizer.chat.conversation import ArgumentsForm, arguments_as
 from tokenizer.chat.prompt_format import PromptFormat
-from tokenizer.chat.prompt_renderer import PromptRenderer
 from tokenizer.chat.rendered_prompt import RenderedPrompt
+from tokenizer.rendering.prompt_renderer import PromptRenderer
 
 TURN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
 

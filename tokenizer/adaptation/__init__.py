@@ -1,0 +1,1 @@
+"""What chat templates render, and the adaptation of conversations to it."""
