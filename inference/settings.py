@@ -126,7 +126,7 @@ class InferenceSettings(ServiceSettings):
         "JSON Schema defines it.",
     )
     max_constraint_seconds: float = Field(
-        1.0,
+        0.8,
         gt=0,
         le=60,
         description="Most CPU seconds to compile a JSON schema, regular expression or grammar; "

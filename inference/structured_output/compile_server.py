@@ -7,7 +7,7 @@ and one that is killed takes nothing with it.
 The engine writes requests to the standard input and reads responses from the standard output, one
 JSON object a line:
 
-    {"id": 1, "constraint": ["json_schema", "{…}", []]}
+    {"id": 1, "constraint": ["json_schema", "{…}", []], "max_seconds": 0.1}
     {"id": 1, "grammar": "…", "num_bytes": 4096}      or "error" and "field", or "limit"
     {"cancel": 1}
 """
@@ -48,11 +48,11 @@ _PAGE_BYTES = resource.getpagesize()
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
-class Limits(NamedTuple):
-    """What one compilation may take."""
+class _Request(NamedTuple):
+    """A constraint, and the CPU time that compiling it may take."""
 
+    constraint: OutputConstraint
     max_seconds: float
-    max_bytes: int
 
 
 class _Fork:
@@ -67,8 +67,9 @@ class _Fork:
 class CompileServer:
     """Starts a fork for each request and reports how it ended."""
 
-    def __init__(self, limits: Limits, vocabulary: Vocabulary) -> None:
-        self._limits = limits
+    def __init__(self, max_bytes: int, vocabulary: Vocabulary) -> None:
+        """`max_bytes` is the memory that one compilation may take."""
+        self._max_bytes = max_bytes
         self._vocabulary = vocabulary
         self._selector = selectors.DefaultSelector()
         self._forks: dict[int, _Fork] = {}
@@ -94,33 +95,32 @@ class CompileServer:
             if "cancel" in request:
                 self._cancel(request["cancel"])
             else:
-                self._start(request["id"], request["constraint"])
+                form, text, rules = request["constraint"]
+                schema_rules = tuple(SchemaRule(*rule) for rule in rules)
+                constraint = OutputConstraint(ConstraintForm(form), text, schema_rules)
+                self._start(request["id"], _Request(constraint, request["max_seconds"]))
         return bool(data)
 
-    def _start(self, number: int, constraint: tuple[str, str, list[list[str]]]) -> None:
+    def _start(self, number: int, request: _Request) -> None:
         reader, writer = os.pipe()
         process_id = os.fork()
         if process_id == 0:
-            self._compile(constraint, writer)
+            self._compile(request, writer)
         os.close(writer)
         self._forks[reader] = _Fork(number, process_id)
         self._selector.register(reader, selectors.EVENT_READ)
 
-    def _compile(self, constraint: tuple[str, str, list[list[str]]], writer: int) -> NoReturn:
+    def _compile(self, request: _Request, writer: int) -> NoReturn:
         """In the fork: writes the result and ends."""
         try:
-            self._set_limits()
-            form, text, rules = constraint
-            schema_rules = tuple(SchemaRule(*rule) for rule in rules)
-            result = _outcome(
-                self._vocabulary, OutputConstraint(ConstraintForm(form), text, schema_rules)
-            )
+            self._set_limits(request.max_seconds)
+            result = _outcome(self._vocabulary, request.constraint)
             with os.fdopen(writer, "wb") as file:
                 file.write(json.dumps(result).encode())
         finally:
             os._exit(0)
 
-    def _set_limits(self) -> None:
+    def _set_limits(self, max_seconds: float) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         # The library writes a panic to the standard error, and that may quote the request.
         for number in (_STDIN, _STDOUT, _STDERR):
@@ -129,10 +129,10 @@ class CompileServer:
             # Where memory runs out in spite of the limit, the kernel ends this process first.
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
             os.nice(NICENESS)
-        signal.setitimer(signal.ITIMER_PROF, self._limits.max_seconds)
+        signal.setitimer(signal.ITIMER_PROF, max_seconds)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
-        most = _pages(0) * _PAGE_BYTES + self._limits.max_bytes
+        most = _pages(0) * _PAGE_BYTES + self._max_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
     def _read_result(self, reader: int) -> None:
@@ -145,7 +145,9 @@ class CompileServer:
         os.close(reader)
         del self._forks[reader]
         _, status = os.waitpid(fork.process_id, 0)
-        result = json.loads(fork.output) if fork.output else {"limit": _limit(status)}
+        # A limit may end the fork while it writes.
+        is_complete = fork.output and not os.WIFSIGNALED(status)
+        result = json.loads(fork.output) if is_complete else {"limit": _limit(status)}
         line = json.dumps({"id": fork.number, **result}) + "\n"
         with os.fdopen(os.dup(_STDOUT), "wb") as file:
             file.write(line.encode())
@@ -226,10 +228,10 @@ def _pages(column: int) -> int:
 
 
 def main() -> None:
-    """Loads the vocabulary once, then serves. Arguments: its source and the limits, as JSON."""
-    source, limits = map(json.loads, sys.argv[1:])
+    """Loads the vocabulary once, then serves. Arguments: its source and `max_bytes`, as JSON."""
+    source, max_bytes = map(json.loads, sys.argv[1:])
     vocabulary = Vocabulary.load(VocabularySource(*source))
-    CompileServer(Limits(*limits), vocabulary).run()
+    CompileServer(max_bytes, vocabulary).run()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -29,10 +29,13 @@ from mesh.protocol.constraints import OutputConstraint
 logger = logging.getLogger(__name__)
 
 MAX_FORKS = min(4, max(2, available_cpus()))
-"""Most constraints that compile at once."""
+"""Most constraints that compile at once in each lane."""
 
 MAX_FORKS_PER_KEY = MAX_FORKS // 2
 """Most of them for requests with one API key."""
+
+QUICK_SECONDS = 0.1
+"""CPU time of the first attempt, in a lane where no constraint waits for a slow one."""
 
 MAX_RESPONSE_BYTES = 2**25
 
@@ -41,7 +44,7 @@ MAX_RESPONSE_BYTES = 2**25
 class CompileLimits:
     """What compiling one constraint may take."""
 
-    max_seconds: float = 1.0
+    max_seconds: float = 0.8
     """CPU time."""
     max_bytes: int = 128 * 2**20
     """Memory in addition to the vocabulary."""
@@ -66,8 +69,7 @@ class ConstraintCompiler:
         self._is_closed = False
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="constraints")
         self._compilations: dict[OutputConstraint, _Compilation] = {}
-        self._slots = asyncio.Semaphore(MAX_FORKS)
-        self._key_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._quick, self._slow = _Lane(), _Lane()
 
     async def compile(self, constraint: OutputConstraint, key: str) -> None:
         """Makes `Vocabulary.matcher` immediate for a constraint of a request with an API key.
@@ -113,10 +115,10 @@ class ConstraintCompiler:
             del self._compilations[constraint]
 
     async def _compile(self, constraint: OutputConstraint, key: str) -> None:
-        key_slots = self._key_slots.setdefault(key, asyncio.Semaphore(MAX_FORKS_PER_KEY))
-        async with key_slots, self._slots:
-            server = await self._running_server()
-            response = await server.compile(constraint)
+        response = await self._attempt(constraint, key, QUICK_SECONDS, self._quick)
+        if response.get("limit") == "time" and self._limits.max_seconds > QUICK_SECONDS:
+            seconds = self._limits.max_seconds
+            response = await self._attempt(constraint, key, seconds, self._slow)
         if "grammar" not in response:
             self._vocabulary.reject(constraint, self._error(constraint, response))
             return
@@ -132,6 +134,13 @@ class ConstraintCompiler:
             )
         except InvalidSamplingParams as error:
             self._vocabulary.reject(constraint, error)
+
+    async def _attempt(
+        self, constraint: OutputConstraint, key: str, max_seconds: float, lane: _Lane
+    ) -> dict[str, Any]:
+        async with lane.slot(key):
+            server = await self._running_server()
+            return await server.compile(constraint, min(max_seconds, self._limits.max_seconds))
 
     def _error(
         self, constraint: OutputConstraint, response: dict[str, Any]
@@ -157,6 +166,21 @@ class ConstraintCompiler:
             return self._server
 
 
+class _Lane:
+    """Places for forks, of which one API key takes a part."""
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(MAX_FORKS)
+        self._key_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def slot(self, key: str) -> AsyncIterator[None]:
+        """Holds a place for a request with this API key."""
+        of_key = self._key_slots.setdefault(key, asyncio.Semaphore(MAX_FORKS_PER_KEY))
+        async with of_key, self._slots:
+            yield
+
+
 class _Server:
     """The compiling process."""
 
@@ -169,7 +193,7 @@ class _Server:
     @classmethod
     async def start(cls, vocabulary: Vocabulary, limits: CompileLimits) -> _Server:
         """Starts the process. Raises `EngineUnavailable`."""
-        given = (vocabulary.source, (limits.max_seconds, limits.max_bytes))
+        given = (vocabulary.source, limits.max_bytes)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -190,11 +214,11 @@ class _Server:
     def has_ended(self) -> bool:
         return self._reading.done()
 
-    async def compile(self, constraint: OutputConstraint) -> dict[str, Any]:
+    async def compile(self, constraint: OutputConstraint, max_seconds: float) -> dict[str, Any]:
         """The response for a constraint; cancelling the call ends its fork."""
         number = next(self._numbers)
         with self._response(number) as response:
-            self._send({"id": number, "constraint": constraint})
+            self._send({"id": number, "constraint": constraint, "max_seconds": max_seconds})
             try:
                 return await response
             except asyncio.CancelledError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -68,7 +69,10 @@ async def test_no_engine_is_lost_for_a_client_s_mistake(cluster: Cluster) -> Non
 
     async def send_poison(client: httpx.AsyncClient) -> None:
         while True:
-            for name, body in poison(next(numbers)).items():
+            number = next(numbers)
+            requests = list(poison(number).items())
+            random.Random(number).shuffle(requests)
+            for name, body in requests:
                 response = await client.post("/v1/chat/completions", json=body)
                 statuses[name, response.status_code] += 1
 
@@ -83,6 +87,7 @@ async def test_no_engine_is_lost_for_a_client_s_mistake(cluster: Cluster) -> Non
             await asyncio.gather(*poisoners, return_exceptions=True)
         print(f"99th percentile of TTFT: {quiet:.3f} s quiet, {busy:.3f} s beside", statuses)
         assert {status for _, status in statuses} == {400}, statuses
+        assert {name for name, _ in statuses} == poison(0).keys()
         assert busy <= max(MAX_RATIO * quiet, LEAST_SECONDS)
         await first_token_seconds(client)
     for node in (*cluster.of("orchestrator"), *cluster.of("inference")):

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.support.schemas import generated_schema
 from tests.e2e.support.stack import Stack
 
-NUM_SCHEMAS = int(os.environ.get("SCHEMA_CASES") or 60)
+NUM_SCHEMAS = int(os.environ.get("SCHEMA_CASES") or 30)
 """`make schemas` sets it to 10,000."""
 
 MAX_SECONDS = 2.0
