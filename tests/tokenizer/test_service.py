@@ -180,9 +180,9 @@ async def test_known_sha256_skips_the_files(stub: Stub, service: TokenizerServic
 
 
 async def test_health_answers_during_a_big_encode(served: Served, stub: Stub) -> None:
-    """The event loop runs while megabytes are encoded: nine of ten answers within 50 ms."""
+    """The event loop runs while a megabyte is encoded: nine of ten answers within 50 ms."""
     health = health_pb2_grpc.HealthStub(served.channel)
-    encoding = asyncio.create_task(call_unary(stub.Encode, Encode(text="a1 b2é " * 280_000)))
+    encoding = asyncio.create_task(call_unary(stub.Encode, Encode(text="a1 b2é " * 100_000)))
     await eventually(lambda: served.server.interceptor.num_active > 0, "encoding")
     await asyncio.sleep(0.05)  # until gRPC has parsed the request
     times = []
@@ -191,7 +191,7 @@ async def test_health_answers_during_a_big_encode(served: Served, stub: Stub) ->
         await health.Check(health_pb2.HealthCheckRequest(service=""))
         times.append(time.monotonic() - started)
         await asyncio.sleep(0.005)
-    assert len((await encoding).token_ids) > 1_000_000
+    assert len((await encoding).token_ids) > 400_000
     # Other processes delay some answers; the serialization of the response delays the last ones.
     assert len(times) >= 10
     assert statistics.quantiles(times, n=10)[-1] < 0.05

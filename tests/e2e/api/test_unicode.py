@@ -19,7 +19,7 @@ from tests.e2e.support.unicode_texts import random_text
 
 NUM_TEXTS = 1000
 NUM_GENERATED = 24
-BATCH = 8
+BATCH = 16
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -53,10 +53,9 @@ async def test_a_thousand_random_texts_round_trip_as_ids(
     try:
         for begin in range(0, NUM_TEXTS, BATCH):
             batch = texts[begin : begin + BATCH]
-            ids = [
-                list((await stub.Encode(tokenizer_pb2.EncodeRequest(text=text))).token_ids)
-                for text in batch
-            ]
+            requests = [tokenizer_pb2.EncodeRequest(text=text) for text in batch]
+            encoded = await asyncio.gather(*map(stub.Encode, requests))
+            ids = [list(each.token_ids) for each in encoded]
             assert await echoed(client, ids) == [text.encode() for text in batch]
     finally:
         await channel.close()
@@ -65,7 +64,7 @@ async def test_a_thousand_random_texts_round_trip_as_ids(
 async def test_texts_are_echoed_unchanged(client: httpx.AsyncClient) -> None:
     """A prompt that is a text is echoed as that text."""
     rng = random.Random(2)
-    texts = [random_text(rng) for _ in range(4 * BATCH)]
+    texts = [random_text(rng) for _ in range(2 * BATCH)]
     for begin in range(0, len(texts), BATCH):
         batch = texts[begin : begin + BATCH]
         assert await echoed(client, batch) == [text.encode() for text in batch]
@@ -97,8 +96,8 @@ async def test_generated_texts_arrive_unchanged(client: httpx.AsyncClient) -> No
     """For any tokenization of the text, and any split of its characters between tokens."""
     rng = random.Random(24)
     texts = [random_text(rng) for _ in range(NUM_GENERATED)]
-    for begin in range(0, NUM_GENERATED, BATCH):
-        batch = texts[begin : begin + BATCH]
+    for begin in range(0, NUM_GENERATED, 8):
+        batch = texts[begin : begin + 8]
         assert await asyncio.gather(*(generated(client, text) for text in batch)) == batch
 
 
