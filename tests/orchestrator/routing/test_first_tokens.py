@@ -13,7 +13,7 @@ from orchestrator.routing.replicas import Replicas
 from tests.clock import Clock
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
-from tests.orchestrator.routing.test_replicas import FakeReplica, replicas
+from tests.orchestrator.routing.test_replicas import MODEL, FakeReplica, replicas
 from tests.orchestrator.test_service import generate, request, text_of
 from tests.orchestrator.tokenizers_made import byte_level
 
@@ -103,7 +103,7 @@ def test_a_late_engine_is_not_chosen_and_its_circuit_counts(clock: Clock) -> Non
 
 def addresses(made: Replicas) -> set[str]:
     """The replicas chosen for a hundred prompts."""
-    return {made.pick("m", [number]).address for number in range(100)}
+    return {made.pick(MODEL, [number]).address for number in range(100)}
 
 
 async def test_a_stuck_engine_gets_no_further_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +131,7 @@ async def test_a_stuck_engine_gets_no_further_requests(monkeypatch: pytest.Monke
 def engine_of(running: Orchestrator, text: str) -> FakeInference:
     """The engine that would be chosen for this prompt now."""
     ids = byte_level().encode(text, add_special_tokens=False).ids
-    address = running.service._replicas.pick("fake", ids).address
+    [model] = running.service._replicas.models.values()
+    address = running.service._replicas.pick(model, ids).address
     addresses = [upstream.address for upstream in running.upstreams]
     return running.engines[addresses.index(address)]
