@@ -67,9 +67,10 @@ class StepClock:
     def end(self) -> None:
         """Record that the running step has returned."""
         self.running = False
-        size = self._num_tokens.bit_length()
-        seconds = time.monotonic() - self._started
-        self._longest[size] = max(seconds, DECAY * self._longest[size])
+        if self._num_tokens:
+            size = self._num_tokens.bit_length()
+            seconds = time.monotonic() - self._started
+            self._longest[size] = max(seconds, DECAY * self._longest[size])
 
     @property
     def expected_seconds(self) -> float:
@@ -79,7 +80,7 @@ class StepClock:
         proportionally longer than a smaller one.
         """
         size = self._num_tokens.bit_length()
-        for smaller in range(size, -1, -1):
+        for smaller in range(size, 0, -1):
             if self._longest[smaller]:
                 return self._longest[smaller] * 2.0 ** (size - smaller)
         larger = [seconds for seconds in self._longest[size:] if seconds]

@@ -65,6 +65,9 @@ def test_other_sizes_limit_a_size_without_a_step(clock: Clock) -> None:
     measure(steps, clock, 8, 0.5)
     assert expected(steps, 32) == pytest.approx(2.0)
     assert expected(steps, 1) == pytest.approx(0.5)
+    measure(steps, clock, 0, 0.001)
+    assert expected(steps, 1) == pytest.approx(0.5), "a step without tokens is no measurement"
+    assert expected(steps, 0) == pytest.approx(0.5)
     measure(steps, clock, 1, 0.25)
     assert expected(steps, 2) == pytest.approx(0.5)
     assert expected(steps, 8) == pytest.approx(0.5)
