@@ -72,7 +72,7 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
     gc.disable()
     from inference.engine.engine_thread import AsyncEngine
     from inference.model.loading import EngineOptions, load_engine, uses_gpu
-    from inference.model.weights import FILE_PATTERNS
+    from inference.model.weights.weights import FILE_PATTERNS
     from inference.structured_output.compiler import CompileLimits
 
     gc.enable()

@@ -21,12 +21,13 @@ class InferenceSettings(ServiceSettings):
     model: str = Field(
         "models/demo",
         min_length=1,
-        description="Model to serve: a folder or a Hugging Face hub id, with safetensors weights.",
+        description="Model to serve: a folder or a Hugging Face hub id with safetensors weights, "
+        "or a GGUF file: model.gguf, or owner/name/model.gguf on the hub.",
     )
     model_name: str = Field(
         "",
-        description="Name under which clients request the model. Empty: the folder's name, or the "
-        "hub id.",
+        description="Name under which clients request the model. Empty: the name of the folder or "
+        "GGUF file, or the hub id.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device that runs the model. auto: a GPU if there is one, else the CPU."
@@ -155,5 +156,7 @@ class InferenceSettings(ServiceSettings):
         """The name under which clients request the model."""
         if self.model_name:
             return self.model_name
+        if self.model.endswith(".gguf"):
+            return Path(self.model).stem
         is_folder = self.model.startswith((".", "/", "~")) or Path(self.model).is_dir()
         return Path(self.model).name if is_folder else self.model

@@ -17,8 +17,8 @@ class TokenizerSettings(ServiceSettings):
     model: str = Field(
         "models/demo",
         min_length=1,
-        description="Folder that contains tokenizer.json, or a Hugging Face hub id such as "
-        "Qwen/Qwen3-0.6B.",
+        description="Folder that contains tokenizer.json, a Hugging Face hub id such as "
+        "Qwen/Qwen3-0.6B, or a GGUF file: model.gguf, or owner/name/model.gguf on the hub.",
     )
     max_input_characters: int = Field(
         1_000_000,

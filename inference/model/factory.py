@@ -17,7 +17,7 @@ from inference.model.llama import Llama, MakeOperations, Quantisation
 from inference.model.native import decoder
 from inference.model.native.decoder import NativeDecoder
 from inference.model.native.packing import WeightType
-from inference.model.weights import Weights
+from inference.model.weights.weights import Weights
 from inference.runner.step import Step
 
 logger = logging.getLogger(__name__)

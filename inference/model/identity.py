@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inference.engine.errors import ModelLoadError
 from inference.model.config import ModelConfig
-from inference.model.weights import Weights
+from inference.model.weights.weights import Weights
 from mesh.hub.vocabulary import VocabularyError, vocabulary_sha256
 
 

@@ -22,7 +22,7 @@ from inference.model.layers.operations import Attention, Operations
 from inference.model.layers.quantise import Quantise, quantise_rows
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.layers.torch_operations import TorchOperations
-from inference.model.weights import Weights
+from inference.model.weights.weights import Weights
 from inference.runner.step import Step
 from inference.runner.step_inputs import StepInputs, make_inputs
 

@@ -25,7 +25,7 @@ from inference.model.layers.torch_operations import TorchOperations
 from inference.model.llama import Llama
 from inference.model.native.decoder import NativeDecoder
 from inference.model.native.sampler import NativeSampler
-from inference.model.weights import Weights
+from inference.model.weights.weights import Weights, open_weights
 from inference.runner.cuda_graphs.cuda_capture import CudaCapture
 from inference.runner.cuda_graphs.graphed_model import GraphedModel
 from inference.runner.invariance import Invariance
@@ -158,7 +158,7 @@ def _load_engine(options: EngineOptions) -> Engine:
 def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _LoadedModel:
     config = load_config(options.folder)
     vocabulary = read_vocabulary_sha256(options.folder)
-    weights = Weights(options.folder)
+    weights = open_weights(options.folder)
     max_context = _max_context(options.max_context, config)
     name = weight_type(options.dtype, config, device)
     decoder = _load_decoder(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import make_model
-from inference.model.weights import Weights
+from inference.model.weights.weights import open_weights
 
 
 def test_shards_equal_one_file(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_shards_equal_one_file(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "whole").iterdir()] == ["model.safetensors"]
     index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 2 * sum(map(math.prod, shapes.values()))
-    whole, parts = Weights(tmp_path / "whole"), Weights(tmp_path / "parts")
+    whole, parts = open_weights(tmp_path / "whole"), open_weights(tmp_path / "parts")
     for name, shape in shapes.items():
         assert torch.equal(whole.take(name, shape), parts.take(name, shape))
     assert whole.unused == parts.unused == []

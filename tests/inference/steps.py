@@ -12,7 +12,7 @@ from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig, load_config
 from inference.model.layers.torch_operations import TorchOperations
 from inference.model.llama import Llama, MakeOperations
-from inference.model.weights import Weights
+from inference.model.weights.weights import open_weights
 from inference.runner.step import Step
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def load_llama(
     """Load the model in a folder, in float32."""
     return Llama(
         load_config(folder),
-        Weights(folder),
+        open_weights(folder),
         max_context=512,
         dtype=torch.float32,
         device=device,

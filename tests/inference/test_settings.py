@@ -26,6 +26,8 @@ def read(*arguments: str) -> InferenceSettings:
         (("--model", "./tiny/"), "tiny"),
         (("--model", "~/models/tiny"), "tiny"),
         (("--model", "org/model", "--model-name", "chat"), "chat"),
+        (("--model", "models/small.Q4_K.gguf"), "small.Q4_K"),
+        (("--model", "org/model/small.gguf"), "small"),
     ],
 )
 def test_the_served_name_is_the_setting_or_the_folder_or_the_hub_id(

@@ -76,5 +76,5 @@ def test_a_missing_model_fails_the_start(tmp_path: Path) -> None:
     with start(*LOCAL, "--model", str(tmp_path / "none")) as process:
         _, log = process.communicate(timeout=20)
     assert process.returncode == 3
-    assert "is neither a folder nor a hub id" in log
+    assert "is neither a folder, a GGUF file, nor a hub id" in log
     assert "Traceback" not in log

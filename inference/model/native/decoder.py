@@ -16,7 +16,7 @@ from inference.model.llama import Layer, Reader
 from inference.model.native import library
 from inference.model.native.packing import MatrixPointers, PackedMatrix, WeightType
 from inference.model.native.pool import ThreadPool
-from inference.model.weights import Weights
+from inference.model.weights.weights import Weights
 from inference.runner.step import Step
 
 _MAX_HEAD_DIM = 256

@@ -18,7 +18,7 @@ from inference.application import application
 from inference.engine.errors import ModelLoadError
 from inference.model.config import load_config
 from inference.model.config_files import ConfigFields
-from inference.model.weights import Weights
+from inference.model.weights.weights import open_weights
 from inference.settings import InferenceSettings
 from mesh.process.lifecycle import StartupError
 
@@ -178,7 +178,7 @@ def test_an_index_names_files_of_its_folder_only(folder: Path, index: str) -> No
     shutil.copy(folder / "model.safetensors", outside)
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ModelLoadError, match=r"^\S+model\.safetensors\.index\.json[^\n]*$"):
-        Weights(folder)
+        open_weights(folder)
 
 
 def damaged(folder: Path) -> list[tuple[str, bytes]]:
@@ -220,7 +220,7 @@ def test_damaged_weights_are_named(folder: Path) -> None:
     for kind, content in damaged(folder):
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(ModelLoadError) as caught:
-            Weights(folder)
+            open_weights(folder)
         assert is_line(str(caught.value), "model.safetensors is not a safetensors file"), kind
 
 
@@ -231,7 +231,7 @@ def test_tensors_of_other_types_are_refused(folder: Path, dtype: torch.dtype) ->
     name = "model.norm.weight"
     save_file({**tensors, name: tensors[name].to(dtype)}, folder / "model.safetensors")
     with pytest.raises(ModelLoadError, match=r"model\.norm\.weight must have one of the types F64"):
-        Weights(folder).take(name, tuple(tensors[name].shape))
+        open_weights(folder).take(name, tuple(tensors[name].shape))
 
 
 @pytest.mark.parametrize(

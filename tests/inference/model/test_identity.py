@@ -17,7 +17,7 @@ from inference.engine.errors import ModelLoadError
 from inference.model.config import load_config
 from inference.model.identity import model_sha256, read_vocabulary_sha256
 from inference.model.loading import EngineOptions, load_engine
-from inference.model.weights import Weights
+from inference.model.weights.weights import open_weights
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary
 from mesh.v1 import inference_pb2, inference_pb2_grpc
@@ -37,7 +37,7 @@ def folder(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 
 def digest(folder: Path, dtype: str = "float32") -> str:
     vocabulary = read_vocabulary_sha256(folder)
-    return model_sha256(load_config(folder), dtype, vocabulary, Weights(folder))
+    return model_sha256(load_config(folder), dtype, vocabulary, open_weights(folder))
 
 
 def change_tensor(folder: Path, name: str) -> None:

@@ -187,7 +187,7 @@ def test_a_config_that_does_not_match_is_rejected(
 def test_missing_files_are_named(folder: Path) -> None:
     """The errors name missing weights and a missing config."""
     (folder / "model.safetensors").rename(folder / "model.bin")
-    with pytest.raises(ModelLoadError, match=r"no \*\.safetensors file"):
+    with pytest.raises(ModelLoadError, match=r"no \*\.safetensors or \*\.gguf file"):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ModelLoadError, match=r"config\.json is missing"):

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from inference.model import weights
+from inference.model.weights import weights
 from mesh.hub.download import MARKER, PATTERNS
 from tokenizer import files as tokenizer_files
 

@@ -47,10 +47,19 @@ def test_a_hub_id_is_downloaded(hub: list[object]) -> None:
     assert hub == [("Qwen/Qwen3-0.6B", ["*.json"])]
 
 
+def test_a_gguf_file_on_the_hub_is_downloaded_alone(hub: list[object]) -> None:
+    """All parts of a split one, and no other file of the repository."""
+    with pytest.raises(ModelNotFoundError, match=r"m\.gguf is not in the repository"):
+        model_folder("owner/name/m.gguf", ())
+    with pytest.raises(ModelNotFoundError):
+        model_folder("owner/name/m-00001-of-00002.gguf", ())
+    assert hub == [("owner/name", ["m.gguf"]), ("owner/name", ["m-*-of-*.gguf"])]
+
+
 @pytest.mark.parametrize("model", ["/no/such", "./none", "../none", "~/none", "none", "a/b/c"])
 def test_a_name_that_is_neither_is_refused(model: str, hub: list[object]) -> None:
     """A mistyped path is not sent to the hub."""
-    with pytest.raises(ModelNotFoundError, match="neither a folder nor a hub id"):
+    with pytest.raises(ModelNotFoundError, match="neither a folder, a GGUF file, nor a hub id"):
         model_folder(model, [])
     assert hub == []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,15 +12,6 @@ from safetensors import SafetensorError, safe_open
 
 from inference.engine.errors import ModelLoadError
 from inference.model.config_files import read_json
-
-FILE_PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "*_config.json",
-    "tokenizer.json",
-)
-"""The files of a hub repository that the engine needs; no code and no pickles."""
 
 _FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 """No path: the index of a model must not name files outside its folder."""
@@ -35,8 +26,8 @@ _BUFFER_SUFFIXES = (".rotary_emb.inv_freq",)
 """Buffers that old checkpoints store; the engine computes them from the config."""
 
 
-class Weights:
-    """The tensors of a checkpoint by name, read on demand."""
+class SafetensorsWeights:
+    """The tensors of a folder's safetensors files, read on demand; see `Weights`."""
 
     def __init__(self, folder: Path) -> None:
         """Finds the files. Raises ModelLoadError if there are none."""
@@ -79,11 +70,7 @@ class Weights:
         self._used.add(name)
 
     def samples(self) -> Iterator[bytes]:
-        """Of each tensor, sorted by name: name, type, shape, and evenly spaced rows; reads them.
-
-        The samples recognise another checkpoint, another revision or a merged adapter for the
-        price of some megabytes. They do not recognise a forgery.
-        """
+        """Of each tensor: name, type, shape, and evenly spaced rows."""
         with ExitStack() as stack:
             files = {
                 path: stack.enter_context(safe_open(path, framework="pt"))
@@ -93,20 +80,17 @@ class Weights:
                 tensor = files[self._file_of[name]].get_slice(name)
                 shape = tensor.get_shape()
                 yield f"{name}\0{tensor.get_dtype()}\0{shape}\0".encode()
-                for rows in _sampled_rows(shape):
+                for rows in sampled_rows(shape):
                     yield tensor[rows].contiguous().view(torch.uint8).numpy().tobytes()
 
     @property
     def unused(self) -> list[str]:
-        """Names of tensors that were neither taken nor skipped, except for known buffers.
-
-        If there are any after loading, the checkpoint probably has another architecture.
-        """
+        """Names of tensors that were neither taken nor skipped, except for known buffers."""
         left = self._file_of.keys() - self._used
         return sorted(name for name in left if not name.endswith(_BUFFER_SUFFIXES))
 
 
-def _sampled_rows(shape: list[int]) -> list[slice]:
+def sampled_rows(shape: Sequence[int]) -> list[slice]:
     """The rows in a tensor's sample: the first, the last, and some between; all of a vector."""
     if not shape or 0 in shape:
         return []
@@ -127,7 +111,9 @@ def _files(folder: Path) -> Iterator[Path]:
         return
     found = sorted(folder.glob("*.safetensors"))
     if not found:
-        raise ModelLoadError(f"{folder}: no *.safetensors file; other formats are not supported")
+        raise ModelLoadError(
+            f"{folder}: no *.safetensors or *.gguf file; other formats are not supported"
+        )
     yield from found
 
 

@@ -1,0 +1,134 @@
+"""Reads a model's weights from GGUF files, by the names of transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, ReaderTensor
+from gguf.quants import dequantize
+
+from inference.engine.errors import ModelLoadError
+from inference.model.weights.safetensors_weights import sampled_rows
+
+_NAMES: Mapping[str, str] = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+_LAYER_NAMES: Mapping[str, str] = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_LAYER = re.compile(r"model\.layers\.(?P<number>\d+)\.(?P<name>.+)")
+
+_INTERLEAVED = ("llama", "smollm3")
+"""Architectures whose q and k rows are stored in the order that llama.cpp rotates them in."""
+
+_COMPUTED = frozenset(["rope_freqs.weight"])
+"""Tensors that follow from the configuration."""
+
+
+class GgufWeights:
+    """The tensors of a GGUF file by transformers' names, expanded to float32 on demand."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Reads the headers of all parts. Raises ModelLoadError if one is not GGUF."""
+        self._paths = paths
+        self._tensors: dict[str, ReaderTensor] = {}
+        self._used: set[str] = set()
+        try:
+            readers = [GGUFReader(path) for path in paths]
+        except (ValueError, OSError, IndexError) as error:
+            raise ModelLoadError(f"{paths[0]} is not a valid GGUF file: {error}") from error
+        for reader in readers:
+            self._tensors.update((tensor.name, tensor) for tensor in reader.tensors)
+        architecture = _value(readers[0], "general.architecture")
+        num_heads = _value(readers[0], f"{architecture}.attention.head_count") or 1
+        num_kv_heads = _value(readers[0], f"{architecture}.attention.head_count_kv") or num_heads
+        self._num_heads = (
+            {"self_attn.q_proj": int(num_heads), "self_attn.k_proj": int(num_kv_heads)}
+            if architecture in _INTERLEAVED
+            else {}
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return _gguf_name(name) in self._tensors
+
+    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Reads a tensor. Raises ModelLoadError if it is missing or has another shape."""
+        source = _gguf_name(name)
+        tensor = self._tensors.get(source)
+        if tensor is None:
+            raise ModelLoadError(f"{self._paths[0]}: tensor {source} is missing")
+        found = tuple(int(size) for size in reversed(tensor.shape))
+        if found != shape:
+            raise ModelLoadError(
+                f"{self._paths[0]}: tensor {source} must have shape {list(shape)}, "
+                f"has {list(found)}"
+            )
+        self._used.add(source)
+        values = self._expand(tensor).reshape(shape)
+        for suffix, num_heads in self._num_heads.items():
+            if f".{suffix}." in name:
+                values = _rotated_by_halves(values, num_heads)
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    def skip(self, name: str) -> None:
+        """Counts a redundant tensor as used, whether the file has it or not."""
+        self._used.add(_gguf_name(name))
+
+    def samples(self) -> Iterator[bytes]:
+        """Of each tensor: name, type, shape, and evenly spaced rows as they are stored."""
+        for name in sorted(self._tensors):
+            tensor = self._tensors[name]
+            yield f"{name}\0{tensor.tensor_type.name}\0{tensor.shape.tolist()}\0".encode()
+            for rows in sampled_rows(tensor.data.shape):
+                yield tensor.data[rows].tobytes()
+
+    @property
+    def unused(self) -> list[str]:
+        """GGUF names of tensors that were neither taken nor skipped."""
+        return sorted(self._tensors.keys() - self._used - _COMPUTED)
+
+    def _expand(self, tensor: ReaderTensor) -> np.ndarray:
+        try:
+            # A copy: the reader's arrays are read-only views of the file.
+            return np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        except NotImplementedError as error:
+            raise ModelLoadError(
+                f"{self._paths[0]}: tensor {tensor.name} has type {tensor.tensor_type.name}, "
+                "which is not supported"
+            ) from error
+
+
+def _value(reader: GGUFReader, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _gguf_name(name: str) -> str:
+    stem, _, kind = name.rpartition(".")
+    if match := _LAYER.fullmatch(stem):
+        return f"blk.{match['number']}.{_LAYER_NAMES.get(match['name'], match['name'])}.{kind}"
+    return f"{_NAMES.get(stem, stem)}.{kind}"
+
+
+def _rotated_by_halves(values: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rows of each head from pairs (2i, 2i + 1), as llama.cpp has them, to (i, i + half)."""
+    half = values.shape[0] // num_heads // 2
+    pairs = values.reshape(num_heads, half, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)

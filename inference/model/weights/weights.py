@@ -1,0 +1,61 @@
+"""The interface of a checkpoint's tensors, and the choice of its reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from inference.model.weights.safetensors_weights import SafetensorsWeights
+
+FILE_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "*_config.json",
+    "tokenizer.json",
+)
+"""The files of a hub repository that the engine needs; no code and no pickles."""
+
+
+class Weights(Protocol):
+    """The tensors of a checkpoint by transformers' names, read on demand."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Reads a tensor. Raises ModelLoadError if it is missing or has another shape or type."""
+        ...
+
+    def skip(self, name: str) -> None:
+        """Counts a redundant tensor as used, whether the checkpoint has it or not."""
+        ...
+
+    def samples(self) -> Iterator[bytes]:
+        """Of each tensor, sorted by name: name, type, shape, and evenly spaced rows; reads them.
+
+        The samples recognise another checkpoint, another revision or a merged adapter for the
+        price of some megabytes. They do not recognise a forgery.
+        """
+        ...
+
+    @property
+    def unused(self) -> list[str]:
+        """Names of tensors that were neither taken nor skipped, except for known buffers.
+
+        If there are any after loading, the checkpoint probably has another architecture.
+        """
+        ...
+
+
+def open_weights(folder: Path) -> Weights:
+    """Finds the files of a model. Raises ModelLoadError if there are none or they are invalid."""
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf and not any(folder.glob("*.safetensors")):
+        # Imported here: other models do not need the package.
+        from inference.model.weights.gguf_weights import GgufWeights
+
+        return GgufWeights(gguf)
+    return SafetensorsWeights(folder)

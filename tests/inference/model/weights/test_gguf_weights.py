@@ -1,0 +1,200 @@
+"""Weights and configuration of GGUF files, against the models that the files were made of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+
+from inference.engine.errors import ModelLoadError
+from inference.model.config import load_config
+from inference.model.loading import EngineOptions, load_engine
+from inference.model.weights.gguf_weights import GgufWeights
+from inference.model.weights.weights import open_weights
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
+from mesh.hub.model_folder import ModelNotFoundError, model_folder
+from tests.gguf_files import byte_vocabulary, write_gguf
+from tests.inference.model.families import VOCAB_SIZE, reference, reference_greedy
+
+FAMILIES = ["llama-tied-gqa", "llama-untied-mha", "qwen2", "qwen3", "smollm3"]
+"""One for each architecture and each way to store its output matrix."""
+
+QUANTISED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"]
+K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the derived files out of the user's cache."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the model of a family to a GGUF file."""
+
+    def make(family: str, **arguments: object) -> Path:
+        path = tmp_path / "model.gguf"
+        write_gguf(path, reference(family), byte_vocabulary(VOCAB_SIZE), **arguments)  # type: ignore[arg-type]
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_is_that_of_the_model(family: str, make_file: Callable[..., Path]) -> None:
+    """By transformers' names, with the rows of q and k in transformers' order; none is left."""
+    weights = GgufWeights([make_file(family)])
+    for name, expected in reference(family).state_dict().items():
+        if name in weights:
+            assert torch.equal(weights.take(name, tuple(expected.shape)), expected), name
+        else:
+            assert name == "lm_head.weight"
+    assert weights.unused == []
+
+
+@pytest.mark.parametrize("family", [each for each in FAMILIES if each != "smollm3"])
+def test_the_engine_continues_a_prompt_like_transformers(
+    family: str, make_file: Callable[..., Path]
+) -> None:
+    """Greedy tokens of an engine that has only the file.
+
+    Not SmolLM3: files do not say which layers have no rope, and that family's are not the usual.
+    """
+    folder = model_folder(str(make_file(family)), ())
+    options = replace(
+        EngineOptions.defaults(folder, "m"), dtype="float32", kv_cache_tokens=256, threads=1
+    )
+    engine = load_engine(options)
+    prompt = list(range(3, 20))
+    params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+    sequence = Sequence("s", prompt, params)
+    engine.add(sequence)
+    while engine.has_work:
+        engine.step()
+    assert list(sequence.token_ids)[-12:] == reference_greedy(family, prompt, 12)
+
+
+def test_the_derived_files_need_no_writable_cache(
+    make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a container with a read-only home they are in the temporary folder."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    folder = model_folder(str(make_file("qwen2")), ())
+    assert folder.parent == tmp_path / "temporary" / "weir-gguf"
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_weights_are_close(kind: str, make_file: Callable[..., Path]) -> None:
+    """Of each type that the package can write, within the type's own error."""
+    family = "llama-tied-gqa"
+    path = make_file(family, kind=gguf.GGMLQuantizationType[kind])
+    name = "model.layers.1.self_attn.q_proj.weight"
+    expected = reference(family).state_dict()[name]
+    found = GgufWeights([path]).take(name, tuple(expected.shape))
+    error = (found - expected).norm() / expected.norm()
+    assert 0 < error < {"F16": 1e-3, "BF16": 4e-3, "Q8_0": 1e-2}.get(kind, 0.15)
+
+
+@pytest.mark.parametrize("kind", K_QUANTS)
+def test_every_type_can_be_expanded(kind: str) -> None:
+    """Also of the types that only llama.cpp writes; their blocks are random here."""
+    quantised = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[quantised]
+    data = np.random.default_rng(0).integers(0, 60, (3, size), dtype=np.uint8)
+    assert gguf.quants.dequantize(data, quantised).shape == (3, block)
+
+
+def test_the_configuration_is_that_of_the_model(
+    make_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """All that decides the tokens; the control token <|im_end|> ends a generation."""
+    folder = model_folder(str(make_file("qwen3")), ())
+    reference("qwen3").save_pretrained(tmp_path / "saved")
+    found, expected = load_config(folder), load_config(tmp_path / "saved")
+    assert replace(found, eos_token_ids=(), dtype="") == replace(
+        expected, eos_token_ids=(), dtype="", rms_norm_eps=found.rms_norm_eps
+    )
+    assert found.eos_token_ids == (VOCAB_SIZE - 1,)
+
+
+def test_split_files_are_one_model(make_file: Callable[..., Path], tmp_path: Path) -> None:
+    """The tensors of all parts; a missing part is named."""
+    path = make_file("llama-tied-gqa")
+    (tmp_path / "parts").mkdir()
+    first, second = (tmp_path / "parts" / f"m-0000{n}-of-00002.gguf" for n in (1, 2))
+    shutil.copy(path, first)
+    with pytest.raises(ModelNotFoundError, match=r"m-00002-of-00002\.gguf is missing.*2 parts"):
+        model_folder(str(first), ())
+    write_gguf(second, reference("qwen3"), byte_vocabulary(VOCAB_SIZE))
+    folder = model_folder(str(first), ())
+    assert {each.name for each in folder.glob("*.gguf")} == {first.name, second.name}
+    assert "model.layers.0.self_attn.q_norm.weight" in open_weights(folder)
+
+
+def test_a_folder_with_one_file_is_that_model(make_file: Callable[..., Path]) -> None:
+    """The second time, the folder of the first is used."""
+    folder = model_folder(str(make_file("qwen2").parent), ())
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+    changed = (folder / "config.json").stat().st_mtime_ns
+    assert model_folder(str(next(folder.glob("*.gguf")).resolve()), ()) == folder
+    assert (folder / "config.json").stat().st_mtime_ns == changed
+
+
+def test_several_models_in_a_folder_are_refused(make_file: Callable[..., Path]) -> None:
+    """With their names."""
+    path = make_file("qwen2")
+    shutil.copy(path, path.with_name("other.gguf"))
+    with pytest.raises(ModelNotFoundError, match=r"name one of them: model\.gguf, other\.gguf"):
+        model_folder(str(path.parent), ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "rwkv7"}, "architecture 'rwkv7' is not supported; .* llama, q"),
+        ({"tokenizer.ggml.pre": "odd"}, "pre-tokenizer 'odd' .* is not supported; .* qwen2"),
+        ({"tokenizer.ggml.model": "rwkv"}, "tokenizer 'rwkv' is not supported; .* gpt2, llama"),
+        ({"llama.context_length": None}, r"metadata llama\.context_length is missing"),
+        ({"llama.rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "one entry for each of the 199 tokens, has 2"),
+    ],
+)
+def test_what_is_not_supported_is_named(
+    changes: dict[str, object], message: str, make_file: Callable[..., Path]
+) -> None:
+    """The key, its value, and the supported values."""
+    path = make_file("llama-tied-gqa", changes=changes)
+    with pytest.raises(ModelNotFoundError, match=message):
+        model_folder(str(path), ())
+
+
+@pytest.mark.parametrize("size", [0, 3, 64, 5000])
+def test_a_file_that_is_cut_off_is_refused(size: int, make_file: Callable[..., Path]) -> None:
+    """With one line that names it."""
+    path = make_file("llama-tied-gqa")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ModelNotFoundError, match=r"model\.gguf is not a valid GGUF file"):
+        model_folder(str(path), ())
+
+
+def test_a_tensor_of_another_shape_is_refused(make_file: Callable[..., Path]) -> None:
+    """By its name in the file."""
+    weights = GgufWeights([make_file("llama-tied-gqa")])
+    with pytest.raises(ModelLoadError, match=r"blk\.0\.attn_q\.weight must have shape \[1, 2\]"):
+        weights.take("model.layers.0.self_attn.q_proj.weight", (1, 2))
+    with pytest.raises(ModelLoadError, match=r"blk\.9\.attn_q\.weight is missing"):
+        weights.take("model.layers.9.self_attn.q_proj.weight", (1, 2))
