@@ -39,6 +39,9 @@ class AnswerParser:
     ) -> None:
         self._reasoning = reasoning
         self._tool_calls = tool_calls
+        self._is_parsed = reasoning is not None or tool_calls is not None
+        self._space: list[str] = []
+        """White space that is held back: parsers search it again with each text that follows."""
         self._num_pushed = 0
         self._begin: int | None = None
         """Where the answer begins after the reasoning."""
@@ -67,6 +70,15 @@ class AnswerParser:
 
     def push(self, text: str) -> AnswerDelta:
         """Takes more text and returns what is certain now."""
+        if self._is_parsed and text.isspace():
+            self._space.append(text)
+            return NO_DELTA
+        if self._space:
+            text = "".join(self._space) + text
+            self._space.clear()
+        return self._parse(text)
+
+    def _parse(self, text: str) -> AnswerDelta:
         reasoning = ""
         self._num_pushed += len(text)
         if self._reasoning is not None:
@@ -75,7 +87,10 @@ class AnswerParser:
 
     def flush(self) -> AnswerDelta:
         """Returns what was held back. Called once, at the end of the text."""
-        last = NO_DELTA if self._reasoning is None else self._delta(*self._reasoning.flush())
+        last = self._parse("".join(self._space)) if self._space else NO_DELTA
+        self._space.clear()
+        if self._reasoning is not None:
+            last = last.joined(self._delta(*self._reasoning.flush()))
         if self._tool_calls is None:
             return last
         text, calls = self._tool_calls.flush()

@@ -176,11 +176,27 @@ class _WindowDetokenizer:
 
     def _restart_window(self) -> None:
         """Keeps only the last tokens, if they decode to the same text without those before."""
-        kept = self._window[-_NEIGHBOURS:]
+        begin = len(self._window) - _NEIGHBOURS
+        while not self._may_begin(begin):
+            begin += 1
+            if begin == len(self._window):
+                return
+        kept = self._window[begin:]
         text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        # A byte run must not be split, and the first token of a text may lose its leading space.
-        if kept[0] not in self._run_tokens and text and self._text.endswith(text):
+        # The first token of a text may lose its leading space.
+        if text and self._text.endswith(text):
             self._window, self._text = kept, text
+
+    def _may_begin(self, index: int) -> bool:
+        """Whether a window may begin at this token. Only a run whose beginning has been returned
+        may be split, or the window would grow with the text; and then between characters.
+        """
+        spelled = self._run_tokens.get(self._window[index])
+        if spelled is None:
+            return True
+        if spelled and spelled[0] & 0xC0 == 0x80:  # a continuation byte
+            return False
+        return all(token in self._run_tokens for token in self._window[-_MAX_HELD:])
 
 
 class _KeepingDetokenizer:

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 def overlap(text: str, marker: str) -> int:
     """Length of the longest suffix of `text` that is a proper prefix of `marker`."""
-    for length in range(min(len(text), len(marker) - 1), 0, -1):
-        if text.endswith(marker[:length]):
-            return length
+    if not marker:
+        return 0
+    begin = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+    while begin >= 0:
+        if marker.startswith(text[begin:]):
+            return len(text) - begin
+        begin = text.find(marker[0], begin + 1)
     return 0

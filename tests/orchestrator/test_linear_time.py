@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.sampling_params import MAX_STOP_CHARACTERS
 from mesh.protocol.usage import Usage
 from orchestrator.search import summary as summary_module
 from orchestrator.search.grounding.citations import CitationFilter, cited_numbers
@@ -19,7 +20,14 @@ from orchestrator.search.grounding.sentences import (
     sentence_spans,
     split_sentences,
 )
+from orchestrator.text.answer import AnswerParser
+from orchestrator.text.detokenizer import Decoder
+from orchestrator.text.reasoning import ReasoningParser
+from orchestrator.text.stop_strings import StopStrings
+from orchestrator.text.tools.tool_calls import ToolCallParser
+from orchestrator.text.tools.tool_format import HERMES
 from tests.orchestrator.fakes import FakeInference, orchestrator
+from tests.orchestrator.tokenizers_made import byte_fallback
 
 MAX_FACTOR = 24
 """Most time for ten times the text; quadratic work takes a hundred times as long."""
@@ -40,6 +48,35 @@ def ground_text(text: str) -> None:
     ground(text, {1: PASSAGE})
 
 
+def parse_answer(text: str) -> None:
+    """Parse reasoning, then tool calls, in an answer that arrives by character."""
+    parser = AnswerParser(ReasoningParser(begun=False), ToolCallParser(HERMES, {"x"}))
+    for character in text:
+        parser.push(character)
+    parser.flush()
+
+
+def parse_call(text: str) -> None:
+    """Parse the argument of a tool call."""
+    parse_answer('<tool_call>{"name": "x", "arguments": {"a": "' + text)
+
+
+def find_stop_string(text: str) -> None:
+    """Look for the longest stop strings."""
+    stop = StopStrings([letter * (MAX_STOP_CHARACTERS - 1) + "!" for letter in "abcd"])
+    for character in text:
+        stop.push(character)
+
+
+def decode_bytes(text: str) -> None:
+    """Decode a text of which each byte is a token."""
+    stream = Decoder(BYTE_FALLBACK).stream()
+    for byte in text.encode():
+        stream.push([BYTE_FALLBACK.token_to_id(f"<0x{byte:02X}>")])
+
+
+BYTE_FALLBACK = byte_fallback()
+
 WORK: list[tuple[str, Callable[[str], object], str]] = [
     ("open brackets", filter_citations, "["),
     ("invalid citations", filter_citations, "[9]"),
@@ -51,6 +88,13 @@ WORK: list[tuple[str, Callable[[str], object], str]] = [
     ("short sentences", ground_text, "A. [1]"),
     ("Chinese", split_sentences, "汉字。"),
     ("no sentence end", split_sentences, "汉"),
+    ("space in an answer", parse_answer, " "),
+    ("markers", parse_answer, "<tool_call>"),
+    ("braces", parse_answer, "{"),
+    ("reasoning", parse_answer, "<think>"),
+    ("a call", parse_call, "{"),
+    ("stop strings", find_stop_string, "a"),
+    ("byte tokens", decode_bytes, "é"),
 ]
 
 
