@@ -16,7 +16,7 @@ from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.retrieval import Retriever
 from orchestrator.search.retrievers.factory import open_retriever
-from orchestrator.search.retrievers.sqlite_index import IndexUnusable
+from orchestrator.search.retrievers.index_file import IndexUnusable
 from orchestrator.search.search import Search
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings

@@ -83,7 +83,12 @@ class IndexWriter:
     def __init__(self, path: Path) -> None:
         """Opens or creates the file. Raises IndexBuildError if it is not an index."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._path = path
+        # A new index gets its name when it is complete, so that readers see no part of it.
+        self._file = path if path.exists() else path.with_name(f"{path.name}.new")
+        if self._file != path:
+            self._remove_file()
+        self._connection = sqlite3.connect(self._file, isolation_level=None)
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -100,13 +105,28 @@ class IndexWriter:
         return bool(self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
 
     def close(self) -> None:
-        """Merges the write-ahead log into the file, so that it can be copied as one file."""
+        """Merges the write-ahead log into the file, so that it can be copied as one file.
+
+        A new index without documents is removed.
+        """
+        [has_documents] = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM documents)"
+        ).fetchone()
         self._connection.execute("INSERT INTO passages(passages) VALUES ('optimize')")
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         # SQLite refuses this while a reader is connected; the next update then does it.
         with suppress(sqlite3.OperationalError):
             self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
+        if self._file != self._path:
+            if has_documents:
+                self._file.replace(self._path)
+            else:
+                self._remove_file()
+
+    def _remove_file(self) -> None:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
 
     def update(self, sources: Sequence[Source], base_url: str) -> Counter[str]:
         """Makes the index match `sources` in one transaction; returns the number of each action."""

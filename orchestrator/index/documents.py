@@ -16,6 +16,7 @@ from bs4.element import NavigableString
 from markdown_it import MarkdownIt
 
 from orchestrator.search.grounding.sentences import split_sentences
+from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, MAX_URL_CHARACTERS
 
 SUFFIXES = (".md", ".markdown", ".txt", ".text", ".html", ".htm")
 
@@ -24,6 +25,10 @@ PASSAGE_WORDS = 50
 
 Several short passages match a query more precisely than few long ones.
 """
+
+PASSAGE_CHARACTERS = 800
+"""Length in characters at which a passage ends even with fewer words, and maximum length of a part
+of a sentence: text without spaces, such as Chinese or base64, counts as one word."""
 
 OVERLAP_SENTENCES = 1
 """Number of sentences that two consecutive passages share."""
@@ -78,16 +83,21 @@ def parse(path: Path, content: bytes) -> Document:
     passages = [passage for section in sections for passage in split_section(section)]
     if not passages:
         raise UnreadableDocument("has no prose")
+    title = properties.get("title") or title or path.stem.replace("-", " ").replace("_", " ")
+    url = properties.get("url", "")
     return Document(
-        title=properties.get("title") or title or path.stem.replace("-", " ").replace("_", " "),
-        url=properties.get("url", ""),
+        title=title[:MAX_TITLE_CHARACTERS],
+        url=url if len(url) <= MAX_URL_CHARACTERS else "",
         unsafe=properties.get("unsafe", "").lower() == "true",
         passages=passages,
     )
 
 
 def split_section(section: Section) -> Iterator[DocumentPassage]:
-    """Splits at sentence boundaries into overlapping passages of about `PASSAGE_WORDS` words."""
+    """Splits at sentence boundaries into overlapping passages of about `PASSAGE_WORDS` words.
+
+    No passage has more than 2 × `PASSAGE_CHARACTERS` characters.
+    """
     sentences = [
         part
         for paragraph in section.paragraphs
@@ -96,11 +106,17 @@ def split_section(section: Section) -> Iterator[DocumentPassage]:
     ]
     begin = 0
     while begin < len(sentences):
-        end, num_words = begin, 0
-        while end < len(sentences) and num_words < PASSAGE_WORDS:
+        end, num_words, num_characters = begin, 0, 0
+        while (
+            end < len(sentences)
+            and num_words < PASSAGE_WORDS
+            and num_characters < PASSAGE_CHARACTERS
+        ):
             num_words += len(sentences[end].split())
+            num_characters += len(sentences[end]) + 1
             end += 1
-        yield DocumentPassage(section.heading, " ".join(sentences[begin:end]))
+        text = " ".join(sentences[begin:end])
+        yield DocumentPassage(section.heading[:MAX_TITLE_CHARACTERS], text)
         if end == len(sentences):
             return
         begin = max(end - OVERLAP_SENTENCES, begin + 1)
@@ -110,7 +126,15 @@ def _split_sentence(sentence: str) -> Iterator[str]:
     """Splits a sentence, or text without sentence ends, that is longer than a passage."""
     words = sentence.split()
     for begin in range(0, len(words), PASSAGE_WORDS):
-        yield " ".join(words[begin : begin + PASSAGE_WORDS])
+        part = " ".join(words[begin : begin + PASSAGE_WORDS])
+        first = 0
+        while len(part) - first > PASSAGE_CHARACTERS:
+            end = part.rfind(" ", first, first + PASSAGE_CHARACTERS + 1)
+            if end <= first:
+                end = first + PASSAGE_CHARACTERS
+            yield part[first:end]
+            first = end + (part[end] == " ")
+        yield part[first:]
 
 
 def _front_matter(text: str) -> tuple[dict[str, str], str]:

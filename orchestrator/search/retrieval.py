@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+MAX_TITLE_CHARACTERS = 300
+MAX_URL_CHARACTERS = 2048
+MAX_TEXT_CHARACTERS = 2000
+"""Maximum lengths in a search result. Indexed passages are shorter; other servers' need not be."""
+
 
 class SearchResult(NamedTuple):
     """A retrieved passage."""
@@ -21,6 +26,14 @@ class SearchResult(NamedTuple):
     def document(self) -> str:
         """Key that is equal for passages of the same document."""
         return self.url or self.title
+
+    def shortened(self) -> SearchResult:
+        """This result within the maximum lengths; a URL that is too long is dropped."""
+        return self._replace(
+            title=self.title[:MAX_TITLE_CHARACTERS],
+            url=self.url if len(self.url) <= MAX_URL_CHARACTERS else "",
+            text=self.text[:MAX_TEXT_CHARACTERS],
+        )
 
 
 class Retriever(Protocol):

@@ -70,7 +70,10 @@ class Search:
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     found = await self._retriever.search(query, NUM_CANDIDATES, safe_search)
-                results = select_results(found, num_results)
+                # In a thread: the words of 40 passages are compared in pairs.
+                results = await asyncio.to_thread(
+                    lambda: select_results([each.shortened() for each in found], num_results)
+                )
                 outcome = "found" if results else "empty"
             except TimeoutError:
                 outcome = "timeout"

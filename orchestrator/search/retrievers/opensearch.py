@@ -38,7 +38,7 @@ class OpenSearchRetriever:
             "query": {"bool": {"must": [match], "must_not": unsafe}},
         }
         response = await self._client.request("POST", self._path, body=body)
-        return rank_passages(map(_result, _hits(response)), query, limit)
+        return await rank_passages([*map(_result, _hits(response))], query, limit)
 
     async def close(self) -> None:
         await self._client.close()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
 
 from orchestrator.index.documents import Section, split_section
 from orchestrator.search.grounding.stemming import STOP_WORDS, split_words, stem
-from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, SearchResult
 
 MAX_CHARACTERS = 200_000
 """Maximum characters read of one document; the rest is ignored."""
+
+MAX_TOTAL_CHARACTERS = 1_000_000
+"""Maximum characters read of all documents of one search; further documents are ignored."""
 
 
 def query_stems(query: str) -> frozenset[str]:
@@ -20,19 +24,32 @@ def query_stems(query: str) -> frozenset[str]:
     )
 
 
-def rank_passages(documents: Iterable[SearchResult], query: str, limit: int) -> list[SearchResult]:
-    """Returns at most `limit` passages of `documents`, best first.
+async def rank_passages(
+    documents: Sequence[SearchResult], query: str, limit: int
+) -> list[SearchResult]:
+    """Returns at most `limit` passages of `documents`, which are sorted by score; best first.
 
     A passage's score is its document's score, down to half of it if query words are missing.
     """
+    # In a thread: long documents take up to a second.
+    return await asyncio.to_thread(_rank, documents, query, limit)
+
+
+def _rank(documents: Sequence[SearchResult], query: str, limit: int) -> list[SearchResult]:
     stems = query_stems(query)
-    found = [passage for document in documents for passage in _split(document, stems)]
+    found: list[SearchResult] = []
+    num_left = MAX_TOTAL_CHARACTERS
+    for document in documents:
+        text = document.text[: min(MAX_CHARACTERS, num_left)]
+        num_left -= len(text)
+        found += _split(document._replace(text=text), stems)
     return sorted(found, key=lambda result: -result.score)[:limit]
 
 
 def _split(document: SearchResult, stems: Collection[str]) -> Iterator[SearchResult]:
-    paragraphs = [" ".join(document.text[:MAX_CHARACTERS].split())]
+    title = document.title[:MAX_TITLE_CHARACTERS]
+    paragraphs = [" ".join(document.text.split())]
     for passage in split_section(Section("", paragraphs)):
-        contained = {stem(word) for word in split_words(f"{document.title} {passage.text}")}
+        contained = {stem(word) for word in split_words(f"{title} {passage.text}")}
         share = sum(word in contained for word in stems) / max(len(stems), 1)
         yield document._replace(text=passage.text, score=document.score * (1 + share) / 2)

@@ -8,7 +8,11 @@ import asyncpg
 
 from orchestrator.search.grounding.stemming import STOP_WORDS, split_words
 from orchestrator.search.retrieval import SearchResult
-from orchestrator.search.retrievers.passages import query_stems, rank_passages
+from orchestrator.search.retrievers.passages import (
+    MAX_CHARACTERS,
+    query_stems,
+    rank_passages,
+)
 
 MAX_CONNECTIONS = 4
 
@@ -30,7 +34,7 @@ CREATE INDEX IF NOT EXISTS documents_vector ON documents USING gin (vector);
 
 # Normalization 1 divides the rank by 1 + log(length), so that long documents have no advantage.
 _SEARCH = """
-SELECT title, url, text, ts_rank(vector, query, 1) AS score
+SELECT title, url, left(text, $5) AS text, ts_rank(vector, query, 1) AS score
 FROM {table}, websearch_to_tsquery($1::regconfig, $2) AS query
 WHERE vector @@ query AND NOT ($3 AND unsafe)
 ORDER BY score DESC
@@ -66,11 +70,13 @@ class PostgresRetriever:
         terms = " or ".join(f'"{word}"' for word in words)
         async with self._open_lock:
             await self._pool  # opens the pool; asyncpg forbids to do so concurrently
-        rows = await self._pool.fetch(self._search, self._language, terms, safe_search, limit)
+        rows = await self._pool.fetch(
+            self._search, self._language, terms, safe_search, limit, MAX_CHARACTERS
+        )
         documents = [
             SearchResult(row["title"], row["url"], row["score"], row["text"]) for row in rows
         ]
-        return rank_passages(documents, query, limit)
+        return await rank_passages(documents, query, limit)
 
     async def close(self) -> None:
         # close() would wait for running queries.

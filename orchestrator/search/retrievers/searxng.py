@@ -40,7 +40,8 @@ class SearxngRetriever:
             for rank, each in enumerate(found[:limit], 1)
             if isinstance(each, dict)
         ]
-        return rank_passages((each for each in documents if each.text.strip()), query, limit)
+        found_text = [each for each in documents if each.text.strip()]
+        return await rank_passages(found_text, query, limit)
 
     async def close(self) -> None:
         await self._client.close()

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
-from orchestrator.index.schema import MAX_PASSAGES, SCHEMA_VERSION
+from orchestrator.index.schema import MAX_PASSAGES
 from orchestrator.search.grounding.stemming import STOP_WORDS
-from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.retrieval import (
+    MAX_TEXT_CHARACTERS,
+    MAX_TITLE_CHARACTERS,
+    SearchResult,
+)
+from orchestrator.search.retrievers.index_file import IndexConnection
 
 NUM_THREADS = 2
 MAX_CANDIDATES = 500
@@ -39,10 +43,6 @@ _TITLE_SHARE_BONUS = 0.5
 """Relative bonus of a document whose title matches completely."""
 
 
-class IndexUnusable(Exception):
-    """The index file is missing, invalid or of another version; the message says how to fix it."""
-
-
 class IndexRetriever:
     """Full-text search by BM25 (SQLite FTS5), in a small thread pool."""
 
@@ -50,20 +50,9 @@ class IndexRetriever:
 
     def __init__(self, path: str | Path) -> None:
         """Opens the index. Raises IndexUnusable."""
-        self._uri = f"file:{quote(str(Path(path).absolute()))}?mode=ro"
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        if not Path(path).is_file():
-            raise IndexUnusable(f"{path} is missing; build it with python -m orchestrator.index")
-        try:
-            connection = self._connect()
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == SCHEMA_VERSION:
-                connection.execute("SELECT 1 FROM documents, passages LIMIT 0")
-        except sqlite3.Error as error:
-            raise IndexUnusable(f"{path} is not a search index: {error}") from error
-        if version != SCHEMA_VERSION:
-            raise IndexUnusable(f"{path} has version {version}, not {SCHEMA_VERSION}; rebuild it")
+        self._connections = [IndexConnection(Path(path)) for _ in range(NUM_THREADS)]
+        self._free = self._connections.copy()
+        """As many as threads, so that each search finds one; `pop` and `append` are atomic."""
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="retrieval")
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
@@ -87,33 +76,46 @@ class IndexRetriever:
         words = query_words(query)
         if not words:
             return []
-        connection = self._connect()
-        connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
-        rows = connection.execute(
-            "SELECT passages.rowid, -bm25(passages, ?, ?, ?) AS score, documents.title, "
-            "documents.url, passages.text FROM passages "
-            f"JOIN documents ON documents.id = passages.rowid / {MAX_PASSAGES} "
-            "WHERE passages MATCH ? AND NOT (? AND documents.unsafe) "
-            "ORDER BY score DESC LIMIT ?",
-            (
-                _TITLE_WEIGHT,
-                _HEADING_WEIGHT,
-                _TEXT_WEIGHT,
-                " OR ".join(f'"{word}"' for word in words),
-                safe_search,
-                MAX_CANDIDATES,
-            ),
-        )
-        return rank_hits([Hit(*row) for row in rows], words)[:limit]
+        index = self._free.pop()
+        try:
+            try:
+                hits = _find(index.current(), words, safe_search, cancelled)
+            except sqlite3.Error:
+                if cancelled.is_set():
+                    raise
+                # The file may have been overwritten since it was opened.
+                hits = _find(index.reopen(), words, safe_search, cancelled)
+        finally:
+            self._free.append(index)
+        return rank_hits(hits, words)[:limit]
 
-    def _connect(self) -> sqlite3.Connection:
-        """Returns the calling thread's own connection, so that queries run in parallel."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
-            self._local.connection = connection
-            self._connections.append(connection)
-        return connection
+
+def _find(
+    connection: sqlite3.Connection,
+    words: Sequence[str],
+    safe_search: bool,
+    cancelled: threading.Event,
+) -> list[Hit]:
+    """The best matches; raises sqlite3.OperationalError soon after `cancelled` is set."""
+    connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
+    rows = connection.execute(
+        "SELECT passages.rowid, -bm25(passages, ?, ?, ?) AS score, "
+        "substr(documents.title, 1, ?), documents.url, substr(passages.text, 1, ?) FROM passages "
+        f"JOIN documents ON documents.id = passages.rowid / {MAX_PASSAGES} "
+        "WHERE passages MATCH ? AND NOT (? AND documents.unsafe) "
+        "ORDER BY score DESC LIMIT ?",
+        (
+            _TITLE_WEIGHT,
+            _HEADING_WEIGHT,
+            _TEXT_WEIGHT,
+            MAX_TITLE_CHARACTERS,
+            MAX_TEXT_CHARACTERS,
+            " OR ".join(f'"{word}"' for word in words),
+            safe_search,
+            MAX_CANDIDATES,
+        ),
+    )
+    return [Hit(*row) for row in rows]
 
 
 class Hit(NamedTuple):

@@ -12,9 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.index.build import main
-from orchestrator.index.documents import PASSAGE_WORDS, UnreadableDocument, parse
-from orchestrator.search.retrieval import NoRetriever
-from orchestrator.search.retrievers.sqlite_index import IndexRetriever, IndexUnusable
+from orchestrator.index.documents import (
+    PASSAGE_CHARACTERS,
+    PASSAGE_WORDS,
+    UnreadableDocument,
+    parse,
+)
+from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, NoRetriever
+from orchestrator.search.retrievers.index_file import IndexUnusable
+from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 
 CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
 
@@ -103,6 +109,38 @@ def test_passages_end_with_sentences_and_overlap() -> None:
         last = one.text.rsplit(". ", 1)[1]
         assert one.text.endswith(".")
         assert two.text.startswith(last)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "".join(map(str, range(20_000))),
+        " ".join(map(str, range(20_000))),
+        "".join(chr(0x4E00 + number) + "\u3002" * (number % 7 == 0) for number in range(20_000)),
+        ". ".join(["".join(map(str, range(1000, 1900))), "".join(map(str, range(2000, 2900)))]),
+    ],
+)
+def test_no_passage_is_long_and_no_text_is_lost(line: str) -> None:
+    """Text without spaces or sentence ends is cut by words, then by characters."""
+    document = parse(Path("long.txt"), f"A title\n\n{line}".encode())
+    texts = [passage.text for passage in document.passages]
+    assert max(map(len, texts)) <= 2 * PASSAGE_CHARACTERS
+    letters = "".join(line.split())
+    position = 0
+    for text in texts:
+        # Consecutive passages overlap by at most a sentence.
+        piece = "".join(text.split())
+        position = letters.index(piece, max(0, position - PASSAGE_CHARACTERS)) + len(piece)
+    assert position == len(letters)
+
+
+def test_titles_headings_and_urls_are_limited() -> None:
+    """A heading is stored with each of its passages."""
+    text = f"---\nurl: http://{'u' * 5000}\n---\n# {'t' * 5000}\n\n## {'h' * 5000}\n\nSome prose.\n"
+    document = parse(Path("a.md"), text.encode())
+    assert document.title == "t" * MAX_TITLE_CHARACTERS
+    assert document.url == ""
+    assert [passage.heading for passage in document.passages] == ["h" * MAX_TITLE_CHARACTERS]
 
 
 @pytest.mark.parametrize("content", [b"\x00\x01\x02", b"", b"```\ncode\n```\n"])

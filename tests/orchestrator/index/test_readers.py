@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.index.build import IndexBuildError, IndexWriter, find_sources, main
+from orchestrator.search.retrievers.index_file import IndexConnection
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 
 NUM_DOCUMENTS = 20
@@ -56,7 +57,7 @@ def test_a_finished_index_is_one_file(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "docs"), "--out", str(tmp_path / "i")]
     assert main(arguments) == 0
     index = IndexWriter(tmp_path / "i")
-    reader = IndexRetriever(tmp_path / "i")._connect()
+    reader = IndexConnection(tmp_path / "i").current()
     assert reader.execute("SELECT count(*) FROM documents").fetchone() == (NUM_DOCUMENTS,)
     index.close()
     reader.close()
@@ -69,7 +70,7 @@ async def test_a_cancelled_search_frees_its_thread(tmp_path: Path) -> None:
     write(tmp_path / "docs", "x")
     assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "i")]) == 0
     retriever = IndexRetriever(tmp_path / "i")
-    connection = retriever._connect()
+    connection = retriever._connections[0].current()
     cancelled = threading.Event()
     connection.set_progress_handler(cancelled.is_set, 1000)
     cancelled.set()

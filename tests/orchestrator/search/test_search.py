@@ -12,7 +12,11 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.chat import ChatPrompt
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer
 from orchestrator.generation import ModelInfo
-from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.retrieval import (
+    MAX_TEXT_CHARACTERS,
+    MAX_TITLE_CHARACTERS,
+    SearchResult,
+)
 from orchestrator.search.search import Search
 from orchestrator.text.detokenizer import Decoder
 from tests.orchestrator.tokenizers_made import byte_level
@@ -104,8 +108,15 @@ class FakeRetriever:
 
     name = "fake"
 
-    def __init__(self, *, delay: float = 0.0, error: Exception | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        delay: float = 0.0,
+        error: Exception | None = None,
+        found: SearchResult | None = None,
+    ) -> None:
         self.delay = delay
+        self.found = found or SearchResult("Foxes", "u", 1.0, "t")
         self.error = error
         self.cancelled = False
 
@@ -117,7 +128,7 @@ class FakeRetriever:
             raise
         if self.error is not None:
             raise self.error
-        return [SearchResult("Foxes", "u", 1.0, "t")][:limit]
+        return [self.found][:limit]
 
     async def close(self) -> None:
         return None
@@ -133,6 +144,17 @@ async def test_retrieval_returns_the_results() -> None:
     """In the retriever's order, and not marked as failed."""
     retrieved = await search(FakeRetriever()).retrieve("fox", 5, False)
     assert [result.title for result in retrieved.results] == ["Foxes"]
+    assert not retrieved.failed
+
+
+async def test_a_result_has_a_size_limit() -> None:
+    """Whatever the backend returns: title, URL and text are limited."""
+    large = SearchResult("t" * 9000, "http://" + "u" * 9000, 1.0, "x" * 9_000_000)
+    retrieved = await search(FakeRetriever(found=large)).retrieve("fox", 5, False)
+    [result] = retrieved.results
+    assert result.title == "t" * MAX_TITLE_CHARACTERS
+    assert result.url == ""
+    assert result.text == "x" * MAX_TEXT_CHARACTERS
     assert not retrieved.failed
 
 

@@ -1,0 +1,124 @@
+"""Connections to the search index file, reopened when the file is replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from orchestrator.index.schema import SCHEMA_VERSION
+
+logger = logging.getLogger(__name__)
+
+
+class IndexUnusable(Exception):
+    """The index file is missing, invalid or of another version; the message says how to fix it."""
+
+
+class FileVersion(NamedTuple):
+    """Identifies the content of a path: another file, or another state of the same file."""
+
+    device: int
+    inode: int
+    modified_ns: int
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileVersion | None:
+        """The version now; None if there is no such file."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        return cls(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+class IndexConnection:
+    """One read-only connection, for one thread at a time.
+
+    It always has a usable index: a new file is opened when the path has one, and as long as it is
+    missing, incomplete or invalid, the file that was opened last is kept, even if it is deleted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises IndexUnusable."""
+        self._path = path
+        # Before the file is opened: if it is replaced in between, it is opened once more.
+        self._version = FileVersion.of(path)
+        self._refused: FileVersion | None = self._version
+        self._connection = _open(path)
+
+    def current(self) -> sqlite3.Connection:
+        """A connection to the newest usable file. Blocks for a stat call, or to open the file."""
+        version = FileVersion.of(self._path)
+        if version != self._version:
+            self._replace(version)
+        return self._connection
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._connection.close()
+
+    def reopen(self) -> sqlite3.Connection:
+        """Opens the file again after a failed query. Raises IndexUnusable."""
+        version = FileVersion.of(self._path)
+        connection = _open(self._path)
+        self._connection.close()
+        self._connection, self._version = connection, version
+        return connection
+
+    def _replace(self, version: FileVersion | None) -> None:
+        try:
+            connection = _open(self._path, complete=True)
+        except IndexUnusable as error:
+            if version != self._refused:
+                self._refused = version
+                logger.warning(
+                    "changed index file is unusable, the last one is kept",
+                    extra={"path": str(self._path), "error": str(error)},
+                )
+            return
+        self._connection.close()
+        self._connection, self._version, self._refused = connection, version, version
+
+
+def _open(path: Path, *, complete: bool = False) -> sqlite3.Connection:
+    """Raises IndexUnusable; if `complete`, also for a file that is still being written."""
+    if not path.is_file():
+        raise IndexUnusable(f"{path} is missing; build it with python -m orchestrator.index")
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    try:
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise IndexUnusable(f"{path} is not a search index: {error}") from error
+    try:
+        problem = _problem(path, connection, complete)
+    except (OSError, sqlite3.Error) as error:
+        problem = f"{path} is not a search index: {error}"
+    if problem is None:
+        return connection
+    connection.close()
+    raise IndexUnusable(problem)
+
+
+def _problem(path: Path, connection: sqlite3.Connection, complete: bool) -> str | None:
+    """Why the file is unusable; None if it is usable."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        return f"{path} has version {version}, not {SCHEMA_VERSION}; rebuild it"
+    connection.execute("SELECT 1 FROM documents, passages LIMIT 0")
+    if not complete:
+        return None
+    if connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None:
+        return f"{path} has no documents"
+    with path.open("rb") as file:
+        header = file.read(32)
+    # The database header (https://www.sqlite.org/fileformat.html#the_database_header).
+    page_size = int.from_bytes(header[16:18], "big")
+    page_size = 65536 if page_size == 1 else page_size
+    if int.from_bytes(header[28:32], "big") * page_size > path.stat().st_size:
+        return f"{path} is truncated"
+    return None
