@@ -247,7 +247,7 @@ def _inputs(request: orchestrator_pb2.EmbedRequest) -> list[Input]:
         if kind is None:
             field = f"input[{number}]"
             raise invalid(field, f"{field} must be text or token_ids, given neither")
-        inputs.append(each.text if kind == "text" else list(each.token_ids.ids))
+        inputs.append(each.text if kind == "text" else each.token_ids.ids)
     return inputs
 
 

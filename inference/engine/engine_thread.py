@@ -336,8 +336,9 @@ class AsyncEngine:
             outputs += engine.step()
         self._load = engine.load()
         self._deliver(loop, outputs)
-        if ended := engine.run_embeddings():
-            self._call(loop, partial(self._embeddings.deliver, ended))
+        if engine.embeddings is not None and engine.embeddings.has_work:
+            if ended := engine.run_embeddings():
+                self._call(loop, partial(self._embeddings.deliver, ended))
             self._load = engine.load()
         engine.check_when_idle()
         return engine.healthy
