@@ -52,14 +52,14 @@ class Node:
         self._prefix = [] if namespace is None else namespace.command
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Starts the process without waiting until it is ready."""
+    def start(self, **changed: str) -> None:
+        """Starts the process, with some variables `changed`; does not wait until it is ready."""
         launch = ["tests.chaos.launch"] if LAUNCHED & self._environment.keys() else []
         command = [*self._prefix, sys.executable, "-m", *launch, self.service]
         command += ["--listen", self.address, "--metrics-listen", "127.0.0.1:0"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**self._environment}, stdout=log, stderr=log
+                command, cwd=ROOT, env={**self._environment, **changed}, stdout=log, stderr=log
             )
 
     @property
