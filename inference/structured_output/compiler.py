@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 
 from inference.engine.errors import EngineUnavailable, InvalidSamplingParams
 from inference.engine.threads import available_cpus
+from inference.structured_output.compile_server import MAX_MASK_SECONDS, STACK_BYTES
 from inference.structured_output.constraint import invalid_constraint
 from inference.structured_output.vocabulary import Vocabulary
 from mesh.protocol.constraints import OutputConstraint
@@ -151,8 +152,9 @@ class ConstraintCompiler:
         problems = {
             "time": f"must compile within {limits.max_seconds:g} s of CPU time, and does not",
             "memory": f"must compile within {limits.max_bytes >> 20} MiB of memory, and does not",
-            "depth": "must compile within 4 MiB of stack, and does not: it is nested too deeply",
-            "mask": "is too complex: finding the next allowed token takes longer than 0.25 s",
+            "depth": f"must compile within {STACK_BYTES >> 20} MiB of stack, and does not",
+            "mask": f"must give the mask of a token within {MAX_MASK_SECONDS:g} s of CPU time, and "
+            "does not",
         }
         logger.info("constraint exceeds a limit", extra={"limit": response["limit"]})
         return invalid_constraint(constraint, problems.get(response["limit"], problems["memory"]))
@@ -204,6 +206,8 @@ class _Server:
                 stdout=asyncio.subprocess.PIPE,
                 limit=MAX_RESPONSE_BYTES,
                 env={"PYTHONPATH": ":".join(sys.path)},
+                # A terminal's Ctrl-C is for the engine, which then ends this process.
+                start_new_session=True,
             )
         except OSError as error:
             logger.exception("constraint compiler cannot start")
