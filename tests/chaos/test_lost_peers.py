@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import signal
@@ -33,8 +34,8 @@ SETTINGS = {**FAKE, "INFERENCE_FAKE_TOKENS_PER_SECOND": str(SPEED)}
 
 NUM_STREAMS = 8
 NUM_CLIENTS = 4
-CAUGHT_SECONDS = 1.0
-"""A request that waits longer for its first text was sent to the lost peer."""
+UNDISTURBED_SECONDS = 1.0
+"""Longest time to the first text of a request that no lost peer has."""
 
 LISTENING = '"message": "listening"'
 
@@ -187,18 +188,17 @@ def check_streams(node: Node, results: Sequence[CompletionResult], bound: float)
 def check_other_clients(
     quiet: Sequence[CompletionResult], disturbed: Sequence[CompletionResult], bound: float
 ) -> None:
-    """Each is caught by the lost peer at most once; p99 TTFT of the rest is that of quiet times."""
+    """Each client is caught by the lost peer once; p99 TTFT of the rest is twice that of before."""
     assert [each for each in disturbed if not each.complete] == []
-    caught = [result.ttft for result in disturbed if result.ttft > CAUGHT_SECONDS]
-    rest = [result.ttft for result in disturbed if result.ttft <= CAUGHT_SECONDS]
     before = p99([result.ttft for result in quiet])
+    limit = 2 * before + 0.05
+    slow = sorted(result.ttft for result in disturbed if result.ttft > limit)
     print(
-        f"p99 TTFT {1000 * before:.0f} ms quiet ({len(quiet)}), {1000 * p99(rest):.0f} ms "
-        f"({len(rest)}), caught {[round(seconds, 1) for seconds in caught]}"
+        f"p99 TTFT {1000 * before:.0f} ms quiet ({len(quiet)}), over {1000 * limit:.0f} ms: "
+        f"{[round(seconds, 1) for seconds in slow]} of {len(disturbed)}"
     )
-    assert len(caught) <= NUM_CLIENTS
-    assert max(caught, default=0.0) <= bound
-    assert p99(rest) <= 2 * before + 0.05
+    assert len(slow) <= NUM_CLIENTS + math.ceil(len(disturbed) / 100)
+    assert max(slow, default=0.0) <= bound
 
 
 async def check_everything_works(cluster: Cluster) -> None:
@@ -267,7 +267,7 @@ async def lose_gateway(cluster: Cluster, lose: Action, restore: Action) -> None:
         finally:
             restore()
     assert all(result.complete for result in disturbed.results)
-    assert max(result.ttft for result in disturbed.results) < CAUGHT_SECONDS
+    assert max(result.ttft for result in disturbed.results) < UNDISTURBED_SECONDS
     await check_everything_works(cluster)
 
 
@@ -319,7 +319,7 @@ async def test_short_frozen_processes(tmp_path: Path) -> None:
     service = random.Random(seed).choice(["inference", "tokenizer", "orchestrator"])
     print(f"seed {seed}: {service}")
     settings = {**SETTINGS, "CHAOS_KEEPALIVE_SECONDS": str(QUICK_SECONDS)}
-    with running_cluster(tmp_path, {**NUMBERS, "gateway": 1}, settings) as cluster:
+    with running_cluster(tmp_path, {service: 2}, settings) as cluster:
         node = cluster.of(service)[0]
         margin = PROMISED_SECONDS - KEEPALIVE_SECONDS - KEEPALIVE_TIMEOUT_SECONDS
         await lose_peer(
@@ -328,4 +328,5 @@ async def test_short_frozen_processes(tmp_path: Path) -> None:
             lambda: node.send(signal.SIGSTOP),
             lambda: node.send(signal.SIGCONT),
             2 * QUICK_SECONDS + margin,
+            max_tokens=round(SPEED * (2 * QUICK_SECONDS + 1)),
         )
