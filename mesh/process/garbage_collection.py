@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 YOUNG_SECONDS = 0.1
 """Minimum time between two collections of the youngest generation."""
@@ -28,8 +30,21 @@ MAX_YOUNG_SECONDS = 10.0
 MIDDLE_SECONDS = 300.0
 """Time between two collections of the middle generation."""
 
+GROWTH_BYTES = 32 << 20
+"""Growth of the process's memory after which the middle generation is collected sooner.
+
+A request that is in progress during a collection of the youngest generation moves to the middle
+one, and a large request may remain in a reference cycle there.
+"""
+
+MIN_MIDDLE_SECONDS = 5.0
+"""Minimum time between two collections of the middle generation."""
+
 MIDDLE_PER_FULL = 12
 """Every this many collections of the middle generation, one is a full collection."""
+
+_STATM = Path("/proc/self/statm")
+_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 THRESHOLDS = (1_000_000, 3, 3)
 """Thresholds for Python's own collections, if the timer is late; the default is (700, 10, 10)."""
@@ -59,17 +74,28 @@ async def collect_on_timer() -> AsyncIterator[None]:
 
 
 async def _collect() -> None:
-    duration = 0.0
-    middle_due, num_middle = time.monotonic() + MIDDLE_SECONDS, 0
+    duration, num_middle = 0.0, 0
+    collected_at, memory = time.monotonic(), resident_bytes()
     while True:
         await asyncio.sleep(pause_after(duration))
         started = time.monotonic()
         gc.collect(0)
         duration = time.monotonic() - started
-        if started >= middle_due:
+        age = started - collected_at
+        has_grown = age >= MIN_MIDDLE_SECONDS and resident_bytes() - memory >= GROWTH_BYTES
+        if has_grown or age >= MIDDLE_SECONDS:
             num_middle += 1
             gc.collect(1 if num_middle % MIDDLE_PER_FULL else 2)
-            middle_due = started + MIDDLE_SECONDS
+            collected_at, memory = started, resident_bytes()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where there is no /proc."""
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * _PAGE_BYTES
 
 
 def pause_after(duration: float) -> float:

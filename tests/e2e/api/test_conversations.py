@@ -19,7 +19,7 @@ NUM_CASES = int(os.environ.get("CONVERSATION_CASES", "150"))
 CPU_SECONDS = 2.0
 """Maximum CPU time of one request, in all services together."""
 
-GROWTH_BYTES = 32 << 20
+GROWTH_BYTES = 64 << 20
 """Maximum growth of one service and its child processes in the second half of the requests."""
 
 

@@ -60,6 +60,29 @@ async def test_every_nth_collection_is_a_full_one(monkeypatch: pytest.MonkeyPatc
     assert collected[:7] == [2, 0, 1, 0, 1, 0, 2]
 
 
+async def test_memory_that_grows_is_collected_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object that was in use during a collection of the youngest generation is freed."""
+    monkeypatch.setattr(garbage_collection, "MIN_MIDDLE_SECONDS", 0.0)
+    memory = 0
+    monkeypatch.setattr(garbage_collection, "resident_bytes", lambda: memory)
+    async with garbage_collection.collect_on_timer():
+        kept = [Node()]
+        node = weakref.ref(kept[0])
+        is_middle = lambda: any(each is kept[0] for each in gc.get_objects(1))  # noqa: E731
+        await eventually(is_middle, "moved to the middle generation")
+        kept.clear()
+        memory = garbage_collection.GROWTH_BYTES
+        await eventually(lambda: node() is None, "freed")
+
+
+def test_the_resident_memory_of_this_process_is_read() -> None:
+    """It grows by what is allocated and written."""
+    before = garbage_collection.resident_bytes()
+    block = bytearray(b"x") * (64 << 20)
+    assert garbage_collection.resident_bytes() - before > 32 << 20
+    assert len(block) == 64 << 20
+
+
 @pytest.mark.parametrize(
     ("duration", "pause"), [(0.0, 0.1), (0.0005, 0.1), (0.01, 1.0), (60.0, 10.0)]
 )
