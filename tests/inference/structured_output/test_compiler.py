@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from inference.engine.errors import EngineUnavailable, InvalidSamplingParams
+from inference.structured_output import compile_server
 from inference.structured_output import compiler as compiler_module
 from inference.structured_output.compiler import CompileLimits, ConstraintCompiler
 from inference.structured_output.vocabulary import Vocabulary, VocabularySource
@@ -123,13 +124,41 @@ def test_errors_name_the_schema_and_the_place(
     source: VocabularySource, constraint: OutputConstraint, message: str
 ) -> None:
     """As the fork sees them; the same constraint is refused again without compiling."""
-    from inference.structured_output.compile_server import _outcome
-
-    outcome = _outcome(Vocabulary.load(source), constraint)
+    outcome = compile_server._outcome(Vocabulary.load(source), constraint)
     with pytest.raises(InvalidSamplingParams, match=message):
         raise InvalidSamplingParams(str(outcome["error"]))
     field = "tools[1].function.parameters" if constraint.schema_rules else constraint.field
     assert outcome["field"] == field
+
+
+def test_a_slow_mask_is_found_before_the_sequence_runs(
+    source: VocabularySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compilation follows a random output."""
+    monkeypatch.setattr(compile_server, "MAX_MASK_SECONDS", -1.0)
+    outcome = compile_server._outcome(Vocabulary.load(source), schema_of({"type": "string"}))
+    assert outcome == {"limit": "mask"}
+
+
+@pytest.mark.parametrize(
+    ("status", "limit", "message"),
+    [
+        (signal.SIGPROF, "time", "within 0.8 s of CPU time"),
+        (signal.SIGABRT, "memory", "within 128 MiB of memory"),
+        (signal.SIGKILL, "cancelled", "within 128 MiB of memory"),  # the kernel was out of memory
+        (signal.SIGSEGV, "depth", "within 4 MiB of stack"),
+        (0, "memory", "within 128 MiB of memory"),
+    ],
+)
+def test_the_end_of_a_fork_names_the_limit(
+    source: VocabularySource, status: int, limit: str, message: str
+) -> None:
+    """However it ends, the request is refused and nothing else."""
+    assert compile_server._limit(status) == limit
+    constraint = schema_of({"type": "string"})
+    compiler = ConstraintCompiler(Vocabulary.load(source), CompileLimits())
+    error = compiler._error(constraint, {"limit": limit})
+    assert str(error) == f"constraint.json_schema must compile {message}, and does not"
 
 
 async def test_a_compilation_ends_with_its_requests(
