@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from inference.api import metrics
 from inference.embedding.calls import MAX_CALLS, EmbeddingCall
-from inference.embedding.pace import MIN_PIECE_TOKENS, PIECE_SECONDS, Pace
+from inference.embedding.pace import (
+    MIN_PIECE_TOKENS,
+    PIECE_SECONDS,
+    SLOWEST_FACTOR,
+    Pace,
+)
 from inference.embedding.queue import Chunk, EmbeddingQueue
 from inference.engine.engine import Engine
 from inference.engine.errors import (
@@ -94,7 +100,10 @@ def test_calls_take_turns_by_input_and_long_inputs_are_cut() -> None:
     long, short = EmbeddingCall([[1] * 70, [2] * 70]), EmbeddingCall([[3, 4]])
     queue.add(long)
     queue.add(short)
+    counter = metrics.EMBEDDING_TOKENS.labels(*metrics._Engine.labels)._value
+    before = counter.get()
     assert finish_all(engine, queue) == [short, long]
+    assert counter.get() - before == 142
     assert embedder.pieces == [
         [(1, 0, 32)],
         [(1, 32, 32)],
@@ -193,6 +202,17 @@ def test_generation_has_two_thirds_of_the_time_and_pieces_are_short() -> None:
     assert pace.is_due(generating=True)
 
 
+def test_pieces_grow_where_a_forward_pass_takes_a_constant_time() -> None:
+    """They take a quarter longer than the shortest, however the time grows with the tokens."""
+    for constant, per_token in ((0.02, 1e-5), (0.06, 3e-3)):
+        pace = Pace(2048)
+        for _ in range(300):
+            pace.computed(pace.num_tokens, constant + per_token * pace.num_tokens)
+        least = constant + per_token * MIN_PIECE_TOKENS
+        expected = (SLOWEST_FACTOR * least - constant) / per_token
+        assert pace.num_tokens == pytest.approx(expected, rel=0.1)
+
+
 async def test_a_new_sequence_waits_for_one_piece_only() -> None:
     """Its first step follows the piece that ran when it arrived."""
     embedder, runner = StubEmbedder(), StubRunner()
@@ -245,6 +265,20 @@ async def test_stopping_ends_calls_within_one_piece() -> None:
         assert len(embedder.pieces) <= 3
         with pytest.raises(EngineUnavailable):
             await engine.embed([[1]])
+
+
+async def test_a_piece_that_does_not_return_ends_the_calls() -> None:
+    """The watchdog finds it as it finds a stuck step."""
+    embedder = StubEmbedder()
+    embedder.gate = threading.Semaphore(0)
+    async with running(StubRunner(), embedder=embedder, step_timeout=0.05) as engine:
+        waiting = asyncio.create_task(engine.embed([[1]] * 2))
+        await until(lambda: engine.load().num_waiting == 1)
+        embedder.gate.release(1)
+        assert len(await waiting) == 2
+        with pytest.raises(EngineUnavailable, match="does not return"):
+            await engine.embed([[1]])
+        embedder.gate.release(1000)
 
 
 async def test_tokens_and_calls_are_limited() -> None:

@@ -46,8 +46,10 @@ OLD, NEW = {"The word is old."}, {"The word is new."}
 async def test_a_file_moved_over_the_index_is_opened(
     retriever: IndexRetriever, tmp_path: Path
 ) -> None:
-    """`mv new old`: the next search reads the new file."""
+    """`mv new old`: the next search reads the new file, also after an update in place."""
     assert await found(retriever) == OLD
+    build(tmp_path, "updated")
+    assert await found(retriever) == {"The word is updated."}
     os.replace(build(tmp_path, "new", "other"), tmp_path / "index.sqlite3")
     assert await found(retriever) == NEW
 
