@@ -114,13 +114,17 @@ def calls_or_answer(
 ) -> OutputConstraint:
     """Allows either tool calls or an answer that keeps to `answer`, as OpenAI does.
 
+    A call's arguments may be any JSON object, as without an answer format: a schema that cannot be
+    enforced must not refuse a request that does not force a call.
+
     Regular expressions are returned unchanged, so no call is possible: a grammar cannot express
     them exactly.
     """
     rules = _answer_rules(answer)
     if rules is None:
         return answer
-    calls = _grammar(tools, format, token_id, single=single, beside_json=True)
+    free = [tool._replace(parameters={"type": "object"}) for tool in tools]
+    calls = _grammar(free, format, token_id, single=single, forced=False)
     text = calls.text.removeprefix("start: ")
     text = f"start: tool_calls | answer\ntool_calls: {text}answer: {rules.text}\n"
     return OutputConstraint(
@@ -166,9 +170,9 @@ def _grammar(
     token_id: TokenId,
     *,
     single: bool,
-    beside_json: bool = False,
+    forced: bool = True,
 ) -> _Rules:
-    """The rules of calls. `beside_json`: what begins like a call may also be other JSON."""
+    """The rules of calls. `forced`: nothing else is possible."""
     separator = _text(format.separator) if format.separator else ""
     repeated = "" if single else f" ({separator} tool_call){{0,{MAX_CALLS - 1}}}"
     start = f"tool_call{repeated}"
@@ -179,12 +183,13 @@ def _grammar(
     schema_rules = []
     for tool in tools:
         rule, arguments = f"tool_call_{tool.number}", f"tool_arguments_{tool.number}"
-        if format.bare and beside_json:
-            # The grammar has no lookahead, so both must consist of the same lexemes.
+        if format.bare and not forced:
+            # Other JSON may begin like the call. The grammar has no lookahead, so both must
+            # consist of the same lexemes.
             schema_rules.append(SchemaRule(rule, _json_call(tool, format), tool.field))
             continue
         lines.append(f"{rule}: {_call(tool.name, arguments, format, token_id)}")
-        schema = {**tool.parameters, "x-guidance": _COMPACT}
+        schema = {**tool.parameters, "x-guidance": _COMPACT} if forced else tool.parameters
         text = json.dumps(schema, ensure_ascii=False)
         schema_rules.append(SchemaRule(arguments, text, tool.field))
     return _Rules("\n".join(lines) + "\n", tuple(schema_rules))
@@ -204,11 +209,9 @@ def _call(name: str, arguments: str, format: ToolFormat, token_id: TokenId) -> s
 
 
 def _json_call(tool: Tool, format: ToolFormat) -> str:
-    # The id makes references inside the parameters relative to them.
-    parameters = {"$id": f"weir:tools/{tool.number}", **tool.parameters}
     call = {
         "type": "object",
-        "properties": {"name": {"const": tool.name}, format.arguments: parameters},
+        "properties": {"name": {"const": tool.name}, format.arguments: tool.parameters},
         "required": ["name", format.arguments],
         "additionalProperties": False,
     }

@@ -205,30 +205,28 @@ def test_an_answer_format_leaves_calls_possible(
         assert not allows(tokenizer, single, call + format.separator + call)
 
 
-def test_an_answer_may_begin_like_a_call(tokenizer: Tokenizer) -> None:
-    """Where no marker precedes calls; references in a tool's schema are relative to it."""
-    name = {"type": "string"}
-    person: dict[str, Any] = {
-        "type": "object",
-        "properties": {"name": name, "age": {}},
-        "required": ["name"],
-    }
-    person["additionalProperties"] = False
-    answer = OutputConstraint(ConstraintForm.JSON_SCHEMA, json.dumps(person))
-    place = {"$ref": "#/$defs/place"}
-    parameters = {
-        "type": "object",
-        "properties": {"place": place},
-        "required": ["place"],
-        "$defs": {"place": CITY},
-    }
+@pytest.mark.parametrize("name", ANSWERS)
+def test_beside_an_answer_format_arguments_are_free(tokenizer: Tokenizer, name: str) -> None:
+    """As without one: a tool's schema that cannot be enforced refuses nothing."""
+    format, answer = ANSWERS[name]
+    parameters = {"type": "object", "properties": {"city": {"pattern": "(?=R)Rome"}}}
     tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
     both = calls_or_answer(
-        parse_tools(json.dumps(tools)), LLAMA3, lambda _: None, answer, single=False
+        parse_tools(json.dumps(tools)), format, Decoder(tokenizer).token_id, SCHEMA, single=False
     )
-    call = '{"name": "weather", "parameters": {"place": %s}}'
-    assert allows(tokenizer, both, call % ROME)
-    assert not allows(tokenizer, both, call % "{}")
+    for arguments in ("{}", '{"city": "Rome", "days": [1, {}]}', ROME):
+        assert allows(tokenizer, both, answer % arguments)
+
+
+def test_an_answer_may_begin_like_a_call(tokenizer: Tokenizer) -> None:
+    """Where no marker precedes calls."""
+    properties: dict[str, Any] = {"name": {"type": "string"}, "age": {}}
+    person = {"type": "object", "properties": properties, "required": ["name"]}
+    text = json.dumps({**person, "additionalProperties": False})
+    answer = OutputConstraint(ConstraintForm.JSON_SCHEMA, text)
+    both = calls_or_answer(parse_tools(TOOLS), LLAMA3, lambda _: None, answer, single=False)
+    assert allows(tokenizer, both, '{"name": "weather", "parameters": %s}' % ROME)  # noqa: UP031
+    assert not allows(tokenizer, both, '{"name": "Bob", "parameters": {}}')
     for text in ('{"name": "weather", "age": 3}', '{"name": "Bob"}', '{"name":"Bob","age":3}'):
         assert allows(tokenizer, both, text)
 
