@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from mesh.rpc.channel import call_unary, open_channel
+from mesh.v1 import inference_pb2, inference_pb2_grpc
 from tests.chaos.cluster import Cluster, Node, running_cluster
 from tests.chaos.test_backpressure import wait_engine_idle
 from tests.chaos.test_poison import MAX_RATIO, percentile_99
@@ -94,6 +96,7 @@ async def test_a_flood_of_embeddings_slows_others_at_most_twofold(cluster: Clust
         async with flooding(cluster, statuses):
             await asyncio.sleep(1)
             flooded = await percentile_99(client, SECONDS / 2)
+            assert await num_waiting(cluster) > 0, "the flood does not reach the engine"
         print(f"p99 of the time to the first token: quiet {quiet:.3f} s, flooded {flooded:.3f} s")
         print(f"responses to the flood: {dict(statuses)}")
         assert flooded <= max(MAX_RATIO * quiet, LEAST_SECONDS)
@@ -105,6 +108,17 @@ async def test_a_flood_of_embeddings_slows_others_at_most_twofold(cluster: Clust
             await asyncio.sleep(1)
             [engine] = cluster.of("inference")
             await ends_in_time(engine)
+
+
+async def num_waiting(cluster: Cluster) -> int:
+    """Number of waiting sequences and live embedding calls, from the engine."""
+    channel = open_channel(cluster.of("inference")[0].address)
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    try:
+        load = await call_unary(stub.GetLoad, inference_pb2.GetLoadRequest(), 10)
+    finally:
+        await channel.close()
+    return load.num_requests_waiting
 
 
 async def ends_in_time(engine: Node) -> None:
