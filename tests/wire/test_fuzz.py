@@ -21,8 +21,12 @@ from tests.wire.conftest import GatewayProcess
 SEED = int(os.environ.get("SEED") or 1)
 SECONDS = float(os.environ.get("DURATION") or 5)
 
-MAX_LIVEZ_SECONDS = 0.1 if SECONDS >= 60 else 0.5
-"""Bound of the largest latency; a short run shares the machine with other tests."""
+MAX_LIVEZ_SECONDS = 0.1
+MAX_BUSY_LIVEZ_SECONDS = 0.5
+"""Bounds of the largest latency on an idle and on a busy machine."""
+
+MAX_IDLE_SERVER_SECONDS = 0.02
+"""A machine on which an idle server needs longer is busy."""
 MAX_GROWTH_BYTES = 64 * 2**20
 
 pytestmark = pytest.mark.timeout(SECONDS + 120)
@@ -52,7 +56,8 @@ async def test_raw_requests_do_not_slow_down_others(gateway_process: GatewayProc
     print(f"\n{json.dumps(fuzzed)}\n{json.dumps(probed)}\nmemory grew by {growth / 2**20:.1f} MiB")
     assert fuzzed["problems"] == []
     assert {"200", "400", "431"} <= set(fuzzed["statuses"])
-    assert probed["max_excess"] < MAX_LIVEZ_SECONDS
+    is_busy = probed["max_idle_server"] > MAX_IDLE_SERVER_SECONDS
+    assert probed["max_excess"] < (MAX_BUSY_LIVEZ_SECONDS if is_busy else MAX_LIVEZ_SECONDS)
     assert growth < MAX_GROWTH_BYTES
     await eventually(lambda: gateway.num_connections == 0, "all connections are closed", 10)
     await eventually(lambda: gateway.orchestrator.num_running == 0, "no call runs upstream", 10)
