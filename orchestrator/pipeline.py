@@ -166,8 +166,12 @@ class Pipeline:
         search: Search,
         request_timeout_seconds: float,
         max_summary_characters: int,
+        search_model: str = "",
     ) -> None:
-        """`request_timeout_seconds` limits requests that arrive without a deadline."""
+        """`request_timeout_seconds` limits requests that arrive without a deadline.
+
+        `search_model` is the model of searches that name none.
+        """
         self._admission = admission
         self._requests = requests
         self._tokenizers = tokenizers
@@ -175,6 +179,7 @@ class Pipeline:
         self._search = search
         self._request_timeout_seconds = request_timeout_seconds
         self._max_summary_characters = max_summary_characters
+        self._search_model = search_model
         metrics.NUM_REQUESTS_RUNNING.set_function(lambda: len(requests))
 
     @contextmanager
@@ -215,6 +220,20 @@ class Pipeline:
         model = choose_model(name, served)
         active.account.chosen(model)
         return model
+
+    def choose_search_model(self, name: str, active: ActiveRequest) -> ModelInfo:
+        """The model of a search; "" is the configured one, or else the only one.
+
+        Raises MeshError (UNAVAILABLE if the configured one has no engine).
+        """
+        configured = self._search_model
+        if not name and configured and configured not in self._replicas.models:
+            raise MeshError(
+                ErrorKind.UNAVAILABLE,
+                f"no engine is ready for {configured}, the model of searches",
+                retry_after=1.0,
+            )
+        return self.choose_model(name or configured, active)
 
     async def prompt(
         self, request: GenerationRequest, model: ModelInfo, active: ActiveRequest

@@ -136,7 +136,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         parsed = _search_request(request)
         pipeline = self._pipeline
         with pipeline.admitted(method) as active:
-            model = pipeline.choose_model(parsed.model, active)
+            model = pipeline.choose_search_model(parsed.model, active)
             retrieved = await pipeline.retrieve(parsed, active)
             sources = to_sources(retrieved.results)
             yield _search_results(parsed.query, sources)

@@ -77,6 +77,11 @@ class OrchestratorSettings(ServiceSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="Deadline of requests that arrive without one."
     )
+    search_model: str = Field(
+        "",
+        description="Model of searches that name none. Empty: the only model; with several, "
+        "searches must name one.",
+    )
     max_summary_characters: int = Field(
         20_000,
         ge=1,

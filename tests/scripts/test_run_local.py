@@ -12,6 +12,7 @@ from scripts.run_local import (
     PORTS,
     Output,
     addresses,
+    chat_environment,
     port_problem,
     service_environment,
 )
@@ -22,6 +23,7 @@ def test_one_variable_moves_every_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT_BASE", "9000")
     monkeypatch.setenv("TOKENIZER_LISTEN", "0.0.0.0:7000")
     monkeypatch.setenv("INFERENCE_LISTEN", "")
+    monkeypatch.setenv("CHAT_MODEL", "")
     environment = service_environment("demo")
     found = {name: environment[name] for name in PORTS}
     assert found == {
@@ -34,10 +36,38 @@ def test_one_variable_moves_every_port(monkeypatch: pytest.MonkeyPatch) -> None:
         "INFERENCE_METRICS_LISTEN": "127.0.0.1:9006",
         "TRACEVIEW_LISTEN": "127.0.0.1:9007",
         "TRACEVIEW_GRPC_LISTEN": "127.0.0.1:9008",
+        "CHAT_TOKENIZER_LISTEN": "127.0.0.1:9009",
+        "CHAT_INFERENCE_LISTEN": "127.0.0.1:9010",
+        "CHAT_TOKENIZER_METRICS_LISTEN": "127.0.0.1:9011",
+        "CHAT_INFERENCE_METRICS_LISTEN": "127.0.0.1:9012",
     }
     assert environment["ORCHESTRATOR_HOST"] == "127.0.0.1:9001"
     assert environment["TOKENIZER_HOST"] == "127.0.0.1:7000"
     assert environment["INFERENCE_HOST"] == "127.0.0.1:9003"
+
+
+def test_a_chat_model_is_served_beside_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a tokenizer and an engine of its own; searches that name no model use the demo."""
+    monkeypatch.delenv("MODEL", raising=False)
+    monkeypatch.setenv("CHAT_MODEL", "files/Small-Chat.Q4_1.gguf")
+    environment = service_environment("models/demo")
+    chat = chat_environment(environment)
+    assert environment["ORCHESTRATOR_SEARCH_MODEL"] == "demo"
+    assert environment["TOKENIZER_HOST"] == "127.0.0.1:50052,Small-Chat=127.0.0.1:50054"
+    assert environment["INFERENCE_HOST"] == "127.0.0.1:50053,127.0.0.1:50055"
+    assert chat["INFERENCE_MODEL_NAME"] == "Small-Chat"
+    assert (chat["INFERENCE_MODEL"], chat["TOKENIZER_MODEL"]) == (environment["CHAT_MODEL"],) * 2
+    assert chat["INFERENCE_LISTEN"] == "127.0.0.1:50055"
+    assert chat["TOKENIZER_METRICS_LISTEN"] == "127.0.0.1:9464"
+
+
+def test_another_model_is_served_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the package of the chat model is installed."""
+    monkeypatch.delenv("CHAT_MODEL", raising=False)
+    monkeypatch.setenv("MODEL", "owner/name")
+    environment = service_environment("owner/name")
+    assert environment["CHAT_MODEL"] == ""
+    assert environment["INFERENCE_HOST"] == "127.0.0.1:50053"
 
 
 def test_without_the_variable_the_usual_ports_are_used() -> None:
@@ -47,10 +77,10 @@ def test_without_the_variable_the_usual_ports_are_used() -> None:
     assert found["INFERENCE_METRICS_LISTEN"] == "127.0.0.1:9463"
 
 
-@pytest.mark.parametrize("base", ["0", "65528", "x", "-1", "９000"])
+@pytest.mark.parametrize("base", ["0", "65524", "x", "-1", "９000"])
 def test_a_bad_base_is_refused(base: str) -> None:
     """The message has the bounds and the given value."""
-    with pytest.raises(SystemExit, match=f"from 1 to 65527, given '{base}'"):
+    with pytest.raises(SystemExit, match=f"from 1 to 65523, given '{base}'"):
         addresses({"PORT_BASE": base})
 
 

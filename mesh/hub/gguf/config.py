@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mesh.hub.gguf.metadata import GgufError, Metadata, open_reader, parts
@@ -20,6 +21,15 @@ END_TOKENS = frozenset(
     ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>"]
 )
 """Control tokens that end a generation if a vocabulary has them, as in llama.cpp."""
+
+_SAMPLING: Mapping[str, tuple[str, float]] = {
+    "temperature": ("temp", 0.8),
+    "top_k": ("top_k", 40),
+    "top_p": ("top_p", 0.95),
+    "min_p": ("min_p", 0.05),
+    "repetition_penalty": ("penalty_repeat", 1.0),
+}
+"""Keys and llama.cpp's defaults by our names of the parameters."""
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
@@ -59,8 +69,16 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def generation_config(metadata: Metadata) -> dict[str, Any]:
-    """The content of generation_config.json."""
-    return {"eos_token_id": _end_token_ids(metadata)}
+    """The content of generation_config.json: end tokens and the default sampling parameters.
+
+    Those come from `general.sampling.*`, or else are llama.cpp's own defaults: the users of such
+    files know their models with these.
+    """
+    sampling = {
+        name: metadata.values.get(f"general.sampling.{key}", default)
+        for name, (key, default) in _SAMPLING.items()
+    }
+    return {"eos_token_id": _end_token_ids(metadata), "do_sample": True, **sampling}
 
 
 def _vocab_size(metadata: Metadata) -> int:

@@ -28,6 +28,7 @@ def test_a_local_run_has_a_trace_viewer(tmp_path: Path) -> None:
         **{f"{n.upper()}_METRICS_LISTEN": a for n, a in zip(SERVICES, metrics, strict=True)},
         **{f"{n.upper()}_HOST": a for n, a in zip(SERVICES, addresses, strict=True)},
         "INFERENCE_KV_CACHE_TOKENS": "8192",
+        "CHAT_MODEL": "",
         "OBSERVABILITY": "1",
         "TRACEVIEW_LISTEN": view,
         "TRACEVIEW_GRPC_LISTEN": receiver,

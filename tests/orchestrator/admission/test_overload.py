@@ -76,6 +76,27 @@ async def test_a_request_goes_to_the_model_it_names() -> None:
     assert all(abs(each.created_unix_seconds - time.time()) < 60 for each in models)
 
 
+async def test_searches_use_the_model_that_is_set_for_them() -> None:
+    """Unless they name another one; other requests still must name one."""
+    one, two = FakeInference("A fox."), FakeInference("A dog.")
+    one.name, two.name = "zebra", "ant"
+    async with orchestrator(one, two, search_model="zebra") as running:
+        for name, answer in (("", "A fox."), ("ant", "A dog.")):
+            search = orchestrator_pb2.SummarizeRequest(query="fox", model=name)
+            assert (await call_unary(running.stub.Summarize, search)).summary == answer
+        with pytest.raises(MeshError, match="model must be one of ant, zebra, given none"):
+            await generate(running, request())
+
+
+async def test_a_search_model_without_an_engine_is_unavailable() -> None:
+    """The client cannot change the setting, and may try again."""
+    async with orchestrator(FakeInference(), search_model="zebra") as running:
+        search = orchestrator_pb2.SummarizeRequest(query="fox")
+        with pytest.raises(MeshError, match="no engine is ready for zebra") as caught:
+            await call_unary(running.stub.Summarize, search)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
 async def test_with_several_models_a_request_must_name_one() -> None:
     """The error lists their names, for generations, searches and embeddings."""
     one, two = FakeInference(), FakeInference()

@@ -125,10 +125,19 @@ def test_the_configuration_is_that_of_the_model(
     folder = model_folder(str(make_file("qwen3")), ())
     reference("qwen3").save_pretrained(tmp_path / "saved")
     found, expected = load_config(folder), load_config(tmp_path / "saved")
-    assert replace(found, eos_token_ids=(), dtype="") == replace(
+    assert replace(found, eos_token_ids=(), dtype="", default_sampling={}) == replace(
         expected, eos_token_ids=(), dtype="", rms_norm_eps=found.rms_norm_eps
     )
     assert found.eos_token_ids == (VOCAB_SIZE - 1,)
+
+
+def test_default_sampling_is_that_of_the_file_or_of_llama_cpp(
+    make_file: Callable[..., Path],
+) -> None:
+    """Requests that set nothing else get the text that the file's users know."""
+    folder = model_folder(str(make_file("qwen3", changes={"general.sampling.temp": 0.25})), ())
+    expected = {"temperature": 0.25, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+    assert load_config(folder).default_sampling == {**expected, "repetition_penalty": 1.0}
 
 
 def test_split_files_are_one_model(make_file: Callable[..., Path], tmp_path: Path) -> None:
