@@ -2,7 +2,7 @@
 
 A FIN does not show whether the client still reads. Data does: the system of a client that closed
 the whole connection answers it with RST. An interim response (RFC 9110, section 15.2) is data that
-every HTTP/1.1 client ignores. See docs/decisions/0054-probe-half-closed-clients.md.
+every HTTP/1.1 client ignores. See docs/decisions/0068-probe-half-closed-clients.md.
 """
 
 from __future__ import annotations
