@@ -10,8 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
+import psutil
 import pytest
 
 from scripts.run_local import PORTS, addresses, port_problem
@@ -32,18 +35,31 @@ def test_run_local_prints_a_working_command_and_stops_cleanly() -> None:
     if process == 0:
         os.chdir(ROOT)
         os.execvpe("make", ["make", "run-local"], environment)
-    output = read_until(terminal, "Press Ctrl-C to stop.", 100)
-    found = re.search(r'curl -N -H "Accept: text/event-stream" "([^"]+)"', output)
-    assert found, output
-    assert found[1].startswith(f"http://localhost:{base}/")
-    response = httpx.get(found[1], timeout=60, trust_env=False)
-    assert "event: complete" in response.text
-    os.write(terminal, b"\x03")
-    output += read_until(terminal, None, 30)
-    _, status = os.waitpid(process, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, output
-    assert output.count("(rc=0)") == 4, output
-    assert "Traceback" not in output
+    with no_process_left(process):
+        output = read_until(terminal, "Press Ctrl-C to stop.", 100)
+        found = re.search(r'curl -N -H "Accept: text/event-stream" "([^"]+)"', output)
+        assert found, output
+        assert found[1].startswith(f"http://localhost:{base}/")
+        response = httpx.get(found[1], timeout=60, trust_env=False)
+        assert "event: complete" in response.text
+        os.write(terminal, b"\x03")
+        output += read_until(terminal, None, 30)
+        _, status = os.waitpid(process, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, output
+        assert output.count("(rc=0)") == 4, output
+        assert "Traceback" not in output
+
+
+@contextmanager
+def no_process_left(pid: int) -> Iterator[None]:
+    """Kills the process and its descendants if the block fails."""
+    try:
+        yield
+    except BaseException:
+        parent = psutil.Process(pid)
+        for process in [*parent.children(recursive=True), parent]:
+            process.kill()
+        raise
 
 
 def run_local(**settings: str) -> tuple[int, list[str]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import struct
+import threading
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from gateway.api import embeddings
 from mesh.errors import ErrorKind, MeshError
 from tests.gateway.api.test_openai import official as official  # a fixture
 from tests.gateway.fakes import FakeOrchestrator, Script
@@ -43,6 +45,29 @@ async def test_input_is_text_or_token_ids(
     assert vectors == [
         list(struct.unpack("<2f", base64.b64decode(each["embedding"]))) for each in packed["data"]
     ]
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_large_batches_are_encoded_in_a_thread(
+    client: httpx.AsyncClient, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small ones are not; the response is the same."""
+    threads: set[int] = set()
+    encode = embeddings._encode
+
+    def record(*arguments: Any) -> str:
+        threads.add(threading.get_ident())
+        return encode(*arguments)
+
+    monkeypatch.setattr(embeddings, "_encode", record)
+    body = {"input": ["a", "bc", "def"], "encoding_format": encoding}
+    small = (await client.post(PATH, json=body)).json()
+    assert threads == {threading.get_ident()}
+    threads.clear()
+    monkeypatch.setattr(embeddings, "LARGE_BATCH_NUMBERS", 1)
+    assert (await client.post(PATH, json=body)).json() == small
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
