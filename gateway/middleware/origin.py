@@ -103,7 +103,7 @@ def _same_origin(origin: str, host: str) -> bool:
 def _preflight(requested: str) -> Response:
     """The answer that allows the header names in `requested`, whatever they are.
 
-    SDKs send headers of their own (OpenAI's: `x-stainless-…`), and no header has an effect beyond
+    SDKs send additional headers (OpenAI's: `x-stainless-…`), and no header has an effect beyond
     what a client outside of a browser can send.
     """
     headers = {

@@ -47,7 +47,7 @@ def test_one_variable_moves_every_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_chat_model_is_served_beside_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a tokenizer and an engine of its own; searches that name no model use the demo."""
+    """With a separate tokenizer and engine; searches that name no model use the demo."""
     monkeypatch.delenv("MODEL", raising=False)
     monkeypatch.setenv("CHAT_MODEL", "files/Small-Chat.Q4_1.gguf")
     environment = service_environment("models/demo")

@@ -1,4 +1,4 @@
-"""Sends random raw requests to a gateway over many connections; a process of its own.
+"""Sends random raw requests to a gateway over many connections; a separate process.
 
     python -m tests.wire.fuzzer PORT SEED SECONDS
 

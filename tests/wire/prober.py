@@ -1,4 +1,4 @@
-"""Measures how fast a gateway answers `/livez`, beside an idle server; a process of its own.
+"""Measures how fast a gateway answers `/livez`, beside an idle server; a separate process.
 
     python -m tests.wire.prober PORT SECONDS
 

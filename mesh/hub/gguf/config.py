@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mesh.hub.gguf.metadata import GgufError, Metadata, open_reader, parts
+from mesh.hub.gguf.metadata import GgufError, Metadata
 from mesh.hub.gguf.tokenizer import TokenType
 
 ARCHITECTURES = {
@@ -127,13 +127,7 @@ def _llama3_scaling(metadata: Metadata, head_dim: int) -> dict[str, Any]:
 
     Raises GgufError if other parameters than the published ones would be needed.
     """
-    divisors = [
-        float(value)
-        for path in parts(metadata.path)
-        for tensor in open_reader(path).tensors
-        if tensor.name == _ROPE_FACTORS
-        for value in tensor.data
-    ]
+    divisors = metadata.floats(_ROPE_FACTORS)
     factor = max(divisors)
     theta = float(metadata.get("rope.freq_base") or 10_000.0)
     for index, found in enumerate(divisors):

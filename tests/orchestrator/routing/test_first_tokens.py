@@ -58,7 +58,7 @@ def test_a_request_is_overdue_if_a_later_one_was_served_elsewhere(clock: Clock) 
 
 
 def test_an_engine_that_serves_later_requests_is_not_late(clock: Clock) -> None:
-    """A long prompt takes its time; so does one that began after the others' last request."""
+    """A long prompt is not, nor is one that began after the last request of the others."""
     one, other = FirstTokens(), FirstTokens()
     one.begin()
     serve(one, clock)
