@@ -52,6 +52,8 @@ class WorkerEnded(Exception):
 class _Worker(NamedTuple):
     pid: int
     peer: socket.socket
+    supervisor: _Supervisor
+    """Its parent, the only process that may end it: another one may have reused the pid."""
 
     @property
     def has_ended(self) -> bool:
@@ -167,7 +169,7 @@ class RenderWorkers:
         worker.peer.close()
         with self._lock:
             try:
-                return self._supervisor.end(worker.pid)
+                return worker.supervisor.end(worker.pid)
             except (OSError, EOFError):
                 return signal.SIGKILL  # the supervisor has ended, and its workers with it
 
@@ -244,7 +246,7 @@ class _Supervisor:
             raise EOFError
         peer = socket.socket(fileno=descriptors[0])
         peer.settimeout(POLL_SECONDS)
-        return _Worker(int(pid), peer)
+        return _Worker(int(pid), peer, self)
 
     def end(self, pid: int) -> int:
         """Kills a worker unless it has ended; returns its wait status. Raises as `fork` does."""

@@ -89,6 +89,24 @@ def test_workers_end_with_their_supervisor_which_is_replaced(workers: RenderWork
     assert workers.render(user("Hi"), never).segments[0].text == "Hi"
 
 
+def test_a_replaced_supervisor_s_worker_is_not_ended_by_the_next_one(
+    workers: RenderWorkers,
+) -> None:
+    """A rendering that ends after its supervisor was replaced leaves the new processes alone."""
+    lost = workers._take()
+    workers._supervisor._process.kill()
+    wait_for_end(lost.pid)
+    workers.render(user("Hi"), never)
+    [idle] = workers._idle
+    replacement = workers._supervisor
+    assert workers._end(lost) == signal.SIGKILL
+    assert workers._take() == idle
+    forked = workers._take()
+    assert workers._supervisor is replacement
+    for worker in (idle, forked):
+        assert workers._end(worker) == signal.SIGKILL
+
+
 def test_closing_ends_all_processes() -> None:
     """Also a worker that renders for ever, as after a crash of the service."""
     started = start(ECHO)
