@@ -27,6 +27,10 @@ _HEAD_BEGIN = re.compile(r"[\w.-]+\s*(?:\[[A-Z_]*\]?\s*[\w-]*\s*){0,2}")
 """Matches at least every beginning of what `_HEAD` matches."""
 _MAX_HEAD = 200
 
+_IN_STRING = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_FIRST_BEYOND_SPACE = re.compile(rf"[{_SPACE}]*([^{_SPACE}])")
+_AFTER_STRING = ",:]}"
+
 
 class Verdict(Enum):
     """What the text that was read is."""
@@ -52,8 +56,9 @@ class _State(Enum):
 class ToolCallReader:
     """Takes text until the call has ended and returns its arguments incrementally.
 
-    Missing brackets in the arguments are added and surplus ones removed; their other text is not
-    changed. Keys besides the known ones are the arguments if the object has none.
+    Missing brackets in the arguments are added and surplus ones removed, and a string that the
+    format's end marker interrupts gets its quote; their other text is not changed. Keys besides the
+    known ones are the arguments if the object has none.
     """
 
     def __init__(self, format: ToolFormat, names: Collection[str], *, marked: bool) -> None:
@@ -85,12 +90,14 @@ class ToolCallReader:
         The rest belongs to what follows the call, or, unless `final`, may become a marker.
         """
         for index in range(begin, len(text)):
-            if not self._value.in_string:
+            if self._value.in_string:
+                marker = self._end_in_string(text, index, final)
+            else:
                 marker = self._marker_at(text, index, final)
-                if marker is not None:
-                    if marker:
-                        self._fail()
-                    return index
+            if marker is not None:
+                if marker:
+                    self._fail()
+                return index
             if not self._take(text[index]):
                 return index
             if self.closed or self.verdict is Verdict.TEXT:
@@ -112,6 +119,19 @@ class ToolCallReader:
                 if not final and marker.startswith(text[index:]):
                     return False
         return None
+
+    def _end_in_string(self, text: str, index: int, final: bool) -> bool | None:
+        """As `_marker_at`, in a string: the end marker counts only if the quote is missing."""
+        end = self._format.end
+        if not end or text[index] != end[0] or self._value.has_quote:
+            return None
+        if not text.startswith(end, index):
+            begun = len(text) - index < len(end) and end.startswith(text[index:])
+            return False if begun and not final else None
+        has_quote = self._value.find_quote(text, index, final)
+        if has_quote is None:
+            return False
+        return None if has_quote else True
 
     def _take(self, character: str) -> bool:
         """Takes a character; False if it is not part of the call."""
@@ -247,8 +267,9 @@ class ToolCallReader:
     def _close(self) -> None:
         self.closed = True
         if self._state is _State.IN_VALUE:
+            closing = self._value.close()
             if self._streams:
-                self._arguments.append(self._value.close())
+                self._arguments.append(closing)
             self._end_value()
         if not self._has_arguments:
             self._arguments.append("{" + ", ".join(self._others) + "}")
@@ -261,6 +282,10 @@ class _Value:
         self.first = ""
         self.ended = False
         self.in_string = False
+        self.has_quote = False
+        """Whether `find_quote` has found the end of the current string."""
+        self._num_searched = 0
+        """Characters that `find_quote` has searched."""
         self._characters: list[str] = []
         self._open: list[str] = []
         """The brackets that will close it, innermost last."""
@@ -289,9 +314,29 @@ class _Value:
         self._characters.append(character)
         return character
 
+    def find_quote(self, text: str, begin: int, final: bool) -> bool | None:
+        """Whether the current string, of which the rest begins there, ends as strings do in JSON.
+
+        That is with a quote before a comma, colon or bracket: the first quote after a string whose
+        own is missing belongs to other text. None if more text decides it; `begin` must then be
+        the same character in the next call, which continues the search.
+        """
+        found = _IN_STRING.match(text, begin + self._num_searched)
+        at = found.end() if found else begin
+        quoted = text.startswith('"', at)
+        self._num_searched = at - begin
+        following = _FIRST_BEYOND_SPACE.match(text, at + 1) if quoted else None
+        if following is None and not final:
+            return None
+        self._num_searched = 0
+        self.has_quote = quoted and (following is None or following[1] in _AFTER_STRING)
+        return self.has_quote
+
     def close(self) -> str:
-        """Ends an object or an array; returns the missing brackets."""
-        closing = "".join(reversed(self._open))
+        """Ends the value; returns the missing quote and brackets."""
+        closing = '\\"'[not self._escaped :] if self.in_string else ""
+        self.in_string = self._escaped = False
+        closing += "".join(reversed(self._open))
         self._open.clear()
         self._characters.append(closing)
         return closing
@@ -302,7 +347,7 @@ class _Value:
         elif character == "\\":
             self._escaped = True
         elif character == '"':
-            self.in_string = False
+            self.in_string = self.has_quote = False
             self.ended = not self._open
 
     def _close_to(self, bracket: str) -> str:

@@ -70,14 +70,15 @@ class ToolCallParser:
     def push(self, text: str) -> ParsedText:
         """Takes more of the answer and returns what is certain now."""
         self._pending += text
-        while self._pending and self._step():
-            pass
+        self._advance()
         return self._take()
 
     def flush(self) -> ParsedText:
         """Returns what was held back. Called once, at the end of the answer."""
         if self._state is _State.CALL:
             self._step_call(final=True)
+            if self._reader.closed:  # at an end marker that was held back
+                self._advance()
         rest = self._pending.lstrip(self._between)
         match self._state:
             case _State.CALL:
@@ -88,6 +89,10 @@ class ToolCallParser:
                 dropped = self._num_calls > 0 and not self._pending.strip()
         (self._drop if dropped else self._release)(len(self._pending))
         return self._take()
+
+    def _advance(self) -> None:
+        while self._pending and self._step():
+            pass
 
     def _take(self) -> ParsedText:
         parsed = ParsedText("".join(self._text), tuple(self._calls))

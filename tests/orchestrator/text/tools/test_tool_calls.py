@@ -134,6 +134,20 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
 
 F = '<tool_call>{"name": "f", "arguments": '
 G = '[TOOL_CALLS][{"name": "f", "arguments": '
+X = '{"a": "x}}"}'
+TAGS = '"</tool_call>\\n<tool_call>{\\"name\\": \\"f\\"}</tool_call>\\\\"'
+FORMATS = (HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, MISTRAL_CALL_ID)
+INTERRUPTED: list[tuple[ToolFormat, str, str, Calls]] = [
+    (
+        format,
+        f'{format.start}{{"name":"f","arguments":{{"a":"x}}}}{format.end}\n'
+        f'{format.start}{{"name":"weather","arguments":{{}}}}{format.end}',
+        "",
+        [("f", '{"a":"x}}"}'), ("weather", "{}")],
+    )
+    for format in FORMATS
+    if format.end
+]
 BROKEN: list[tuple[ToolFormat, str, str, Calls]] = [
     # A missing brace of the call, of its arguments, and of a value inside.
     (HERMES, F + '{"a": 1}</tool_call>', "", [("f", '{"a": 1}')]),
@@ -193,7 +207,39 @@ BROKEN: list[tuple[ToolFormat, str, str, Calls]] = [
     (HERMES, '<tool_call>{"name": "f",}</tool_call>', "", [("f", "{}")]),
     (HERMES, '<tool_call>{"name": f}</tool_call>', '<tool_call>{"name": f}</tool_call>', []),
     (HERMES, '<tool_call>{"name": "f</tool_call>', '<tool_call>{"name": "f</tool_call>', []),
-    (HERMES, F + '{"a": "</tool_call>', "", [("f", '{"a": "</tool_call>')]),
+    # A string without its quote ends at the end marker; one that is complete contains it.
+    (HERMES, F + '{"a": "</tool_call>', "", [("f", '{"a": ""}')]),
+    *INTERRUPTED,
+    (HERMES, (F + '{"a": "x}}</tool_call>') * 2, "", [("f", X)] * 2),
+    (HERMES, F + '{"a": "x}}</tool_call> He said "yes".', ' He said "yes".', [("f", X)]),
+    (HERMES, F + '{"a": "x}}</tool_call> of </tool_call>', " of </tool_call>", [("f", X)]),
+    (HERMES, F + '{"a": "x\\</tool_call>', "", [("f", '{"a": "x\\\\"}')]),
+    (HERMES, F + '{"a": ["x</tool_call>', "", [("f", '{"a": ["x"]}')]),
+    (HERMES, F + '{"a": 1, "b</tool_call>\nSo.', "\nSo.", [("f", '{"a": 1, "b"}')]),
+    (HERMES, F + '"{\\"a\\": 1}</tool_call>', "", [("f", '{"a": 1}')]),
+    (HERMES, F + '{"a": "x</tool_', "", [("f", '{"a": "x</tool_')]),
+    (HERMES, F + f'{{"a": {TAGS}, "b": {TAGS} }}}}', "", [("f", f'{{"a": {TAGS}, "b": {TAGS} }}')]),
+    (HERMES, F + f"[{{ {TAGS} : {TAGS}\n}}]}}", "", [("f", f"[{{ {TAGS} : {TAGS}\n}}]")]),
+    (HERMES, F + f'{{"a": {TAGS}', "", [("f", f'{{"a": {TAGS}')]),
+    (
+        HERMES,
+        '<tool_call>{"name": "f", "city": "Rome</tool_call>',
+        "",
+        [("f", '{"city": "Rome"}')],
+    ),
+    (HERMES, '<tool_call>{"name": "f", "argum</tool_call>' + F + "{}}", "", [("f", "{}")] * 2),
+    (
+        HERMES,
+        '<tool_call>{"arguments": {"a": "x}}</tool_call>\n' + F + "{}}</tool_call>",
+        '<tool_call>{"arguments": {"a": "x}}</tool_call>',
+        [("f", "{}")],
+    ),
+    (
+        HERMES,
+        '<tool_call>{"name": "f</tool_call>\n' + F + "{}}</tool_call>",
+        '<tool_call>{"name": "f</tool_call>',
+        [("f", "{}")],
+    ),
     (HERMES, F + '{"a": 1}}</tool_', "", [("f", '{"a": 1}')]),
     (HERMES, "<tool_call><tool_call>{}", "<tool_call><tool_call>{}", []),
     (
@@ -288,3 +334,13 @@ def test_long_arguments_take_linear_time() -> None:
     text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
     pieces = [text[at : at + 7] for at in range(0, len(text), 7)]
     assert read(HERMES, pieces)[1] == [("f", arguments)]
+
+
+def test_a_long_string_with_the_end_marker_takes_linear_time() -> None:
+    """Whether its quote is missing is searched once, not again for each piece or marker."""
+    arguments = json.dumps({"text": "</tool_call>" + '<"' * 50_000 + "</tool_call>" * 10_000})
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    pieces = [text[at : at + 7] for at in range(0, len(text), 7)]
+    assert read(HERMES, pieces)[1] == [("f", arguments)]
+    interrupted = '<tool_call>{"name": "f", "arguments": {"a": "x</tool_call>' * 2_000
+    assert read(HERMES, [interrupted])[1] == [("f", '{"a": "x"}')] * 2_000
