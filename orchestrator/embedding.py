@@ -11,6 +11,7 @@ from mesh.errors import ErrorKind, MeshError, context_too_long_message, invalid
 from orchestrator.admission.validation import check_vocabulary, with_context_length
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
+from orchestrator.routing.failures_alone import FailuresAlone, is_alone
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
 
@@ -91,7 +92,9 @@ async def _encode(
     token_ids = each
     if isinstance(each, str):
         try:
-            encoded = await tokenizer.encode_text(each, f"input[{number}]")
+            encoded = await tokenizer.encode_text(
+                each, f"input[{number}]", max_tokens=model.context_length
+            )
         except MeshError as error:
             raise with_context_length(error, model) from error
         check_vocabulary(encoded.vocabulary_sha256, model)
@@ -118,7 +121,10 @@ def split_batches(encoded: Sequence[Sequence[int]]) -> Iterator[Batch]:
 async def embed_batch(
     batch: Batch, model: ModelInfo, replicas: Replicas
 ) -> Sequence[Sequence[float]]:
-    """The vectors of one batch, in order, from any replica. Raises MeshError."""
+    """The vectors of one batch, in order, from any replica. Raises MeshError.
+
+    INVALID_REQUEST if engines fail it alike, as for a generation: see `FailuresAlone`.
+    """
     try:
         return await _embed(batch, model, replicas)
     except MeshError as error:
@@ -133,19 +139,26 @@ def _with_number(error: MeshError, first: int) -> MeshError:
 
 async def _embed(batch: Batch, model: ModelInfo, replicas: Replicas) -> Sequence[Sequence[float]]:
     tried: list[Replica] = []
+    alone = FailuresAlone()
     while True:
         replica = replicas.pick(model, batch.inputs[0], tried)
         try:
             with Lease(replica, batch.num_tokens):
-                return await replica.embed(batch.inputs, model.model_sha256)
+                vectors = await replica.embed(batch.inputs, model.model_sha256)
         except MeshError as error:
             tried.append(replica)
+            if is_alone(error):
+                alone.add(replica, error)
             if error.kind not in _RETRIABLE or len(tried) >= MAX_TRIES:
                 raise
             if error.kind is ErrorKind.UNAVAILABLE:
                 replica.suspect()
-            if not any(other not in tried for other in replicas.ready):
+            if not any(each.model == model for each in replicas.ready if each not in tried):
                 raise
+            continue
+        replica.circuit.success()
+        alone.blame()
+        return vectors
 
 
 def _check_length(number: int, token_ids: Sequence[int], model: ModelInfo) -> None:

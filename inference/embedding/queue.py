@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from inference.api import metrics
 from inference.embedding.calls import EmbeddingCall
 from inference.embedding.pace import Pace
-from inference.engine.errors import EngineError, InvalidPrompt, StepFailed
+from inference.engine.errors import EngineError, InvalidPrompt, SequenceFailed, StepFailed
 from inference.scheduler.block_manager import BlockManager
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,10 @@ class EmbeddingQueue:
             sums = self._embedder.compute(chunks)
         except Exception as error:
             logger.exception("embedding piece failed", extra={"num_inputs": len(inputs)})
-            cause = StepFailed(f"the embedding failed: {type(error).__name__}")
+            is_alone = len({each.call for each in inputs}) == 1
+            cause = (SequenceFailed if is_alone else StepFailed)(
+                f"the embedding failed: {type(error).__name__}"
+            )
             return self._fail(inputs, cause)
         num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
         self.pace.computed(num_tokens, time.monotonic() - began)

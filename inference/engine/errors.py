@@ -8,8 +8,8 @@ EngineError
 ├── Overloaded              the running and waiting queues are full; retry later
 ├── DeadlineExceeded        the sequence's deadline passed before it finished
 ├── EngineUnavailable       the engine is not started, draining, stopped or unhealthy
-├── StepFailed              a step that ran this sequence and others failed
-├── SequenceFailed          this sequence failed, and no other
+├── StepFailed              a step, or a piece of embeddings, of this request and others failed
+├── SequenceFailed          this sequence or embedding call failed, and no other
 └── ModelLoadError          the model's files are missing, unsupported or inconsistent
 
 The service maps them to `mesh.errors.ErrorKind`; the engine does not depend on a protocol.
@@ -56,13 +56,17 @@ class EngineUnavailable(EngineError):
 
 
 class StepFailed(EngineError):
-    """A step of several sequences failed; the cause of an error finish of each."""
+    """A step of several sequences failed; the cause of an error finish of each.
+
+    Also raised for each of several embedding calls whose inputs were in one failed piece.
+    """
 
 
 class SequenceFailed(EngineError):
     """A step failed for this sequence alone; the cause of an error finish.
 
-    The sequence's own content may be the cause, so it says nothing about the engine.
+    Also raised for an embedding call that was alone in a failed piece. The request's content may be
+    the cause, so it says nothing about the engine.
     """
 
 

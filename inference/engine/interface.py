@@ -212,7 +212,7 @@ class EngineClient(Protocol):
         """Return a vector of length 1 for each input, computed in pieces beside generation.
 
         Cancelling ends the work within one piece. Raises `InvalidPrompt`, `ContextTooLong`,
-        `Overloaded`, `EngineUnavailable` or `StepFailed`.
+        `Overloaded`, `EngineUnavailable`, `StepFailed` or `SequenceFailed`.
         """
         ...
 

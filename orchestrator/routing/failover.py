@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from opentelemetry.trace import Span
 
-from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
 from mesh.protocol.finish import FinishReason, GenerationFinish
 from mesh.protocol.sampling_params import SamplingParams
@@ -16,6 +16,7 @@ from mesh.protocol.usage import Usage
 from orchestrator.admission.request_table import ActiveRequest, RequestAborted
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
+from orchestrator.routing.failures_alone import FailuresAlone, is_alone
 from orchestrator.routing.read_ahead import ReadAhead
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
@@ -26,8 +27,8 @@ MAX_LOST_REPLICAS = 2
 """A request that loses this many replicas is given up: it probably causes their failures."""
 
 # Errors after which another replica may succeed. INTERNAL that the engine reports is a failure of
-# this request alone, otherwise a broken transport; CANCELLED without a cancellation here means that
-# the server was stopped.
+# this request alone (see `is_alone`), otherwise a broken transport; CANCELLED without a
+# cancellation here means that the server was stopped.
 _RETRIABLE = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL, ErrorKind.CANCELLED})
 
 
@@ -49,8 +50,7 @@ class _Attempts:
         self._lost: list[Replica] = []
         self._full: MeshError | None = None
         self._num_broken = 0
-        self._failed: dict[Replica, MeshError] = {}
-        """Replicas that failed this request alone, so that the request may be the cause."""
+        self._alone = FailuresAlone()
 
     async def next_replica(self, parent: Span) -> Replica:
         """The replica to try next. Raises MeshError if there is none."""
@@ -66,8 +66,8 @@ class _Attempts:
         try:
             return self._replicas.pick(self._model, self._prompt, self._excluded)
         except MeshError:
-            if self._failed:
-                raise next(iter(self._failed.values())) from None
+            if self._alone.first is not None:
+                raise self._alone.first from None
             if self._full is not None:
                 raise self._full from None
             # A lost replica may have lost only its connection: try it once more if its health
@@ -91,8 +91,8 @@ class _Attempts:
             return
         if error.kind not in _RETRIABLE:
             raise error
-        if error.kind is ErrorKind.INTERNAL and error.is_reported:
-            self._failed_alone(replica, error)
+        if is_alone(error):
+            self._alone.add(replica, error)
             self._record(replica, error, delivered)
             return
         if error.kind is ErrorKind.UNAVAILABLE:
@@ -119,28 +119,9 @@ class _Attempts:
         self._record(replica, error, delivered)
 
     def succeeded(self, replica: Replica) -> None:
-        """Records that a replica has finished the request: replicas that failed it are suspect."""
+        """Records that a replica has finished the request."""
         replica.circuit.success()
-        for other in self._failed:
-            if other.circuit.failure():
-                logger.warning("circuit breaker opened", extra={"address": other.address})
-
-    def _failed_alone(self, replica: Replica, error: MeshError) -> None:
-        """Records a failure that no other request shares. Raises MeshError at its repetition.
-
-        It is no verdict on the replica: a request that fails at two replicas alike is the cause.
-        """
-        if any(str(error) == str(other) for other in self._failed.values()):
-            logger.warning("request fails at every engine", extra={"error": error.message})
-            if error.message == INTERNAL_MESSAGE:
-                raise error
-            problem = f"the request fails at every engine: {error.message}"
-            raise MeshError(ErrorKind.INVALID_REQUEST, problem) from error
-        logger.warning(
-            "engine failed one request",
-            extra={"address": replica.address, "error": error.message},
-        )
-        self._failed[replica] = error
+        self._alone.blame()
 
     def _record(self, replica: Replica, error: MeshError, delivered: Sequence[int]) -> None:
         metrics.FAILOVERS.inc()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.rpc.channel import open_stream
 from mesh.v1 import orchestrator_pb2
 from orchestrator.embedding import BATCH_INPUTS, BATCH_TOKENS, MAX_INPUTS, MAX_TOKENS
@@ -67,6 +67,80 @@ async def test_a_failed_batch_is_retried_on_another_replica() -> None:
         with pytest.raises(MeshError) as caught:
             await embed(running, texts("a"))
     assert caught.value.kind in (ErrorKind.OVERLOADED, ErrorKind.UNAVAILABLE)
+
+
+FAILED = MeshError(ErrorKind.INTERNAL, "the embedding failed: RuntimeError")
+
+
+async def test_inputs_that_fail_at_two_engines_alike_are_refused() -> None:
+    """With 400, as a generation is. No engine is blamed or loses a request."""
+    engines = [FakeInference(), FakeInference(), FakeInference()]
+    async with orchestrator(*engines) as running:
+        replicas = running.service._replicas
+        for engine in engines:
+            engine.refusal = FAILED
+        for number in range(12):
+            with pytest.raises(MeshError, match="fails at every engine: the embedding") as caught:
+                await embed(running, texts(f"Hello {number}"))
+            assert caught.value.kind is ErrorKind.INVALID_REQUEST
+            assert caught.value.retry_after is None
+            assert len(replicas.ready) == 3, "a replica was marked lost"
+        assert not any(replica.circuit.is_open for replica in replicas.ready)
+        for engine in engines:
+            engine.refusal = None
+        assert len(await embed(running, texts("Hello"))) == 1
+
+
+async def test_a_failure_that_only_one_engine_has_is_that_engine_s() -> None:
+    """The other one computes the vectors; repeated, this opens the circuit of the first."""
+    engines = [FakeInference(), FakeInference()]
+    engines[0].refusal = FAILED
+    async with orchestrator(*engines) as running:
+        replicas = running.service._replicas
+        opened: list[str] = []
+        for number in range(100):
+            assert len(await embed(running, texts(f"Hello {number}"))) == 1
+            opened = [replica.address for replica in replicas.ready if replica.circuit.is_open]
+            if opened:
+                break
+        assert opened == [running.upstreams[0].address]
+        assert len(replicas.ready) == 2
+    assert engines[0].embedded == []
+
+
+@pytest.mark.parametrize(
+    ("num_engines", "message"), [(1, FAILED.message), (1, INTERNAL_MESSAGE), (2, INTERNAL_MESSAGE)]
+)
+async def test_a_failure_that_may_not_be_the_input_s_stays_internal(
+    num_engines: int, message: str
+) -> None:
+    """That of the only engine, and a bug of every engine; both stay ready."""
+    engines = [FakeInference() for _ in range(num_engines)]
+    async with orchestrator(*engines) as running:
+        for engine in engines:
+            engine.refusal = MeshError(ErrorKind.INTERNAL, message)
+        with pytest.raises(MeshError) as caught:
+            await embed(running, texts("Hello"))
+        assert len(running.service._replicas.ready) == num_engines
+    assert (caught.value.kind, caught.value.message) == (ErrorKind.INTERNAL, message)
+
+
+async def test_an_engine_of_another_model_is_no_second_try() -> None:
+    """The engine's own error is passed on, not "no engine is ready"."""
+    engines = [FakeInference(), FakeInference()]
+    engines[1].name = "other"
+    async with orchestrator(*engines) as running:
+        engines[0].refusal = FAILED
+        with pytest.raises(MeshError) as caught:
+            await embed(running, texts("Hello", model="fake"))
+    assert (caught.value.kind, caught.value.message) == (FAILED.kind, FAILED.message)
+
+
+async def test_the_tokenizer_knows_the_context_length() -> None:
+    """So that it refuses an input that cannot fit before it encodes it."""
+    async with orchestrator(FakeInference(context_length=321)) as running:
+        await embed(running, texts("a", "b"))
+        assert running.tokenizer.max_tokens == [321, 321]
 
 
 async def test_batches_are_limited_in_tokens() -> None:

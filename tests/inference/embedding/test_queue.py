@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,10 +26,16 @@ from inference.engine.errors import (
     EngineUnavailable,
     InvalidPrompt,
     Overloaded,
+    SequenceFailed,
     StepFailed,
 )
 from inference.sampling.sampling_params import SamplingParams
+from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.finish import FinishReason
+from mesh.rpc.channel import call_unary
+from mesh.v1 import inference_pb2_grpc
+from tests.inference.client import serving, wait_for_load
+from tests.inference.embedding.test_embedding import request
 from tests.inference.stub_engine import LONG, collect, running, until
 from tests.inference.stub_runner import (
     BLOCK_SIZE,
@@ -36,6 +43,9 @@ from tests.inference.stub_runner import (
     make_sequence,
     make_stub_engine,
 )
+
+if TYPE_CHECKING:
+    Stub = inference_pb2_grpc.InferenceServiceAsyncStub
 
 POISON = 13
 
@@ -134,15 +144,55 @@ def test_a_failed_piece_ends_its_calls_and_not_the_engine() -> None:
     embedder = StubEmbedder()
     engine, queue = make_queue(embedder)
     for _ in range(5):
-        failed = EmbeddingCall([[1, 2]])
+        failed = EmbeddingCall([[1, 2], [3]])
         embedder.error = RuntimeError("no")
         queue.add(failed)
         assert finish_all(engine, queue) == [failed]
-        assert isinstance(failed.error, StepFailed)
+        assert isinstance(failed.error, SequenceFailed)
     embedder.error = None
     queue.add(EmbeddingCall([[1]]))
     assert finish_all(engine, queue)[0].error is None
     assert engine.healthy
+
+
+def test_a_failed_piece_of_several_calls_is_no_failure_of_one() -> None:
+    """Their error says so: the caller judges the replica by it."""
+    embedder = StubEmbedder()
+    engine, queue = make_queue(embedder)
+    calls = [EmbeddingCall([[1, 2]]), EmbeddingCall([[3]])]
+    for call in calls:
+        queue.add(call)
+    embedder.error = RuntimeError("no")
+    assert finish_all(engine, queue) == calls
+    assert all(isinstance(call.error, StepFailed) for call in calls)
+
+
+async def test_a_caller_sees_whether_its_inputs_failed_alone() -> None:
+    """INTERNAL, which the engine reports, is the input's own failure; UNAVAILABLE may be not."""
+    embedder = StubEmbedder()
+    async with serving(lambda: make_stub_engine(StubRunner(), embedder=embedder)) as served:
+        stub: Stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
+        embedder.error = RuntimeError("secret")
+        with pytest.raises(MeshError, match="the embedding failed: RuntimeError") as caught:
+            await call_unary(stub.Embed, request([1], [2]), timeout=20)
+        assert (caught.value.kind, caught.value.is_reported) == (ErrorKind.INTERNAL, True)
+        embedder.error = None
+        embedder.gate = threading.Semaphore(0)
+        first = asyncio.create_task(call_unary(stub.Embed, request([1]), timeout=20))
+        await wait_for_load(stub, 0, 1)
+        others = [
+            asyncio.create_task(call_unary(stub.Embed, request([n]), timeout=20)) for n in (2, 3)
+        ]
+        await wait_for_load(stub, 0, 3)
+        embedder.gate.release(1)
+        await first
+        embedder.error = RuntimeError("secret")
+        embedder.gate.release(1000)
+        results = await asyncio.gather(*others, return_exceptions=True)
+        kinds = [each.kind for each in results if isinstance(each, MeshError)]
+        assert kinds == [ErrorKind.UNAVAILABLE] * 2
+        embedder.error = None
+        assert len((await call_unary(stub.Embed, request([1]), timeout=20)).embeddings) == 1
 
 
 def test_a_running_sequence_takes_the_blocks_of_an_input() -> None:
