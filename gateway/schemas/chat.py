@@ -32,11 +32,11 @@ def _content(value: object) -> object:
         if not isinstance(part, dict):
             raise FieldError(f"must be an object, given {given_value(part)}", number)
         kind = part.get("type")
-        if kind != "text":
+        if kind not in ("text", "refusal"):
             raise FieldError(f"must be 'text', given {given_value(kind)}", number, "type")
-        text = part.get("text")
+        text = part.get(kind)
         if not isinstance(text, str):
-            raise FieldError(f"must be a string, given {given_value(text)}", number, "text")
+            raise FieldError(f"must be a string, given {given_value(text)}", number, kind)
         texts.append(text)
     return "\n".join(texts)
 
@@ -48,7 +48,13 @@ class ChatMessage(Body):
     content: Annotated[
         str | None,
         BeforeValidator(_content, json_schema_input_type=str | list[TextPart] | None),
-    ] = Field(None, description="Text, or parts of type text, which are joined with line feeds.")
+    ] = Field(
+        None,
+        description="Text, or parts of type text (or refusal), which are joined with line feeds.",
+    )
+    refusal: str | None = Field(
+        None, description="The assistant's refusal, as its content where it has none."
+    )
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -61,7 +67,8 @@ class ChatMessage(Body):
 
     @model_validator(mode="after")
     def _check(self) -> ChatMessage:
-        if self.content is None and not self.tool_calls and not self._reasoning:
+        given = (self.content, self.refusal)
+        if given == (None, None) and not self.tool_calls and not self._reasoning:
             raise FieldError("is required", "content")
         return self
 
@@ -75,7 +82,7 @@ class ChatMessage(Body):
         calls = to_json(self.tool_calls, field) if self.tool_calls else ""
         return chat.ChatMessage(
             role=self.role,
-            content=self.content or "",
+            content=self.content or self.refusal or "",
             name=self.name or "",
             tool_calls_json=calls,
             tool_call_id=self.tool_call_id or "",

@@ -54,6 +54,10 @@ def _tool(value: object) -> object:
     if not isinstance(parameters, dict | None):
         requirement = f"must be an object, given {json_kind(parameters)}"
         raise FieldError(requirement, "function", "parameters")
+    kind = (parameters or {}).get("type", "object")
+    if kind != "object":
+        requirement = f"must be 'object', given {given_value(kind)}"
+        raise FieldError(requirement, "function", "parameters", "type")
     return value
 
 

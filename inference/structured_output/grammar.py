@@ -32,6 +32,13 @@ LIMITS = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
 _JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"\n?( {0,24}|\t{0,8})"}
 """Limits white space: small models otherwise generate it without end."""
 
+_OPTIONS_KEY = "x-guidance"
+"""The library's options in a schema. A client's are an unknown keyword, which has no effect: they
+could switch checks off."""
+
+_COMPACT = {"whitespace_pattern": ""}
+"""The options that the orchestrator sets, for the arguments of forced tool calls."""
+
 _ANY_OBJECT = '{"type":"object"}'
 
 
@@ -52,7 +59,7 @@ def build_grammar(constraint: OutputConstraint, *, close_objects: bool) -> str:
             rules = [constraint.text]
             for rule in constraint.schema_rules:
                 schema = _adapted(rule.json_schema, rule.field, close_objects)
-                schema = {"x-guidance": _JSON_OPTIONS, **schema}
+                schema = {_OPTIONS_KEY: _JSON_OPTIONS, **schema}
                 rules.append(f"{rule.name}: %json {_dumps(schema, rule.field)}")
             return LLMatcher.grammar_from_lark("\n".join(rules))
 
@@ -91,6 +98,8 @@ def _adapted(text: str, field: str, close_objects: bool) -> Schema:
         raise _invalid(field, f"must be an object, true or false. Given: {kind}")
     if schema is False:
         raise _invalid(field, "allows no value. Given: false")
+    if isinstance(schema, dict) and schema.get(_OPTIONS_KEY, _COMPACT) != _COMPACT:
+        del schema[_OPTIONS_KEY]
     try:
         return {} if schema is True else adapt_schema(schema, close_objects=close_objects)
     except SchemaError as error:

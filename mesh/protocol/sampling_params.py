@@ -6,6 +6,7 @@ gateway's schemas; then the code that uses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -67,7 +68,12 @@ class Bounds(NamedTuple):
 
     def allow(self, value: float) -> bool:
         """Whether the value is within the bounds; NaN is not."""
-        above = self.least < value if self.excludes_least else self.least <= value
+        if self.excludes_least:
+            above = self.least < value
+        else:  # a float32 of the wire may be less than the bound that it was rounded from
+            above = self.least <= value or (
+                isinstance(value, float) and math.isclose(value, self.least, rel_tol=1e-7)
+            )
         return above and (self.greatest is None or value <= self.greatest)
 
     @property

@@ -44,6 +44,26 @@ async def test_an_assistants_message_keeps_its_reasoning(
     assert ("cut" in sent.tool_calls_json) is ("tool_calls" in fields)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": None, "refusal": "No."},
+        {"content": [{"type": "refusal", "refusal": "No."}]},
+        {"content": "No.", "refusal": None},
+    ],
+)
+async def test_a_refusal_is_the_content(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, fields: dict[str, Any]
+) -> None:
+    """OpenAI's answers have one in either place, and clients send their answers back."""
+    message = {"role": "assistant", **fields}
+    response = await client.post(CHAT, json={"model": "", "messages": [USER, message]})
+    assert response.status_code == 200
+    assert "x-ignored-fields" not in response.headers
+    [request] = orchestrator.requests
+    assert request.chat.messages[1].content == "No."  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("tool_prompt", "header"),

@@ -188,6 +188,11 @@ BAD_CHAT_FIELDS: list[tuple[str, Any, str]] = [
     ),
     (
         "tools",
+        [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}],
+        "tools[0].function.parameters.type must be 'object', given \"string\"",
+    ),
+    (
+        "tools",
         [{"type": "function", "function": {"name": "f", "parameters": []}}],
         "tools[0].function.parameters must be an object, given an array",
     ),

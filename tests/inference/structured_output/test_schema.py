@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from inference.structured_output.grammar import build_grammar
 from inference.structured_output.schema import MAX_DEPTH, SchemaError, adapt_schema, path_text
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 
 A: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}}
 B: dict[str, Any] = {"type": "object", "properties": {"b": {}}, "required": ["b"]}
@@ -138,3 +141,18 @@ def test_the_depth_is_limited() -> None:
         else:
             with pytest.raises(SchemaError, match=f"at most {MAX_DEPTH} levels"):
                 adapt_schema(schema, close_objects=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [({"lenient": True}, False), ({"whitespace_pattern": ""}, True)]
+)
+def test_a_client_cannot_set_the_options_of_the_library(
+    options: dict[str, Any], kept: bool
+) -> None:
+    """With `lenient` it ignores what it cannot enforce; only the orchestrator's options count."""
+    schema = {"x-guidance": options, "type": "object"}
+    constraint = OutputConstraint(ConstraintForm.JSON_SCHEMA, json.dumps(schema))
+    grammar = build_grammar(constraint, close_objects=True)
+    [rule] = json.loads(grammar)["grammars"]
+    used = rule["json_schema"]["x-guidance"]
+    assert all((used.get(name) == value) is kept for name, value in options.items())

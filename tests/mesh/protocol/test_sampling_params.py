@@ -86,6 +86,15 @@ def test_a_value_outside_of_its_bounds_is_named(name: str, bounds: Any) -> None:
         assert violation.message == f"{name} must be {bounds.limit}, given {given}"
 
 
+@pytest.mark.parametrize(("name", "bounds"), NUMERIC.items())
+def test_a_limit_is_allowed_after_protobuf(name: str, bounds: Any) -> None:
+    """The wire has float32: 0.01 arrives as 0.0099999998."""
+    least = bounds.least + bounds.excludes_least
+    if name != "seed":  # the gateway sends it modulo 2**64
+        sent = sampling_to_proto(SamplingParams(**{name: least}))
+        assert first_violation(sampling_from_proto(sent)) is None
+
+
 @pytest.mark.parametrize("form", ConstraintForm)
 def test_each_form_of_a_constraint_survives_protobuf(form: ConstraintForm) -> None:
     """The form is the name of the field that is set."""
