@@ -23,11 +23,12 @@ class Probes:
         return PlainTextResponse("ok\n", headers=self._headers)
 
     async def ready(self, request: Request) -> Response:
-        """200 if a token can be produced; otherwise 503 with the reason."""
-        reason = await self._dependencies.readiness.reason_not_ready()
-        if reason is None:
-            return PlainTextResponse("ready\n", headers=self._headers)
-        return PlainTextResponse(f"not ready: {reason}\n", 503, self._headers)
+        """200 if a token can be produced, and why engines are refused; else 503 with the reason."""
+        state = await self._dependencies.readiness.state()
+        if state.reason is not None:
+            return PlainTextResponse(f"not ready: {state.reason}\n", 503, self._headers)
+        lines = ["ready", *(f"refused: {problem}" for problem in state.problems)]
+        return PlainTextResponse("".join(f"{line}\n" for line in lines), headers=self._headers)
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus metrics; in OpenMetrics format, with exemplars, if `Accept` names it."""

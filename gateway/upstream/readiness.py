@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import NamedTuple
 
 from gateway.http.drain import Drain
 from gateway.upstream.client import Orchestrator
@@ -11,6 +12,21 @@ from gateway.upstream.client import Orchestrator
 CHECK_TIMEOUT_SECONDS = 1.0
 CACHE_SECONDS = 0.5
 """Seconds for which the orchestrator's health is cached."""
+
+PROBLEMS_SECONDS = 10.0
+"""Seconds for which, while ready, the problems are cached: each call is logged upstream."""
+
+PROBLEMS_TIMEOUT_SECONDS = 0.5
+"""Less than CHECK_TIMEOUT_SECONDS, since a probe waits for both."""
+
+
+class State(NamedTuple):
+    """What a readiness check found."""
+
+    reason: str | None
+    """Why no token can be produced, or None if ready."""
+    problems: tuple[str, ...] = ()
+    """While ready: why engines get no requests, a sentence for each reason."""
 
 
 class Readiness:
@@ -20,21 +36,27 @@ class Readiness:
         self._orchestrator = orchestrator
         self._drain = drain
         self._lock = asyncio.Lock()
-        self._reason: str | None = None
+        self._state = State(None)
         self._checked: float | None = None
+        self._problems: tuple[str, ...] = ()
+        self._asked: float | None = None
 
-    async def reason_not_ready(self) -> str | None:
-        """The reason, or None if ready."""
+    async def state(self) -> State:
+        """The state, checked at most once in CACHE_SECONDS."""
         if self._drain.draining:
-            return "draining"
+            return State("draining")
         async with self._lock:
             if self._checked is None or time.monotonic() - self._checked >= CACHE_SECONDS:
-                self._reason = await self._check()
+                self._state = await self._check()
                 self._checked = time.monotonic()
-        return self._reason
+        return self._state
 
-    async def _check(self) -> str | None:
-        if await self._orchestrator.is_serving(CHECK_TIMEOUT_SECONDS):
-            return None
-        problems = await self._orchestrator.problems(CHECK_TIMEOUT_SECONDS)
-        return ": ".join(["the orchestrator cannot produce tokens", *problems[:1]])
+    async def _check(self) -> State:
+        if not await self._orchestrator.is_serving(CHECK_TIMEOUT_SECONDS):
+            problems = await self._orchestrator.problems(CHECK_TIMEOUT_SECONDS)
+            return State(": ".join(["the orchestrator cannot produce tokens", *problems[:1]]))
+        now = time.monotonic()
+        if self._asked is None or now - self._asked >= PROBLEMS_SECONDS:
+            self._problems = await self._orchestrator.problems(PROBLEMS_TIMEOUT_SECONDS)
+            self._asked = now
+        return State(None, self._problems)

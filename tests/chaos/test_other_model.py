@@ -130,4 +130,5 @@ def test_an_engine_with_other_weights_gets_no_requests(
     for _ in range(20):
         client.ask()
     assert client.statuses[200] == succeeded + 20
-    assert "ready" in client.readiness()
+    client.ask_until(lambda: "refused: " in client.readiness(), "readiness says why")
+    assert client.readiness().startswith("ready\n")

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from gateway.api.page import FOLDER, STATIC_FILES
+from gateway.upstream import readiness
 from mesh.errors import ErrorKind, MeshError
 from scripts.run_local import is_ready
 from tests.gateway.conftest import StartGateway, client_of
@@ -52,6 +53,25 @@ async def test_readyz_says_why_engines_are_refused(
             await asyncio.sleep(0.05)
     expected = "the orchestrator cannot produce tokens: an engine has another vocabulary"
     assert response.text == f"not ready: {expected}\n"
+
+
+async def test_readyz_says_which_engines_are_refused_while_ready(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    upstream: Served,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A line for each problem follows, and goes when the engines agree."""
+    monkeypatch.setattr(readiness, "PROBLEMS_SECONDS", 0.0)
+    await upstream.server.set_ready(True)
+    first, second = "an engine has other weights", "an engine has another vocabulary"
+    for problems in ([first, second], []):
+        orchestrator.problems = problems
+        expected = "".join(["ready\n", *(f"refused: {problem}\n" for problem in problems)])
+        async with asyncio.timeout(10):
+            while (response := await client.get("/readyz")).text != expected:
+                await asyncio.sleep(0.05)
+        assert response.status_code == 200
 
 
 async def test_not_ready_without_an_orchestrator(start_gateway: StartGateway) -> None:

@@ -12,8 +12,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from gateway.keys.key_file import entry
 from mesh.errors import ErrorKind, MeshError
+from mesh.observability import telemetry
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.fakes import FakeOrchestrator, Script
+from tests.helpers import Served
 
 SEARCH = {"query": "AI", "streaming": "true"}
 
@@ -79,11 +81,20 @@ async def test_a_mid_stream_failure_sets_the_error_status(
     assert (span.attributes or {})["error.type"] == "unavailable"
 
 
-async def test_probes_have_no_span(client: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
-    """Probes and the health checks that they make upstream are not traced."""
+async def test_probes_have_no_span(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    upstream: Served,
+    spans: InMemorySpanExporter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Probes and the calls that they make upstream are not traced."""
+    monkeypatch.setattr(telemetry, "follows_callers", True)  # as by default
+    await upstream.server.set_ready(True)
     for path in ("/livez", "/readyz", "/health", "/metrics"):
         await client.get(path)
-    assert spans.get_finished_spans() == ()
+    assert len(orchestrator.requests) == 1  # ListModels
+    assert [each.name for each in spans.get_finished_spans()] == []
 
 
 async def test_keys_are_never_in_spans(
