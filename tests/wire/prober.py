@@ -2,9 +2,9 @@
 
     python -m tests.wire.prober PORT SECONDS
 
-The idle server is in another process. When both are slow, the machine is busy. Prints a JSON object
-with latencies in seconds; `max_excess` is the largest latency without what the idle server
-needed at most within a second of it.
+The idle server is in another process. A second in which it needs longer than
+MAX_IDLE_SERVER_SECONDS is busy: the machine is. Prints a JSON object with the gateway's latencies
+in seconds; `max_quiet` and `max_busy` are the largest ones of quiet and of busy seconds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import json
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 INTERVAL_SECONDS = 0.02
-WINDOW = round(1 / INTERVAL_SECONDS)
+MAX_IDLE_SERVER_SECONDS = 0.02
 REQUEST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
 IDLE_SERVER = """
@@ -46,32 +47,56 @@ async def latency(port: int) -> float:
     return seconds
 
 
+class Probe(NamedTuple):
+    """One request."""
+
+    start: float
+    """Seconds since the start of the measurement."""
+    latency: float
+    """In seconds."""
+
+    @property
+    def windows(self) -> range:
+        """The seconds which it overlaps."""
+        return range(int(self.start), int(self.start + self.latency) + 1)
+
+
 async def measure(port: int, idle_port: int, seconds: float) -> dict[str, object]:
-    """Probe both servers at the same times."""
-    pairs: list[tuple[float, float]] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        gateway, idle = await asyncio.gather(latency(port), latency(idle_port))
-        pairs.append((gateway, idle))
-        await asyncio.sleep(INTERVAL_SECONDS)
-    return summary(pairs)
+    """Probe both servers, independently of each other: one may be slow when the other is not."""
+    start = time.monotonic()
+
+    async def probe(port: int) -> list[Probe]:
+        probes: list[Probe] = []
+        while (since := time.monotonic() - start) < seconds:
+            probes.append(Probe(since, await latency(port)))
+            await asyncio.sleep(INTERVAL_SECONDS)
+        return probes
+
+    return summary(*await asyncio.gather(probe(port), probe(idle_port)))
 
 
-def summary(pairs: list[tuple[float, float]]) -> dict[str, object]:
-    """Latencies of pairs (gateway, idle server)."""
-    idle = [pair[1] for pair in pairs]
-    excess = [
-        gateway - max(idle[max(0, place - WINDOW) : place + WINDOW])
-        for place, (gateway, _) in enumerate(pairs)
-    ]
-    ordered = sorted(pair[0] for pair in pairs)
+def summary(gateway: list[Probe], idle: list[Probe]) -> dict[str, object]:
+    """The gateway's latencies, judged second by second."""
+    busy = {
+        window
+        for probe in idle
+        if probe.latency > MAX_IDLE_SERVER_SECONDS
+        for window in probe.windows
+    }
+    largest = {False: 0.0, True: 0.0}
+    for probe in gateway:
+        is_busy = not busy.isdisjoint(probe.windows)
+        largest[is_busy] = max(largest[is_busy], probe.latency)
+    ordered = sorted(probe.latency for probe in gateway)
     return {
-        "num_probes": len(pairs),
+        "num_probes": len(gateway),
         "p50": ordered[len(ordered) // 2],
         "p99": ordered[len(ordered) * 99 // 100],
-        "max": ordered[-1],
-        "max_idle_server": max(idle),
-        "max_excess": max(excess),
+        "max_idle_server": max(probe.latency for probe in idle),
+        "num_windows": len({window for probe in (*gateway, *idle) for window in probe.windows}),
+        "num_busy": len(busy),
+        "max_quiet": largest[False],
+        "max_busy": largest[True],
     }
 
 

@@ -23,10 +23,8 @@ SECONDS = float(os.environ.get("DURATION") or 5)
 
 MAX_LIVEZ_SECONDS = 0.1
 MAX_BUSY_LIVEZ_SECONDS = 0.5
-"""Bounds of the largest latency on an idle and on a busy machine."""
+"""Bounds of the largest latency in a second in which the machine is quiet, or busy."""
 
-MAX_IDLE_SERVER_SECONDS = 0.02
-"""A machine on which an idle server needs longer is busy."""
 MAX_GROWTH_BYTES = 64 * 2**20
 
 pytestmark = pytest.mark.timeout(SECONDS + 120)
@@ -54,10 +52,11 @@ async def test_raw_requests_do_not_slow_down_others(gateway_process: GatewayProc
     )
     growth = gateway.process.memory_info().rss - memory
     print(f"\n{json.dumps(fuzzed)}\n{json.dumps(probed)}\nmemory grew by {growth / 2**20:.1f} MiB")
+    print(f"the machine was busy in {probed['num_busy']} of {probed['num_windows']} seconds")
     assert fuzzed["problems"] == []
     assert {"200", "400", "431"} <= set(fuzzed["statuses"])
-    is_busy = probed["max_idle_server"] > MAX_IDLE_SERVER_SECONDS
-    assert probed["max_excess"] < (MAX_BUSY_LIVEZ_SECONDS if is_busy else MAX_LIVEZ_SECONDS)
+    assert probed["max_quiet"] < MAX_LIVEZ_SECONDS
+    assert probed["max_busy"] < MAX_BUSY_LIVEZ_SECONDS
     assert growth < MAX_GROWTH_BYTES
     await eventually(lambda: gateway.num_connections == 0, "all connections are closed", 10)
     await eventually(lambda: gateway.orchestrator.num_running == 0, "no call runs upstream", 10)
