@@ -55,19 +55,14 @@ class Engine:
             self.embeddings is not None and self.embeddings.has_work
         )
 
-    def prepare(self, sequence: Sequence) -> None:
-        """Create the matcher of the sequence's constraint. Raises `InvalidSamplingParams`.
+    def add(self, sequence: Sequence) -> None:
+        """Admit a sequence to the waiting queue. If it raises `EngineError`, nothing was added.
 
-        Safe to call from any thread before `add`, which calls it otherwise. It compiles a
-        constraint without limits, unless the vocabulary has it already.
+        A constraint without a matcher is compiled here, without limits.
         """
         constraint = sequence.params.constraint
         if constraint is not None and sequence.matcher is None:
             sequence.matcher = self.vocabulary.matcher(constraint)
-
-    def add(self, sequence: Sequence) -> None:
-        """Admit a sequence to the waiting queue. If it raises `EngineError`, nothing was added."""
-        self.prepare(sequence)
         num_live = self._scheduler.num_running + self._scheduler.num_waiting
         self.admission.admit(sequence, num_live=num_live)
         self._scheduler.add(sequence)

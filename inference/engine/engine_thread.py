@@ -226,10 +226,11 @@ class AsyncEngine:
         request = current_request()
         self._num_compiling += 1
         try:
-            await self._compiler.compile(constraint, request.key_name if request else "")
+            compiled = await self._compiler.compile(constraint, request.key_name if request else "")
         finally:
             self._num_compiling -= 1
-        engine.prepare(sequence)
+        # Not from the cache: another compilation may have evicted it meanwhile.
+        sequence.matcher = engine.vocabulary.new_matcher(constraint, compiled)
 
     def _started(self) -> Engine:
         if self._engine is None:

@@ -210,7 +210,7 @@ def _allowed(mask: bytes, rng: random.Random) -> int | None:
 
 
 def _limit(status: int) -> str:
-    """The limit that ended a fork without a result, by its exit status."""
+    """The limit that ended a fork without a result, by its exit status; "killed" if none did."""
     match os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0:
         case signal.SIGPROF:
             return "time"
@@ -219,7 +219,8 @@ def _limit(status: int) -> str:
         case signal.SIGSEGV | signal.SIGBUS:
             return "depth"
         case _:
-            return "cancelled" if os.WIFSIGNALED(status) else "memory"
+            # By `cancel`, or by the kernel where the system's memory runs out.
+            return "killed" if os.WIFSIGNALED(status) else "memory"
 
 
 def _pages(column: int) -> int:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
-from inference.engine.errors import EngineUnavailable, InvalidSamplingParams
+from inference.engine.errors import EngineUnavailable, InvalidSamplingParams, SequenceFailed
 from inference.engine.threads import available_cpus
 from inference.structured_output.compile_server import MAX_MASK_SECONDS, STACK_BYTES
 from inference.structured_output.constraint import invalid_constraint
-from inference.structured_output.vocabulary import Vocabulary
+from inference.structured_output.vocabulary import Compiled, Vocabulary
 from mesh.protocol.constraints import OutputConstraint
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class CompileLimits:
 class _Compilation:
     """One compilation, which ends when no request waits for it any more."""
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
+    def __init__(self, task: asyncio.Task[Compiled]) -> None:
         self.task = task
         self.num_waiting = 0
 
@@ -72,15 +72,18 @@ class ConstraintCompiler:
         self._compilations: dict[OutputConstraint, _Compilation] = {}
         self._quick, self._slow = _Lane(), _Lane()
 
-    async def compile(self, constraint: OutputConstraint, key: str) -> None:
-        """Makes `Vocabulary.matcher` immediate for a constraint of a request with an API key.
+    async def compile(self, constraint: OutputConstraint, key: str) -> Compiled:
+        """The outcome for a constraint of a request with an API key, for `Vocabulary.new_matcher`.
 
         Requests with the same constraint share one compilation. An invalid constraint, or one that
-        exceeds a limit, is kept as an error, which `Vocabulary.matcher` raises. Raises
-        `EngineUnavailable` if the compiling process cannot run, or if `close` ends it.
+        exceeds a limit, is kept as an error, which `Vocabulary.new_matcher` raises. Raises
+        `EngineUnavailable` if the compiling process cannot run, or if `close` ends it;
+        `SequenceFailed` if the system kills the compilation; `InvalidSamplingParams` if constraints
+        are not supported.
         """
-        if self._vocabulary.has(constraint):
-            return
+        compiled = self._vocabulary.kept(constraint)
+        if compiled is not None:
+            return compiled
         compilation = self._compilations.get(constraint)
         if compilation is None:
             task = asyncio.create_task(self._compile(constraint, key), name="compile constraint")
@@ -88,7 +91,7 @@ class ConstraintCompiler:
             task.add_done_callback(lambda _: self._forget(constraint, task))
         compilation.num_waiting += 1
         try:
-            await asyncio.shield(compilation.task)
+            return await asyncio.shield(compilation.task)
         except asyncio.CancelledError as error:
             if self._is_closed and compilation.task.cancelled():
                 raise EngineUnavailable("the engine has stopped") from error
@@ -110,23 +113,26 @@ class ConstraintCompiler:
             await self._server.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _forget(self, constraint: OutputConstraint, task: asyncio.Task[None]) -> None:
+    def _forget(self, constraint: OutputConstraint, task: asyncio.Task[Compiled]) -> None:
         compilation = self._compilations.get(constraint)
         if compilation is not None and compilation.task is task:
             del self._compilations[constraint]
 
-    async def _compile(self, constraint: OutputConstraint, key: str) -> None:
+    async def _compile(self, constraint: OutputConstraint, key: str) -> Compiled:
         response = await self._attempt(constraint, key, QUICK_SECONDS, self._quick)
         if response.get("limit") == "time" and self._limits.max_seconds > QUICK_SECONDS:
             seconds = self._limits.max_seconds
             response = await self._attempt(constraint, key, seconds, self._slow)
+        if response.get("limit") == "killed":
+            # The system was out of memory, which says nothing about the constraint.
+            logger.warning("constraint compilation was killed")
+            raise SequenceFailed("compiling the constraint was interrupted by the system")
         if "grammar" not in response:
-            self._vocabulary.reject(constraint, self._error(constraint, response))
-            return
+            return self._vocabulary.reject(constraint, self._error(constraint, response))
         loop = asyncio.get_running_loop()
         num_bytes = max(response["num_bytes"], len(response["grammar"]))
         try:
-            await loop.run_in_executor(
+            return await loop.run_in_executor(
                 self._threads,
                 self._vocabulary.compile,
                 constraint,
@@ -134,7 +140,7 @@ class ConstraintCompiler:
                 num_bytes,
             )
         except InvalidSamplingParams as error:
-            self._vocabulary.reject(constraint, error)
+            return self._vocabulary.reject(constraint, error)
 
     async def _attempt(
         self, constraint: OutputConstraint, key: str, max_seconds: float, lane: _Lane
@@ -157,7 +163,7 @@ class ConstraintCompiler:
             "does not",
         }
         logger.info("constraint exceeds a limit", extra={"limit": response["limit"]})
-        return invalid_constraint(constraint, problems.get(response["limit"], problems["memory"]))
+        return invalid_constraint(constraint, problems[response["limit"]])
 
     async def _running_server(self) -> _Server:
         async with self._starting:

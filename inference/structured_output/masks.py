@@ -8,7 +8,6 @@ import threading
 import time
 from collections import abc, deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -92,8 +91,9 @@ class MaskWorker:
                 jobs.append(_Job(scheduled, sequence.matcher, new, len(rows)))
                 rows += range(row, row + num_rows)
             row += num_rows
-        # All ones: the rows after an invalid draft stay unset, and their tokens are discarded.
-        bitmasks: Bitmasks = np.full((len(rows), self._num_columns), -1, dtype=np.int32)
+        # All zeros, so that no token is sampled without its mask. The rows after an invalid draft
+        # stay zero, and are discarded.
+        bitmasks: Bitmasks = np.zeros((len(rows), self._num_columns), dtype=np.int32)
         return PendingMasks(self, rows, bitmasks, jobs)
 
     def submit(self, work: abc.Callable[[], None]) -> Future[None]:
@@ -121,8 +121,13 @@ class PendingMasks:
         self._address: int = bitmasks.ctypes.data
         self._num_bytes: int = bitmasks.strides[0]
         """Of one row."""
+        self._lock = threading.Lock()
+        """Guards the next three."""
         self._waiting = deque(jobs)
         self._running: dict[int, _Running] = {}
+        """What each thread computes; a thread does not end while it is in here."""
+        self._abandoned: set[int] = set()
+        """Threads that take no more jobs."""
         self._threads: dict[int, Future[None]] = {}
         self._numbers = itertools.count()
         for _ in range(min(worker.num_threads, len(jobs))):
@@ -141,18 +146,31 @@ class PendingMasks:
         """The masks once each thread has ended or exceeds the time."""
         slow: list[_Job] = []
         while wait(self._threads.values(), MAX_SECONDS / 10).not_done:
-            for number, running in list(self._running.items()):
-                if running.seconds > MAX_SECONDS and not self._threads[number].done():
-                    running.job.matcher.fail(f"a token's mask takes more than {MAX_SECONDS} s")
-                    slow.append(running.job)
-                    del self._running[number], self._threads[number]
-                    self._worker.replace_threads()
-                    self._start_thread()
+            abandoned = self._abandon_slow()
+            if abandoned:
+                self._worker.replace_threads()
+            for job in abandoned:
+                job.matcher.fail(f"a token's mask takes more than {MAX_SECONDS} s")
+                self._start_thread()
+            slow += abandoned
         # A copy, because the abandoned threads still write to the original.
         bitmasks = self._bitmasks.copy()
         for job in slow:
             bitmasks[job.begin : job.end] = 0
         return Masks(self._rows, bitmasks)
+
+    def _abandon_slow(self) -> list[_Job]:
+        """Leaves the threads that exceed the time to their jobs, which it returns."""
+        with self._lock:
+            slow = {
+                number: running.job
+                for number, running in self._running.items()
+                if running.seconds > MAX_SECONDS
+            }
+            self._abandoned.update(slow)
+            for number in slow:
+                del self._running[number], self._threads[number]
+        return list(slow.values())
 
     def _start_thread(self) -> None:
         number = next(self._numbers)
@@ -160,16 +178,23 @@ class PendingMasks:
 
     def _work(self, number: int) -> None:
         clock = time.pthread_getcpuclockid(threading.get_ident())
-        with suppress(IndexError):
-            while True:
-                job = self._waiting.popleft()
-                self._running[number] = _Running(job, clock, time.clock_gettime(clock))
-                try:
-                    self._compute(job)
-                except Exception as error:
-                    logger.exception("mask failed")
-                    job.matcher.fail(f"the mask failed: {type(error).__name__}")
-                    self._bitmasks[job.begin : job.end] = 0
+        while (job := self._next_job(number, clock)) is not None:
+            try:
+                self._compute(job)
+            except BaseException as error:  # also a panic of the library, which is no Exception
+                logger.exception("mask failed")
+                job.matcher.fail(f"the mask failed: {type(error).__name__}")
+                self._bitmasks[job.begin : job.end] = 0
+
+    def _next_job(self, number: int, clock: int) -> _Job | None:
+        """Ends a thread's job and begins its next one; None if it shall take no more."""
+        with self._lock:
+            self._running.pop(number, None)
+            if number in self._abandoned or not self._waiting:
+                return None
+            job = self._waiting.popleft()
+            self._running[number] = _Running(job, clock, time.clock_gettime(clock))
+            return job
 
     def _compute(self, job: _Job) -> None:
         sequence, drafts = job.scheduled.sequence, job.scheduled.draft_token_ids

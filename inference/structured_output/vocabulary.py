@@ -83,14 +83,10 @@ class Vocabulary:
         """Why constraints are not supported; empty if they are."""
         return self._problem
 
-    def has(self, constraint: OutputConstraint) -> bool:
-        """Whether `matcher` returns or raises at once, without compiling."""
-        return self._tokenizer is None or constraint in self._compiled
+    def kept(self, constraint: OutputConstraint) -> Compiled | None:
+        """The outcome for a constraint in the cache, None if there is none.
 
-    def matcher(self, constraint: OutputConstraint) -> Matcher:
-        """A matcher in its initial state; compiles the constraint if that is still to be done.
-
-        Raises `InvalidSamplingParams` if the constraint is invalid or not supported.
+        Raises `InvalidSamplingParams` if constraints are not supported.
         """
         if self._tokenizer is None:
             raise InvalidSamplingParams(
@@ -100,6 +96,14 @@ class Vocabulary:
             compiled = self._compiled.get(constraint)
             if compiled is not None:
                 self._compiled.move_to_end(constraint)
+        return compiled
+
+    def matcher(self, constraint: OutputConstraint) -> Matcher:
+        """A matcher in its initial state; compiles the constraint, without limits, if need be.
+
+        Raises `InvalidSamplingParams` if the constraint is invalid or not supported.
+        """
+        compiled = self.kept(constraint)
         if compiled is None:
             try:
                 compiled = self.compile(constraint, self.grammar(constraint))

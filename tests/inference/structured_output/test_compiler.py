@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from inference.engine.errors import EngineUnavailable, InvalidSamplingParams
+from inference.engine.errors import EngineUnavailable, InvalidSamplingParams, SequenceFailed
 from inference.structured_output import compile_server
 from inference.structured_output import compiler as compiler_module
 from inference.structured_output.compiler import CompileLimits, ConstraintCompiler
@@ -79,7 +79,7 @@ async def test_limits_end_a_compilation(source: VocabularySource, no_tasks_left:
             with pytest.raises(InvalidSamplingParams, match=r"within 0\.2 s of CPU time") as caught:
                 vocabulary.matcher(constraint)
             assert caught.value.field == "constraint.json_schema"
-            assert vocabulary.has(constraint)
+            assert vocabulary.kept(constraint) is not None
             await compiler.compile(constraint, "")
         assert time.monotonic() - began < 30
         # The others are not affected.
@@ -145,7 +145,6 @@ def test_a_slow_mask_is_found_before_the_sequence_runs(
     [
         (signal.SIGPROF, "time", "within 0.8 s of CPU time"),
         (signal.SIGABRT, "memory", "within 128 MiB of memory"),
-        (signal.SIGKILL, "cancelled", "within 128 MiB of memory"),  # the kernel was out of memory
         (signal.SIGSEGV, "depth", "within 4 MiB of stack"),
         (0, "memory", "within 128 MiB of memory"),
     ],
@@ -159,6 +158,21 @@ def test_the_end_of_a_fork_names_the_limit(
     compiler = ConstraintCompiler(Vocabulary.load(source), CompileLimits())
     error = compiler._error(constraint, {"limit": limit})
     assert str(error) == f"constraint.json_schema must compile {message}, and does not"
+
+
+async def test_a_killed_compilation_is_no_verdict_on_the_constraint(
+    source: VocabularySource, no_tasks_left: None
+) -> None:
+    """As the kernel kills it if memory runs out: its requests fail, and it is not kept."""
+    constraint = schema_of(SLOW)
+    async with compiling(source, max_seconds=50) as (compiler, vocabulary):
+        requests = [asyncio.create_task(compiler.compile(constraint, "")) for _ in range(2)]
+        await eventually(lambda: compiler._server is not None and len(forks(compiler)) == 1, "one")
+        os.kill(forks(compiler)[0], signal.SIGKILL)
+        for error in await asyncio.gather(*requests, return_exceptions=True):
+            assert isinstance(error, SequenceFailed)
+        assert vocabulary.kept(constraint) is None
+        assert not compiler._compilations
 
 
 async def test_a_compilation_ends_with_its_requests(

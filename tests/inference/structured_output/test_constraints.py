@@ -22,8 +22,10 @@ from inference.engine.interface import Finish
 from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
-from inference.structured_output import masks
+from inference.structured_output import masks, vocabulary
+from inference.structured_output.compiler import ConstraintCompiler
 from inference.structured_output.matcher import Matcher
+from inference.structured_output.vocabulary import Compiled, Vocabulary
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from mesh.protocol.finish import FinishReason
@@ -305,6 +307,33 @@ async def test_constraints_over_grpc(make: Callable[..., Engine], no_tasks_left:
                 await answer(**form)
             assert caught.value.kind is ErrorKind.INVALID_REQUEST
             assert caught.value.param == field
+
+
+async def test_an_evicted_constraint_is_not_compiled_again(
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, no_tasks_left: None
+) -> None:
+    """Other compilations may evict it before its sequence begins; the loop must not compile."""
+    original = ConstraintCompiler.compile
+
+    async def evicted(
+        self: ConstraintCompiler, constraint: OutputConstraint, key: str
+    ) -> Compiled | None:
+        compiled = await original(self, constraint, key)
+        self._vocabulary.reject(schema_of(False), InvalidSamplingParams("another"))
+        assert list(self._vocabulary._compiled) == [schema_of(False)]
+        return compiled
+
+    def grammar(*_: object) -> str:
+        raise AssertionError("compiled without limits")
+
+    monkeypatch.setattr(vocabulary, "MAX_KEPT", 1)
+    monkeypatch.setattr(ConstraintCompiler, "compile", evicted)
+    monkeypatch.setattr(Vocabulary, "grammar", grammar)
+    async with serving(make) as served:
+        stub = inference_pb2_grpc.InferenceServiceStub(served.channel)
+        constraint = common_pb2.OutputConstraint(regex="[ab]{3}")
+        ids = await generate(stub, constraint=constraint, max_tokens=9, ignore_eos=False)
+        assert re.fullmatch("[ab]{3}", TOKENIZER.decode([i for i in ids if i not in EOS]))
 
 
 @pytest.mark.parametrize(
