@@ -117,6 +117,7 @@ chaos-short: $(VENV)/.dev
 	@SEED=1 DURATION=20 $(BIN)/python -m pytest -q tests/chaos/test_faults.py
 	@SEED=1 $(BIN)/python -m pytest -q tests/chaos/test_lost_peers.py -k short
 	@SEED=1 DURATION=2 $(BIN)/python -m pytest -q tests/chaos/test_embeddings_flood.py
+	@SEED=1 DURATION=6 $(BIN)/python -m pytest -q tests/chaos/test_poison.py
 
 ## fuzz-http: Send random raw HTTP to a gateway for DURATION seconds (600), and measure /livez meanwhile (SEED=… repeats a run)
 .PHONY: fuzz-http

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,12 +21,19 @@ from tests.e2e.support.poison import CHAT, poison
 SEED = int(os.environ.get("SEED") or 1)
 SECONDS = float(os.environ.get("DURATION") or 60)
 NUM_POISONERS = 8
+NUM_TURNS = 3
+"""Quiet times and times beside poison alternate: the speed of a shared machine changes."""
 
 MAX_RATIO = 2.0
 """Most slowdown of the others' 99th percentile of the time to the first token."""
 
-LEAST_SECONDS = 0.25
-"""A time to the first token below this is not judged: it is noise on a shared machine."""
+NUM_SAMPLES_OF_P99 = 300
+"""With fewer samples the 90th percentile is judged: their 99th is the largest or the next one."""
+
+LEAST_SECONDS = 0.05
+"""A time to the first token below this is not judged: the compilations of eight clients keep all
+cores busy, at low priority. On two cores the 99th percentile was 15 ms quiet and 47 ms beside
+poison; on a loaded machine it was 44 ms quiet, and 74 ms beside two busy loops of that priority."""
 
 pytestmark = pytest.mark.timeout(600 + 4 * SECONDS)
 
@@ -52,43 +60,89 @@ async def first_token_seconds(client: httpx.AsyncClient) -> float:
     return seconds
 
 
-async def percentile_99(client: httpx.AsyncClient, seconds: float) -> float:
-    """The 99th percentile of valid requests, sent one after another for some time."""
+def percentile(times: list[float], fraction: float) -> float:
+    """The value which this fraction of the times does not exceed."""
+    return sorted(times)[int(len(times) * fraction)]
+
+
+async def time_requests(client: httpx.AsyncClient, seconds: float) -> list[float]:
+    """Times to the first token of requests that are sent one after another for some time."""
     end = time.monotonic() + seconds
     times: list[float] = []
     while time.monotonic() < end or len(times) < 20:
         times.append(await first_token_seconds(client))
-    return sorted(times)[int(len(times) * 0.99)]
+    return times
+
+
+async def percentile_99(client: httpx.AsyncClient, seconds: float) -> float:
+    """The 99th percentile of valid requests, sent one after another for some time."""
+    return percentile(await time_requests(client, seconds), 0.99)
+
+
+class Poisoners:
+    """Clients of one gateway that send poison inside `async with`."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self._numbers = itertools.count(SEED * 1_000_000)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.statuses: Counter[tuple[str, int]] = Counter()
+
+    async def __aenter__(self) -> None:
+        self._tasks = [asyncio.create_task(self._send_always()) for _ in range(NUM_POISONERS)]
+
+    async def __aexit__(self, *_: object) -> None:
+        """All clients leave at once, which ends what is computed for them."""
+        for task in self._tasks:
+            task.cancel()
+        for error in await asyncio.gather(*self._tasks, return_exceptions=True):
+            assert isinstance(error, asyncio.CancelledError), error
+
+    async def send_each(self) -> None:
+        """Sends one request of each kind."""
+        kinds = poison(next(self._numbers)).items()
+        await asyncio.gather(*(self._send(name, body) for name, body in kinds))
+
+    async def _send_always(self) -> None:
+        while True:
+            number = next(self._numbers)
+            requests = list(poison(number).items())
+            random.Random(number).shuffle(requests)
+            for name, body in requests:
+                await self._send(name, body)
+
+    async def _send(self, name: str, body: dict[str, Any]) -> None:
+        response = await self._client.post("/v1/chat/completions", json=body)
+        self.statuses[name, response.status_code] += 1
 
 
 async def test_no_engine_is_lost_for_a_client_s_mistake(cluster: Cluster) -> None:
     """All poison is 400, and the valid requests of another client are as fast as before."""
     [url] = cluster.urls
-    numbers = itertools.count(SEED * 1_000_000)
-    statuses: Counter[tuple[str, int]] = Counter()
-
-    async def send_poison(client: httpx.AsyncClient) -> None:
-        while True:
-            number = next(numbers)
-            requests = list(poison(number).items())
-            random.Random(number).shuffle(requests)
-            for name, body in requests:
-                response = await client.post("/v1/chat/completions", json=body)
-                statuses[name, response.status_code] += 1
-
-    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
-        await percentile_99(client, 1)  # warm-up
-        quiet = await percentile_99(client, SECONDS / 3)
-        async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as other:
-            poisoners = [asyncio.create_task(send_poison(other)) for _ in range(NUM_POISONERS)]
-            busy = await percentile_99(client, SECONDS * 2 / 3)
-            for task in poisoners:
-                task.cancel()
-            await asyncio.gather(*poisoners, return_exceptions=True)
-        print(f"99th percentile of TTFT: {quiet:.3f} s quiet, {busy:.3f} s beside", statuses)
+    quiet: list[float] = []
+    beside: list[float] = []
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as other,
+    ):
+        poisoners = Poisoners(other)
+        await time_requests(client, 1)  # warm-up
+        for _ in range(NUM_TURNS):
+            quiet += await time_requests(client, SECONDS / 3 / NUM_TURNS)
+            async with poisoners:
+                beside += await time_requests(client, SECONDS * 2 / 3 / NUM_TURNS)
+            await time_requests(client, 0.2)  # until nothing is computed for those that left
+        await poisoners.send_each()
+        for name, times in (("quiet", quiet), ("beside poison", beside)):
+            ms = [round(1000 * percentile(times, each)) for each in (0.5, 0.9, 0.99)]
+            print(f"first token {name}: p50, p90, p99 {ms} ms of {len(times)} requests")
+        statuses = poisoners.statuses
+        print(f"responses to poison: {dict(statuses)}")
         assert {status for _, status in statuses} == {400}, statuses
         assert {name for name, _ in statuses} == poison(0).keys()
-        assert busy <= max(MAX_RATIO * quiet, LEAST_SECONDS)
+        judged = 0.99 if min(len(quiet), len(beside)) >= NUM_SAMPLES_OF_P99 else 0.9
+        limit = max(MAX_RATIO * percentile(quiet, judged), LEAST_SECONDS)
+        assert percentile(beside, judged) <= limit
         await first_token_seconds(client)
     for node in (*cluster.of("orchestrator"), *cluster.of("inference")):
         assert node.alive
