@@ -21,6 +21,10 @@ MAX_INPUTS = 64
 MAX_CALLS = 33
 """Most calls that an engine accepts at once."""
 
+MAX_LIVE_TOKENS = 600_000
+"""Most tokens of all calls at once. Calls that wait have ids only, no keys and values, and take
+turns by input; so a small call beside two large jobs is accepted, and soon done."""
+
 Inputs = Sequence[Sequence[int]]
 
 
@@ -58,14 +62,13 @@ class EmbeddingCalls:
     def num_live(self) -> int:
         return len(self._ended)
 
-    async def embed(self, inputs: Inputs, *, max_tokens: int) -> list[list[float]]:
+    async def embed(self, inputs: Inputs) -> list[list[float]]:
         """Return the vectors of checked inputs; cancelling ends the call within one piece.
 
-        Raises Overloaded if the tokens of all calls would exceed `max_tokens`, unless it is the
-        only call; otherwise the error that ended the call.
+        Raises Overloaded beyond `MAX_CALLS` or `MAX_LIVE_TOKENS`, or the error that ended the call.
         """
         num_tokens = sum(map(len, inputs))
-        self._check_limits(num_tokens, max_tokens)
+        self._check_limits(num_tokens)
         call = EmbeddingCall(inputs)
         ended = self._ended[call] = asyncio.get_running_loop().create_future()
         self._num_tokens += num_tokens
@@ -107,14 +110,14 @@ class EmbeddingCalls:
             return False
         return True
 
-    def _check_limits(self, num_tokens: int, max_tokens: int) -> None:
+    def _check_limits(self, num_tokens: int) -> None:
         if self.num_live >= MAX_CALLS:
             raise Overloaded(
                 f"at most {MAX_CALLS} embedding calls may be live. Live: {self.num_live}"
             )
-        if self._num_tokens and self._num_tokens + num_tokens > max_tokens:
+        if self._num_tokens + num_tokens > MAX_LIVE_TOKENS:
             raise Overloaded(
-                f"embedding calls may have at most {max_tokens} tokens together. "
+                f"embedding calls may have at most {MAX_LIVE_TOKENS} tokens together. "
                 f"Live: {self._num_tokens}. Given: {num_tokens}"
             )
 

@@ -182,7 +182,7 @@ class AsyncEngine:
             raise EngineUnavailable("the engine takes no inputs to embed")
         capacity = engine.admission.kv_capacity_tokens
         check_inputs(inputs, engine.model_info, capacity)
-        return await self._embeddings.embed(inputs, max_tokens=capacity)
+        return await self._embeddings.embed(inputs)
 
     def load(self) -> Load:
         load = self._load

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference.api import metrics
+from inference.embedding import calls
 from inference.embedding.calls import MAX_CALLS, EmbeddingCall
 from inference.embedding.pace import (
     MIN_PIECE_TOKENS,
@@ -331,8 +332,9 @@ async def test_a_piece_that_does_not_return_ends_the_calls() -> None:
         embedder.gate.release(1000)
 
 
-async def test_tokens_and_calls_are_limited() -> None:
-    """The limit of tokens is the KV cache's capacity; a single call above it is accepted."""
+async def test_tokens_and_calls_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they may have more tokens than the KV cache, which only the running ones use."""
+    monkeypatch.setattr(calls, "MAX_LIVE_TOKENS", 180)
     embedder = StubEmbedder()
     embedder.gate = threading.Semaphore(0)
     async with running(StubRunner(), embedder=embedder, num_blocks=16) as engine:
@@ -340,7 +342,7 @@ async def test_tokens_and_calls_are_limited() -> None:
             await engine.embed([[1] * 65])
         large = asyncio.create_task(engine.embed([[1] * 60] * 3))
         await until(lambda: engine.load().num_waiting == 1)
-        with pytest.raises(Overloaded, match=r"64 tokens together\. Live: 180\. Given: 1"):
+        with pytest.raises(Overloaded, match=r"180 tokens together\. Live: 180\. Given: 1"):
             await engine.embed([[1]])
         embedder.gate.release(1000)
         assert len(await large) == 3
@@ -357,9 +359,9 @@ async def test_embeddings_and_generation_share_an_engine() -> None:
     """Both finish, whatever else runs; nothing stays allocated."""
     embedder = StubEmbedder()
     async with running(StubRunner(), embedder=embedder, num_blocks=200) as engine:
-        calls = [engine.embed([[number] * 30] * 8) for number in range(1, 4)]
+        embeddings = [engine.embed([[number] * 30] * 8) for number in range(1, 4)]
         streams = [collect(engine, str(number), [number], LONG) for number in range(4)]
-        vectors, _ = await asyncio.gather(asyncio.gather(*calls), asyncio.gather(*streams))
+        vectors, _ = await asyncio.gather(asyncio.gather(*embeddings), asyncio.gather(*streams))
         for number, found in enumerate(vectors, 1):
             assert found == [pytest.approx(unit(30 * number, 30))] * 8
         await until(lambda: engine.load().kv_usage == 0)
