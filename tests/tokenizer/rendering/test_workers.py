@@ -103,8 +103,8 @@ def test_a_replaced_supervisor_s_worker_is_not_ended_by_the_next_one(
     assert workers._take() == idle
     forked = workers._take()
     assert workers._supervisor is replacement
-    for worker in (idle, forked):
-        assert workers._end(worker) == signal.SIGKILL
+    for worker in (idle, forked):  # a worker may see the end of its socket before it is killed
+        assert workers._end(worker) in (0, signal.SIGKILL)
 
 
 def test_closing_ends_all_processes() -> None:
