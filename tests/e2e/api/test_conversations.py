@@ -13,7 +13,7 @@ import pytest
 from tests.conversations import encoded, random_body
 from tests.e2e.support.stack import Stack
 
-NUM_CASES = int(os.environ.get("CONVERSATION_CASES", "150"))
+NUM_CASES = int(os.environ.get("CONVERSATION_CASES", "80"))
 """`make fuzz-conversations` sets it to 10,000."""
 
 CPU_SECONDS = 2.0

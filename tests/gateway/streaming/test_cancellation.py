@@ -184,6 +184,6 @@ async def test_a_disconnect_while_sending_the_body(
         await eventually(lambda: server.dependencies.drain.num_active == 1, "the request arrives")
         writer.close()
         await eventually(lambda: server.dependencies.drain.num_active == 0, "the request ends")
+        assert orchestrator.requests == []
         async with client_of(server) as client:
             assert (await client.get("/readyz")).status_code == 200
-    assert orchestrator.requests == []
