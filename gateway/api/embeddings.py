@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import struct
 from collections.abc import Sequence
@@ -19,8 +18,7 @@ from gateway.validation.body import off_loop, read_json
 
 ROUTE = "/v1/embeddings"
 
-LARGE_BATCH_NUMBERS = 8192
-"""A larger batch, which takes some milliseconds, is encoded in a thread."""
+FLOAT32_BYTES = 4
 
 
 class Embeddings:
@@ -63,9 +61,7 @@ async def _encode_batch(vectors: Sequence[Sequence[float]], first: int, encoding
     def encode_all() -> list[str]:
         return [_encode(first + n, vector, encoding) for n, vector in enumerate(vectors)]
 
-    if sum(map(len, vectors)) <= LARGE_BATCH_NUMBERS:
-        return encode_all()
-    return await asyncio.to_thread(encode_all)
+    return await off_loop(FLOAT32_BYTES * sum(map(len, vectors)), encode_all)
 
 
 def _encode(index: int, vector: Sequence[float], encoding: str) -> str:

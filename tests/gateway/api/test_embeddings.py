@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from gateway.api import embeddings
+from gateway.validation import body as body_module
 from mesh.errors import ErrorKind, MeshError
 from tests.gateway.api.test_openai import official as official  # a fixture
 from tests.gateway.fakes import FakeOrchestrator, Script
@@ -64,7 +65,7 @@ async def test_large_batches_are_encoded_in_a_thread(
     small = (await client.post(PATH, json=body)).json()
     assert threads == {threading.get_ident()}
     threads.clear()
-    monkeypatch.setattr(embeddings, "LARGE_BATCH_NUMBERS", 1)
+    monkeypatch.setattr(body_module, "LARGE_BODY_BYTES", 1)
     assert (await client.post(PATH, json=body)).json() == small
     assert threads
     assert threading.get_ident() not in threads
