@@ -15,8 +15,8 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.hub import vocabulary
 from mesh.protocol.chat import ChatPrompt, ToolPrompt, chat_to_proto, tool_prompt_from_proto
 from mesh.rpc.channel import call_unary, open_stream
+from mesh.text.detokenizer import Decoder
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from orchestrator.text.detokenizer import Decoder
 from orchestrator.text.tools.tool_format import AnswerFormat, answer_format
 
 SERVICE = "mesh.v1.TokenizerService"

@@ -1,5 +1,5 @@
-"""Token ids to text: detokenization, stop strings, reasoning and tool-call parsing.
+"""The text of an answer: reasoning, tool-call parsing, and the assembler of all its parts.
 
-Everything that runs for each token is synchronous. Filters of search summaries are in
-`orchestrator.search`.
+Everything that runs for each token is synchronous. Detokenizer and stop strings are in `mesh.text`,
+filters of search summaries in `orchestrator.search`.
 """

@@ -14,10 +14,10 @@ from mesh.protocol.deltas import Delta, DeltaLogprob
 from mesh.protocol.logprobs import TokenLogprob
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
+from mesh.text.stop_strings import StopStrings
 from orchestrator.generation import ModelInfo
 from orchestrator.text.answer import NO_DELTA, AnswerDelta, AnswerParser
 from orchestrator.text.preparation import PreparedPrompt
-from orchestrator.text.stop_strings import StopStrings
 from orchestrator.text.token_texts import AlignedLogprobs, delta_logprob, prompt_texts
 
 

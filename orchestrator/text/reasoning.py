@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple
 
-from orchestrator.text.held_text import overlap
+from mesh.text.held_text import overlap
 from orchestrator.text.tools.tool_format import THINK_END, THINK_START
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mesh.protocol.deltas import DeltaLogprob
 from mesh.protocol.logprobs import TokenLogprob
-from orchestrator.text.detokenizer import Decoder, Detokenizer
+from mesh.text.detokenizer import Decoder, Detokenizer
 
 Spans = Sequence[tuple[int, int]]
 """Half-open ranges of a text, in order."""

@@ -12,6 +12,8 @@ import pytest
 from mesh.protocol.finish import FinishReason, GenerationFinish
 from mesh.protocol.sampling_params import MAX_STOP_CHARACTERS
 from mesh.protocol.usage import Usage
+from mesh.text.detokenizer import Decoder
+from mesh.text.stop_strings import StopStrings
 from orchestrator.search import summary as summary_module
 from orchestrator.search.grounding.citations import CitationFilter, cited_numbers
 from orchestrator.search.grounding.grounding import Citation, ground
@@ -21,9 +23,7 @@ from orchestrator.search.grounding.sentences import (
     split_sentences,
 )
 from orchestrator.text.answer import AnswerParser
-from orchestrator.text.detokenizer import Decoder
 from orchestrator.text.reasoning import ReasoningParser
-from orchestrator.text.stop_strings import StopStrings
 from orchestrator.text.tools.tool_calls import ToolCallParser
 from orchestrator.text.tools.tool_format import HERMES
 from tests.orchestrator.fakes import FakeInference, orchestrator

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from mesh.protocol.deltas import ToolCallDelta
-from orchestrator.text.held_text import overlap
+from mesh.text.held_text import overlap
 from orchestrator.text.tools.call_reader import ToolCallReader, Verdict
 from orchestrator.text.tools.tool_format import ToolFormat
 

@@ -10,6 +10,7 @@ import pytest
 
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.chat import ChatPrompt
+from mesh.text.detokenizer import Decoder
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer
 from orchestrator.generation import ModelInfo
 from orchestrator.search.retrieval import (
@@ -18,7 +19,6 @@ from orchestrator.search.retrieval import (
     SearchResult,
 )
 from orchestrator.search.search import Search
-from orchestrator.text.detokenizer import Decoder
 from tests.orchestrator.tokenizers_made import byte_level
 
 RESULTS = [

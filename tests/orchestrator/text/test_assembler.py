@@ -15,11 +15,11 @@ from mesh.protocol.logprobs import TokenLogprob
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
 from mesh.protocol.usage import Usage
+from mesh.text.detokenizer import Decoder
 from orchestrator.clients.tokenizer import Encoded
 from orchestrator.generation import ModelInfo
 from orchestrator.text.answer import AnswerParser
 from orchestrator.text.assembler import TextAssembler
-from orchestrator.text.detokenizer import Decoder
 from orchestrator.text.preparation import PreparedPrompt
 from orchestrator.text.reasoning import ReasoningParser
 from orchestrator.text.tools.tool_calls import ToolCallParser

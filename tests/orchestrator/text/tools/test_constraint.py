@@ -13,7 +13,7 @@ from inference.structured_output.grammar import build_grammar
 from mesh.errors import MeshError
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
-from orchestrator.text.detokenizer import Decoder
+from mesh.text.detokenizer import Decoder
 from orchestrator.text.tools.constraint import (
     MAX_CALLS,
     calls_or_answer,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.text.detokenizer import _MAX_HELD, Decoder
+from mesh.text.detokenizer import _MAX_HELD, Decoder
 from tests.orchestrator.tokenizers_made import byte_fallback
 
 TOKENIZER = byte_fallback()

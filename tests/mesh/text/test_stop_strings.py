@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text.stop_strings import StopStrings
+from mesh.text.stop_strings import StopStrings
 
 WORDS = st.text(alphabet="ab😀", max_size=5)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from orchestrator.text.detokenizer import Decoder
+from mesh.text.detokenizer import Decoder
 from tests.orchestrator.tokenizers_made import byte_fallback, byte_level
 
 TOKENIZERS = {"byte-level": byte_level(), "byte-fallback": byte_fallback()}

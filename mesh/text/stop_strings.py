@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.text.held_text import overlap
+from mesh.text.held_text import overlap
 
 
 class StopStrings:
