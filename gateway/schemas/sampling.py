@@ -1,4 +1,4 @@
-"""Sampling fields that chat and text completions share."""
+"""Sampling fields that the generation APIs share."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class StreamOptions(Body):
     )
 
 
-class SamplingFields(Body):
+class SamplingParameters(Body):
     """OpenAI's sampling parameters, and vLLM's names for those that OpenAI does not have.
 
     An absent parameter has the served model's default (generation_config.json), or
@@ -101,9 +101,6 @@ class SamplingFields(Body):
         max_length=500,
         description="Name of a served model, as /v1/models lists it. May be empty if one is "
         "served.",
-    )
-    max_tokens: Annotated[int | None, bounded("max_tokens")] = Field(
-        None, description="Most tokens to generate; default: as many as the context has room for."
     )
     temperature: Annotated[float | None, bounded("temperature")] = Field(
         None, description="Softmax temperature; 0 is greedy decoding. Default 1."
@@ -152,9 +149,7 @@ class SamplingFields(Body):
     min_tokens: Annotated[int, bounded("min_tokens")] = Field(
         0, description="Tokens before which no end-of-sequence or stop token is sampled."
     )
-    n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate for each prompt.")
     stream: bool = Field(False, description="Respond with server-sent events.")
-    stream_options: StreamOptions = StreamOptions()
     user: str | None = Field(None, description="Accepted for compatibility; ignored.")
 
     def sampling(
@@ -185,3 +180,13 @@ class SamplingFields(Body):
             num_prompt_logprobs=num_prompt_logprobs,
             constraint=constraint,
         )
+
+
+class SamplingFields(SamplingParameters):
+    """The fields of chat and text completions alone."""
+
+    max_tokens: Annotated[int | None, bounded("max_tokens")] = Field(
+        None, description="Most tokens to generate; default: as many as the context has room for."
+    )
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate for each prompt.")
+    stream_options: StreamOptions = StreamOptions()
