@@ -61,6 +61,8 @@ class GenerationRequest(NamedTuple):
     stop: Sequence[str] = ()
     echo: bool = False
     tool_choice: ToolChoice = ANY_TOOL
+    fit_max_tokens: bool = False
+    """Lower `sampling.max_tokens` to the room that the prompt leaves in the context."""
 
 
 class Generation:
@@ -116,10 +118,11 @@ class Generation:
             active.account.generated(len(chunk.token_ids))
         deltas = self._assembler.push(chunk)
         finish = chunk.finish
-        self.stopped = self._assembler.stopped
-        if self.stopped:
+        stop_string = self._assembler.stop_string
+        if stop_string:
+            self.stopped = True
             usage = active.account.usage if finish is None else finish.usage
-            finish = GenerationFinish(FinishReason.STOP, usage)
+            finish = GenerationFinish(FinishReason.STOP, usage, stop_string)
         if finish is not None:
             active.account.finished(finish)
         for delta in deltas:
@@ -258,6 +261,17 @@ class Pipeline:
             span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
         return prompt
 
+    async def count_tokens(self, prompt: Prompt, model: ModelInfo, active: ActiveRequest) -> int:
+        """The number of tokens of a conversation or text. Raises MeshError."""
+        tokenizer = self._tokenizers.of(model.name)
+        active.state = RequestState.ENCODING
+        with tracing.stage(semconv.ENCODE) as span:
+            async with active.cancellable():
+                prepared = await prepare(tokenizer, prompt, None, False, ANY_TOOL)
+            num_tokens = len(prepared.encoded.token_ids)
+            span.set_attribute(semconv.NUM_TOKENS, num_tokens)
+        return num_tokens
+
     async def retrieve(self, request: SearchRequest, active: ActiveRequest) -> RetrievalOutcome:
         """Finds passages for a query; none if an operator ends the request meanwhile."""
         active.state = RequestState.RETRIEVING
@@ -293,15 +307,21 @@ class Pipeline:
         sampling: SamplingParams,
         stop: Sequence[str],
         active: ActiveRequest,
+        *,
+        fit_max_tokens: bool = False,
     ) -> Generation:
         """A generation, to be entered at once.
 
-        Raises MeshError if the prompt is too long, or not of the model's vocabulary.
+        `fit_max_tokens`: lower the limit of tokens to the room in the context. Raises MeshError if
+        the prompt is too long, or not of the model's vocabulary.
         """
         check_vocabulary(prompt.encoded.vocabulary_sha256, model)
         num_tokens = len(prompt.encoded.token_ids)
         field = "messages" if isinstance(prompt.encoded.source, ChatPrompt) else "prompt"
-        max_tokens = room_for_completion(num_tokens, sampling.max_tokens, model, field)
+        limit = sampling.max_tokens
+        if fit_max_tokens and limit is not None:
+            limit = min(limit, max(1, model.context_length - num_tokens))
+        max_tokens = room_for_completion(num_tokens, limit, model, field)
         check_min_tokens(sampling.min_tokens, max_tokens)
         active.permit.reserve(num_tokens + max_tokens)
         account = active.account

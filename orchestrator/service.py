@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from mesh.errors import invalid
+from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.process.lifecycle import SetReady
 from mesh.protocol.chat import tool_choice_from_proto
 from mesh.protocol.deltas import Delta, delta_to_proto
@@ -96,7 +96,12 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             try:
                 prompt = await pipeline.prompt(parsed, model, active)
                 async with pipeline.generate(
-                    prompt, model, parsed.sampling, parsed.stop, active
+                    prompt,
+                    model,
+                    parsed.sampling,
+                    parsed.stop,
+                    active,
+                    fit_max_tokens=parsed.fit_max_tokens,
                 ) as generation:
                     async for chunk in generation.tokens:
                         for progress in generation.push(chunk):
@@ -106,6 +111,20 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                             break
             except RequestAborted:
                 yield _progress(abort(model, active))
+
+    async def CountTokens(
+        self, request: orchestrator_pb2.CountTokensRequest, context: Context
+    ) -> orchestrator_pb2.CountTokensResponse:
+        prompt = prompt_from_proto(request)
+        with self._pipeline.admitted("CountTokens") as active:
+            model = self._pipeline.choose_model(request.model, active)
+            try:
+                num_tokens = await self._pipeline.count_tokens(prompt, model, active)
+            except RequestAborted:
+                raise MeshError(
+                    ErrorKind.CANCELLED, "the request was ended by an operator"
+                ) from None
+            return orchestrator_pb2.CountTokensResponse(model=model.name, num_tokens=num_tokens)
 
     def SummarizeStream(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
@@ -236,6 +255,7 @@ def _generation_request(request: orchestrator_pb2.GenerateRequest) -> Generation
         list(request.stop),
         request.echo,
         tool_choice_from_proto(request.tool_choice),
+        request.fit_max_tokens,
     )
 
 

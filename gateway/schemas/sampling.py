@@ -14,9 +14,11 @@ from mesh.protocol.constraints import OutputConstraint
 from mesh.protocol.sampling_params import (
     BOUNDS,
     MAX_STOP_CHARACTERS,
-    MAX_STOP_STRINGS,
     SamplingParams,
 )
+
+MAX_STOP_STRINGS = 4
+"""OpenAI's limit."""
 
 MAX_CHOICES = 32
 """Most choices of all prompts together; each is a separate request to the orchestrator."""

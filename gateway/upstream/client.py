@@ -93,6 +93,16 @@ class Orchestrator:
             raise names.public(error) from error
         charge.settle(num_tokens)
 
+    async def count_tokens(self, generation: Generation) -> int:
+        """The number of tokens of the prompt of `generation`; raises MeshError."""
+        try:
+            response = await call_unary(self._stub.CountTokens, count_tokens_request(generation))
+        except MeshError as error:
+            if generation.names is None:
+                raise
+            raise generation.names.public(error) from error
+        return response.num_tokens
+
     async def models(self) -> tuple[ServedModel, ...]:
         """The served models; raises MeshError."""
         response = await call_unary(self._stub.ListModels, orchestrator_pb2.ListModelsRequest())
@@ -178,7 +188,15 @@ def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest
         stop=generation.stop,
         echo=generation.echo,
         tool_choice=None if choice is None else tool_choice_to_proto(choice),
+        fit_max_tokens=generation.fit_max_tokens,
     )
+    set_prompt(request, generation.prompt)
+    return request
+
+
+def count_tokens_request(generation: Generation) -> orchestrator_pb2.CountTokensRequest:
+    """Convert to protobuf."""
+    request = orchestrator_pb2.CountTokensRequest(model=generation.model)
     set_prompt(request, generation.prompt)
     return request
 
@@ -192,7 +210,8 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
         events.append(delta_from_proto(response.delta))
     if response.HasField("finish"):
         finish = response.finish
-        events.append(GenerationFinish(_reason(finish.reason), usage_from_proto(finish.usage)))
+        usage = usage_from_proto(finish.usage)
+        events.append(GenerationFinish(_reason(finish.reason), usage, finish.stop_string))
     if not events:
         raise broken("a message without an event")
     return events
@@ -221,7 +240,11 @@ def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list
         details = tuple(map(_citation, finish.citation_details))
         citations = tuple(finish.citations)
         usage = usage_from_proto(finish.usage)
-        return [SummaryFinish(_reason(finish.reason), usage, citations, details)]
+        return [
+            SummaryFinish(
+                _reason(finish.reason), usage, citations=citations, citation_details=details
+            )
+        ]
     raise broken("a message without an event")
 
 

@@ -25,6 +25,8 @@ class Generation(NamedTuple):
     tool_choice: ToolChoice | None = None
     names: FieldNames | None = None
     """Names of the fields in errors; None: the services' own."""
+    fit_max_tokens: bool = False
+    """Lower `max_tokens` to the room in the context, instead of refusing the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,8 @@ class GenerationFinish:
 
     reason: FinishReason
     usage: Usage
+    stop_string: str = ""
+    """The stop string that ended the text; empty if none did."""
 
 
 REASON_TO_PROTO = {
@@ -77,7 +79,9 @@ def started_from_proto(message: orchestrator_pb2.GenerateStarted) -> GenerationS
 def finish_to_proto(finish: GenerationFinish) -> orchestrator_pb2.GenerateFinish:
     """Convert to protobuf."""
     return orchestrator_pb2.GenerateFinish(
-        reason=REASON_TO_PROTO[finish.reason], usage=usage_to_proto(finish.usage)
+        reason=REASON_TO_PROTO[finish.reason],
+        usage=usage_to_proto(finish.usage),
+        stop_string=finish.stop_string,
     )
 
 

@@ -12,7 +12,11 @@ from mesh.v1 import orchestrator_pb2
 Prompt: TypeAlias = ChatPrompt | TokenIds | str
 
 
-def set_prompt(request: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> None:
+AnyRequest: TypeAlias = orchestrator_pb2.GenerateRequest | orchestrator_pb2.CountTokensRequest
+"""Requests that have a prompt."""
+
+
+def set_prompt(request: AnyRequest, prompt: Prompt) -> None:
     """Set the prompt of a request."""
     if isinstance(prompt, str):
         request.text = prompt
@@ -23,7 +27,7 @@ def set_prompt(request: orchestrator_pb2.GenerateRequest, prompt: Prompt) -> Non
         request.chat.CopyFrom(chat_to_proto(prompt))
 
 
-def prompt_from_proto(request: orchestrator_pb2.GenerateRequest) -> Prompt:
+def prompt_from_proto(request: AnyRequest) -> Prompt:
     """The prompt of a request. Raises MeshError (INVALID_REQUEST) if there is none."""
     match request.WhichOneof("prompt"):
         case "chat":

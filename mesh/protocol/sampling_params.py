@@ -18,7 +18,7 @@ from mesh.v1 import common_pb2
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_STOP_TOKEN_IDS = 64
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 """Longest stop string."""
 

@@ -22,7 +22,8 @@ class StopStrings:
         self._held = ""
         self._num_exempt = 0
         """Characters at the beginning of `_held` at which no stop string may end."""
-        self.matched = False
+        self.matched = ""
+        """The stop string that ended the text; empty while none has."""
 
     def skip(self, text: str) -> str:
         """Like `push`, of text in which no stop string ends. One may begin in it."""
@@ -40,14 +41,14 @@ class StopStrings:
             return ""
         text = self._held + text
         matches = [
-            (start + len(stop), start)
+            (start + len(stop), start, stop)
             for stop in self._stop
             if (start := text.find(stop, max(0, self._num_exempt + 1 - len(stop)))) >= 0
         ]
         if matches:
-            self.matched = True
+            _, start, self.matched = min(matches)
             self._held = ""
-            return text[: min(matches)[1]]
+            return text[:start]
         return self._release(text)
 
     def flush(self) -> str:

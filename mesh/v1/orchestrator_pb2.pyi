@@ -63,6 +63,7 @@ class GenerateRequest(message.Message):
     STOP_FIELD_NUMBER: builtins.int
     ECHO_FIELD_NUMBER: builtins.int
     TOOL_CHOICE_FIELD_NUMBER: builtins.int
+    FIT_MAX_TOKENS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
     INVALID_ARGUMENT if there are several.
@@ -72,6 +73,10 @@ class GenerateRequest(message.Message):
     echo: builtins.bool
     """Send the prompt's text before the generated text; for text and token ids only. With
     sampling.num_prompt_logprobs, the log probabilities of its tokens too.
+    """
+    fit_max_tokens: builtins.bool
+    """Lower sampling.max_tokens to what the prompt leaves in the context, instead of refusing the
+    request. A prompt that fills the context is refused.
     """
     @builtins.property
     def chat(self) -> common_pb2.ChatPrompt:
@@ -87,7 +92,7 @@ class GenerateRequest(message.Message):
 
     @builtins.property
     def stop(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Stop strings, at most 4 of 1 to 256 characters. They end the text and are not part of it."""
+        """Stop strings, at most 16 of 1 to 256 characters. They end the text and are not part of it."""
 
     @builtins.property
     def tool_choice(self) -> ToolChoice:
@@ -104,10 +109,11 @@ class GenerateRequest(message.Message):
         stop: abc.Iterable[builtins.str] | None = ...,
         echo: builtins.bool = ...,
         tool_choice: ToolChoice | None = ...,
+        fit_max_tokens: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "echo", b"echo", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "echo", b"echo", "fit_max_tokens", b"fit_max_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -322,8 +328,11 @@ class GenerateFinish(message.Message):
 
     REASON_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
+    STOP_STRING_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
+    stop_string: builtins.str
+    """The stop string that ended the text; empty if none did."""
     @builtins.property
     def usage(self) -> common_pb2.Usage:
         """Token counts."""
@@ -333,10 +342,69 @@ class GenerateFinish(message.Message):
         *,
         reason: common_pb2.FinishReason.ValueType = ...,
         usage: common_pb2.Usage | None = ...,
+        stop_string: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CountTokensRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    CHAT_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """As in GenerateRequest."""
+    text: builtins.str
+    """Raw text."""
+    @builtins.property
+    def chat(self) -> common_pb2.ChatPrompt:
+        """A conversation, rendered by the model's chat template."""
+
+    @builtins.property
+    def token_ids(self) -> common_pb2.TokenIds:
+        """Token ids."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        chat: common_pb2.ChatPrompt | None = ...,
+        text: builtins.str = ...,
+        token_ids: common_pb2.TokenIds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "model", b"model", "prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+@typing.final
+class CountTokensResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    NUM_TOKENS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Name of the model."""
+    num_tokens: builtins.int
+    """Tokens of the encoded prompt."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        num_tokens: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "num_tokens", b"num_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,11 @@ class OrchestratorServiceStub:
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.FromString,
                 _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/mesh.v1.OrchestratorService/CountTokens',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_stream(
                 '/mesh.v1.OrchestratorService/Embed',
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.SerializeToString,
@@ -92,6 +97,13 @@ class OrchestratorServiceServicer:
 
     def Summarize(self, request, context):
         """Unary form of SummarizeStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """Counts the tokens of a prompt, without generating.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +154,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.Summarize,
                     request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensResponse.SerializeToString,
             ),
             'Embed': grpc.unary_stream_rpc_method_handler(
                     servicer.Embed,
@@ -245,6 +262,33 @@ class OrchestratorService:
             '/mesh.v1.OrchestratorService/Summarize',
             mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.SerializeToString,
             mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/CountTokens',
+            mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.CountTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class OrchestratorServiceStub:
     """Retrieves documents and summarises them: first `results`, then deltas, last one finish."""
     Summarize: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]
     """Unary form of SummarizeStream."""
+    CountTokens: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]
+    """Counts the tokens of a prompt, without generating."""
     Embed: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]
     """Embeds texts. The embeddings are streamed in the order of the inputs, in batches."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]
@@ -61,6 +63,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Retrieves documents and summarises them: first `results`, then deltas, last one finish."""
     Summarize: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]  # type: ignore[assignment]
     """Unary form of SummarizeStream."""
+    CountTokens: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]  # type: ignore[assignment]
+    """Counts the tokens of a prompt, without generating."""
     Embed: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embeds texts. The embeddings are streamed in the order of the inputs, in batches."""
     ListModels: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -97,6 +101,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.SummarizeResponse, _abc.Awaitable[_orchestrator_pb2.SummarizeResponse]]:
         """Unary form of SummarizeStream."""
+
+    @_abc_1.abstractmethod
+    def CountTokens(
+        self,
+        request: _orchestrator_pb2.CountTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.CountTokensResponse, _abc.Awaitable[_orchestrator_pb2.CountTokensResponse]]:
+        """Counts the tokens of a prompt, without generating."""
 
     @_abc_1.abstractmethod
     def Embed(

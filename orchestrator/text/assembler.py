@@ -49,8 +49,8 @@ class TextAssembler:
         """Tokens whose text is still held back."""
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop string has ended the text. No more text will come out."""
+    def stop_string(self) -> str:
+        """The stop string that has ended the text, so that no more will come out; else empty."""
         return self._stop.matched
 
     def push(self, chunk: TokenChunk) -> list[Delta]:

@@ -66,6 +66,7 @@ async def test_events_that_are_ready_together_share_one_message() -> None:
     assert message.finish.usage.completion_tokens == len(engine.ids)
     assert stopped.delta.text == SCRIPT[: SCRIPT.index("fox")]
     assert stopped.finish.reason == common_pb2.FINISH_REASON_STOP
+    assert (message.finish.stop_string, stopped.finish.stop_string) == ("", "fox")
 
 
 async def test_max_tokens_defaults_to_the_rest_of_the_context() -> None:
@@ -74,6 +75,43 @@ async def test_max_tokens_defaults_to_the_rest_of_the_context() -> None:
         events = await generate(running, request())
     prompt_tokens = events[0].started.prompt_tokens
     assert running.engine.requests[0].sampling.max_tokens == 60 - prompt_tokens
+
+
+async def test_max_tokens_can_be_fitted_to_the_context() -> None:
+    """Only if the request asks for it; a prompt that fills the context is refused all the same."""
+    too_many = {"max_tokens": 1000}
+    async with orchestrator(FakeInference(context_length=60)) as running:
+        with pytest.raises(MeshError) as refused:
+            await generate(running, request(sampling=too_many))
+        events = await generate(running, request(sampling=too_many, fit_max_tokens=True))
+        with pytest.raises(MeshError) as full:
+            await generate(running, request("x" * 99, sampling=too_many, fit_max_tokens=True))
+    assert refused.value.kind is full.value.kind is ErrorKind.CONTEXT_TOO_LONG
+    prompt_tokens = events[0].started.prompt_tokens
+    assert running.engine.requests[0].sampling.max_tokens == 60 - prompt_tokens
+
+
+async def test_tokens_are_counted_as_the_generation_counts_them() -> None:
+    """Of conversations, texts and token ids, also of a prompt that no context can hold."""
+    chat = common_pb2.ChatPrompt(messages=[{"role": "user", "content": "Hello"}])
+    long = "x" * 99
+    counted = []
+    async with orchestrator(FakeInference(context_length=60)) as running:
+        for prompt in ({"chat": chat}, {"text": "Hello"}, {"token_ids": {"ids": [1, 2]}}):
+            events = await generate(running, orchestrator_pb2.GenerateRequest(**prompt))
+            asked = orchestrator_pb2.CountTokensRequest(**prompt)
+            answer = await call_unary(running.stub.CountTokens, asked)
+            counted.append((answer.num_tokens, events[0].started.prompt_tokens, answer.model))
+        asked = orchestrator_pb2.CountTokensRequest(text=long)
+        beyond = (await call_unary(running.stub.CountTokens, asked)).num_tokens
+        with pytest.raises(MeshError) as unknown:
+            await call_unary(
+                running.stub.CountTokens, orchestrator_pb2.CountTokensRequest(text="a", model="b")
+            )
+    assert [a for a, _, _ in counted] == [b for _, b, _ in counted]
+    assert {model for _, _, model in counted} == {"fake"}
+    assert beyond > 60
+    assert unknown.value.kind is ErrorKind.MODEL_NOT_FOUND
 
 
 @pytest.mark.parametrize(
@@ -155,7 +193,7 @@ BAD: list[tuple[dict[str, Any], ErrorKind, str, str]] = [
     ({"sampling": {"max_tokens": 0}}, ErrorKind.INVALID_REQUEST, "max_tokens", "given 0"),
     ({"sampling": {"top_p": 0}}, ErrorKind.INVALID_REQUEST, "top_p", "given 0"),
     ({"sampling": {"logit_bias": {5: 101}}}, ErrorKind.INVALID_REQUEST, "logit_bias", "101"),
-    ({"stop": list("abcde")}, ErrorKind.INVALID_REQUEST, "stop", "given 5"),
+    ({"stop": ["x"] * 17}, ErrorKind.INVALID_REQUEST, "stop", "given 17"),
     ({"stop": [""]}, ErrorKind.INVALID_REQUEST, "stop[0]", "given 0"),
     ({"sampling": {"max_tokens": 5000}}, ErrorKind.CONTEXT_TOO_LONG, "max_tokens", "5000"),
     ({"text": "word " * 9000}, ErrorKind.CONTEXT_TOO_LONG, "prompt", "2048"),

@@ -19,10 +19,10 @@ def test_the_text_ends_before_the_first_stop_string(chunks: list[str], stop: lis
     stops = StopStrings(stop)
     shown = [stops.push(chunk) for chunk in chunks]
     text = "".join(chunks)
-    matches = [(start + len(each), start) for each in stop if (start := text.find(each)) >= 0]
-    _, end = min(matches, default=(0, len(text)))
+    matches = [(start + len(each), start, each) for each in stop if (start := text.find(each)) >= 0]
+    _, end, matched = min(matches, default=(0, len(text), ""))
     assert "".join(shown) + stops.flush() == text[:end]
-    assert stops.matched == bool(matches)
+    assert stops.matched == matched
 
 
 @given(

@@ -76,7 +76,7 @@ def test_stop_strings_have_a_number_and_a_length() -> None:
     check_stop([])
     check_stop(["a", "b", "c", "d" * 256])
     for stop, param, message in [
-        (["x"] * 5, "stop", "at most 4 strings, given 5"),
+        (["x"] * 17, "stop", "at most 16 strings, given 17"),
         (["a", ""], "stop[1]", r"stop\[1\] must have 1 to 256 characters, given 0"),
         (["a" * 257], "stop[0]", r"stop\[0\] must have 1 to 256 characters, given 257"),
     ]:

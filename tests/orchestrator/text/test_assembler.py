@@ -71,9 +71,9 @@ def assemble(
                 made.num_tokens + delta.num_tokens,
                 False,
             )
-        if assembler.stopped:
+        if bool(assembler.stop_string):
             break
-    return made._replace(stopped=assembler.stopped)
+    return made._replace(stopped=bool(assembler.stop_string))
 
 
 def scored(token_id: int) -> TokenLogprob:
