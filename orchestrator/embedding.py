@@ -11,6 +11,7 @@ from mesh.errors import ErrorKind, MeshError, context_too_long_message, invalid
 from orchestrator.admission.validation import check_vocabulary, with_context_length
 from orchestrator.clients.tokenizer import TokenizerClient
 from orchestrator.generation import ModelInfo
+from orchestrator.routing.agreement import can_replace
 from orchestrator.routing.failures_alone import FailuresAlone, is_alone
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
@@ -153,7 +154,9 @@ async def _embed(batch: Batch, model: ModelInfo, replicas: Replicas) -> Sequence
                 raise
             if error.kind is ErrorKind.UNAVAILABLE:
                 replica.suspect()
-            if not any(each.model == model for each in replicas.ready if each not in tried):
+            if not any(
+                can_replace(each.model, model) for each in replicas.ready if each not in tried
+            ):
                 raise
             continue
         replica.circuit.success()

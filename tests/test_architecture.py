@@ -25,7 +25,7 @@ GENERATED_TYPES_IN = {
     "mesh/protocol",
     "gateway/upstream/client.py",
     "orchestrator/clients",
-    "orchestrator/routing/replica.py",
+    "orchestrator/routing/backends",
     "orchestrator/service.py",
     "tokenizer/service.py",
     "inference/api/service.py",

@@ -39,12 +39,16 @@ class Agreement:
         the one chosen before.
         """
         chosen: dict[str, ModelInfo] = {}
-        rank: dict[str, tuple[int, bool, str]] = {}
-        for model, num_replicas in Counter(models).items():
-            if not self._has_vocabulary(model):
+        rank: dict[str, tuple[int, int, bool, str]] = {}
+        replicas = Counter(model for model in models if self._has_vocabulary(model))
+        for model in replicas:
+            if not model.model_sha256 and _has_equal_with_digest(model, replicas):
                 continue
             name = model.name
-            own = (num_replicas, model == self._chosen.get(name), model.model_sha256)
+            num_replicas = sum(num for other, num in replicas.items() if can_replace(other, model))
+            # Of equal models without digests, the one that knows the end-of-sequence tokens.
+            known = 0 if model.model_sha256 else len(model.eos_token_ids)
+            own = (num_replicas, known, model == self._chosen.get(name), model.model_sha256)
             if name not in chosen or own > rank[name]:
                 chosen[name], rank[name] = model, own
         self._chosen = chosen
@@ -56,7 +60,7 @@ class Agreement:
         return [
             Refused(address, self._reason(model, chosen.get(model.name)))
             for address, model in models.items()
-            if model != chosen.get(model.name)
+            if not (model.name in chosen and can_replace(model, chosen[model.name]))
         ]
 
     def _has_vocabulary(self, model: ModelInfo) -> bool:
@@ -74,6 +78,27 @@ class Agreement:
             f"an engine of model {model.name!r} has other weights or settings "
             f"({_digest(model)}) than the model's other engines ({_digest(chosen)})"
         )
+
+
+def can_replace(model: ModelInfo | None, other: ModelInfo) -> bool:
+    """Whether an engine of one model, None if not known, can continue the other's streams.
+
+    Both are equal; or one has no digest, because its protocol has none (vLLM): then name and
+    context length are equal, and the weights are trusted to be.
+    """
+    if model is None:
+        return False
+    if model.model_sha256 and other.model_sha256:
+        return model == other
+    return (
+        model.name == other.name
+        and model.context_length == other.context_length
+        and same_vocabulary(model.vocabulary_sha256, other.vocabulary_sha256)
+    )
+
+
+def _has_equal_with_digest(model: ModelInfo, others: Iterable[ModelInfo]) -> bool:
+    return any(other.model_sha256 and can_replace(model, other) for other in others)
 
 
 def same_vocabulary(one: str, other: str) -> bool:

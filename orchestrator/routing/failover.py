@@ -16,6 +16,8 @@ from mesh.protocol.usage import Usage
 from orchestrator.admission.request_table import ActiveRequest, RequestAborted
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
+from orchestrator.routing.agreement import can_replace
+from orchestrator.routing.backends.backend import GenerateCall
 from orchestrator.routing.failures_alone import FailuresAlone, is_alone
 from orchestrator.routing.read_ahead import ReadAhead
 from orchestrator.routing.replica import Replica
@@ -75,7 +77,7 @@ class _Attempts:
             for replica in dict.fromkeys(self._lost):
                 again = self._lost.count(replica) < MAX_LOST_REPLICAS and await replica.confirm()
                 # It may have restarted with another model.
-                if again and replica.model == self._model:
+                if again and can_replace(replica.model, self._model):
                     return replica
             raise
 
@@ -150,7 +152,7 @@ async def generate(
         accepted = False
         lease = Lease(replica, len(prompt) + (sampling.max_tokens or 0))
         call = replica.generate(
-            [*prompt, *delivered], sampling, len(delivered), span, model.model_sha256
+            GenerateCall([*prompt, *delivered], sampling, len(delivered), span, model.model_sha256)
         )
         # Before it accepts a request, an engine compiles the constraint, which may take long.
         waiting = None if sampling.constraint else replica.first_tokens.begin()

@@ -14,7 +14,8 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
-from orchestrator.routing.agreement import Agreement, Refused
+from orchestrator.routing.agreement import Agreement, Refused, can_replace
+from orchestrator.routing.backends.target import EngineTarget, parse_target
 from orchestrator.routing.replica import Replica
 
 logger = logging.getLogger("orchestrator.routing.replicas")
@@ -126,7 +127,9 @@ class Replicas:
         cached prefix can save. Otherwise it is a less loaded one.
         """
         candidates = [
-            replica for replica in self.ready if replica not in excluded and replica.model == model
+            replica
+            for replica in self.ready
+            if replica not in excluded and can_replace(replica.model, model)
         ]
         if not candidates:
             raise MeshError(
@@ -162,13 +165,13 @@ class Replicas:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        found: dict[str, str] = {}
+        found: dict[str, EngineTarget] = {}
         for target in self._targets:
-            host = target.rpartition(":")[0].strip("[]")
+            parsed = parse_target(target)
             # If DNS fails, the previous addresses remain valid.
-            answer = await _resolve(target) or self._answers.get(target, set())
+            answer = await _resolve(parsed.address) or self._answers.get(target, set())
             self._answers[target] = answer
-            found |= dict.fromkeys(answer, host)
+            found |= dict.fromkeys(answer, parsed)
         for address in found.keys() - self._members.keys():
             replica = Replica(address, self._notify, self._tls, found[address])
             watching = asyncio.create_task(replica.watch(), name=f"watch {address}")

@@ -1,0 +1,76 @@
+"""The connection to one engine, and the backend of the protocol that the engine speaks."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.errors import ErrorKind, MeshError, from_rpc_error
+from mesh.rpc.channel import open_channel
+from mesh.rpc.tls import NO_TLS, TlsFiles
+from orchestrator.routing.backends import vllm, weir
+from orchestrator.routing.backends.backend import Backend
+from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
+from orchestrator.routing.backends.vllm import VllmBackend
+from orchestrator.routing.backends.weir import WeirBackend
+
+_SERVICES = {
+    weir.SERVICE: EngineProtocol.WEIR,
+    vllm.SERVICE: EngineProtocol.VLLM_GRPC,
+}
+"""Names in the health service by which protocols are found, the preferred one first."""
+
+
+class EngineConnection:
+    """Holds the channel to one engine. Close it after use."""
+
+    def __init__(self, address: str, target: EngineTarget, tls: TlsFiles = NO_TLS) -> None:
+        """`address` is one of those that the target's name resolves to."""
+        self._fixed = target.protocol
+        # vLLM offers no TLS.
+        used = NO_TLS if target.protocol is EngineProtocol.VLLM_GRPC else tls
+        self._channel = open_channel(address, used, target.host)
+        self._backend: Backend | None = None
+
+    async def backend(self) -> Backend:
+        """The engine's backend; waits until the engine can be reached. Raises MeshError."""
+        if self._backend is None:
+            protocol = self._fixed or await identify(self._channel)
+            self._backend = await self._open(protocol)
+        return self._backend
+
+    async def forget(self) -> None:
+        """Finds the protocol again with the next use: another engine may have the address."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            await backend.close()
+
+    async def close(self) -> None:
+        """Ends all calls."""
+        await self.forget()
+        await self._channel.close()
+
+    async def _open(self, protocol: EngineProtocol) -> Backend:
+        if protocol is EngineProtocol.VLLM_GRPC:
+            return VllmBackend(self._channel)
+        return WeirBackend(self._channel)
+
+
+async def identify(channel: grpc.aio.Channel) -> EngineProtocol:
+    """The protocol of the engine at the other end, by the names in its health service.
+
+    Waits until the engine can be reached. Raises MeshError: UNIMPLEMENTED if it is no engine.
+    """
+    health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
+    for service, protocol in _SERVICES.items():
+        try:
+            request = health_pb2.HealthCheckRequest(service=service)
+            await health.Check(request, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
+                raise from_rpc_error(error) from error
+        else:
+            return protocol
+    names = " and ".join(_SERVICES)
+    raise MeshError(ErrorKind.UNIMPLEMENTED, f"its health service knows none of {names}")

@@ -1,0 +1,70 @@
+"""vLLM's errors as Weir's, by gRPC status and text: vLLM sends no further details."""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+import grpc.aio
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.constraints import OutputConstraint
+
+RETRY_SECONDS = 1.0
+"""Time after which a request that a full engine has refused may be repeated."""
+
+_TOO_LONG = re.compile(r"maximum (model|context) length")
+_PARAMETER = re.compile(r"\(parameter=(\w+), value=.*\)")
+_BUSY = "currently busy"
+_DEAD = re.compile(r"EngineCore|EngineDead|engine is (dead|not alive)", re.IGNORECASE)
+
+_FIELDS = {"logprobs": "num_logprobs", "prompt_logprobs": "num_prompt_logprobs"}
+"""Names of parameters that differ here."""
+
+
+def engine_error(
+    error: MeshError, constraint: OutputConstraint | None = None, param: str = "prompt"
+) -> MeshError:
+    """The error of a call to an engine, with the engine's own text where that is for clients.
+
+    `constraint` is the request's; `param` is the field that the token ids come from.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, grpc.aio.AioRpcError):
+        return error
+    return by_status(cause.code(), cause.details() or "", constraint, param) or error
+
+
+def by_status(
+    code: grpc.StatusCode, details: str, constraint: OutputConstraint | None, param: str
+) -> MeshError | None:
+    """The error for a status that the engine has sent; None if gRPC itself may have made it."""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED or _BUSY in details:
+        return MeshError(
+            ErrorKind.OVERLOADED, "the engine's queue is full", retry_after=RETRY_SECONDS
+        )
+    match code:
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return refusal(details, constraint, param)
+        case grpc.StatusCode.INTERNAL if _DEAD.search(details):
+            return MeshError(ErrorKind.UNAVAILABLE, "the engine has stopped")
+        case grpc.StatusCode.INTERNAL if not details.startswith("Received RST_STREAM"):
+            return MeshError(ErrorKind.INTERNAL, "the engine failed the request", is_reported=True)
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return MeshError(ErrorKind.UNIMPLEMENTED, "the engine does not offer this")
+    return None
+
+
+def refusal(details: str, constraint: OutputConstraint | None, param: str) -> MeshError:
+    """The error for a request that the engine does not accept."""
+    if _TOO_LONG.search(details):
+        return MeshError(ErrorKind.CONTEXT_TOO_LONG, f"{param} is too long: {details}", param=param)
+    named = _PARAMETER.search(details)
+    if named:
+        param = _FIELDS.get(named[1], named[1])
+        message = details.replace(named[0], "").strip()
+    elif constraint is not None:
+        param, message = constraint.field, f"is not accepted by the engine: {details}"
+    else:
+        message = f"is not accepted by the engine: {details}"
+    return MeshError(ErrorKind.INVALID_REQUEST, f"{param} {message}", param=param, is_reported=True)

@@ -1,0 +1,139 @@
+"""Weir's own engines: `mesh.v1.InferenceService`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.errors import ErrorKind, MeshError, from_rpc_error
+from mesh.protocol.sampling_params import sampling_to_proto
+from mesh.protocol.tokens import TokenChunk, token_chunk_from_proto
+from mesh.rpc.channel import ResponseStream, call_unary, open_stream
+from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from orchestrator.generation import ModelInfo
+from orchestrator.routing.backends.backend import CHECK_SECONDS, EngineLoad, GenerateCall
+
+SERVICE = "mesh.v1.InferenceService"
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class WeirStream:
+    """The chunks of one generation."""
+
+    def __init__(
+        self,
+        call: open_stream[
+            inference_pb2.InferenceServiceGenerateRequest,
+            inference_pb2.InferenceServiceGenerateResponse,
+        ],
+    ) -> None:
+        self._call = call
+
+    async def __aenter__(self) -> Self:
+        self._responses = await self._call.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._call.__aexit__(kind, error, traceback)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        response = await anext(self._responses)
+        chunk = token_chunk_from_proto(response)
+        if chunk.finish is not None:
+            self._responses.has_last()
+        return chunk
+
+    def cancel(self) -> None:
+        """Cancels the call; reading then raises MeshError (CANCELLED)."""
+        self._responses.cancel()
+
+
+class WeirBackend:
+    """A client of one engine."""
+
+    resumes_constraints = True
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        """The caller owns `channel`."""
+        self._stub: inference_pb2_grpc.InferenceServiceAsyncStub
+        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
+        self._updates: ResponseStream[health_pb2.HealthCheckResponse] | None = None
+
+    async def health(self) -> AsyncGenerator[bool, None]:
+        """The state now and at each change. Raises MeshError, UNIMPLEMENTED for another engine."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        self._updates = ResponseStream(self._health.Watch(request, wait_for_ready=True))
+        try:
+            async for update in self._updates:
+                if update.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+                    raise MeshError(ErrorKind.UNIMPLEMENTED, f"the engine does not serve {SERVICE}")
+                yield update.status == _SERVING
+        finally:
+            self._updates.cancel()
+
+    def recheck(self) -> None:
+        """Ends the watch, which sends changes only; a new one sends the current state first."""
+        if self._updates is not None:
+            self._updates.cancel()
+
+    async def check(self, timeout: float) -> bool:
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        try:
+            response = await self._health.Check(request, timeout=timeout, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return bool(response.status == _SERVING)
+
+    async def model(self) -> ModelInfo:
+        request = inference_pb2.GetModelRequest()
+        info = await call_unary(self._stub.GetModel, request, timeout=CHECK_SECONDS)
+        return ModelInfo(
+            info.name,
+            info.context_length,
+            frozenset(info.eos_token_ids),
+            info.vocabulary_sha256,
+            info.model_sha256,
+        )
+
+    async def load(self) -> EngineLoad:
+        request = inference_pb2.GetLoadRequest()
+        load = await call_unary(self._stub.GetLoad, request, timeout=CHECK_SECONDS)
+        return EngineLoad(load.num_requests_running, load.num_requests_waiting, load.kv_cache_usage)
+
+    def generate(self, call: GenerateCall) -> WeirStream:
+        """Refused with UNAVAILABLE by an engine whose model has another digest."""
+        request = inference_pb2.InferenceServiceGenerateRequest(
+            token_ids=call.token_ids,
+            sampling=sampling_to_proto(call.sampling),
+            num_resumed_tokens=call.num_resumed_tokens,
+            model_sha256=call.model_sha256,
+        )
+        return WeirStream(open_stream(self._stub.Generate, request, parent=call.parent))
+
+    async def embed(
+        self, inputs: Sequence[Sequence[int]], model_sha256: str = ""
+    ) -> list[Sequence[float]]:
+        """Refused with UNAVAILABLE by an engine whose model has another digest."""
+        request = inference_pb2.InferenceServiceEmbedRequest(
+            inputs=[common_pb2.TokenIds(ids=token_ids) for token_ids in inputs],
+            model_sha256=model_sha256,
+        )
+        response = await call_unary(self._stub.Embed, request)
+        return [embedding.values for embedding in response.embeddings]
+
+    async def close(self) -> None:
+        """Does nothing: the caller closes the channel."""
