@@ -223,8 +223,8 @@ chart-check: $(VENV)/.dev
 .PHONY: ci
 ci: lint proto-check chart-check test chaos-short wire-short
 
-# helm from PATH, or a downloaded one.
-HELM ?= $(shell command -v helm || $(BIN)/python -m scripts.find_helm)
+# helm from PATH if it is recent enough, or a downloaded one.
+HELM ?= $(shell $(BIN)/python -m scripts.find_helm)
 KIND_CLUSTER ?= weir
 NAMESPACE ?= default
 # Additional arguments of helm, such as DEPLOY_ARGS='--set drain.seconds=120'.

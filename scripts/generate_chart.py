@@ -1,4 +1,4 @@
-"""Generates values.schema.json, README.md and images.txt of a chart, or checks them."""
+"""Generates the schema, README, defaults and list of images of a chart, or checks them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from scripts.chart.defaults import build_defaults
 from scripts.chart.images import list_images
 from scripts.chart.readme import build_readme
 from scripts.chart.schema import build_schema
@@ -23,6 +24,7 @@ def generate(chart: Path) -> dict[str, str]:
     return {
         "values.schema.json": json.dumps(schema, indent=1, ensure_ascii=False) + "\n",
         "README.md": build_readme(values, (chart / "README.md.in").read_text()),
+        "files/defaults.yaml": build_defaults(values),
         "images.txt": "\n".join(list_images(values, about["appVersion"])) + "\n",
     }
 

@@ -149,7 +149,7 @@ data_of() {
       chmod 0644 /app/corpus.sqlite3
       ;;
     tokenizer)
-      demo_model tokenizer.json tokenizer_config.json config.json
+      demo_model config.json generation_config.json tokenizer.json tokenizer_config.json
       ;;
     inference)
       if [ -x /opt/pip/bin/cc ]; then
@@ -160,7 +160,8 @@ data_of() {
             -m inference.model.kernels.launcher /app/inference/model/kernels
         fi
       fi
-      demo_model model.safetensors config.json generation_config.json tokenizer.json
+      demo_model model.safetensors config.json generation_config.json tokenizer.json \
+        tokenizer_config.json
       ;;
   esac
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mesh.hub.download import PATTERNS
 from scripts.find_helm import NoHelmError
 from tests.charts.rendered import COMPONENTS, environment, render
 
@@ -63,6 +65,22 @@ def test_an_image_listens_where_the_chart_expects_it(service: str) -> None:
     }
     user, group = (pod["securityContext"][key] for key in ("runAsUser", "runAsGroup"))
     assert f"USER {user}:{group}" in lines
+
+
+@pytest.mark.parametrize(("service", "what"), [("tokenizer", "tokenizer"), ("inference", "model")])
+def test_images_contain_the_demo_models_files(service: str, what: str) -> None:
+    """Those that a download of a model has, so that images serve all that a local run serves."""
+    folder = ROOT / "models" / "demo"
+    needed = {
+        path.name
+        for path in folder.iterdir()
+        if any(fnmatch(path.name, pattern) for pattern in PATTERNS[what])
+    }
+    assert "tokenizer.json" in needed
+    script = (ROOT / "scripts" / "install_in_image.sh").read_text().replace("\\\n", " ")
+    installed = re.search(rf"    {service}\)\n.*?demo_model ([^\n]+)\n", script, re.DOTALL)
+    assert installed is not None
+    assert set(installed[1].split()) == needed
 
 
 def test_packages_are_installed_with_hashes_only() -> None:

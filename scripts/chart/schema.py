@@ -1,7 +1,6 @@
-"""A JSON schema from commented values, which forbids unknown and missing keys at every level.
+"""A JSON schema from commented values, which forbids unknown keys at every level.
 
-Every key has a default, so one is missing only if it was set to null, which removes it, or if the
-values are those of an older release (`helm upgrade --reuse-values`). Helm names the key.
+No key is required: the templates complete missing ones with their defaults.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class UntypedKeyError(Exception):
 def build_schema(root: Entry, title: str) -> Schema:
     """The schema of a values.yaml, in JSON Schema draft 7, which Helm 3 supports."""
     builder = _Builder(root)
-    schema = builder.schema(root, complete=True)
+    schema = builder.schema(root)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": title,
@@ -42,21 +41,21 @@ class _Builder:
         self._kubernetes = _kubernetes_types()
         self._entries = {entry.path: entry for entry in root.walk()}
 
-    def schema(self, entry: Entry, *, complete: bool) -> Schema:
-        """The schema of a key; `complete`: no key below it may be missing."""
+    def schema(self, entry: Entry) -> Schema:
+        """The schema of a key."""
         if "like" in entry.annotation:
             return {"description": entry.description, **self._like(entry.annotation["like"])}
-        return self._own(entry, complete=complete)
+        return self._own(entry)
 
     def _like(self, path: str) -> Schema:
         """The schema of overrides, which set some of the keys."""
         name = f"values.{path}"
         if name not in self.definitions:
             self.definitions[name] = {}  # ends the recursion if it refers to itself
-            self.definitions[name] = self._own(self._entries[path], complete=False)
+            self.definitions[name] = self._own(self._entries[path])
         return {"$ref": f"#/definitions/{name}"}
 
-    def _own(self, entry: Entry, *, complete: bool) -> Schema:
+    def _own(self, entry: Entry) -> Schema:
         schema: Schema = {"description": entry.description} if entry.description else {}
         annotation = self._resolved(entry.annotation)
         if "$ref" in annotation:
@@ -67,15 +66,8 @@ class _Builder:
             schema |= {
                 "type": "object",
                 "additionalProperties": False,
-                "properties": {
-                    key: self.schema(child, complete=complete)
-                    for key, child in entry.children.items()
-                },
+                "properties": {key: self.schema(child) for key, child in entry.children.items()},
             }
-            # The templates complete overrides and the items of lists themselves.
-            needed = [key for key, each in entry.children.items() if "like" not in each.annotation]
-            if complete and needed:
-                schema["required"] = needed
         elif isinstance(entry.value, list):
             schema |= {"type": "array", "items": self._items(entry, annotation)}
             annotation.pop("items", None)
@@ -89,7 +81,7 @@ class _Builder:
     def _items(self, entry: Entry, annotation: Schema) -> Schema:
         given: Schema = annotation.get("items", {})
         if entry.item is not None:
-            return self._own(entry.item, complete=False) | given
+            return self._own(entry.item) | given
         if not given:
             raise UntypedKeyError(f"{entry.path}: add @schema {{items: …}} above it")
         return given

@@ -71,19 +71,37 @@ def environment(container: Manifest) -> dict[str, str]:
     return {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
-def render(*value_sets: str, values: Mapping[str, Any] | None = None) -> Release:
-    """Renders the chart with value sets of ci/, then `values`. Raises RenderError."""
-    return _render(value_sets, yaml.safe_dump(dict(values or {})))
+def render(
+    *value_sets: str,
+    values: Mapping[str, Any] | None = None,
+    major: int | None = None,
+    chart: Path = CHART,
+    api_versions: tuple[str, ...] = (),
+) -> Release:
+    """Renders the chart with value sets of ci/, then `values`. Raises RenderError.
+
+    `major` selects the version of Helm, `chart` another folder, `api_versions` adds to those of the
+    cluster.
+    """
+    return _render(value_sets, yaml.safe_dump(dict(values or {})), major, chart, api_versions)
 
 
 @cache
-def _render(value_sets: tuple[str, ...], values: str) -> Release:
+def _render(
+    value_sets: tuple[str, ...],
+    values: str,
+    major: int | None,
+    chart: Path,
+    api_versions: tuple[str, ...],
+) -> Release:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(values)
         file.flush()
         files = [*(str(CHART / "ci" / f"{name}.yaml") for name in value_sets), file.name]
-        command = [str(find_helm()), "template", "weir", str(CHART), "--namespace", NAMESPACE]
+        helm = str(find_helm(major=major))
+        command = [helm, "template", "weir", str(chart), "--namespace", NAMESPACE]
         command += ["--kube-version", "1.36.0", *(f"--values={each}" for each in files)]
+        command += [f"--api-versions={each}" for each in api_versions]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
         raise RenderError(done.stderr)

@@ -229,12 +229,31 @@ def test_the_test_pod_checks_every_running_engine() -> None:
     assert "--traces=http://tempo.observability:3200" in args
 
 
+@pytest.mark.parametrize(
+    ("major", "policies"),
+    [(3, "before-hook-creation"), (4, "before-hook-creation,hook-succeeded,hook-failed")],
+)
+def test_an_uninstalled_release_leaves_no_test_objects(major: int, policies: str) -> None:
+    """The script belongs to the release; Helm 4 deletes the pod after each test.
+
+    Helm 3 reads the log of `helm test --logs` after the deletion, so it keeps the pod.
+    """
+    release = render("minimal", major=major)
+    hooks = [m for m in release.manifests if "helm.sh/hook" in m["metadata"].get("annotations", {})]
+    assert [each["kind"] for each in hooks] == ["Pod"]
+    assert hooks[0]["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == policies
+    (volume,) = hooks[0]["spec"]["volumes"]
+    assert release.named("ConfigMap", volume["configMap"]["name"])["data"].keys() == {
+        "helm_test.py"
+    }
+
+
 def test_dashboards_and_alerts_are_those_of_the_folders() -> None:
     """Each dashboard is a labelled ConfigMap; all alerts are in the PrometheusRule."""
     values = {"metrics": {"dashboards": {"enabled": True, "labels": {"grafana_dashboard": "1"}}}}
     values["metrics"]["prometheusRule"] = {"enabled": True}
     release = render(values=values)
-    maps = [m for m in release.of_kind("ConfigMap") if m["metadata"]["name"] != "weir-test"]
+    maps = [m for m in release.of_kind("ConfigMap") if m["metadata"]["name"] != "weir-test-script"]
     shipped = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
     assert {name: text for each in maps for name, text in each["data"].items()} == shipped
     assert all(each["metadata"]["labels"]["grafana_dashboard"] == "1" for each in maps)

@@ -92,20 +92,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 TYPOS: dict[str, tuple[dict[str, Any], str]] = {
     "top": ({"gatewayy": {}}, r"gatewayy"),
-    "nested": ({"gateway": {"image": {"tagg": "1"}}}, r"gateway\.image.*tagg"),
-    "in a list": ({"models": [{"name": "a", "hub": {"idd": "x/y"}}]}, r"models\.0\.hub.*idd"),
+    "nested": ({"gateway": {"image": {"tagg": "1"}}}, r"gateway.image.*tagg"),
+    "in a list": ({"models": [{"name": "a", "hub": {"idd": "x/y"}}]}, r"models.0.hub.*idd"),
     "in an override": (
         {"models": [{"name": "a", "inference": {"replica": 1}}]},
-        r"models\.0\.inference.*replica",
+        r"models.0.inference.*replica",
     ),
     "in a Kubernetes type": (
         {"gateway": {"pod": {"tolerations": [{"kee": "x"}]}}},
-        r"gateway\.pod\.tolerations\.0.*kee",
+        r"gateway.pod.tolerations.0.*kee",
     ),
-    "type": ({"drain": {"seconds": "thirty"}}, r"drain\.seconds.*integer"),
-    "choice": ({"log": {"level": "VERBOSE"}}, r"log\.level"),
-    "latest": ({"image": {"tag": "latest"}}, r"image\.tag"),
-    "digest": ({"gateway": {"image": {"digest": "md5:1"}}}, r"gateway\.image\.digest"),
+    "type": ({"drain": {"seconds": "thirty"}}, r"drain.seconds.*integer"),
+    "choice": ({"log": {"level": "VERBOSE"}}, r"log.level"),
+    "latest": ({"image": {"tag": "latest"}}, r"image.tag"),
+    "digest": ({"gateway": {"image": {"digest": "md5:1"}}}, r"gateway.image.digest"),
 }
 
 

@@ -53,7 +53,7 @@ class Pod:
         arguments += [*self._environment(), *self._security(), *self._volumes()]
         for name, value in self.container["resources"].get("limits", {}).items():
             assert name == "memory", name
-            arguments.append(f"--memory={_bytes(value)}")
+            arguments.append(f"--memory={quantity(value)}")
         arguments.append("--pull=never")
         command = self.container.get("command")
         if command:
@@ -80,13 +80,14 @@ class Pod:
     def _volumes(self) -> Iterator[str]:
         volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
         for mount in self.container["volumeMounts"]:
-            size = _bytes(volumes[mount["name"]]["emptyDir"]["sizeLimit"])
+            size = quantity(volumes[mount["name"]]["emptyDir"]["sizeLimit"])
             # The kubelet creates an emptyDir with mode 0777.
             yield f"--tmpfs={mount['mountPath']}:rw,nosuid,nodev,mode=1777,size={size}"
 
 
-def _bytes(quantity: str) -> int:
-    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+def quantity(text: str) -> int:
+    """The bytes of a quantity such as 512Mi."""
+    return int(text[:-2]) * UNITS[text[-2:]]
 
 
 def pods() -> tuple[dict[str, Pod], str]:

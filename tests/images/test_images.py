@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.hub.download import PATTERNS
 from tests.charts.rendered import COMPONENTS
 from tests.images.base import BASE_IMAGE, ROOT
 from tests.images.conftest import MEGABYTE, build_arguments, make
@@ -71,6 +73,32 @@ def test_an_image_has_no_tools(built: Podman, pods: dict[str, Pod], component: s
         "find / -xdev -writable -not -type l -not -path '/dev*' 2>/dev/null; true",
     )
     assert set(writable.split()) <= {"/tmp", "/var/tmp", "/run/lock", "/var/lock", "/run"}
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_an_image_has_the_repositorys_files(
+    built: Podman, pods: dict[str, Pod], component: str
+) -> None:
+    """The service, mesh, and the files of the demo model equal those of the repository."""
+    listing = built.run(
+        pods[component].image,
+        "sh",
+        "-c",
+        f"cd /app && find {component} mesh models -type f -not -name '*.pyc' 2>/dev/null"
+        " | xargs sha256sum",
+    )
+    found = {path: digest for digest, path in (line.split() for line in listing.splitlines())}
+    folders = [ROOT / component, ROOT / "mesh"]
+    wanted = {path for folder in folders for path in folder.rglob("*.py")}
+    what = {"tokenizer": "tokenizer", "inference": "model"}.get(component)
+    for pattern in PATTERNS[what] if what else ():
+        wanted.update((ROOT / "models" / "demo").glob(pattern))
+    expected = {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in wanted
+    }
+    assert len(expected) > 40
+    assert {path: found.get(path) for path in expected} == expected
 
 
 def test_the_engine_finds_its_native_decoder(built: Podman, pods: dict[str, Pod]) -> None:

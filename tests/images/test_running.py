@@ -6,16 +6,20 @@ The tests run in this order; the last one stops the containers.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import httpx
 import pytest
 
-from tests.charts.rendered import COMPONENTS
+from tests.charts.rendered import CHART, COMPONENTS
 from tests.e2e.support.sse import Event, events
 from tests.images.conftest import ORDER
 from tests.images.podman import CommandError, Podman
-from tests.images.pods import Pod
+from tests.images.pods import Pod, quantity
 from tests.images.probes import passes
+
+SCRIPT = CHART / "files" / "helm_test.py"
 
 
 async def test_a_search_streams_through_the_four_containers(client: httpx.AsyncClient) -> None:
@@ -36,6 +40,39 @@ async def test_a_search_streams_through_the_four_containers(client: httpx.AsyncC
     assert end.data["finish_reason"] == "stop"
     text = "".join(event.data["token"] for event in tokens)
     assert end.data["citations"] == sorted({int(n) for n in re.findall(r"\[(\d+)\]", text)})
+
+
+def test_the_helm_test_passes(built: Podman, running: dict[str, str], pods: dict[str, Pod]) -> None:
+    """Each kind of request is served by the containers, by the script of `helm test`."""
+    inference = f"{running['inference']}:{pods['inference'].ports['metrics']}"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-I", str(SCRIPT), "--query=tracing", "--model=demo"),
+            f"--url=http://{running['gateway']}:{pods['gateway'].ports['http']}",
+            *("--embedding-model=demo", f"--engine-metrics={inference}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "structured output with demo" in done.stdout
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_memory_requests_cover_the_use(
+    built: Podman, running: dict[str, str], pods: dict[str, Pod], component: str
+) -> None:
+    """The anonymous memory of a service's processes is within the request of ci/kind.yaml."""
+    script = "cat /proc/[0-9]*/status"
+    used = [
+        int(line.split()[1])
+        for line in built("exec", component, "sh", "-c", script).splitlines()
+        if line.startswith(("RssAnon:", "RssShmem:"))
+    ]
+    requested = quantity(pods[component].container["resources"]["requests"]["memory"])
+    assert 0 < sum(used) * 1024 <= requested
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -25,6 +25,20 @@ READ_SECONDS = 120
 """Read timeout; on a busy CPU the first token may be slow."""
 
 
+MESSAGES = [{"role": "user", "content": "Hello!"}]
+ENDS = {"stop", "length"}
+SCHEMA = {
+    "type": "object",
+    "properties": {"polite": {"type": "boolean"}},
+    "required": ["polite"],
+    "additionalProperties": False,
+}
+"""A schema that any model can complete, because it has two values only."""
+
+FORMS = ('{"polite":true}', '{"polite":false}')
+"""The two values, without white space."""
+
+
 class Failed(Exception):
     """A check failed; the message is for the pod's log."""
 
@@ -60,6 +74,13 @@ class Gateway:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return HTTPSConnection(host, port, timeout=self._timeout, context=context)
+
+    def post(self, path: str, body: Any) -> Any:
+        """The JSON of a response. Raises Failed unless the status is 200."""
+        with self.request("POST", path, body) as response:
+            if response.status != 200:
+                raise Failed(f"POST {path}: {response.status} {response.read(500)!r}")
+            return json.load(response)
 
     def stream(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -133,13 +154,77 @@ def check_search(gateway: Gateway, query: str, headers: dict[str, str]) -> str:
 
 
 def check_chat(gateway: Gateway, model: str) -> str:
-    """Streams a chat completion, as OpenAI's clients do."""
-    messages = [{"role": "user", "content": "Hello!"}]
-    body = {"model": model, "messages": messages, "stream": True, "max_tokens": 16}
-    chunks = list(gateway.stream("POST", "/v1/chat/completions", body))
+    """Requests a chat completion, and streams another, as OpenAI's clients do."""
+    body = {"model": model, "messages": MESSAGES, "max_tokens": 16}
+    (choice,) = gateway.post("/v1/chat/completions", body)["choices"]
+    if choice["message"]["role"] != "assistant" or choice["finish_reason"] not in ENDS:
+        raise Failed(f"the chat's choice was {choice}")
+    chunks = list(gateway.stream("POST", "/v1/chat/completions", {**body, "stream": True}))
     if chunks[-1:] != ["[DONE]"] or len(chunks) < 3:
         raise Failed(f"the chat's chunks ended with {chunks[-2:]}")
     return f"{len(chunks)} chunks"
+
+
+def check_completion(gateway: Gateway, model: str) -> str:
+    """Requests two completions of a prompt, and counts their tokens."""
+    body = {"model": model, "prompt": "Once", "n": 2, "max_tokens": 4, "ignore_eos": True}
+    response = gateway.post("/v1/completions", body)
+    tokens = response["usage"]["completion_tokens"]
+    if len(response["choices"]) != 2 or tokens != 8:
+        raise Failed(f"the completions were {response}")
+    return f"{tokens} tokens"
+
+
+def check_structured_output(gateway: Gateway, model: str) -> str:
+    """Requests an answer in a JSON schema, and checks that it has this form."""
+    form = {"name": "answer", "strict": True, "schema": SCHEMA}
+    body = {"model": model, "messages": MESSAGES, "max_tokens": 64, "temperature": 0}
+    body |= {"response_format": {"type": "json_schema", "json_schema": form}}
+    (choice,) = gateway.post("/v1/chat/completions", body)["choices"]
+    return _in_schema(choice["message"]["content"], choice["finish_reason"])
+
+
+def check_tool(gateway: Gateway, model: str) -> str:
+    """Requires a call of a tool, and checks its name and arguments."""
+    tool = {"type": "function", "function": {"name": "answer", "parameters": SCHEMA}}
+    body = {"model": model, "messages": MESSAGES, "max_tokens": 128, "temperature": 0}
+    body |= {"tools": [tool], "tool_choice": "required"}
+    (choice,) = gateway.post("/v1/chat/completions", body)["choices"]
+    calls = choice["message"].get("tool_calls") or []
+    if not calls or calls[0]["function"]["name"] != "answer":
+        raise Failed(f"the model called no tool: {choice}")
+    return _in_schema(calls[0]["function"]["arguments"], choice["finish_reason"])
+
+
+def _in_schema(text: str, finish_reason: str) -> str:
+    """The text without white space, if it is JSON in SCHEMA. Raises Failed.
+
+    A model may write white space until `max_tokens`; then the text is the beginning of such JSON.
+    """
+    written = "".join(text.split())
+    is_cut = finish_reason == "length" and written
+    if not any(written == form or (is_cut and form.startswith(written)) for form in FORMS):
+        raise Failed(f"not in the requested form: {text!r}")
+    return written
+
+
+def check_embeddings(gateway: Gateway, model: str) -> str:
+    """Requests the vectors of two texts."""
+    body = {"model": model, "input": ["one text", "another text"]}
+    vectors = [each["embedding"] for each in gateway.post("/v1/embeddings", body)["data"]]
+    if len(vectors) != 2 or len(vectors[0]) != len(vectors[1]) or vectors[0] == vectors[1]:
+        raise Failed(f"the vectors have the lengths {[len(vector) for vector in vectors]}")
+    return f"{len(vectors[0])} dimensions"
+
+
+def check_refusal(gateway: Gateway) -> str:
+    """Requests a model that is not served, and checks the status and code of the error."""
+    body = {"model": "no-such-model", "messages": MESSAGES}
+    with gateway.request("POST", "/v1/chat/completions", body) as response:
+        code = json.load(response).get("error", {}).get("code")
+        if response.status != 404 or code != "model_not_found":
+            raise Failed(f"a model that is not served: {response.status}, code {code}")
+    return "an unknown model is 404"
 
 
 def check_disconnect(gateway: Gateway, model: str, engines: list[str], timeout: float) -> str:
@@ -195,6 +280,15 @@ def service_names(trace: Any) -> Iterator[str]:
             yield from service_names(each)
 
 
+MODEL_CHECKS: dict[str, Callable[[Gateway, str], str]] = {
+    "chat": check_chat,
+    "completion": check_completion,
+    "structured output": check_structured_output,
+    "forced tool": check_tool,
+}
+"""The checks of every model."""
+
+
 def run(arguments: argparse.Namespace, key: str) -> None:
     """Runs all checks in order and logs a line for each. Raises Failed."""
     timeout: float = arguments.timeout
@@ -206,7 +300,11 @@ def run(arguments: argparse.Namespace, key: str) -> None:
     traceparent = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
     log("search", check_search(gateway, arguments.query, traceparent))
     for model in arguments.model:
-        log(f"chat with {model}", check_chat(gateway, model))
+        for what, check in MODEL_CHECKS.items():
+            log(f"{what} with {model}", check(gateway, model))
+    for model in arguments.embedding_model:
+        log(f"embeddings with {model}", check_embeddings(gateway, model))
+    log("refusal", check_refusal(gateway))
     if arguments.engine_metrics:
         model = arguments.model[0]
         log("disconnect", check_disconnect(gateway, model, arguments.engine_metrics, timeout))
@@ -229,6 +327,9 @@ def main() -> None:
     parser.add_argument("--url", required=True, help="base URL of the gateway")
     parser.add_argument("--query", required=True, help="search query")
     parser.add_argument("--model", action="append", default=[], help="name of a served model")
+    parser.add_argument(
+        "--embedding-model", action="append", default=[], help="name of a model with embeddings"
+    )
     parser.add_argument(
         "--engine-metrics", action="append", default=[], help="HOST:PORT of the engines' metrics"
     )

@@ -34,6 +34,11 @@ model or test) and, for the objects of one model, "slug".
 {{- if .slug -}}{{ printf "%s-%s" $name .slug }}{{- else -}}{{ $name }}{{- end -}}
 {{- end -}}
 
+{{/* Name of the ConfigMap with the script of `helm test`. */}}
+{{- define "weir.testScriptName" -}}
+{{- include "weir.componentName" (dict "root" . "component" "test") }}-script
+{{- end -}}
+
 {{/* One service account for a component; also takes "pod", the component's pod values. */}}
 {{- define "weir.serviceAccountName" -}}
 {{- default (printf "%s-%s" (include "weir.fullname" .root) .component) .pod.serviceAccountName -}}

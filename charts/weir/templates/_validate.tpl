@@ -2,6 +2,9 @@
      each says how to fix the values. */}}
 {{- define "weir.mistakes" -}}
 {{- $values := .Values -}}
+{{- if semverCompare "<3.14.0-0" .Capabilities.HelmVersion.Version }}
+Helm {{ .Capabilities.HelmVersion.Version }} could install this chart but not upgrade it: use Helm 3.14 or newer
+{{- end }}
 {{- include "weir.mistakes.models" . -}}
 {{- include "weir.mistakes.scaling" . -}}
 {{- with $values.orchestrator }}

@@ -55,13 +55,25 @@ def traces(*services: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_all_checks_pass(stack: Stack) -> None:
-    """Search, chat, the disconnect of a client, and the trace."""
+    """Each kind of request, the disconnect of a client, and the trace."""
     with traces("gateway", "orchestrator", "tokenizer", "inference") as (url, requested):
         metrics = f"--engine-metrics={stack.metrics['inference']}"
-        done = run(stack, "--model=demo", metrics, f"--traces={url}")
+        models = ("--model=demo", "--embedding-model=demo")
+        done = run(stack, *models, metrics, f"--traces={url}")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert list(lines) == ["ready", "search", "chat with demo", "disconnect", "trace"]
+    assert list(lines) == [
+        "ready",
+        "search",
+        "chat with demo",
+        "completion with demo",
+        "structured output with demo",
+        "forced tool with demo",
+        "embeddings with demo",
+        "refusal",
+        "disconnect",
+        "trace",
+    ]
     assert lines["disconnect"].startswith("sequence freed")
     assert requested[0] == requested[-1]
     assert len(requested[0]) == 32
