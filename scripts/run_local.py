@@ -281,6 +281,7 @@ def trace_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Exports traces to the trace view without delay, and links to it from the search page."""
     return {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{reachable(environment['TRACEVIEW_GRPC_LISTEN'])}",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
         "OTEL_TRACES_SAMPLER": os.environ.get("OTEL_TRACES_SAMPLER", "parentbased_always_on"),
         "GATEWAY_TRACE_URL_TEMPLATE": f"{url(environment['TRACEVIEW_LISTEN'])}/trace/{{trace_id}}",

@@ -2,14 +2,17 @@
 
 The standard variables apply (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`,
 `OTEL_TRACES_SAMPLER`, …; OpenTelemetry specification, "SDK environment variables"). Without an
-endpoint nothing is recorded, but requests still have trace ids in headers and logs. The default
-sampler is in `mesh.observability.trace_sampling`.
+exporter nothing is recorded, but requests still have trace ids in headers and logs. The exporters
+are in `mesh.observability.span_exporters`, the default sampler in
+`mesh.observability.trace_sampling`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +27,10 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mesh.observability import semconv
+from mesh.observability.span_exporters import exporter_names, span_exporters
 from mesh.observability.trace_sampling import chosen_sampler, sampler
+
+logger = logging.getLogger(__name__)
 
 follows_callers = False
 """Whether the sampler is parent-based: it follows the caller's sampling decision."""
@@ -33,7 +39,11 @@ silent = False
 """Whether this process has no exporter. Then no span is recorded, and one unrecorded span carries
 the trace id of a request through all its work."""
 
-ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_DELAY_VARIABLE = "OTEL_BSP_SCHEDULE_DELAY"
+_EXPORT_DELAY_MS = 1000
+"""Instead of the SDK's 5 s, so that a trace is complete when somebody opens it."""
+
+SHUTDOWN_LIMIT_S = 3.0
 
 CONTENT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
@@ -59,9 +69,7 @@ def weir_version() -> str:
 
 def exporter_configured() -> bool:
     """Whether the standard variables configure an exporter."""
-    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    switched_off = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").lower() == "none"
-    return not disabled and not switched_off and any(map(os.environ.get, ENDPOINT_VARIABLES))
+    return bool(exporter_names(os.environ))
 
 
 def captures_content() -> bool:
@@ -76,7 +84,7 @@ def captures_content() -> bool:
 def start(service: str) -> TracerProvider:
     """Install the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
 
-    The caller shuts it down at the end, which exports buffered spans. Raises ValueError that
+    The caller calls `shut_down` at the end, which exports buffered spans. Raises ValueError that
     names an invalid variable.
     """
     global follows_callers, silent
@@ -87,9 +95,6 @@ def start(service: str) -> TracerProvider:
         trace.set_tracer_provider(provider)
         return provider
 
-    # Imported here, as the import takes 100 ms that is not needed without an exporter.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     resource = Resource.create(
         {
@@ -99,10 +104,24 @@ def start(service: str) -> TracerProvider:
         },
         schema_url=semconv.SCHEMA_URL,
     )
-    provider = TracerProvider(resource=resource, sampler=sampler(os.environ))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider = TracerProvider(
+        resource=resource, sampler=sampler(os.environ), shutdown_on_exit=False
+    )
+    delay_ms = None if os.environ.get(_DELAY_VARIABLE) else _EXPORT_DELAY_MS
+    for exporter in span_exporters(os.environ):
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms))
     trace.set_tracer_provider(provider)
     return provider
+
+
+def shut_down(provider: TracerProvider, limit_s: float = SHUTDOWN_LIMIT_S) -> None:
+    """Export the buffered spans; give them up after `limit_s` if the collector does not answer."""
+    # The exporters have no limit for this: with retries they take 7 to 60 s.
+    thread = threading.Thread(target=provider.shutdown, name="span-export", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        logger.warning("spans not exported, no answer from the collector")
 
 
 def trace_id() -> str:

@@ -91,7 +91,7 @@ def run_process(
     except (StartupError, OSError, MeshError, TlsError) as error:
         _cannot_start(str(error))
     finally:
-        provider.shutdown()
+        telemetry.shut_down(provider)
         # Skips the full collection at interpreter exit, which takes half a second with torch.
         gc.freeze()
     logger.info("stopped")

@@ -36,7 +36,7 @@
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ $telemetry.endpoint | quote }}
 - name: OTEL_EXPORTER_OTLP_PROTOCOL
-  value: grpc
+  value: {{ default "grpc" $telemetry.protocol }}
 - name: OTEL_TRACES_SAMPLER
   value: {{ $telemetry.sampler }}
 {{- if contains "ratio" $telemetry.sampler }}

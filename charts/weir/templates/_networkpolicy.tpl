@@ -24,9 +24,14 @@
 
 {{/* Egress to the OTLP collector; telemetry.endpoint must be set. */}}
 {{- define "weir.otlpEgress" -}}
+{{- $endpoint := .Values.telemetry.endpoint }}
+{{- $default := "4317" }}
+{{- if hasPrefix "http/" (default "grpc" .Values.telemetry.protocol) }}
+{{- $default = ternary "443" "80" (hasPrefix "https" $endpoint) }}
+{{- end -}}
 - ports:
     - protocol: TCP
-      port: {{ include "weir.portOf" (dict "address" .Values.telemetry.endpoint "default" "4317") }}
+      port: {{ include "weir.portOf" (dict "address" $endpoint "default" $default) }}
   {{- with .Values.networkPolicy.telemetryTo }}
   to:
     {{- toYaml . | nindent 4 }}

@@ -9,7 +9,7 @@ from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from mesh.observability import telemetry, tracing
+from mesh.observability import span_exporters, telemetry, tracing
 
 
 def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
@@ -21,13 +21,13 @@ def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
     provider.shutdown()
 
 
-@pytest.mark.parametrize("variable", telemetry.ENDPOINT_VARIABLES)
+@pytest.mark.parametrize("variable", span_exporters.ENDPOINT_VARIABLES)
 def test_with_an_endpoint_spans_are_exported(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     """Shutdown exports buffered spans, with the service's name."""
     exporter = InMemorySpanExporter()
-    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", lambda: exporter)
+    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", lambda **_: exporter)
     monkeypatch.setenv(variable, "http://127.0.0.1:1")
     provider = telemetry.start("bakery")
     provider.get_tracer("t").start_span("s").end()
