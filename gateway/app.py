@@ -17,6 +17,9 @@ from gateway.api.completions import ROUTE as COMPLETIONS
 from gateway.api.completions import Completions
 from gateway.api.embeddings import ROUTE as EMBEDDINGS
 from gateway.api.embeddings import Embeddings
+from gateway.api.messages import COUNT_ROUTE as COUNT_TOKENS
+from gateway.api.messages import ROUTE as MESSAGES
+from gateway.api.messages import Messages
 from gateway.api.models import Models
 from gateway.api.page import STATIC_FILES, Page
 from gateway.api.probes import Probes
@@ -34,6 +37,8 @@ from gateway.middleware.auth import AuthMiddleware
 from gateway.middleware.drain import DrainMiddleware
 from gateway.middleware.observe import ObserveMiddleware
 from gateway.middleware.origin import OriginMiddleware
+from gateway.schemas.anthropic.answers import AnthropicError, Message, TokensCount
+from gateway.schemas.anthropic.messages import CountTokensRequest, MessagesRequest
 from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
@@ -82,6 +87,7 @@ def _api_routes(dependencies: Dependencies) -> list[ApiRoute]:
     return [
         *_search_routes(dependencies),
         *_openai_routes(dependencies),
+        *_anthropic_routes(dependencies),
         *_probe_routes(dependencies),
     ]
 
@@ -137,6 +143,29 @@ def _openai_routes(dependencies: Dependencies) -> list[ApiRoute]:
         ApiRoute(EMBEDDINGS, Embeddings(dependencies).create, embedding, methods=("POST",)),
         ApiRoute("/v1/models", models.list, list_models),
         ApiRoute("/v1/models/{id:path}", models.get, get_model),
+    ]
+
+
+def _anthropic_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    messages = Messages(dependencies)
+    create = Operation(
+        summary="Continue a conversation, in Anthropic's format.",
+        body=MessagesRequest,
+        answer=Message,
+        error=AnthropicError,
+        streams=True,
+        secured=True,
+    )
+    count = Operation(
+        summary="Count the tokens of a conversation, in Anthropic's format.",
+        body=CountTokensRequest,
+        answer=TokensCount,
+        error=AnthropicError,
+        secured=True,
+    )
+    return [
+        ApiRoute(MESSAGES, messages.create, create, methods=("POST",)),
+        ApiRoute(COUNT_TOKENS, messages.count_tokens, count, methods=("POST",)),
     ]
 
 

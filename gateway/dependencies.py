@@ -13,6 +13,7 @@ from gateway.settings import GatewaySettings
 from gateway.streaming.cancel_scope import CancelScope
 from gateway.streaming.event_stream import EventStream
 from gateway.streaming.resumable_streams import ResumableStreams
+from gateway.streaming.sse import KEEP_ALIVE
 from gateway.upstream.client import Orchestrator
 from gateway.upstream.readiness import Readiness
 from mesh.errors import MeshError
@@ -34,8 +35,12 @@ class Dependencies:
         return CancelScope(request.receive, self.drain)
 
     def event_stream(
-        self, frames: AsyncGenerator[bytes], error_frame: Callable[[MeshError], bytes]
+        self,
+        frames: AsyncGenerator[bytes],
+        error_frame: Callable[[MeshError], bytes],
+        *,
+        keep_alive_frame: bytes = KEEP_ALIVE,
     ) -> EventStream:
         """A response that streams `frames`."""
         keep_alive = self.settings.keep_alive_seconds
-        return EventStream(frames, error_frame, self.drain, keep_alive)
+        return EventStream(frames, error_frame, self.drain, keep_alive, keep_alive_frame)

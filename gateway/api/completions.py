@@ -11,21 +11,13 @@ from starlette.responses import Response
 from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
-from gateway.openai.choices import (
-    Accepted,
-    ChoiceEvent,
-    Events,
-    accepted_event,
-    choice_events,
-    choices,
-)
+from gateway.openai.choices import Events, accepted_event, choice_events, choices, prompts_only
 from gateway.openai.chunks import Chunks
 from gateway.openai.responses import Choice, TextLogprobs, check_not_aborted, error_frame, head
 from gateway.schemas.completions import CompletionRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import off_loop, read_json
 from mesh.protocol.deltas import Delta, DeltaLogprob
-from mesh.protocol.finish import FinishReason, GenerationFinish
 
 ROUTE = "/v1/completions"
 
@@ -45,7 +37,7 @@ class Completions:
         generations = await off_loop(record.body_bytes, body.generations)
         events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
         if body.max_tokens == 0:
-            events = _prompts_only(events)
+            events = prompts_only(events)
         if body.stream:
             frames = _frames(events, record, body, len(generations))
             return self._dependencies.event_stream(frames, error_frame)
@@ -100,26 +92,6 @@ async def _frames(
                 check_not_aborted(event)
                 yield chunks.chunk(_choice(index, "", None, event.reason))
         yield chunks.end(record.usage.openai())
-
-
-async def _prompts_only(events: Events) -> Events:
-    """The events of a request for no tokens: the echo of each choice, and its finish."""
-    # The echo is a choice's first delta. A later delta without tokens is the rest of a token that
-    # ends within a character.
-    echoed: set[int] = set()
-    async with aclosing(events):
-        async for each in events:
-            if isinstance(each, Accepted):
-                yield each
-            elif isinstance(each.event, GenerationFinish):
-                usage = each.event.usage._replace(completion_tokens=0)
-                aborted = each.event.reason is FinishReason.ABORT
-                reason = FinishReason.ABORT if aborted else FinishReason.LENGTH
-                yield ChoiceEvent(each.number, GenerationFinish(reason, usage))
-            elif each.number not in echoed:
-                echoed.add(each.number)
-                if not each.event.num_tokens:
-                    yield each
 
 
 def _choice(

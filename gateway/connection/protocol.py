@@ -82,6 +82,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """Body bytes that the application does not read."""
     _num_trailers = 0
     _takes_body = False
+    url = b""
+    """The target of the newest request, as far as it has arrived."""
     _discarding = False
     """Whether all input is discarded, because it cannot be a further request."""
     _lingering = False
@@ -262,7 +264,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_answering:
             return  # `on_response_complete` ends the connection
         if not answered:
-            self.transport.write(reason.response())
+            self.transport.write(reason.response(self.url))
         self._linger()
 
     # The end of the connection

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from httptools import HttpParserError, HttpParserInvalidURLError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gateway.anthropic.errors import error_object, is_for_messages
 from gateway.connection.limits import MAX_HEADER_BYTES, MAX_NUM_HEADERS, MAX_UNREAD_BYTES
 
 HEADER_TIMEOUT_SECONDS = 10.0
@@ -21,21 +22,26 @@ class Refusal(NamedTuple):
     code: str
     message: str
 
-    def response(self) -> bytes:
-        """The whole response; it ends the connection."""
-        fields = {
-            "message": self.message,
-            "type": "invalid_request_error",
-            "param": None,
-            "code": self.code,
-        }
-        body = json.dumps({"error": fields}, separators=(",", ":")).encode()
+    def response(self, url: bytes = b"") -> bytes:
+        """The whole response; it ends the connection. `url`: the request's, as far as known."""
+        body = json.dumps(self._body(url), separators=(",", ":")).encode()
         return (
             STATUS_LINE[self.status]
             + b"content-type: application/json\r\nconnection: close\r\n"
             + b"content-length: %d\r\n\r\n" % len(body)
             + body
         )
+
+    def _body(self, url: bytes) -> dict[str, object]:
+        if is_for_messages(url.partition(b"?")[0].decode("latin-1")):
+            return error_object(self.status, self.message, None)
+        fields = {
+            "message": self.message,
+            "type": "invalid_request_error",
+            "param": None,
+            "code": self.code,
+        }
+        return {"error": fields}
 
 
 NOT_HTTP = Refusal(400, "bad_request", "this is not an HTTP request")

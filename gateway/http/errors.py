@@ -55,16 +55,16 @@ def error_body(error: MeshError | HttpError) -> dict[str, object]:
 
 def error_response(error: MeshError | HttpError) -> Response:
     """The response to a request that failed before its first byte."""
-    if isinstance(error, HttpError):
-        status, headers = error.status, error.headers
-    else:
-        status, headers = HTTP_ERROR[error.kind].status, _headers(error)
+    status = error.status if isinstance(error, HttpError) else HTTP_ERROR[error.kind].status
     # A message may quote the client's input, lone surrogates included.
     body = encode(error_body(error)).encode("utf-8", "replace")
-    return Response(body, status, headers, media_type="application/json")
+    return Response(body, status, error_headers(error), media_type="application/json")
 
 
-def _headers(error: MeshError) -> dict[str, str]:
+def error_headers(error: MeshError | HttpError) -> dict[str, str]:
+    """Headers of the response to a request that failed, such as `Retry-After`."""
+    if isinstance(error, HttpError):
+        return error.headers
     if error.kind is ErrorKind.UNAUTHENTICATED:
         return {"www-authenticate": "Bearer"}
     if error.retry_after is None and error.kind not in _RETRIED:

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 
 from starlette.types import Scope
 
+API_KEY = "x-api-key"
+"""Request header with the API key, where there is no bearer token."""
 REQUEST_ID = "x-request-id"
+ANTHROPIC_REQUEST_ID = "request-id"
+"""Anthropic's name of the same header, in responses of the Messages API."""
 TRACE_ID = "x-trace-id"
 IGNORED_FIELDS = "x-ignored-fields"
 """Lists the fields of the request body that the gateway does not know."""
@@ -16,7 +20,14 @@ RETRY_AFTER = "retry-after"
 INSTANCE_ID = "x-instance-id"
 """Name of the process, in responses to probes if it has one."""
 
-RESPONSE_HEADERS = (REQUEST_ID, TRACE_ID, RETRY_AFTER, IGNORED_FIELDS, TOOL_PROMPT)
+RESPONSE_HEADERS = (
+    REQUEST_ID,
+    ANTHROPIC_REQUEST_ID,
+    TRACE_ID,
+    RETRY_AFTER,
+    IGNORED_FIELDS,
+    TOOL_PROMPT,
+)
 """Response headers that the gateway adds; CORS exposes all of them to pages."""
 
 _KEY = "gateway.http.headers"

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway.http.headers import API_KEY
 from gateway.http.routes import ApiRoute, Operation
-from gateway.schemas.common import ErrorAnswer
 from mesh.observability.telemetry import weir_version
 
 Schema: TypeAlias = dict[str, Any]
@@ -27,11 +27,14 @@ def openapi(routes: Sequence[ApiRoute], *, secured: bool) -> Schema:
         for method in sorted(route.methods or ()):
             operation = _operation(route, route.operation, schemas)
             if secured and route.operation.secured:
-                operation["security"] = [{"key": []}]
+                operation["security"] = [{"key": []}, {"header": []}]
             paths.setdefault(route.path_format, {})[method.lower()] = operation
     components: Schema = {"schemas": schemas}
     if secured:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": API_KEY},
+        }
     return {
         "openapi": "3.1.0",
         "info": {"title": "Weir", "version": weir_version()},
@@ -43,7 +46,8 @@ def openapi(routes: Sequence[ApiRoute], *, secured: bool) -> Schema:
 def _schemas(routes: Sequence[ApiRoute]) -> Schema:
     operations = [route.operation for route in routes if route.operation is not None]
     request_models = [model for each in operations for model in (each.body, each.query) if model]
-    response_models = [each.answer for each in operations if each.answer] + [ErrorAnswer]
+    response_models = [each.answer for each in operations if each.answer]
+    response_models += [each.error for each in operations]
     models = [(model, "validation") for model in request_models] + [
         (model, "serialization") for model in response_models
     ]
@@ -85,7 +89,7 @@ def _responses(operation: Operation) -> Schema:
         content["application/json"] = {"schema": _reference(operation.answer)}
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    error = {"application/json": {"schema": _reference(ErrorAnswer)}}
+    error = {"application/json": {"schema": _reference(operation.error)}}
     success: Schema = {"description": "Success"}
     if content:
         success["content"] = content

@@ -11,6 +11,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.errors import HttpError
+from gateway.schemas.common import ErrorAnswer
 
 UNMATCHED = "unmatched"
 """Metric label of paths without a route: clients choose paths, so they cannot be labels."""
@@ -31,6 +32,8 @@ class Operation:
     summary: str
     answer: type[BaseModel] | None = None
     """Schema of the JSON response; None if the response is not JSON."""
+    error: type[BaseModel] = ErrorAnswer
+    """Schema of the body of errors."""
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     streams: bool = False

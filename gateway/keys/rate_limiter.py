@@ -23,6 +23,10 @@ SPREAD = 0.2
 """Largest random extension of a delay, so that clients do not retry at the same time."""
 
 
+class KeyLimitReached(MeshError):
+    """A limit of one key is reached, whatever the load of the server is (OVERLOADED)."""
+
+
 class Bucket:
     """Token bucket: fills at `rate` a second up to `capacity`, and may be overdrawn."""
 
@@ -119,4 +123,4 @@ class TokenCharge:
 def _refuse(limit: str, message: str, seconds: float) -> None:
     metrics.KEY_REFUSALS.labels(limit).inc()
     retry_after = seconds * random.uniform(1, 1 + SPREAD)
-    raise MeshError(ErrorKind.OVERLOADED, message, retry_after=retry_after)
+    raise KeyLimitReached(ErrorKind.OVERLOADED, message, retry_after=retry_after)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.http.headers import headers_of
+from gateway.http.headers import API_KEY, headers_of
 from gateway.http.routes import PROTECTED_PREFIXES
 from gateway.keys.key_file import Key
 from gateway.keys.key_ring import KeyRing
@@ -15,7 +15,9 @@ from mesh.errors import ErrorKind, MeshError
 
 
 class AuthMiddleware:
-    """Accepts a request if its bearer token is one of `keys`, or if no keys are configured.
+    """Accepts a request if its key is one of `keys`, or if no keys are configured.
+
+    The key is a bearer token, or else in `x-api-key`, where Anthropic's clients send it.
 
     `open_paths` need no key; all other paths do, unknown ones included.
     """
@@ -30,7 +32,7 @@ class AuthMiddleware:
         if scope["type"] != "http" or not self._keys.required or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
-        key = self._check(headers_of(scope).get("authorization"))
+        key = self._check(_token(headers_of(scope)))
         request = current_request()
         if request is not None:
             request.key_name = key.name
@@ -41,14 +43,22 @@ class AuthMiddleware:
     def _is_open(self, path: str) -> bool:
         return path in self._open_paths and not path.startswith(PROTECTED_PREFIXES)
 
-    def _check(self, authorization: str | None) -> Key:
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+    def _check(self, token: str) -> Key:
+        if not token:
             raise MeshError(
                 ErrorKind.UNAUTHENTICATED,
-                "an API key is required: send the header 'Authorization: Bearer KEY'",
+                "an API key is required: send the header 'Authorization: Bearer KEY' or "
+                "'x-api-key: KEY'",
             )
-        key = self._keys.find(token.strip())
+        key = self._keys.find(token)
         if key is None:
             raise MeshError(ErrorKind.UNAUTHENTICATED, "the API key is invalid")
         return key
+
+
+def _token(headers: Mapping[str, str]) -> str:
+    """The API key that the request sends; empty if there is none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get(API_KEY, "").strip()

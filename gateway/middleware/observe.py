@@ -9,8 +9,17 @@ from collections.abc import Iterator, Mapping
 from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.anthropic.errors import error_response as messages_error
+from gateway.anthropic.errors import is_for_messages
 from gateway.http.errors import CLIENT_CLOSED_REQUEST, ClientDisconnected, HttpError, error_response
-from gateway.http.headers import IGNORED_FIELDS, REQUEST_ID, TOOL_PROMPT, TRACE_ID, headers_of
+from gateway.http.headers import (
+    ANTHROPIC_REQUEST_ID,
+    IGNORED_FIELDS,
+    REQUEST_ID,
+    TOOL_PROMPT,
+    TRACE_ID,
+    headers_of,
+)
 from gateway.http.routes import UNWATCHED_PATHS, route_of
 from gateway.middleware.origin import cors_headers
 from gateway.observability import metrics
@@ -79,7 +88,8 @@ class ObserveMiddleware:
             failure = _as_failure(error)
             record.fail(failure)
             if not responder.started:
-                await error_response(failure)(scope, receive, responder.send)
+                respond = messages_error if is_for_messages(scope["path"]) else error_response
+                await respond(failure)(scope, receive, responder.send)
         record.status = record.status or responder.status
 
 
@@ -90,6 +100,8 @@ class _Responder:
         self._scope = scope
         self._send = send
         self._ids = {REQUEST_ID: request_id, TRACE_ID: trace_id}
+        if is_for_messages(scope["path"]):
+            self._ids[ANTHROPIC_REQUEST_ID] = request_id
         self.status = 0
 
     @property

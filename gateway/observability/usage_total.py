@@ -50,6 +50,18 @@ class UsageTotal:
             fields["finish_reason"] = ",".join(sorted(self._finish_reasons))
         return fields
 
+    def anthropic(self) -> dict[str, object]:
+        """Anthropic's usage object, whose input tokens are those that were not cached."""
+        prompt_tokens, cached_tokens = self.prompt_tokens or 0, self._cached_tokens
+        return {
+            "input_tokens": prompt_tokens - cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached_tokens,
+            "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self._reasoning_tokens},
+            "server_tool_use": None,
+        }
+
     def openai(self) -> dict[str, object]:
         """OpenAI's usage object."""
         prompt_tokens, completion_tokens = self.prompt_tokens or 0, self.completion_tokens

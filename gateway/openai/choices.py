@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias, cast
 from gateway.upstream.generation import Event
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.protocol.deltas import Delta
-from mesh.protocol.finish import GenerationFinish, GenerationStarted
+from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
 
 Stream: TypeAlias = AsyncGenerator[Event]
 
@@ -73,6 +73,26 @@ async def choices(streams: Sequence[Stream]) -> Events:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def prompts_only(events: Events) -> Events:
+    """The events of a request for no tokens: the echo of each choice, and its finish."""
+    # The echo is a choice's first delta. A later delta without tokens is the rest of a token that
+    # ends within a character.
+    echoed: set[int] = set()
+    async with aclosing(events):
+        async for each in events:
+            if isinstance(each, Accepted):
+                yield each
+            elif isinstance(each.event, GenerationFinish):
+                usage = each.event.usage._replace(completion_tokens=0)
+                aborted = each.event.reason is FinishReason.ABORT
+                reason = FinishReason.ABORT if aborted else FinishReason.LENGTH
+                yield ChoiceEvent(each.number, GenerationFinish(reason, usage))
+            elif each.number not in echoed:
+                echoed.add(each.number)
+                if not each.event.num_tokens:
+                    yield each
 
 
 class _Merge:

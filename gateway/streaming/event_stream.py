@@ -14,6 +14,7 @@ from gateway.observability import metrics
 from gateway.observability.request_record import RequestRecord
 from gateway.streaming.cancel_scope import CancelScope
 from gateway.streaming.event_writer import EventWriter
+from gateway.streaming.sse import KEEP_ALIVE
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 
 logger = logging.getLogger("gateway.stream")
@@ -39,15 +40,16 @@ class EventStream:
         error_frame: Callable[[MeshError], bytes],
         drain: Drain,
         keep_alive_seconds: float,
+        keep_alive_frame: bytes = KEEP_ALIVE,
     ) -> None:
         self._frames = frames
         self._error_frame = error_frame
         self._drain = drain
-        self._keep_alive_seconds = keep_alive_seconds
+        self._keep_alive = (keep_alive_seconds, keep_alive_frame)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response. Raises ClientDisconnected if the client disconnects."""
-        writer = EventWriter(send, self._keep_alive_seconds)
+        writer = EventWriter(send, *self._keep_alive)
         try:
             await self._send(writer, receive)
         except ClientDisconnected:

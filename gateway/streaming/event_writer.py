@@ -26,11 +26,14 @@ Headers = Sequence[tuple[bytes, bytes]]
 class EventWriter:
     """The sending side of one stream. The creator must call `close`.
 
-    Sends an SSE comment after every `keep_alive_seconds` without a frame.
+    Sends `keep_alive_frame` after every `keep_alive_seconds` without a frame.
     """
 
-    def __init__(self, send: Send, keep_alive_seconds: float) -> None:
+    def __init__(
+        self, send: Send, keep_alive_seconds: float, keep_alive_frame: bytes = KEEP_ALIVE
+    ) -> None:
         self._send = send
+        self._keep_alive_frame = keep_alive_frame
         self._keep_alive_seconds = keep_alive_seconds
         self._pending: list[bytes] = []
         self._num_pending_bytes = 0
@@ -125,6 +128,6 @@ class EventWriter:
         silence = self._loop.time() - self._last_sent
         if silence >= self._keep_alive_seconds:
             if not (self._sending or self._pending or self._finishing):
-                self._put(KEEP_ALIVE)
+                self._put(self._keep_alive_frame)
             silence = 0.0
         self._timer = self._loop.call_later(self._keep_alive_seconds - silence, self._keep_alive)

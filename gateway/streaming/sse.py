@@ -15,6 +15,11 @@ def data_frame(value: object) -> bytes:
     return f"data: {encode_line(value)}\n\n".encode()
 
 
+def typed_frame(name: str, value: object) -> bytes:
+    """Encode an event with a name."""
+    return f"event: {name}\ndata: {encode_line(value)}\n\n".encode()
+
+
 def named_frame(name: str, value: object, event_id: str, retry: int | None = None) -> bytes:
     """Encode an event with a name and an id; `retry` is the reconnection time in ms."""
     wait = "" if retry is None else f"retry: {retry}\n"

@@ -53,13 +53,22 @@ def problems_of(error: ValidationError) -> list[MeshError]:
 
 
 def _problem(problem: ErrorDetails) -> MeshError:
-    kind, given = problem["type"], problem["input"]
-    field = field_path(problem["loc"])
+    found = _field_error(problem)
+    field = field_path(found.path)
+    return invalid(field, f"{field} {found.requirement}")
+
+
+def field_error_of(error: ValidationError) -> FieldError:
+    """The first problem of a part of a body, for the validator of the whole."""
+    return _field_error(error.errors(include_url=False)[0])
+
+
+def _field_error(problem: ErrorDetails) -> FieldError:
+    kind, given, location = problem["type"], problem["input"], problem["loc"]
     if kind == "missing":
-        return invalid(field, f"{field} is required")
+        return FieldError("is required", *location)
     if kind == "value_error" and isinstance(error := problem["ctx"]["error"], FieldError):
-        field = field_path((*problem["loc"], *error.path))
-        return invalid(field, f"{field} {error.requirement}")
+        return FieldError(error.requirement, *location, *error.path)
     limit = _LIMITS.get(kind)
     if limit is not None:
         text = limit(problem.get("ctx", {}))
@@ -67,7 +76,7 @@ def _problem(problem: ErrorDetails) -> MeshError:
         text = f"must be {_TYPES[kind.partition('_')[0]]}"
     else:
         text = f"is not valid ({problem['msg']})"
-    return invalid(field, f"{field} {text}, given {_given(kind, given)}")
+    return FieldError(f"{text}, given {_given(kind, given)}", *location)
 
 
 def field_path(location: Sequence[int | str]) -> str:

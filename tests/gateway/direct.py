@@ -14,7 +14,13 @@ from gateway.http.drain import Drain
 from gateway.keys.key_ring import KeyRing
 from gateway.settings import GatewaySettings
 from gateway.streaming.resumable_streams import ResumableStreams
-from gateway.upstream.client import Orchestrator, embed_request, generate_request, summarize_request
+from gateway.upstream.client import (
+    Orchestrator,
+    count_tokens_request,
+    embed_request,
+    generate_request,
+    summarize_request,
+)
 from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
     Embedded,
@@ -43,6 +49,11 @@ class DirectOrchestrator:
         yield GenerationStarted("fake", 1)
         yield Delta("text", 1, ())
         yield FINISH
+
+    async def count_tokens(self, generation: Generation) -> int:
+        """Count one token."""
+        assert count_tokens_request(generation).SerializeToString()
+        return 1
 
     async def embed(
         self, inputs: Sequence[str | TokenIds], model: str, names: FieldNames

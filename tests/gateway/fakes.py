@@ -36,6 +36,8 @@ class Script:
     without_finish: bool = False
     """End the stream without a finish event."""
     reason: int = STOP
+    stop_string: str = ""
+    """The stop string that the finish reports."""
     logprobs: bool = False
     tool_prompt: common_pb2.ToolPrompt.ValueType = common_pb2.TOOL_PROMPT_UNSPECIFIED
     citations: Sequence[int] = (1,)
@@ -71,7 +73,9 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         started = orchestrator_pb2.GenerateStarted(
             model="fake", prompt_tokens=7, tool_prompt=script.tool_prompt
         )
-        finish = orchestrator_pb2.GenerateFinish(reason=script.reason, usage=usage(script))
+        finish = orchestrator_pb2.GenerateFinish(
+            reason=script.reason, usage=usage(script), stop_string=script.stop_string
+        )
         if script.at_once:
             self._record(request)
             text = delta("".join(map(str, script.deltas)), script.logprobs)
@@ -84,6 +88,13 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 yield orchestrator_pb2.GenerateResponse(delta=echo(request))
         if not script.without_finish:
             yield orchestrator_pb2.GenerateResponse(finish=finish)
+
+    async def CountTokens(self, request, context):  # type: ignore[no-untyped-def]
+        """Count seven tokens."""
+        self._record(request)
+        if self.script.refusal is not None:
+            raise self.script.refusal
+        return orchestrator_pb2.CountTokensResponse(model="fake", num_tokens=7)
 
     async def SummarizeStream(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """Stream the search results, the deltas of the script and a finish."""

@@ -49,6 +49,14 @@ async def test_too_many_or_too_large_headers_are_431(
     assert b'"code":"headers_too_large"' in got
 
 
+async def test_refusals_of_the_messages_api_have_anthropics_form(gateway: GatewayServer) -> None:
+    """As far as the request's target has arrived when it is refused."""
+    head = b"POST /v1/messages?beta=true HTTP/1.1\r\nhost: localhost\r\n"
+    got = await exchange(gateway, head + b"x: " + b"y" * MAX_HEADER_BYTES + b"\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 431 ")
+    assert b'{"type":"error","error":{"type":"invalid_request_error","message":"request' in got
+
+
 async def test_headers_within_the_limits_are_served(gateway: GatewayServer) -> None:
     """Headers just below the limit, sent in pieces."""
     headers = b"".join(b"h%d: v\r\n" % number for number in range(MAX_NUM_HEADERS - 2))

@@ -79,6 +79,46 @@ async def test_unknown_routes_require_a_key(start_gateway: StartGateway, tmp_pat
             assert (await client.get(path)).status_code == 200
 
 
+async def test_a_key_may_be_in_x_api_key(
+    start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
+) -> None:
+    """A bearer token precedes it; another scheme, such as a proxy's own, does not."""
+    cases = [
+        ({"x-api-key": "one"}, 200),
+        ({"x-api-key": "one", "authorization": "Basic abc"}, 200),
+        ({"x-api-key": "two"}, 401),
+        ({"x-api-key": "one", "authorization": "Bearer two"}, 401),
+        ({"x-api-key": ""}, 401),
+    ]
+    async with keyed(start_gateway, tmp_path / "keys") as (_, client):
+        del client.headers["authorization"]
+        statuses = [
+            (await client.get("/v1/models", headers=headers)).status_code for headers, _ in cases
+        ]
+    assert statuses == [status for _, status in cases]
+    assert orchestrator.contexts[0].key_name == "alice"
+
+
+async def test_key_errors_of_the_messages_api_have_anthropics_form(
+    start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
+) -> None:
+    """401, and 429 at the key's own limit; 529 is for the load of the server."""
+    body = {"max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+    limits = Limits(requests_per_second=1e-3)
+    async with keyed(start_gateway, tmp_path / "keys", limits) as (_, client):
+        anonymous = await client.post("/v1/messages", json=body, headers={"authorization": ""})
+        accepted = await client.post("/v1/messages", json=body)
+        refused = await client.post("/v1/messages", json=body)
+    assert accepted.status_code == 200
+    for response, status, kind in (
+        (anonymous, 401, "authentication_error"),
+        (refused, 429, "rate_limit_error"),
+    ):
+        assert response.status_code == status
+        assert response.json()["error"]["type"] == kind
+    assert int(refused.headers["retry-after"]) >= 1000
+
+
 async def test_concurrent_requests_of_a_key_are_limited(
     start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
 ) -> None:

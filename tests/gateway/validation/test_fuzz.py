@@ -33,9 +33,19 @@ VALUES = st.recursive(
 FIELDS = st.sampled_from(
     "model messages prompt query max_tokens temperature top_p top_k min_p seed stop n stream "
     "stream_options logit_bias logprobs top_logprobs tools tool_choice response_format "
+    "system stop_sequences thinking output_config metadata "
     "num_results streaming safe_search echo suffix chat_template_kwargs min_tokens".split()
 )
-PARTS = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": VALUES}), max_size=2)
+TEXTS = st.fixed_dictionaries({"type": st.just("text"), "text": VALUES})
+BLOCKS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["thinking", "tool_use", "tool_result", "document"]) | VALUES},
+    optional={
+        **dict.fromkeys(["id", "name", "input", "source", "content", "is_error"], VALUES),
+        "tool_use_id": st.just("a") | VALUES,
+        "thinking": st.just("x") | VALUES,
+    },
+)
+PARTS = st.lists(TEXTS | BLOCKS, max_size=2)
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.just("user") | VALUES, "content": PARTS | VALUES},
@@ -45,10 +55,22 @@ MESSAGES = st.lists(
 )
 BODIES = st.builds(
     lambda fixed, free: {**fixed, **free},
-    st.fixed_dictionaries({"messages": MESSAGES, "prompt": st.just("x"), "query": st.just("x")}),
+    st.fixed_dictionaries(
+        {
+            "messages": MESSAGES,
+            "prompt": st.just("x"),
+            "query": st.just("x"),
+            "max_tokens": st.just(5),
+        }
+    ),
     st.dictionaries(FIELDS, VALUES, max_size=4),
 )
-PATHS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/api/v1/search"])
+PATHS = st.sampled_from(
+    [
+        *("/v1/chat/completions", "/v1/completions", "/api/v1/search"),
+        *("/v1/messages", "/v1/messages/count_tokens"),
+    ]
+)
 
 
 @pytest.fixture

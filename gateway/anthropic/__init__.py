@@ -1,0 +1,1 @@
+"""Anthropic's response formats: messages, stream events, errors."""

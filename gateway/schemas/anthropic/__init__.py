@@ -1,0 +1,1 @@
+"""Schemas of the Messages API: content blocks, tools, requests, responses."""
