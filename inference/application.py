@@ -8,16 +8,21 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from inference.api import metrics
 from inference.api.service import InferenceService
 from inference.api.spans import StepSpans
+from inference.api.vllm_engine.model_files import ModelFiles
+from inference.api.vllm_engine.service import VllmEngineService
 from inference.engine.errors import EngineError
 from inference.engine.fake_engine import FakeEngine
 from inference.engine.interface import EngineClient
+from inference.model.file_patterns import FILE_PATTERNS
 from inference.settings import InferenceSettings
 from mesh.hub.model_folder import ModelNotFoundError, model_folder
 from mesh.observability import telemetry
+from mesh.process.backlog import Backlog
 from mesh.process.lifecycle import SetReady, StartupError
 from mesh.rpc.server import Servicer
 
@@ -45,20 +50,40 @@ class Application:
 async def application(settings: InferenceSettings) -> AsyncIterator[Application]:
     """Load the model, warm it up and yield the service. Raises StartupError."""
     steps = StepSpans()
-    engine = await _engine(settings, steps)
+    folder = await asyncio.to_thread(_folder, settings)
+    engine = await _engine(settings, folder, steps)
     try:
         await engine.start()
     except EngineError as error:
         raise StartupError(str(error)) from error
     try:
         metrics.watch(engine)
-        yield Application(engine, [InferenceService(engine, steps).servicer])
+        backlog = Backlog()
+        files = await asyncio.to_thread(ModelFiles, folder)
+        services = (
+            InferenceService(engine, steps, backlog),
+            VllmEngineService(engine, files, steps, backlog),
+        )
+        yield Application(engine, [service.servicer for service in services])
     finally:
         await engine.stop()
 
 
-async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient:
+def _folder(settings: InferenceSettings) -> Path | None:
+    """The model's folder. The fake model needs none, and has its text files only."""
     if settings.fake_model:
+        folder = Path(settings.model).expanduser()
+        return folder if folder.is_dir() else None
+    try:
+        return model_folder(settings.model, FILE_PATTERNS)
+    except ModelNotFoundError as error:
+        raise StartupError(f"INFERENCE_MODEL: {error}") from error
+
+
+async def _engine(
+    settings: InferenceSettings, folder: Path | None, steps: StepSpans
+) -> EngineClient:
+    if folder is None or settings.fake_model:
         return FakeEngine(
             settings.served_name,
             tokens_per_second=settings.fake_tokens_per_second,
@@ -72,15 +97,10 @@ async def _engine(settings: InferenceSettings, steps: StepSpans) -> EngineClient
     gc.disable()
     from inference.engine.engine_thread import AsyncEngine
     from inference.model.loading import EngineOptions, load_engine, uses_gpu
-    from inference.model.weights.weights import FILE_PATTERNS
     from inference.structured_output.compiler import CompileLimits
 
     gc.enable()
 
-    try:
-        folder = await asyncio.to_thread(model_folder, settings.model, FILE_PATTERNS)
-    except ModelNotFoundError as error:
-        raise StartupError(f"INFERENCE_MODEL: {error}") from error
     options = EngineOptions.from_settings(settings, folder)
     return AsyncEngine(
         lambda: load_engine(options),

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 SERVICES = ("gateway", "orchestrator", "tokenizer", "inference")
 PACKAGES = ("mesh", *SERVICES)
 GENERATED = "mesh/v1/"
+GENERATED_PACKAGES = ("mesh.v1.", "smg_grpc_proto.")
 
 ENVIRONMENT_READERS = {
     "mesh/rpc/polling.py",
@@ -22,6 +23,7 @@ ENVIRONMENT_READERS = {
 """The only files that read environment variables; other code uses settings."""
 
 GENERATED_TYPES_IN = {
+    "mesh/hub/vllm_tokenizer.py",
     "mesh/protocol",
     "gateway/upstream/client.py",
     "orchestrator/clients",
@@ -29,6 +31,7 @@ GENERATED_TYPES_IN = {
     "orchestrator/service.py",
     "tokenizer/service.py",
     "inference/api/service.py",
+    "inference/api/vllm_engine",
 }
 """The only files and folders that import generated protobuf types: servicers, clients and the
 mapping of the shared values."""
@@ -137,12 +140,12 @@ def test_services_import_no_development_libraries() -> None:
 
 
 def test_generated_types_are_imported_only_at_the_edge() -> None:
-    """mesh.v1 is imported by servicers, clients and mesh/protocol only."""
+    """Protobuf types are imported by servicers, clients and mesh/protocol only."""
     offenders = [
         name_of(path)
         for path in own_files(*PACKAGES)
         if not {name_of(path), name_of(path.parent)} & GENERATED_TYPES_IN
-        and any((module + ".").startswith("mesh.v1.") for module in imports_of(path))
+        and any((module + ".").startswith(GENERATED_PACKAGES) for module in imports_of(path))
     ]
     assert offenders == []
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from inference.api import metrics, spans
-from inference.engine.interface import Finish, SequenceOutput
+from inference.engine.interface import EngineClient, Finish, SequenceOutput
+from inference.sampling.sampling_params import SamplingParams
 from mesh.context import annotate
 from mesh.process.backlog import Work
 
@@ -47,3 +48,11 @@ class RequestAccount:
             ttft_seconds=finish.timings.ttft_seconds,
             finish_reason=finish.reason.value,
         )
+
+
+def num_expected_tokens(
+    engine: EngineClient, num_prompt_tokens: int, params: SamplingParams
+) -> int:
+    """Most tokens that a sequence may still generate."""
+    room = engine.model_info.max_context - num_prompt_tokens
+    return max(0, min(room, room if params.max_tokens is None else params.max_tokens))

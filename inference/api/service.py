@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
 from inference.api import spans
-from inference.api.request_account import RequestAccount
+from inference.api.engine_errors import engine_errors
+from inference.api.request_account import RequestAccount, num_expected_tokens
 from inference.api.spans import StepSpans
 from inference.engine import errors
 from inference.engine.interface import EngineClient, Finish, SequenceOutput
 from inference.sampling.sampling_params import SamplingParams
 from mesh.context import annotate, current_request, new_request_id
-from mesh.errors import ErrorKind, MeshError
 from mesh.process.backlog import Backlog
 from mesh.protocol.finish import REASON_TO_PROTO
 from mesh.protocol.logprobs import token_logprob_to_proto
@@ -27,30 +27,25 @@ from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_KIND_OF_ERROR: tuple[tuple[type[errors.EngineError], ErrorKind], ...] = (
-    (errors.InvalidSamplingParams, ErrorKind.INVALID_REQUEST),
-    (errors.InvalidPrompt, ErrorKind.INVALID_REQUEST),
-    (errors.ContextTooLong, ErrorKind.CONTEXT_TOO_LONG),
-    (errors.Overloaded, ErrorKind.OVERLOADED),
-    (errors.DeadlineExceeded, ErrorKind.DEADLINE),
-    # A caller should retry both on another replica.
-    (errors.EngineUnavailable, ErrorKind.UNAVAILABLE),
-    (errors.StepFailed, ErrorKind.UNAVAILABLE),
-    # Says nothing about this replica: see `orchestrator.routing.failover`.
-    (errors.SequenceFailed, ErrorKind.INTERNAL),
-)
-
 SERVICE = "mesh.v1.InferenceService"
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Serves one engine, which must be started."""
 
-    def __init__(self, engine: EngineClient, steps: StepSpans | None = None) -> None:
-        """The caller owns `engine`, and starts and stops it."""
+    def __init__(
+        self,
+        engine: EngineClient,
+        steps: StepSpans | None = None,
+        backlog: Backlog | None = None,
+    ) -> None:
+        """The caller owns `engine`, and starts and stops it.
+
+        Services of one engine share `steps` and `backlog`.
+        """
         self._engine = engine
         self._steps = steps or StepSpans()
-        self._backlog = Backlog()
+        self._backlog = backlog or Backlog()
 
     @property
     def servicer(self) -> Servicer:
@@ -65,14 +60,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         # Not the caller's request id, which the caller may use more than once.
         request_id = new_request_id()
         with (
-            _engine_errors(self._backlog),
+            engine_errors(self._backlog),
             self._backlog.work() as work,
             self._steps.request(request_id),
         ):
             self._check_model(request.model_sha256)
             params = self._sampling_params(request.sampling)
             spans.describe(self._engine.model_info.name, params, request.num_resumed_tokens)
-            account = RequestAccount(work, self._num_expected(len(request.token_ids), params))
+            num_expected = num_expected_tokens(self._engine, len(request.token_ids), params)
+            account = RequestAccount(work, num_expected)
             outputs = self._engine.generate(
                 request_id,
                 request.token_ids,
@@ -100,7 +96,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         inputs = [list(each.ids) for each in request.inputs]
         num_tokens = sum(map(len, inputs))
         annotate(num_inputs=len(inputs), prompt_tokens=num_tokens)
-        with _engine_errors(self._backlog), self._backlog.work() as work:
+        with engine_errors(self._backlog), self._backlog.work() as work:
             self._check_model(request.model_sha256)
             work.expect(num_tokens)
             vectors = await self._engine.embed(inputs)
@@ -108,11 +104,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return inference_pb2.InferenceServiceEmbedResponse(
             embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
         )
-
-    def _num_expected(self, num_prompt_tokens: int, params: SamplingParams) -> int:
-        """Most tokens that a sequence may still generate."""
-        room = self._engine.model_info.max_context - num_prompt_tokens
-        return max(0, min(room, room if params.max_tokens is None else params.max_tokens))
 
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context
@@ -193,18 +184,3 @@ def _finish(finish: Finish) -> inference_pb2.GenerationFinish:
         prefill_seconds=timings.prefill_seconds,
         decode_seconds=timings.decode_seconds,
     )
-
-
-@contextmanager
-def _engine_errors(backlog: Backlog) -> Iterator[None]:
-    """Raise the engine's errors as `MeshError`s."""
-    try:
-        yield
-    except errors.EngineError as error:
-        for cls, kind in _KIND_OF_ERROR:
-            if isinstance(error, cls):
-                retry_after = backlog.retry_after() if kind is ErrorKind.OVERLOADED else None
-                raise MeshError(
-                    kind, str(error), param=error.field, retry_after=retry_after
-                ) from error
-        raise

@@ -11,6 +11,7 @@ from inference.engine.admission import Admission
 from inference.engine.errors import EngineError
 from inference.engine.interface import Load, ModelInfo
 from inference.engine.step_loop import Runner, StepLoop
+from inference.scheduler.block_events import BlockEvent
 from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepOutput
@@ -111,6 +112,14 @@ class Engine:
             return queue.run_piece()
         finally:
             self.steps.clock.end()
+
+    def record_blocks(self) -> None:
+        """Record the changes of the prefix cache from now on."""
+        self._scheduler.block_manager.record_events()
+
+    def take_block_events(self) -> list[BlockEvent]:
+        """The changes of the prefix cache since the last call; none unless they are recorded."""
+        return self._scheduler.block_manager.take_events()
 
     def record_steps(self, recorder: StepRecorder) -> None:
         """Report steps to `recorder` from now on."""

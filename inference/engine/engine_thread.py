@@ -20,6 +20,7 @@ from functools import partial
 from inference.api import metrics
 from inference.api.step_recorder import StepRecorder
 from inference.embedding.calls import EmbeddingCall, EmbeddingCalls, check_inputs
+from inference.engine.block_feed import BlockFeed
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, EngineUnavailable
 from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, StepRecord
@@ -33,6 +34,7 @@ from inference.structured_output.compiler import CompileLimits, ConstraintCompil
 from mesh.context import current_request
 from mesh.process import cpu_scheduling
 from mesh.protocol.constraints import OutputConstraint
+from mesh.protocol.finish import FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class AsyncEngine:
         self._watchdog: Watchdog | None = None
         self._watching: asyncio.Task[None] | None = None
         self._embeddings = EmbeddingCalls(self._submit_embedding)
+        self._block_feed: BlockFeed | None = None
         self._streams = Streams(
             submit=self._submit,
             abort=self._abort,
@@ -175,6 +178,16 @@ class AsyncEngine:
         async with aclosing(self._streams.generate(sequence, on_abandoned)) as outputs:
             async for output in outputs:
                 yield output
+
+    def end(self, request_id: str, reason: FinishReason) -> None:
+        if self._streams.end(request_id, reason) is not None:
+            self._command(partial(Engine.abort, request_id=request_id))
+
+    def block_feed(self) -> BlockFeed:
+        if self._block_feed is None:
+            self._block_feed = BlockFeed(has_unknown_blocks=self.load().num_cached_tokens > 0)
+            self._command(Engine.record_blocks)
+        return self._block_feed
 
     async def embed(self, inputs: abc.Sequence[abc.Sequence[int]]) -> list[list[float]]:
         engine = self._started()
@@ -341,6 +354,8 @@ class AsyncEngine:
             if ended := engine.run_embeddings():
                 self._call(loop, partial(self._embeddings.deliver, ended))
             self._load = engine.load()
+        if self._block_feed is not None and (changes := engine.take_block_events()):
+            self._call(loop, partial(self._block_feed.publish, changes))
         engine.check_when_idle()
         return engine.healthy
 

@@ -122,6 +122,13 @@ class FakeEngine:
             async for output in outputs:
                 yield output
 
+    def end(self, request_id: str, reason: FinishReason) -> None:
+        if self._streams.end(request_id, reason) is not None:
+            self._sequences.pop(request_id, None)
+
+    def block_feed(self) -> None:
+        return None  # it has no prefix cache
+
     async def embed(self, inputs: abc.Sequence[abc.Sequence[int]]) -> list[list[float]]:
         check_inputs(inputs, self.model_info, KV_CAPACITY_TOKENS)
         # Unit vectors: the sum of an input's ids selects the axis.

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from inference.engine.block_feed import BlockFeed
 from inference.engine.errors import EngineError
 from inference.sampling.sampling_params import SamplingParams
 from mesh.protocol.finish import FinishReason
@@ -206,6 +207,15 @@ class EngineClient(Protocol):
         `num_resumed_tokens` of the prompt count as completion: another replica generated them.
         `on_abandoned` is called with the finish so far if the consumer leaves before the end.
         """
+        ...
+
+    def end(self, request_id: str, reason: FinishReason) -> None:
+        """End a live sequence: its stream's last output has this reason, and its blocks are free
+        within one step. Does nothing if no sequence with this id is live."""
+        ...
+
+    def block_feed(self) -> BlockFeed | None:
+        """The changes of the prefix cache, recorded from the first call on; None without one."""
         ...
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -198,12 +198,24 @@ class Streams:
 
         Returns their request ids; the caller must abort the sequences in the engine.
         """
-        now = time.monotonic()
         ended = list(self._streams)
         for request_id in ended:
-            finish = self._streams[request_id].sequence.so_far(FinishReason.ABORT, now, error)
-            self.deliver([StepOutput(request_id, [], [], finish)])
+            self.end(request_id, FinishReason.ABORT, error)
         return ended
+
+    def end(
+        self, request_id: str, reason: FinishReason, error: EngineError | None = None
+    ) -> Finish | None:
+        """End one stream without waiting for the engine; None if there is no such stream.
+
+        The caller must abort the sequence in the engine.
+        """
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return None
+        finish = stream.sequence.so_far(reason, time.monotonic(), error)
+        self.deliver([StepOutput(request_id, [], [], finish)])
+        return finish
 
     async def wait_empty(self, timeout: float) -> bool:
         """Wait until no sequence lives; False if some still do after `timeout` seconds."""

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import takewhile
 
+from inference.scheduler.block_events import BlockEvent, RemovedBlock, StoredBlock
 from inference.scheduler.sequence import Sequence
 
 _HASH_BYTES = 16
@@ -57,6 +58,7 @@ class BlockManager:
         self._announced: Counter[bytes] = Counter()
         """Number of live sequences that are computing each block, by its future hash."""
         self._unshared: set[int] = set()
+        self._events: list[BlockEvent] | None = None
         self.num_claimed_blocks = 0
         """Blocks that an input to embed has waited for; waiting sequences leave them free."""
 
@@ -78,6 +80,18 @@ class BlockManager:
     def num_cached_tokens(self) -> int:
         """Tokens in the prefix cache."""
         return len(self._block_by_hash) * self.block_size
+
+    def record_events(self) -> None:
+        """Record the blocks that enter and leave the prefix cache from now on."""
+        if self._events is None:
+            self._events = []
+
+    def take_events(self) -> list[BlockEvent]:
+        """The changes of the prefix cache since the last call; none unless they are recorded."""
+        if not self._events:
+            return []
+        events, self._events = self._events, []
+        return events
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -175,6 +189,8 @@ class BlockManager:
             if block_hash not in self._block_by_hash:
                 self._block_by_hash[block_hash] = block
                 self._hashes[block] = block_hash
+                if self._events is not None:
+                    self._record_stored(self._events, sequence, index)
         sequence.num_committed_blocks = num_full_blocks
 
     def free(self, sequence: Sequence, *, forget: bool = False) -> None:
@@ -285,6 +301,14 @@ class BlockManager:
         separate = self._separates_seeded and sequence.is_seeded
         return _SEEDED_ROOT_HASH if separate else _ROOT_HASH
 
+    def _record_stored(self, events: list[BlockEvent], sequence: Sequence, index: int) -> None:
+        if self._root(sequence) != _ROOT_HASH:
+            return  # other sequences with the same tokens cannot use the block
+        start = index * self.block_size
+        parent = sequence.block_hashes[index - 1] if index else None
+        token_ids = sequence.token_ids[start : start + self.block_size]
+        events.append(StoredBlock(sequence.block_hashes[index], parent, token_ids, index))
+
     def _take_cached(self, block: int) -> None:
         if self._ref_counts[block] == 0:
             del self._cached[block]
@@ -304,6 +328,8 @@ class BlockManager:
         if block_hash is not None:
             del self._block_by_hash[block_hash]
             self._hashes[block] = None
+            if self._events is not None:
+                self._events.append(RemovedBlock(block_hash))
 
 
 def _announced_by(sequence: Sequence, end: int | None = None) -> list[bytes]:

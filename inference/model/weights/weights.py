@@ -10,15 +10,6 @@ import torch
 
 from inference.model.weights.safetensors_weights import SafetensorsWeights
 
-FILE_PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "*_config.json",
-    "tokenizer.json",
-)
-"""The files of a hub repository that the engine needs; no code and no pickles."""
-
 
 class Weights(Protocol):
     """The tensors of a checkpoint by transformers' names, read on demand."""

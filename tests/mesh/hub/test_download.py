@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from inference.model.weights import weights
+from inference.model import file_patterns
 from mesh.hub.download import MARKER, PATTERNS
 from tokenizer import files as tokenizer_files
 
@@ -220,7 +220,7 @@ def test_an_unreachable_hub_is_reported(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "patterns"),
     [
-        ("model", weights.FILE_PATTERNS),
+        ("model", file_patterns.FILE_PATTERNS),
         ("model", tokenizer_files.FILE_PATTERNS),
         ("tokenizer", tokenizer_files.FILE_PATTERNS),
     ],

@@ -1,0 +1,14 @@
+"""The files of a model that inference needs. Does not import torch, which takes seconds."""
+
+from __future__ import annotations
+
+FILE_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "*_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "*.jinja",
+)
+"""The files of a hub repository; no code and no pickles."""
