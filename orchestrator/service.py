@@ -312,6 +312,7 @@ def _summary_event(event: Delta | SummaryFinish) -> orchestrator_pb2.SummarizeSt
             usage=usage_to_proto(event.usage),
             citations=event.citations,
             citation_details=map(_citation_detail, event.details),
+            num_resumptions=event.num_resumptions,
         )
     )
 

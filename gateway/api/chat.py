@@ -20,12 +20,14 @@ from gateway.openai.responses import (
     check_not_aborted,
     error_frame,
     head,
+    resumed,
     tool_call_delta,
 )
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import off_loop, read_json
 from mesh.protocol.deltas import Delta, DeltaLogprob
+from mesh.protocol.finish import GenerationFinish
 
 ROUTE = "/v1/chat/completions"
 
@@ -57,7 +59,7 @@ class ChatCompletions:
                 else:
                     record.finish(index, event)
                     check_not_aborted(event)
-                    messages[index].finish_reason = event.reason
+                    messages[index].finish = event
         fields = head("chatcmpl", "chat.completion", accepted.model)
         whole = [message.choice() for message in messages]
         return json_response({**fields, "choices": whole, "usage": record.usage.openai()})
@@ -72,7 +74,7 @@ class _Message:
         self._reasoning: list[str] = []
         self._calls = ToolCalls()
         self._logprobs: list[DeltaLogprob] = []
-        self.finish_reason = ""
+        self.finish: GenerationFinish | None = None
 
     def add(self, delta: Delta) -> None:
         self._texts.append(delta.text)
@@ -81,6 +83,8 @@ class _Message:
         self._logprobs.extend(delta.logprobs)
 
     def choice(self) -> Choice:
+        finish = self.finish
+        assert finish is not None, "every choice has a finish"
         text = "".join(self._texts)
         message: dict[str, object] = {
             "role": "assistant",
@@ -95,7 +99,8 @@ class _Message:
             "index": self._index,
             "message": message,
             "logprobs": chat_logprobs(self._logprobs),
-            "finish_reason": _reason(self.finish_reason, calls=bool(self._calls)),
+            "finish_reason": _reason(finish.reason, calls=bool(self._calls)),
+            **resumed(finish),
         }
 
 
@@ -122,7 +127,7 @@ async def _frames(
                 record.finish(index, event)
                 check_not_aborted(event)
                 reason = _reason(event.reason, calls=called[index])
-                yield chunks.chunk(_choice(index, {}, reason))
+                yield chunks.chunk(_choice(index, {}, reason) | resumed(event))
         yield chunks.end(record.usage.openai())
 
 

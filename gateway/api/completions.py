@@ -13,7 +13,14 @@ from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
 from gateway.openai.choices import Events, accepted_event, choice_events, choices, prompts_only
 from gateway.openai.chunks import Chunks
-from gateway.openai.responses import Choice, TextLogprobs, check_not_aborted, error_frame, head
+from gateway.openai.responses import (
+    Choice,
+    TextLogprobs,
+    check_not_aborted,
+    error_frame,
+    head,
+    resumed,
+)
 from gateway.schemas.completions import CompletionRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import off_loop, read_json
@@ -43,7 +50,7 @@ class Completions:
             return self._dependencies.event_stream(frames, error_frame)
         texts: list[list[str]] = [[] for _ in generations]
         logprobs: list[list[DeltaLogprob]] = [[] for _ in generations]
-        reasons = [""] * len(generations)
+        ends: list[Choice] = [{} for _ in generations]
         async with self._dependencies.cancel_scope(request), aclosing(events):
             accepted = await accepted_event(events)
             record.accept(ROUTE, accepted.started, body.n)
@@ -55,9 +62,9 @@ class Completions:
                 else:
                     record.finish(index, event)
                     check_not_aborted(event)
-                    reasons[index] = event.reason
+                    ends[index] = {"finish_reason": event.reason, **resumed(event)}
         whole = [
-            _choice(index, "".join(text), TextLogprobs().of(logprobs[index]), reasons[index])
+            _choice(index, "".join(text), TextLogprobs().of(logprobs[index])) | ends[index]
             for index, text in enumerate(texts)
         ]
         fields = head("cmpl", "text_completion", accepted.model)
@@ -90,7 +97,7 @@ async def _frames(
             else:
                 record.finish(index, event)
                 check_not_aborted(event)
-                yield chunks.chunk(_choice(index, "", None, event.reason))
+                yield chunks.chunk(_choice(index, "", None, event.reason) | resumed(event))
         yield chunks.end(record.usage.openai())
 
 

@@ -14,6 +14,7 @@ from gateway.http.errors import HttpError, error_body
 from gateway.http.headers import headers_of
 from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
+from gateway.openai.responses import resumed
 from gateway.schemas.search import SearchRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.streaming.resumable_streams import (
@@ -175,6 +176,7 @@ def _end(finish: SummaryFinish) -> dict[str, object]:
             for each in finish.citation_details
         ],
         "usage": finish.usage._asdict(),
+        **resumed(finish),
         "request_id": "" if request is None else request.request_id,
         "trace_id": trace_id(),
     }

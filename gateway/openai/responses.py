@@ -16,6 +16,9 @@ from mesh.protocol.finish import FinishReason, GenerationFinish
 LEAST_LOGPROB = -9999.0
 """OpenAI's value for the log probability of an impossible token: JSON has no infinity."""
 
+RESUMED = "x-weir-resumed"
+"""Field with the number of times that another engine continued the output."""
+
 Choice: TypeAlias = dict[str, object]
 
 
@@ -28,6 +31,11 @@ def check_not_aborted(finish: GenerationFinish) -> None:
     """Raise MeshError for an aborted generation: OpenAI has no finish reason for it."""
     if finish.reason is FinishReason.ABORT:
         raise MeshError(ErrorKind.CANCELLED, "the request was ended by an operator")
+
+
+def resumed(finish: GenerationFinish) -> dict[str, object]:
+    """The field of a final event that reports continuations by other engines; usually none."""
+    return {RESUMED: finish.num_resumptions} if finish.num_resumptions else {}
 
 
 def head(prefix: str, kind: str, model: str) -> dict[str, object]:

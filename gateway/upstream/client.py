@@ -211,7 +211,8 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
     if response.HasField("finish"):
         finish = response.finish
         usage = usage_from_proto(finish.usage)
-        events.append(GenerationFinish(_reason(finish.reason), usage, finish.stop_string))
+        reason = _reason(finish.reason)
+        events.append(GenerationFinish(reason, usage, finish.stop_string, finish.num_resumptions))
     if not events:
         raise broken("a message without an event")
     return events
@@ -242,7 +243,11 @@ def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list
         usage = usage_from_proto(finish.usage)
         return [
             SummaryFinish(
-                _reason(finish.reason), usage, citations=citations, citation_details=details
+                _reason(finish.reason),
+                usage,
+                num_resumptions=finish.num_resumptions,
+                citations=citations,
+                citation_details=details,
             )
         ]
     raise broken("a message without an event")

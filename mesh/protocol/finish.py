@@ -40,6 +40,8 @@ class GenerationFinish:
     usage: Usage
     stop_string: str = ""
     """The stop string that ended the text; empty if none did."""
+    num_resumptions: int = 0
+    """Times that another engine continued the generation after its first tokens."""
 
 
 REASON_TO_PROTO = {
@@ -82,6 +84,7 @@ def finish_to_proto(finish: GenerationFinish) -> orchestrator_pb2.GenerateFinish
         reason=REASON_TO_PROTO[finish.reason],
         usage=usage_to_proto(finish.usage),
         stop_string=finish.stop_string,
+        num_resumptions=finish.num_resumptions,
     )
 
 

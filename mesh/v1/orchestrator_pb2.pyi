@@ -329,10 +329,13 @@ class GenerateFinish(message.Message):
     REASON_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
     STOP_STRING_FIELD_NUMBER: builtins.int
+    NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
     stop_string: builtins.str
     """The stop string that ended the text; empty if none did."""
+    num_resumptions: builtins.int
+    """Times that another engine continued the generation after its first tokens."""
     @builtins.property
     def usage(self) -> common_pb2.Usage:
         """Token counts."""
@@ -343,10 +346,11 @@ class GenerateFinish(message.Message):
         reason: common_pb2.FinishReason.ValueType = ...,
         usage: common_pb2.Usage | None = ...,
         stop_string: builtins.str = ...,
+        num_resumptions: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["num_resumptions", b"num_resumptions", "reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -550,8 +554,11 @@ class SummarizeFinish(message.Message):
     USAGE_FIELD_NUMBER: builtins.int
     CITATIONS_FIELD_NUMBER: builtins.int
     CITATION_DETAILS_FIELD_NUMBER: builtins.int
+    NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
+    num_resumptions: builtins.int
+    """Times that another engine continued the generation after its first tokens."""
     @builtins.property
     def usage(self) -> common_pb2.Usage:
         """Token counts."""
@@ -573,10 +580,11 @@ class SummarizeFinish(message.Message):
         usage: common_pb2.Usage | None = ...,
         citations: abc.Iterable[builtins.int] | None = ...,
         citation_details: abc.Iterable[CitationDetail] | None = ...,
+        num_resumptions: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "num_resumptions", b"num_resumptions", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

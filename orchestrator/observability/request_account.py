@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from types import TracebackType
 
 from opentelemetry import trace
@@ -49,6 +50,7 @@ class RequestAccount:
         self.generation = spans.NO_SPAN
         """Span of the generation that runs for this request."""
         self.arrived = time.monotonic()
+        self._num_resumptions = 0
         self._unreported_ttft = False
         self._span_block: AbstractContextManager[spans.GenerationSpan] = nullcontext(spans.NO_SPAN)
 
@@ -111,15 +113,18 @@ class RequestAccount:
     def failover(self, address: str, error: MeshError, num_tokens: int) -> None:
         """Record that the replica at `address` was lost after `num_tokens`."""
         self.generation.failover(address, error, num_tokens)
+        self._num_resumptions += num_tokens > 0
 
-    def finished(self, finish: GenerationFinish) -> None:
-        """Record the finish of the generation."""
+    def finished(self, finish: GenerationFinish) -> GenerationFinish:
+        """Record the finish of the generation; returns it with the number of resumptions."""
+        if self._num_resumptions:
+            finish = replace(finish, num_resumptions=self._num_resumptions)
         self.finish = finish
+        return finish
 
     def end_early(self, reason: FinishReason) -> GenerationFinish:
         """Record that the orchestrator ended the generation; returns the finish to send."""
-        self.finish = GenerationFinish(reason, self.usage)
-        return self.finish
+        return self.finished(GenerationFinish(reason, self.usage))
 
     def succeeded(self) -> None:
         """Record that the response is complete."""

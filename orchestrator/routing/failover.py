@@ -43,7 +43,13 @@ class _Attempts:
         model: ModelInfo,
         prompt: Sequence[int],
         active: ActiveRequest,
+        *,
+        has_form: bool,
     ) -> None:
+        """`has_form`: the output has a constraint."""
+        self._has_form = has_form
+        self._resumes = False
+        """Whether the next replica continues after tokens of another one."""
         self._replicas = replicas
         self._model = model
         self._prompt = prompt
@@ -66,7 +72,7 @@ class _Attempts:
 
     async def _next_replica(self) -> Replica:
         try:
-            return self._replicas.pick(self._model, self._prompt, self._excluded)
+            return self._replicas.pick(self._model, self._prompt, self._excluded | self._unfit())
         except MeshError:
             if self._alone.first is not None:
                 raise self._alone.first from None
@@ -77,9 +83,19 @@ class _Attempts:
             for replica in dict.fromkeys(self._lost):
                 again = self._lost.count(replica) < MAX_LOST_REPLICAS and await replica.confirm()
                 # It may have restarted with another model.
-                if again and can_replace(replica.model, self._model):
+                if (
+                    again
+                    and replica not in self._unfit()
+                    and can_replace(replica.model, self._model)
+                ):
                     return replica
             raise
+
+    def _unfit(self) -> set[Replica]:
+        """Replicas at which the output's form would begin again, after the resumed tokens."""
+        if not (self._has_form and self._resumes):
+            return set()
+        return {each for each in self._replicas.ready if not each.resumes_constraints}
 
     def failed(
         self, replica: Replica, error: MeshError, delivered: Sequence[int], *, accepted: bool
@@ -88,6 +104,7 @@ class _Attempts:
         if self._active.cancelled:
             raise RequestAborted if error.kind is ErrorKind.CANCELLED else error
         self._excluded.add(replica)
+        self._resumes = bool(delivered)
         if error.kind is ErrorKind.OVERLOADED:
             self._full = error
             return
@@ -144,7 +161,7 @@ async def generate(
     far, with the same penalties, seeds and limits, so greedy output is identical. Raises MeshError
     if none is left.
     """
-    attempts = _Attempts(replicas, model, prompt, active)
+    attempts = _Attempts(replicas, model, prompt, active, has_form=sampling.constraint is not None)
     span = active.account.generation.span
     delivered: list[int] = []
     while True:

@@ -59,6 +59,7 @@ class SummaryFinish(NamedTuple):
     """Positions of the cited sources, in ascending order, without duplicates."""
     details: Sequence[Citation] = ()
     """The citations of each sentence."""
+    num_resumptions: int = 0
 
 
 def to_sources(results: Sequence[SearchResult]) -> list[Source]:
@@ -109,7 +110,10 @@ class SummaryAssembler:
         yield from self._delta(self._filter.flush(), 0)
         reason = FinishReason.LENGTH if self.reached_limit else finish.reason
         text = self._filter.text
-        yield SummaryFinish(reason, finish.usage, cited_numbers(text), ground(text, self._snippets))
+        details = ground(text, self._snippets)
+        yield SummaryFinish(
+            reason, finish.usage, cited_numbers(text), details, finish.num_resumptions
+        )
 
     def _delta(self, text: str, num_tokens: int) -> Iterator[Delta]:
         self._num_held += num_tokens

@@ -38,6 +38,7 @@ class Script:
     reason: int = STOP
     stop_string: str = ""
     """The stop string that the finish reports."""
+    num_resumptions: int = 0
     logprobs: bool = False
     tool_prompt: common_pb2.ToolPrompt.ValueType = common_pb2.TOOL_PROMPT_UNSPECIFIED
     citations: Sequence[int] = (1,)
@@ -74,7 +75,10 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             model="fake", prompt_tokens=7, tool_prompt=script.tool_prompt
         )
         finish = orchestrator_pb2.GenerateFinish(
-            reason=script.reason, usage=usage(script), stop_string=script.stop_string
+            reason=script.reason,
+            usage=usage(script),
+            stop_string=script.stop_string,
+            num_resumptions=script.num_resumptions,
         )
         if script.at_once:
             self._record(request)
@@ -117,6 +121,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 usage=usage(script),
                 citations=script.citations,
                 citation_details=map(citation, script.citation_details),
+                num_resumptions=script.num_resumptions,
             )
             yield response(finish=finish)
 

@@ -15,6 +15,8 @@ RETRY_SECONDS = 1.0
 
 _TOO_LONG = re.compile(r"maximum (model|context) length")
 _PARAMETER = re.compile(r"\(parameter=(\w+), value=.*\)")
+_LEADING = re.compile(r"(\w+) must be ")
+_UNKNOWN_ID = "out of vocabulary"
 _BUSY = "currently busy"
 _DEAD = re.compile(r"EngineCore|EngineDead|engine is (dead|not alive)", re.IGNORECASE)
 
@@ -30,6 +32,8 @@ def engine_error(
     `constraint` is the request's; `param` is the field that the token ids come from.
     """
     cause = error.__cause__
+    if error.is_reported:  # by Weir's own engine, which serves this protocol as well
+        return error.renamed(error.param and error.param.removeprefix("sampling_params."))
     if not isinstance(cause, grpc.aio.AioRpcError):
         return error
     return by_status(cause.code(), cause.details() or "", constraint, param) or error
@@ -59,12 +63,12 @@ def refusal(details: str, constraint: OutputConstraint | None, param: str) -> Me
     """The error for a request that the engine does not accept."""
     if _TOO_LONG.search(details):
         return MeshError(ErrorKind.CONTEXT_TOO_LONG, f"{param} is too long: {details}", param=param)
-    named = _PARAMETER.search(details)
+    named = _PARAMETER.search(details) or _LEADING.match(details)
     if named:
         param = _FIELDS.get(named[1], named[1])
-        message = details.replace(named[0], "").strip()
-    elif constraint is not None:
-        param, message = constraint.field, f"is not accepted by the engine: {details}"
-    else:
-        message = f"is not accepted by the engine: {details}"
-    return MeshError(ErrorKind.INVALID_REQUEST, f"{param} {message}", param=param, is_reported=True)
+        details = _PARAMETER.sub("", details)
+    elif constraint is not None and _UNKNOWN_ID not in details:
+        param = constraint.field
+    details = " ".join(details.split())
+    message = details if details.startswith(param) else f"{param} is not accepted: {details}"
+    return MeshError(ErrorKind.INVALID_REQUEST, message, param=param, is_reported=True)

@@ -28,14 +28,17 @@ TEMPLATE = """{%- if tools %}
 CONTEXT = 2048
 
 
-def make_instruct_model(folder: Path) -> Path:
-    """Writes weights, tokenizer and chat template into `folder`; the result is deterministic."""
+def make_instruct_model(folder: Path, hidden_size: int = 64) -> Path:
+    """Writes weights, tokenizer and chat template into `folder`; the result is deterministic.
+
+    vLLM needs heads of 32 dimensions or more, so a `hidden_size` of at least 128.
+    """
     tokenizer = train_tokenizer()
     eos = tokenizer.token_to_id("<|im_end|>")
     torch.manual_seed(4)
     config = transformers.LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=64,
+        hidden_size=hidden_size,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -283,3 +283,22 @@ async def test_an_abort_is_an_error(
     stream = await official.chat.completions.create(model="fake", messages=MESSAGES, stream=True)
     with pytest.raises(openai.APIError, match="ended by an operator"):
         await read(stream, [])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/api/v1/search"])
+async def test_the_final_event_reports_resumptions(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, path: str
+) -> None:
+    """`x-weir-resumed` is where the finish reason is, and absent if no engine was lost."""
+    ask = {"model": "fake", "messages": MESSAGES, "prompt": "Hi", "query": "Hi"}
+    for number in (0, 2):
+        orchestrator.script = Script(num_resumptions=number)
+        whole = (await client.post(path, json=ask)).json()
+        streamed = await client.post(path, json={**ask, "stream": True, "streaming": True})
+        lines = [line for line in streamed.text.splitlines() if line.startswith("data: {")]
+        last = json.loads(lines[-1].removeprefix("data: "))
+        for answer in (whole, last):
+            [end] = answer.get("choices", [answer])
+            assert end["finish_reason"] == "stop"
+            assert end.get("x-weir-resumed", 0) == number
+            assert ("x-weir-resumed" in end) == (number > 0)

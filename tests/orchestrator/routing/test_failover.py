@@ -38,6 +38,7 @@ async def test_a_lost_engine_does_not_change_the_text(fail_after: int) -> None:
     engines = [FakeInference(), FakeInference()]
     for engine in engines:
         engine.fail_after = fail_after
+    reported: list[int] = []
     async with orchestrator(*engines) as running:
         # Whichever is chosen first fails; the one that takes over does not.
         async def lose_one() -> str:
@@ -45,6 +46,7 @@ async def test_a_lost_engine_does_not_change_the_text(fail_after: int) -> None:
             kinds = kinds_of(events)
             assert kinds.count("finish") == kinds.count("started") == 1
             assert events[-1].finish.usage.completion_tokens == len(engines[0].ids)
+            reported.append(events[-1].finish.num_resumptions)
             return text_of(events)
 
         chosen = running.service._replicas.pick(served(running), [0])
@@ -54,11 +56,14 @@ async def test_a_lost_engine_does_not_change_the_text(fail_after: int) -> None:
         # Prompts prefer different replicas: try until both have been asked first.
         for number in range(8):
             await eventually(lambda: len(running.service._replicas.ready) == 2, "both ready")
-            texts.append(text_of(await generate(running, request(f"Hello {number}"))))
+            events = await generate(running, request(f"Hello {number}"))
+            texts.append(text_of(events))
+            reported.append(events[-1].finish.num_resumptions)
     assert set(texts) == {SCRIPT}
     resumed = [r.num_resumed_tokens for r in survivor.requests if r.num_resumed_tokens]
     assert resumed == [fail_after] * len(resumed)
     assert fail_after == 0 or resumed
+    assert sum(reported) == len(resumed)
 
 
 async def test_a_request_that_loses_two_engines_is_given_up() -> None:
