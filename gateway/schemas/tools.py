@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -34,6 +35,22 @@ class Tool(Body):
     function: Function
 
 
+def check_function(function: Mapping[str, object]) -> None:
+    """Check the name and the parameters of a function. Raises FieldError."""
+    name = function.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise FieldError(
+            f"must be 1 to 64 letters, digits, '_', '.' or '-', given {given_value(name)}", "name"
+        )
+    parameters = function.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise FieldError(f"must be an object, given {json_kind(parameters)}", "parameters")
+    kind = (parameters or {}).get("type", "object")
+    if kind != "object":
+        requirement = f"must be 'object', given {given_value(kind)}"
+        raise FieldError(requirement, "parameters", "type")
+
+
 def _tool(value: object) -> object:
     """Check a tool and return it unchanged, because templates render whole tools."""
     if not isinstance(value, dict):
@@ -43,21 +60,10 @@ def _tool(value: object) -> object:
     function = value.get("function")
     if not isinstance(function, dict):
         raise FieldError(f"must be an object, given {json_kind(function)}", "function")
-    name = function.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise FieldError(
-            f"must be 1 to 64 letters, digits, '_', '.' or '-', given {given_value(name)}",
-            "function",
-            "name",
-        )
-    parameters = function.get("parameters")
-    if not isinstance(parameters, dict | None):
-        requirement = f"must be an object, given {json_kind(parameters)}"
-        raise FieldError(requirement, "function", "parameters")
-    kind = (parameters or {}).get("type", "object")
-    if kind != "object":
-        requirement = f"must be 'object', given {given_value(kind)}"
-        raise FieldError(requirement, "function", "parameters", "type")
+    try:
+        check_function(function)
+    except FieldError as error:
+        raise FieldError(error.requirement, "function", *error.path) from None
     return value
 
 
