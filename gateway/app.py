@@ -23,6 +23,10 @@ from gateway.api.messages import Messages
 from gateway.api.models import Models
 from gateway.api.page import STATIC_FILES, Page
 from gateway.api.probes import Probes
+from gateway.api.responses import CANCEL_ROUTE as RESPONSE_CANCEL
+from gateway.api.responses import ONE_ROUTE as RESPONSE
+from gateway.api.responses import ROUTE as RESPONSES
+from gateway.api.responses import Responses
 from gateway.api.search import ROUTE as SEARCH
 from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
@@ -43,6 +47,8 @@ from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from gateway.schemas.models import Model, ModelList
+from gateway.schemas.responses.answer import DeletedResponse, ResponseAnswer
+from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.search import SearchAnswer, SearchRequest, ValidationAnswer
 
 READ = ("GET", "HEAD")
@@ -88,6 +94,7 @@ def _api_routes(dependencies: Dependencies) -> list[ApiRoute]:
         *_search_routes(dependencies),
         *_openai_routes(dependencies),
         *_anthropic_routes(dependencies),
+        *_responses_routes(dependencies),
         *_probe_routes(dependencies),
     ]
 
@@ -166,6 +173,28 @@ def _anthropic_routes(dependencies: Dependencies) -> list[ApiRoute]:
     return [
         ApiRoute(MESSAGES, messages.create, create, methods=("POST",)),
         ApiRoute(COUNT_TOKENS, messages.count_tokens, count, methods=("POST",)),
+    ]
+
+
+def _responses_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    responses = Responses(dependencies)
+    create = Operation(
+        summary="Respond to a text or a conversation.",
+        body=ResponsesRequest,
+        answer=ResponseAnswer,
+        streams=True,
+        secured=True,
+    )
+    get = Operation(summary="Return a stored response.", answer=ResponseAnswer, secured=True)
+    cancel = Operation(
+        summary="End a response in the background.", answer=ResponseAnswer, secured=True
+    )
+    delete = Operation(summary="Delete a stored response.", answer=DeletedResponse, secured=True)
+    return [
+        ApiRoute(RESPONSES, responses.create, create, methods=("POST",)),
+        ApiRoute(RESPONSE, responses.get, get),
+        ApiRoute(RESPONSE, responses.delete, delete, methods=("DELETE",)),
+        ApiRoute(RESPONSE_CANCEL, responses.cancel, cancel, methods=("POST",)),
     ]
 
 

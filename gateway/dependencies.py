@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from gateway.http.drain import Drain
 from gateway.keys.key_ring import KeyRing
+from gateway.responses.kept import KeptResponses
 from gateway.settings import GatewaySettings
 from gateway.streaming.cancel_scope import CancelScope
 from gateway.streaming.event_stream import EventStream
@@ -29,6 +30,7 @@ class Dependencies:
     drain: Drain
     keys: KeyRing
     resumable_streams: ResumableStreams
+    responses: KeptResponses
 
     def cancel_scope(self, request: Request) -> CancelScope:
         """A scope that is cancelled when the client disconnects; the body must have been read."""

@@ -13,6 +13,9 @@ from mesh.rpc.targets import balanced_target, with_default_port
 ORCHESTRATOR_PORT = 50051
 INTERNAL_HOSTS = "internal"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+MEMORY_STORE = "memory"
+SQLITE_STORE = "sqlite:"
+POSTGRES_STORE = ("postgresql://", "postgres://")
 TRACE_ID_PLACEHOLDER = "{trace_id}"
 
 
@@ -20,6 +23,14 @@ def _check_trace_url(value: str) -> str:
     usable = value.startswith(("http://", "https://")) and TRACE_ID_PLACEHOLDER in value
     if value and not usable:
         raise ValueError(f"must be an http or https URL that contains {TRACE_ID_PLACEHOLDER}")
+    return value
+
+
+def _check_store(value: SecretStr) -> SecretStr:
+    given = value.get_secret_value()
+    has_path = given.startswith(SQLITE_STORE) and given != SQLITE_STORE
+    if not (given == MEMORY_STORE or has_path or given.startswith(POSTGRES_STORE)):
+        raise ValueError("must be memory, sqlite:PATH or postgresql://USER:PASSWORD@HOST/NAME")
     return value
 
 
@@ -71,6 +82,25 @@ class GatewaySettings(ServiceSettings):
         ge=0,
         description="Seconds that a resumable search continues after its client disconnected; 0 "
         "disables resumption.",
+    )
+    response_store: Annotated[SecretStr, AfterValidator(_check_store)] = Field(
+        SecretStr(MEMORY_STORE),
+        description="Where responses of /v1/responses are stored: memory, lost at a restart; "
+        "sqlite:PATH, a file that gateways on one machine share; or "
+        "postgresql://USER:PASSWORD@HOST/NAME, which all gateways share.",
+    )
+    response_store_seconds: float = Field(
+        86400.0,
+        gt=0,
+        le=366 * 86400,
+        description="Seconds for which a response is stored.",
+    )
+    response_store_mib_per_key: int = Field(
+        64,
+        ge=1,
+        le=1024 * 1024,
+        description="Most MiB of stored responses for each API key, or in all without keys; "
+        "beyond it the oldest are removed. With memory, multiply it by the number of keys.",
     )
     max_body_bytes: int = Field(
         1024 * 1024,
@@ -152,6 +182,11 @@ class GatewaySettings(ServiceSettings):
     def api_key_list(self) -> tuple[str, ...]:
         """The keys, stripped of white space."""
         return _split(self.api_keys.get_secret_value())
+
+    @property
+    def response_store_bytes(self) -> int:
+        """Most bytes of stored responses for each API key."""
+        return self.response_store_mib_per_key * 1024 * 1024
 
     @property
     def has_keys(self) -> bool:

@@ -14,13 +14,14 @@ from types import TracebackType
 from typing import NamedTuple
 
 from mesh.context import annotate, current_request
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.observability import semconv, tracing
 from mesh.protocol.chat import ChatPrompt, ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS
 from mesh.protocol.tokens import TokenChunk
 from orchestrator.admission.admission import Admission, Permit
 from orchestrator.admission.request_table import (
@@ -44,8 +45,9 @@ from orchestrator.observability import metrics, spans
 from orchestrator.observability.request_account import EMBEDDINGS, RequestAccount
 from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
+from orchestrator.search.grounded_answer import ground_prompt
 from orchestrator.search.search import RetrievalOutcome, Search, SummaryPrompt
-from orchestrator.search.summary import SearchRequest, SummaryAssembler, SummaryFinish
+from orchestrator.search.summary import SearchRequest, Source, SummaryAssembler, SummaryFinish
 from orchestrator.text.assembler import TextAssembler
 from orchestrator.text.preparation import PreparedPrompt, prepare
 
@@ -63,6 +65,8 @@ class GenerationRequest(NamedTuple):
     tool_choice: ToolChoice = ANY_TOOL
     fit_max_tokens: bool = False
     """Lower `sampling.max_tokens` to the room that the prompt leaves in the context."""
+    sources: Sequence[Source] | None = None
+    """Passages that the answer is to be made of, and may cite."""
 
 
 class Generation:
@@ -242,24 +246,38 @@ class Pipeline:
         self, request: GenerationRequest, model: ModelInfo, active: ActiveRequest
     ) -> PreparedPrompt:
         """Encodes the prompt of a generation. Raises MeshError."""
-        tokenizer = self._tokenizers.of(model.name)
         active.state = RequestState.ENCODING
         with tracing.stage(semconv.ENCODE) as span:
             try:
                 async with active.cancellable():
-                    prompt = await prepare(
-                        tokenizer,
-                        request.prompt,
-                        request.sampling.constraint,
-                        request.echo,
-                        request.tool_choice,
-                        model.context_length,
-                    )
+                    prompt = await self._prepare(request, model)
             except MeshError as error:
                 raise with_context_length(error, model) from error
             active.tool_prompt = prompt.encoded.tool_prompt
             span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
         return prompt
+
+    async def _prepare(self, request: GenerationRequest, model: ModelInfo) -> PreparedPrompt:
+        tokenizer = self._tokenizers.of(model.name)
+
+        async def prepare_one(prompt: Prompt, max_tokens: int = 0) -> PreparedPrompt:
+            constraint, choice = request.sampling.constraint, request.tool_choice
+            return await prepare(tokenizer, prompt, constraint, request.echo, choice, max_tokens)
+
+        if request.sources is None:
+            return await prepare_one(request.prompt, model.context_length)
+        if not isinstance(request.prompt, ChatPrompt):
+            raise invalid("grounding", "grounding must come with a conversation, given a text")
+        wanted = request.sampling.max_tokens
+        reserved = min(DEFAULT_SUMMARY_TOKENS, model.context_length // 4)
+        grounded = await ground_prompt(
+            request.prompt,
+            request.sources,
+            model.context_length - (reserved if wanted is None else wanted),
+            (await tokenizer.current()).tokenizer,
+            prepare_one,
+        )
+        return grounded.prepared._replace(num_passages=grounded.num_passages)
 
     async def count_tokens(self, prompt: Prompt, model: ModelInfo, active: ActiveRequest) -> int:
         """The number of tokens of a conversation or text. Raises MeshError."""

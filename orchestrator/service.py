@@ -37,7 +37,9 @@ from orchestrator.generation import Progress
 from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
+from orchestrator.search.grounded_answer import CheckedProgress, GroundedAnswer
 from orchestrator.search.grounding.grounding import Citation
+from orchestrator.search.selection import select_for_prompt
 from orchestrator.search.summary import (
     RETRIEVAL_FAILED,
     SearchRequest,
@@ -103,14 +105,35 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     active,
                     fit_max_tokens=parsed.fit_max_tokens,
                 ) as generation:
+                    answer = _grounded_answer(parsed, prompt)
                     async for chunk in generation.tokens:
                         for progress in generation.push(chunk):
-                            yield _progress(progress)
+                            if answer is None:
+                                yield _progress(progress)
+                            elif (checked := await answer.check(progress)) is not None:
+                                yield _checked_progress(checked)
                             generation.report_first_text()
                         if generation.stopped:
                             break
             except RequestAborted:
                 yield _progress(abort(model, active))
+
+    async def Retrieve(
+        self, request: orchestrator_pb2.RetrieveRequest, context: Context
+    ) -> orchestrator_pb2.RetrieveResponse:
+        search = SearchRequest(
+            query=check_query(request.query),
+            num_results=check_num_results(request.num_results),
+            max_tokens=0,
+            safe_search=request.safe_search,
+        )
+        with self._pipeline.admitted("Retrieve") as active:
+            found = await self._pipeline.retrieve(search, active)
+            return orchestrator_pb2.RetrieveResponse(
+                results=_results(search.query, to_sources(found.results)),
+                num_relevant=len(select_for_prompt(found.results)),
+                failed=found.failed,
+            )
 
     async def CountTokens(
         self, request: orchestrator_pb2.CountTokensRequest, context: Context
@@ -256,6 +279,7 @@ def _generation_request(request: orchestrator_pb2.GenerateRequest) -> Generation
         request.echo,
         tool_choice_from_proto(request.tool_choice),
         request.fit_max_tokens,
+        _sources(request.grounding) if request.HasField("grounding") else None,
     )
 
 
@@ -281,6 +305,34 @@ def _progress(progress: Progress) -> orchestrator_pb2.GenerateResponse:
     )
 
 
+def _checked_progress(checked: CheckedProgress) -> orchestrator_pb2.GenerateResponse:
+    """One message of an answer with sources."""
+    message = _progress(checked.progress)
+    if checked.citations:
+        message.finish.citation_details.extend(map(_citation_detail, checked.citations))
+    return message
+
+
+def _grounded_answer(request: GenerationRequest, prompt: PreparedPrompt) -> GroundedAnswer | None:
+    """Checks the citations of the answer; None if the request has no sources."""
+    if request.sources is None:
+        return None
+    return GroundedAnswer(request.sources[: prompt.num_passages])
+
+
+def _sources(grounding: orchestrator_pb2.Grounding) -> list[Source]:
+    """The sources of a request. Raises MeshError (INVALID_REQUEST) if they are misnumbered."""
+    sources = [
+        Source(each.position, each.title, each.url, each.snippet, each.score)
+        for each in grounding.sources
+    ]
+    for number, source in enumerate(sources, 1):
+        if source.position != number:
+            field = f"grounding.sources[{number - 1}].position"
+            raise invalid(field, f"{field} must be {number}, given {source.position}")
+    return sources
+
+
 def _search_request(request: orchestrator_pb2.SummarizeRequest) -> SearchRequest:
     """The query and its parameters. Raises MeshError (INVALID_REQUEST) if one is out of bounds."""
     return SearchRequest(
@@ -296,10 +348,12 @@ def _search_results(
     query: str, sources: Sequence[Source]
 ) -> orchestrator_pb2.SummarizeStreamResponse:
     """The first message of a summary."""
+    return orchestrator_pb2.SummarizeStreamResponse(results=_results(query, sources))
+
+
+def _results(query: str, sources: Sequence[Source]) -> orchestrator_pb2.SearchResults:
     results = [orchestrator_pb2.SearchResult(**source._asdict()) for source in sources]
-    return orchestrator_pb2.SummarizeStreamResponse(
-        results=orchestrator_pb2.SearchResults(query=query, results=results)
-    )
+    return orchestrator_pb2.SearchResults(query=query, results=results)
 
 
 def _summary_event(event: Delta | SummaryFinish) -> orchestrator_pb2.SummarizeStreamResponse:

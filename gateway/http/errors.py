@@ -33,12 +33,19 @@ class HttpError(Exception):
     """A failure of HTTP itself, which no `ErrorKind` of MeshError describes."""
 
     def __init__(
-        self, status: int, message: str, *, code: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status = status
         self.message = truncated(message, MAX_MESSAGE_BYTES)
         super().__init__(self.message)
         self.code = code
+        self.param = param
         self.headers = dict(headers or {})
 
 
@@ -46,7 +53,7 @@ def error_body(error: MeshError | HttpError) -> dict[str, object]:
     """OpenAI's error body."""
     fields: dict[str, object] = {"message": error.message}
     if isinstance(error, HttpError):
-        fields |= {"type": "invalid_request_error", "param": None, "code": error.code}
+        fields |= {"type": "invalid_request_error", "param": error.param, "code": error.code}
     else:
         _, type_, code = HTTP_ERROR[error.kind]
         fields |= {"type": type_, "param": error.param, "code": code}

@@ -18,10 +18,12 @@ import uvicorn
 from gateway.app import build_app
 from gateway.connection.protocol import LimitedProtocol
 from gateway.connection.uvicorn_server import UvicornServer
+from gateway.conversations.factory import make_store
 from gateway.dependencies import Dependencies
 from gateway.http.drain import Drain
 from gateway.keys.key_file import KeyFileError
 from gateway.keys.key_ring import KeyRing
+from gateway.responses.kept import KeptResponses
 from gateway.settings import GatewaySettings
 from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import Orchestrator
@@ -147,6 +149,7 @@ async def running(
         drain=drain,
         keys=keys,
         resumable_streams=ResumableStreams(settings.resume_seconds),
+        responses=KeptResponses(make_store(settings), drain, settings.response_store_bytes),
     )
     try:
         server = GatewayServer(settings, dependencies)
@@ -154,6 +157,7 @@ async def running(
         watching = [
             asyncio.create_task(keys.watch(), name="keys"),
             asyncio.create_task(server.watch_certificate(), name="certificate"),
+            asyncio.create_task(dependencies.responses.watch(), name="responses"),
         ]
         try:
             yield server, serving
@@ -167,6 +171,7 @@ async def running(
             logger.info("drained", extra={"num_aborted": cut_off})
     finally:
         await dependencies.resumable_streams.close()
+        await dependencies.responses.close()
         await channel.close()
 
 

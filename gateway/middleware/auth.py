@@ -10,6 +10,7 @@ from gateway.http.headers import API_KEY, headers_of
 from gateway.http.routes import PROTECTED_PREFIXES
 from gateway.keys.key_file import Key
 from gateway.keys.key_ring import KeyRing
+from gateway.keys.owner import set_owner
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError
 
@@ -33,6 +34,7 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         key = self._check(_token(headers_of(scope)))
+        set_owner(scope, key)
         request = current_request()
         if request is not None:
             request.key_name = key.name

@@ -23,6 +23,21 @@ class UsageTotal:
         """Tokens generated so far, for all choices."""
         return sum(self._completion_tokens)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens from the prefix cache."""
+        return self._cached_tokens
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Completion tokens of reasoning."""
+        return self._reasoning_tokens
+
+    def another(self, prompt_tokens: int) -> None:
+        """Begin another generation of the same request, which counts as one more choice."""
+        self.prompt_tokens = (self.prompt_tokens or 0) + prompt_tokens
+        self._completion_tokens.append(0)
+
     def add(self, index: int, delta: Delta) -> None:
         """Count a delta of choice `index`."""
         self._completion_tokens[index] += delta.num_tokens

@@ -17,6 +17,7 @@ from gateway.upstream.generation import (
     Embedded,
     Event,
     Generation,
+    Retrieved,
     Search,
     SearchResult,
     SearchResults,
@@ -92,6 +93,13 @@ class Orchestrator:
         except MeshError as error:
             raise names.public(error) from error
         charge.settle(num_tokens)
+
+    async def retrieve(self, query: str, num_results: int) -> Retrieved:
+        """Search without a summary; raises MeshError."""
+        request = orchestrator_pb2.RetrieveRequest(query=query, num_results=num_results)
+        response = await call_unary(self._stub.Retrieve, request)
+        results = _results(response.results).results
+        return Retrieved(results, response.num_relevant, response.failed)
 
     async def count_tokens(self, generation: Generation) -> int:
         """The number of tokens of the prompt of `generation`; raises MeshError."""
@@ -190,6 +198,10 @@ def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest
         tool_choice=None if choice is None else tool_choice_to_proto(choice),
         fit_max_tokens=generation.fit_max_tokens,
     )
+    if generation.sources is not None:
+        request.grounding.SetInParent()
+        for source in generation.sources:
+            request.grounding.sources.add(**source._asdict())
     set_prompt(request, generation.prompt)
     return request
 
@@ -210,9 +222,13 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
         events.append(delta_from_proto(response.delta))
     if response.HasField("finish"):
         finish = response.finish
-        usage = usage_from_proto(finish.usage)
-        reason = _reason(finish.reason)
-        events.append(GenerationFinish(reason, usage, finish.stop_string, finish.num_resumptions))
+        reason, usage = _reason(finish.reason), usage_from_proto(finish.usage)
+        ended = (reason, usage, finish.stop_string, finish.num_resumptions)
+        if finish.citation_details:
+            details = tuple(map(_citation, finish.citation_details))
+            events.append(SummaryFinish(*ended, citation_details=details))
+        else:
+            events.append(GenerationFinish(*ended))
     if not events:
         raise broken("a message without an event")
     return events

@@ -27,6 +27,8 @@ class Generation(NamedTuple):
     """Names of the fields in errors; None: the services' own."""
     fit_max_tokens: bool = False
     """Lower `max_tokens` to the room in the context, instead of refusing the request."""
+    sources: Sequence[SearchResult] | None = None
+    """What the answer is to be made of, and may cite; its finish is then a SummaryFinish."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,16 @@ class SearchResults(NamedTuple):
 
     query: str
     results: tuple[SearchResult, ...]
+
+
+class Retrieved(NamedTuple):
+    """The results of a search without a summary."""
+
+    results: tuple[SearchResult, ...]
+    num_relevant: int
+    """Number of the first results that are relevant enough for a prompt."""
+    failed: bool
+    """The retrieval failed, so no results do not mean that nothing matches."""
 
 
 class Embedded(NamedTuple):

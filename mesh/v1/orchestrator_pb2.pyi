@@ -64,6 +64,7 @@ class GenerateRequest(message.Message):
     ECHO_FIELD_NUMBER: builtins.int
     TOOL_CHOICE_FIELD_NUMBER: builtins.int
     FIT_MAX_TOKENS_FIELD_NUMBER: builtins.int
+    GROUNDING_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
     INVALID_ARGUMENT if there are several.
@@ -98,6 +99,10 @@ class GenerateRequest(message.Message):
     def tool_choice(self) -> ToolChoice:
         """Which of the conversation's tools the model must call. Absent: the model decides."""
 
+    @builtins.property
+    def grounding(self) -> Grounding:
+        """Sources that the answer to a conversation is to be made of, and may cite. Absent: none."""
+
     def __init__(
         self,
         *,
@@ -110,14 +115,40 @@ class GenerateRequest(message.Message):
         echo: builtins.bool = ...,
         tool_choice: ToolChoice | None = ...,
         fit_max_tokens: builtins.bool = ...,
+        grounding: Grounding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "grounding", b"grounding", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "echo", b"echo", "fit_max_tokens", b"fit_max_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "echo", b"echo", "fit_max_tokens", b"fit_max_tokens", "grounding", b"grounding", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+@typing.final
+class Grounding(message.Message):
+    """Passages for an answer with citations, as in a summary. As many sentences as the context has room
+    for are added to the last message: after the question of a user, or as the result of a tool.
+    Citations of other numbers are removed from the text, and the finish has the rest.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SOURCES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def sources(self) -> containers.RepeatedCompositeFieldContainer[SearchResult]:
+        """The passages, numbered by their positions, which are 1, 2, 3, …."""
+
+    def __init__(
+        self,
+        *,
+        sources: abc.Iterable[SearchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class ToolChoice(message.Message):
@@ -330,6 +361,7 @@ class GenerateFinish(message.Message):
     USAGE_FIELD_NUMBER: builtins.int
     STOP_STRING_FIELD_NUMBER: builtins.int
     NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
+    CITATION_DETAILS_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
     stop_string: builtins.str
@@ -340,6 +372,10 @@ class GenerateFinish(message.Message):
     def usage(self) -> common_pb2.Usage:
         """Token counts."""
 
+    @builtins.property
+    def citation_details(self) -> containers.RepeatedCompositeFieldContainer[CitationDetail]:
+        """The citations of each sentence of the text, in its order, if the request has `grounding`."""
+
     def __init__(
         self,
         *,
@@ -347,10 +383,11 @@ class GenerateFinish(message.Message):
         usage: common_pb2.Usage | None = ...,
         stop_string: builtins.str = ...,
         num_resumptions: builtins.int = ...,
+        citation_details: abc.Iterable[CitationDetail] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["num_resumptions", b"num_resumptions", "reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "num_resumptions", b"num_resumptions", "reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -673,6 +710,60 @@ class SummarizeResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "results", b"results"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "results", b"results", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RetrieveRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: builtins.int
+    NUM_RESULTS_FIELD_NUMBER: builtins.int
+    SAFE_SEARCH_FIELD_NUMBER: builtins.int
+    query: builtins.str
+    """The query, as in SummarizeRequest."""
+    num_results: builtins.int
+    """Maximum number of results, 1 to 20; 0 means 5."""
+    safe_search: builtins.bool
+    """Exclude documents that are marked as unsafe."""
+    def __init__(
+        self,
+        *,
+        query: builtins.str = ...,
+        num_results: builtins.int = ...,
+        safe_search: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["num_results", b"num_results", "query", b"query", "safe_search", b"safe_search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RetrieveResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    NUM_RELEVANT_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    num_relevant: builtins.int
+    """Number of the first results that are relevant enough for a prompt."""
+    failed: builtins.bool
+    """Whether the retrieval failed or timed out; there are no results then."""
+    @builtins.property
+    def results(self) -> SearchResults:
+        """The results, as in SummarizeStreamResponse."""
+
+    def __init__(
+        self,
+        *,
+        results: SearchResults | None = ...,
+        num_relevant: builtins.int = ...,
+        failed: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["results", b"results"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["failed", b"failed", "num_relevant", b"num_relevant", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,11 @@ class OrchestratorServiceStub:
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.FromString,
                 _registered_method=True)
+        self.Retrieve = channel.unary_unary(
+                '/mesh.v1.OrchestratorService/Retrieve',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/mesh.v1.OrchestratorService/CountTokens',
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.SerializeToString,
@@ -97,6 +102,13 @@ class OrchestratorServiceServicer:
 
     def Summarize(self, request, context):
         """Unary form of SummarizeStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retrieve(self, request, context):
+        """Retrieves documents, without a summary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +166,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.Summarize,
                     request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.SerializeToString,
+            ),
+            'Retrieve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retrieve,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -262,6 +279,33 @@ class OrchestratorService:
             '/mesh.v1.OrchestratorService/Summarize',
             mesh_dot_v1_dot_orchestrator__pb2.SummarizeRequest.SerializeToString,
             mesh_dot_v1_dot_orchestrator__pb2.SummarizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retrieve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/Retrieve',
+            mesh_dot_v1_dot_orchestrator__pb2.RetrieveRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.RetrieveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class OrchestratorServiceStub:
     """Retrieves documents and summarises them: first `results`, then deltas, last one finish."""
     Summarize: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]
     """Unary form of SummarizeStream."""
+    Retrieve: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.RetrieveRequest, _orchestrator_pb2.RetrieveResponse]
+    """Retrieves documents, without a summary."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]
     """Counts the tokens of a prompt, without generating."""
     Embed: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]
@@ -63,6 +65,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Retrieves documents and summarises them: first `results`, then deltas, last one finish."""
     Summarize: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]  # type: ignore[assignment]
     """Unary form of SummarizeStream."""
+    Retrieve: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.RetrieveRequest, _orchestrator_pb2.RetrieveResponse]  # type: ignore[assignment]
+    """Retrieves documents, without a summary."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a prompt, without generating."""
     Embed: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]  # type: ignore[assignment]
@@ -101,6 +105,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.SummarizeResponse, _abc.Awaitable[_orchestrator_pb2.SummarizeResponse]]:
         """Unary form of SummarizeStream."""
+
+    @_abc_1.abstractmethod
+    def Retrieve(
+        self,
+        request: _orchestrator_pb2.RetrieveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.RetrieveResponse, _abc.Awaitable[_orchestrator_pb2.RetrieveResponse]]:
+        """Retrieves documents, without a summary."""
 
     @_abc_1.abstractmethod
     def CountTokens(

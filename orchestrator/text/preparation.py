@@ -39,6 +39,8 @@ class PreparedPrompt(NamedTuple):
     """Text of the prompt, to be sent before the generated text."""
     kept: frozenset[str] = frozenset()
     """Special tokens that stay in the text because the answer parser needs them."""
+    num_passages: int = 0
+    """Number of sources that the prompt quotes."""
 
 
 async def prepare(

@@ -9,9 +9,11 @@ from typing import cast
 import httpx
 
 from gateway.app import build_app
+from gateway.conversations.factory import make_store
 from gateway.dependencies import Dependencies
 from gateway.http.drain import Drain
 from gateway.keys.key_ring import KeyRing
+from gateway.responses.kept import KeptResponses
 from gateway.settings import GatewaySettings
 from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import (
@@ -26,6 +28,7 @@ from gateway.upstream.generation import (
     Embedded,
     Event,
     Generation,
+    Retrieved,
     Search,
     SearchResults,
     ServedModel,
@@ -54,6 +57,10 @@ class DirectOrchestrator:
         """Count one token."""
         assert count_tokens_request(generation).SerializeToString()
         return 1
+
+    async def retrieve(self, query: str, num_results: int) -> Retrieved:
+        """Find nothing."""
+        return Retrieved((), 0, failed=False)
 
     async def embed(
         self, inputs: Sequence[str | TokenIds], model: str, names: FieldNames
@@ -94,6 +101,7 @@ async def direct_client(**settings: object) -> AsyncGenerator[httpx.AsyncClient]
         drain=drain,
         keys=KeyRing(made.api_keys_file, made.api_key_list),
         resumable_streams=ResumableStreams(0),
+        responses=KeptResponses(make_store(made), drain, made.response_store_bytes),
     )
     transport = httpx.ASGITransport(build_app(dependencies), raise_app_exceptions=True)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -63,6 +63,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     num_running: int = 0
     num_cancelled: int = 0
     num_sent: int = 0
+    scripts: list[Script] = field(default_factory=list)
+    """Scripts of the next generations, before `script` is used again."""
     problems: list[str] = field(default_factory=list)
     """Reported by ListModels."""
     refuse_after: int | None = None
@@ -70,7 +72,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def Generate(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """Stream a start, the deltas of the script and a finish."""
-        script = self.script
+        script = self.scripts.pop(0) if self.scripts else self.script
         started = orchestrator_pb2.GenerateStarted(
             model="fake", prompt_tokens=7, tool_prompt=script.tool_prompt
         )
@@ -80,6 +82,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             stop_string=script.stop_string,
             num_resumptions=script.num_resumptions,
         )
+        if request.HasField("grounding"):
+            finish.citation_details.extend(map(citation, script.citation_details))
         if script.at_once:
             self._record(request)
             text = delta("".join(map(str, script.deltas)), script.logprobs)
@@ -103,17 +107,9 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def SummarizeStream(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """Stream the search results, the deltas of the script and a finish."""
         script = self.script
-        results = orchestrator_pb2.SearchResults(
-            query=request.query,
-            results=[
-                orchestrator_pb2.SearchResult(
-                    position=number, title=title, url=url, snippet=snippet, score=1.5
-                )
-                for number, (title, url, snippet) in enumerate(script.results, 1)
-            ],
-        )
         response = orchestrator_pb2.SummarizeStreamResponse
-        async for event in self._stream(request, script, response(results=results), response):
+        first = response(results=results(request.query, script))
+        async for event in self._stream(request, script, first, response):
             yield event
         if not script.without_finish:
             finish = orchestrator_pb2.SummarizeFinish(
@@ -124,6 +120,16 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 num_resumptions=script.num_resumptions,
             )
             yield response(finish=finish)
+
+    async def Retrieve(self, request, context):  # type: ignore[no-untyped-def]
+        """Return the results of the script, all of them relevant."""
+        self._record(request)
+        if self.script.refusal is not None:
+            raise self.script.refusal
+        return orchestrator_pb2.RetrieveResponse(
+            results=results(request.query, self.script),
+            num_relevant=len(self.script.results),
+        )
 
     async def Embed(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """Send two vectors per message; a vector is (length of the input, index + 0.1)."""
@@ -181,6 +187,19 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self.requests.append(request)
         self.contexts.append(context)
         self.trace_ids.append(trace_id())
+
+
+def results(query: str, script: Script) -> orchestrator_pb2.SearchResults:
+    """The search results of a script."""
+    return orchestrator_pb2.SearchResults(
+        query=query,
+        results=[
+            orchestrator_pb2.SearchResult(
+                position=number, title=title, url=url, snippet=snippet, score=1.5
+            )
+            for number, (title, url, snippet) in enumerate(script.results, 1)
+        ],
+    )
 
 
 def usage(script: Script) -> common_pb2.Usage:

@@ -1,0 +1,107 @@
+"""`POST /v1/responses`, and `GET`, `DELETE` and cancel of `/v1/responses/{id}`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.conversations.store import RUNNING
+from gateway.dependencies import Dependencies
+from gateway.http.errors import HttpError
+from gateway.http.json_text import json_response
+from gateway.keys.owner import owner_of
+from gateway.observability.request_record import RequestRecord
+from gateway.responses.conversation import conversation
+from gateway.responses.items import Json
+from gateway.responses.kept import items_of, response_of
+from gateway.responses.run import ROUTE, Run
+from gateway.schemas.responses.items import parse_item
+from gateway.schemas.responses.request import ResponsesRequest
+from gateway.streaming.event_stream import EventStream
+from gateway.validation.body import off_loop, read_json
+from mesh.errors import invalid
+
+__all__ = ["CANCEL_ROUTE", "ONE_ROUTE", "ROUTE", "Responses"]
+
+ONE_ROUTE = "/v1/responses/{id}"
+CANCEL_ROUTE = "/v1/responses/{id}/cancel"
+
+
+class Responses:
+    """OpenAI's responses."""
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
+        self._kept = dependencies.responses
+
+    async def create(self, request: Request) -> Response | EventStream:
+        """Generate a response, at once or in the background."""
+        limit = self._dependencies.settings.max_body_bytes
+        body = await read_json(request, ResponsesRequest, limit)
+        record = RequestRecord.of(request.scope)
+        record.ignored = [*record.ignored, *body.dropped()]
+        owner = owner_of(request.scope)
+        previous = await self._previous(body, owner)
+        items = [*previous, *body.input_items()]
+        run = await off_loop(record.body_bytes, lambda: self._run(body, previous, record))
+        if body.store:
+            run.on_end = lambda: self._kept.keep(owner, run, items)
+        if body.background:
+            run.on_end = None
+            return json_response(await self._kept.start(owner, run, items))
+        if body.stream:
+            return self._dependencies.event_stream(run.steps(), run.failed)
+        async with self._dependencies.cancel_scope(request):
+            async for _ in run.steps():
+                pass
+        return json_response(run.response.json())
+
+    async def get(self, request: Request) -> Response:
+        """Return a stored response."""
+        if request.query_params.get("stream") == "true":
+            raise invalid("stream", "stream must be false, given true")
+        stored = await self._kept.find(owner_of(request.scope), request.path_params["id"])
+        return json_response(response_of(stored))
+
+    async def cancel(self, request: Request) -> Response:
+        """End a response in the background."""
+        owner, id = owner_of(request.scope), request.path_params["id"]
+        return json_response(await self._kept.cancel(owner, id))
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a stored response."""
+        id = request.path_params["id"]
+        await self._kept.delete(owner_of(request.scope), id)
+        return json_response({"id": id, "object": "response", "deleted": True})
+
+    def _run(self, body: ResponsesRequest, previous: Sequence[Json], record: RequestRecord) -> Run:
+        messages = conversation(body.instructions, map(parse_item, previous), body.input)
+        if not messages:
+            raise invalid("input", "input must have at least 1 message, given none")
+        return Run(body, messages, self._dependencies.orchestrator, record)
+
+    async def _previous(self, body: ResponsesRequest, owner: str) -> list[Json]:
+        """The conversation that the request continues. Raises HttpError (404) or MeshError."""
+        id = body.previous_response_id
+        if id is None:
+            return []
+        stored = await self._kept.get(owner, id)
+        if stored is None:
+            message = f"Previous response with id {id[:80]!r} not found."
+            field = "previous_response_id"
+            raise HttpError(404, message, code="previous_response_not_found", param=field)
+        if stored.status in RUNNING and not stored.abandoned:
+            raise invalid(
+                "previous_response_id",
+                "previous_response_id must be of a complete response, given one in progress",
+            )
+        limit = self._dependencies.settings.max_body_bytes
+        if len(stored.items) > limit:
+            raise invalid(
+                "previous_response_id",
+                f"previous_response_id must be of a conversation of at most {limit} bytes, given "
+                f"{len(stored.items)}",
+            )
+        return items_of(stored)

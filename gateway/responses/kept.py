@@ -1,0 +1,216 @@
+"""The responses of API keys: stored, continued, generated in the background, cancelled, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+
+from starlette.types import Message
+
+from gateway.conversations.store import RUNNING, ResponseStore, StoredResponse
+from gateway.http.drain import Drain
+from gateway.http.errors import HttpError
+from gateway.responses.items import Json
+from gateway.responses.run import Run
+from gateway.streaming.cancel_scope import CancelScope
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+
+logger = logging.getLogger("gateway.responses")
+
+RENEW_SECONDS = 1.0
+"""Interval in which running responses are renewed, and cancellations of other gateways seen."""
+
+SWEEP_SECONDS = 60.0
+"""Interval in which expired responses are removed."""
+
+MAX_RUNS = 64
+MAX_RUNS_PER_KEY = 16
+"""Most responses that one gateway generates in the background, in all and for one API key."""
+
+_ID = re.compile("resp_[0-9a-f]{48}")
+
+
+class KeptResponses:
+    """The stored responses, and the runs in the background of this gateway."""
+
+    def __init__(self, store: ResponseStore, drain: Drain, max_bytes: int) -> None:
+        """`max_bytes`: a longer response is not stored."""
+        self._store = store
+        self._drain = drain
+        self._max_bytes = max_bytes
+        self._runs: dict[str, tuple[str, asyncio.Task[None]]] = {}
+
+    async def get(self, owner: str, id: str) -> StoredResponse | None:
+        """A stored response; None if the id is unknown, expired, or another key's."""
+        return await self._store.get(owner, id) if _ID.fullmatch(id) else None
+
+    async def find(self, owner: str, id: str) -> StoredResponse:
+        """The same. Raises HttpError (404)."""
+        stored = await self.get(owner, id)
+        if stored is None:
+            raise _not_found(id)
+        return stored
+
+    async def keep(self, owner: str, run: Run, items: Sequence[Json]) -> None:
+        """Store a complete response; `items` are those before its output.
+
+        If that fails, the response says that it is not stored.
+        """
+        stored = _stored(owner, run, items)
+        if stored.num_bytes > self._max_bytes:
+            logger.warning("response too long to be stored", extra={"limit": self._max_bytes})
+            run.response.store = False
+            return
+        try:
+            await self._store.put(stored)
+        except MeshError:
+            run.response.store = False  # the store has logged the reason
+
+    async def start(self, owner: str, run: Run, items: Sequence[Json]) -> Json:
+        """Generate a response in the background; returns the queued response. Raises MeshError."""
+        owned = sum(each == owner for each, _ in self._runs.values())
+        if len(self._runs) >= MAX_RUNS or owned >= MAX_RUNS_PER_KEY:
+            raise MeshError(
+                ErrorKind.OVERLOADED,
+                f"at most {MAX_RUNS_PER_KEY} responses of a key, and {MAX_RUNS} in all, are "
+                "generated in the background at once",
+                retry_after=1.0,
+            )
+        queued = run.response.json()
+        run.response.status = "in_progress"
+        await self._store.put(_stored(owner, run, items))
+        task = asyncio.create_task(self._finish(owner, run, items), name="background response")
+        self._runs[run.response.id] = owner, task
+        task.add_done_callback(lambda _: self._runs.pop(run.response.id))
+        return queued
+
+    async def cancel(self, owner: str, id: str) -> Json:
+        """End a response in the background; returns it. Raises HttpError, 404 or 400."""
+        stored = await self.find(owner, id)
+        response = response_of(stored)
+        if not response["background"]:
+            message = "only a response that was created with background true can be cancelled"
+            raise HttpError(400, message, code="not_cancellable")
+        if stored.status not in RUNNING or stored.abandoned:
+            return response
+        response["status"] = "cancelled"
+        changed = await self._store.finish(
+            StoredResponse(
+                id=id,
+                owner=owner,
+                status="cancelled",
+                response=_encoded(response),
+                items=stored.items,
+            )
+        )
+        if not changed:
+            return response_of(await self.find(owner, id))
+        self._stop(id)
+        return response
+
+    async def delete(self, owner: str, id: str) -> None:
+        """Remove a response, and end it if it is running. Raises HttpError (404)."""
+        if not _ID.fullmatch(id) or not await self._store.delete(owner, id):
+            raise _not_found(id)
+        self._stop(id)
+
+    async def watch(self) -> None:
+        """Renew running responses and remove expired ones, until cancelled."""
+        swept = time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                await self._renew()
+                if time.monotonic() - swept >= SWEEP_SECONDS:
+                    swept = time.monotonic()
+                    await self._store.sweep()
+            except MeshError:
+                continue  # logged by the store; leases last for several attempts
+
+    async def close(self) -> None:
+        """End the runs that a drain has left, and close the store."""
+        runs = [task for _, task in self._runs.values()]
+        for task in runs:
+            task.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+        await self._store.close()
+
+    async def _renew(self) -> None:
+        ids = list(self._runs)
+        if ids:
+            for id in set(ids) - await self._store.renew(ids):
+                self._stop(id)
+
+    def _stop(self, id: str) -> None:
+        if (run := self._runs.get(id)) is not None:
+            run[1].cancel()
+
+    async def _finish(self, owner: str, run: Run, items: Sequence[Json]) -> None:
+        """Run to the end, and store the result. Ends without a result when cancelled."""
+        try:
+            with self._drain:
+                async with CancelScope(_never, self._drain):
+                    async for _ in run.steps():
+                        pass
+        except MeshError as error:
+            run.response.fail(error)
+        except Exception:
+            logger.exception("unexpected error in the background")
+            run.response.fail(MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE))
+        stored = _stored(owner, run, items)
+        if stored.num_bytes > self._max_bytes:
+            run.response.output.clear()
+            run.response.fail(
+                MeshError(ErrorKind.INTERNAL, "the response is too long to be stored")
+            )
+            stored = _stored(owner, run, items)
+        try:
+            await self._store.finish(stored)
+        except MeshError as error:
+            # The lease ends, and the response counts as failed.
+            logger.error("background response lost", extra={"error": error.message})
+
+
+async def _never() -> Message:
+    """The `receive` of a run without a client."""
+    await asyncio.Future[None]()
+    raise AssertionError("a future without a result has ended")
+
+
+def response_of(stored: StoredResponse) -> Json:
+    """The response object; one whose gateway has stopped has failed."""
+    response: Json = json.loads(stored.response)
+    if stored.abandoned:
+        message = "the gateway that generated the response has stopped"
+        response |= {"status": "failed", "error": {"code": "server_error", "message": message}}
+    return response
+
+
+def items_of(stored: StoredResponse) -> list[Json]:
+    """The items of the conversation up to the response."""
+    items: list[Json] = json.loads(stored.items)
+    return items
+
+
+def _stored(owner: str, run: Run, items: Sequence[Json]) -> StoredResponse:
+    response = run.response
+    return StoredResponse(
+        id=response.id,
+        owner=owner,
+        status=response.status,
+        response=_encoded(response.json()),
+        items=_encoded([*items, *response.output]),
+    )
+
+
+def _encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _not_found(id: str) -> HttpError:
+    message = f"Response with id {id[:80]!r} not found."
+    return HttpError(404, message, code="not_found")

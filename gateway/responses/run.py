@@ -1,0 +1,318 @@
+"""A response from its request to its last event.
+
+    search, if forced ─▶ generation ─▶ searches that the model calls ─▶ generation ─▶ … ─▶ end
+
+The events of a stream and the response without streaming come from the same steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+from gateway.observability.request_record import RequestRecord
+from gateway.openai.responses import check_not_aborted
+from gateway.responses.conversation import Placed, without_oldest
+from gateway.responses.frames import Frames
+from gateway.responses.generations import Progress, generation
+from gateway.responses.items import (
+    Json,
+    SearchCall,
+    citations_of,
+    closed_item,
+    item_id,
+    opened_item,
+    part_of,
+    query_of,
+    search_id,
+    search_item,
+    searchable,
+)
+from gateway.responses.response import ResponseObject
+from gateway.schemas.responses.request import ResponsesRequest
+from gateway.schemas.responses.tools import SearchTool
+from gateway.upstream.blocks import Block, BlockEvent, BlockKind, Blocks, BlockStep
+from gateway.upstream.client import Orchestrator
+from gateway.upstream.generation import Event, SearchResult, SummaryFinish
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.protocol.chat import ChatMessage
+from mesh.protocol.deltas import Delta
+from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
+from mesh.protocol.search import DEFAULT_RESULTS, MAX_RESULTS
+from mesh.protocol.usage import Usage
+
+ROUTE = "/v1/responses"
+
+MAX_SEARCHES = 4
+"""Most rounds of searches in one response."""
+
+SEARCHED = "The sources are in the last message."
+
+
+class Run:
+    """Generates one response; `response` has its result after `steps`."""
+
+    def __init__(
+        self,
+        body: ResponsesRequest,
+        messages: Sequence[Placed],
+        orchestrator: Orchestrator,
+        record: RequestRecord,
+    ) -> None:
+        self.response = ResponseObject(body)
+        self._body = body
+        self._messages = list(messages)
+        self._orchestrator = orchestrator
+        self._record = record
+        self._frames = Frames() if body.stream else None
+        self._blocks = Blocks()
+        self._index = self._num_characters = 0
+        self._search: SearchCall | None = None
+        """The search that the open block calls."""
+        self._calls: list[SearchCall] = []
+        self._called = False
+        """Whether the model has called a function of the client."""
+        self._sources: list[SearchResult] | None = None
+        self._finish = GenerationFinish(FinishReason.STOP, Usage())
+        self._num_generations = self._num_searches = 0
+        self.on_end: Callable[[], Awaitable[None]] | None = None
+        """Called when the response is complete, before its last event."""
+
+    def event(self) -> bytes:
+        """The event of the response's status; it contains the whole response so far."""
+        kind = f"response.{self.response.status}"
+        if self._frames is None:
+            return b""
+        return self._frames.event(kind, response=self.response.json())
+
+    def failed(self, error: MeshError) -> bytes:
+        """The last event of a stream that fails."""
+        self.response.fail(error)
+        return self.event()
+
+    async def steps(self) -> AsyncGenerator[bytes]:
+        """Run to the end; yields the events of a stream, and nothing without streaming.
+
+        The first one is yielded when the orchestrator has accepted the request. Raises MeshError.
+        """
+        early = await self._forced_search()
+        while True:
+            events, started = await self._start()
+            async with aclosing(events):
+                accepted = self._accept(started)
+                if self._frames is not None:
+                    yield accepted + early
+                async for event in events:
+                    frame = self._delta(event) if isinstance(event, Delta) else self._end(event)
+                    if frame:
+                        yield frame
+            frame = self._apply(self._blocks.finish())
+            if frame:
+                yield frame
+            calls, self._calls = self._calls, []
+            early = b""
+            async for frame in self._search_all(calls):
+                yield frame
+            if not calls or self._called or self._finish.reason is not FinishReason.STOP:
+                break
+            self._append(calls)
+        self.response.finish(self._finish.reason, self._record.usage)
+        if self.on_end is not None:
+            await self.on_end()
+        if self._frames is not None:
+            yield self.event()
+
+    def _accept(self, started: GenerationStarted) -> bytes:
+        self._num_generations += 1
+        self._blocks = Blocks()
+        self._num_characters = 0
+        self._finish = GenerationFinish(FinishReason.STOP, Usage())
+        self.response.model = started.model
+        if self._num_generations > 1:
+            self._record.usage.another(started.prompt_tokens)
+            return b""
+        self._record.accept(ROUTE, (started,))
+        self.response.status = "in_progress"
+        if self._frames is None:
+            return b""
+        response = self.response.json()
+        return self._frames.event("response.created", response=response) + self.event()
+
+    def _delta(self, delta: Delta) -> bytes:
+        number = self._num_generations - 1
+        if self._frames is None:
+            self._record.usage.add(number, delta)
+        else:
+            self._record.delta(number, delta)
+        return self._apply(self._blocks.push(delta))
+
+    def _end(self, event: Event) -> bytes:
+        if not isinstance(event, GenerationFinish):
+            raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+        self._record.finish(self._num_generations - 1, event)
+        check_not_aborted(event)
+        self._finish = event
+        return b""
+
+    async def _start(self) -> tuple[AsyncGenerator[Event], GenerationStarted]:
+        """Start the next generation, with fewer messages if they may be left out."""
+        number = 0
+        while True:
+            progress = Progress(
+                without_oldest(self._messages, number) if number else self._messages,
+                self._sources,
+                self._may_search,
+            )
+            events = self._orchestrator.generate(generation(self._body, progress))
+            try:
+                started = await anext(events)
+            except MeshError as error:
+                too_long = error.kind is ErrorKind.CONTEXT_TOO_LONG
+                if not too_long or self._body.truncation != "auto" or number >= len(self._messages):
+                    raise
+                number = max(1, 2 * number)
+                continue
+            if not isinstance(started, GenerationStarted):
+                raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+            return events, started
+
+    @property
+    def _may_search(self) -> bool:
+        limit = self._body.max_tool_calls
+        return self._num_searches < (MAX_SEARCHES if limit is None else min(limit, MAX_SEARCHES))
+
+    def _apply(self, events: Sequence[BlockEvent]) -> bytes:
+        """Take events of blocks; returns the frames for them."""
+        if len(events) == 1 and events[0].step is BlockStep.PIECE:
+            return self._piece(events[0])  # the common case
+        return b"".join(map(self._step, events))
+
+    def _piece(self, event: BlockEvent) -> bytes:
+        if self._frames is None or self._search is not None:
+            return b""
+        return self._frames.piece(event)
+
+    def _step(self, event: BlockEvent) -> bytes:
+        match event.step:
+            case BlockStep.PIECE:
+                return self._piece(event)
+            case BlockStep.OPEN:
+                return self._open(event.block)
+            case BlockStep.CLOSE:
+                return self._close(event.block)
+
+    def _open(self, block: Block) -> bytes:
+        if block.kind is BlockKind.TOOL_CALL and block.name in self._body.searches:
+            self._search = SearchCall(block.name, block.id)
+            return b""
+        self._index = len(self.response.output)
+        item = opened_item(block, item_id(block, self.response.id, self._index))
+        self.response.output.append(item)
+        return b"" if self._frames is None else self._frames.opened(block, item, self._index)
+
+    def _close(self, block: Block) -> bytes:
+        if self._search is not None:
+            search, self._search = self._search, None
+            search.arguments = block.text
+            self._calls.append(search)
+            return b""
+        self._called = self._called or block.kind is BlockKind.TOOL_CALL
+        index, annotations = self._index, self._annotations(block)
+        part = part_of(block, annotations)
+        is_cut = self._finish.reason is FinishReason.LENGTH
+        id = item_id(block, self.response.id, index)
+        item = closed_item(block, id, "incomplete" if is_cut else "completed", part)
+        self.response.output[index] = item
+        if self._frames is None:
+            return b""
+        return self._frames.closed(block, item, index, part, annotations)
+
+    def _annotations(self, block: Block) -> list[Json]:
+        if self._sources is None or block.kind is not BlockKind.TEXT:
+            return []
+        begin = self._num_characters
+        self._num_characters += len(block.text)
+        if not isinstance(self._finish, SummaryFinish):
+            return []
+        return citations_of(block.text, begin, self._finish.citation_details, self._sources)
+
+    async def _forced_search(self) -> bytes:
+        """The search that the request itself asks for: its query is the user's last message."""
+        choice = self._body.tool_choice
+        name = choice.search
+        if choice.mode == "required" and not (name or choice.name or self._body.functions):
+            name = next(iter(self._body.searches))
+        if not name:
+            return b""
+        said = [each.message.content for each in self._messages if each.message.role == "user"]
+        query = searchable(said[-1]) if said else ""
+        if not query:
+            return b""
+        frames = [frame async for frame in self._search_all([SearchCall(name, query=query)])]
+        return b"".join(frames)
+
+    async def _search_all(self, calls: Sequence[SearchCall]) -> AsyncGenerator[bytes]:
+        """Search for each call; the results of all become the sources of the next generation."""
+        if not calls:
+            return
+        self._num_searches += 1
+        for call in calls:
+            call.query = call.query or query_of(call.arguments, self._last_text())
+            index = len(self.response.output)
+            id = search_id(call, self.response.id, index)
+            item = search_item(call, id, ())
+            self.response.output.append(item)
+            if self._frames is not None:
+                yield self._frames.search_began(call, item, index)
+            await self._retrieve(call)
+            item = search_item(call, id, self._body.include)
+            self.response.output[index] = item
+            if self._frames is not None:
+                yield self._frames.search_ended(call, item, index)
+
+    async def _retrieve(self, call: SearchCall) -> None:
+        sources = self._sources = [] if self._sources is None else self._sources
+        call.status = "completed"
+        if not call.query:
+            return
+        number = self._num_results(call.name)
+        found = await self._orchestrator.retrieve(call.query, number)
+        known = {(source.url, source.snippet) for source in sources}
+        for result in found.results[: found.num_relevant]:
+            if (result.url, result.snippet) not in known:
+                sources.append(result._replace(position=len(sources) + 1))
+        call.results, call.status = found.results, "failed" if found.failed else "completed"
+
+    def _num_results(self, name: str) -> int:
+        given = (
+            tool.max_num_results
+            for tool in self._body.tools
+            if isinstance(tool, SearchTool) and tool.function_name == name
+        )
+        return min(next(given, None) or DEFAULT_RESULTS, MAX_RESULTS)
+
+    def _last_text(self) -> str:
+        said = [each.message.content for each in self._messages if each.message.role == "user"]
+        return said[-1] if said else ""
+
+    def _append(self, calls: Sequence[SearchCall]) -> None:
+        """Add the calls and their results to the conversation."""
+        made = [
+            {
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments or "{}"},
+            }
+            for call in calls
+        ]
+        text = "".join(block.text for block in self._blocks.all if block.kind is BlockKind.TEXT)
+        turn = ChatMessage(
+            role="assistant",
+            content=text,
+            tool_calls_json=json.dumps(made, ensure_ascii=False),
+        )
+        self._messages.append(Placed(turn, "input"))
+        for call in calls:
+            result = ChatMessage(role="tool", content=SEARCHED, tool_call_id=call.call_id)
+            self._messages.append(Placed(result, "input"))

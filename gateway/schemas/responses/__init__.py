@@ -1,0 +1,1 @@
+"""The Responses API: requests, input items and responses as pydantic models."""

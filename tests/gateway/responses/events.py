@@ -1,0 +1,68 @@
+"""Reads a stream of a response, and checks each event against the types of OpenAI's SDK."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+Event = dict[str, Any]
+
+
+async def events_of(client: httpx.AsyncClient, **body: object) -> list[Event]:
+    """The checked events of a stream; fails unless the status is 200."""
+    response = await client.post("/v1/responses", json={**body, "stream": True})
+    assert response.status_code == 200, response.text
+    return parse_events(response.text)
+
+
+def parse_events(text: str) -> list[Event]:
+    """Parse a stream, and check names, numbers, types, and the order of the events."""
+    *frames, rest = text.split("\n\n")
+    assert rest == ""
+    events = []
+    for frame in frames:
+        name, data = frame.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        EVENT.validate_python(event)
+        events.append(event)
+    check_order(events)
+    return events
+
+
+def check_order(events: list[Event]) -> None:
+    """Numbers ascend by one; each item is added, and done once; the last event ends the stream."""
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    kinds = [event["type"] for event in events]
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    last = kinds[-1].removeprefix("response.")
+    assert last in ("completed", "incomplete", "failed")
+    response = events[-1]["response"]
+    assert response["status"] == last
+    Response.model_validate(response)
+    if last == "failed":
+        return
+    for name in ("output_item.added", "output_item.done"):
+        indexes = [e["output_index"] for e in events if e["type"] == f"response.{name}"]
+        assert indexes == list(range(len(response["output"])))
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert done == response["output"]
+
+
+def joined(events: Iterable[Event], kind: str) -> str:
+    """The deltas of one kind of event."""
+    return "".join(event["delta"] for event in events if event["type"] == kind)
+
+
+def plain(response: dict[str, Any]) -> dict[str, Any]:
+    """A response without what differs between two responses to the same request."""
+    text = json.dumps(response).replace(response["id"].removeprefix("resp_"), "ID")
+    made: dict[str, Any] = json.loads(text)
+    return {**made, "created_at": 0, "completed_at": 0}
