@@ -24,6 +24,7 @@ from gateway.openai.responses import (
 from gateway.schemas.completions import CompletionRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import off_loop, read_json
+from gateway.validation.json_body import MAX_VALUES_WITH_IDS
 from mesh.protocol.deltas import Delta, DeltaLogprob
 
 ROUTE = "/v1/completions"
@@ -38,7 +39,10 @@ class Completions:
     async def create(self, request: Request) -> Response | EventStream:
         """Continue one prompt or several."""
         body = await read_json(
-            request, CompletionRequest, self._dependencies.settings.max_body_bytes
+            request,
+            CompletionRequest,
+            self._dependencies.settings.max_body_bytes,
+            MAX_VALUES_WITH_IDS,
         )
         record = RequestRecord.of(request.scope)
         generations = await off_loop(record.body_bytes, body.generations)

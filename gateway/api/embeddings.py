@@ -15,6 +15,7 @@ from gateway.http.json_text import encode
 from gateway.observability.request_record import RequestRecord
 from gateway.schemas.embeddings import EmbeddingRequest
 from gateway.validation.body import off_loop, read_json
+from gateway.validation.json_body import MAX_VALUES_WITH_IDS
 
 ROUTE = "/v1/embeddings"
 
@@ -30,7 +31,10 @@ class Embeddings:
     async def create(self, request: Request) -> Response:
         """Embed one text or several."""
         body = await read_json(
-            request, EmbeddingRequest, self._dependencies.settings.max_body_bytes
+            request,
+            EmbeddingRequest,
+            self._dependencies.settings.max_body_bytes,
+            MAX_VALUES_WITH_IDS,
         )
         record = RequestRecord.of(request.scope)
         inputs = await off_loop(record.body_bytes, body.inputs)

@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from gateway.dependencies import Dependencies
 from gateway.http.headers import INSTANCE_ID, headers_of
-from mesh.observability.exposition import expose
+from gateway.observability.scrapes import Scrapes
 
 
 class Probes:
@@ -15,6 +15,7 @@ class Probes:
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
+        self._scrapes = Scrapes()
         instance_id = dependencies.settings.instance_id
         self._headers = {INSTANCE_ID: instance_id} if instance_id else {}
 
@@ -32,5 +33,6 @@ class Probes:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus metrics; in OpenMetrics format, with exemplars, if `Accept` names it."""
-        body, content_type = expose(headers_of(request.scope).get("accept", ""))
+        accept = headers_of(request.scope).get("accept", "")
+        body, content_type = await self._scrapes.scrape(accept)
         return Response(body, headers={"content-type": content_type})

@@ -22,12 +22,15 @@ from enum import Enum
 from typing import NamedTuple
 
 import httptools
+import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from gateway.connection import refusal
 from gateway.connection.half_closed import HalfClosedClient
 from gateway.connection.http10 import use_http10
+from gateway.connection.input_turns import Input, InputTurns, PausableFlow
 from gateway.connection.limits import (
     MAX_DISCARDED_BYTES,
     MAX_HEADER_BYTES,
@@ -94,9 +97,17 @@ class LimitedProtocol(HttpToolsProtocol):
     _unread: _Unread | None = None
     _half_closed: HalfClosedClient | None = None
 
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, turns: InputTurns
+    ) -> None:
+        super().__init__(config, server_state, app_state={})
+        self._turns = turns
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._budget = ByteBudget()
+        self.flow = PausableFlow(transport)
+        self._input = Input(self._turns, self.flow, self._parse)
         self._response_transport = _ResponseTransport(
             transport.write, transport.is_closing, self._end_connection
         )
@@ -111,7 +122,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         super().connection_lost(exc)
         # These reference the connection: a cycle would remain until the next garbage collection.
-        del self._response_transport
+        self._input.drop()
+        del self._response_transport, self._input
         self._half_closed = self._running = None
         self.cycle = None  # type: ignore[assignment]
 
@@ -119,6 +131,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if self._discarding:
+            self._discard(len(data))
+        else:
+            self._input.receive(data)
+
+    def _parse(self, data: bytes) -> None:
         if self._discarding:
             self._discard(len(data))
             return

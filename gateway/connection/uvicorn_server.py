@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from gateway.connection.input_turns import InputTurns
 from gateway.connection.protocol import LimitedProtocol
 
 TICK_SECONDS = 1.0
@@ -35,10 +36,10 @@ class UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on `sockets`. uvicorn has no setting for the handshake's timeout."""
         loop = asyncio.get_running_loop()
-        context = self.config.ssl
+        context, turns = self.config.ssl, InputTurns()
         self.servers = [
             await loop.create_server(
-                lambda: LimitedProtocol(self.config, self.server_state, {}),
+                lambda: LimitedProtocol(self.config, self.server_state, turns),
                 sock=each,
                 backlog=self.config.backlog,
                 ssl=context,

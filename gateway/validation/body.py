@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from codecs import BOM_UTF8
 from collections.abc import Callable
 from typing import Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import parse_qsl
@@ -18,6 +16,7 @@ from gateway.http.errors import ClientDisconnected, HttpError
 from gateway.http.headers import headers_of
 from gateway.observability.request_record import RequestRecord
 from gateway.validation.ignored_fields import ignored_fields
+from gateway.validation.json_body import MAX_VALUES, parse_json
 from gateway.validation.problems import (
     MAX_GIVEN_CHARACTERS,
     json_kind,
@@ -50,14 +49,16 @@ class Parsed(NamedTuple, Generic[Model]):
     """Paths of its unknown fields."""
 
 
-async def read_json(request: Request, model: type[Model], max_bytes: int) -> Model:
+async def read_json(
+    request: Request, model: type[Model], max_bytes: int, max_values: int = MAX_VALUES
+) -> Model:
     """Read and validate the body.
 
     Raises MeshError, HttpError (408, 413, 415) or ClientDisconnected.
     """
     _check_coding(request)
     body = await _read(request, max_bytes)
-    parsed = await off_loop(len(body), lambda: _validated(body, model))
+    parsed = await off_loop(len(body), lambda: _validated(body, model, max_values))
     record = RequestRecord.of(request.scope)
     record.ignored = parsed.ignored
     record.body_bytes = len(body)
@@ -89,8 +90,8 @@ async def read_object(request: Request, max_bytes: int) -> Fields:
     return await off_loop(len(body), lambda: _object(body))
 
 
-def _validated(body: bytes, model: type[Model]) -> Parsed[Model]:
-    fields, problem = _object(body)
+def _validated(body: bytes, model: type[Model], max_values: int) -> Parsed[Model]:
+    fields, problem = _object(body, max_values)
     if problem is not None:
         raise problem
     try:
@@ -100,8 +101,8 @@ def _validated(body: bytes, model: type[Model]) -> Parsed[Model]:
     return Parsed(made, ignored_fields(fields, made))
 
 
-def _object(body: bytes) -> Fields:
-    value = _parse(body)
+def _object(body: bytes, max_values: int = MAX_VALUES) -> Fields:
+    value = parse_json(body, max_values)
     if not isinstance(value, dict):
         raise _invalid(f"the body must be a JSON object, given {json_kind(value)}")
     problem = None
@@ -162,29 +163,6 @@ def _check_coding(request: Request) -> None:
 def _too_large(max_bytes: int, given: str) -> NoReturn:
     message = f"the body must be at most {max_bytes} bytes, given {given[:20]}"
     raise HttpError(413, message, code="request_too_large", headers=_CLOSE)
-
-
-def _parse(body: bytes) -> object:
-    try:
-        # RFC 8259, section 8.1: a byte order mark may be ignored.
-        return _DECODER.decode(body.removeprefix(BOM_UTF8).decode())
-    except UnicodeDecodeError as error:
-        raise _invalid(f"the body must be UTF-8, byte {error.start} is not") from None
-    except json.JSONDecodeError as error:
-        where = f"at line {error.lineno} column {error.colno}"
-        what = error.msg.removesuffix(" at")
-        raise _invalid(f"the body must be valid JSON: {what} {where}") from None
-    except RecursionError:
-        raise _invalid("the body must be valid JSON, given one nested too deeply") from None
-    except ValueError:  # an integer of thousands of digits
-        raise _invalid("the body must be valid JSON, given a number that is too long") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _invalid(f"the body must be valid JSON, given {name}, which JSON does not have")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _invalid(message: str) -> MeshError:

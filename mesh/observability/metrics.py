@@ -20,7 +20,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from mesh.errors import GRPC_STATUS, MeshError
 from mesh.observability import telemetry
-from mesh.observability.exposition import expose
+from mesh.observability.exposition import expose, preferred_format
 from mesh.process.threaded_server import serve_in_thread
 from mesh.rpc.targets import AddressError
 
@@ -163,7 +163,7 @@ def _application(
     def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
         if path == "/metrics":
-            body, content_type = expose(environ.get("HTTP_ACCEPT", ""))
+            body, content_type = expose(preferred_format(environ.get("HTTP_ACCEPT", "")))
             start_response("200 OK", [("Content-Type", content_type)])
             return [body]
         if path == "/livez":

@@ -118,9 +118,10 @@ class Fuzzer:
 
 
 def main() -> None:
-    """Run the fuzzer with a lower priority than the gateway's."""
+    """Run the fuzzer with a lower priority than the gateway's, and on one CPU of several."""
     port, seed, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     os.nice(10)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     fuzzer = Fuzzer(port, seed, seconds)
     asyncio.run(fuzzer.run())
     result = {

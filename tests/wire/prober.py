@@ -1,37 +1,39 @@
-"""Measures how fast a gateway answers `/livez`, beside an idle server; a separate process.
+"""Measures how fast a gateway answers `/livez`; a separate process.
 
-    python -m tests.wire.prober PORT SECONDS
+    python -m tests.wire.prober PORT PROCESS_ID SECONDS
 
-The idle server is in another process. A second in which it needs longer than
-MAX_IDLE_SERVER_SECONDS is busy: the machine is. Prints a JSON object with the gateway's latencies
-in seconds; `max_quiet` and `max_busy` are the largest ones of quiet and of busy seconds.
+A latency has two parts: the time in which gateway and prober waited for a CPU, because the machine
+was busy with other processes, and the rest, which is the gateway's own. The kernel counts the
+first part for each thread. Prints a JSON object with the latencies in seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
+import os
 import sys
 import time
 from typing import NamedTuple
 
+from tests.wire.cpu_wait import CpuWait
+
 INTERVAL_SECONDS = 0.02
-MAX_IDLE_SERVER_SECONDS = 0.02
 REQUEST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
-IDLE_SERVER = """
-import asyncio
-async def answer(reader, writer):
-    await reader.readuntil(b"\\r\\n\\r\\n")
-    writer.write(b"HTTP/1.1 200 OK\\r\\n\\r\\nok\\n")
-    writer.close()
-async def main():
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-asyncio.run(main())
-"""
+
+class Probe(NamedTuple):
+    """One request."""
+
+    latency: float
+    """In seconds."""
+    cpu_wait: float
+    """Seconds of it in which the gateway or the prober waited for a CPU."""
+
+    @property
+    def own(self) -> float:
+        """Seconds that the gateway needed."""
+        return self.latency - self.cpu_wait
 
 
 async def latency(port: int) -> float:
@@ -47,70 +49,38 @@ async def latency(port: int) -> float:
     return seconds
 
 
-class Probe(NamedTuple):
-    """One request."""
-
-    start: float
-    """Seconds since the start of the measurement."""
-    latency: float
-    """In seconds."""
-
-    @property
-    def windows(self) -> range:
-        """The seconds which it overlaps."""
-        return range(int(self.start), int(self.start + self.latency) + 1)
-
-
-async def measure(port: int, idle_port: int, seconds: float) -> dict[str, object]:
-    """Probe both servers, independently of each other: one may be slow when the other is not."""
-    start = time.monotonic()
-
-    async def probe(port: int) -> list[Probe]:
-        probes: list[Probe] = []
-        while (since := time.monotonic() - start) < seconds:
-            probes.append(Probe(since, await latency(port)))
-            await asyncio.sleep(INTERVAL_SECONDS)
-        return probes
-
-    return summary(*await asyncio.gather(probe(port), probe(idle_port)))
+async def measure(port: int, process_id: int, seconds: float) -> list[Probe]:
+    """Probe the gateway every INTERVAL_SECONDS."""
+    gateway, prober = CpuWait(process_id), CpuWait(os.getpid())
+    end = time.monotonic() + seconds
+    probes: list[Probe] = []
+    while time.monotonic() < end:
+        before = gateway.read(), prober.read()
+        taken = await latency(port)
+        probes.append(Probe(taken, gateway.since(before[0]) + prober.since(before[1])))
+        await asyncio.sleep(INTERVAL_SECONDS)
+    return probes
 
 
-def summary(gateway: list[Probe], idle: list[Probe]) -> dict[str, object]:
-    """The gateway's latencies, judged second by second."""
-    busy = {
-        window
-        for probe in idle
-        if probe.latency > MAX_IDLE_SERVER_SECONDS
-        for window in probe.windows
-    }
-    largest = {False: 0.0, True: 0.0}
-    for probe in gateway:
-        is_busy = not busy.isdisjoint(probe.windows)
-        largest[is_busy] = max(largest[is_busy], probe.latency)
-    ordered = sorted(probe.latency for probe in gateway)
+def summary(probes: list[Probe]) -> dict[str, object]:
+    """The distributions of the latencies."""
+    ordered = sorted(probe.latency for probe in probes)
+    own = sorted(probe.own for probe in probes)
     return {
-        "num_probes": len(gateway),
+        "num_probes": len(probes),
         "p50": ordered[len(ordered) // 2],
         "p99": ordered[len(ordered) * 99 // 100],
-        "max_idle_server": max(probe.latency for probe in idle),
-        "num_windows": len({window for probe in (*gateway, *idle) for window in probe.windows}),
-        "num_busy": len(busy),
-        "max_quiet": largest[False],
-        "max_busy": largest[True],
+        "max": ordered[-1],
+        "p99_own": own[len(own) * 99 // 100],
+        "max_own": own[-1],
+        "max_cpu_wait": max(probe.cpu_wait for probe in probes),
     }
 
 
 def main() -> None:
-    """Start the idle server, measure, and print the result."""
-    command = [sys.executable, "-c", IDLE_SERVER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as idle:
-        assert idle.stdout is not None
-        idle_port = int(idle.stdout.readline())
-        try:
-            result = asyncio.run(measure(int(sys.argv[1]), idle_port, float(sys.argv[2])))
-        finally:
-            idle.kill()
-    print(json.dumps(result))
+    """Measure, and print the result."""
+    port, process_id, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    print(json.dumps(summary(asyncio.run(measure(port, process_id, seconds)))))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ SEED = int(os.environ.get("SEED") or 1)
 SECONDS = float(os.environ.get("DURATION") or 5)
 
 MAX_LIVEZ_SECONDS = 0.1
+"""Bound of the largest latency, less the time in which no CPU was free for gateway or prober."""
 MAX_BUSY_LIVEZ_SECONDS = 2.0
-"""Bounds of the largest latency in a second in which the machine is quiet, or busy."""
+"""Bound of the largest latency, whatever else the machine does."""
 
 MAX_GROWTH_BYTES = 64 * 2**20
 
@@ -48,15 +49,15 @@ async def test_raw_requests_do_not_slow_down_others(gateway_process: GatewayProc
     await run("fuzzer", gateway.port, SEED + 1, 1)  # the first requests allocate caches
     memory = gateway.process.memory_info().rss
     fuzzed, probed = await asyncio.gather(
-        run("fuzzer", gateway.port, SEED, SECONDS), run("prober", gateway.port, SECONDS)
+        run("fuzzer", gateway.port, SEED, SECONDS),
+        run("prober", gateway.port, gateway.process.pid, SECONDS),
     )
     growth = gateway.process.memory_info().rss - memory
     print(f"\n{json.dumps(fuzzed)}\n{json.dumps(probed)}\nmemory grew by {growth / 2**20:.1f} MiB")
-    print(f"the machine was busy in {probed['num_busy']} of {probed['num_windows']} seconds")
     assert fuzzed["problems"] == []
     assert {"200", "400", "431"} <= set(fuzzed["statuses"])
-    assert probed["max_quiet"] < MAX_LIVEZ_SECONDS
-    assert probed["max_busy"] < MAX_BUSY_LIVEZ_SECONDS
+    assert probed["max_own"] < MAX_LIVEZ_SECONDS
+    assert probed["max"] < MAX_BUSY_LIVEZ_SECONDS
     assert growth < MAX_GROWTH_BYTES
     await eventually(lambda: gateway.num_connections == 0, "all connections are closed", 10)
     await eventually(lambda: gateway.orchestrator.num_running == 0, "no call runs upstream", 10)

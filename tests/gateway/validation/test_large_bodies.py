@@ -52,7 +52,7 @@ async def test_a_large_body_is_parsed_and_converted_in_a_thread(
         return json.loads(*args, **kwargs)
 
     monkeypatch.setattr(ChatCompletionRequest, "generations", observed)
-    monkeypatch.setattr("gateway.validation.body._DECODER.decode", loads)
+    monkeypatch.setattr("gateway.validation.json_body._DECODER.decode", loads)
     content = "x" * (LARGE_BODY_BYTES if is_large else 10)
     body = {"model": "", "messages": [{"role": "user", "content": content}]}
     async with direct_client() as client:

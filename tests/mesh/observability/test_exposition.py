@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import REGISTRY, Histogram
 
-from mesh.observability.exposition import expose
+from mesh.observability.exposition import expose, preferred_format
 
 PROMETHEUS_2_42 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
@@ -30,7 +30,7 @@ def histogram() -> Iterator[Histogram]:
 def test_names_keep_their_colons(histogram: Histogram, accept: str) -> None:
     """In samples and in metadata, without quotes, whatever the scraper accepts."""
     histogram.labels("b").observe(0.1, {"trace_id": "abc"})
-    body, content_type = expose(accept)
+    body, content_type = expose(preferred_format(accept))
     assert b"# TYPE vllm:exposed_seconds histogram" in body
     assert b'\nvllm:exposed_seconds_count{a="b"} 1.0' in body
     assert b"vllm_" not in body
