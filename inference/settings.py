@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from inference.engine.watchdog import STEP_TIMEOUT_SECONDS
+from inference.scheduler.prefill_budget import TARGET_STEP_SECONDS
 from mesh.process.settings import Address, ServiceSettings
 
 
@@ -70,7 +71,16 @@ class InferenceSettings(ServiceSettings):
         2048,
         ge=16,
         description="Token budget of a step. Longer prompts are computed in several steps (chunked "
-        "prefill). Lower it if long prompts delay running streams too much.",
+        "prefill).",
+    )
+    target_step_seconds: float = Field(
+        TARGET_STEP_SECONDS,
+        ge=0,
+        le=60,
+        description="Time in seconds that a step with prompts should take while other requests run "
+        "or wait: the engine computes as many tokens of prompts in it as its measured speed "
+        "allows, but at least 128. Lower it for even streams, raise it for throughput on slow "
+        "machines. 0: no limit but max_num_batched_tokens.",
     )
     max_context: int = Field(
         0,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from inference.scheduler.prefill_budget import Speed
+
 PIECE_SECONDS = 0.005
 """Time that a piece should take: a new sequence waits at most for the piece in progress."""
 
@@ -27,7 +29,7 @@ class Pace:
     def __init__(self, max_tokens: int) -> None:
         """`max_tokens` is the token budget of a step."""
         self._max_tokens = max_tokens
-        self._seconds_per_token = PIECE_SECONDS / MIN_PIECE_TOKENS
+        self._speed = Speed(PIECE_SECONDS / MIN_PIECE_TOKENS, SMOOTHING)
         self._least_seconds = math.inf
         self._owed_seconds = 0.0
 
@@ -37,7 +39,7 @@ class Pace:
         seconds = PIECE_SECONDS
         if self._least_seconds < math.inf:
             seconds = max(seconds, SLOWEST_FACTOR * self._least_seconds)
-        wanted = int(seconds / self._seconds_per_token)
+        wanted = self._speed.num_tokens(seconds) or 0
         return min(max(wanted, MIN_PIECE_TOKENS), self._max_tokens)
 
     def is_due(self, *, generating: bool) -> bool:
@@ -53,5 +55,4 @@ class Pace:
         self._owed_seconds = GENERATION_SHARE * seconds
         if num_tokens >= min(MIN_PIECE_TOKENS, self._max_tokens):  # else it is mostly overhead
             self._least_seconds = min(self._least_seconds, seconds)
-            newest = seconds / num_tokens
-            self._seconds_per_token += SMOOTHING * (newest - self._seconds_per_token)
+            self._speed.record(num_tokens, seconds)

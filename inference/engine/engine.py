@@ -37,10 +37,11 @@ class Engine:
         self.steps = StepLoop(scheduler, runner)
         self.embeddings: EmbeddingQueue | None = None
         if embedder is not None:
-            self.embeddings = EmbeddingQueue(
+            self.embeddings = embeddings = EmbeddingQueue(
                 embedder, scheduler.block_manager, scheduler.max_num_batched_tokens
             )
             scheduler.reclaim = self.embeddings.reclaim
+            scheduler.embeds = lambda: embeddings.has_work
         self._scheduler = scheduler
         self.vocabulary = vocabulary
 

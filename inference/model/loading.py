@@ -62,6 +62,7 @@ class EngineOptions:
     max_num_seqs: int
     max_num_waiting: int
     max_num_batched_tokens: int
+    target_step_seconds: float
     max_context: int
     block_size: int
     kv_cache_tokens: int
@@ -238,6 +239,7 @@ def _build_engine(options: EngineOptions, loaded: _LoadedModel, vocabulary: Voca
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=_max_batched_tokens(options),
             num_speculative_tokens=options.num_speculative_tokens,
+            target_step_seconds=options.target_step_seconds,
         ),
         runner=ModelRunner(
             loaded.model,

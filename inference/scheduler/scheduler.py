@@ -13,24 +13,32 @@ from inference.engine.errors import DeadlineExceeded, DuplicateRequest, EngineEr
 from inference.engine.interface import Finish, PrefillChunk
 from inference.scheduler.async_scheduling import AsyncScheduling
 from inference.scheduler.block_manager import BlockManager
+from inference.scheduler.prefill_budget import TARGET_STEP_SECONDS, PrefillBudget
 from inference.scheduler.scheduler_output import ScheduledSequence, SchedulerOutput
 from inference.scheduler.sequence import Sequence, SequenceStatus
 from inference.scheduler.speculation import Drafter
 from inference.scheduler.step_result import SampledToken, StepOutput
+from inference.scheduler.waiting_queue import WaitingQueue
 from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
 
 MAX_PROMPT_LOGPROBS = 256
 """Most rows of logits per step for log probabilities of prompts; a row is vocabulary-wide."""
 
+MAX_START_ATTEMPTS = 4
+"""Most waiting sequences per step whose blocks are looked for and not had: a search takes time."""
+
 
 class Scheduler:
-    """Continuous batching over two queues, waiting and running, first come first served.
+    """Continuous batching over two queues, waiting and running.
 
-    The running sequences followed by the waiting ones are always in order of arrival: a preempted
-    sequence returns to the head of the waiting queue, and no sequence overtakes another. The
-    oldest sequence can take the blocks of all others, and admission refuses a sequence that does
-    not fit alone. So the oldest always proceeds, and there is no deadlock.
+    The running sequences are in the order in which they started, and a preempted sequence returns
+    to the head of the waiting queue. The oldest running sequence can take the blocks of all others,
+    and admission refuses a sequence that does not fit alone. So the oldest always proceeds, and
+    there is no deadlock.
+
+    The oldest prompt has at least half of each step's budget for prompts. The other half is for
+    shorter ones, so that they do not wait for its end, and it is not starved.
     """
 
     def __init__(
@@ -40,8 +48,12 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         num_speculative_tokens: int = 0,
+        target_step_seconds: float = TARGET_STEP_SECONDS,
     ) -> None:
-        """`num_speculative_tokens` is the most draft tokens per sequence and step."""
+        """`num_speculative_tokens` is the most draft tokens per sequence and step.
+
+        A step with prompts should take `target_step_seconds` while other work waits for its end.
+        """
         assert max_num_batched_tokens >= max_num_seqs, "every decode must fit a step"
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
@@ -49,10 +61,12 @@ class Scheduler:
         self.num_preemptions = 0
         self.reclaim: Callable[[], bool] = lambda: False
         """Frees the blocks of inputs to embed, which are computed again later; False: none."""
+        self.embeds: Callable[[], bool] = lambda: False
+        """Whether there are inputs to embed, which are computed between steps."""
+        self._prefill_budget = PrefillBudget(max_num_batched_tokens, target_step_seconds)
         self._drafter = Drafter(num_speculative_tokens)
         self._async = AsyncScheduling(block_manager, self._drafter, max_num_seqs)
-        # Ordered dicts serve as deques with removal from the middle in O(1), for aborts.
-        self._waiting: OrderedDict[str, Sequence] = OrderedDict()
+        self._waiting = WaitingQueue()
         self._running: OrderedDict[str, Sequence] = OrderedDict()
 
     @property
@@ -69,8 +83,8 @@ class Scheduler:
 
     @property
     def sequences(self) -> Iterator[Sequence]:
-        """All live sequences, oldest first."""
-        return chain(self._running.values(), self._waiting.values())
+        """All live sequences: running, then waiting ones, each in order."""
+        return chain(self._running.values(), self._waiting)
 
     @property
     def waits_for_embeddings(self) -> bool:
@@ -85,19 +99,17 @@ class Scheduler:
         """Append a sequence to the waiting queue. Raises `DuplicateRequest`."""
         if self.find(sequence.request_id) is not None:
             raise DuplicateRequest(f"request id {sequence.request_id!r} is already in use")
-        self._waiting[sequence.request_id] = sequence
+        self._waiting.append(sequence)
 
     def schedule(self, now: float) -> SchedulerOutput:
-        """Plan the next step: decodes, then chunks of running prefills, then waiting sequences.
-
-        The rest of the token budget goes to draft tokens.
-        """
+        """Plan the next step: decodes, then prompts, then draft tokens with the rest."""
         num_preemptions = self.num_preemptions
         scheduled = self._schedule_decodes()
-        budget = self.max_num_batched_tokens - len(scheduled)
-        budget = self._schedule_prefills(scheduled, budget)
-        if self.num_preemptions == num_preemptions:  # else a new sequence would be preempted next
-            budget = self._schedule_waiting(scheduled, budget, now)
+        num_decodes = len(scheduled)
+        # Right after a preemption a new sequence would be preempted next.
+        starts = self.num_preemptions == num_preemptions
+        num_prompt_tokens = self._schedule_prompts(scheduled, now, starts=starts)
+        budget = self.max_num_batched_tokens - num_decodes - num_prompt_tokens
         budget = self._schedule_drafts(scheduled, budget)
         batch_size = len(scheduled)
         for current in scheduled:
@@ -126,6 +138,8 @@ class Scheduler:
         """Apply a step that ran; `accepted` holds the tokens of each sequence that samples."""
         outputs: list[StepOutput] = []
         tokens_of = iter(accepted)
+        if plan.scheduled and _has_several_tokens(plan.scheduled[-1]):
+            self._prefill_budget.record(plan.num_tokens, now - plan.start)
         for scheduled in plan.scheduled:
             sequence, num_tokens, samples, drafts, _ = scheduled
             num_tokens -= len(drafts)
@@ -216,34 +230,85 @@ class Scheduler:
                 scheduled.append(ScheduledSequence(sequence, 1, True))
         return scheduled
 
-    def _schedule_prefills(self, scheduled: list[ScheduledSequence], budget: int) -> int:
-        for sequence in self._running.values():
-            if budget == 0:
-                break
-            if sequence.num_uncomputed_tokens > 1:  # the others are scheduled as decodes
-                budget -= self._schedule_chunk(sequence, scheduled, budget)
-        return budget
+    def _schedule_prompts(
+        self, scheduled: list[ScheduledSequence], now: float, *, starts: bool
+    ) -> int:
+        """Schedule chunks of prompts, oldest first; returns the number of tokens.
 
-    def _schedule_waiting(self, scheduled: list[ScheduledSequence], budget: int, now: float) -> int:
-        while self._waiting and budget > 0 and len(self._running) < self.max_num_seqs:
-            sequence = next(iter(self._waiting.values()))
-            if self.block_manager.is_worth_waiting(sequence):
-                break  # the sequence that computes its blocks takes the budget anyway
-            # Each running sequence may soon need a block: keep one for each, so that the new
-            # sequence is not preempted right after it started.
-            num_reserved = len(self._running) + self.block_manager.num_claimed_blocks
-            if not self.block_manager.allocate(sequence, num_reserved_blocks=num_reserved):
+        `starts`: waiting sequences may start.
+        """
+        alone = self.num_running + self.num_waiting == 1 and not self.embeds()
+        total = budget = self._prefill_budget.num_tokens(len(scheduled), alone=alone)
+        # The others are scheduled as decodes.
+        pending = [s for s in self._running.values() if s.num_uncomputed_tokens > 1]
+        while budget > 0:
+            oldest = pending.pop(0) if pending else self._start_next(now) if starts else None
+            if oldest is None:
                 break
-            if sequence.scheduled_time is None:
-                sequence.scheduled_time = now
-                sequence.num_cached_tokens = min(
-                    sequence.num_computed_tokens, sequence.num_prompt_tokens
-                )
-            del self._waiting[sequence.request_id]
-            self._running[sequence.request_id] = sequence
-            sequence.status = SequenceStatus.RUNNING
-            budget -= self._schedule_chunk(sequence, scheduled, budget)
-        return budget
+            if oldest.num_uncomputed_tokens > budget:
+                shorter = self._shorter_than(oldest, pending, starts=starts)
+                budget -= self._schedule_shorter(shorter, scheduled, budget // 2, now)
+                pending = [s for s in pending if s not in shorter]
+            budget -= self._schedule_chunk(oldest, scheduled, budget)
+        return total - budget
+
+    def _shorter_than(
+        self, oldest: Sequence, pending: list[Sequence], *, starts: bool
+    ) -> list[Sequence]:
+        """Prompts that need fewer tokens than the oldest one, shortest first."""
+        most = oldest.num_uncomputed_tokens
+        shorter = [s for s in pending if s.num_uncomputed_tokens < most]
+        if starts and len(self._running) < self.max_num_seqs:
+            shorter += (s for s in self._waiting.startable() if s.num_uncomputed_tokens < most)
+        return sorted(shorter, key=_num_uncomputed_tokens)
+
+    def _schedule_shorter(
+        self,
+        shorter: list[Sequence],
+        scheduled: list[ScheduledSequence],
+        budget: int,
+        now: float,
+    ) -> int:
+        """Schedule prompts that the oldest one must not delay; returns the number of tokens."""
+        left, num_attempts = budget, 0
+        for sequence in shorter:
+            if left == 0 or num_attempts == MAX_START_ATTEMPTS:
+                break
+            if sequence.status is SequenceStatus.WAITING and not self._start(sequence, now):
+                num_attempts += 1
+                continue
+            left -= self._schedule_chunk(sequence, scheduled, left)
+        return budget - left
+
+    def _start_next(self, now: float) -> Sequence | None:
+        """Start the first waiting sequence, or else a short one; None if none can start."""
+        startable = self._waiting.startable()
+        first = next(startable, None)
+        if first is None or self._start(first, now):
+            return first
+        others = sorted(startable, key=_num_uncomputed_tokens)[:MAX_START_ATTEMPTS]
+        return next((sequence for sequence in others if self._start(sequence, now)), None)
+
+    def _start(self, sequence: Sequence, now: float) -> bool:
+        """Give a waiting sequence its blocks; False if it has to wait on."""
+        if len(self._running) >= self.max_num_seqs or not self._waiting.may_start(sequence):
+            return False
+        if self.block_manager.is_worth_waiting(sequence):
+            return False
+        # Each running sequence may soon need a block: keep one for each, so that the new
+        # sequence is not preempted right after it started.
+        num_reserved = len(self._running) + self.block_manager.num_claimed_blocks
+        if not self.block_manager.allocate(sequence, num_reserved_blocks=num_reserved):
+            return False
+        if sequence.scheduled_time is None:
+            sequence.scheduled_time = now
+            sequence.num_cached_tokens = min(
+                sequence.num_computed_tokens, sequence.num_prompt_tokens
+            )
+        self._waiting.start(sequence)
+        self._running[sequence.request_id] = sequence
+        sequence.status = SequenceStatus.RUNNING
+        return True
 
     def _schedule_drafts(self, scheduled: list[ScheduledSequence], budget: int) -> int:
         """Propose drafts, oldest sequence first, with budget and blocks that nothing else needs."""
@@ -302,8 +367,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.block_manager.free(sequence)
         del self._running[sequence.request_id]
-        self._waiting[sequence.request_id] = sequence
-        self._waiting.move_to_end(sequence.request_id, last=False)
+        self._waiting.append_left(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1
@@ -316,13 +380,19 @@ class Scheduler:
         error: EngineError | None = None,
     ) -> Finish:
         self.block_manager.free(sequence, forget=reason is FinishReason.ERROR)
-        queue = self._running if sequence.status is SequenceStatus.RUNNING else self._waiting
-        del queue[sequence.request_id]
+        if sequence.status is SequenceStatus.RUNNING:
+            del self._running[sequence.request_id]
+        else:
+            self._waiting.remove(sequence)
         return sequence.end(reason, now, error)
 
 
 def _has_several_tokens(scheduled: ScheduledSequence) -> bool:
     return scheduled.num_tokens > 1
+
+
+def _num_uncomputed_tokens(sequence: Sequence) -> int:
+    return sequence.num_uncomputed_tokens
 
 
 def _why_no_token(sequence: Sequence) -> EngineError:

@@ -68,6 +68,7 @@ class Sequence:
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
+        "num_overtaken_tokens",
         "num_preemptions",
         "num_prompt_tokens",
         "num_steps",
@@ -126,6 +127,8 @@ class Sequence:
         self.num_committed_blocks = 0
         self.num_announced_blocks = 0
         self.num_preemptions = 0
+        # Tokens of the sequences that arrived later and started earlier; see `WaitingQueue`.
+        self.num_overtaken_tokens = 0
         self.num_steps = 0
         self.num_batched_sequences = 0
         self.arrival_time = time.monotonic()

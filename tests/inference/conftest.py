@@ -88,6 +88,7 @@ def make_slow_engine(model_folder: Callable[[str], Path], tmp_path: Path) -> Cal
             "dtype": "float32",
             "kv_cache_tokens": LONG_CONTEXT,
             "max_num_batched_tokens": LONG_CONTEXT,
+            "target_step_seconds": 0.0,
             "threads": torch.get_num_threads(),
             "num_speculative_tokens": 0,
         }

@@ -258,7 +258,8 @@ def test_overlapped_steps_give_the_same_tokens(
     ahead.launch = watched
     plain, early = (run(engine, batch, num_tokens=40, **params) for engine in engines)
     assert early == plain
-    assert any(launched) == (set(params) <= {"temperature", "seed", "top_p", "min_tokens"})
+    if params or not num_speculative_tokens:  # greedy tokens repeat, so nearly all are drafted
+        assert any(launched) == (set(params) <= {"temperature", "seed", "top_p", "min_tokens"})
     assert engines[1].load().kv_usage == 0
 
 

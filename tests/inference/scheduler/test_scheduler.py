@@ -128,8 +128,11 @@ class Traffic:
 
     def check(self) -> None:
         self.scheduler.check_integrity()
-        order = [int(sequence.request_id) for sequence in self.scheduler.sequences]
-        assert order == sorted(order), "a sequence overtook another"
+        waiting = [s for s in self.scheduler.sequences if s.status is SequenceStatus.WAITING]
+        order = [int(sequence.request_id) for sequence in waiting if not sequence.num_preemptions]
+        assert order == sorted(order), "the waiting queue is not in order of arrival"
+        for sequence in self.scheduler.sequences:
+            assert sequence.num_overtaken_tokens <= sequence.num_tokens
 
     def drain(self) -> None:
         for _ in range(10_000):

@@ -1,0 +1,68 @@
+"""The sequences that have not started, in order of arrival, and which of them may start next."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from inference.scheduler.sequence import Sequence
+
+
+class WaitingQueue:
+    """First come first served, except that a short sequence may start before a longer one.
+
+    Sequences that start before an earlier one have together at most as many tokens as that one,
+    so they delay it by about its own time at most. A preempted sequence is not overtaken: its
+    client is reading already.
+    """
+
+    def __init__(self) -> None:
+        # An ordered dict serves as a deque with removal from the middle in O(1), for aborts.
+        self._sequences: OrderedDict[str, Sequence] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """All sequences, in order."""
+        return iter(self._sequences.values())
+
+    def get(self, request_id: str) -> Sequence | None:
+        return self._sequences.get(request_id)
+
+    def append(self, sequence: Sequence) -> None:
+        self._sequences[sequence.request_id] = sequence
+
+    def append_left(self, sequence: Sequence) -> None:
+        """Add a preempted sequence before all others."""
+        self.append(sequence)
+        self._sequences.move_to_end(sequence.request_id, last=False)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Remove a sequence that has ended."""
+        del self._sequences[sequence.request_id]
+
+    def may_start(self, sequence: Sequence) -> bool:
+        """Whether a sequence is one of `startable`."""
+        return any(each is sequence for each in self.startable())
+
+    def start(self, sequence: Sequence) -> None:
+        """Remove one of `startable`, and count its tokens for those before it."""
+        for earlier in self:
+            if earlier is sequence:
+                break
+            earlier.num_overtaken_tokens += sequence.num_tokens
+        self.remove(sequence)
+
+    def startable(self) -> Iterator[Sequence]:
+        """The first sequence, and those that may start before all sequences ahead of them."""
+        most: float = math.inf
+        for sequence in self:
+            if sequence.num_tokens <= most:
+                yield sequence
+            if sequence.num_preemptions:
+                return
+            most = min(most, sequence.num_tokens - sequence.num_overtaken_tokens)
+            if most <= 0:
+                return
