@@ -48,6 +48,12 @@ CACHE_CONFIG = Gauge(
     "Always 1; the labels give the size of the KV cache. Blocks may be in CPU memory.",
     [*_LABELS, "block_size", "num_gpu_blocks", "enable_prefix_caching"],
 )
+LORA_REQUESTS = Gauge(
+    "vllm:lora_requests_info",
+    "Unix time; the labels list LoRA adapters, of which this engine has none. Endpoint pickers of "
+    "the Gateway API Inference Extension read it.",
+    [*_LABELS, "max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+)
 # The three gauges again under names without a colon, because the custom metrics API of Kubernetes,
 # which an autoscaler reads, does not allow one.
 OWN_NUM_REQUESTS_RUNNING = Gauge(
@@ -191,6 +197,7 @@ def watch(engine: EngineClient) -> None:
     load = engine.load()
     num_blocks = load.kv_capacity_tokens // load.block_size
     CACHE_CONFIG.labels(*labels, str(load.block_size), str(num_blocks), "true").set(1)
+    LORA_REQUESTS.labels(*labels, "0", "", "").set_function(time.time)
     # Exported as 0 from the start, so that rates are defined before the first event.
     for metric in (
         *(PREEMPTIONS, PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
@@ -126,3 +127,14 @@ async def test_a_fake_engine_has_the_same_metrics() -> None:
     finally:
         await engine.stop()
     assert change.of("vllm:inter_token_latency_seconds_count", model_name="fake") >= 7
+
+
+async def test_an_endpoint_picker_finds_its_metrics(watched: Stub) -> None:
+    """The names and labels that pickers of the Gateway API Inference Extension read."""
+    labels = {"model_name": MODEL, "engine": "0"}
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert value(f"vllm:{name}", **labels) == 0
+    size = {"block_size": "16", "num_gpu_blocks": "768", "enable_prefix_caching": "true"}
+    assert value("vllm:cache_config_info", **labels, **size) == 1
+    adapters = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
+    assert value("vllm:lora_requests_info", **labels, **adapters) == pytest.approx(time.time(), 1)
