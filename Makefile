@@ -75,13 +75,30 @@ run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire --ignore=tests/vllm
+	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire --ignore=tests/vllm --ignore=tests/smg
 
 ## test-images: Build the images from a local base image, and run them as the chart does (minutes)
 .PHONY: test-images
 test-images: $(VENV)/.dev
 	@echo "Building and running the images (skipped where containers cannot run)"
 	@$(BIN)/python -m pytest -q -m images tests/images
+
+# The SMG router in a separate environment: its dependencies are not Weir's.
+$(VENV)-smg/bin/smg:
+	@$(PYTHON) -m venv $(VENV)-smg
+	@$(VENV)-smg/bin/python -m pip install --quiet --disable-pip-version-check 'smg==1.13.*' \
+	  || { echo "make $(or $(MAKECMDGOALS),smg): the SMG router (PyPI package smg, 37 MB) could not be installed;" \
+	  "nothing was tested with it" >&2; exit 1; }
+
+## smg: Install the SMG router (37 MB) for `make test-smg` and benchmarks/relay.py
+.PHONY: smg
+smg: $(VENV)-smg/bin/smg
+
+## test-smg: Run the SMG router in front of two inference processes (a minute)
+.PHONY: test-smg
+test-smg: $(VENV)/.dev $(VENV)-smg/bin/smg
+	@echo "Testing the SMG router in front of two engines"
+	@$(BIN)/python -m pytest -q tests/smg
 
 ## fuzz: Send 5,000 requests generated from openapi.json to the four services
 .PHONY: fuzz
@@ -309,5 +326,5 @@ constraints: $(VENV)/.dev $(VENV)-pin/bin/uv
 ## clean: Remove the environment, caches and files of local runs
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) $(VENV)-audit $(VENV)-pin .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-pin $(VENV)-smg .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
