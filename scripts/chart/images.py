@@ -8,10 +8,15 @@ SERVICES = ("gateway", "orchestrator", "tokenizer", "inference")
 
 
 def list_images(root: Entry, app_version: str) -> list[str]:
-    """Image references of the default values, without a registry; both variants of inference."""
+    """Image references of the default values; both variants of inference, and vLLM."""
     images = []
     for service in SERVICES:
         repository = root.children[service].children["image"].children["repository"].value
         images.append(f"{repository}:{app_version}")
     suffix = root.children["inference"].children["gpu"].children["tagSuffix"].value
-    return [*images, f"{images[-1]}{suffix}"]
+    vllm = root.children["vllm"].children["image"].children
+    return [
+        *images,
+        f"{images[-1]}{suffix}",
+        f"{vllm['repository'].value}:{vllm['tag'].value}",
+    ]

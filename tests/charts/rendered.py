@@ -54,8 +54,11 @@ class Release:
 
     @cached_property
     def pods(self) -> list[tuple[str, Manifest]]:
-        """Name and template of every Deployment and Pod."""
+        """Name and template of every pod of Deployments, LeaderWorkerSets and tests."""
         found = [(m["metadata"]["name"], m["spec"]["template"]) for m in self.of_kind("Deployment")]
+        for each in self.of_kind("LeaderWorkerSet"):
+            group, name = each["spec"]["leaderWorkerTemplate"], each["metadata"]["name"]
+            found += [(f"{name}-{role}", group[f"{role}Template"]) for role in ("leader", "worker")]
         return found + [(m["metadata"]["name"], m) for m in self.of_kind("Pod")]
 
     def containers(self) -> Iterator[tuple[str, Manifest]]:

@@ -11,6 +11,9 @@ from tests.charts.rendered import VALUE_SETS, Manifest, Release, environment, re
 
 DNS = {"kubernetes.io/metadata.name": "kube-system", "k8s-app": "kube-dns"}
 PROMETHEUS = {"kubernetes.io/metadata.name": "observability"}
+OTHER_PORTS = (22, 443, 9999)
+"""Ports that no container declares."""
+
 OTHER_NAMESPACE = {"kubernetes.io/metadata.name": "elsewhere"}
 
 
@@ -49,7 +52,9 @@ def is_peer(peer: Manifest, pod: Pod) -> bool:
 
 def allows(rules: list[Manifest], side: str, other: Pod, port: int) -> bool:
     for rule in rules:
-        matches = any(each["port"] == port for each in rule["ports"] if each["protocol"] == "TCP")
+        # A rule without ports allows all of them.
+        ports = rule.get("ports", [{"port": port, "protocol": "TCP"}])
+        matches = any(each["port"] == port for each in ports if each["protocol"] == "TCP")
         if matches and (side not in rule or any(is_peer(peer, other) for peer in rule[side])):
             return True
     return False
@@ -78,7 +83,7 @@ def edges(release: Release) -> set[tuple[str, str, int]]:
         (caller.name, called.name, port)
         for caller in pods
         for called in pods
-        for port in (*called.ports, 22, 443, 9999)
+        for port in (*called.ports, *OTHER_PORTS)
         if caller is not called and allowed(release, caller, called, port)
     }
 
@@ -93,18 +98,29 @@ def calls(release: Release) -> set[tuple[str, str, int]]:
             variables = environment(container)
             hosts = [v for k, v in variables.items() if k.endswith("_HOST")]
             addresses = [each.rpartition("=")[2] for host in hosts for each in host.split(",")]
+            addresses = [each.rpartition("://")[2] for each in addresses]
         for argument in container.get("args", ()):
             flag, _, value = argument.partition("=")
             if flag in ("--url", "--engine-metrics"):
                 addresses.append(value.removeprefix("http://"))
         for address in addresses:
             made |= {(name, called, port) for called, port in resolve(release, address)}
-    return made
+    # The pods of an engine on several nodes use any port of each other.
+    group = [pod for pod in pods_of(release) if pod.name.startswith("weir-lws-")]
+    return made | {
+        (caller.name, called.name, port)
+        for caller in group
+        for called in group
+        for port in (*called.ports, *OTHER_PORTS)
+        if caller is not called
+    }
 
 
 def resolve(release: Release, address: str) -> set[tuple[str, int]]:
-    """The pods, and their port, that the address of a Service leads to."""
+    """The pods, and their port, of the address of a Service; none outside the release."""
     host, _, port = address.partition(":")
+    if "." in host:
+        return set()
     service: Any = release.named("Service", host)["spec"]
     (entry,) = [each for each in service["ports"] if each["port"] == int(port)]
     found = set()

@@ -17,22 +17,25 @@ Merges "from" into "into", key by key. Unlike mergeOverwrite it also takes 0, fa
 {{- end -}}
 
 {{/*
-JSON of {"models": […], "tokenizers": […]}. "models" are the models of the values, completed with
-the defaults, the slug and the model's own `inference` section; "tokenizers" are those of them that
-have their own tokenizer.
+JSON of {"models": […], "tokenizers": […], "weir": […], "vllm": […], "external": […]}. "models" are
+the models of the values, completed with the defaults, the slug and the model's own sections;
+"tokenizers" are those of them that have their own tokenizer, "weir", "vllm" and "external" those
+with such engines.
 */}}
 {{- define "weir.models" -}}
 {{- $hub := dict "id" "" "revision" "main" "sha256" dict "endpoint" "" "tokenSecret" "" "tokenKey" "token" "size" "20Gi" "storageClass" "" "accessMode" "ReadWriteOnce" -}}
 {{- $models := list -}}
 {{- $tokenizers := list -}}
+{{- $engines := dict "weir" list "vllm" list "external" list -}}
 {{- range .Values.models -}}
-{{- $model := dict "source" "demo" "hub" (deepCopy $hub) "pvc" (dict "claim" "" "path" "") "tokenizer" "" "inference" (deepCopy $.Values.inference) -}}
+{{- $model := dict "engine" "weir" "external" (dict "addresses" list) "source" "demo" "hub" (deepCopy $hub) "pvc" (dict "claim" "" "path" "") "tokenizer" "" "inference" (deepCopy $.Values.inference) "vllm" (deepCopy $.Values.vllm) "inferencePool" (deepCopy $.Values.inferencePool) -}}
 {{- include "weir.override" (dict "into" $model "from" .) -}}
 {{- $_ := set $model "slug" (include "weir.slug" .name) -}}
 {{- $models = append $models $model -}}
+{{- $_ := set $engines $model.engine (append (get $engines $model.engine) $model) -}}
 {{- if not $model.tokenizer -}}{{ $tokenizers = append $tokenizers $model }}{{- end -}}
 {{- end -}}
-{{- dict "models" $models "tokenizers" $tokenizers | toJson -}}
+{{- merge (dict "models" $models "tokenizers" $tokenizers) $engines | toJson -}}
 {{- end -}}
 
 {{/* Name of the claim that a model of the hub is downloaded to. Takes (dict "root" $ "model" …). */}}
@@ -50,7 +53,8 @@ have their own tokenizer.
 
 {{/* "true" if the tokenizer mounts the engine's volume instead of downloading its own files. */}}
 {{- define "weir.tokenizerSharesVolume" -}}
-{{- if or (eq .source "pvc") (and (eq .source "hub") (eq .hub.accessMode "ReadWriteMany")) -}}true{{- end -}}
+{{- $hasClaim := and (eq .source "hub") (ne .engine "external") -}}
+{{- if or (eq .source "pvc") (and $hasClaim (eq .hub.accessMode "ReadWriteMany")) -}}true{{- end -}}
 {{- end -}}
 
 {{/*

@@ -2,7 +2,7 @@
 Names, labels and addresses.
 
 Most helpers take one dict: "root" ($), "component" (gateway, orchestrator, tokenizer, inference,
-model or test) and, for the objects of one model, "slug".
+vllm, vllm-worker, lws, pool, model or test) and, for the objects of one model, "slug".
 */}}
 
 {{- define "weir.name" -}}
@@ -116,23 +116,30 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* HOST:PORT of every engine. */}}
+{{/* The address of every engine: HOST:PORT, with the scheme of its protocol for vLLM. */}}
 {{- define "weir.inferenceAddress" -}}
 {{- if .Values.orchestrator.inferenceAddress -}}
 {{- .Values.orchestrator.inferenceAddress -}}
 {{- else -}}
 {{- $addresses := list -}}
 {{- range (include "weir.models" . | fromJson).models -}}
+{{- if eq .engine "external" -}}
+{{- $addresses = concat $addresses .external.addresses -}}
+{{- else if eq .engine "vllm" -}}
+{{- $name := include "weir.componentName" (dict "root" $ "component" "vllm" "slug" .slug) -}}
+{{- $addresses = append $addresses (printf "vllm+%s://%s:%d" .vllm.protocol $name (include "weir.vllmPort" .vllm | int)) -}}
+{{- else -}}
 {{- $name := include "weir.componentName" (dict "root" $ "component" "inference" "slug" .slug) -}}
 {{- $addresses = append $addresses (printf "%s:%d" $name (int .inference.port)) -}}
+{{- end -}}
 {{- end -}}
 {{- $addresses | join "," -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Port of an http(s) URL or a HOST:PORT. Takes (dict "address" … "default" …). */}}
+{{/* Port of a URL or a HOST:PORT. Takes (dict "address" … "default" …). */}}
 {{- define "weir.portOf" -}}
-{{- $rest := .address | trimPrefix "https://" | trimPrefix "http://" | trimSuffix "/" -}}
+{{- $rest := .address | splitList "://" | last | trimSuffix "/" -}}
 {{- $port := regexFind ":[0-9]+$" ($rest | splitList "/" | first) | trimPrefix ":" -}}
 {{- default .default $port -}}
 {{- end -}}

@@ -29,7 +29,7 @@
 {{- $scope := . -}}
 {{- $services := list -}}
 {{- if has .component (list "tokenizer" "inference") -}}
-{{- range (include "weir.models" .root | fromJson).models -}}
+{{- range get (include "weir.models" .root | fromJson) (ternary "weir" "tokenizers" (eq .component "inference")) -}}
 {{- $services = append $services (include "weir.componentName" (dict "root" $scope.root "component" $scope.component "slug" .slug)) -}}
 {{- end -}}
 {{- else -}}

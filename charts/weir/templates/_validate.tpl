@@ -7,6 +7,7 @@ Helm {{ .Capabilities.HelmVersion.Version }} could install this chart but not up
 {{- end }}
 {{- include "weir.mistakes.models" . -}}
 {{- include "weir.mistakes.scaling" . -}}
+{{- include "weir.mistakes.crds" . -}}
 {{- with $values.orchestrator }}
 {{- if and (eq .index.source "pvc") (not .index.existingClaim) }}
 orchestrator.index.source is pvc: set orchestrator.index.existingClaim to the claim that holds the index
@@ -86,9 +87,41 @@ metrics are enabled but networkPolicy.metricsFrom permits no scraper: list Prome
 {{ $path }}: tokenizer is {{ .tokenizer }}, but no model of that name has its own tokenizer (those that have: {{ join ", " $owners }})
 {{- end }}
 {{- $many := or (gt (int .inference.replicas) 1) (and .inference.autoscaling.enabled (gt (int .inference.autoscaling.maxReplicas) 1)) }}
-{{- if and (eq .source "hub") (eq .hub.accessMode "ReadWriteOnce") $many }}
+{{- if eq .engine "vllm" }}{{ $many = or (gt (int .vllm.replicas) 1) (gt (int .vllm.nodes) 1) }}{{ end }}
+{{- if and (ne .engine "external") (eq .source "hub") (eq .hub.accessMode "ReadWriteOnce") $many }}
 {{ $path }}: several replicas cannot share a ReadWriteOnce volume; set hub.accessMode to ReadWriteMany (and a storage class that supports it), or use one replica
 {{- end }}
+{{- if and (eq .engine "vllm") (eq .source "demo") }}
+{{ $path }}: engine is vllm, whose image does not contain the demo model; set source to hub or pvc
+{{- end }}
+{{- if and (eq .engine "external") (eq .source "demo") (not .tokenizer) (not $orchestrator.tokenizerAddress) }}
+{{ $path }}: engine is external, but the source of its tokenizer is demo; set source to hub or pvc, tokenizer to a model with the same tokenizer, or orchestrator.tokenizerAddress
+{{- end }}
+{{- if and (eq .engine "external") (not .external.addresses) }}
+{{ $path }}: engine is external; set external.addresses to the engines
+{{- end }}
+{{- if and (ne .engine "external") .external.addresses }}
+{{ $path }}: external.addresses is set but engine is {{ .engine }}; set engine to external, or clear the addresses
+{{- end }}
+{{- if and (ne .engine "external") .inferencePool.enabled }}
+{{- if not .inferencePool.endpointPicker.name }}
+{{ $path }}: inferencePool.enabled needs inferencePool.endpointPicker.name: the Service of the endpoint picker
+{{- end }}
+{{- if and $.Values.tls.enabled (eq .engine "weir") }}
+{{ $path }}: inferencePool and tls are both enabled, but a Gateway sends plaintext HTTP/2 to the engines; disable one of them
+{{- end }}
+{{- if and $.Values.networkPolicy.enabled (not $.Values.networkPolicy.inferencePoolFrom) }}
+{{ $path }}: inferencePool is enabled but networkPolicy.inferencePoolFrom permits no caller: list the Gateway's proxies and the endpoint picker there
+{{- end }}
+{{- end }}
+{{- if eq .engine "vllm" }}
+{{- include "weir.mistakes.rollout" (dict "path" (printf "%s: vllm" $path) "values" .vllm) }}
+{{- $parallel := mul (include "weir.vllmTensorParallel" .vllm | int) (include "weir.vllmPipelineParallel" .vllm | int) }}
+{{- $gpus := mul (int .vllm.gpu.count) (int .vllm.nodes) }}
+{{- if and $gpus (ne $parallel $gpus) }}
+{{ $path }}: vllm.tensorParallelSize × pipelineParallelSize is {{ $parallel }}, but vllm.gpu.count × nodes is {{ $gpus }}; make them equal
+{{- end }}
+{{- else if eq .engine "weir" }}
 {{- if and (eq .inference.device "cuda") (not (int .inference.gpu.count)) }}
 {{ $path }}: inference.device is cuda; set inference.gpu.count, or the pod gets no GPU
 {{- end }}
@@ -97,6 +130,7 @@ metrics are enabled but networkPolicy.metricsFrom permits no scraper: list Prome
 {{- end }}
 {{- include "weir.mistakes.autoscaling" (dict "root" $ "path" (printf "%s: inference" $path) "component" "inference" "values" .inference) }}
 {{- include "weir.mistakes.rollout" (dict "path" (printf "%s: inference" $path) "values" .inference) }}
+{{- end }}
 {{- end }}
 {{- if and (not $models) (not (and $orchestrator.tokenizerAddress $orchestrator.inferenceAddress)) }}
 models is empty: list a model, or set orchestrator.tokenizerAddress and orchestrator.inferenceAddress to external services
@@ -138,5 +172,41 @@ autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus 
 {{- $rollout := .values.rollout -}}
 {{- if and (has (toString $rollout.maxSurge) (list "0" "0%")) (has (toString $rollout.maxUnavailable) (list "0" "0%")) }}
 {{ .path }}.rollout: maxSurge and maxUnavailable are both 0, so a rollout cannot replace any pod; set one of them to 1
+{{- end }}
+{{- end -}}
+
+{{/*
+Kinds that the values ask for and the cluster does not have. `helm template` knows no cluster: there
+the list of API versions lacks apiregistration.k8s.io, which every cluster has.
+*/}}
+{{- define "weir.mistakes.crds" -}}
+{{- if .Capabilities.APIVersions.Has "apiregistration.k8s.io/v1" }}
+{{- $values := .Values }}
+{{- $scaled := false }}
+{{- range list $values.gateway $values.orchestrator $values.tokenizer }}
+{{- if .autoscaling.enabled }}{{ $scaled = true }}{{ end }}
+{{- end }}
+{{- $needs := list
+  (list $values.metrics.serviceMonitor.enabled "monitoring.coreos.com/v1/ServiceMonitor" "metrics.serviceMonitor.enabled" "the Prometheus operator")
+  (list $values.metrics.prometheusRule.enabled "monitoring.coreos.com/v1/PrometheusRule" "metrics.prometheusRule.enabled" "the Prometheus operator")
+  (list $values.gateway.httpRoute.enabled "gateway.networking.k8s.io/v1/HTTPRoute" "gateway.httpRoute.enabled" "the Gateway API")
+  (list (and $values.tls.enabled $values.tls.certManager.enabled) "cert-manager.io/v1/Certificate" "tls.certManager.enabled" "cert-manager")
+}}
+{{- range $index, $model := (include "weir.models" . | fromJson).models }}
+{{- $path := printf "models[%d] (%s)" $index .name }}
+{{- if and (eq .engine "weir") .inference.autoscaling.enabled }}{{ $scaled = true }}{{ end }}
+{{- if eq .engine "vllm" }}
+{{- $needs = append $needs (list (gt (int .vllm.nodes) 1) "leaderworkerset.x-k8s.io/v1/LeaderWorkerSet" (printf "%s: vllm.nodes above 1" $path) "LeaderWorkerSet") }}
+{{- end }}
+{{- $pool := and .inferencePool.enabled (ne .engine "external") }}
+{{- $needs = append $needs (list $pool "inference.networking.k8s.io/v1/InferencePool" (printf "%s: inferencePool.enabled" $path) "the Gateway API Inference Extension") }}
+{{- end }}
+{{- $keda := and $scaled (eq $values.autoscaling.engine "keda") }}
+{{- $needs = append $needs (list $keda "keda.sh/v1alpha1/ScaledObject" "autoscaling.engine keda" "KEDA") }}
+{{- range $needs }}
+{{- if and (index . 0) (not ($.Capabilities.APIVersions.Has (index . 1))) }}
+{{ index . 2 }} needs {{ index . 1 }}, which this cluster does not have: install {{ index . 3 }}, or change the value
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}
