@@ -181,7 +181,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             model = pipeline.choose_search_model(parsed.model, active)
             retrieved = await pipeline.retrieve(parsed, active)
             sources = to_sources(retrieved.results)
-            yield _search_results(parsed.query, sources)
+            yield _search_results(parsed.query, sources, model.name)
             if retrieved.failed:
                 yield _summary_event(Delta(RETRIEVAL_FAILED, 0))
                 yield _summary_event(SummaryFinish(FinishReason.STOP, Usage()))
@@ -345,15 +345,17 @@ def _search_request(request: orchestrator_pb2.SummarizeRequest) -> SearchRequest
 
 
 def _search_results(
-    query: str, sources: Sequence[Source]
+    query: str, sources: Sequence[Source], model: str
 ) -> orchestrator_pb2.SummarizeStreamResponse:
     """The first message of a summary."""
-    return orchestrator_pb2.SummarizeStreamResponse(results=_results(query, sources))
+    return orchestrator_pb2.SummarizeStreamResponse(results=_results(query, sources, model))
 
 
-def _results(query: str, sources: Sequence[Source]) -> orchestrator_pb2.SearchResults:
+def _results(
+    query: str, sources: Sequence[Source], model: str = ""
+) -> orchestrator_pb2.SearchResults:
     results = [orchestrator_pb2.SearchResult(**source._asdict()) for source in sources]
-    return orchestrator_pb2.SearchResults(query=query, results=results)
+    return orchestrator_pb2.SearchResults(query=query, results=results, model=model)
 
 
 def _summary_event(event: Delta | SummaryFinish) -> orchestrator_pb2.SummarizeStreamResponse:

@@ -40,17 +40,16 @@ class Embeddings:
         inputs = await off_loop(record.body_bytes, body.inputs)
         usage = record.usage
         usage.prompt_tokens = 0
-        model = ""
         data: list[str] = []
         batches = self._dependencies.orchestrator.embed(inputs, body.model, body.names())
         async with self._dependencies.cancel_scope(request), aclosing(batches):
             async for batch in batches:
-                model = batch.model
+                record.model = batch.model
                 usage.prompt_tokens += batch.prompt_tokens
                 data += await _encode_batch(batch.vectors, len(data), body.encoding_format)
         num_tokens = usage.prompt_tokens
         tokens = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        rest = encode({"object": "list", "model": model, "usage": tokens})
+        rest = encode({"object": "list", "model": record.model, "usage": tokens})
         text = f'{{"data":[{",".join(data)}],{rest[1:]}'
         return Response(text.encode(), media_type="application/json")
 

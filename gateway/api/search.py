@@ -70,7 +70,7 @@ class SearchEndpoint:
         texts: list[str] = []
         async with self._dependencies.cancel_scope(request), aclosing(events):
             found = await _first_results(events)
-            record.accept(ROUTE)
+            record.accept(ROUTE, model=found.model)
             async for event in events:
                 if isinstance(event, Delta):
                     record.usage.add(0, event)
@@ -122,7 +122,7 @@ async def _frames(
     """Frames of one search; with an `id_prefix` the stream can be resumed."""
     async with aclosing(events):
         found = await _first_results(events)
-        record.accept(ROUTE)
+        record.accept(ROUTE, model=found.model)
         fields: dict[str, object]
         fields = {"type": "search_results", "query": found.query, "results": _results(found)}
         retry = RETRY_MILLISECONDS if id_prefix else None

@@ -45,8 +45,8 @@ KEY_REFUSALS = Counter(
 _GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_response_model")
 GEN_AI_REQUEST_DURATION = Histogram(
     "gen_ai_server_request_duration_seconds",
-    "Seconds from the arrival of a GenAI request to the end of its response; error_type is empty "
-    "on success.",
+    "Seconds from the arrival of a GenAI request to the end of its response, if a model was chosen "
+    "for it; error_type is empty on success.",
     [*_GEN_AI, "error_type"],
     buckets=(
         *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28),
@@ -71,6 +71,8 @@ GEN_AI_TIME_PER_OUTPUT_TOKEN = Histogram(
 
 _OPERATIONS = {
     "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
     # A retrieval and a chat; the conventions have no operation for both.
@@ -96,6 +98,6 @@ def observe_request(
     """Record a finished request; `error` has few values and is empty on success."""
     labelled(REQUESTS, route, method, str(status)).inc(1, exemplar())
     labelled(REQUEST_DURATION, route, method).observe(seconds, exemplar())
-    if route in _OPERATIONS:
+    if route in _OPERATIONS and model:  # refusals before that are in the other metrics
         labels = (_OPERATIONS[route], semconv.PROVIDER, model, error)
         labelled(GEN_AI_REQUEST_DURATION, *labels).observe(seconds, exemplar())

@@ -13,7 +13,7 @@ from starlette.types import Scope
 from gateway.http.errors import CLIENT_CLOSED_REQUEST, HttpError
 from gateway.observability import metrics
 from gateway.observability.usage_total import UsageTotal
-from mesh.context import annotate, current_request
+from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv
 from mesh.protocol.chat import ToolPrompt
@@ -34,6 +34,8 @@ class RequestRecord:
     """
 
     status: int = 0
+    model: str = ""
+    """The name of the served model; empty while it is unknown."""
     arrived: float = field(default_factory=time.monotonic)
     error: ErrorKind | None = None
     """Why the request failed, also after the status was sent."""
@@ -55,12 +57,6 @@ class RequestRecord:
         return record
 
     @property
-    def model(self) -> str:
-        """The name of the served model; empty while it is unknown."""
-        request = current_request()
-        return str(request.fields.get("model", "")) if request is not None else ""
-
-    @property
     def error_type(self) -> str:
         """Value of the metrics' error label, one of few; empty if the request succeeded."""
         if self.error is not None:
@@ -73,14 +69,18 @@ class RequestRecord:
         """Make this the record of the request with this scope."""
         scope[_KEY] = self
 
-    def accept(self, route: str, started: Sequence[GenerationStarted] = (), n: int = 1) -> None:
+    def accept(
+        self, route: str, started: Sequence[GenerationStarted] = (), n: int = 1, model: str = ""
+    ) -> None:
         """Record the acceptance by the orchestrator; a search reports its prompt tokens at its end.
 
-        Each prompt has `n` consecutive choices in `started`; its tokens are counted once.
+        Each prompt has `n` consecutive choices in `started`; its tokens are counted once. `model`
+        is the served one where nothing has started yet.
         """
         self._route = route
+        self.model = model
         if started:
-            self.tool_prompt = started[0].tool_prompt
+            self.model, self.tool_prompt = started[0].model, started[0].tool_prompt
         prompt_tokens = sum(each.prompt_tokens for each in started[::n]) if started else None
         self.usage = UsageTotal(prompt_tokens, max(len(started), 1), n)
 
@@ -114,6 +114,8 @@ class RequestRecord:
         """Record the end of the response, and add the remaining fields to log and span."""
         if self._first_text is not None and not self._first_text_reported:
             self._report_first_text()
+        if self.model:
+            annotate(model=self.model)
         annotate(**self.usage.log_fields())
 
     def _report_first_text(self) -> None:

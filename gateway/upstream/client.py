@@ -276,6 +276,7 @@ def _results(results: orchestrator_pb2.SearchResults) -> SearchResults:
             SearchResult(each.position, each.title, each.url, each.snippet, each.score)
             for each in results.results
         ),
+        results.model,
     )
 
 

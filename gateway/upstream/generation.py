@@ -78,6 +78,8 @@ class SearchResults(NamedTuple):
 
     query: str
     results: tuple[SearchResult, ...]
+    model: str = ""
+    """Name of the model that writes the summary."""
 
 
 class Retrieved(NamedTuple):

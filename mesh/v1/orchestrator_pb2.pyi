@@ -525,8 +525,11 @@ class SearchResults(message.Message):
 
     QUERY_FIELD_NUMBER: builtins.int
     RESULTS_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     query: builtins.str
     """The query, trimmed."""
+    model: builtins.str
+    """Name of the model that writes the summary; empty in RetrieveResponse."""
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[SearchResult]:
         """First up to five results that the summary uses, chosen by relevance and diversity, best
@@ -538,10 +541,11 @@ class SearchResults(message.Message):
         *,
         query: builtins.str = ...,
         results: abc.Iterable[SearchResult] | None = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["query", b"query", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "query", b"query", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

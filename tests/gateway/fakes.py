@@ -193,6 +193,7 @@ def results(query: str, script: Script) -> orchestrator_pb2.SearchResults:
     """The search results of a script."""
     return orchestrator_pb2.SearchResults(
         query=query,
+        model="fake",
         results=[
             orchestrator_pb2.SearchResult(
                 position=number, title=title, url=url, snippet=snippet, score=1.5

@@ -203,7 +203,7 @@ async def test_metrics_count_each_request_once(
     asked = {
         "gen_ai_operation_name": "search",
         "gen_ai_provider_name": "weir",
-        "gen_ai_response_model": "",
+        "gen_ai_response_model": "fake",
     }
 
     def read() -> tuple[float, ...]:
