@@ -17,6 +17,7 @@ from mesh.rpc.polling import use_epoll1_engine
 use_epoll1_engine()  # as the services do; before anything imports grpc
 
 from mesh.observability import telemetry, tracing  # noqa: E402  (imports grpc)
+from tests.orchestrator.search.retrievers.postgres import postgres  # noqa: E402
 from tests.workers import FileScheduling, is_e2e  # noqa: E402
 
 
@@ -45,6 +46,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def tracer_provider() -> None:
     """Starts tracing as in a service, without an exporter."""
     telemetry.start("tests")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a database in a PostgreSQL that tests share."""
+    with postgres() as url:
+        yield url
 
 
 @pytest.fixture

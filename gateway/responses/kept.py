@@ -153,20 +153,29 @@ class KeptResponses:
         """Run to the end, and store the result. Ends without a result when cancelled."""
         try:
             with self._drain:
-                async with CancelScope(_never, self._drain):
-                    async for _ in run.steps():
-                        pass
+                await self._generate(run)
+                await self._save(owner, run, items)
+        except MeshError as error:  # a drain has begun before the task
+            run.response.fail(error)
+            await self._save(owner, run, items)
+
+    async def _generate(self, run: Run) -> None:
+        try:
+            async with CancelScope(_never, self._drain):
+                async for _ in run.steps():
+                    pass
         except MeshError as error:
             run.response.fail(error)
         except Exception:
             logger.exception("unexpected error in the background")
             run.response.fail(MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE))
+
+    async def _save(self, owner: str, run: Run, items: Sequence[Json]) -> None:
         stored = _stored(owner, run, items)
         if stored.num_bytes > self._max_bytes:
             run.response.output.clear()
-            run.response.fail(
-                MeshError(ErrorKind.INTERNAL, "the response is too long to be stored")
-            )
+            message = "the response is too long to be stored"
+            run.response.fail(MeshError(ErrorKind.INTERNAL, message))
             stored = _stored(owner, run, items)
         try:
             await self._store.finish(stored)

@@ -8,7 +8,7 @@ import time
 from gateway.observability.usage_total import UsageTotal
 from gateway.responses.items import Json
 from gateway.schemas.responses.request import ResponsesRequest
-from gateway.schemas.responses.tools import FunctionTool, SearchTool
+from gateway.schemas.responses.tools import FILE_SEARCH, FunctionTool, SearchTool
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.finish import FinishReason
 
@@ -135,8 +135,8 @@ def _choice(body: ResponsesRequest) -> object:
         tools = [{"type": "function", "name": name} for name in sorted(choice.allowed) if name]
         return {"type": "allowed_tools", "mode": choice.mode, "tools": tools}
     if choice.search:
-        names = (t.type for t in body.tools if isinstance(t, SearchTool))
-        return {"type": next(iter(names), choice.search)}
+        # The SDKs' types of this field know the search by the name of its preview alone.
+        return {"type": "file_search" if choice.search == FILE_SEARCH else "web_search_preview"}
     return {"type": "function", "name": choice.name} if choice.name else choice.mode
 
 

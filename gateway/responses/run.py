@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from gateway.observability.request_record import RequestRecord
 from gateway.openai.responses import check_not_aborted
@@ -96,13 +97,16 @@ class Run:
 
         The first one is yielded when the orchestrator has accepted the request. Raises MeshError.
         """
-        early = await self._forced_search()
+        forced = await self._forced_search()
         while True:
             events, started = await self._start()
             async with aclosing(events):
-                accepted = self._accept(started)
+                frame = self._accept(started)
+                if forced is not None:
+                    frame += self._show(forced, self._add(forced))
+                    forced = None
                 if self._frames is not None:
-                    yield accepted + early
+                    yield frame
                 async for event in events:
                     frame = self._delta(event) if isinstance(event, Delta) else self._end(event)
                     if frame:
@@ -111,17 +115,20 @@ class Run:
             if frame:
                 yield frame
             calls, self._calls = self._calls, []
-            early = b""
             async for frame in self._search_all(calls):
                 yield frame
             if not calls or self._called or self._finish.reason is not FinishReason.STOP:
-                break
+                break  # complete, or the client's turn
             self._append(calls)
+        last = await self._complete()
+        if self._frames is not None:
+            yield last
+
+    async def _complete(self) -> bytes:
         self.response.finish(self._finish.reason, self._record.usage)
         if self.on_end is not None:
             await self.on_end()
-        if self._frames is not None:
-            yield self.event()
+        return self.event()
 
     def _accept(self, started: GenerationStarted) -> bytes:
         self._num_generations += 1
@@ -203,7 +210,8 @@ class Run:
                 return self._close(event.block)
 
     def _open(self, block: Block) -> bytes:
-        if block.kind is BlockKind.TOOL_CALL and block.name in self._body.searches:
+        is_call = block.kind is BlockKind.TOOL_CALL
+        if is_call and self._may_search and block.name in self._body.searches:
             self._search = SearchCall(block.name, block.id)
             return b""
         self._index = len(self.response.output)
@@ -237,20 +245,22 @@ class Run:
             return []
         return citations_of(block.text, begin, self._finish.citation_details, self._sources)
 
-    async def _forced_search(self) -> bytes:
-        """The search that the request itself asks for: its query is the user's last message."""
+    async def _forced_search(self) -> SearchCall | None:
+        """The search that the request itself asks for: its query is the user's last message.
+
+        It is made before the first generation, and shown after its acceptance.
+        """
         choice = self._body.tool_choice
         name = choice.search
         if choice.mode == "required" and not (name or choice.name or self._body.functions):
             name = next(iter(self._body.searches))
-        if not name:
-            return b""
-        said = [each.message.content for each in self._messages if each.message.role == "user"]
-        query = searchable(said[-1]) if said else ""
+        query = searchable(self._last_text()) if name else ""
         if not query:
-            return b""
-        frames = [frame async for frame in self._search_all([SearchCall(name, query=query)])]
-        return b"".join(frames)
+            return None
+        call = SearchCall(name, query=query)
+        self._num_searches += 1
+        await self._retrieve(call)
+        return call
 
     async def _search_all(self, calls: Sequence[SearchCall]) -> AsyncGenerator[bytes]:
         """Search for each call; the results of all become the sources of the next generation."""
@@ -258,18 +268,30 @@ class Run:
             return
         self._num_searches += 1
         for call in calls:
-            call.query = call.query or query_of(call.arguments, self._last_text())
-            index = len(self.response.output)
-            id = search_id(call, self.response.id, index)
-            item = search_item(call, id, ())
-            self.response.output.append(item)
+            call.query = query_of(call.arguments, self._last_text())
+            began = self._add(call)
             if self._frames is not None:
-                yield self._frames.search_began(call, item, index)
+                yield began
             await self._retrieve(call)
-            item = search_item(call, id, self._body.include)
-            self.response.output[index] = item
+            ended = self._show(call)
             if self._frames is not None:
-                yield self._frames.search_ended(call, item, index)
+                yield ended
+
+    def _add(self, call: SearchCall) -> bytes:
+        """Add the item of a search; returns the frames of its begin."""
+        index = len(self.response.output)
+        begun = replace(call, status="in_progress")
+        item = search_item(begun, search_id(call, self.response.id, index), ())
+        self.response.output.append(item)
+        return b"" if self._frames is None else self._frames.search_began(call, item, index)
+
+    def _show(self, call: SearchCall, began: bytes = b"") -> bytes:
+        """Complete the item of a search, which is the last one; returns the frames of its end."""
+        index = len(self.response.output) - 1
+        id = search_id(call, self.response.id, index)
+        item = search_item(call, id, self._body.include)
+        self.response.output[index] = item
+        return b"" if self._frames is None else began + self._frames.search_ended(call, item, index)
 
     async def _retrieve(self, call: SearchCall) -> None:
         sources = self._sources = [] if self._sources is None else self._sources

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+EVENTS: dict[str, type[BaseModel]] = {
+    get_args(model.model_fields["type"].annotation)[0]: model
+    for model in get_args(get_args(ResponseStreamEvent)[0])
+}
+"""The SDK's model of each type of event."""
 
 Event = dict[str, Any]
 
@@ -31,7 +35,7 @@ def parse_events(text: str) -> list[Event]:
         name, data = frame.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
-        EVENT.validate_python(event)
+        EVENTS[event["type"]].model_validate(event)
         events.append(event)
     check_order(events)
     return events

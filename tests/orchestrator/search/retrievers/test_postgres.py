@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -16,17 +16,16 @@ from orchestrator.search.retrievers.postgres import SCHEMA, PostgresRetriever
 from orchestrator.search.summary import RETRIEVAL_FAILED
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.search.retrievers.documents import DOCUMENTS
-from tests.orchestrator.search.retrievers.postgres import needs_postgres, postgres
+from tests.orchestrator.search.retrievers.postgres import needs_postgres
 
 pytestmark = [needs_postgres, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
+def database(postgres_url: str) -> str:
     """The URL of a database with the documents."""
-    with postgres() as url:
-        asyncio.run(fill(url))
-        yield url
+    asyncio.run(fill(postgres_url))
+    return postgres_url
 
 
 async def fill(url: str) -> None:
