@@ -1,0 +1,210 @@
+"""An engine answers the same by both protocols."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint, SchemaRule
+from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.tokens import TokenChunk
+from mesh.rpc.server import Servicer
+from mesh.v1 import tokenizer_pb2_grpc
+from orchestrator.routing.backends.backend import Backend, GenerateCall
+from orchestrator.routing.backends.connection import EngineConnection, identify
+from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
+from orchestrator.routing.backends.vllm import VllmBackend
+from orchestrator.routing.backends.weir import WeirBackend
+from tests.helpers import eventually, serve
+from tests.orchestrator.fakes import FakeTokenizer
+from tests.orchestrator.routing.backends.conftest import Backends
+
+pytestmark = pytest.mark.timeout(60)
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'
+GRAMMAR = OutputConstraint(
+    ConstraintForm.GRAMMAR, 'start: "<" value ">"', (SchemaRule("value", SCHEMA, "tools[0]"),)
+)
+
+
+async def collected(backend: Backend, call: GenerateCall) -> TokenChunk:
+    """All chunks of a generation as one."""
+    token_ids: list[int] = []
+    logprobs: list[Any] = []
+    prompt_logprobs: list[Any] = []
+    finish: GenerationFinish | None = None
+    async with backend.generate(call) as stream:
+        async for chunk in stream:
+            assert finish is None, "a chunk after the finish"
+            token_ids += chunk.token_ids
+            logprobs += chunk.logprobs
+            prompt_logprobs += chunk.prompt_logprobs
+            finish = chunk.finish
+    return TokenChunk(token_ids, logprobs, prompt_logprobs, finish)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_resumed"),
+    [
+        ({}, 0),
+        ({"num_logprobs": 0, "num_prompt_logprobs": 0}, 0),
+        ({"logit_bias": {9: 100.0}, "stop_token_ids": frozenset({9})}, 0),
+        ({"logit_bias": {9: 100.0}, "stop_token_ids": frozenset({9}), "min_tokens": 4}, 0),
+        ({"temperature": 1.0, "seed": 7, "top_k": 20, "top_p": 0.9, "min_p": 0.01}, 0),
+        ({"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.5}, 0),
+        ({"constraint": OutputConstraint(ConstraintForm.JSON_SCHEMA, SCHEMA)}, 0),
+        ({"constraint": OutputConstraint(ConstraintForm.JSON_OBJECT)}, 0),
+        ({"constraint": OutputConstraint(ConstraintForm.REGEX, "[ab]{4}"), "ignore_eos": True}, 0),
+        ({"min_tokens": 8}, 3),
+        ({"num_logprobs": 0}, 3),
+        ({"repetition_penalty": 1.5}, 3),
+    ],
+)
+async def test_both_protocols_generate_the_same(
+    backends: Backends, sampling: dict[str, Any], num_resumed: int
+) -> None:
+    """Tokens, log probabilities, finish and usage; resumed tokens count as completion."""
+    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 12, **sampling})
+    call = GenerateCall(PROMPT, params, num_resumed)
+    own = await collected(backends.weir, call)
+    other = await collected(backends.vllm, call)
+    assert own.finish is not None
+    assert other.token_ids == own.token_ids
+    assert [each[:2] for each in other.logprobs] == [each[:2] for each in own.logprobs]
+    assert other.prompt_logprobs == own.prompt_logprobs
+    assert other.finish is not None
+    assert other.finish.reason == own.finish.reason
+    assert other.finish.usage[:2] == own.finish.usage[:2]
+    assert own.finish.usage.completion_tokens == num_resumed + len(own.token_ids)
+
+
+async def test_a_grammar_with_schema_rules(backends: Backends) -> None:
+    """Rules of JSON schemas are part of the grammar's text."""
+    params = SamplingParams(temperature=0.0, max_tokens=40, constraint=GRAMMAR)
+    own = await collected(backends.weir, GenerateCall(PROMPT, params))
+    other = await collected(backends.vllm, GenerateCall(PROMPT, params))
+    assert len(own.token_ids) > 3
+    assert other.token_ids[:2] == own.token_ids[:2]  # before the first white space
+    assert other.finish is not None
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 20])
+async def test_the_most_likely_tokens_are_those_of_the_engine(
+    backends: Backends, wanted: int
+) -> None:
+    """Most likely first, as many as requested, although vLLM counts the sampled one."""
+    params = SamplingParams(temperature=2.0, seed=3, max_tokens=6, num_logprobs=wanted)
+    own = await collected(backends.weir, GenerateCall(PROMPT, params))
+    other = await collected(backends.vllm, GenerateCall(PROMPT, params))
+    assert other.token_ids == own.token_ids
+    for one, two in zip(own.logprobs, other.logprobs, strict=True):
+        assert len(two.top) == wanted
+        assert [value for _, value in two.top] == sorted(
+            (value for _, value in two.top), reverse=True
+        )
+        assert two.top[0] == one.top[0]
+
+
+async def test_model_load_and_vectors(backends: Backends) -> None:
+    """Name, context, end tokens and vocabulary are the same; vLLM's protocol has no digest."""
+    own, other = await backends.weir.model(), await backends.vllm.model()
+    assert own.model_sha256
+    assert other == own._replace(model_sha256="")
+    assert await backends.weir.load() == await backends.vllm.load() == (0, 0, 0.0)
+    inputs = [[1, 2, 3], [4], [5] * 9]
+    vectors = await backends.weir.embed(inputs)
+    for one, two in zip(await backends.vllm.embed(inputs), vectors, strict=True):
+        assert list(one) == pytest.approx(list(two), abs=1e-5)
+
+
+async def test_leaving_a_stream_frees_the_slot(backends: Backends) -> None:
+    """The load shows a running request, and then none."""
+    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+    async with backends.vllm.generate(GenerateCall(PROMPT, params)) as stream:
+        await anext(stream)
+        assert (await backends.vllm.load()).num_running == 1
+    await eventually(lambda: backends.engine.load().num_running == 0, "the slot is free", 1.0)
+    assert (await backends.vllm.load()).num_running == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "kind", "param"),
+    [
+        ([1] * 5000, {}, ErrorKind.CONTEXT_TOO_LONG, None),
+        ([10**6], {}, ErrorKind.INVALID_REQUEST, None),
+        (PROMPT, {"logit_bias": {10**6: 1.0}}, ErrorKind.INVALID_REQUEST, "logit_bias"),
+        (
+            PROMPT,
+            {"constraint": OutputConstraint(ConstraintForm.REGEX, "(")},
+            ErrorKind.INVALID_REQUEST,
+            "constraint.regex",
+        ),
+    ],
+)
+async def test_refusals(
+    backends: Backends,
+    prompt: list[int],
+    sampling: dict[str, Any],
+    kind: ErrorKind,
+    param: str | None,
+) -> None:
+    """Kind and field are those of Weir's protocol."""
+    call = GenerateCall(prompt, SamplingParams(**{"max_tokens": 4, **sampling}))
+    with pytest.raises(MeshError) as own:
+        await collected(backends.weir, call)
+    with pytest.raises(MeshError) as other:
+        await collected(backends.vllm, call)
+    assert own.value.kind is other.value.kind is kind
+    assert other.value.is_reported
+    if param is not None:
+        assert other.value.param == own.value.param == param
+
+
+async def test_a_cancelled_stream_raises(backends: Backends) -> None:
+    """`cancel` is how an operator ends a request."""
+    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+    async with backends.vllm.generate(GenerateCall(PROMPT, params)) as stream:
+        await anext(stream)
+        stream.cancel()
+        with pytest.raises(MeshError) as caught:
+            async for _ in stream:
+                pass
+    assert caught.value.kind is ErrorKind.CANCELLED
+    await eventually(lambda: backends.engine.load().num_running == 0, "the slot is free", 1.0)
+
+
+async def test_health_follows_the_engine(backends: Backends) -> None:
+    """A change is seen at once if a check is demanded."""
+    states = backends.vllm.health()
+    assert await anext(states) is True
+    await backends.served.server.set_ready(False)
+    backends.vllm.recheck()
+    assert await anext(states) is False
+    await states.aclose()
+
+
+async def test_the_protocol_is_found_by_the_health_service(backends: Backends) -> None:
+    """Weir's own is preferred; an address without an engine is an error."""
+    assert await identify(backends.served.channel) is EngineProtocol.WEIR
+    register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
+    async with serve(Servicer("mesh.v1.TokenizerService", register, FakeTokenizer())) as other:
+        with pytest.raises(MeshError, match="knows none of") as caught:
+            await identify(other.channel)
+    assert caught.value.kind is ErrorKind.UNIMPLEMENTED
+
+
+async def test_a_target_fixes_the_protocol(backends: Backends) -> None:
+    """`vllm+grpc://` is used although the engine serves both."""
+    for protocol, kind in ((None, WeirBackend), (EngineProtocol.VLLM_GRPC, VllmBackend)):
+        target = EngineTarget(backends.served.address, protocol)
+        connection = EngineConnection(backends.served.address, target)
+        backend = await connection.backend()
+        assert isinstance(backend, kind)
+        finished = await collected(backend, GenerateCall(PROMPT, SamplingParams(max_tokens=2)))
+        assert finished.finish is not None
+        assert finished.finish.reason is FinishReason.LENGTH
+        await connection.close()
