@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from mesh.hub.vocabulary import VocabularyError, vocabulary_sha256
 from mesh.process.lifecycle import StartupError
 from tokenizer import metrics
+from tokenizer.engine_files import SCHEME, read_engine_files
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import TOKENIZER_FILE, TokenizerFiles, read_files
 from tokenizer.rendering.requests import RenderLimits
@@ -29,7 +30,10 @@ MAX_RENDERED_RATIO = 4
 async def application(settings: TokenizerSettings) -> AsyncIterator[TokenizerService]:
     """Loads the tokenizer and yields the service; closes it on exit. Raises StartupError."""
     started = time.monotonic()
-    files = await asyncio.to_thread(read_files, settings.model)
+    if settings.model.startswith(SCHEME):
+        files = await read_engine_files(settings.model)
+    else:
+        files = await asyncio.to_thread(read_files, settings.model)
     vocabulary = await asyncio.to_thread(_vocabulary_sha256, settings.model, files)
     tokenizer = await asyncio.to_thread(Tokenizer, settings.model, files)
     limits = render_limits(settings)

@@ -18,7 +18,8 @@ class TokenizerSettings(ServiceSettings):
         "models/demo",
         min_length=1,
         description="Folder that contains tokenizer.json, a Hugging Face hub id such as "
-        "Qwen/Qwen3-0.6B, or a GGUF file: model.gguf, or owner/name/model.gguf on the hub.",
+        "Qwen/Qwen3-0.6B, or a GGUF file: model.gguf, or owner/name/model.gguf on the hub. "
+        "vllm+grpc://HOST:PORT takes the files from a vLLM engine.",
     )
     max_input_characters: int = Field(
         1_000_000,

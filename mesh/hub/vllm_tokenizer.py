@@ -46,10 +46,10 @@ async def fetch_tokenizer(channel: grpc.aio.Channel) -> Mapping[str, bytes]:
     try:
         async with call as parts:
             async for part in parts:
+                if len(archive) + len(part.data) > MAX_ARCHIVE_BYTES:
+                    raise ArchiveError(f"it has more than {MAX_ARCHIVE_BYTES} bytes")
                 archive += part.data
                 sha256 = part.sha256 or sha256
-                if len(archive) > MAX_ARCHIVE_BYTES:
-                    raise ArchiveError(f"it has more than {MAX_ARCHIVE_BYTES} bytes")
         return await asyncio.to_thread(read_archive, bytes(archive), sha256)
     except ArchiveError as error:
         message = f"the engine's tokenizer archive cannot be used: {error}"

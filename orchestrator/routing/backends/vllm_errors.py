@@ -23,6 +23,8 @@ _DEAD = re.compile(r"EngineCore|EngineDead|engine is (dead|not alive)", re.IGNOR
 _FIELDS = {"logprobs": "num_logprobs", "prompt_logprobs": "num_prompt_logprobs"}
 """Names of parameters that differ here."""
 
+_PROMPTS = ("tokenized.input_ids", "token_ids", "prompt")
+
 
 def engine_error(
     error: MeshError, constraint: OutputConstraint | None = None, param: str = "prompt"
@@ -33,7 +35,7 @@ def engine_error(
     """
     cause = error.__cause__
     if error.is_reported:  # by Weir's own engine, which serves this protocol as well
-        return error.renamed(error.param and error.param.removeprefix("sampling_params."))
+        return error.renamed(error.param and _field(error.param, constraint, param))
     if not isinstance(cause, grpc.aio.AioRpcError):
         return error
     return by_status(cause.code(), cause.details() or "", constraint, param) or error
@@ -65,10 +67,20 @@ def refusal(details: str, constraint: OutputConstraint | None, param: str) -> Me
         return MeshError(ErrorKind.CONTEXT_TOO_LONG, f"{param} is too long: {details}", param=param)
     named = _PARAMETER.search(details) or _LEADING.match(details)
     if named:
-        param = _FIELDS.get(named[1], named[1])
+        param = _field(named[1], constraint, param)
         details = _PARAMETER.sub("", details)
     elif constraint is not None and _UNKNOWN_ID not in details:
         param = constraint.field
     details = " ".join(details.split())
     message = details if details.startswith(param) else f"{param} is not accepted: {details}"
     return MeshError(ErrorKind.INVALID_REQUEST, message, param=param, is_reported=True)
+
+
+def _field(name: str, constraint: OutputConstraint | None, prompt: str) -> str:
+    """What Weir's protocol calls a field of the engine's; `prompt` is the name of the prompt."""
+    name = name.removeprefix("sampling_params.")
+    if name in _PROMPTS:
+        return prompt
+    if constraint is not None and name == constraint.form:
+        return constraint.field
+    return _FIELDS.get(name, name)

@@ -12,6 +12,7 @@ from mesh.rpc.channel import open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.generation import ModelInfo
 from orchestrator.routing import first_tokens
+from orchestrator.routing.backends.weir import WeirBackend
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 from tests.orchestrator.test_service import generate, kinds_of, request, text_of
@@ -340,3 +341,24 @@ async def test_compiling_a_constraint_is_not_a_late_first_token(
             assert replica.first_tokens.find_overdue(r.first_tokens for r in replicas) == (False, 0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_form_continues_only_where_its_beginning_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM would begin the form again after the resumed tokens, so such a request fails there."""
+    monkeypatch.setattr(WeirBackend, "resumes_constraints", False)
+    engines = [FakeInference(), FakeInference()]
+    for engine in engines:
+        engine.fail_after = 3
+        engine.num_failing = 1
+    async with orchestrator(*engines) as running:
+        asked = request(sampling={"constraint": {"regex": ".*"}})
+        with pytest.raises(MeshError, match="no engine is ready") as caught:
+            await generate(running, asked)
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        assert sum(len(engine.requests) for engine in engines) == 1
+        await eventually(lambda: len(running.service._replicas.ready) == 2, "both ready")
+        [free] = [engine for engine in engines if not engine.requests]
+        free.num_failing = 0
+        assert text_of(await generate(running, request("Hello 3"))) == SCRIPT
