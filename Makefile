@@ -94,6 +94,15 @@ $(VENV)-smg/bin/smg:
 .PHONY: smg
 smg: $(VENV)-smg/bin/smg
 
+$(VENV)-litellm/bin/litellm:
+	@$(PYTHON) -m venv $(VENV)-litellm
+	@$(VENV)-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]' \
+	  || { echo "make litellm: LiteLLM's proxy could not be installed" >&2; exit 1; }
+
+## litellm: Install LiteLLM's proxy for benchmarks/relay.py
+.PHONY: litellm
+litellm: $(VENV)-litellm/bin/litellm
+
 ## test-smg: Run the SMG router in front of two inference processes (a minute)
 .PHONY: test-smg
 test-smg: $(VENV)/.dev $(VENV)-smg/bin/smg
@@ -326,5 +335,5 @@ constraints: $(VENV)/.dev $(VENV)-pin/bin/uv
 ## clean: Remove the environment, caches and files of local runs
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) $(VENV)-audit $(VENV)-pin $(VENV)-smg .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-pin $(VENV)-smg $(VENV)-litellm .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -27,6 +27,7 @@ class Stream:
     ttft: float = 0.0
     total: float = 0.0
     num_tokens: int = 0
+    num_events: int = 0
     error: str = ""
 
 
@@ -64,6 +65,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._stream.ttft and b"data: " in data:
             self._stream.ttft = time.perf_counter() - self._sent
+        self._stream.num_events += data.count(b"data: ")
         self._tail = data if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
         if data.endswith(END) or (not self._stream.ttft and b"content-length" in data):
             self._end("" if self._stream.ttft else repr(data[:300]))
