@@ -77,6 +77,12 @@ test: $(VENV)/.dev
 	@echo "Running the tests"
 	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire --ignore=tests/vllm --ignore=tests/smg
 
+## test-gpu-code: Check the GPU kernels in an interpreter and the GPU benchmark on the CPU (a minute)
+.PHONY: test-gpu-code
+test-gpu-code: $(VENV)/.dev
+	@echo "Running the tests of the code for GPUs"
+	@$(BIN)/python -m pytest -q --numprocesses=2 -m gpu_code tests/inference/model tests/benchmarks
+
 ## test-images: Build the images from a local base image, and run them as the chart does (minutes)
 .PHONY: test-images
 test-images: $(VENV)/.dev
@@ -269,7 +275,7 @@ chart-check: $(VENV)/.dev
 
 ## ci: Run the checks of CI: lint, types, generated files, tests, faults
 .PHONY: ci
-ci: lint proto-check chart-check test chaos-short wire-short
+ci: lint proto-check chart-check test test-gpu-code chaos-short wire-short
 
 # helm from PATH if it is recent enough, or a downloaded one.
 HELM ?= $(shell $(BIN)/python -m scripts.find_helm)

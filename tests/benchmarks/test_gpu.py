@@ -24,6 +24,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.gpu_code
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_row_is_measured_and_compared_with_its_limits(

@@ -21,6 +21,7 @@ INTERPRETED = sorted((FOLDER / "interpreter").glob("check_*.py"))
 COMPILED = sorted((FOLDER / "compiled").glob("check_*.py"))
 
 pytestmark = [
+    pytest.mark.gpu_code,
     pytest.mark.timeout(240),
     pytest.mark.skipif(
         find_spec("triton") is None, reason="NO KERNELS ARE TESTED: triton is not installed"
