@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.process.settings import Address, OptionalAddress, ServiceSettings, is_loopback
-from mesh.rpc.targets import balanced_target, with_default_port
+from mesh.rpc.targets import with_default_port
 
 ORCHESTRATOR_PORT = 50051
 INTERNAL_HOSTS = "internal"
@@ -50,8 +50,21 @@ class GatewaySettings(ServiceSettings):
         min_length=1,
         validation_alias="orchestrator_host",
         description="Address of the orchestrator, HOST or HOST:PORT (default port 50051). "
-        "Requests are spread over all addresses of a DNS name, or over several IPv4 addresses "
-        "separated by commas.",
+        "Requests are spread over all addresses that the name resolves to; separate several names "
+        "or addresses by commas.",
+    )
+    dns_refresh_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="Interval between DNS lookups of the orchestrators while all known ones are "
+        "ready; after a loss they are looked up every half second.",
+    )
+    hold_seconds: float = Field(
+        10.0,
+        ge=0,
+        le=60,
+        description="Seconds after the loss of the last ready orchestrator in which requests wait "
+        "for the next one; later ones are refused with 503 at once. 0: always refused at once.",
     )
     request_timeout_seconds: float = Field(
         300.0,
@@ -173,10 +186,9 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def orchestrator_target(self) -> str:
-        """The gRPC target of the orchestrator; several addresses are replicas."""
-        return balanced_target(
-            [with_default_port(host, ORCHESTRATOR_PORT) for host in _split(self.orchestrator_host)]
-        )
+        """Addresses of the orchestrators, each HOST:PORT, separated by commas."""
+        hosts = _split(self.orchestrator_host)
+        return ",".join(with_default_port(host, ORCHESTRATOR_PORT) for host in hosts)
 
     @property
     def api_key_list(self) -> tuple[str, ...]:

@@ -32,13 +32,19 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
     try:
         async with AsyncExitStack() as stack:
             tokenizers = await stack.enter_async_context(
-                open_tokenizers(settings.tokenizer_targets, tls)
+                open_tokenizers(
+                    settings.tokenizer_targets,
+                    tls,
+                    settings.dns_refresh_seconds,
+                    settings.hold_seconds,
+                )
             )
             replicas = Replicas(
                 settings.inference_targets,
                 settings.dns_refresh_seconds,
                 tls,
                 tokenizers.vocabulary_of,
+                settings.hold_seconds,
             )
             await stack.enter_async_context(replicas.running())
             pipeline = Pipeline(

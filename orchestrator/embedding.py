@@ -141,8 +141,14 @@ def _with_number(error: MeshError, first: int) -> MeshError:
 async def _embed(batch: Batch, model: ModelInfo, replicas: Replicas) -> Sequence[Sequence[float]]:
     tried: list[Replica] = []
     alone = FailuresAlone()
+
+    def ready() -> list[Replica]:
+        return [replica for replica in replicas.ready if can_replace(replica.model, model)]
+
+    await replicas.wait_ready(model.name, lambda: bool(ready()))
     while True:
-        replica = replicas.pick(model, batch.inputs[0], tried)
+        untried = [replica for replica in ready() if replica not in tried]
+        replica = replicas.pick(model, batch.inputs[0], tried if untried else ())
         try:
             with Lease(replica, batch.num_tokens):
                 vectors = await replica.embed(batch.inputs, model.model_sha256)
@@ -152,11 +158,12 @@ async def _embed(batch: Batch, model: ModelInfo, replicas: Replicas) -> Sequence
                 alone.add(replica, error)
             if error.kind not in _RETRIABLE or len(tried) >= MAX_TRIES:
                 raise
+            again = any(each not in tried for each in ready())
             if error.kind is ErrorKind.UNAVAILABLE:
                 replica.suspect()
-            if not any(
-                can_replace(each.model, model) for each in replicas.ready if each not in tried
-            ):
+                # The only replica is tried again, if it serves, or a new one.
+                again = again or await replicas.wait_ready(model.name, lambda: bool(ready()))
+            if not again:
                 raise
             continue
         replica.circuit.success()

@@ -217,8 +217,12 @@ class Pipeline:
         finally:
             account.report()
 
-    def choose_model(self, name: str, active: ActiveRequest) -> ModelInfo:
-        """The served model of this name; "" is the only one. Raises MeshError."""
+    async def choose_model(self, name: str, active: ActiveRequest) -> ModelInfo:
+        """The served model of this name; "" is the only one. Raises MeshError.
+
+        Waits a moment for a model whose last replica was just lost.
+        """
+        await self._is_served(name, active)
         served = list(self._replicas.models.values())
         if not served:
             problems = self._replicas.problems
@@ -228,19 +232,29 @@ class Pipeline:
         active.account.chosen(model)
         return model
 
-    def choose_search_model(self, name: str, active: ActiveRequest) -> ModelInfo:
+    def _serves(self, name: str) -> bool:
+        models = self._replicas.models
+        return name in models if name else bool(models)
+
+    async def choose_search_model(self, name: str, active: ActiveRequest) -> ModelInfo:
         """The model of a search; "" is the configured one, or else the only one.
 
         Raises MeshError (UNAVAILABLE if the configured one has no engine).
         """
         configured = self._search_model
-        if not name and configured and configured not in self._replicas.models:
+        if not name and configured and not await self._is_served(configured, active):
             raise MeshError(
                 ErrorKind.UNAVAILABLE,
                 f"no engine is ready for {configured}, the model of searches",
                 retry_after=1.0,
             )
-        return self.choose_model(name or configured, active)
+        return await self.choose_model(name or configured, active)
+
+    async def _is_served(self, name: str, active: ActiveRequest) -> bool:
+        if self._serves(name):
+            return True
+        async with active.cancellable():
+            return await self._replicas.wait_ready(name, lambda: self._serves(name))
 
     async def prompt(
         self, request: GenerationRequest, model: ModelInfo, active: ActiveRequest

@@ -6,12 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from mesh.errors import MeshError
 from mesh.process.lifecycle import SetReady
-from mesh.rpc.channel import ResponseStream
-from orchestrator.clients.tokenizer import SERVICE as TOKENIZER_SERVICE
 from orchestrator.clients.tokenizer import TokenizerUnusable
 from orchestrator.clients.tokenizers import Tokenizers, TokenizerUpstream
 from orchestrator.routing.replicas import Replicas
@@ -66,8 +62,9 @@ class Readiness:
 
     async def _watch_replicas(self, notify: Notify) -> None:
         while True:
+            changed = self._replicas.next_change()
             await notify()
-            await self._replicas.wait_changed()
+            await changed.wait()
 
     async def _recheck(self, notify: Notify) -> None:
         while True:
@@ -86,7 +83,7 @@ class Readiness:
         while True:
             delay = RETRY_SECONDS
             try:
-                await self._follow_health(upstream, notify)
+                await self._follow(upstream, notify)
             except TokenizerUnusable as error:
                 delay = UNUSABLE_RETRY_SECONDS
                 logger.error(
@@ -99,19 +96,17 @@ class Readiness:
             await notify()
             await asyncio.sleep(delay)
 
-    async def _follow_health(self, upstream: TokenizerUpstream, notify: Notify) -> None:
-        """Follows one health stream until the tokenizer stops serving. Raises MeshError."""
-        health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(upstream.channel)
-        request = health_pb2.HealthCheckRequest(service=TOKENIZER_SERVICE)
-        updates = ResponseStream(health.Watch(request, wait_for_ready=True))
-        try:
-            async for update in updates:
-                if update.status != health_pb2.HealthCheckResponse.SERVING:
-                    return  # a new stream may reach another replica of the tokenizer
+    async def _follow(self, upstream: TokenizerUpstream, notify: Notify) -> None:
+        """Follows the readiness of a tokenizer's replicas. Raises MeshError."""
+        channel = upstream.channel
+        while True:
+            changed = channel.next_change()
+            if channel.is_ready:
                 # Before the first request needs the files.
                 await upstream.client.refresh()
                 self._replicas.check_agreement()
                 self._serving.add(upstream.target)
-                await notify()
-        finally:
-            updates.cancel()
+            else:
+                self._serving.discard(upstream.target)
+            await notify()
+            await changed.wait()

@@ -94,7 +94,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         check_stop(parsed.stop)
         pipeline = self._pipeline
         with pipeline.admitted("Generate") as active:
-            model = pipeline.choose_model(parsed.model, active)
+            model = await pipeline.choose_model(parsed.model, active)
             try:
                 prompt = await pipeline.prompt(parsed, model, active)
                 async with pipeline.generate(
@@ -140,7 +140,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.CountTokensResponse:
         prompt = prompt_from_proto(request)
         with self._pipeline.admitted("CountTokens") as active:
-            model = self._pipeline.choose_model(request.model, active)
+            model = await self._pipeline.choose_model(request.model, active)
             try:
                 num_tokens = await self._pipeline.count_tokens(prompt, model, active)
             except RequestAborted:
@@ -178,7 +178,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         parsed = _search_request(request)
         pipeline = self._pipeline
         with pipeline.admitted(method) as active:
-            model = pipeline.choose_search_model(parsed.model, active)
+            model = await pipeline.choose_search_model(parsed.model, active)
             retrieved = await pipeline.retrieve(parsed, active)
             sources = to_sources(retrieved.results)
             yield _search_results(parsed.query, sources, model.name)
@@ -216,7 +216,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         check_inputs(inputs)
         pipeline = self._pipeline
         with pipeline.admitted("Embed") as active:
-            model = pipeline.choose_model(request.model, active)
+            model = await pipeline.choose_model(request.model, active)
             for batch in await pipeline.encode_inputs(inputs, model, active):
                 vectors = await pipeline.embed(batch, model, active)
                 yield orchestrator_pb2.EmbedResponse(

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.process.settings import Address, ServiceSettings
-from mesh.rpc.targets import balanced_target, with_default_port
+from mesh.rpc.targets import with_default_port
 
 TOKENIZER_PORT = 50052
 INFERENCE_PORT = 50053
@@ -88,7 +88,18 @@ class OrchestratorSettings(ServiceSettings):
         description="Maximum characters of a summary; longer ones are cut off.",
     )
     dns_refresh_seconds: float = Field(
-        5.0, gt=0, description="Interval between DNS lookups of the inference engines."
+        5.0,
+        gt=0,
+        description="Interval between DNS lookups of the engines and tokenizers while all known "
+        "ones are ready; after a loss they are looked up every half second.",
+    )
+    hold_seconds: float = Field(
+        10.0,
+        ge=0,
+        le=60,
+        description="Seconds after the loss of the last ready engine of a model, or the last ready "
+        "tokenizer, in which requests wait for the next one; later ones are refused at once. 0: "
+        "always refused at once.",
     )
 
     @model_validator(mode="after")
@@ -119,16 +130,16 @@ class OrchestratorSettings(ServiceSettings):
 
     @property
     def tokenizer_targets(self) -> dict[str, str]:
-        """gRPC targets of the tokenizers, by model; "" is for all other models.
+        """Addresses of the tokenizers, by model; "" is for all other models.
 
-        Several addresses for one model are replicas.
+        Each is HOST:PORT, or several separated by commas, which are replicas.
         """
         hosts: dict[str, list[str]] = {}
         for entry in self.tokenizer_host.split(","):
             model, _, host = entry.strip().rpartition("=")
             if host:
                 hosts.setdefault(model, []).append(with_default_port(host, TOKENIZER_PORT))
-        return {model: balanced_target(each) for model, each in hosts.items()}
+        return {model: ",".join(each) for model, each in hosts.items()}
 
     @property
     def inference_targets(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import grpc.aio
 
 from mesh.rpc.channel import open_channel
 from mesh.rpc.server import Server, Servicer
+from mesh.rpc.targets import at_port
 
 
 class Served(NamedTuple):
@@ -22,12 +23,12 @@ class Served(NamedTuple):
 
 
 @asynccontextmanager
-async def serve(*servicers: Servicer) -> AsyncIterator[Served]:
-    """Serves on 127.0.0.1, ready at once; drains with a timeout of 0 at the end."""
+async def serve(*servicers: Servicer, listen: str = "127.0.0.1:0") -> AsyncIterator[Served]:
+    """Serves on `listen`, ready at once; drains with a timeout of 0 at the end."""
     server = Server(servicers)
-    port = await server.start("127.0.0.1:0")
+    port = await server.start(listen)
     await server.set_ready(True)
-    address = f"127.0.0.1:{port}"
+    address = at_port(listen, port)
     channel = open_channel(address)
     try:
         yield Served(server, address, channel)

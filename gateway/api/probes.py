@@ -25,7 +25,7 @@ class Probes:
 
     async def ready(self, request: Request) -> Response:
         """200 if a token can be produced, and why engines are refused; else 503 with the reason."""
-        state = await self._dependencies.readiness.state()
+        state = self._dependencies.readiness.state
         if state.reason is not None:
             return PlainTextResponse(f"not ready: {state.reason}\n", 503, self._headers)
         lines = ["ready", *(f"refused: {problem}" for problem in state.problems)]

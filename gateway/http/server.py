@@ -26,13 +26,13 @@ from gateway.keys.key_ring import KeyRing
 from gateway.responses.kept import KeptResponses
 from gateway.settings import GatewaySettings
 from gateway.streaming.resumable_streams import ResumableStreams
-from gateway.upstream.client import Orchestrator
+from gateway.upstream.client import SERVICE, Orchestrator
 from gateway.upstream.readiness import Readiness
 from mesh.observability.metrics import metrics_server
 from mesh.process.garbage_collection import collect_on_timer
 from mesh.process.lifecycle import StartupError
 from mesh.process.watched_files import WatchedFiles
-from mesh.rpc.channel import open_channel
+from mesh.rpc.peers.balanced_channel import BalancedChannel
 from mesh.rpc.targets import AddressError, at_port
 from mesh.rpc.tls import TlsError, TlsFiles
 
@@ -140,39 +140,55 @@ async def running(
 ) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
     """Run a gateway inside the block, and drain it at the end."""
     keys = _key_ring(settings)
-    channel = open_channel(settings.orchestrator_target, TlsFiles.of(settings), balanced=True)
+    channel = BalancedChannel(
+        settings.orchestrator_target,
+        SERVICE,
+        TlsFiles.of(settings),
+        refresh_seconds=settings.dns_refresh_seconds,
+        hold_seconds=settings.hold_seconds,
+    )
     orchestrator, drain = Orchestrator(channel), Drain()
+    readiness = Readiness(orchestrator, drain)
     dependencies = Dependencies(
         settings=settings,
         orchestrator=orchestrator,
-        readiness=Readiness(orchestrator, drain),
+        readiness=readiness,
         drain=drain,
         keys=keys,
         resumable_streams=ResumableStreams(settings.resume_seconds),
         responses=KeptResponses(make_store(settings), drain, settings.response_store_bytes),
     )
-    try:
-        server = GatewayServer(settings, dependencies)
-        serving = asyncio.create_task(server.serve(), name="http")
-        watching = [
-            asyncio.create_task(keys.watch(), name="keys"),
-            asyncio.create_task(server.watch_certificate(), name="certificate"),
-            asyncio.create_task(dependencies.responses.watch(), name="responses"),
-        ]
+    async with channel.running():
         try:
-            yield server, serving
+            async with _serving(settings, dependencies) as running_server:
+                yield running_server
         finally:
-            for task in watching:
-                task.cancel()
-            cut_off = await server.drain()
-            if not (await asyncio.wait({serving}, timeout=CLOSE_SECONDS))[0]:
-                server.abort()
-            await serving
-            logger.info("drained", extra={"num_aborted": cut_off})
+            await dependencies.resumable_streams.close()
+            await dependencies.responses.close()
+
+
+@asynccontextmanager
+async def _serving(
+    settings: GatewaySettings, dependencies: Dependencies
+) -> AsyncIterator[tuple[GatewayServer, asyncio.Task[None]]]:
+    server = GatewayServer(settings, dependencies)
+    serving = asyncio.create_task(server.serve(), name="http")
+    watching = [
+        asyncio.create_task(dependencies.keys.watch(), name="keys"),
+        asyncio.create_task(dependencies.readiness.watch(), name="readiness"),
+        asyncio.create_task(server.watch_certificate(), name="certificate"),
+        asyncio.create_task(dependencies.responses.watch(), name="responses"),
+    ]
+    try:
+        yield server, serving
     finally:
-        await dependencies.resumable_streams.close()
-        await dependencies.responses.close()
-        await channel.close()
+        for task in watching:
+            task.cancel()
+        cut_off = await server.drain()
+        if not (await asyncio.wait({serving}, timeout=CLOSE_SECONDS))[0]:
+            server.abort()
+        await serving
+        logger.info("drained", extra={"num_aborted": cut_off})
 
 
 def _key_ring(settings: GatewaySettings) -> KeyRing:

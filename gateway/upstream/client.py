@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
 
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.keys.rate_limiter import TokenCharge
 from gateway.upstream.field_names import FieldNames
@@ -39,6 +38,7 @@ from mesh.protocol.sampling_params import sampling_to_proto
 from mesh.protocol.tokens import TokenIds
 from mesh.protocol.usage import usage_from_proto
 from mesh.rpc.channel import call_unary, open_stream
+from mesh.rpc.peers.balanced_channel import BalancedChannel
 from mesh.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 
 logger = logging.getLogger("gateway.upstream.client")
@@ -57,11 +57,11 @@ Response = TypeVar("Response")
 
 
 class Orchestrator:
-    """Calls the orchestrator over a channel that the caller owns."""
+    """Calls the orchestrators over a channel that the caller owns."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: BalancedChannel) -> None:
+        self._channel = channel
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
 
     def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """GenerationStarted, deltas, one finish; raises MeshError. Close it to cancel the call."""
@@ -123,18 +123,19 @@ class Orchestrator:
         """Why the orchestrator refuses engines; empty if it refuses none, or after `timeout`."""
         request = orchestrator_pb2.ListModelsRequest()
         try:
-            return tuple((await call_unary(self._stub.ListModels, request, timeout)).problems)
+            response = await call_unary(self._stub.ListModels, request, timeout, hold=False)
+            return tuple(response.problems)
         except MeshError:
             return ()
 
-    async def is_serving(self, timeout: float) -> bool:
-        """Whether a token can be produced now; False also after `timeout` seconds."""
-        request = health_pb2.HealthCheckRequest(service=SERVICE)
-        try:
-            response = await call_unary(self._health.Check, request, timeout)
-        except MeshError:
-            return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+    @property
+    def is_ready(self) -> bool:
+        """Whether a token can be produced now."""
+        return self._channel.is_ready
+
+    async def wait_changed(self) -> None:
+        """Returns when an orchestrator has become ready or has stopped being ready."""
+        await self._channel.next_change().wait()
 
 
 async def _events(

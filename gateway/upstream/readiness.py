@@ -1,27 +1,25 @@
-"""Readiness: whether a token can be produced."""
+"""Readiness: whether a token can be produced, known from a continuous health watch."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import NamedTuple
 
 from gateway.http.drain import Drain
+from gateway.observability.tracing import unrecorded_span
 from gateway.upstream.client import Orchestrator
 
-CHECK_TIMEOUT_SECONDS = 1.0
-CACHE_SECONDS = 0.5
-"""Seconds for which the orchestrator's health is cached."""
-
 PROBLEMS_SECONDS = 10.0
-"""Seconds for which, while ready, the problems are cached: each call is logged upstream."""
+"""Interval, while ready, at which the problems are asked for: each call is logged upstream."""
 
-PROBLEMS_TIMEOUT_SECONDS = 0.5
-"""Less than CHECK_TIMEOUT_SECONDS, since a probe waits for both."""
+NOT_READY_SECONDS = 1.0
+"""The same while not ready, when the first problem is the reason."""
+
+PROBLEMS_TIMEOUT_SECONDS = 5.0
 
 
 class State(NamedTuple):
-    """What a readiness check found."""
+    """What is known now."""
 
     reason: str | None
     """Why no token can be produced, or None if ready."""
@@ -30,33 +28,34 @@ class State(NamedTuple):
 
 
 class Readiness:
-    """Checks the orchestrator's health, which covers tokenizer and engines."""
+    """Knows the orchestrators' health, which covers tokenizers and engines.
+
+    A probe is answered from this knowledge: a round trip within the probe's timeout would fail
+    when the node is busy, and take a gateway out of service whose streams go on.
+    """
 
     def __init__(self, orchestrator: Orchestrator, drain: Drain) -> None:
         self._orchestrator = orchestrator
         self._drain = drain
-        self._lock = asyncio.Lock()
-        self._state = State(None)
-        self._checked: float | None = None
         self._problems: tuple[str, ...] = ()
-        self._asked: float | None = None
 
-    async def state(self) -> State:
-        """The state, checked at most once in CACHE_SECONDS."""
+    @property
+    def state(self) -> State:
+        """The state now."""
         if self._drain.draining:
             return State("draining")
-        async with self._lock:
-            if self._checked is None or time.monotonic() - self._checked >= CACHE_SECONDS:
-                self._state = await self._check()
-                self._checked = time.monotonic()
-        return self._state
-
-    async def _check(self) -> State:
-        if not await self._orchestrator.is_serving(CHECK_TIMEOUT_SECONDS):
-            problems = await self._orchestrator.problems(CHECK_TIMEOUT_SECONDS)
-            return State(": ".join(["the orchestrator cannot produce tokens", *problems[:1]]))
-        now = time.monotonic()
-        if self._asked is None or now - self._asked >= PROBLEMS_SECONDS:
-            self._problems = await self._orchestrator.problems(PROBLEMS_TIMEOUT_SECONDS)
-            self._asked = now
+        if not self._orchestrator.is_ready:
+            return State(": ".join(["the orchestrator cannot produce tokens", *self._problems[:1]]))
         return State(None, self._problems)
+
+    async def watch(self) -> None:
+        """Keep the problems up to date, until cancelled."""
+        while True:
+            with unrecorded_span():
+                self._problems = await self._orchestrator.problems(PROBLEMS_TIMEOUT_SECONDS)
+            ready = self._orchestrator.is_ready
+            try:
+                async with asyncio.timeout(PROBLEMS_SECONDS if ready else NOT_READY_SECONDS):
+                    await self._orchestrator.wait_changed()
+            except TimeoutError:
+                pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
@@ -24,10 +25,11 @@ from mesh.errors import ErrorKind, MeshError, from_rpc_error
 from mesh.observability import metrics, telemetry
 from mesh.observability.tracing import ClientSpan, inject
 from mesh.observability.unary_spans import call_with_span
+from mesh.rpc.attempts import Attempts, PeersMethod
 from mesh.rpc.first_message import read_first
 from mesh.rpc.secure_channel import ReloadingChannel
 from mesh.rpc.tls import NO_TLS, TlsFiles
-from mesh.rpc.transport import balanced_options, channel_options
+from mesh.rpc.transport import channel_options
 
 STATUS_SECONDS = 1.0
 """Maximum time to wait for the status of a stream after its last message has been read."""
@@ -35,22 +37,19 @@ STATUS_SECONDS = 1.0
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+Again = Callable[[MeshError], Awaitable[grpc.aio.UnaryStreamCall[Any, Any]]]
+
 
 def open_channel(
-    target: str,
-    tls: TlsFiles = NO_TLS,
-    server_name: str | None = None,
-    *,
-    balanced: bool = False,
+    target: str, tls: TlsFiles = NO_TLS, server_name: str | None = None
 ) -> grpc.aio.Channel:
     """Open a channel to `target` (any gRPC target); the caller closes it. Connects on first use.
 
     With a CA in `tls` it uses TLS. The server's certificate must be valid for `server_name`, by
     default the host of `target`: for replicas that is the Service's name, not the address.
-    `balanced`: calls are spread over all addresses of the target, and a call without a response so
-    far may be retried at another one. Raises TlsError.
+    A `BalancedChannel` (mesh.rpc.peers) spreads calls over all replicas. Raises TlsError.
     """
-    options = balanced_options() if balanced else channel_options()
+    options = channel_options()
     if not tls.for_channel:
         return grpc.aio.insecure_channel(target, options=options)
     name = server_name or target.rpartition(":")[0].strip("[]")
@@ -65,31 +64,62 @@ async def call_unary(
     method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
     request: Request,
     timeout: float | None = None,
+    *,
+    hold: bool = True,
 ) -> Response:
     """Make a unary call within the request's deadline; raises MeshError.
 
-    `timeout` (seconds) can shorten the deadline but not extend it.
+    `timeout` (seconds) can shorten the deadline but not extend it. `hold` False: if no peer is
+    ready, any that answers will do.
     """
-    name, metadata, timeout = _method_name(method), _metadata(), _timeout(timeout)
+    name, timeout = _method_name(method), _timeout(timeout)
     with metrics.ClientCall(name):
-        current = trace.get_current_span()
+        if not isinstance(method, PeersMethod):
+            return await _try_unary(method, request, name, _target(method), timeout)
+        attempts = method.attempts(timeout, hold=hold)
         try:
-            if telemetry.recorded(current):
-                details = grpc.aio.ClientCallDetails(
-                    f"/{name}", timeout, grpc.aio.Metadata(*metadata), None, None
-                )
-                return await call_with_span(method, request, details, _target(method))
-            inject(metadata, current)
-            return await method(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            while True:
+                tried = await attempts.next()
+                try:
+                    return await _try_unary(
+                        tried, request, name, _target(method), attempts.timeout()
+                    )
+                except MeshError as error:
+                    await attempts.failed(error)
+        finally:
+            attempts.end()
+
+
+async def _try_unary(
+    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    name: str,
+    target: str,
+    timeout: float | None,
+) -> Response:
+    """Make the call at one peer; raises MeshError."""
+    metadata, current = _metadata(), trace.get_current_span()
+    try:
+        if telemetry.recorded(current):
+            details = grpc.aio.ClientCallDetails(
+                f"/{name}", timeout, grpc.aio.Metadata(*metadata), None, None
+            )
+            return await call_with_span(method, request, details, target)
+        inject(metadata, current)
+        return await method(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
 
 
 class ResponseStream(Generic[Response]):
     """The responses of a call, as an asynchronous iterator that raises MeshError."""
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Response]) -> None:
+    def __init__(
+        self, call: grpc.aio.UnaryStreamCall[Any, Response], again: Again | None = None
+    ) -> None:
+        """`again` repeats a call that failed before its first message, or raises its error."""
         self._call = call
+        self._again = again
         self._has_first = False
         self._has_last = False
         self._ended = False
@@ -101,11 +131,13 @@ class ResponseStream(Generic[Response]):
 
     async def __anext__(self) -> Response:
         try:
-            response = await (self._call.read() if self._has_first else read_first(self._call))
-            self._has_first = True
+            response = await (self._call.read() if self._has_first else self._first())
         except grpc.aio.AioRpcError as error:
             self.error = from_rpc_error(error)
             raise self.error from error
+        except MeshError as error:
+            self.error = error
+            raise
         except asyncio.CancelledError:
             # gRPC raises this if the call was cancelled locally, if the channel was closed, and if
             # the reading task was cancelled.
@@ -117,6 +149,17 @@ class ResponseStream(Generic[Response]):
             self._ended = True
             raise StopAsyncIteration
         return cast("Response", response)
+
+    async def _first(self) -> Response | object:
+        while True:
+            try:
+                response = await read_first(self._call)
+                self._has_first = True
+                return response
+            except grpc.aio.AioRpcError as error:
+                if self._again is None:
+                    raise
+                self._call = await self._again(from_rpc_error(error))
 
     def has_last(self) -> None:
         """Record that the last message has been read, and only the status is missing."""
@@ -139,7 +182,7 @@ class open_stream(Generic[Request, Response]):
     """Opens a response stream; leaving the block cancels the call if it has not ended.
 
     Reading raises MeshError. `timeout` (seconds) can shorten the request's deadline. `parent` is
-    the parent of the call's span; None: the current span.
+    the parent of the call's span; None: the current span. `hold` as in `call_unary`.
 
         async with open_stream(stub.Generate, request) as responses:
             async for response in responses:
@@ -152,26 +195,35 @@ class open_stream(Generic[Request, Response]):
         request: Request,
         timeout: float | None = None,
         parent: Span | None = None,
+        *,
+        hold: bool = True,
     ) -> None:
+        self._hold = hold
         self._method = method
         self._request = request
         self._timeout = timeout
         self._parent = parent
+        self._attempts: Attempts | None = None
 
     async def __aenter__(self) -> ResponseStream[Response]:
-        method, metadata, name = self._method, _metadata(), _method_name(self._method)
-        self._span = ClientSpan(name, metadata, target=_target(method), parent=self._parent)
+        method, name = self._method, _method_name(self._method)
+        self._traceparent: list[tuple[str, str]] = []
+        self._span = ClientSpan(
+            name, self._traceparent, target=_target(method), parent=self._parent
+        )
         self._observed = metrics.ClientCall(name)
+        timeout = _timeout(self._timeout)
         try:
-            timeout = _timeout(self._timeout)
-            self._call = method(
-                self._request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout
-            )
+            if isinstance(method, PeersMethod):
+                self._attempts = method.attempts(timeout, hold=self._hold)
+                call = await self._attempt(self._attempts)
+                self._responses = ResponseStream[Response](call, self._again)
+            else:
+                call = method(self._request, metadata=self._metadata(), timeout=timeout)
+                self._responses = ResponseStream[Response](call)
         except BaseException as error:  # such as a closed channel
-            self._span.end(error)
-            self._observed.end(error)
+            self._finish(error)
             raise
-        self._responses = ResponseStream(self._call)
         return self._responses
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -183,9 +235,29 @@ class open_stream(Generic[Request, Response]):
             raise
         self._end(error)
 
+    async def _attempt(self, attempts: Attempts) -> grpc.aio.UnaryStreamCall[Request, Response]:
+        method = await attempts.next()
+        call: grpc.aio.UnaryStreamCall[Request, Response] = method(
+            self._request, metadata=self._metadata(), timeout=attempts.timeout()
+        )
+        return call
+
+    def _metadata(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata(*_metadata(), *self._traceparent)
+
+    async def _again(self, error: MeshError) -> grpc.aio.UnaryStreamCall[Request, Response]:
+        assert self._attempts is not None
+        await self._attempts.failed(error)
+        return await self._attempt(self._attempts)
+
     def _end(self, error: BaseException | None) -> None:
-        self._call.cancel()
+        self._responses.cancel()
         self._span.error = self._responses.error
+        self._finish(error)
+
+    def _finish(self, error: BaseException | None) -> None:
+        if self._attempts is not None:
+            self._attempts.end()
         self._span.end(error)
         # After a complete call, the exception that left the block is not the call's failure.
         self._observed.end(self._span.error or (None if self._span.complete else error))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
-from collections.abc import Sequence
 
 
 class AddressError(OSError):
@@ -45,21 +43,3 @@ def with_default_port(host: str, port: int) -> str:
 def at_port(address: str, port: int) -> str:
     """HOST:PORT with another port, such as the actual port of a server that listens on port 0."""
     return f"{address.rpartition(':')[0]}:{port}"
-
-
-def balanced_target(hosts: Sequence[str]) -> str:
-    """One target for all of `hosts`, each HOST:PORT: a name, or several IPv4 addresses.
-
-    gRPC resolves a name to all its addresses but does not support a list of names. Raises
-    ValueError.
-    """
-    if len(hosts) == 1:
-        return hosts[0]
-    for host in hosts:
-        try:
-            ipaddress.IPv4Address(host.rpartition(":")[0])
-        except ValueError:
-            raise ValueError(
-                f"must be one name, or several IPv4 addresses with ports, given {host!r} in a list"
-            ) from None
-    return f"ipv4:{','.join(hosts)}"

@@ -7,8 +7,6 @@ server must allow pings at this rate, or it sends GOAWAY `too_many_pings` (gRPC 
 
 from __future__ import annotations
 
-import json
-
 KEEPALIVE_SECONDS = 5
 """A connection on which nothing arrives for this time is pinged."""
 
@@ -80,33 +78,4 @@ def channel_options() -> Options:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
-    ]
-
-
-RETRIES = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.05s",
-    "maxBackoff": "1s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-"""Retry policy of gRPC, which retries a call only before its first response message."""
-
-
-def balanced_options() -> Options:
-    """Options of a channel that balances calls over all replicas, except for draining ones.
-
-    Client-side health checking follows the health of the process (""), which changes at the start
-    of a drain, before the connection closes. If a draining replica refuses a call, it is retried.
-    """
-    service_config = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": ""},
-        "methodConfig": [{"name": [{}], "retryPolicy": RETRIES}],
-    }
-    return [
-        *channel_options(),
-        ("grpc.service_config", json.dumps(service_config)),
-        ("grpc.enable_retries", 1),
-        ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ]

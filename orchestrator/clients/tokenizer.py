@@ -107,7 +107,7 @@ class TokenizerClient:
         Called whenever the service becomes reachable, because its tokenizer may have changed.
         """
         async with self._fetching:
-            await self._download("")
+            await self._download("", hold=False)
 
     async def _encode(
         self, request: tokenizer_pb2.EncodeRequest, source: ChatPrompt | str, field: str
@@ -138,11 +138,11 @@ class TokenizerClient:
                 return self._tokenizer
             return await self._download(sha256)
 
-    async def _download(self, expected_sha256: str) -> LocalTokenizer:
+    async def _download(self, expected_sha256: str, *, hold: bool = True) -> LocalTokenizer:
         files: dict[str, bytearray] = {}
         sha256 = ""
         request = tokenizer_pb2.GetTokenizerRequest(known_sha256=self._sha256)
-        async with open_stream(self._stub.GetTokenizer, request) as parts:
+        async with open_stream(self._stub.GetTokenizer, request, hold=hold) as parts:
             async for part in parts:
                 sha256 = part.tokenizer_sha256
                 if part.file_name:

@@ -6,12 +6,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
-import grpc.aio
-
 from mesh.errors import ErrorKind, MeshError
-from mesh.rpc.channel import open_channel
+from mesh.rpc.peers.balanced_channel import HOLD_SECONDS, REFRESH_SECONDS, BalancedChannel
 from mesh.rpc.tls import TlsFiles
-from orchestrator.clients.tokenizer import TokenizerClient
+from orchestrator.clients.tokenizer import SERVICE, TokenizerClient
 
 FOR_ALL = ""
 """Key for the tokenizer of all models that are not named."""
@@ -21,7 +19,7 @@ class TokenizerUpstream(NamedTuple):
     """A tokenizer service."""
 
     target: str
-    channel: grpc.aio.Channel
+    channel: BalancedChannel
     client: TokenizerClient
 
 
@@ -38,7 +36,7 @@ class Tokenizers:
         return list({upstream.target: upstream for upstream in self._upstreams.values()}.values())
 
     def target_of(self, model: str) -> str | None:
-        """gRPC target of the model's tokenizer; None if it has none."""
+        """Addresses of the model's tokenizer; None if it has none."""
         upstream = self._upstreams.get(model) or self._upstreams.get(FOR_ALL)
         return None if upstream is None else upstream.target
 
@@ -57,12 +55,22 @@ class Tokenizers:
 
 
 @asynccontextmanager
-async def open_tokenizers(targets: Mapping[str, str], tls: TlsFiles) -> AsyncIterator[Tokenizers]:
-    """Opens channels to `targets` (by model name or `FOR_ALL`); closes them after the block."""
+async def open_tokenizers(
+    targets: Mapping[str, str],
+    tls: TlsFiles,
+    refresh_seconds: float = REFRESH_SECONDS,
+    hold_seconds: float = HOLD_SECONDS,
+) -> AsyncIterator[Tokenizers]:
+    """Opens channels to `targets` (by model name or `FOR_ALL`); closes them after the block.
+
+    The times are those of `BalancedChannel`.
+    """
     async with AsyncExitStack() as stack:
         opened: dict[str, TokenizerUpstream] = {}
         for target in dict.fromkeys(targets.values()):
-            channel = open_channel(target, tls, balanced=True)
-            stack.push_async_callback(channel.close)
+            channel = BalancedChannel(
+                target, SERVICE, tls, refresh_seconds=refresh_seconds, hold_seconds=hold_seconds
+            )
+            await stack.enter_async_context(channel.running())
             opened[target] = TokenizerUpstream(target, channel, TokenizerClient(channel))
         yield Tokenizers({model: opened[target] for model, target in targets.items()})

@@ -71,25 +71,40 @@ class _Attempts:
             return replica
 
     async def _next_replica(self) -> Replica:
-        try:
-            return self._replicas.pick(self._model, self._prompt, self._excluded | self._unfit())
-        except MeshError:
-            if self._alone.first is not None:
-                raise self._alone.first from None
-            if self._full is not None:
-                raise self._full from None
-            # A lost replica may have lost only its connection: try it once more if its health
-            # check succeeds.
-            for replica in dict.fromkeys(self._lost):
-                again = self._lost.count(replica) < MAX_LOST_REPLICAS and await replica.confirm()
-                # It may have restarted with another model.
-                if (
-                    again
-                    and replica not in self._unfit()
-                    and can_replace(replica.model, self._model)
-                ):
-                    return replica
-            raise
+        while True:
+            try:
+                return self._replicas.pick(
+                    self._model, self._prompt, self._excluded | self._unfit()
+                )
+            except MeshError:
+                if self._alone.first is not None:
+                    raise self._alone.first from None
+                if self._full is not None:
+                    raise self._full from None
+                # A lost replica may have lost only its connection: try it once more if its health
+                # check succeeds.
+                for replica in dict.fromkeys(self._lost):
+                    again = self._may_retry(replica) and await replica.confirm()
+                    # It may have restarted with another model.
+                    if again and self._is_fit(replica):
+                        return replica
+                # In a rollout another one may be ready in a moment.
+                async with self._active.cancellable():
+                    if not await self._replicas.wait_ready(self._model.name, self._has_candidate):
+                        raise
+
+    def _may_retry(self, replica: Replica) -> bool:
+        return self._lost.count(replica) < MAX_LOST_REPLICAS
+
+    def _has_candidate(self) -> bool:
+        fit = [each for each in self._replicas.ready if self._is_fit(each)]
+        return any(
+            replica not in self._excluded or (replica in self._lost and self._may_retry(replica))
+            for replica in fit
+        )
+
+    def _is_fit(self, replica: Replica) -> bool:
+        return replica not in self._unfit() and can_replace(replica.model, self._model)
 
     def _unfit(self) -> set[Replica]:
         """Replicas at which the output's form would begin again, after the resumed tokens."""

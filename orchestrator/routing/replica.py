@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.peers.change_report import ChangeReport
+from mesh.rpc.peers.health_watch import Health
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenStream
@@ -19,7 +22,7 @@ from orchestrator.routing.first_tokens import FirstTokens
 logger = logging.getLogger("orchestrator.replica")
 
 RETRY_SECONDS = 0.2
-"""Delay before the health of an unreachable replica is watched again."""
+"""Least time between the starts of two health watches of a replica."""
 
 UNKNOWN_RETRY_SECONDS = 5.0
 """Delay before an address without a known engine is tried again."""
@@ -47,7 +50,8 @@ class Replica:
         self.outstanding_tokens = 0
         """Prompt and completion tokens of this orchestrator's requests on the replica."""
         self.retired = False
-        """No name resolves to it any more: it gets no new requests; running streams go on."""
+        """No name resolves to it any more: it gets new requests only if no other replica can take
+        them; running streams go on."""
         self.circuit = Circuit()
         self.slow_start = SlowStart()
         self.first_tokens = FirstTokens()
@@ -56,11 +60,12 @@ class Replica:
         """None until the engine's protocol is known."""
         self._on_change = on_change
         self._connection = EngineConnection(address, target or EngineTarget(address), tls)
+        self._report = ChangeReport("replica", address)
 
     @property
     def ready(self) -> bool:
         """Whether it can take requests, as far as is known."""
-        return self._serving and self.model is not None and not self.retired
+        return self._serving and self.model is not None
 
     @property
     def resumes_constraints(self) -> bool:
@@ -71,7 +76,7 @@ class Replica:
         """Watches the engine's health until cancelled, then closes the connection."""
         try:
             while True:
-                delay = RETRY_SECONDS
+                began, delay = time.monotonic(), RETRY_SECONDS
                 try:
                     await self._follow_health()
                 except MeshError as error:
@@ -84,15 +89,17 @@ class Replica:
                     logger.exception(
                         "unexpected error in health watch", extra={"address": self.address}
                     )
-                self._set_serving(False)
-                await asyncio.sleep(delay)
+                self._set_health(Health.UNREACHABLE)
+                # A connection that ends at its greatest age is replaced at once.
+                await asyncio.sleep(max(0.0, began + delay - time.monotonic()))
         finally:
-            self._set_serving(False)
+            self._set_health(Health.UNREACHABLE)
+            self._report.cancel()
             await self._connection.close()
 
     def suspect(self) -> None:
         """Marks the replica as not ready after a failed call, until its health is known again."""
-        self._set_serving(False)
+        self._set_health(Health.UNREACHABLE)
         if self._backend is not None:
             self._backend.recheck()
 
@@ -129,24 +136,24 @@ class Replica:
         logger.error(
             "no engine at this address", extra={"address": self.address, "error": error.message}
         )
-        self._set_serving(False)
+        self._set_health(Health.UNREACHABLE)
         self._backend = None
         await self._connection.forget()
 
     async def _update(self, backend: Backend, serving: bool) -> None:
         if serving and self.model is None:
             self.model = await backend.model()
-        self._set_serving(serving)
+        self._set_health(Health.SERVING if serving else Health.NOT_SERVING)
 
-    def _set_serving(self, serving: bool) -> None:
-        if serving != self._serving:
-            self._serving = serving
-            if serving:
-                self.slow_start.restart()
-            else:
-                # It may serve another model when it comes back.
-                self.model = None
-            level = logging.INFO if serving else logging.WARNING
-            message = "replica ready" if serving else "replica lost"
-            logger.log(level, message, extra={"address": self.address})
-            self._on_change()
+    def _set_health(self, health: Health) -> None:
+        serving = health is Health.SERVING
+        if serving == self._serving:
+            return
+        self._serving = serving
+        if serving:
+            self.slow_start.restart()
+        else:
+            # It may serve another model when it comes back.
+            self.model = None
+        self._report.changed(health)
+        self._on_change()

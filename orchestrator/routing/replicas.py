@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import socket
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.rpc.peers.balanced_channel import HOLD_SECONDS
+from mesh.rpc.peers.discovery import Discovery
+from mesh.rpc.peers.resolver import Resolve, resolve
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
 from orchestrator.routing.agreement import Agreement, Refused, can_replace
-from orchestrator.routing.backends.target import EngineTarget, parse_target
+from orchestrator.routing.backends.target import parse_target
 from orchestrator.routing.replica import Replica
 
 logger = logging.getLogger("orchestrator.routing.replicas")
@@ -67,18 +70,27 @@ class Replicas:
         refresh_seconds: float,
         tls: TlsFiles = NO_TLS,
         vocabulary_of: Callable[[str], str] = _unknown,
+        hold_seconds: float = HOLD_SECONDS,
+        resolve: Resolve = resolve,
     ) -> None:
         """`targets` are HOST:PORT; each address that a host resolves to is a replica.
 
         With a CA in `tls`, a replica's certificate must be valid for that host. `vocabulary_of` a
         model's name returns the digest of its tokenizer's vocabulary, empty if it is not known.
+        `hold_seconds` is the time after the loss of a model's last replica in which `wait_ready`
+        waits for the next one.
         """
         self._agreement = Agreement(vocabulary_of)
         self._tls = tls
-        self._targets = targets
-        self._refresh_seconds = refresh_seconds
+        self._targets = {each.address: each for each in map(parse_target, targets)}
+        self._discovery = Discovery(list(self._targets), refresh_seconds, resolve)
+        self._hold_seconds = hold_seconds
         self._members: dict[str, Member] = {}
-        self._answers: dict[str, set[str]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._lost: dict[str, float] = {}
+        """When a model had a ready replica last, by its name; only of models without one."""
+        self._served: set[str] = set()
+        """Names of the models that had a ready replica at the last change."""
         self._reported: dict[str, str] = {}
         """Reason by address of the replicas whose refusal has been logged."""
         self._changed = asyncio.Event()
@@ -86,12 +98,14 @@ class Replicas:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Discovers replicas and watches them inside the block."""
-        await self._refresh()
-        refreshing = asyncio.create_task(self._keep_refreshing(), name="replicas")
+        finding = asyncio.create_task(
+            self._discovery.run(self._reconcile, self._is_complete), name="find replicas"
+        )
         try:
             yield
         finally:
-            tasks = [refreshing, *(member.watching for member in self._members.values())]
+            tasks = [finding, *(member.watching for member in self._members.values())]
+            tasks += self._closing
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -99,8 +113,15 @@ class Replicas:
 
     @property
     def ready(self) -> list[Replica]:
-        """The replicas that can take requests."""
-        return [member.replica for member in self._members.values() if member.replica.ready]
+        """The replicas that can take requests.
+
+        One whose address no name lists any more takes them only if no other of its model can.
+        """
+        ready = [member.replica for member in self._members.values() if member.replica.ready]
+        if not any(replica.retired for replica in ready):
+            return ready
+        listed = {replica.model for replica in ready if not replica.retired}
+        return [each for each in ready if not each.retired or each.model not in listed]
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -112,10 +133,29 @@ class Replicas:
         """Why ready replicas get no requests, a sentence for each; empty if all agree."""
         return sorted({refused.reason for refused in self._refused()})
 
-    async def wait_changed(self) -> None:
-        """Returns once `ready` has changed since the previous return. For one task only."""
-        await self._changed.wait()
-        self._changed.clear()
+    def next_change(self) -> asyncio.Event:
+        """Set when `ready` has changed."""
+        return self._changed
+
+    async def wait_ready(self, name: str, usable: Callable[[], bool]) -> bool:
+        """Waits until `usable()`, while a replica of the model `name` may soon be ready.
+
+        "" is any model. A replica may soon be ready if one was until a moment ago, such as in a
+        rollout. Returns `usable()`.
+        """
+        self._discovery.hurry()
+        while not usable():
+            changed = self._changed
+            lost = max(self._lost.values(), default=None) if not name else self._lost.get(name)
+            left = 0.0 if lost is None else lost + self._hold_seconds - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                async with asyncio.timeout(left):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+        return True
 
     def pick(
         self, model: ModelInfo, token_ids: Sequence[int], excluded: Collection[Replica] = ()
@@ -159,34 +199,34 @@ class Replicas:
         prefix = ",".join(map(str, token_ids[:AFFINITY_TOKENS]))
         return max(near, key=lambda replica: _preference(prefix, replica.address))
 
-    async def _keep_refreshing(self) -> None:
-        while True:
-            await asyncio.sleep(self._refresh_seconds)
-            await self._refresh()
-
-    async def _refresh(self) -> None:
-        found: dict[str, EngineTarget] = {}
-        for target in self._targets:
-            parsed = parse_target(target)
-            # If DNS fails, the previous addresses remain valid.
-            answer = await _resolve(parsed.address) or self._answers.get(target, set())
-            self._answers[target] = answer
-            found |= dict.fromkeys(answer, parsed)
-        for address in found.keys() - self._members.keys():
-            replica = Replica(address, self._notify, self._tls, found[address])
-            watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
-            self._members[address] = Member(replica, watching)
-        for address in found:
+    def _reconcile(self) -> None:
+        """Adds the replicas of new addresses, and removes those that are not needed any more."""
+        found = self._discovery.addresses
+        for address, name in found.items():
+            if address not in self._members:
+                target = self._targets[name]
+                replica = Replica(address, self._on_change, self._tls, target)
+                watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
+                self._members[address] = Member(replica, watching)
             self._members[address].replica.retired = False
         for address in self._members.keys() - found.keys():
-            member = self._members[address]
-            member.replica.retired = True
-            if member.replica.outstanding_tokens:
-                # Its channel must stay open until its last stream has ended.
-                continue
-            del self._members[address]
-            member.watching.cancel()
-            await asyncio.gather(member.watching, return_exceptions=True)
+            self._members[address].replica.retired = True
+        usable = self.ready
+        for address, (replica, watching) in list(self._members.items()):
+            # Its channel must stay open until its last stream has ended.
+            if replica.retired and not replica.outstanding_tokens and replica not in usable:
+                del self._members[address]
+                self._closing.add(watching)
+                watching.add_done_callback(self._closing.discard)
+                watching.cancel()
+        self._notify()
+
+    def _is_complete(self) -> bool:
+        return all(each.replica.ready or each.replica.retired for each in self._members.values())
+
+    def _on_change(self) -> None:
+        if not self._is_complete():
+            self._discovery.hurry()
         self._notify()
 
     def check_agreement(self) -> None:
@@ -206,21 +246,17 @@ class Replicas:
 
     def _notify(self) -> None:
         self.check_agreement()
-        self._changed.set()
-
-
-async def _resolve(target: str) -> set[str]:
-    host, _, port = target.rpartition(":")
-    loop = asyncio.get_running_loop()
-    try:
-        records = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except OSError as error:
-        logger.warning("name resolution failed", extra={"target": target, "error": str(error)})
-        return set()
-    hosts = {str(record[4][0]) for record in records}
-    # A name with IPv4 and IPv6 addresses lists the same machines twice.
-    preferred = {each for each in hosts if ":" not in each} or hosts
-    return {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in preferred}
+        served = {replica.model.name for replica in self.ready if replica.model}
+        now = time.monotonic()
+        self._lost |= dict.fromkeys(self._served - served, now)
+        self._lost = {
+            name: lost
+            for name, lost in self._lost.items()
+            if name not in served and now - lost < self._hold_seconds
+        }
+        self._served = served
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
 def _is_late(replica: Replica, others: Sequence[Replica]) -> bool:

@@ -83,9 +83,7 @@ class DirectOrchestrator:
         """Report that every engine is used."""
         return ()
 
-    async def is_serving(self, timeout: float) -> bool:
-        """Report that the orchestrator is serving."""
-        return True
+    is_ready = True
 
 
 @asynccontextmanager

@@ -110,7 +110,9 @@ async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Pro
     )
     assert process.stderr is not None
     try:
-        line = json.loads(await process.stderr.readline())
+        line = {"message": ""}
+        while line["message"] != "listening":
+            line = json.loads(await process.stderr.readline())
         yield process, f"http://{line['address']}"
     finally:
         if process.returncode is None:
@@ -137,7 +139,33 @@ async def test_one_signal_stops_the_process(
     assert stream.text.rpartition("event: ")[2].startswith("error")
     assert "Traceback" not in log
     phrases = [json.loads(line)["message"] for line in log.splitlines()]
-    assert phrases == ["signal received, draining", "request finished", "drained", "stopped"]
+    assert phrases == [
+        "peer ready",
+        "signal received, draining",
+        "request finished",
+        "drained",
+        "stopped",
+    ]
+
+
+async def test_every_line_of_the_log_is_json(
+    upstream: Served, orchestrator: FakeOrchestrator
+) -> None:
+    """Also when connections are lost, which gRPC's core would log as text."""
+    arguments = ("--drain-seconds", "0", "--hold-seconds", "0.1")
+    async with (
+        asyncio.timeout(30),
+        process(*arguments, "--orchestrator-host", upstream.address) as (gateway, url),
+    ):
+        async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
+            while (await client.get("/v1/models")).status_code != 200:
+                await asyncio.sleep(0.05)
+            await upstream.server.drain(timeout=0)
+            assert (await client.get("/v1/models")).status_code == 503
+        gateway.send_signal(signal.SIGTERM)
+        assert gateway.stderr is not None
+        for line in (await gateway.stderr.read()).splitlines():
+            json.loads(line)
 
 
 async def test_metrics_listen_keeps_metrics_at_the_main_address(upstream: Served) -> None:

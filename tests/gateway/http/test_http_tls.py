@@ -86,10 +86,14 @@ async def test_mutual_tls_to_the_orchestrator(tmp_path: Path) -> None:
     identity = {"tls_certificate": files.certificate, "tls_private_key": files.private_key}
     try:
         for given, ready in (({**identity, "tls_ca": files.ca}, 200), ({"tls_ca": files.ca}, 503)):
-            settings = GatewaySettings.model_validate({**common, **given, "drain_seconds": 0})
+            settings = GatewaySettings.model_validate(
+                {**common, **given, "drain_seconds": 0, "hold_seconds": 5 if ready == 200 else 0.3}
+            )
             async with running(settings) as (server, _):
                 url = f"http://127.0.0.1:{server.port}"
                 async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=10) as http:
+                    # Waits for the connection.
+                    assert (await http.get("/v1/models")).status_code == ready
                     assert (await http.get("/readyz")).status_code == ready
     finally:
         await upstream.drain(0)

@@ -124,16 +124,13 @@ def test_the_times_fit_the_promise(options: transport.Options) -> None:
     assert milliseconds["grpc.keepalive_timeout_ms"] == milliseconds["grpc.http2.ping_timeout_ms"]
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-async def test_calls_between_services_use_no_proxy(
-    monkeypatch: pytest.MonkeyPatch, balanced: bool
-) -> None:
+async def test_calls_between_services_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the environment names one, which does not answer."""
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
     async with serve(Servicer(SERVICE, register, FakeTokenizer())) as served:
-        channel = open_channel(served.address, balanced=balanced)
+        channel = open_channel(served.address)
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
         request = tokenizer_pb2.EncodeRequest(text="a")
         assert (await call_unary(stub.Encode, request, 5)).token_ids == [1, 2, 3]

@@ -138,7 +138,7 @@ async def test_ready_while_one_model_is_usable() -> None:
 async def test_a_lost_tokenizer_replica_does_not_end_readiness() -> None:
     """The orchestrator is ready again with another replica of the same target."""
     async with two_models("{0}") as running:
-        targets = {FOR_ALL: f"ipv4:{','.join(each.address for each in running.served)}"}
+        targets = {FOR_ALL: ",".join(each.address for each in running.served)}
         async with open_tokenizers(targets, NO_TLS) as tokenizers:
             readiness = Readiness(tokenizers, running.service._replicas)
 

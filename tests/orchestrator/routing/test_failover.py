@@ -227,7 +227,7 @@ async def test_a_lost_engine_becomes_ready_again() -> None:
 
 async def test_requests_succeed_once_an_engine_returns() -> None:
     """While there is none, requests fail with UNAVAILABLE."""
-    async with orchestrator(FakeInference()) as running:
+    async with orchestrator(FakeInference(), hold_seconds=0.1) as running:
         replicas = running.service._replicas
         await running.upstreams[0].server.set_ready(False)
         await eventually(lambda: not replicas.ready, "none is ready")

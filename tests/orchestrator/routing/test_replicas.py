@@ -25,6 +25,7 @@ class FakeReplica:
         self.model = ModelInfo(model, 100)
         self.outstanding_tokens = 0
         self.ready = True
+        self.retired = False
         self.circuit = Circuit()
         self.slow_start = SlowStart()
         self.first_tokens = FirstTokens()
