@@ -20,6 +20,7 @@ from orchestrator.search.retrievers.index_file import IndexUnusable
 from orchestrator.search.search import Search
 from orchestrator.service import OrchestratorService
 from orchestrator.settings import OrchestratorSettings
+from orchestrator.text.format_choice import FormatChoices
 
 
 @asynccontextmanager
@@ -58,6 +59,7 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 request_timeout_seconds=settings.request_timeout_seconds,
                 max_summary_characters=settings.max_summary_characters,
                 search_model=settings.search_model,
+                formats=FormatChoices(settings.tool_parser, settings.reasoning_parser),
             )
             readiness = Readiness(tokenizers, replicas)
             yield OrchestratorService(pipeline, requests, replicas, readiness)

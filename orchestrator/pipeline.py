@@ -49,9 +49,11 @@ from orchestrator.search.grounded_answer import ground_prompt
 from orchestrator.search.search import RetrievalOutcome, Search, SummaryPrompt
 from orchestrator.search.summary import SearchRequest, Source, SummaryAssembler, SummaryFinish
 from orchestrator.text.assembler import TextAssembler
+from orchestrator.text.format_choice import FormatChoices
 from orchestrator.text.preparation import PreparedPrompt, prepare
 
 ANY_TOOL = ToolChoice()
+DETECTED = FormatChoices()
 
 
 class GenerationRequest(NamedTuple):
@@ -174,6 +176,7 @@ class Pipeline:
         request_timeout_seconds: float,
         max_summary_characters: int,
         search_model: str = "",
+        formats: FormatChoices = DETECTED,
     ) -> None:
         """`request_timeout_seconds` limits requests that arrive without a deadline.
 
@@ -187,6 +190,7 @@ class Pipeline:
         self._request_timeout_seconds = request_timeout_seconds
         self._max_summary_characters = max_summary_characters
         self._search_model = search_model
+        self._formats = formats
         metrics.NUM_REQUESTS_RUNNING.set_function(lambda: len(requests))
 
     @contextmanager
@@ -273,10 +277,13 @@ class Pipeline:
 
     async def _prepare(self, request: GenerationRequest, model: ModelInfo) -> PreparedPrompt:
         tokenizer = self._tokenizers.of(model.name)
+        formats = self._formats.of(model.name)
 
         async def prepare_one(prompt: Prompt, max_tokens: int = 0) -> PreparedPrompt:
             constraint, choice = request.sampling.constraint, request.tool_choice
-            return await prepare(tokenizer, prompt, constraint, request.echo, choice, max_tokens)
+            return await prepare(
+                tokenizer, prompt, constraint, request.echo, choice, max_tokens, formats
+            )
 
         if request.sources is None:
             return await prepare_one(request.prompt, model.context_length)

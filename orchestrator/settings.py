@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.process.settings import Address, ServiceSettings
 from mesh.rpc.targets import with_default_port
+from orchestrator.text.format_choice import parse_choice
+from orchestrator.text.tools.formats import AUTO, REASONING_FORMATS, TOOL_FORMATS
 
 TOKENIZER_PORT = 50052
 INFERENCE_PORT = 50053
@@ -82,6 +84,18 @@ class OrchestratorSettings(ServiceSettings):
         description="Model of searches that name none. Empty: the only model; with several, "
         "searches must name one.",
     )
+    tool_parser: str = Field(
+        AUTO,
+        description="Format of a model's tool calls: auto (what its chat template shows), "
+        f"{', '.join(TOOL_FORMATS)}, or none (calls stay text). MODEL=NAME is for one model; "
+        "separate several entries by commas. Set it if the format of a template is not recognized.",
+    )
+    reasoning_parser: str = Field(
+        AUTO,
+        description="Tags of a model's reasoning: auto (what its chat template shows), "
+        f"{', '.join(REASONING_FORMATS)}, or none (reasoning stays text). MODEL=NAME is for one "
+        "model; separate several entries by commas.",
+    )
     max_summary_characters: int = Field(
         20_000,
         ge=1,
@@ -101,6 +115,18 @@ class OrchestratorSettings(ServiceSettings):
         "tokenizer, in which requests wait for the next one; later ones are refused at once. 0: "
         "always refused at once.",
     )
+
+    @field_validator("tool_parser")
+    @classmethod
+    def _check_tool_parser(cls, setting: str) -> str:
+        parse_choice(setting, TOOL_FORMATS)
+        return setting
+
+    @field_validator("reasoning_parser")
+    @classmethod
+    def _check_reasoning_parser(cls, setting: str) -> str:
+        parse_choice(setting, REASONING_FORMATS)
+        return setting
 
     @model_validator(mode="after")
     def _check_retrieval(self) -> Self:

@@ -17,7 +17,8 @@ from mesh.protocol.chat import ChatPrompt, ToolPrompt, chat_to_proto, tool_promp
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.text.detokenizer import Decoder
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from orchestrator.text.tools.tool_format import AnswerFormat, answer_format
+from orchestrator.text.tools.formats import answer_format
+from orchestrator.text.tools.tool_format import AnswerFormat
 
 SERVICE = "mesh.v1.TokenizerService"
 

@@ -1,4 +1,4 @@
-"""Separates a model's reasoning, inside `<think>` tags, from its answer."""
+"""Separates a model's reasoning, inside tags such as `<think>`, from its answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from mesh.text.held_text import overlap
-from orchestrator.text.tools.tool_format import THINK_END, THINK_START
+from orchestrator.text.tools.formats import THINK
+from orchestrator.text.tools.tool_format import ReasoningFormat
 
 
 class SplitText(NamedTuple):
@@ -27,8 +28,9 @@ class _State(Enum):
 class ReasoningParser:
     """Splits one text. Reasoning can only be at the beginning; white space around it is dropped."""
 
-    def __init__(self, *, begun: bool) -> None:
+    def __init__(self, format: ReasoningFormat = THINK, *, begun: bool) -> None:
         """`begun`: the prompt has already opened the tag."""
+        self._start, self._end = format.start, format.end
         self._state = _State.REASONING if begun else _State.BEGIN
         self._pending = ""
         self._has_reasoning = False
@@ -48,28 +50,28 @@ class ReasoningParser:
         pending, self._pending = self._pending, ""
         if self._state is _State.REASONING:
             # An incomplete end tag is part of the reasoning; trailing white space is not.
-            held = overlap(pending, THINK_END)
+            held = overlap(pending, self._end)
             return SplitText(pending if held and pending[-held:].strip() else "", "")
         return SplitText("", pending if self._state is _State.BEGIN else "")
 
     def _find_start_tag(self) -> None:
         begun = self._pending.lstrip()
-        if begun.startswith(THINK_START):
-            self._pending = begun[len(THINK_START) :]
+        if begun.startswith(self._start):
+            self._pending = begun[len(self._start) :]
             self._state = _State.REASONING
-        elif not THINK_START.startswith(begun):
+        elif not self._start.startswith(begun):
             self._state = _State.ANSWER
 
     def _take_reasoning(self) -> str:
         if not self._has_reasoning:
             self._pending = self._pending.lstrip()
-        found = self._pending.find(THINK_END)
+        found = self._pending.find(self._end)
         if found >= 0:
             reasoning = self._pending[:found].rstrip()
-            self._pending = self._pending[found + len(THINK_END) :]
+            self._pending = self._pending[found + len(self._end) :]
             self._state = _State.AFTER_END_TAG
             return reasoning
-        certain = len(self._pending) - overlap(self._pending, THINK_END)
+        certain = len(self._pending) - overlap(self._pending, self._end)
         reasoning = self._pending[:certain].rstrip()
         self._pending = self._pending[len(reasoning) :]
         self._has_reasoning = self._has_reasoning or bool(reasoning)

@@ -24,8 +24,8 @@ from orchestrator.search.grounding.sentences import (
 )
 from orchestrator.text.answer import AnswerParser
 from orchestrator.text.reasoning import ReasoningParser
+from orchestrator.text.tools.formats import HERMES
 from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import HERMES
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.tokenizers_made import byte_fallback
 

@@ -6,6 +6,9 @@ import pytest
 
 from mesh.process.settings import load
 from orchestrator.settings import OrchestratorSettings
+from orchestrator.text.format_choice import FormatChoices
+from orchestrator.text.tools.formats import HERMES, QWEN3_CODER, THINK
+from orchestrator.text.tools.tool_format import AnswerFormat
 
 
 def read(*arguments: str) -> OrchestratorSettings:
@@ -120,3 +123,28 @@ def test_an_incomplete_search_backend_is_refused_at_start(
     printed = capsys.readouterr().err
     assert named in printed
     assert "s3cret" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("tool-parser", "qwen3-coder,b/m=none,c=auto", "a=unknown"),
+        ("reasoning-parser", "think,b/m=none", "Think"),
+    ],
+)
+def test_parsers_are_names_in_the_registry(
+    capsys: pytest.CaptureFixture[str], name: str, good: str, bad: str
+) -> None:
+    """One for all models, or one for each."""
+    settings = read(f"--{name}", good)
+    choices = FormatChoices(settings.tool_parser, settings.reasoning_parser)
+    detected = AnswerFormat(HERMES, THINK)
+    formats = [choices.of(model).of(detected) for model in ("a", "b/m", "c")]
+    if name == "tool-parser":
+        assert [format.tools for format in formats] == [QWEN3_CODER, None, HERMES]
+        assert {format.reasoning for format in formats} == {THINK}
+    else:
+        assert [format.reasoning for format in formats] == [THINK, None, THINK]
+    with pytest.raises(SystemExit):
+        read(f"--{name}", bad)
+    assert f"given {bad.rpartition('=')[2]!r}" in capsys.readouterr().err

@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import Collection
 from enum import Enum, auto
+from typing import Protocol
 
-from orchestrator.text.tools.tool_format import ARGS, CALL_ID, ToolFormat
+from orchestrator.text.tools.tool_format import ToolFormat
 
 NAME = "name"
 ARGUMENTS = ("arguments", "parameters")
@@ -22,9 +23,6 @@ _SPACE = " \t\r\n"
 _LITERAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-._")
 _CLOSING = {"{": "}", "[": "]"}
 
-_HEAD = re.compile(rf"([\w.-]+)\s*(?:{re.escape(CALL_ID)}\s*[\w-]*\s*)?(?:{re.escape(ARGS)}\s*)?")
-_HEAD_BEGIN = re.compile(r"[\w.-]+\s*(?:\[[A-Z_]*\]?\s*[\w-]*\s*){0,2}")
-"""Matches at least every beginning of what `_HEAD` matches."""
 _MAX_HEAD = 200
 
 _IN_STRING = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
@@ -44,13 +42,34 @@ class Verdict(Enum):
 class _State(Enum):
     BEGIN = auto()
     HEAD = auto()
-    """In the name before the arguments, as newer Mistral models write it."""
+    """In the name before the arguments, as Mistral and DeepSeek write it."""
     KEY = auto()
     IN_KEY = auto()
     COLON = auto()
     VALUE = auto()
     IN_VALUE = auto()
     COMMA = auto()
+
+
+class CallReader(Protocol):
+    """Reads one call in one notation."""
+
+    name: str
+    verdict: Verdict
+    closed: bool
+    """Whether a call has ended."""
+    complete: bool
+    """Whether it has ended as its notation says."""
+
+    def push(self, text: str, begin: int, *, final: bool = False) -> int:
+        """Takes the text from `begin` on; returns the index of the first character not taken.
+
+        The rest belongs to what follows the call, or, unless `final`, needs more text. Every
+        decision is made at a character, so the result does not depend on how the text was cut.
+        """
+
+    def take_arguments(self) -> str:
+        """Returns the arguments' text since the last time; all together they are JSON."""
 
 
 class ToolCallReader:
@@ -165,21 +184,26 @@ class ToolCallReader:
     def _take_before(self, character: str) -> bool:
         if self._format.brackets and character == "[":
             return True
-        if not self._format.brackets or not _HEAD_BEGIN.fullmatch(character):
+        head = self._format.head
+        if head is None or not head.begin.fullmatch(character):
             return self._fail()
         self._state = _State.HEAD
         self._head = character
         return True
 
     def _take_head(self, character: str) -> bool:
+        pattern = self._format.head
+        assert pattern is not None, "the format has a head"
         if character != "{":
             self._head += character
-            possible = len(self._head) <= _MAX_HEAD and _HEAD_BEGIN.fullmatch(self._head)
+            possible = len(self._head) <= _MAX_HEAD and pattern.begin.fullmatch(self._head)
             return bool(possible) or self._fail()
-        head = _HEAD.fullmatch(self._head)
+        head = pattern.pattern.fullmatch(self._head)
+        if head is None:
+            return self._fail()
         self._key = ARGUMENTS[0]
         self._begin_value(_State.IN_VALUE, character)
-        return head is not None and self._set_name(head[1])
+        return self._set_name(head[1])
 
     def _begin_value(self, state: _State, character: str) -> None:
         self._state = state

@@ -7,18 +7,22 @@ may have the markers as single tokens. The engine adds the rules for JSON schema
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from mesh.errors import invalid
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint, SchemaRule
+from orchestrator.text.tools.formats import LLAMA3
 from orchestrator.text.tools.tool_format import (
-    ARGS,
     CALL_ID,
-    LLAMA3,
-    THINK_END,
-    THINK_START,
+    HARMONY_CHANNEL,
+    HARMONY_ENDS,
+    HARMONY_MESSAGE,
+    HARMONY_START,
+    CallStyle,
+    ReasoningFormat,
     ToolFormat,
 )
 
@@ -32,6 +36,10 @@ _ANSWER = "answer_value"
 
 # No white space except what the format itself has.
 _COMPACT = {"whitespace_pattern": ""}
+
+
+_MARKERS = re.compile(r"(<\|[a-z]+\|>|<｜[^｜]+｜>|\[[A-Z_]+\])")
+"""Texts that may be single tokens."""
 
 
 class Tool(NamedTuple):
@@ -100,7 +108,7 @@ def tool_constraint(
         )
     single = choice.single or bool(choice.name)
     # A model without a known format writes plain JSON, as Llama 3 does.
-    grammar = _grammar(chosen, format or LLAMA3, token_id, single=single)
+    grammar = _grammar(chosen, (format or LLAMA3).enforced, token_id, single=single)
     return grammar.constraint(grammar.text)
 
 
@@ -124,16 +132,17 @@ def calls_or_answer(
     if rules is None:
         return answer
     free = [tool._replace(parameters={"type": "object"}) for tool in tools]
-    calls = _grammar(free, format, token_id, single=single, forced=False)
+    calls = _grammar(free, format.enforced, token_id, single=single, forced=False)
     text = calls.text.removeprefix("start: ")
-    text = f"start: tool_calls | answer\ntool_calls: {text}answer: {rules.text}\n"
+    final = f"{_final(token_id)} " if format.style is CallStyle.HARMONY else ""
+    text = f"start: tool_calls | answer\ntool_calls: {text}answer: {final}{rules.text}\n"
     return OutputConstraint(
         ConstraintForm.GRAMMAR, text, (*calls.schema_rules, *rules.schema_rules)
     )
 
 
 def with_thinking(
-    constraint: OutputConstraint, token_id: TokenId, *, begun: bool
+    constraint: OutputConstraint, format: ReasoningFormat, token_id: TokenId, *, begun: bool
 ) -> OutputConstraint:
     """Applies the constraint after the model's reasoning, which stays unconstrained.
 
@@ -142,15 +151,45 @@ def with_thinking(
     rules = _answer_rules(constraint)
     if rules is None:
         return constraint
-    opened = "" if begun else f"{_marker(THINK_START, token_id)} "
+    opened = "" if begun else f"{_marker(format.start, token_id)} "
     start = "thinking after_thinking" if begun else "thinking? after_thinking"
-    end = token_id(THINK_END)
+    end = token_id(format.end)
     if end is not None:
         thinking = f"thinking: {opened}thought <[{end}]> /\\s*/\nthought: /(?s:.*)/"
     else:
-        tag = json.dumps(THINK_END)
+        tag = json.dumps(format.end)
         thinking = f"thinking: {opened}thought /\\s*/\nthought[suffix={tag}]: /(?s:.*)/"
     return rules.constraint(f"start: {start}\n{thinking}\nafter_thinking: {rules.text}\n")
+
+
+def in_channels(
+    constraint: OutputConstraint, token_id: TokenId, *, final: bool
+) -> OutputConstraint:
+    """Applies the constraint to a harmony answer after its analysis, which stays unconstrained.
+
+    `final`: it describes the text of the final message; otherwise it includes the headers.
+    """
+    rules = _answer_rules(constraint)
+    if rules is None:
+        return constraint
+    end = HARMONY_ENDS[0]
+    number = token_id(end)
+    opened = _spelled(f"{HARMONY_CHANNEL}analysis{HARMONY_MESSAGE}", token_id)
+    following = _spelled(f"{HARMONY_START}assistant", token_id)
+    if number is not None:
+        thinking = f"thinking: {opened} thought <[{number}]> {following}\nthought: /(?s:.*)/"
+    else:
+        tag = json.dumps(end)
+        thinking = f"thinking: {opened} thought {following}\nthought[suffix={tag}]: /(?s:.*)/"
+    header = f"{_final(token_id)} " if final else ""
+    return rules.constraint(
+        f"start: thinking? after_thinking\n{thinking}\nafter_thinking: {header}{rules.text}\n"
+    )
+
+
+def _final(token_id: TokenId) -> str:
+    """The header of a harmony answer's text."""
+    return _spelled(f"{HARMONY_CHANNEL}final{HARMONY_MESSAGE}", token_id)
 
 
 def _answer_rules(constraint: OutputConstraint) -> _Rules | None:
@@ -178,6 +217,8 @@ def _grammar(
     start = f"tool_call{repeated}"
     if format.brackets and not format.name_first:
         start = f'{_marker(format.start, token_id)} "[" {start} "]"'
+    elif format.again:
+        start = f"{_marker(format.start, token_id)} {start} {_marker(format.close, token_id)}"
     names = " | ".join(f"tool_call_{tool.number}" for tool in tools)
     lines = [f"start: {start}", f"tool_call: {names}"]
     schema_rules = []
@@ -196,10 +237,14 @@ def _grammar(
 
 
 def _call(name: str, arguments: str, format: ToolFormat, token_id: TokenId) -> str:
-    start = _marker(format.start, token_id)
+    start = _marker(format.again or format.start, token_id)
     if format.name_first:
-        call_id = f"{_marker(CALL_ID, token_id)} /[a-zA-Z0-9]{{9}}/ " if format.call_id else ""
-        return f"{start} {_text(name)} {call_id}{_marker(ARGS, token_id)} {arguments}"
+        call_id = f"{_marker(CALL_ID, token_id)} /[a-zA-Z0-9]{{9}}/" if format.call_id else ""
+        before, after = (_spelled(each, token_id) for each in format.around_arguments)
+        end = _spelled(format.end, token_id)
+        spelled = _spelled(f"{format.before_name}{name}", token_id)
+        parts = (start, spelled, call_id, before, arguments, after, end)
+        return " ".join(part for part in parts if part)
     head = json.dumps({"name": name}, ensure_ascii=False)[:-1]
     head = _text(f'{head}, "{format.arguments}": ')
     call = f'{head} {arguments} "}}"'
@@ -222,6 +267,14 @@ def _marker(text: str, token_id: TokenId) -> str:
     number = token_id(text)
     literal = _text(text)
     return literal if number is None else f"(<[{number}]> | {literal})"
+
+
+def _spelled(text: str, token_id: TokenId) -> str:
+    """A text that may contain markers."""
+    parts = [part for part in _MARKERS.split(text) if part]
+    return " ".join(
+        _marker(part, token_id) if _MARKERS.fullmatch(part) else _text(part) for part in parts
+    )
 
 
 def _text(text: str) -> str:

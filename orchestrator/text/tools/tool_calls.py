@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
 from mesh.protocol.deltas import ToolCallDelta
 from mesh.text.held_text import overlap
-from orchestrator.text.tools.call_reader import ToolCallReader, Verdict
-from orchestrator.text.tools.tool_format import ToolFormat
+from orchestrator.text.tools.call_reader import CallReader, ToolCallReader, Verdict
+from orchestrator.text.tools.pythonic_reader import PythonicCallReader
+from orchestrator.text.tools.tagged_reader import TaggedCallReader
+from orchestrator.text.tools.tool_format import CallStyle, ToolFormat
 
 _ALPHABET = string.ascii_letters + string.digits
 _SPACE = " \t\r\n"
@@ -32,8 +34,23 @@ class _State(Enum):
     """After the start marker, or at what may be a call without one."""
     AFTER_CALL = auto()
     """A call has ended."""
+    AFTER_END = auto()
+    """After the end marker of a call, where markers of further calls may follow."""
     BEFORE_END = auto()
     """Something else than the end marker follows a call: it is dropped if the marker comes."""
+
+
+_READERS: Mapping[CallStyle, Callable[..., CallReader]] = {
+    CallStyle.JSON: ToolCallReader,
+    CallStyle.TAGS: TaggedCallReader,
+    CallStyle.PYTHON: PythonicCallReader,
+}
+
+
+def make_id(format: ToolFormat) -> str:
+    """A new id of a call."""
+    letters = (secrets.choice(_ALPHABET) for _ in range(format.id_length))
+    return format.id_prefix + "".join(letters)
 
 
 class ToolCallParser:
@@ -45,11 +62,14 @@ class ToolCallParser:
     """
 
     def __init__(self, format: ToolFormat, names: Collection[str], *, single: bool = False) -> None:
-        """`single`: only the first call is returned."""
+        """`names` may be a mapping of names to the schemas of their parameters. `single`: only the
+        first call is returned."""
         self._format = format
         self._names = names
         self._single = single
-        self._between = _SPACE + ",;" * (format.brackets or format.bare)
+        self._between = _SPACE + format.between
+        markers = (format.start, format.end, format.again, format.close)
+        self._markers = tuple(marker for marker in markers if marker)
         self._state = _State.BEGIN
         self._pending = ""
         """Text that is neither returned nor dropped yet."""
@@ -57,7 +77,7 @@ class ToolCallParser:
         """Length of white space and markers in `_pending` before the call."""
         self._num_read = 0
         """Characters of `_pending` that the reader has taken, or that are before the call."""
-        self._reader = ToolCallReader(format, names, marked=False)
+        self._reader = self._new_reader(marked=True)
         self._named = False
         self._num_calls = 0
         self._text: list[str] = []
@@ -83,8 +103,8 @@ class ToolCallParser:
         match self._state:
             case _State.CALL:
                 dropped = self._reader.verdict is Verdict.CALL
-            case _State.AFTER_CALL | _State.BEFORE_END:
-                dropped = self._format.end.startswith(rest) or self._format.start.startswith(rest)
+            case _State.AFTER_CALL | _State.BEFORE_END | _State.AFTER_END:
+                dropped = any(marker.startswith(rest) for marker in self._markers)
             case _:
                 dropped = self._num_calls > 0 and not self._pending.strip()
         (self._drop if dropped else self._release)(len(self._pending))
@@ -124,13 +144,16 @@ class ToolCallParser:
                 return self._step_call()
             case _State.AFTER_CALL:
                 return self._step_after_call()
+            case _State.AFTER_END:
+                return self._step_after_end()
             case _:
                 return self._step_before_end()
 
     def _step_text(self) -> bool:
         start = self._format.start
         begun = self._pending.lstrip()
-        if self._state is _State.BEGIN and self._format.bare and begun.startswith("{"):
+        bare = self._format.bare
+        if self._state is _State.BEGIN and bare and begun.startswith(bare):
             self._begin_call(len(self._pending) - len(begun), marked=False)
             return True
         found = self._pending.find(start)
@@ -149,9 +172,12 @@ class ToolCallParser:
 
     def _begin_call(self, introduction: int, *, marked: bool) -> None:
         self._introduction = self._num_read = introduction
-        self._reader = ToolCallReader(self._format, self._names, marked=marked)
+        self._reader = self._new_reader(marked=marked)
         self._named = False
         self._state = _State.CALL
+
+    def _new_reader(self, *, marked: bool) -> CallReader:
+        return _READERS[self._format.style](self._format, self._names, marked=marked)
 
     def _step_call(self, *, final: bool = False) -> bool:
         reader = self._reader
@@ -166,7 +192,7 @@ class ToolCallParser:
             self._num_read = 0
             if not self._named:
                 self._named = True
-                self._add_delta(id=self._make_id(), name=reader.name)
+                self._add_delta(id=make_id(self._format), name=reader.name)
             self._add_delta(arguments=reader.take_arguments())
         if reader.closed:
             self._num_calls += 1
@@ -175,36 +201,70 @@ class ToolCallParser:
         return reader.closed
 
     def _step_after_call(self) -> bool:
-        start, end = self._format.start, self._format.end
         # Surplus brackets are dropped.
         self._drop(len(self._pending) - len(self._pending.lstrip(_SPACE + "}]")))
         rest = self._pending.lstrip(self._between)
         between = len(self._pending) - len(rest)
         if not rest:
             return False
-        if rest.startswith("{") and (self._format.brackets or self._format.bare):
+        if self._is_next_call(rest, self._pending[:between]):
             self._begin_call(between, marked=True)
-        elif rest.startswith(start):
-            self._drop(between)
-            self._state = _State.TEXT
-        elif end and rest.startswith(end):
-            self._drop(between + len(end))
-            self._state = _State.TEXT
-        elif start.startswith(rest) or end.startswith(rest):
+        elif (marker := self._marker_of(rest)) is not None:
+            self._pass_marker(between, marker)
+        elif self._may_become_marker(rest):
             return False
         else:
-            self._state = _State.BEFORE_END if end else _State.TEXT
+            self._state = _State.BEFORE_END if self._format.end else _State.TEXT
+        return True
+
+    def _is_next_call(self, rest: str, between: str) -> bool:
+        format = self._format
+        if format.style is CallStyle.PYTHON:
+            return "," in between and rest[0].isidentifier()
+        return rest[0] == "{" and bool(format.brackets or format.bare)
+
+    def _marker_of(self, rest: str) -> str | None:
+        return next((marker for marker in self._markers if rest.startswith(marker)), None)
+
+    def _may_become_marker(self, rest: str) -> bool:
+        return any(marker.startswith(rest) for marker in self._markers)
+
+    def _pass_marker(self, before: int, marker: str) -> None:
+        """Goes on at a marker after a call, with `before` characters between them."""
+        format = self._format
+        if marker == format.again:
+            self._begin_call(before, marked=True)
+            return
+        if marker == format.start:
+            self._drop(before)  # `_step_text` finds it again
+            self._state = _State.TEXT
+            return
+        self._drop(before + len(marker))
+        more = marker == format.end and (format.again or format.close)
+        self._state = _State.AFTER_END if more else _State.TEXT
+
+    def _step_after_end(self) -> bool:
+        rest = self._pending.lstrip(_SPACE)
+        if not rest:
+            return False
+        marker = self._marker_of(rest)
+        if marker is not None:
+            self._pass_marker(len(self._pending) - len(rest), marker)
+        elif self._may_become_marker(rest):
+            return False
+        else:
+            self._state = _State.TEXT
         return True
 
     def _step_before_end(self) -> bool:
-        start, end = self._format.start, self._format.end
-        found = [(at, marker) for marker in (start, end) if (at := self._pending.find(marker)) >= 0]
+        found = [(at, each) for each in self._markers if (at := self._pending.find(each)) >= 0]
         if not found:
             return False
         at, marker = min(found)
-        if marker == end:
-            self._drop(at + len(end))
-        self._state = _State.TEXT
+        if marker == self._format.start:
+            self._state = _State.TEXT
+        else:
+            self._pass_marker(at, marker)
         return True
 
     def _add_delta(self, *, id: str = "", name: str = "", arguments: str = "") -> None:
@@ -212,7 +272,3 @@ class ToolCallParser:
             return
         if id or arguments:
             self._calls.append(ToolCallDelta(self._num_calls, id, name, arguments))
-
-    def _make_id(self) -> str:
-        letters = (secrets.choice(_ALPHABET) for _ in range(self._format.id_length))
-        return self._format.id_prefix + "".join(letters)

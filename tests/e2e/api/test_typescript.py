@@ -1,4 +1,4 @@
-"""The official TypeScript client against the four processes: type-checked, in Node and Chromium."""
+"""The official TypeScript clients against the four processes: typed, in Node and Chromium."""
 
 from __future__ import annotations
 
@@ -76,6 +76,25 @@ async def test_the_client_streams(
     async with asyncio.timeout(30):
         while (await inference.GetLoad(inference_pb2.GetLoadRequest())).num_requests_running:
             await asyncio.sleep(0.1)
+
+
+async def test_anthropics_client(instruct_stack: Stack, program: Path) -> None:
+    """Messages streamed and not, a tool loop of two steps, counted tokens, and an error."""
+    command = ["node", str(program.with_name("messages.js")), instruct_stack.url]
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=program.parent, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["streamed"] == seen["whole"]
+    assert (seen["events"][0], seen["events"][-1]) == ("message_start", "message_stop")
+    assert seen["reasons"][0] == seen["reasons"][1]
+    assert seen["reasons"][2] == "tool_use"
+    assert seen["input"] == {"city": "Rome"}
+    assert seen["lastTokens"] > 0
+    for usage in seen["usage"]:
+        assert usage["input_tokens"] + usage["cache_read_input_tokens"] == seen["counted"]
+    assert seen["refused"] == {"status": 404, "type": "not_found_error", "hasId": True}
 
 
 IN_A_BROWSER = """

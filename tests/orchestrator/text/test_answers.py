@@ -43,6 +43,17 @@ def calls_of(events: list[Any]) -> list[tuple[str, str]]:
         (LLAMA3, CALL.replace("arguments", "parameters"), ""),
         (MISTRAL, f"[TOOL_CALLS] [{CALL}]", ""),
         (MISTRAL, '[TOOL_CALLS]f[ARGS]{"city": "Rome"}', ""),
+        (
+            f"{CHATML}<function=",
+            "See:<tool_call><function=f><parameter=city>Rome</parameter></function></tool_call>",
+            "See:",
+        ),
+        (
+            f"{CHATML}<|channel|>",
+            "<|channel|>final<|message|>See:<|end|><|start|>assistant<|channel|>commentary "
+            'to=functions.f<|message|>{"city": "Rome"}<|call|>',
+            "See:",
+        ),
     ],
 )
 async def test_calls_are_parsed_in_the_models_format(template: str, text: str, shown: str) -> None:
@@ -55,6 +66,21 @@ async def test_calls_are_parsed_in_the_models_format(template: str, text: str, s
     logprobs = [each for event in events for each in event.delta.logprobs]
     assert "".join(each.token for each in logprobs) == shown
     assert events[-1].finish.usage.completion_tokens == len(engine.ids)
+
+
+async def test_an_operator_chooses_the_formats() -> None:
+    """Instead of those that the chat template shows."""
+    text = f"<think>Hm</think>[f(city='Rome')] and <tool_call>{CALL}</tool_call>"
+    engine = FakeInference(text)
+    choices = {"tool_parser": "pythonic", "reasoning_parser": "none"}
+    async with orchestrator(engine, template=CHATML, **choices) as running:
+        whole = await generate(running, chat())
+    assert text_of(whole) == text
+    engine = FakeInference(text)
+    async with orchestrator(engine, template=CHATML, tool_parser="pythonic") as running:
+        events = await generate(running, chat())
+    assert calls_of(events) == [("f", '{"city": "Rome"}')]
+    assert text_of(events) == text[text.index("and") :]
 
 
 async def test_a_generic_tool_prompt_is_answered_in_its_format() -> None:

@@ -22,8 +22,8 @@ from orchestrator.text.answer import AnswerParser
 from orchestrator.text.assembler import TextAssembler
 from orchestrator.text.preparation import PreparedPrompt
 from orchestrator.text.reasoning import ReasoningParser
+from orchestrator.text.tools.formats import HERMES
 from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import HERMES
 from tests.orchestrator.tokenizers_made import byte_fallback, byte_level
 
 BYTE_LEVEL, BYTE_FALLBACK = byte_level(), byte_fallback()

@@ -6,8 +6,8 @@ import pytest
 
 from orchestrator.text.answer import AnswerDelta, AnswerParser
 from orchestrator.text.reasoning import ReasoningParser
+from orchestrator.text.tools.formats import HERMES
 from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import HERMES
 from tests.orchestrator.text.tools.test_tool_calls import cuts
 
 CASES = [

@@ -17,19 +17,27 @@ from mesh.text.detokenizer import Decoder
 from orchestrator.text.tools.constraint import (
     MAX_CALLS,
     calls_or_answer,
+    in_channels,
     parse_tools,
     tool_constraint,
     with_thinking,
 )
-from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import (
+from orchestrator.text.tools.formats import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V31,
+    GLM,
+    HARMONY,
     HERMES,
     LLAMA3,
     MISTRAL,
     MISTRAL_ARGS,
     MISTRAL_CALL_ID,
-    ToolFormat,
+    PYTHONIC,
+    QWEN3_CODER,
+    THINK,
 )
+from orchestrator.text.tools.tool_calls import ToolCallParser
+from orchestrator.text.tools.tool_format import ToolFormat
 from tests.tokenizer.conftest import train_tokenizer
 
 CITY: dict[str, Any] = {
@@ -52,6 +60,20 @@ ANSWERS = {
     "mistral": (MISTRAL, '[TOOL_CALLS][{"name": "weather", "arguments": %s}]'),
     "mistral-args": (MISTRAL_ARGS, "[TOOL_CALLS]weather[ARGS]%s"),
     "mistral-call-id": (MISTRAL_CALL_ID, "[TOOL_CALLS]weather[CALL_ID]a1b2c3d4e[ARGS]%s"),
+    # Formats without JSON are replaced by one with JSON where a grammar enforces the schema.
+    "qwen3-coder": (QWEN3_CODER, '<tool_call>\n{"name": "weather", "arguments": %s}\n</tool_call>'),
+    "glm": (GLM, '<tool_call>\n{"name": "weather", "arguments": %s}\n</tool_call>'),
+    "pythonic": (PYTHONIC, '{"name": "weather", "parameters": %s}'),
+}
+DEEPSEEK = {
+    "deepseek-v3": (
+        DEEPSEEK_V3,
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n%s\n```<｜tool▁call▁end｜>",
+    ),
+    "deepseek-v3.1": (
+        DEEPSEEK_V31,
+        "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>%s<｜tool▁call▁end｜>",
+    ),
 }
 
 
@@ -102,7 +124,8 @@ def test_the_parser_reads_what_the_grammar_allows(tokenizer: Tokenizer, name: st
         text = answer % ROME
         text = text[:-1] + format.separator + '{"name": "now", "arguments": {}}]'
     else:
-        text = answer % ROME + format.separator + answer.replace("weather", "now") % "{}"
+        text = answer % ROME + format.enforced.separator + answer.replace("weather", "now") % "{}"
+    format = format.enforced
     assert allows(tokenizer, constraint_of(tokenizer, format, ToolChoice(required=True)), text)
     single = constraint_of(tokenizer, format, ToolChoice(required=True, single=True))
     assert not allows(tokenizer, single, text)
@@ -160,8 +183,8 @@ def test_reasoning_is_unconstrained(
     ids = Decoder(tokenizer).token_id
     plain = Tokenizer.from_str(tokenizer.to_str().replace("think>", "thonk>"))
     vocabulary = tokenizer if tags else plain
-    free = with_thinking(constraint, ids if tags else lambda _: None, begun=False)
-    begun = with_thinking(constraint, ids if tags else lambda _: None, begun=True)
+    free = with_thinking(constraint, THINK, ids if tags else lambda _: None, begun=False)
+    begun = with_thinking(constraint, THINK, ids if tags else lambda _: None, begun=True)
     assert allows(vocabulary, free, good)
     assert allows(vocabulary, free, f"<think>{bad} hm</think>\n\n{good}")
     assert not allows(vocabulary, free, bad)
@@ -189,7 +212,7 @@ def test_an_answer_format_leaves_calls_possible(
     both = calls_or_answer(parse_tools(TOOLS), format, ids, constraint, single=False)
     before = ""
     if thinks:
-        both, before = with_thinking(both, ids, begun=False), "<think>hm</think>\n"
+        both, before = with_thinking(both, THINK, ids, begun=False), "<think>hm</think>\n"
     call = answer % ROME
     assert allows(tokenizer, both, before + call)
     assert allows(tokenizer, both, before + good)
@@ -197,7 +220,7 @@ def test_an_answer_format_leaves_calls_possible(
     assert not allows(tokenizer, both, before + good + call)
     # Any JSON object may look like a wrong call of a model that writes calls without a marker.
     assert allows(tokenizer, both, before + answer % "[]") == (
-        format is LLAMA3 and constraint is ANY_OBJECT
+        format.enforced is LLAMA3 and constraint is ANY_OBJECT
     )
     if format.separator and format is not MISTRAL:
         assert allows(tokenizer, both, before + call + format.separator + call)
@@ -242,12 +265,14 @@ def test_calls_follow_reasoning(tokenizer: Tokenizer) -> None:
     """Required calls come after the reasoning."""
     required = constraint_of(tokenizer, HERMES, ToolChoice(required=True))
     assert required is not None
-    free = with_thinking(required, Decoder(tokenizer).token_id, begun=False)
+    free = with_thinking(required, THINK, Decoder(tokenizer).token_id, begun=False)
     answer = ANSWERS["hermes"][1] % ROME
     assert allows(tokenizer, free, answer)
     assert allows(tokenizer, free, f"<think>\nhm\n</think>\n\n{answer}")
     assert (
-        with_thinking(OutputConstraint(ConstraintForm.REGEX, "a"), lambda _: None, begun=False).form
+        with_thinking(
+            OutputConstraint(ConstraintForm.REGEX, "a"), THINK, lambda _: None, begun=False
+        ).form
         == "regex"
     )
 
@@ -273,3 +298,44 @@ def test_invalid_tools_are_refused(
     """The error names the field, the limit and the given value."""
     with pytest.raises(MeshError, match=words):
         constraint_of(tokenizer, HERMES, choice, tools)
+
+
+@pytest.mark.parametrize("name", DEEPSEEK)
+def test_deepseeks_calls_are_between_two_markers(tokenizer: Tokenizer, name: str) -> None:
+    """One call or two, which the parser reads."""
+    format, call = DEEPSEEK[name]
+    calls = [call % ROME, call.replace("weather", "now") % "{}"]
+    one = f"<｜tool▁calls▁begin｜>{calls[0]}<｜tool▁calls▁end｜>"
+    two = f"<｜tool▁calls▁begin｜>{format.separator.join(calls)}<｜tool▁calls▁end｜>"
+    required = constraint_of(tokenizer, format, ToolChoice(required=True))
+    single = constraint_of(tokenizer, format, ToolChoice(required=True, single=True))
+    assert allows(tokenizer, required, one)
+    assert allows(tokenizer, required, two)
+    assert allows(tokenizer, single, one)
+    assert not allows(tokenizer, single, two)
+    assert not allows(tokenizer, required, one.replace("Rome", '", "x": "'))
+    parser = ToolCallParser(format, ["weather", "now"])
+    parsed = (*parser.push(two).calls, *parser.flush().calls)
+    assert [each.name for each in parsed if each.name] == ["weather", "now"]
+    arguments = "".join(each.arguments for each in parsed if each.number == 0)
+    assert json.loads(arguments) == json.loads(ROME)
+
+
+def test_harmonys_messages_are_constrained_after_the_analysis(tokenizer: Tokenizer) -> None:
+    """A forced call, an answer in JSON, and either of them."""
+    ids = Decoder(tokenizer).token_id
+    analysis = "<|channel|>analysis<|message|>Hm {<|end|><|start|>assistant"
+    header = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+    call, answer = header + ROME, '<|channel|>final<|message|>{"a": 1}'
+    forced = constraint_of(tokenizer, HARMONY, ToolChoice(required=True, single=True))
+    assert forced is not None
+    either = calls_or_answer(parse_tools(TOOLS), HARMONY, ids, SCHEMA, single=True)
+    cases = [
+        (in_channels(forced, ids, final=False), {call}),
+        (in_channels(SCHEMA, ids, final=True), {answer}),
+        (in_channels(either, ids, final=False), {call, answer}),
+    ]
+    for constraint, allowed in cases:
+        for text in (call, answer, answer.replace('"a"', '"b"'), "It is sunny."):
+            assert allows(tokenizer, constraint, text) == (text in allowed), text
+            assert allows(tokenizer, constraint, analysis + text) == (text in allowed), text

@@ -10,21 +10,40 @@ from typing import Any
 
 import pytest
 
-from orchestrator.text.tools.tool_calls import ToolCallParser
-from orchestrator.text.tools.tool_format import (
+from orchestrator.text.tools.formats import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V31,
+    GLM,
     HERMES,
     LLAMA3,
     MISTRAL,
     MISTRAL_ARGS,
     MISTRAL_CALL_ID,
-    ToolFormat,
+    MISTRAL_THINK,
+    PYTHONIC,
+    QWEN3_CODER,
+    THINK,
+    TOOL_FORMATS,
     answer_format,
 )
+from orchestrator.text.tools.tool_calls import ToolCallParser
+from orchestrator.text.tools.tool_format import ToolFormat
 from tests.tokenizer.templates import CHATML, PLAIN
 from tests.tokenizer.templates import LLAMA3 as LLAMA3_TEMPLATE
 from tests.tokenizer.templates import MISTRAL as MISTRAL_TEMPLATE
 
-NAMES = ("weather", "f")
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "q": {"type": "string"},
+        "days": {"type": "array"},
+        "n": {"type": ["integer", "null"]},
+        "x": {"anyOf": [{"type": "number"}, {"type": "string"}]},
+        "on": {"type": "boolean"},
+    },
+}
+NAMES = {"weather": PARAMETERS, "f": PARAMETERS}
 ROME: dict[str, Any] = {"city": 'R"o{m}e \\ 🏛', "days": [1, {"a": None}]}
 ROME_JSON = json.dumps(ROME, ensure_ascii=False)
 NASTY = '{"q": "</tool_call> [TOOL_CALLS] <tool_call>{\\"name\\": \\"f\\"}"}'
@@ -137,6 +156,100 @@ G = '[TOOL_CALLS][{"name": "f", "arguments": '
 X = '{"a": "x}}"}'
 TAGS = '"</tool_call>\\n<tool_call>{\\"name\\": \\"f\\"}</tool_call>\\\\"'
 FORMATS = (HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, MISTRAL_CALL_ID)
+C = "<tool_call>\n<function="
+P = "<parameter="
+QWEN_ROME = (
+    f'{C}weather>\n{P}city>\nR"o{{m}}e \\ 🏛\n</parameter>\n{P}days>\n[1, {{"a": null}}]\n'
+    "</parameter>\n</function>\n</tool_call>"
+)
+GLM_ROME = (
+    '<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>R"o{m}e \\ 🏛</arg_value>\n'
+    '<arg_key>days</arg_key>\n<arg_value>[1, {"a": null}]</arg_value>\n</tool_call>'
+)
+DS = "<｜tool▁calls▁begin｜>"
+DS_CALL, DS_SEP, DS_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+DS_CLOSE = "<｜tool▁calls▁end｜>"
+OTHERS: list[tuple[ToolFormat, str, str, Calls]] = [
+    (QWEN3_CODER, f"Let me see.\n{QWEN_ROME}", "Let me see.", [("weather", ROME_JSON)]),
+    (QWEN3_CODER, f"{QWEN_ROME}\n{QWEN_ROME}\nSo.", "\nSo.", [("weather", ROME_JSON)] * 2),
+    (
+        QWEN3_CODER,
+        f"{C}f>{P}q>a\nb\n\n</parameter>{P}n>null</parameter>{P}x>1e3</parameter>{P}on>True"
+        "</parameter></function></tool_call>",
+        "",
+        [("f", '{"q": "a\\nb\\n", "n": null, "x": 1000.0, "on": true}')],
+    ),
+    (
+        QWEN3_CODER,
+        f"{C}f>\n{P}x>\nmany\n</parameter>\n{P}n>\nsome\n</parameter>\n{P}z>\n[1]\n</parameter>\n"
+        "</function>\n</tool_call>",
+        "",
+        [("f", '{"x": "many", "n": "some", "z": [1]}')],
+    ),
+    (QWEN3_CODER, f"{C}f>\n</function>\n</tool_call>", "", [("f", "{}")]),
+    (QWEN3_CODER, f"{C}f>{P}q>a</tool_call> b", " b", [("f", '{"q": "a"}')]),
+    (
+        QWEN3_CODER,
+        f"{C}f>{P}q><b> </par </parameter></function></tool_call>",
+        "",
+        [("f", '{"q": "<b> </par "}')],
+    ),
+    (QWEN3_CODER, f"{C}f>{P}q>\nab\n", "", [("f", '{"q": "ab\\n')]),
+    (QWEN3_CODER, f"{C}f>junk {P}q>a</parameter></function></tool_call>b", "b", [("f", "{}")]),
+    (QWEN3_CODER, f"{C}g>\n</function>\n</tool_call>", f"{C}g>\n</function>\n</tool_call>", []),
+    (QWEN3_CODER, "<tool_call>f</tool_call>", "<tool_call>f</tool_call>", []),
+    (QWEN3_CODER, f"{C}f", f"{C}f", []),
+    (GLM, f"Ok.{GLM_ROME}", "Ok.", [("weather", ROME_JSON)]),
+    (GLM, f"{GLM_ROME}\n{GLM_ROME}", "", [("weather", ROME_JSON)] * 2),
+    (GLM, "<tool_call>f</tool_call>", "", [("f", "{}")]),
+    (
+        GLM,
+        "<tool_call>f<arg_key>q</arg_key><arg_value>\n1\n</arg_value></tool_call>",
+        "",
+        [("f", '{"q": "\\n1\\n"}')],
+    ),
+    (GLM, "<tool_call>fg</tool_call>", "<tool_call>fg</tool_call>", []),
+    (GLM, "<tool_call>f<arg_key>q</arg_key>x</tool_call>", "", [("f", "{}")]),
+    (
+        PYTHONIC,
+        "[weather(city='R\"o{m}e \\\\ 🏛', days=[1, {'a': None}]), f()]",
+        "",
+        [("weather", ROME_JSON), ("f", "{}")],
+    ),
+    (
+        PYTHONIC,
+        '<|python_start|>[f(q="it\'s, (so)", on=true, n=None, x=-1.5)]<|python_end|>',
+        "",
+        [("f", '{"q": "it\'s, (so)", "on": true, "n": null, "x": -1.5}')],
+    ),
+    (PYTHONIC, "[f(q={1, 2})] and f()", "and f()", [("f", '{"q": "{1, 2}"}')]),
+    (PYTHONIC, "[1, 2]", "[1, 2]", []),
+    (PYTHONIC, "[a link](http://x)", "[a link](http://x)", []),
+    (PYTHONIC, "[f('Rome')]", "[f('Rome')]", []),
+    (PYTHONIC, "[f(q='Ro", "", [("f", "")]),
+    (PYTHONIC, "Let me see: [f()]", "Let me see: [f()]", []),
+    (
+        DEEPSEEK_V3,
+        f"Ok.{DS}{DS_CALL}function{DS_SEP}weather\n```json\n{ROME_JSON}\n```{DS_END}\n"
+        f"{DS_CALL}function{DS_SEP}f\n```json\n{NASTY}\n```{DS_END}{DS_CLOSE}",
+        "Ok.",
+        [("weather", ROME_JSON), ("f", NASTY)],
+    ),
+    (
+        DEEPSEEK_V31,
+        f"{DS}{DS_CALL}weather{DS_SEP}{ROME_JSON}{DS_END}{DS_CALL}f{DS_SEP}{{}}{DS_END}{DS_CLOSE}So",
+        "So",
+        [("weather", ROME_JSON), ("f", "{}")],
+    ),
+    (DEEPSEEK_V31, f'{DS}{DS_CALL}f{DS_SEP}{{"a": 1{DS_END}', "", [("f", '{"a": 1}')]),
+    (
+        DEEPSEEK_V31,
+        f"{DS}{DS_CALL}g{DS_SEP}{{}}",
+        f"{DS}{DS_CALL}g{DS_SEP}{{}}",
+        [],
+    ),
+    (DEEPSEEK_V3, "<｜tool▁calls", "<｜tool▁calls", []),
+]
 INTERRUPTED: list[tuple[ToolFormat, str, str, Calls]] = [
     (
         format,
@@ -251,7 +364,7 @@ BROKEN: list[tuple[ToolFormat, str, str, Calls]] = [
 ]
 
 
-@pytest.mark.parametrize(("format", "text", "shown", "calls"), CASES + BROKEN)
+@pytest.mark.parametrize(("format", "text", "shown", "calls"), CASES + BROKEN + OTHERS)
 def test_calls_are_separated_from_text(
     format: ToolFormat, text: str, shown: str, calls: Calls
 ) -> None:
@@ -260,7 +373,10 @@ def test_calls_are_separated_from_text(
         assert read(format, pieces)[:2] == (shown, calls), pieces
 
 
-@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL, MISTRAL_CALL_ID], ids=lambda f: f.name)
+JSON = [HERMES, LLAMA3, MISTRAL, MISTRAL_CALL_ID]
+
+
+@pytest.mark.parametrize("format", JSON, ids=lambda f: f.name)
 def test_the_result_does_not_depend_on_the_cuts(format: ToolFormat) -> None:
     """For a thousand answers put together at random from the parts of calls."""
     parts = ['{"name": "f"', ', "arguments": ', '"parameters": ', "{", "}", "[", "]", ",", ";"]
@@ -273,6 +389,43 @@ def test_the_result_does_not_depend_on_the_cuts(format: ToolFormat) -> None:
         assert read(format, list(text))[:2] == whole, text
         at = rng.randrange(len(text) + 1)
         assert read(format, [text[:at], text[at:]])[:2] == whole, text
+
+
+PARTS = {
+    "qwen3-coder": "<function=f> <function=f>\n <parameter=q> <parameter=n> \n </parameter> "
+    "</function> <parameter= > <",
+    "glm": "f \n <arg_key> q </arg_key> <arg_value> </arg_value> n < >",
+    "pythonic": "[ f( weather( q= n= , ) ] ' \" [ { } 1 \\ ,  (",
+    "deepseek-v3": 'function <｜tool▁sep｜> f \n```json\n { } ``` " <｜ ▁',
+    "deepseek-v3.1": '<｜tool▁sep｜> f { } ``` " <｜ ▁ [',
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_result_of_the_other_notations_does_not_depend_on_the_cuts(name: str) -> None:
+    """For hundreds of answers put together at random from the parts of calls."""
+    format = TOOL_FORMATS[name]
+    parts = [*PARTS[name].split(" "), "1", "x y", " "]
+    parts += [each for each in (format.start, format.end, format.again, format.close) if each] * 2
+    rng = random.Random(name)
+    num_calls = 0
+    for _ in range(600):
+        begin = format.start * rng.randrange(2) + rng.choice(["", "<function=f>", "[f(", "f{"])
+        text = begin + "".join(rng.choices(parts, k=rng.randrange(14)))
+        whole = read(format, [text])[:2]
+        num_calls += len(whole[1])
+        assert read(format, list(text))[:2] == whole, text
+        places = sorted(rng.sample(range(len(text) + 1), min(3, len(text))))
+        pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+        assert read(format, pieces)[:2] == whole, pieces
+    assert num_calls > 5
+
+
+@pytest.mark.parametrize("format", TOOL_FORMATS.values(), ids=lambda f: f.name)
+def test_every_format_has_samples(format: ToolFormat) -> None:
+    """The registry has no format whose calls no test cuts at every position."""
+    sampled = {each.name for each, *_ in CASES + OTHERS} | {"harmony"}
+    assert format.name in sampled
 
 
 def test_arguments_stream_as_they_are_written() -> None:
@@ -316,7 +469,7 @@ def test_single_returns_only_the_first_call() -> None:
 def test_formats_are_recognized_by_templates() -> None:
     """Each model family has one; a template without tools has none."""
     assert answer_format([CHATML]).tools is HERMES
-    assert answer_format([CHATML]).thinks
+    assert answer_format([CHATML]).reasoning is THINK
     assert answer_format([LLAMA3_TEMPLATE]).tools is LLAMA3
     assert answer_format(["", MISTRAL_TEMPLATE]).tools is MISTRAL
     newer = "{{- '[TOOL_CALLS]' + call.name + '[ARGS]' + call.arguments|tojson }}"
@@ -325,7 +478,7 @@ def test_formats_are_recognized_by_templates() -> None:
     assert answer_format([newer.replace("[ARGS]", "[CALL_ID]")]).tools is MISTRAL_CALL_ID
     assert answer_format([PLAIN]).tools is None
     assert answer_format([]) == answer_format([PLAIN])
-    assert not answer_format([LLAMA3_TEMPLATE]).thinks
+    assert answer_format([LLAMA3_TEMPLATE]).reasoning is None
 
 
 def test_long_arguments_take_linear_time() -> None:
@@ -344,3 +497,21 @@ def test_a_long_string_with_the_end_marker_takes_linear_time() -> None:
     assert read(HERMES, pieces)[1] == [("f", arguments)]
     interrupted = '<tool_call>{"name": "f", "arguments": {"a": "x</tool_call>' * 2_000
     assert read(HERMES, [interrupted])[1] == [("f", '{"a": "x"}')] * 2_000
+    assert answer_format(["{{ '<tool_call>' }}<function=x>"]).tools is QWEN3_CODER
+    assert answer_format(["{{ '<tool_call>' }}<arg_key>"]).tools is GLM
+    assert answer_format(["<｜tool▁calls▁begin｜>```json"]).tools is DEEPSEEK_V3
+    assert answer_format(["<｜tool▁calls▁begin｜>"]).tools is DEEPSEEK_V31
+    assert answer_format(["[func_name1(params_name1=params_value1)]"]).tools is PYTHONIC
+    assert answer_format(["<|channel|>analysis"]).is_harmony
+    assert answer_format(["[THINK] [/THINK]"]).reasoning is MISTRAL_THINK
+
+
+def test_strings_of_tags_stream_as_they_are_written() -> None:
+    """Only what may become a tag, or the last line feed, is held back."""
+    parser = ToolCallParser(QWEN3_CODER, NAMES)
+    assert parser.push("<tool_call><function=f>").calls[0].name == "f"
+    assert parser.push("<parameter=q>\nab").calls[0].arguments == '{"q": "ab'
+    assert parser.push("\n").calls == ()
+    assert parser.push("c </").calls[0].arguments == "\\nc "
+    assert parser.push("b></parameter>").calls[0].arguments == '</b>"'
+    assert parser.push("</function>").calls[0].arguments == "}"
