@@ -43,8 +43,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
 
-    async def read(self, request: bytes, num_tokens: int) -> Stream:
-        """Sends a request and reads the response to the end."""
+    async def read(
+        self, request: bytes, num_tokens: int, usage: str = "completion_tokens"
+    ) -> Stream:
+        """Sends a request and reads the response to the end.
+
+        `usage` is the field of the response that must have the number of tokens.
+        """
         self._stream, self._tail = Stream(), b""
         self._done = asyncio.get_running_loop().create_future()
         self._sent = time.perf_counter()
@@ -52,7 +57,7 @@ class Connection(asyncio.Protocol):
         await asyncio.wait_for(self._done, TIMEOUT_SECONDS)
         stream = self._stream
         stream.total = time.perf_counter() - self._sent
-        if not stream.error and b'"completion_tokens":%d,' % num_tokens not in self._tail:
+        if not stream.error and b'"%s":%d,' % (usage.encode(), num_tokens) not in self._tail:
             stream.error = f"the stream ended with {self._tail[-200:]!r}"
         stream.num_tokens = 0 if stream.error else num_tokens
         return stream

@@ -1,0 +1,1 @@
+"""Agent frameworks and gateways that share a database, against real processes (minutes)."""
