@@ -75,7 +75,7 @@ run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire --ignore=tests/vllm --ignore=tests/smg
+	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire --ignore=tests/sdks --ignore=tests/vllm --ignore=tests/smg
 
 ## test-gpu-code: Check the GPU kernels in an interpreter and the GPU benchmark on the CPU (a minute)
 .PHONY: test-gpu-code
@@ -136,6 +136,23 @@ fuzz-conversations: $(VENV)/.dev
 .PHONY: soak
 soak: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.soak
+
+# The frameworks have an environment of their own: they need another major version of OpenAI's SDK.
+$(VENV)-sdks/.ready: tests/sdks/requirements.txt
+	@echo "Installing the agent frameworks into $(VENV)-sdks (a few minutes)"
+	@$(PYTHON) -m venv $(VENV)-sdks
+	@$(VENV)-sdks/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+## test-sdks: Run OpenAI's Agents SDK and LangChain, and gateways on a shared PostgreSQL (minutes)
+.PHONY: test-sdks
+test-sdks: $(VENV)/.dev $(VENV)-sdks/.ready
+	@SDKS_PYTHON=$(VENV)-sdks/bin/python $(BIN)/python -m pytest -q tests/sdks
+
+## fuzz-responses: Send 2,000 generated bodies to /v1/responses
+.PHONY: fuzz-responses
+fuzz-responses: $(VENV)/.dev
+	@BODY_CASES=2000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/gateway/responses/test_generated_bodies.py
 
 ## chaos: Inject faults into real processes under load (SEED=… and DURATION=… in seconds repeat a run)
 .PHONY: chaos
@@ -341,5 +358,5 @@ constraints: $(VENV)/.dev $(VENV)-pin/bin/uv
 ## clean: Remove the environment, caches and files of local runs
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) $(VENV)-audit $(VENV)-pin $(VENV)-smg $(VENV)-litellm .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-audit $(VENV)-pin $(VENV)-sdks $(VENV)-smg $(VENV)-litellm .run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from tests.conformance.client import Server, Skipped
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+RESPONSES = "/v1/responses"
 MESSAGES = [{"role": "user", "content": "Write a sentence. Écris, 日本語で 👩‍👩‍👧."}]
 LONG = {"max_tokens": 1000, "ignore_eos": True}
 
@@ -205,6 +206,60 @@ async def keep_alive(server: Server) -> None:
     assert len(streamed.choices) > 0
 
 
+async def response_shape(server: Server) -> None:
+    """a response has an id, output items, a status and usage"""
+    response = await server.post(RESPONSES, input="Write.", max_output_tokens=16)
+    if response.status_code == 404:
+        raise Skipped("there is no Responses API")
+    answer = response.json()
+    assert response.status_code == 200, answer
+    assert answer["object"] == "response"
+    assert answer["status"] in ("completed", "incomplete")
+    [message] = [item for item in answer["output"] if item["type"] == "message"]
+    assert message["role"] == "assistant"
+    assert {part["type"] for part in message["content"]} == {"output_text"}
+    usage = answer["usage"]
+    assert 0 < usage["output_tokens"] <= 16
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+async def response_events(server: Server) -> None:
+    """the events of a response are numbered, and their deltas concatenate to its text"""
+    ask = {"input": "Write. Écris, 日本語で.", "max_output_tokens": 24, "temperature": 0}
+    whole = await server.post(RESPONSES, **ask)
+    if whole.status_code == 404:
+        raise Skipped("there is no Responses API")
+    events = (await server.stream(RESPONSES, **ask)).chunks
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    kinds = [event["type"] for event in events]
+    assert kinds[0] == "response.created"
+    assert kinds[-1] in ("response.completed", "response.incomplete")
+    for name in ("output_item", "content_part"):
+        assert kinds.count(f"response.{name}.added") == kinds.count(f"response.{name}.done") > 0
+    texts = [each["delta"] for each in events if each["type"] == "response.output_text.delta"]
+    [message] = [each for each in whole.json()["output"] if each["type"] == "message"]
+    assert "".join(texts) == "".join(part["text"] for part in message["content"])
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "".join(texts)
+
+
+async def response_continues(server: Server) -> None:
+    """a conversation continues by previous_response_id; an unknown id is refused"""
+    first = await server.post(RESPONSES, input="Write.", max_output_tokens=16)
+    if first.status_code == 404:
+        raise Skipped("there is no Responses API")
+    id = first.json()["id"]
+    second = await server.post(
+        RESPONSES, input="More.", previous_response_id=id, max_output_tokens=16
+    )
+    assert second.status_code == 200, second.json()
+    assert second.json()["previous_response_id"] == id
+    assert second.json()["usage"]["input_tokens"] > first.json()["usage"]["input_tokens"]
+    assert (await server.get(f"{RESPONSES}/{id}")).json()["id"] == id
+    unknown = await server.post(RESPONSES, input="More.", previous_response_id="resp_unknown")
+    assert unknown.status_code in (400, 404)
+    assert unknown.json()["error"]["message"]
+
+
 CHECKS: list[Check] = [
     models,
     chat_shape,
@@ -222,6 +277,9 @@ CHECKS: list[Check] = [
     error_bodies,
     bad_bytes,
     unknown_fields,
+    response_shape,
+    response_events,
+    response_continues,
     keep_alive,
     disconnect_frees,
 ]
