@@ -29,7 +29,7 @@ from benchmarks.harness.processes import Processes
 from benchmarks.harness.sse_load import load
 from benchmarks.harness.stack import FAKE_MODEL, RELAY, SERVICES, Services, start_collector
 from benchmarks.harness.untraced import Switch
-from mesh.observability.trace_sampling import TRACES_PER_SECOND
+from mesh.observability.recording.sampling import TRACES_PER_SECOND
 
 MODES = ("no exporter", "exporter", "everything")
 TURNS = ("with", "without", "again")

@@ -10,6 +10,8 @@ background work, such as health checks, are measured while the services are idle
 The kernel's instructions are not counted, so the ratios are larger than those of the CPU time.
 
     no exporter  the services' default: spans have ids and are not recorded
+    held         the default with an exporter, beyond the rate of sampled traces: spans are
+                 recorded, and dropped at the end of the request
     everything   every request is recorded and exported
 """
 
@@ -33,7 +35,7 @@ from benchmarks.harness.sse_load import load
 from benchmarks.harness.stack import RELAY, Services, start_collector
 from benchmarks.harness.untraced import Switch
 
-MODES = ("no exporter", "everything")
+MODES = ("no exporter", "held", "everything")
 IDLE_SECONDS = 10.0
 
 
@@ -82,8 +84,11 @@ def measure(mode: str, options: argparse.Namespace) -> list[Round]:
     ):
         folder = Path(made)
         environment = {}
-        if mode == "everything":
+        if mode != "no exporter":
             environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = start_collector(processes)
+        if mode == "held":
+            environment["OTEL_TRACES_SAMPLER_ARG"] = "0.001"  # the warm-up uses up the burst
+        if mode == "everything":
             environment["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
         switch = Switch(folder / "switch")
         services = Services(

@@ -41,6 +41,7 @@ from gateway.middleware.auth import AuthMiddleware
 from gateway.middleware.drain import DrainMiddleware
 from gateway.middleware.observe import ObserveMiddleware
 from gateway.middleware.origin import OriginMiddleware
+from gateway.observability.request_record import SlowThresholds
 from gateway.schemas.anthropic.answers import AnthropicError, Message, TokensCount
 from gateway.schemas.anthropic.messages import CountTokensRequest, MessagesRequest
 from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
@@ -79,6 +80,9 @@ def build_app(dependencies: Dependencies) -> Router:
                 timeout_seconds=settings.request_timeout_seconds,
                 first_token_seconds=settings.first_token_timeout_seconds or None,
                 idle_seconds=settings.idle_timeout_seconds or None,
+                slow=SlowThresholds(
+                    settings.slow_first_token_seconds, settings.slow_request_seconds
+                ),
             ),
             Middleware(
                 OriginMiddleware, hosts=settings.allowed_host_list, origins=settings.origin_list

@@ -120,6 +120,17 @@ class GatewaySettings(ServiceSettings):
         ge=1,
         description="Largest request body in bytes. Raise it for long conversations or prompts.",
     )
+    slow_first_token_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds without a token after which a request is slow: its trace is exported "
+        "although it was not sampled.",
+    )
+    slow_request_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds after which a whole request is slow: its trace is exported.",
+    )
     trace_url_template: Annotated[str, AfterValidator(_check_trace_url)] = Field(
         "",
         description="URL of a trace in your trace viewer, with the placeholder {trace_id}; the "

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc.aio
+
 from inference.api import metrics
 from inference.api.service import InferenceService
 from inference.api.spans import StepSpans
@@ -35,6 +37,10 @@ class Application:
 
     engine: EngineClient
     servicers: Sequence[Servicer]
+
+    def called_channels(self) -> Sequence[grpc.aio.Channel]:
+        """None: this service calls no other."""
+        return ()
 
     async def watch_ready(self, set_ready: SetReady) -> None:
         """Report whether the engine is healthy until it breaks; then raise EngineError."""

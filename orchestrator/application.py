@@ -62,7 +62,13 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 formats=FormatChoices(settings.tool_parser, settings.reasoning_parser),
             )
             readiness = Readiness(tokenizers, replicas)
-            yield OrchestratorService(pipeline, requests, replicas, readiness)
+            yield OrchestratorService(
+                pipeline,
+                requests,
+                replicas,
+                readiness,
+                lambda: [*tokenizers.channels(), *replicas.channels()],
+            )
     finally:
         await retriever.close()
 

@@ -23,6 +23,7 @@ from mesh.protocol.prompt import prompt_from_proto
 from mesh.protocol.sampling_params import SamplingParams, sampling_from_proto
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS
 from mesh.protocol.usage import Usage, usage_to_proto
+from mesh.rpc.kept_traces import Channels
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.admission.request_table import RequestAborted, RequestState, RequestTable
@@ -71,7 +72,10 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         requests: RequestTable,
         replicas: Replicas,
         readiness: Readiness,
+        called_channels: Channels = tuple,
     ) -> None:
+        """`called_channels`: to all tokenizers and engines."""
+        self.called_channels = called_channels
         self._pipeline = pipeline
         self._requests = requests
         self._replicas = replicas
@@ -369,6 +373,7 @@ def _summary_event(event: Delta | SummaryFinish) -> orchestrator_pb2.SummarizeSt
             citations=event.citations,
             citation_details=map(_citation_detail, event.details),
             num_resumptions=event.num_resumptions,
+            num_failovers=event.num_failovers,
         )
     )
 

@@ -7,16 +7,18 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from mesh.rpc.polling import use_epoll1_engine
 
 use_epoll1_engine()  # as the services do; before anything imports grpc
 
 from mesh.observability import telemetry, tracing  # noqa: E402  (imports grpc)
+from mesh.observability.recording.tracer import RecordingProvider  # noqa: E402
 from tests.orchestrator.search.retrievers.postgres import postgres  # noqa: E402
 from tests.workers import FileScheduling, is_e2e  # noqa: E402
 
@@ -60,11 +62,17 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     """Exporter with all finished spans of this test."""
     exporter = InMemorySpanExporter()
     # Client spans are not sampled in the tests; by default their server spans would follow them.
-    provider = TracerProvider(sampler=ALWAYS_ON)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider = RecordingProvider(
+        Resource({}),
+        ALWAYS_ON,
+        [SimpleSpanProcessor(exporter)],
+        InstrumentationScope("tests"),
+        holds=False,
+    )
     monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
     monkeypatch.setattr(telemetry, "silent", False)
     monkeypatch.setattr(telemetry, "follows_callers", False)
+    monkeypatch.setattr(telemetry, "holds", False)
     yield exporter
     provider.shutdown()
 

@@ -32,6 +32,7 @@ GENERATED_TYPES_IN = {
     "tokenizer/service.py",
     "inference/api/service.py",
     "inference/api/vllm_engine",
+    "mesh/rpc/kept_traces.py",
 }
 """The only files and folders that import generated protobuf types: servicers, clients and the
 mapping of the shared values."""

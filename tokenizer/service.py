@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -55,6 +55,10 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._tokenizer = tokenizer
         self._workers = workers
         self._executor = executor
+
+    def called_channels(self) -> Sequence[grpc.aio.Channel]:
+        """None: this service calls no other."""
+        return ()
 
     @property
     def servicers(self) -> list[Servicer]:

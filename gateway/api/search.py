@@ -77,7 +77,7 @@ class SearchEndpoint:
                     texts.append(event.text)
                 elif isinstance(event, SummaryFinish):
                     record.finish(0, event)
-                    return json_response(_whole(found, "".join(texts), event))
+                    return json_response(_whole(found, "".join(texts), event, record))
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
     def _stream(self, request: Request, params: SearchRequest) -> Response | EventStream:
@@ -135,7 +135,7 @@ async def _frames(
                 position += 1
             elif isinstance(event, SummaryFinish):
                 record.finish(0, event)
-                fields = {"type": "complete", **_end(event)}
+                fields = {"type": "complete", **_end(event, record)}
                 yield named_frame("complete", fields, id_prefix + COMPLETE)
 
 
@@ -146,14 +146,16 @@ def _error_frame(id_prefix: str, error: MeshError) -> bytes:
     return named_frame("error", {"type": "error", "error": error_fields}, id_prefix + ERROR)
 
 
-def _whole(found: SearchResults, summary: str, finish: SummaryFinish) -> dict[str, object]:
+def _whole(
+    found: SearchResults, summary: str, finish: SummaryFinish, record: RequestRecord
+) -> dict[str, object]:
     """The fields of the response without streaming."""
     return {
         "query": found.query,
         "status": "completed",
         "search_results": _results(found),
         "summary": summary,
-        **_end(finish),
+        **_end(finish, record),
     }
 
 
@@ -161,7 +163,7 @@ def _results(found: SearchResults) -> list[dict[str, object]]:
     return [result._asdict() for result in found.results]
 
 
-def _end(finish: SummaryFinish) -> dict[str, object]:
+def _end(finish: SummaryFinish, record: RequestRecord) -> dict[str, object]:
     request = current_request()
     return {
         "finish_reason": finish.reason,
@@ -179,4 +181,5 @@ def _end(finish: SummaryFinish) -> dict[str, object]:
         **resumed(finish),
         "request_id": "" if request is None else request.request_id,
         "trace_id": trace_id(),
+        "trace_sampled": record.is_traced() or False,
     }

@@ -12,6 +12,10 @@ REQUEST_ID = "x-request-id"
 ANTHROPIC_REQUEST_ID = "request-id"
 """Anthropic's name of the same header, in responses of the Messages API."""
 TRACE_ID = "x-trace-id"
+TRACE_REQUEST = "x-weir-trace"
+"""Request header: 1 records the request's trace, whatever the sampling."""
+TRACE_SAMPLED = "x-trace-sampled"
+"""Whether the trace is exported; absent while that is undecided, as a stream begins."""
 IGNORED_FIELDS = "x-ignored-fields"
 """Lists the fields of the request body that the gateway does not know."""
 TOOL_PROMPT = "x-tool-prompt"
@@ -24,6 +28,7 @@ RESPONSE_HEADERS = (
     REQUEST_ID,
     ANTHROPIC_REQUEST_ID,
     TRACE_ID,
+    TRACE_SAMPLED,
     RETRY_AFTER,
     IGNORED_FIELDS,
     TOOL_PROMPT,

@@ -32,6 +32,7 @@ from mesh.observability.metrics import metrics_server
 from mesh.process.garbage_collection import collect_on_timer
 from mesh.process.lifecycle import StartupError
 from mesh.process.watched_files import WatchedFiles
+from mesh.rpc.kept_traces import kept_traces, passing_on
 from mesh.rpc.peers.balanced_channel import BalancedChannel
 from mesh.rpc.targets import AddressError, at_port
 from mesh.rpc.tls import TlsError, TlsFiles
@@ -158,7 +159,7 @@ async def running(
         resumable_streams=ResumableStreams(settings.resume_seconds),
         responses=KeptResponses(make_store(settings), drain, settings.response_store_bytes),
     )
-    async with channel.running():
+    async with channel.running(), passing_on(kept_traces(channel.channels)):
         try:
             async with _serving(settings, dependencies) as running_server:
                 yield running_server

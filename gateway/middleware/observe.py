@@ -18,17 +18,18 @@ from gateway.http.headers import (
     REQUEST_ID,
     TOOL_PROMPT,
     TRACE_ID,
+    TRACE_SAMPLED,
     headers_of,
 )
 from gateway.http.routes import UNWATCHED_PATHS, route_of
 from gateway.middleware.origin import cors_headers
 from gateway.observability import metrics
-from gateway.observability.request_record import RequestRecord
-from gateway.observability.tracing import end_span, http_span, unrecorded_span
+from gateway.observability.request_record import NEVER_SLOW, RequestRecord, SlowThresholds
+from gateway.observability.tracing import end_span, http_span
 from gateway.validation.ignored_fields import ignored_header
 from mesh.context import RequestContext, accept_request_id, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
-from mesh.observability.telemetry import trace_id
+from mesh.observability.telemetry import trace_id, unrecorded_span
 
 logger = logging.getLogger("gateway.access")
 
@@ -44,8 +45,13 @@ class ObserveMiddleware:
         timeout_seconds: float,
         first_token_seconds: float | None = None,
         idle_seconds: float | None = None,
+        slow: SlowThresholds = NEVER_SLOW,
     ) -> None:
-        """Timeouts of the whole response, of its first token and between tokens; None: no limit."""
+        """Timeouts of the whole response, of its first token and between tokens; None: no limit.
+
+        The traces of requests that reach a `slow` threshold are kept.
+        """
+        self._slow = slow
         self._app = app
         self._timeout_seconds = timeout_seconds
         self._first_token_seconds = first_token_seconds
@@ -56,7 +62,7 @@ class ObserveMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord()
+        record = RequestRecord(slow=self._slow)
         record.attach(scope)
         headers = headers_of(scope)
         request = RequestContext(
@@ -122,6 +128,9 @@ class _Responder:
             headers[IGNORED_FIELDS] = ignored_header(record.ignored)
         if record.tool_prompt:
             headers[TOOL_PROMPT] = record.tool_prompt
+        traced = record.is_traced()
+        if traced is not None:
+            headers[TRACE_SAMPLED] = "true" if traced else "false"
         return headers
 
 
@@ -141,7 +150,7 @@ def _record(scope: Scope, record: RequestRecord, request: RequestContext) -> Non
     record.end()
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
     route, status = route_of(scope), record.status
-    end_span(trace.get_current_span(), method, route, status, record.error)
+    end_span(trace.get_current_span(), method, route, status, record.error, record.outcome)
     metrics.observe_request(
         route, method, status, duration, model=record.model, error=record.error_type
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from opentelemetry import trace
 from starlette.types import Scope
@@ -15,7 +17,9 @@ from gateway.observability import metrics
 from gateway.observability.usage_total import UsageTotal
 from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError
-from mesh.observability import semconv
+from mesh.observability import semconv, telemetry
+from mesh.observability.semconv import Outcome
+from mesh.observability.tracing import OUTCOME_OF
 from mesh.protocol.chat import ToolPrompt
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
@@ -23,6 +27,16 @@ from mesh.protocol.finish import GenerationFinish, GenerationStarted
 logger = logging.getLogger("gateway.access")
 
 _KEY = "gateway.observability.request_record"
+
+
+class SlowThresholds(NamedTuple):
+    """Times in seconds from which a request's trace is kept because the request was slow."""
+
+    first_token: float
+    request: float
+
+
+NEVER_SLOW = SlowThresholds(math.inf, math.inf)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,7 +58,10 @@ class RequestRecord:
     body_bytes: int = 0
     tool_prompt: ToolPrompt = ToolPrompt.NONE
     usage: UsageTotal = field(default_factory=lambda: UsageTotal(None, 0))
+    slow: SlowThresholds = NEVER_SLOW
     _route: str = ""
+    _num_failovers: int = 0
+    _complete: bool = False
     _first_text: float | None = None
     _first_text_ns: int = 0
     """Nanoseconds since 1970, the unit of span timestamps."""
@@ -95,6 +112,8 @@ class RequestRecord:
     def finish(self, index: int, finish: GenerationFinish) -> None:
         """Record that choice `index` is complete."""
         self.usage.finish(index, finish)
+        self._num_failovers += finish.num_failovers
+        self._complete = True
         num_tokens = finish.usage.completion_tokens
         if self._first_text is not None and num_tokens > 1:
             per_token = (time.monotonic() - self._first_text) / (num_tokens - 1)
@@ -110,13 +129,42 @@ class RequestRecord:
         logger.debug("request failed", extra={"error": error.message})
         self.error = error.kind
 
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the request, as far as it is known."""
+        if self.error is not None:
+            return OUTCOME_OF[self.error]
+        if self.status == CLIENT_CLOSED_REQUEST:
+            return Outcome.CANCELLED
+        if self.status >= 400:
+            return Outcome.INVALID if self.status < 500 else Outcome.FAILED
+        return Outcome.FAILED_OVER if self._num_failovers else Outcome.OK
+
+    def is_traced(self) -> bool | None:
+        """Whether the request's trace is exported; None while that is undecided."""
+        if self._complete or self.error is not None or self.status >= 400:
+            return telemetry.settle_trace(self.outcome, slow=self._is_slow())
+        return telemetry.is_sampled() or None
+
     def end(self) -> None:
         """Record the end of the response, and add the remaining fields to log and span."""
         if self._first_text is not None and not self._first_text_reported:
             self._report_first_text()
         if self.model:
             annotate(model=self.model)
-        annotate(**self.usage.log_fields())
+        self._complete = True
+        traced = self.is_traced()
+        annotate(**self.usage.log_fields(), **({} if telemetry.silent else {"traced": traced}))
+        if self._num_failovers:
+            span = trace.get_current_span()
+            span.set_attribute(semconv.NUM_FAILOVERS, self._num_failovers)
+
+    def _is_slow(self) -> bool:
+        first_text = self._first_text or time.monotonic()
+        return (
+            first_text - self.arrived >= self.slow.first_token
+            or time.monotonic() - self.arrived >= self.slow.request
+        )
 
     def _report_first_text(self) -> None:
         """Reported with the second delta or at the end, so that the first one is not delayed."""

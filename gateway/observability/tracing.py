@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from urllib.parse import urlsplit
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 from starlette.types import Scope
 
 from gateway.http.errors import CLIENT_CLOSED_REQUEST
+from gateway.http.headers import TRACE_REQUEST
 from gateway.http.routes import UNMATCHED
 from mesh.context import current_request
 from mesh.errors import HTTP_ERROR, ErrorKind
@@ -24,19 +25,22 @@ def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManage
 
     The query string is not recorded: it contains what the user searches for.
     """
-    unrecorded = telemetry.span_if_unrecorded(headers)
+    forces = headers.get(TRACE_REQUEST) == "1"
+    unrecorded = None if forces and not telemetry.silent else telemetry.span_if_unrecorded(headers)
     return _http_span(scope, headers) if unrecorded is None else unrecorded
 
 
 @contextmanager
 def _http_span(scope: Scope, headers: Mapping[str, str]) -> Iterator[trace.Span]:
-    with tracing.TRACER.start_as_current_span(
-        scope["method"],
-        context=propagate.extract(headers),
-        kind=SpanKind.SERVER,
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
+    with (
+        telemetry.CallerContext(headers, force=headers.get(TRACE_REQUEST) == "1"),
+        tracing.TRACER.start_as_current_span(
+            scope["method"],
+            kind=SpanKind.SERVER,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span,
+    ):
         if span.is_recording():  # building the attributes costs more than the span
             span.set_attributes(_attributes(scope, headers))
         yield span
@@ -63,7 +67,12 @@ def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, Attribute
 
 
 def end_span(
-    span: trace.Span, method: str, route: str, status: int, error: ErrorKind | None
+    span: trace.Span,
+    method: str,
+    route: str,
+    status: int,
+    error: ErrorKind | None,
+    outcome: Outcome,
 ) -> None:
     """Set the attributes of a finished request. `error` may follow a status 200."""
     if not span.is_recording():
@@ -72,13 +81,9 @@ def end_span(
         span.update_name(f"{method} {route}")
         span.set_attribute(semconv.HTTP_ROUTE, route)
     span.set_attribute(semconv.HTTP_RESPONSE_STATUS_CODE, status)
+    span.set_attribute(semconv.OUTCOME, outcome)
     if status == CLIENT_CLOSED_REQUEST:
-        span.set_attribute(semconv.OUTCOME, Outcome.CANCELLED)
         span.add_event(semconv.CLIENT_DISCONNECTED)
-    elif error is not None:
-        span.set_attribute(semconv.OUTCOME, tracing.OUTCOME_OF[error])
-    elif status >= 400:
-        span.set_attribute(semconv.OUTCOME, Outcome.INVALID if status < 500 else Outcome.FAILED)
     if status >= 500 or (error is not None and HTTP_ERROR[error].status >= 500):
         span.set_attribute(semconv.ERROR_TYPE, str(status) if error is None else error)
         span.set_status(Status(StatusCode.ERROR))
@@ -92,8 +97,3 @@ def _server(host: str) -> dict[str, AttributeValue]:
     except ValueError:
         return {}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def unrecorded_span() -> AbstractContextManager[object]:
-    """A trace id for the response headers of a request that is not traced."""
-    return telemetry.silent_span({})

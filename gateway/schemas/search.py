@@ -117,6 +117,7 @@ class SearchAnswer(Answer):
     usage: UsageAnswer
     request_id: str
     trace_id: str
+    trace_sampled: bool = Field(description="Whether the trace is exported.")
 
 
 class Problem(Answer):

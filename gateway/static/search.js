@@ -134,7 +134,7 @@ function showFigures(tokens, data = null) {
   if (firstToken && tokens > 1) shown.push(["Speed", `${rate.toFixed(1)} tokens/s`]);
   if (data) shown.push(["Request", data.request_id]);
   figures.replaceChildren(...shown.map(([name, value]) => figure(name, value)));
-  if (data && traceUrl) {
+  if (data && traceUrl && data.trace_sampled) {
     const link = element("a", "", "Trace");
     link.href = traceUrl.replace("{trace_id}", data.trace_id);
     const item = element("div");

@@ -224,12 +224,14 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
     if response.HasField("finish"):
         finish = response.finish
         reason, usage = _reason(finish.reason), usage_from_proto(finish.usage)
-        ended = (reason, usage, finish.stop_string, finish.num_resumptions)
+        losses = (finish.num_resumptions, finish.num_failovers)
         if finish.citation_details:
             details = tuple(map(_citation, finish.citation_details))
-            events.append(SummaryFinish(*ended, citation_details=details))
+            events.append(
+                SummaryFinish(reason, usage, finish.stop_string, *losses, citation_details=details)
+            )
         else:
-            events.append(GenerationFinish(*ended))
+            events.append(GenerationFinish(reason, usage, finish.stop_string, *losses))
     if not events:
         raise broken("a message without an event")
     return events
@@ -263,6 +265,7 @@ def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list
                 _reason(finish.reason),
                 usage,
                 num_resumptions=finish.num_resumptions,
+                num_failovers=finish.num_failovers,
                 citations=citations,
                 citation_details=details,
             )

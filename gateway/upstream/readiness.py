@@ -6,8 +6,8 @@ import asyncio
 from typing import NamedTuple
 
 from gateway.http.drain import Drain
-from gateway.observability.tracing import unrecorded_span
 from gateway.upstream.client import Orchestrator
+from mesh.observability.telemetry import unrecorded_span
 
 PROBLEMS_SECONDS = 10.0
 """Interval, while ready, at which the problems are asked for: each call is logged upstream."""

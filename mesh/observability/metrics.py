@@ -60,9 +60,9 @@ BUILD_INFO = Gauge(
 )
 
 UNOBSERVED_SERVICES = frozenset(
-    {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "mesh.v1.TraceService"}
 )
-"""Services of the gRPC libraries: frequent calls that have neither metrics nor traces."""
+"""Services whose frequent calls have neither metrics nor traces."""
 
 LIVENESS_TIMEOUT_SECONDS = 2.0
 """Maximum time for the event loop to respond before /livez reports 503."""

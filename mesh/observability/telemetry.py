@@ -3,37 +3,47 @@
 The standard variables apply (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`,
 `OTEL_TRACES_SAMPLER`, …; OpenTelemetry specification, "SDK environment variables"). Without an
 exporter nothing is recorded, but requests still have trace ids in headers and logs. The exporters
-are in `mesh.observability.span_exporters`, the default sampler in
-`mesh.observability.trace_sampling`.
+are in `mesh.observability.recording.exporters`, the default sampler in
+`mesh.observability.recording.sampling`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 
-from opentelemetry import context, propagate, trace
+from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mesh.observability import semconv
-from mesh.observability.span_exporters import exporter_names, span_exporters
-from mesh.observability.trace_sampling import chosen_sampler, sampler
+from mesh.observability.recording.exporters import exporter_names, span_exporters
+from mesh.observability.recording.sampling import RATE_LIMITED, chosen_sampler, sampler
+from mesh.observability.recording.span import RecordedSpan
+from mesh.observability.recording.tracer import UNRECORDED_STATE, RecordingProvider, forced
+from mesh.observability.recording.traces import Traces
+from mesh.observability.recording.w3c import common_span_context
+from mesh.observability.semconv import Outcome
 
 logger = logging.getLogger(__name__)
 
 follows_callers = False
 """Whether the sampler is parent-based: it follows the caller's sampling decision."""
+
+_traces: Traces | None = None
+
+holds = False
+"""Whether spans of traces that are not sampled are held until their requests end."""
 
 silent = False
 """Whether this process has no exporter. Then no span is recorded, and one unrecorded span carries
@@ -50,9 +60,9 @@ CONTENT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 _IDS = RandomIdGenerator()
 
+BAGGAGE = "baggage"
+
 _W3C = TraceContextTextMapPropagator()
-_TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-"""W3C Trace Context, section 3.2; 00 is the only version."""
 _w3c_only = os.environ.get("OTEL_PROPAGATORS", "tracecontext,baggage") == "tracecontext,baggage"
 
 _propagated = tuple(propagate.get_global_textmap().fields)
@@ -81,19 +91,21 @@ def captures_content() -> bool:
     return value in ("true", "span_only", "span_and_event")
 
 
-def start(service: str) -> TracerProvider:
+def start(service: str) -> TracerProvider | RecordingProvider:
     """Install the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
 
     The caller calls `shut_down` at the end, which exports buffered spans. Raises ValueError that
     names an invalid variable.
     """
-    global follows_callers, silent
-    follows_callers = chosen_sampler(os.environ).startswith("parentbased_")
+    global follows_callers, holds, silent, _traces
+    chosen = chosen_sampler(os.environ)
+    follows_callers = chosen.startswith("parentbased_")
     silent = not exporter_configured()
+    holds = not silent and chosen == RATE_LIMITED
     if silent:
-        provider = TracerProvider(sampler=ALWAYS_OFF)
-        trace.set_tracer_provider(provider)
-        return provider
+        off = TracerProvider(sampler=ALWAYS_OFF)
+        trace.set_tracer_provider(off)
+        return off
 
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     resource = Resource.create(
@@ -104,17 +116,30 @@ def start(service: str) -> TracerProvider:
         },
         schema_url=semconv.SCHEMA_URL,
     )
-    provider = TracerProvider(
-        resource=resource, sampler=sampler(os.environ), shutdown_on_exit=False
-    )
     delay_ms = None if os.environ.get(_DELAY_VARIABLE) else _EXPORT_DELAY_MS
-    for exporter in span_exporters(os.environ):
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms))
+    provider = RecordingProvider(
+        resource,
+        sampler(os.environ) or TracerProvider().sampler,  # the SDK's, by the same variables
+        [
+            BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms)
+            for exporter in span_exporters(os.environ)
+        ],
+        InstrumentationScope("weir", weir_version(), semconv.SCHEMA_URL),
+        holds=holds,
+    )
+    _traces = provider.traces
     trace.set_tracer_provider(provider)
     return provider
 
 
-def shut_down(provider: TracerProvider, limit_s: float = SHUTDOWN_LIMIT_S) -> None:
+def kept_traces() -> Traces | None:
+    """The held spans of this process; None if it exports none."""
+    return _traces
+
+
+def shut_down(
+    provider: TracerProvider | RecordingProvider, limit_s: float = SHUTDOWN_LIMIT_S
+) -> None:
     """Export the buffered spans; give them up after `limit_s` if the collector does not answer."""
     # The exporters have no limit for this: with retries they take 7 to 60 s.
     thread = threading.Thread(target=provider.shutdown, name="span-export", daemon=True)
@@ -122,6 +147,27 @@ def shut_down(provider: TracerProvider, limit_s: float = SHUTDOWN_LIMIT_S) -> No
     thread.join(limit_s)
     if thread.is_alive():
         logger.warning("spans not exported, no answer from the collector")
+
+
+def is_sampled() -> bool:
+    """Whether the trace of the current span is exported in any case."""
+    span = trace.get_current_span()
+    return span.is_recording() and span.get_span_context().trace_flags.sampled
+
+
+def settle_trace(outcome: Outcome, *, slow: bool = False) -> bool:
+    """Decide whether the trace of the current request is exported; its entry span is current.
+
+    Returns whether the trace is exported. A later call does not change the decision.
+    """
+    span = trace.get_current_span()
+    if not isinstance(span, RecordedSpan):
+        return span.is_recording()
+    if span.get_span_context().trace_flags.sampled:
+        return True
+    if span.keep is None and span.decides and _traces is not None:
+        span.keep = _traces.matters(outcome, slow)
+    return bool(span.keep)
 
 
 def trace_id() -> str:
@@ -138,8 +184,43 @@ def recorded(span: Span) -> bool:
     """
     if silent:
         return False
+    if isinstance(span, RecordedSpan):
+        return True
     found = span.get_span_context()
     return found.trace_flags.sampled or not found.is_valid
+
+
+def extracted(carrier: Mapping[str, str]) -> context.Context:
+    """The context of a request with these headers, for its first span."""
+    if _w3c_only and BAGGAGE not in carrier:
+        if "traceparent" not in carrier:
+            return context.Context()
+        found = common_span_context(carrier)
+        if found is not None:
+            return trace.set_span_in_context(NonRecordingSpan(found), context.Context())
+    return propagate.extract(carrier)
+
+
+def propagates_only_w3c() -> bool:
+    """Whether `traceparent` and `tracestate` are all that the current context propagates."""
+    return _w3c_only and not baggage.get_all()
+
+
+class CallerContext:
+    """Makes the context that a request's headers carry current inside the block."""
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, carrier: Mapping[str, str], *, force: bool = False) -> None:
+        """`force`: record the trace whatever the sampler decides."""
+        found = extracted(carrier)
+        self._context = forced(found) if force else found
+
+    def __enter__(self) -> None:
+        self._token = context.attach(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        context.detach(self._token)
 
 
 class UnrecordedSpan(NonRecordingSpan):
@@ -178,7 +259,9 @@ def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Spa
     """
     if silent:
         return silent_span(carrier)
-    if not follows_callers or "traceparent" not in carrier:
+    if "traceparent" not in carrier or not (holds or follows_callers):
+        return None
+    if holds and carrier.get("tracestate") != UNRECORDED_STATE.to_header():
         return None
     span = _caller_of(carrier)
     return (
@@ -195,6 +278,13 @@ def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
     return CurrentSpan(span)
 
 
+def unrecorded_span() -> AbstractContextManager[Span]:
+    """Makes a span current that is not recorded, here and by the called services."""
+    ids = SpanContext(_IDS.generate_trace_id(), _IDS.generate_span_id(), is_remote=False)
+    headers = {**_headers_of(ids), "tracestate": UNRECORDED_STATE.to_header()}
+    return CurrentSpan(UnrecordedSpan(ids, headers))
+
+
 def _headers_of(ids: SpanContext) -> Mapping[str, str]:
     """Headers that propagate an unrecorded trace."""
     if _w3c_only:  # W3C Trace Context, section 3.2; the library takes four times as long
@@ -209,12 +299,8 @@ def _caller_of(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
     if _w3c_only and "traceparent" not in carrier:
         return None
     given = {name: carrier[name] for name in _propagated if name in carrier}
-    plain = _TRACEPARENT.fullmatch(carrier["traceparent"]) if _w3c_only else None
-    if plain is not None and "tracestate" not in given:
-        # The common case; the library takes three times as long.
-        ids, flags = (int(plain[1], 16), int(plain[2], 16)), TraceFlags(int(plain[3], 16))
-        found = SpanContext(*ids, is_remote=True, trace_flags=flags)
-    else:
+    found = common_span_context(carrier) if _w3c_only else None
+    if found is None:
         extract = _W3C.extract if _w3c_only else propagate.extract
         found = trace.get_current_span(extract(given)).get_span_context()
     return UnrecordedSpan(found, given) if found.is_valid else None

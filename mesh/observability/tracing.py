@@ -26,6 +26,8 @@ from opentelemetry.util.types import AttributeValue
 from mesh.context import current_request
 from mesh.errors import GRPC_STATUS, ErrorKind, MeshError
 from mesh.observability import semconv, telemetry
+from mesh.observability.recording.span import RecordedSpan
+from mesh.observability.recording.w3c import w3c_headers
 from mesh.observability.semconv import Outcome
 
 TRACER = trace.get_tracer("weir", telemetry.weir_version(), schema_url=semconv.SCHEMA_URL)
@@ -128,14 +130,16 @@ def _server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iter
     request = current_request()
     if request is not None:
         attributes[semconv.REQUEST_ID] = request.request_id
-    with TRACER.start_as_current_span(
-        f"{service}/{method}",
-        context=propagate.extract(metadata),
-        kind=SpanKind.SERVER,
-        attributes=attributes,
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
+    with (
+        telemetry.CallerContext(metadata),
+        TRACER.start_as_current_span(
+            f"{service}/{method}",
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span,
+    ):
         yield span
 
 
@@ -178,6 +182,9 @@ def inject(metadata: list[tuple[str, str]], span: Span) -> None:
     """Add the span's `traceparent` to `metadata`."""
     if isinstance(span, telemetry.UnrecordedSpan):
         metadata.extend(span.headers.items())
+        return
+    if isinstance(span, RecordedSpan) and telemetry.propagates_only_w3c():
+        metadata.extend(w3c_headers(span.get_span_context()))
         return
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))

@@ -16,10 +16,11 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NoReturn, Protocol
 
+import grpc.aio
 import uvloop
 
 from mesh.errors import MeshError
@@ -32,6 +33,7 @@ from mesh.process.settings import (
     unknown_variables,
     variable_name,
 )
+from mesh.rpc.kept_traces import kept_traces, passing_on
 from mesh.rpc.server import Server, Servicer
 from mesh.rpc.targets import AddressError, at_port
 from mesh.rpc.tls import TlsError, TlsFiles
@@ -51,6 +53,10 @@ class Service(Protocol):
     @property
     def servicers(self) -> Sequence[Servicer]:
         """The services to serve."""
+        ...
+
+    def called_channels(self) -> Iterable[grpc.aio.Channel]:
+        """The channels to the processes that this service calls at present."""
         ...
 
     async def watch_ready(self, set_ready: SetReady) -> None:
@@ -149,12 +155,14 @@ async def _serve_grpc(
             if entered is None:
                 return
             service, holding = entered
-            server = Server(service.servicers, TlsFiles.of(settings))
+            kept = kept_traces(service.called_channels)
+            servicers = (*service.servicers, *([] if kept is None else [kept.servicer]))
+            server = Server(servicers, TlsFiles.of(settings))
             port = await server.start(settings.listen, settings.health_listen)
             logger.info("listening", extra={"address": at_port(settings.listen, port)})
             watching = asyncio.create_task(service.watch_ready(server.set_ready), name="ready")
             try:
-                async with garbage_collection.collect_on_timer():
+                async with garbage_collection.collect_on_timer(), passing_on(kept):
                     await _first(stop, watching, holding)
             except Exception:
                 # Should the process not be able to end, liveness probes restart it.

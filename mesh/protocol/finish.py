@@ -42,6 +42,8 @@ class GenerationFinish:
     """The stop string that ended the text; empty if none did."""
     num_resumptions: int = 0
     """Times that another engine continued the generation after its first tokens."""
+    num_failovers: int = 0
+    """Times that an engine was lost and another one was asked."""
 
 
 REASON_TO_PROTO = {
@@ -85,6 +87,7 @@ def finish_to_proto(finish: GenerationFinish) -> orchestrator_pb2.GenerateFinish
         usage=usage_to_proto(finish.usage),
         stop_string=finish.stop_string,
         num_resumptions=finish.num_resumptions,
+        num_failovers=finish.num_failovers,
     )
 
 

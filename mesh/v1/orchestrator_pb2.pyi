@@ -362,12 +362,15 @@ class GenerateFinish(message.Message):
     STOP_STRING_FIELD_NUMBER: builtins.int
     NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
     CITATION_DETAILS_FIELD_NUMBER: builtins.int
+    NUM_FAILOVERS_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
     stop_string: builtins.str
     """The stop string that ended the text; empty if none did."""
     num_resumptions: builtins.int
     """Times that another engine continued the generation after its first tokens."""
+    num_failovers: builtins.int
+    """Times that an engine was lost and another one was asked, before or after the first tokens."""
     @builtins.property
     def usage(self) -> common_pb2.Usage:
         """Token counts."""
@@ -384,10 +387,11 @@ class GenerateFinish(message.Message):
         stop_string: builtins.str = ...,
         num_resumptions: builtins.int = ...,
         citation_details: abc.Iterable[CitationDetail] | None = ...,
+        num_failovers: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "num_resumptions", b"num_resumptions", "reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -596,10 +600,13 @@ class SummarizeFinish(message.Message):
     CITATIONS_FIELD_NUMBER: builtins.int
     CITATION_DETAILS_FIELD_NUMBER: builtins.int
     NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
+    NUM_FAILOVERS_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
     num_resumptions: builtins.int
     """Times that another engine continued the generation after its first tokens."""
+    num_failovers: builtins.int
+    """As in GenerateFinish."""
     @builtins.property
     def usage(self) -> common_pb2.Usage:
         """Token counts."""
@@ -622,10 +629,11 @@ class SummarizeFinish(message.Message):
         citations: abc.Iterable[builtins.int] | None = ...,
         citation_details: abc.Iterable[CitationDetail] | None = ...,
         num_resumptions: builtins.int = ...,
+        num_failovers: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "num_resumptions", b"num_resumptions", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

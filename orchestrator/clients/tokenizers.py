@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
+import grpc.aio
+
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.peers.balanced_channel import HOLD_SECONDS, REFRESH_SECONDS, BalancedChannel
 from mesh.rpc.tls import TlsFiles
@@ -34,6 +36,10 @@ class Tokenizers:
     def upstreams(self) -> list[TokenizerUpstream]:
         """Every tokenizer service, without duplicates."""
         return list({upstream.target: upstream for upstream in self._upstreams.values()}.values())
+
+    def channels(self) -> list[grpc.aio.Channel]:
+        """The channels to all known tokenizers, for calls to each of them."""
+        return [channel for each in self.upstreams for channel in each.channel.channels()]
 
     def target_of(self, model: str) -> str | None:
         """Addresses of the model's tokenizer; None if it has none."""

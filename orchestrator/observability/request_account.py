@@ -50,6 +50,7 @@ class RequestAccount:
         self.generation = spans.NO_SPAN
         """Span of the generation that runs for this request."""
         self.arrived = time.monotonic()
+        self._num_failovers = 0
         self._num_resumptions = 0
         self._unreported_ttft = False
         self._span_block: AbstractContextManager[spans.GenerationSpan] = nullcontext(spans.NO_SPAN)
@@ -113,12 +114,17 @@ class RequestAccount:
     def failover(self, address: str, error: MeshError, num_tokens: int) -> None:
         """Record that the replica at `address` was lost after `num_tokens`."""
         self.generation.failover(address, error, num_tokens)
+        self._num_failovers += 1
         self._num_resumptions += num_tokens > 0
 
     def finished(self, finish: GenerationFinish) -> GenerationFinish:
-        """Record the finish of the generation; returns it with the number of resumptions."""
-        if self._num_resumptions:
-            finish = replace(finish, num_resumptions=self._num_resumptions)
+        """Record the finish of the generation; returns it with the number of failovers."""
+        if self._num_failovers:
+            finish = replace(
+                finish,
+                num_resumptions=self._num_resumptions,
+                num_failovers=self._num_failovers,
+            )
         self.finish = finish
         return finish
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
+import grpc.aio
+
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.peers.change_report import ChangeReport
 from mesh.rpc.peers.health_watch import Health
@@ -66,6 +68,11 @@ class Replica:
     def ready(self) -> bool:
         """Whether it can take requests, as far as is known."""
         return self._serving and self.model is not None
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel to the engine, for calls outside its protocol."""
+        return self._connection.channel
 
     @property
     def resumes_constraints(self) -> bool:

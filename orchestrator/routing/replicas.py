@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+import grpc.aio
+
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.peers.balanced_channel import HOLD_SECONDS
 from mesh.rpc.peers.discovery import Discovery
@@ -122,6 +124,10 @@ class Replicas:
             return ready
         listed = {replica.model for replica in ready if not replica.retired}
         return [each for each in ready if not each.retired or each.model not in listed]
+
+    def channels(self) -> list[grpc.aio.Channel]:
+        """The channels to all known replicas, for calls to each of them."""
+        return [member.replica.channel for member in self._members.values()]
 
     @property
     def models(self) -> dict[str, ModelInfo]:

@@ -60,6 +60,7 @@ class SummaryFinish(NamedTuple):
     details: Sequence[Citation] = ()
     """The citations of each sentence."""
     num_resumptions: int = 0
+    num_failovers: int = 0
 
 
 def to_sources(results: Sequence[SearchResult]) -> list[Source]:
@@ -112,7 +113,12 @@ class SummaryAssembler:
         text = self._filter.text
         details = ground(text, self._snippets)
         yield SummaryFinish(
-            reason, finish.usage, cited_numbers(text), details, finish.num_resumptions
+            reason,
+            finish.usage,
+            cited_numbers(text),
+            details,
+            finish.num_resumptions,
+            finish.num_failovers,
         )
 
     def _delta(self, text: str, num_tokens: int) -> Iterator[Delta]:

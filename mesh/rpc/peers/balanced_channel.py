@@ -107,6 +107,10 @@ class BalancedChannel(grpc.aio.Channel):
         """The peers that calls are sent to now."""
         return self._ready
 
+    def channels(self) -> list[grpc.aio.Channel]:
+        """The channels to all known peers, for calls to each of them."""
+        return [peer.channel for peer in self._peers.values()]
+
     def next_change(self) -> asyncio.Event:
         """Set when a peer has become ready or has stopped being ready."""
         return self._changed

@@ -33,8 +33,8 @@ class Peer:
         self.not_serving_since = time.monotonic()
         self._on_change = on_change
         self._report = ChangeReport("peer", address, service)
-        self._channel = open_channel(address, tls, server_name)
-        self._watch = HealthWatch(self._channel, service, self._update)
+        self.channel = open_channel(address, tls, server_name)
+        self._watch = HealthWatch(self.channel, service, self._update)
         self._methods: dict[str, Any] = {}
 
     @property
@@ -48,13 +48,13 @@ class Peer:
             await self._watch.run(self.address)
         finally:
             self._report.cancel()
-            await self._channel.close()
+            await self.channel.close()
 
     def method(self, kind: str, path: str, arguments: Mapping[str, Any]) -> Any:
         """The callable of a method at this peer; `kind` is such as unary_stream."""
         method = self._methods.get(path)
         if method is None:
-            method = self._methods[path] = getattr(self._channel, kind)(path, **arguments)
+            method = self._methods[path] = getattr(self.channel, kind)(path, **arguments)
         return method
 
     def suspect(self) -> None:

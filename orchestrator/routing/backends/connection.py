@@ -30,13 +30,13 @@ class EngineConnection:
         self._fixed = target.protocol
         # vLLM offers no TLS.
         used = NO_TLS if target.protocol is EngineProtocol.VLLM_GRPC else tls
-        self._channel = open_channel(address, used, target.host)
+        self.channel = open_channel(address, used, target.host)
         self._backend: Backend | None = None
 
     async def backend(self) -> Backend:
         """The engine's backend; waits until the engine can be reached. Raises MeshError."""
         if self._backend is None:
-            protocol = self._fixed or await identify(self._channel)
+            protocol = self._fixed or await identify(self.channel)
             self._backend = await self._open(protocol)
         return self._backend
 
@@ -49,12 +49,12 @@ class EngineConnection:
     async def close(self) -> None:
         """Ends all calls."""
         await self.forget()
-        await self._channel.close()
+        await self.channel.close()
 
     async def _open(self, protocol: EngineProtocol) -> Backend:
         if protocol is EngineProtocol.VLLM_GRPC:
-            return VllmBackend(self._channel)
-        return WeirBackend(self._channel)
+            return VllmBackend(self.channel)
+        return WeirBackend(self.channel)
 
 
 async def identify(channel: grpc.aio.Channel) -> EngineProtocol:

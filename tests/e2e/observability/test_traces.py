@@ -289,6 +289,7 @@ async def test_an_engine_is_killed(
     assert failover["server.address"] == stack.addresses[lost]
     assert failover["error.type"] == "unavailable"
     assert failover["weir.num_tokens"] >= 40
+    attributes(found.roots[0], weir__num_failovers=1, http__response__status_code=200)
     attributes(generation, weir__num_failovers=1, gen_ai__usage__output_tokens=1000)
     attributes(found.find(ENGINE, "server"), weir__num_resumed_tokens=failover["weir.num_tokens"])
     lost_call, _ = found.find_all(ENGINE, "client")

@@ -34,7 +34,8 @@ event: complete
 data: {"type":"complete","finish_reason":"stop","citations":[1],"citation_details":[\
 {"n":1,"span":[2,9],"supported":true,"sentence":[0,5]},\
 {"n":null,"span":null,"supported":false,"sentence":[6,11]}],"usage":{"prompt_tokens":7,\
-"completion_tokens":2,"cached_tokens":4},"request_id":"r-1","trace_id":"TRACE"}
+"completion_tokens":2,"cached_tokens":4},"request_id":"r-1","trace_id":"TRACE",\
+"trace_sampled":false}
 id: complete
 
 """
@@ -83,6 +84,7 @@ async def test_json_response_without_streaming(client: httpx.AsyncClient) -> Non
             ],
             "finish_reason": "stop",
             "usage": {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 4},
+            "trace_sampled": False,
         }
 
 

@@ -189,5 +189,5 @@ async def test_cors_exposes_the_gateways_response_headers() -> None:
         )
     exposed = response.headers["access-control-expose-headers"].split(", ")
     added = {name for name in response.headers if name.startswith("x-")}
-    assert added == {"x-request-id", "x-trace-id", "x-ignored-fields"}
+    assert added == {"x-request-id", "x-trace-id", "x-trace-sampled", "x-ignored-fields"}
     assert {*added, "retry-after"} <= set(exposed)

@@ -9,7 +9,8 @@ from opentelemetry.exporter.otlp.proto.grpc import trace_exporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from mesh.observability import span_exporters, telemetry, tracing
+from mesh.observability import telemetry, tracing
+from mesh.observability.recording import exporters
 
 
 def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
@@ -21,7 +22,7 @@ def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
     provider.shutdown()
 
 
-@pytest.mark.parametrize("variable", span_exporters.ENDPOINT_VARIABLES)
+@pytest.mark.parametrize("variable", exporters.ENDPOINT_VARIABLES)
 def test_with_an_endpoint_spans_are_exported(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
@@ -68,26 +69,35 @@ def test_the_default_sampler_limits_the_rate(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("sampler", "flags", "makes_none"),
+    ("sampler", "flags", "state", "makes_none"),
     [
-        ("", "00", True),
-        ("", "01", False),
-        ("parentbased_always_on", "00", True),
-        ("always_on", "00", False),
-        ("traceidratio", "00", False),
+        ("", "00", None, False),
+        ("", "00", "weir=held", False),
+        ("", "00", "weir=unrecorded", True),
+        ("", "01", None, False),
+        ("parentbased_always_on", "00", None, True),
+        ("always_on", "00", None, False),
+        ("traceidratio", "00", None, False),
     ],
 )
 def test_an_unsampled_caller_is_followed(
-    monkeypatch: pytest.MonkeyPatch, sampler: str, flags: str, makes_none: bool
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
+    flags: str,
+    state: str | None,
+    makes_none: bool,
 ) -> None:
-    """Unless the sampler ignores the caller's decision."""
+    """Unless the sampler ignores the caller's decision; the default one holds the spans."""
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", InMemorySpanExporter)
     monkeypatch.setattr(telemetry, "follows_callers", False)
     monkeypatch.setattr(telemetry, "silent", True)
+    monkeypatch.setattr(telemetry, "holds", False)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     telemetry.start("bakery").shutdown()
     carrier = {"traceparent": f"00-{10:032x}-{11:016x}-{flags}"}
+    if state is not None:
+        carrier["tracestate"] = state
     unrecorded = telemetry.span_if_unrecorded(carrier)
     assert (unrecorded is not None) is makes_none
     if unrecorded is not None:

@@ -26,6 +26,7 @@ mode = sys.argv.pop(1)
 
 class Service:
     servicers = ()
+    called_channels = tuple
     async def watch_ready(self, set_ready):
         await set_ready(True)
         if mode.startswith("watch fails"):

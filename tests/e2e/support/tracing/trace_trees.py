@@ -63,7 +63,7 @@ gateway: POST /v1/completions invalid
 
 # The killed engine exports no spans.
 FAILED_OVER = f"""\
-gateway: POST /v1/completions ok
+gateway: POST /v1/completions failed_over
   gateway: {ORCHESTRATOR} ok
     orchestrator: {ORCHESTRATOR} ok
 {ENCODED.format(retrieval="")}\

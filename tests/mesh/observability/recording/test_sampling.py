@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from mesh.observability.trace_sampling import (
+from mesh.observability.recording.sampling import (
     ARGUMENT_VARIABLE,
     RATE_LIMITED,
     SAMPLER_VARIABLE,

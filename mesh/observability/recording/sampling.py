@@ -6,7 +6,6 @@ are always found in Grafana, and under load the cost stays constant.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,6 +13,8 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
+
+from mesh.observability.recording.rate import TokenBucket
 
 SAMPLER_VARIABLE = "OTEL_TRACES_SAMPLER"
 ARGUMENT_VARIABLE = "OTEL_TRACES_SAMPLER_ARG"
@@ -43,11 +44,7 @@ class RateLimited(Sampler):
         if not 0 < per_second < float("inf"):
             raise ValueError(f"traces per second must be a number above 0, given {per_second}")
         self._per_second = per_second
-        self._clock = clock
-        self._capacity = max(float(burst), per_second)
-        self._left = self._capacity
-        self._seen = clock()
-        self._lock = threading.Lock()
+        self._bucket = TokenBucket(per_second, burst, clock)
 
     def should_sample(
         self,
@@ -59,22 +56,12 @@ class RateLimited(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        decision = Decision.RECORD_AND_SAMPLE if self._take() else Decision.DROP
+        decision = Decision.RECORD_AND_SAMPLE if self._bucket.take() else Decision.DROP
         state = get_current_span(parent_context).get_span_context().trace_state
         return SamplingResult(decision, attributes, state)
 
     def get_description(self) -> str:
         return f"RateLimited{{{self._per_second:g}}}"
-
-    def _take(self) -> bool:
-        with self._lock:
-            now = self._clock()
-            refilled = self._left + (now - self._seen) * self._per_second
-            self._left, self._seen = min(refilled, self._capacity), now
-            if self._left < 1:
-                return False
-            self._left -= 1
-            return True
 
 
 def chosen_sampler(environment: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from mesh.observability import telemetry
-from mesh.observability.span_exporters import exporter_names, span_exporters
+from mesh.observability.recording.exporters import exporter_names, span_exporters
 from scripts.traceview.otlp import grpc_receiver
 from scripts.traceview.store import Store
 from scripts.traceview.web import web_server

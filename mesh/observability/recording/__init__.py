@@ -1,0 +1,1 @@
+"""Recording and export of spans: which traces are kept, and how little each span costs."""

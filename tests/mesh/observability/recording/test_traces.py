@@ -1,0 +1,92 @@
+"""Held spans: bounded in number, and the traces kept in rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, TraceFlags
+
+from mesh.observability.recording import traces
+from mesh.observability.recording.span import RecordedSpan
+from mesh.observability.recording.traces import Traces
+from mesh.observability.semconv import OUTCOME, Outcome
+
+Make = Callable[..., Traces]
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def make(exporter: InMemorySpanExporter) -> Make:
+    def create(**limits: int) -> Traces:
+        processors = [SimpleSpanProcessor(exporter)]
+        return Traces(processors, Resource({}), InstrumentationScope("weir"), **limits)
+
+    return create
+
+
+def end_span(into: Traces, trace_id: int, *, outcome: Outcome | None = None) -> None:
+    """A span ends; with an outcome it decides about its trace."""
+    context = SpanContext(trace_id, 1, is_remote=False, trace_flags=TraceFlags(0))
+    attributes = {} if outcome is None else {OUTCOME: outcome}
+    decides = outcome is not None
+    RecordedSpan("s", context, None, into.ended, attributes=attributes, decides=decides).end()
+
+
+def test_the_oldest_trace_is_forgotten(make: Make, exporter: InMemorySpanExporter) -> None:
+    """The number of held spans is bounded, also if no decision ever arrives."""
+    held = make(max_held_spans=10)
+    for trace_id in range(1, 101):
+        end_span(held, trace_id)
+        end_span(held, trace_id)
+        assert held.num_held <= 10
+    for trace_id in range(1, 101):
+        held.keep(trace_id)
+    assert {span.context.trace_id for span in exporter.get_finished_spans()} == set(range(96, 101))
+    assert held.num_held == 0
+
+
+def test_a_large_trace_is_bounded_as_well(make: Make) -> None:
+    """A trace with more spans than the limit is forgotten, and begins anew."""
+    held = make(max_held_spans=10)
+    for _ in range(100):
+        end_span(held, 1)
+        assert held.num_held <= 10
+
+
+def test_decisions_are_remembered_up_to_a_number(
+    make: Make, exporter: InMemorySpanExporter
+) -> None:
+    """Spans of a kept trace that end later are exported, those of the oldest decision are not."""
+    held = make(max_kept_traces=2)
+    for trace_id in (1, 2, 3):
+        held.keep(trace_id)
+    for trace_id in (1, 2, 3):
+        end_span(held, trace_id)
+    assert [span.context.trace_id for span in exporter.get_finished_spans()] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "most"),
+    [(Outcome.FAILED, traces.KEPT_AT_ONCE), (Outcome.REFUSED, traces.REFUSED_AT_ONCE)],
+)
+def test_the_rate_of_kept_traces_is_limited(
+    make: Make, exporter: InMemorySpanExporter, outcome: Outcome, most: int
+) -> None:
+    """If all requests fail, the collector is not flooded; refusals have a limit of their own."""
+    held = make()
+    for trace_id in range(1, 2 * most):
+        end_span(held, trace_id, outcome=outcome)
+    assert most <= len(exporter.get_finished_spans()) < 1.5 * most
+    assert held.num_held == 0
+    end_span(held, 10**6, outcome=Outcome.DEADLINE)
+    others = most if outcome is Outcome.FAILED else most + 1
+    assert others <= len(exporter.get_finished_spans()) < 1.5 * most
