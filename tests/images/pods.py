@@ -13,6 +13,9 @@ from tests.images.podman import LIMITS, NETWORK
 
 Manifest = dict[str, Any]
 MEBIBYTE = 1024**2
+MODELS = ("", "-chat")
+"""Suffixes of the pods of the models of ci/kind.yaml, in its order."""
+
 UNITS = {"Mi": MEBIBYTE, "Gi": 1024 * MEBIBYTE}
 
 
@@ -91,7 +94,7 @@ def quantity(text: str) -> int:
 
 
 def pods() -> tuple[dict[str, Pod], str]:
-    """One pod of each service from the chart, rendered for kind, and the name of the source.
+    """One pod of each service and model from the chart for kind, and the name of the source.
 
     Without helm the pods are derived from compose.yaml.
     """
@@ -101,11 +104,14 @@ def pods() -> tuple[dict[str, Pod], str]:
         found = compose_pods()
         source = f"compose.yaml, NOT THE CHART: {error}"
         return {name: Pod(name, found[name][0], (found[name][1],)) for name in COMPONENTS}, source
-    return {name: _pod(release, name) for name in COMPONENTS}, "the chart"
+    found = {}
+    for name in COMPONENTS:
+        for deployment, suffix in zip(release.component("Deployment", name), MODELS, strict=False):
+            found[name + suffix] = _pod(release, name + suffix, deployment["spec"]["template"])
+    return found, "the chart"
 
 
-def _pod(release: Release, component: str) -> Pod:
-    template = release.deployment(component)["spec"]["template"]
+def _pod(release: Release, component: str, template: Manifest) -> Pod:
     labels = template["metadata"]["labels"].items()
     names = tuple(
         service["metadata"]["name"]

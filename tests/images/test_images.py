@@ -15,7 +15,7 @@ from mesh.hub.download import PATTERNS
 from tests.charts.rendered import COMPONENTS
 from tests.images.base import BASE_IMAGE, ROOT
 from tests.images.conftest import MEGABYTE, build_arguments, make
-from tests.images.podman import Podman
+from tests.images.podman import LIMITS, Podman
 from tests.images.pods import Pod
 
 LIGHT = ("gateway", "orchestrator", "tokenizer")
@@ -99,6 +99,29 @@ def test_an_image_has_the_repositorys_files(
     }
     assert len(expected) > 40
     assert {path: found.get(path) for path in expected} == expected
+
+
+def test_the_chat_model_is_in_the_images(built: Podman, pods: dict[str, Pod]) -> None:
+    """Both images derive the same files from it; the engine's has the weights too."""
+    listings = [
+        built.run(pods[component].image, "sh", "-c", "cd /app/models/chat && sha256sum *").split()
+        for component in ("tokenizer", "inference")
+    ]
+    tokenizer, engine = (dict(zip(each[1::2], each[::2], strict=True)) for each in listings)
+    weights = engine.keys() - tokenizer.keys()
+    assert {name.rpartition(".")[2] for name in weights} == {"gguf"}
+    assert tokenizer.items() < engine.items()
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} < tokenizer.keys()
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_an_image_runs_as_any_user(built: Podman, pods: dict[str, Pod], component: str) -> None:
+    """OpenShift assigns a random UID without a name, and the group 0."""
+    arguments = ["--rm", "--user=1000680000:0", "--read-only", "--network=none", *LIMITS]
+    image = pods[component].image
+    user = built("run", *arguments, "--entrypoint=id", image, "-u").strip()
+    assert user == "1000680000"
+    assert "--listen" in built("run", *arguments, image, "--help")
 
 
 def test_the_engine_finds_its_native_decoder(built: Podman, pods: dict[str, Pod]) -> None:

@@ -47,7 +47,8 @@ def test_the_helm_test_passes(built: Podman, running: dict[str, str], pods: dict
     inference = f"{running['inference']}:{pods['inference'].ports['metrics']}"
     done = subprocess.run(
         [
-            *(sys.executable, "-I", str(SCRIPT), "--query=tracing", "--model=demo"),
+            *(sys.executable, "-I", str(SCRIPT), "--query=tracing"),
+            *("--model=demo", "--model=SmolLM2-135M-Instruct"),
             f"--url=http://{running['gateway']}:{pods['gateway'].ports['http']}",
             *("--embedding-model=demo", f"--engine-metrics={inference}"),
         ],
@@ -57,7 +58,20 @@ def test_the_helm_test_passes(built: Podman, running: dict[str, str], pods: dict
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "structured output with demo" in done.stdout
+    assert "structured output with SmolLM2-135M-Instruct" in done.stdout
+
+
+async def test_a_chat_gets_a_sentence(client: httpx.AsyncClient) -> None:
+    """The chat model is in the images, so a real chat needs no network."""
+    body = {
+        "model": "SmolLM2-135M-Instruct",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
+        "max_tokens": 32,
+    }
+    response = await client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert "Paris" in response.json()["choices"][0]["message"]["content"]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -20,9 +20,16 @@ Merges "from" into "into", key by key. Unlike mergeOverwrite it also takes 0, fa
 JSON of {"models": […], "tokenizers": […], "weir": […], "vllm": […], "external": […]}. "models" are
 the models of the values, completed with the defaults, the slug and the model's own sections;
 "tokenizers" are those of them that have their own tokenizer, "weir", "vllm" and "external" those
-with such engines.
+with such engines. The first call keeps the result in .Values, because almost every template needs it.
 */}}
 {{- define "weir.models" -}}
+{{- if not (hasKey .Values "completedModels") -}}
+{{- $_ := set .Values "completedModels" (include "weir.completedModels" .) -}}
+{{- end -}}
+{{- .Values.completedModels -}}
+{{- end -}}
+
+{{- define "weir.completedModels" -}}
 {{- $hub := dict "id" "" "revision" "main" "sha256" dict "endpoint" "" "tokenSecret" "" "tokenKey" "token" "size" "20Gi" "storageClass" "" "accessMode" "ReadWriteOnce" -}}
 {{- $models := list -}}
 {{- $tokenizers := list -}}
@@ -43,9 +50,11 @@ with such engines.
 {{- include "weir.componentName" (dict "root" .root "component" "model" "slug" .model.slug) -}}
 {{- end -}}
 
-{{/* Folder of a model's files in the container. Takes the model. The images contain models/demo. */}}
+{{/* Folder of a model's files in the container. Takes the model. The images contain models/demo and
+     models/chat. */}}
 {{- define "weir.modelPath" -}}
 {{- if eq .source "demo" -}}models/demo
+{{- else if eq .source "package" -}}models/chat
 {{- else if eq .source "hub" -}}/models/{{ .slug }}
 {{- else -}}{{ printf "/models/%s" .pvc.path | trimSuffix "/" }}
 {{- end -}}

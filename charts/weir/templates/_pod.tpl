@@ -36,7 +36,7 @@ replicas: {{ max (int .spec.replicas) $minimum }}
 {{- $_ := set $annotations "prometheus.io/port" (toString (int .metricsPort)) -}}
 {{- $_ := set $annotations "prometheus.io/path" "/metrics" -}}
 {{- end -}}
-{{- merge (deepCopy .pod.annotations) $annotations | toYaml -}}
+{{- merge (deepCopy .pod.annotations) $annotations (include "weir.meshAnnotations" . | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{/* Reference of an image. Takes (dict "root" $ "image" … "gpu" …); "gpu" selects the CUDA variant. */}}
@@ -68,9 +68,11 @@ replicas: {{ max (int .spec.replicas) $minimum }}
 {{/* securityContext of a pod, of the Pod Security Standard "restricted". Takes the pod values. */}}
 {{- define "weir.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: {{ int .runAsUser }}
-runAsGroup: {{ int .runAsUser }}
-fsGroup: {{ int .runAsUser }}
+{{- with int .runAsUser }}
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault

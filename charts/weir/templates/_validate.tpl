@@ -24,6 +24,9 @@ tls.certManager.enabled needs tls.certManager.issuerRef.name: the name of an iss
 certificates are set but tls.enabled is false: set it to true, or clear tls.existingSecret and tls.certManager.enabled
 {{- end }}
 {{- end }}
+{{- if and (eq $values.ipFamilies.policy "SingleStack") (gt (len $values.ipFamilies.families) 1) }}
+ipFamilies.policy is SingleStack but ipFamilies.families has two: list one, or choose a dual-stack policy
+{{- end }}
 {{- with $values.gateway }}
 {{- if and .ingress.enabled (not .ingress.hosts) }}
 gateway.ingress.enabled needs gateway.ingress.hosts: list at least one host name
@@ -91,8 +94,8 @@ metrics are enabled but networkPolicy.metricsFrom permits no scraper: list Prome
 {{- if and (ne .engine "external") (eq .source "hub") (eq .hub.accessMode "ReadWriteOnce") $many }}
 {{ $path }}: several replicas cannot share a ReadWriteOnce volume; set hub.accessMode to ReadWriteMany (and a storage class that supports it), or use one replica
 {{- end }}
-{{- if and (eq .engine "vllm") (eq .source "demo") }}
-{{ $path }}: engine is vllm, whose image does not contain the demo model; set source to hub or pvc
+{{- if and (eq .engine "vllm") (has .source (list "demo" "package")) }}
+{{ $path }}: engine is vllm, whose image does not contain the model of source {{ .source }}; set source to hub or pvc
 {{- end }}
 {{- if and (eq .engine "external") (eq .source "demo") (not .tokenizer) (not $orchestrator.tokenizerAddress) }}
 {{ $path }}: engine is external, but the source of its tokenizer is demo; set source to hub or pvc, tokenizer to a model with the same tokenizer, or orchestrator.tokenizerAddress
@@ -130,6 +133,11 @@ metrics are enabled but networkPolicy.metricsFrom permits no scraper: list Prome
 {{- end }}
 {{- include "weir.mistakes.autoscaling" (dict "root" $ "path" (printf "%s: inference" $path) "component" "inference" "values" .inference) }}
 {{- include "weir.mistakes.rollout" (dict "path" (printf "%s: inference" $path) "values" .inference) }}
+{{- end }}
+{{- end }}
+{{- with $orchestrator.searchModel }}
+{{- if and $models (not (has . $names)) }}
+orchestrator.searchModel is {{ . }}, but models has {{ join ", " $names }}: name one of them
 {{- end }}
 {{- end }}
 {{- if and (not $models) (not (and $orchestrator.tokenizerAddress $orchestrator.inferenceAddress)) }}

@@ -235,7 +235,7 @@ volumes:
 {{- $_ := set $annotations "prometheus.io/port" (include "weir.vllmPort" .model.vllm) -}}
 {{- $_ := set $annotations "prometheus.io/path" "/metrics" -}}
 {{- end -}}
-{{- merge (deepCopy .pod.annotations) $annotations | toYaml -}}
+{{- merge (deepCopy .pod.annotations) $annotations (include "weir.meshAnnotations" . | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{/* Egress of a vLLM pod: to the other pods of its engine, the hub and the collector.
