@@ -9,6 +9,7 @@ The file is TOML with a table for each key:
     requests_per_second = 5     # each limit is optional
     tokens_per_minute = 60000   # of prompt and completion
     max_concurrent = 8
+    min_priority = -10          # lowest value of `priority`; 0 without it
 
 Unsalted SHA-256 is sufficient, unlike for passwords: a key is 256 random bits, so there is
 nothing to guess, and a slow hash would only delay each request.
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.context import is_key_name
+from mesh.protocol.sampling_params import BOUNDS
 
 PREFIX = "weir_"
 """Prefix by which secret scanners recognise a leaked key."""
@@ -46,6 +48,8 @@ class Limits:
     tokens_per_minute: float | None = None
     """Prompt and completion together."""
     max_concurrent: int | None = None
+    min_priority: int | None = None
+    """Lowest `priority` of a request; None: 0."""
 
 
 NO_LIMITS = Limits()
@@ -107,6 +111,7 @@ def _key(name: str, table: object) -> Key:
         requests_per_second=_limit(name, fields, "requests_per_second"),
         tokens_per_minute=_limit(name, fields, "tokens_per_minute"),
         max_concurrent=_whole(name, fields, "max_concurrent"),
+        min_priority=_priority(name, fields),
     )
     if fields:
         raise KeyFileError(f"[{name}] has unknown fields: {', '.join(sorted(fields))}")
@@ -129,6 +134,16 @@ def _whole(name: str, fields: dict[str, object], field: str) -> int | None:
     if value != int(value):
         raise KeyFileError(f"[{name}] {field} must be a whole number")
     return int(value)
+
+
+def _priority(name: str, fields: dict[str, object]) -> int | None:
+    value = fields.pop("min_priority", None)
+    if value is None:
+        return None
+    bounds = BOUNDS["priority"]
+    if isinstance(value, bool) or not isinstance(value, int) or not bounds.allow(value):
+        raise KeyFileError(f"[{name}] min_priority must be a whole number {bounds.limit}")
+    return value
 
 
 def new_key() -> str:
@@ -158,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     new.add_argument("--requests-per-second", type=float)
     new.add_argument("--tokens-per-minute", type=float)
     new.add_argument("--max-concurrent", type=int)
+    new.add_argument("--min-priority", type=int)
     given = parser.parse_args(argv)
     if not is_key_name(given.name):
         parser.error("NAME must be letters, digits, _ and -, at most 64")
@@ -165,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         requests_per_second=given.requests_per_second,
         tokens_per_minute=given.tokens_per_minute,
         max_concurrent=given.max_concurrent,
+        min_priority=given.min_priority,
     )
     key = new_key()
     table = entry(given.name, key, limits)

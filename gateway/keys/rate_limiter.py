@@ -14,7 +14,7 @@ from contextvars import ContextVar
 
 from gateway.keys.key_file import Limits
 from gateway.observability import metrics
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import ErrorKind, MeshError, invalid
 
 CONCURRENT_RETRY_SECONDS = 1.0
 """`Retry-After` for a key at its concurrency limit: the end of its requests is unknown."""
@@ -100,6 +100,14 @@ class RateLimiter:
 
 
 _current: ContextVar[RateLimiter | None] = ContextVar("gateway_rate_limiter", default=None)
+
+
+def check_priority(priority: int) -> None:
+    """Raises MeshError (INVALID_REQUEST) for a lower priority than the request's key may have."""
+    rate_limiter = _current.get()
+    if rate_limiter is None or not priority < (least := rate_limiter.limits.min_priority or 0):
+        return
+    raise invalid("priority", f"priority must be at least {least} for this key, given {priority}")
 
 
 class TokenCharge:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
@@ -83,6 +83,10 @@ LogitBias = Annotated[
 ]
 
 
+ServiceTier: TypeAlias = Literal["auto", "default", "flex", "scale", "priority", "standard_only"]
+"""Tiers of OpenAI and Anthropic."""
+
+
 class StreamOptions(Body):
     """Options of a streamed response."""
 
@@ -151,6 +155,14 @@ class SamplingParameters(Body):
     min_tokens: Annotated[int, bounded("min_tokens")] = Field(
         0, description="Tokens before which no end-of-sequence or stop token is sampled."
     )
+    priority: Annotated[int, bounded("priority")] = Field(
+        0,
+        description="Lower ones start earlier where requests wait for an engine. A key may have "
+        "a lower bound, 0 by default.",
+    )
+    service_tier: ServiceTier | None = Field(
+        None, description="Accepted for compatibility: there is one tier."
+    )
     stream: bool = Field(False, description="Respond with server-sent events.")
     user: str | None = Field(None, description="Accepted for compatibility; ignored.")
 
@@ -180,6 +192,7 @@ class SamplingParameters(Body):
             min_tokens=self.min_tokens,
             num_logprobs=num_logprobs,
             num_prompt_logprobs=num_prompt_logprobs,
+            priority=self.priority,
             constraint=constraint,
         )
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import grpc.aio
 
-from gateway.keys.rate_limiter import TokenCharge
+from gateway.keys.rate_limiter import TokenCharge, check_priority
 from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
     Citation,
@@ -65,6 +65,7 @@ class Orchestrator:
 
     def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """GenerationStarted, deltas, one finish; raises MeshError. Close it to cancel the call."""
+        check_priority(generation.sampling.priority)
         return _events(self._stub.Generate, generation, generate_request, generate_events)
 
     def search(self, search: Search) -> AsyncGenerator[Event]:

@@ -349,20 +349,31 @@ class Scheduler:
         return num_tokens
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Get a block for the next token, preempting the youngest sequence while none is free.
+        """Get a block for the next token, preempting other sequences while none is free.
 
-        Inputs to embed give up their blocks first. False if the sequence itself was the youngest,
-        and so was preempted.
+        Inputs to embed give up their blocks first. False if the sequence itself was preempted.
         """
         while not self.block_manager.extend(sequence):
             if self.reclaim():
                 continue
-            # Decodes are scheduled oldest first: the youngest cannot be scheduled yet.
-            victim = next(reversed(self._running.values()))
+            victim = self._victim(sequence)
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
+
+    def _victim(self, sequence: Sequence) -> Sequence:
+        """The youngest sequence of the latest priority, `sequence` and younger ones only.
+
+        Decodes are scheduled oldest first, so none of these is scheduled yet.
+        """
+        victim = next(reversed(self._running.values()))
+        for each in reversed(self._running.values()):
+            if each.priority > victim.priority:
+                victim = each
+            if each is sequence:
+                break
+        return victim
 
     def _preempt(self, sequence: Sequence) -> None:
         self.block_manager.free(sequence)

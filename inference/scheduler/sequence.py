@@ -74,6 +74,7 @@ class Sequence:
         "num_steps",
         "params",
         "prefill",
+        "priority",
         "prompt_logprobs",
         "request_id",
         "scheduled_time",
@@ -101,6 +102,7 @@ class Sequence:
         self.request_id = request_id
         self.params = params
         self.deadline = deadline
+        self.priority = params.priority
         # Arrays, not lists: hashing a block or handing ids to the runner is one memory copy.
         self.token_ids: array[int] = array("q", prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids) - num_resumed_tokens

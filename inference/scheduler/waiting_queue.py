@@ -10,7 +10,8 @@ from inference.scheduler.sequence import Sequence
 
 
 class WaitingQueue:
-    """First come first served, except that a short sequence may start before a longer one.
+    """In order of priority, and first come first served within one, except that a short sequence
+    may start before a longer one.
 
     Sequences that start before an earlier one have together at most as many tokens as that one,
     so they delay it by about its own time at most. A preempted sequence is not overtaken: its
@@ -32,11 +33,20 @@ class WaitingQueue:
         return self._sequences.get(request_id)
 
     def append(self, sequence: Sequence) -> None:
-        self._sequences[sequence.request_id] = sequence
+        """Add a sequence after all others of its priority, and before those of a later one."""
+        queue = self._sequences
+        last = next(reversed(queue.values()), None)
+        queue[sequence.request_id] = sequence
+        if last is None or last.priority <= sequence.priority:
+            return
+        later = [each for each in queue.values() if each.priority > sequence.priority]
+        for each in later:
+            if not each.num_preemptions:
+                queue.move_to_end(each.request_id)
 
     def append_left(self, sequence: Sequence) -> None:
         """Add a preempted sequence before all others."""
-        self.append(sequence)
+        self._sequences[sequence.request_id] = sequence
         self._sequences.move_to_end(sequence.request_id, last=False)
 
     def remove(self, sequence: Sequence) -> None:

@@ -47,6 +47,7 @@ class SamplingParams:
     min_tokens: int = 0
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    priority: int = 0
     constraint: OutputConstraint | None = None
 
     def end_token_ids(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
@@ -105,6 +106,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "min_tokens": Bounds(0),
     "num_logprobs": Bounds(0, MAX_LOGPROBS),
     "num_prompt_logprobs": Bounds(0, MAX_LOGPROBS),
+    "priority": Bounds(-100, 100),
 }
 """Bounds of every numeric parameter. All services and the public API's schema use this table."""
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/common.proto\x12\x07mesh.v1\"\xbd\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12:\n\nlogit_bias\x18\n \x03(\x0b\x32&.mesh.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x12\n\nmin_tokens\x18\r \x01(\r\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\rH\t\x88\x01\x01\x12-\n\nconstraint\x18\x0f \x01(\x0b\x32\x19.mesh.v1.OutputConstraint\x12 \n\x13num_prompt_logprobs\x18\x10 \x01(\rH\n\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobs\"\x97\x01\n\x10OutputConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12)\n\x0cschema_rules\x18\x05 \x03(\x0b\x32\x13.mesh.v1.SchemaRuleB\x06\n\x04\x66orm\">\n\nSchemaRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bjson_schema\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"S\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12 \n\x03top\x18\x03 \x03(\x0b\x32\x13.mesh.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x84\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0ftool_calls_json\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x19\n\x11reasoning_content\x18\x06 \x01(\t\"\x86\x01\n\nChatPrompt\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.mesh.v1.ChatMessage\x12\x12\n\ntools_json\x18\x02 \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08\x12\x1c\n\x14template_kwargs_json\x18\x04 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\\\n\nToolPrompt\x12\x1b\n\x17TOOL_PROMPT_UNSPECIFIED\x10\x00\x12\x18\n\x14TOOL_PROMPT_TEMPLATE\x10\x01\x12\x17\n\x13TOOL_PROMPT_GENERIC\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/v1/common.proto\x12\x07mesh.v1\"\xcf\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12:\n\nlogit_bias\x18\n \x03(\x0b\x32&.mesh.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x12\n\nmin_tokens\x18\r \x01(\r\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\rH\t\x88\x01\x01\x12-\n\nconstraint\x18\x0f \x01(\x0b\x32\x19.mesh.v1.OutputConstraint\x12 \n\x13num_prompt_logprobs\x18\x10 \x01(\rH\n\x88\x01\x01\x12\x10\n\x08priority\x18\x11 \x01(\x11\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobs\"\x97\x01\n\x10OutputConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12)\n\x0cschema_rules\x18\x05 \x03(\x0b\x32\x13.mesh.v1.SchemaRuleB\x06\n\x04\x66orm\">\n\nSchemaRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bjson_schema\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"S\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12 \n\x03top\x18\x03 \x03(\x0b\x32\x13.mesh.v1.TopLogprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x84\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0ftool_calls_json\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x19\n\x11reasoning_content\x18\x06 \x01(\t\"\x86\x01\n\nChatPrompt\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.mesh.v1.ChatMessage\x12\x12\n\ntools_json\x18\x02 \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08\x12\x1c\n\x14template_kwargs_json\x18\x04 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\\\n\nToolPrompt\x12\x1b\n\x17TOOL_PROMPT_UNSPECIFIED\x10\x00\x12\x18\n\x14TOOL_PROMPT_TEMPLATE\x10\x01\x12\x17\n\x13TOOL_PROMPT_GENERIC\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1497
-  _globals['_FINISHREASON']._serialized_end=1617
-  _globals['_TOOLPROMPT']._serialized_start=1619
-  _globals['_TOOLPROMPT']._serialized_end=1711
+  _globals['_FINISHREASON']._serialized_start=1515
+  _globals['_FINISHREASON']._serialized_end=1635
+  _globals['_TOOLPROMPT']._serialized_start=1637
+  _globals['_TOOLPROMPT']._serialized_end=1729
   _globals['_SAMPLINGPARAMS']._serialized_start=34
-  _globals['_SAMPLINGPARAMS']._serialized_end=735
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=510
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=558
-  _globals['_OUTPUTCONSTRAINT']._serialized_start=738
-  _globals['_OUTPUTCONSTRAINT']._serialized_end=889
-  _globals['_SCHEMARULE']._serialized_start=891
-  _globals['_SCHEMARULE']._serialized_end=953
-  _globals['_USAGE']._serialized_start=955
-  _globals['_USAGE']._serialized_end=1035
-  _globals['_TOKENLOGPROB']._serialized_start=1037
-  _globals['_TOKENLOGPROB']._serialized_end=1120
-  _globals['_TOPLOGPROB']._serialized_start=1122
-  _globals['_TOPLOGPROB']._serialized_end=1169
-  _globals['_CHATMESSAGE']._serialized_start=1172
-  _globals['_CHATMESSAGE']._serialized_end=1304
-  _globals['_CHATPROMPT']._serialized_start=1307
-  _globals['_CHATPROMPT']._serialized_end=1441
-  _globals['_TOKENIDS']._serialized_start=1443
-  _globals['_TOKENIDS']._serialized_end=1466
-  _globals['_EMBEDDING']._serialized_start=1468
-  _globals['_EMBEDDING']._serialized_end=1495
+  _globals['_SAMPLINGPARAMS']._serialized_end=753
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=528
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=576
+  _globals['_OUTPUTCONSTRAINT']._serialized_start=756
+  _globals['_OUTPUTCONSTRAINT']._serialized_end=907
+  _globals['_SCHEMARULE']._serialized_start=909
+  _globals['_SCHEMARULE']._serialized_end=971
+  _globals['_USAGE']._serialized_start=973
+  _globals['_USAGE']._serialized_end=1053
+  _globals['_TOKENLOGPROB']._serialized_start=1055
+  _globals['_TOKENLOGPROB']._serialized_end=1138
+  _globals['_TOPLOGPROB']._serialized_start=1140
+  _globals['_TOPLOGPROB']._serialized_end=1187
+  _globals['_CHATMESSAGE']._serialized_start=1190
+  _globals['_CHATMESSAGE']._serialized_end=1322
+  _globals['_CHATPROMPT']._serialized_start=1325
+  _globals['_CHATPROMPT']._serialized_end=1459
+  _globals['_TOKENIDS']._serialized_start=1461
+  _globals['_TOKENIDS']._serialized_end=1484
+  _globals['_EMBEDDING']._serialized_start=1486
+  _globals['_EMBEDDING']._serialized_end=1513
 # @@protoc_insertion_point(module_scope)

@@ -140,7 +140,8 @@ def make_sequence(
     *,
     deadline: float | None = None,
     seed: int | None = None,
+    priority: int = 0,
 ) -> Sequence:
     """A sequence with few options."""
-    params = SamplingParams(max_tokens=max_tokens, seed=seed)
+    params = SamplingParams(max_tokens=max_tokens, seed=seed, priority=priority)
     return Sequence(request_id, prompt, params, deadline=deadline)

@@ -317,9 +317,6 @@ class MessagesRequest(CountTokensRequest, SamplingParameters):
         description="Strings that end the text; they are not part of it.",
         json_schema_extra={"default": []},
     )
-    service_tier: Literal["auto", "standard_only"] | None = Field(
-        None, description="Accepted for compatibility: there is one tier."
-    )
     metadata: Metadata = Metadata.model_construct()
 
     @model_validator(mode="after")

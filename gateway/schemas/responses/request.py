@@ -102,7 +102,6 @@ class ResponsesRequest(SamplingParameters):
         description="auto: leave out the oldest messages if they exceed the context.",
     )
     stream_options: ResponseStreamOptions = ResponseStreamOptions()
-    service_tier: str | None = Field(default=None, description=IGNORED)
     prompt_cache_key: str | None = Field(default=None, description=IGNORED)
     safety_identifier: str | None = Field(default=None, description=IGNORED)
     conversation: object | None = Field(

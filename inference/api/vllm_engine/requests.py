@@ -79,13 +79,11 @@ def sampling_params(
     message: vllm_engine_pb2.SamplingParams, constraint: OutputConstraint | None
 ) -> SamplingParams:
     """The engine's parameters. Raises `InvalidSamplingParams`, or MeshError for a limit here."""
-    optional = {
-        "max_tokens": message.max_tokens if message.HasField("max_tokens") else None,
-        "seed": message.seed if message.HasField("seed") else None,
-        "num_logprobs": _num_logprobs(message, "logprobs"),
-        "num_prompt_logprobs": _num_logprobs(message, "prompt_logprobs"),
-    }
     return SamplingParams(
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        seed=message.seed if message.HasField("seed") else None,
+        num_logprobs=_num_logprobs(message, "logprobs"),
+        num_prompt_logprobs=_num_logprobs(message, "prompt_logprobs"),
         temperature=message.temperature if message.HasField("temperature") else 1.0,
         top_p=message.top_p or 1.0,
         top_k=message.top_k,
@@ -98,7 +96,6 @@ def sampling_params(
         ignore_eos=message.ignore_eos,
         logit_bias=dict(message.logit_bias),
         constraint=constraint,
-        **optional,
     )
 
 

@@ -156,7 +156,7 @@ async def test_max_tokens_beyond_the_context_is_lowered(
     instruct: anthropic.AsyncAnthropic,
 ) -> None:
     """The answer fills the context, and the reason says so."""
-    messages: Any = [{"role": "user", "content": "Rome 1 " * 400}]
+    messages: Any = [{"role": "user", "content": "Rome 1 " * 250}]
     counted = await instruct.messages.count_tokens(model="instruct", messages=messages)
     answer = await instruct.messages.create(
         model="instruct",

@@ -119,6 +119,39 @@ async def test_key_errors_of_the_messages_api_have_anthropics_form(
     assert int(refused.headers["retry-after"]) >= 1000
 
 
+async def test_the_priority_of_a_key_is_bounded(
+    start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
+) -> None:
+    """By its own bound, else by 0, over all generation APIs; without keys by the field's."""
+    messages = [{"role": "user", "content": "Hi"}]
+    bodies = {
+        "/v1/completions": {"prompt": "Hi"},
+        "/v1/chat/completions": {"messages": messages},
+        "/v1/messages": {"messages": messages},
+        "/v1/responses": {"input": "Hi", "store": False},
+    }
+    path = tmp_path / "keys"
+    async with keyed(start_gateway, path, Limits(min_priority=-5)) as (_, client):
+        for route, body in bodies.items():
+            fields = {**body, "max_tokens": 5, "service_tier": "auto"}
+            accepted = await client.post(route, json={**fields, "priority": -5})
+            assert accepted.status_code == 200, accepted.text
+            assert "x-ignored-fields" not in accepted.headers or route == "/v1/responses"
+            assert orchestrator.requests[-1].sampling.priority == -5  # type: ignore[attr-defined]
+            refused = await client.post(route, json={**fields, "priority": -6})
+            message = "priority must be at least -5 for this key, given -6"
+            assert (refused.status_code, refused.json()["error"]["message"]) == (400, message)
+    async with keyed(start_gateway, path) as (_, client):
+        body = {**bodies["/v1/completions"], "max_tokens": 5}
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+        refused = await client.post("/v1/completions", json={**body, "priority": -1})
+        assert "at least 0 for this key" in refused.text
+    async with start_gateway() as server, client_of(server) as client:
+        for priority, status in ((-100, 200), (100, 200), (101, 400)):
+            response = await client.post("/v1/completions", json={**body, "priority": priority})
+            assert response.status_code == status
+
+
 async def test_concurrent_requests_of_a_key_are_limited(
     start_gateway: StartGateway, tmp_path: Path, orchestrator: FakeOrchestrator
 ) -> None:

@@ -65,6 +65,7 @@ class Traffic:
             budget=self.rng.randint(6, 24),
             num_drafts=self.rng.choice([0, 1, 5]),
         )
+        self.priorities = self.rng.choice([(0,), (0, 0, 5, -3)])
         self.accepted: dict[str, Sequence] = {}
         self.ended: Counter[str] = Counter()
         self.aborted: set[str] = set()
@@ -79,7 +80,8 @@ class Traffic:
         ]
         most = min(12, capacity + 1 - len(prompt))
         name = str(len(self.accepted))
-        sequence = make_sequence(name, prompt, max_tokens=self.rng.randint(1, most))
+        max_tokens, priority = self.rng.randint(1, most), self.rng.choice(self.priorities)
+        sequence = make_sequence(name, prompt, max_tokens, priority=priority)
         self.scheduler.add(sequence)
         self.accepted[name] = sequence
 
@@ -129,8 +131,8 @@ class Traffic:
     def check(self) -> None:
         self.scheduler.check_integrity()
         waiting = [s for s in self.scheduler.sequences if s.status is SequenceStatus.WAITING]
-        order = [int(sequence.request_id) for sequence in waiting if not sequence.num_preemptions]
-        assert order == sorted(order), "the waiting queue is not in order of arrival"
+        order = [(s.priority, int(s.request_id)) for s in waiting if not s.num_preemptions]
+        assert order == sorted(order), "the waiting queue is not in order of priority and arrival"
         for sequence in self.scheduler.sequences:
             assert sequence.num_overtaken_tokens <= sequence.num_tokens
 
@@ -198,6 +200,44 @@ def test_without_free_blocks_the_youngest_is_preempted_and_served_later() -> Non
         run_step(scheduler)
         scheduler.check_integrity()
     assert (old.num_completion_tokens, young.num_completion_tokens) == (9, 9)
+
+
+def test_lower_priorities_start_earlier() -> None:
+    """Equal ones in order of arrival; a sequence that runs is not interrupted."""
+    scheduler = make_scheduler(max_num_seqs=1)
+    priorities = {"a": 0, "b": 0, "c": 5, "d": -1, "e": 0, "f": -1}
+    for number, (name, priority) in enumerate(priorities.items()):
+        scheduler.add(make_sequence(name, [number] * 4, max_tokens=2, priority=priority))
+        if name == "a":
+            run_step(scheduler)
+    finished = []
+    while scheduler.has_work:
+        _, outputs = run_step(scheduler)
+        finished += [output.request_id for output in outputs if output.finish is not None]
+    assert finished == ["a", "d", "f", "b", "e", "c"]
+
+
+def test_the_latest_priority_is_preempted_first() -> None:
+    """Also if it is the oldest; it is not overtaken while it waits to continue."""
+    scheduler = make_scheduler(num_blocks=6, budget=64)
+    late, early = (
+        make_sequence(name, [1, 2, 3, i] * 2, max_tokens=9, priority=priority)
+        for i, (name, priority) in enumerate([("a", 3), ("b", 0)])
+    )
+    scheduler.add(late)
+    scheduler.add(early)
+    while scheduler.num_preemptions == 0:
+        run_step(scheduler)
+    assert (late.num_preemptions, early.num_preemptions) == (1, 0)
+    scheduler.add(make_sequence("c", [7] * 8, max_tokens=9, priority=-5))
+    assert [each.request_id for each in scheduler.sequences if each.status == "waiting"] == [
+        "a",
+        "c",
+    ]
+    while scheduler.has_work:
+        run_step(scheduler)
+        scheduler.check_integrity()
+    assert (late.num_completion_tokens, early.num_completion_tokens) == (9, 9)
 
 
 def test_a_cached_prefix_is_shared_while_it_is_in_use() -> None:

@@ -34,6 +34,7 @@ VALUES: dict[str, Any] = {
     "ignore_eos": True,
     "min_tokens": 2,
     "num_logprobs": 0,
+    "priority": -3,
     "num_prompt_logprobs": 20,
     "constraint": OutputConstraint(ConstraintForm.REGEX, "a+"),
 }
