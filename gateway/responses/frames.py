@@ -31,6 +31,16 @@ class Frames:
         self._number += 1
         return f"event: {kind}\ndata: {data}\n\n".encode()
 
+    def of_response(self, response: Json, *statuses: str) -> bytes:
+        """Encode an event with the whole response for each status; it is encoded once."""
+        text = encode_line(response)
+        frames = []
+        for kind in (f"response.{status}" for status in statuses):
+            data = f'{{"type":"{kind}","response":{text},"sequence_number":{self._number}}}'
+            self._number += 1
+            frames.append(f"event: {kind}\ndata: {data}\n\n")
+        return "".join(frames).encode()
+
     def opened(self, block: Block, item: Json, index: int) -> bytes:
         """Encode the events of a block that begins."""
         added = self.event("response.output_item.added", output_index=index, item=item)

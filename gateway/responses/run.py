@@ -82,10 +82,9 @@ class Run:
 
     def event(self) -> bytes:
         """The event of the response's status; it contains the whole response so far."""
-        kind = f"response.{self.response.status}"
         if self._frames is None:
             return b""
-        return self._frames.event(kind, response=self.response.json())
+        return self._frames.of_response(self.response.json(), self.response.status)
 
     def failed(self, error: MeshError) -> bytes:
         """The last event of a stream that fails."""
@@ -143,8 +142,7 @@ class Run:
         self.response.status = "in_progress"
         if self._frames is None:
             return b""
-        response = self.response.json()
-        return self._frames.event("response.created", response=response) + self.event()
+        return self._frames.of_response(self.response.json(), "created", "in_progress")
 
     def _delta(self, delta: Delta) -> bytes:
         number = self._num_generations - 1

@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.support.instruct_model import make_instruct_model
 from tests.e2e.support.stack import Stack, running_stack
+from tests.tokenizer.conftest import train_tokenizer
 
 PYTHON = os.environ.get("SDKS_PYTHON", "")
 FOLDER = Path(__file__).parent
@@ -40,10 +41,10 @@ def random_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def run(program: str, stack: Stack) -> dict[str, Any]:
+def run(program: str, stack: Stack, *arguments: str) -> dict[str, Any]:
     """What a program of this folder prints."""
     done = subprocess.run(
-        [PYTHON, str(FOLDER / program), f"{stack.url}/v1"],
+        [PYTHON, str(FOLDER / program), f"{stack.url}/v1", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -56,7 +57,8 @@ def run(program: str, stack: Stack) -> dict[str, Any]:
 
 def test_the_agents_sdk_runs_a_tool_loop(random_stack: Stack) -> None:
     """A call, its result, and an answer; streamed and not."""
-    seen = run("agents_loop.py", random_stack)
+    end_token = train_tokenizer().token_to_id("<|im_end|>")
+    seen = run("agents_loop.py", random_stack, str(end_token))
     assert len(seen["called"]) == 2
     assert all(isinstance(each["warm"], bool) for each in seen["called"])
     assert seen["num_responses"] == 2

@@ -84,8 +84,6 @@ async def test_a_tool_is_called_and_answered_by_id(official: openai.AsyncOpenAI)
         input=outputs, previous_response_id=first.id, tool_choice="none", **ask
     )
     assert second.output_text
-    assert second.usage is not None
-    assert second.usage.input_tokens_details.cached_tokens > 0
 
 
 @pytest.mark.parametrize("kind", ["web_search", "file_search"])

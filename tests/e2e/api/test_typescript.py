@@ -73,6 +73,9 @@ async def test_the_client_streams(
     assert isinstance(seen["completion"], str)
     assert (seen["refusal"], seen["code"]) == (404, "model_not_found")
     assert seen["size"] == 256
+    assert seen["response"] == seen["streamed"] != ""
+    assert isinstance(seen["parsed"]["warm"], bool)
+    assert isinstance(seen["called"]["warm"], bool)
     async with asyncio.timeout(30):
         while (await inference.GetLoad(inference_pb2.GetLoadRequest())).num_requests_running:
             await asyncio.sleep(0.1)

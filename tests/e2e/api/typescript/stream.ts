@@ -44,7 +44,31 @@ for await (const _ of long) break;
 
 const embedding = await client.embeddings.create({ model: "demo", input: "Rome" });
 
+const given = { model: "demo", input: "Write.", max_output_tokens: 16, temperature: 0 };
+const response = await client.responses.create(given);
+let streamed = "";
+const responseStream = client.responses.stream(given);
+for await (const event of responseStream) {
+  if (event.type === "response.output_text.delta") streamed += event.delta;
+}
+const schema = {
+  type: "object", properties: { warm: { type: "boolean" } }, required: ["warm"],
+  additionalProperties: false,
+};
+const parsed = await client.responses.parse({
+  ...given, max_output_tokens: 64,
+  text: { format: { type: "json_schema", name: "answer", schema, strict: true } },
+});
+const tool = { type: "function" as const, name: "find", parameters: schema, strict: true };
+const called = await client.responses.create({
+  ...given, tools: [tool], tool_choice: "required", parallel_tool_calls: false,
+  max_output_tokens: 64,
+});
+const call = called.output.find((item) => item.type === "function_call");
+
 console.log(JSON.stringify({
+  response: response.output_text, streamed, parsed: parsed.output_parsed,
+  called: call?.type === "function_call" ? JSON.parse(call.arguments) : null,
   whole: whole.choices[0]?.message.content, text, reason, usage, completion, refusal, code,
   wholeTokens: whole.usage?.completion_tokens, size: embedding.data[0]?.embedding.length,
 }));
