@@ -21,6 +21,11 @@ def accepted_qualities(accept: str) -> MappingProxyType[str, float]:
     return MappingProxyType(qualities)
 
 
+def accepts(accept: str, name: str) -> bool:
+    """Whether `name`, such as a content coding, is named with a quality above 0."""
+    return accepted_qualities(accept).get(name, 0.0) > 0.0
+
+
 def prefers(accept: str, media_type: str, other: str) -> bool:
     """Whether `media_type` is named with a quality above 0 that is not below that of `other`.
 

@@ -8,6 +8,7 @@ from starlette.responses import PlainTextResponse, Response
 from gateway.dependencies import Dependencies
 from gateway.http.headers import INSTANCE_ID, headers_of
 from gateway.observability.scrapes import Scrapes
+from mesh.observability.exposition import wanted_by
 
 
 class Probes:
@@ -33,6 +34,7 @@ class Probes:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus metrics; in OpenMetrics format, with exemplars, if `Accept` names it."""
-        accept = headers_of(request.scope).get("accept", "")
-        body, content_type = await self._scrapes.scrape(accept)
-        return Response(body, headers={"content-type": content_type})
+        headers = headers_of(request.scope)
+        wanted = wanted_by(headers.get("accept", ""), headers.get("accept-encoding", ""))
+        scraped = await self._scrapes.scrape(wanted)
+        return Response(scraped.body, headers=scraped.headers)

@@ -144,7 +144,7 @@ class RequestRecord:
         """Whether the request's trace is exported; None while that is undecided."""
         if self._complete or self.error is not None or self.status >= 400:
             return telemetry.settle_trace(self.outcome, slow=self._is_slow())
-        return telemetry.is_sampled() or None
+        return telemetry.is_exported() or None
 
     def end(self) -> None:
         """Record the end of the response, and add the remaining fields to log and span."""

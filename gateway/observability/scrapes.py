@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from mesh.observability.exposition import Exposition, Format, expose, preferred_format
+from mesh.observability.exposition import Exposition, Wanted, expose
 
 MAX_SHARE = 0.1
 """Maximum share of the time in which metrics are generated."""
@@ -21,21 +21,20 @@ class Scrapes:
 
     def __init__(self) -> None:
         self._generating = asyncio.Lock()
-        self._next: dict[Format, asyncio.Task[Exposition]] = {}
-        """Of each format, the generation that has not started yet."""
+        self._next: dict[Wanted, asyncio.Task[Exposition]] = {}
+        """Of each form, the generation that has not started yet."""
         self._not_before = 0.0
         """Time on the monotonic clock before which no generation starts."""
 
-    async def scrape(self, accept: str) -> Exposition:
-        """The metrics at a time after this call, in the format that an Accept header prefers."""
-        wanted = preferred_format(accept)
+    async def scrape(self, wanted: Wanted) -> Exposition:
+        """The metrics at a time after this call."""
         task = self._next.get(wanted)
         if task is None:
             task = asyncio.create_task(self._generate(wanted), name="metrics")
             self._next[wanted] = task
         return await asyncio.shield(task)  # other scrapes may wait for it
 
-    async def _generate(self, wanted: Format) -> Exposition:
+    async def _generate(self, wanted: Wanted) -> Exposition:
         async with self._generating:
             await asyncio.sleep(self._not_before - time.monotonic())
             del self._next[wanted]

@@ -20,7 +20,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from mesh.errors import GRPC_STATUS, MeshError
 from mesh.observability import telemetry
-from mesh.observability.exposition import expose, preferred_format
+from mesh.observability.exposition import expose, wanted_by
 from mesh.process.threaded_server import serve_in_thread
 from mesh.rpc.targets import AddressError
 
@@ -84,12 +84,12 @@ def set_build_info(component: str) -> None:
 
 
 def exemplar() -> dict[str, str] | None:
-    """The trace id as an exemplar for `observe`; None if the trace is not recorded."""
+    """The trace id as an exemplar for `observe`; None unless it is decided that it is exported."""
     if telemetry.silent:
         return None
-    span = trace.get_current_span().get_span_context()
-    if not span.trace_flags.sampled:
+    if not telemetry.is_exported():
         return None
+    span = trace.get_current_span().get_span_context()
     return {"trace_id": trace.format_trace_id(span.trace_id)}
 
 
@@ -163,9 +163,12 @@ def _application(
     def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
         if path == "/metrics":
-            body, content_type = expose(preferred_format(environ.get("HTTP_ACCEPT", "")))
-            start_response("200 OK", [("Content-Type", content_type)])
-            return [body]
+            wanted = wanted_by(
+                environ.get("HTTP_ACCEPT", ""), environ.get("HTTP_ACCEPT_ENCODING", "")
+            )
+            scraped = expose(wanted)
+            start_response("200 OK", list(scraped.headers.items()))
+            return [scraped.body]
         if path == "/livez":
             alive = not (failed is not None and failed.is_set()) and _responds(loop)
             return _plain(start_response, "200 OK" if alive else "503 Service Unavailable")

@@ -149,10 +149,12 @@ def shut_down(
         logger.warning("spans not exported, no answer from the collector")
 
 
-def is_sampled() -> bool:
-    """Whether the trace of the current span is exported in any case."""
+def is_exported() -> bool:
+    """Whether it is decided that the trace of the current span is exported."""
     span = trace.get_current_span()
-    return span.is_recording() and span.get_span_context().trace_flags.sampled
+    if isinstance(span, RecordedSpan) and span.keep:
+        return True
+    return not silent and span.get_span_context().trace_flags.sampled
 
 
 def settle_trace(outcome: Outcome, *, slow: bool = False) -> bool:
