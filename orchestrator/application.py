@@ -13,6 +13,7 @@ from orchestrator.clients.tokenizers import open_tokenizers
 from orchestrator.observability import metrics
 from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
+from orchestrator.routing.policies.factory import make_policy
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.retrieval import Retriever
 from orchestrator.search.retrievers.factory import open_retriever
@@ -46,6 +47,7 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 tls,
                 tokenizers.vocabulary_of,
                 settings.hold_seconds,
+                policy=make_policy(settings.routing_policy, settings.prefix_index_blocks),
             )
             await stack.enter_async_context(replicas.running())
             pipeline = Pipeline(

@@ -148,7 +148,7 @@ async def _embed(batch: Batch, model: ModelInfo, replicas: Replicas) -> Sequence
     await replicas.wait_ready(model.name, lambda: bool(ready()))
     while True:
         untried = [replica for replica in ready() if replica not in tried]
-        replica = replicas.pick(model, batch.inputs[0], tried if untried else ())
+        replica = replicas.pick(model, batch.inputs[0], tried if untried else (), caches=False)
         try:
             with Lease(replica, batch.num_tokens):
                 vectors = await replica.embed(batch.inputs, model.model_sha256)

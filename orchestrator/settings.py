@@ -9,6 +9,8 @@ from pydantic_settings import SettingsConfigDict
 
 from mesh.process.settings import Address, ServiceSettings
 from mesh.rpc.targets import with_default_port
+from orchestrator.routing.policies.factory import PolicyName
+from orchestrator.routing.policies.prefix_index import DEFAULT_MAX_BLOCKS
 from orchestrator.text.format_choice import parse_choice
 from orchestrator.text.tools.formats import AUTO, REASONING_FORMATS, TOOL_FORMATS
 
@@ -127,6 +129,20 @@ class OrchestratorSettings(ServiceSettings):
     def _check_reasoning_parser(cls, setting: str) -> str:
         parse_choice(setting, REASONING_FORMATS)
         return setting
+
+    routing_policy: PolicyName = Field(
+        PolicyName.PREFIX,
+        description="Choice among equal engines. prefix: least work, counting the part of the "
+        "prompt that is not in the engine's prefix cache; affinity: by the first 64 tokens; "
+        "least_outstanding: fewest outstanding tokens; round_robin: in turn.",
+    )
+    prefix_index_blocks: int = Field(
+        DEFAULT_MAX_BLOCKS,
+        ge=1024,
+        le=1 << 26,
+        description="Blocks of 32 tokens that the index of the prefix policy knows over all "
+        "engines, at about 150 bytes each. Raise it if the engines' caches together hold more.",
+    )
 
     @model_validator(mode="after")
     def _check_retrieval(self) -> Self:

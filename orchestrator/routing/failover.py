@@ -152,8 +152,9 @@ class _Attempts:
             ) from error
         self._record(replica, error, delivered)
 
-    def succeeded(self, replica: Replica) -> None:
-        """Records that a replica has finished the request."""
+    def succeeded(self, replica: Replica, delivered: Sequence[int]) -> None:
+        """Records that a replica has finished the request with these tokens."""
+        self._replicas.computed(replica, self._prompt, delivered)
         replica.circuit.success()
         self._alone.blame()
 
@@ -201,7 +202,7 @@ async def generate(
                                 waiting = None
                             delivered += chunk.token_ids
                             if chunk.finish is not None:
-                                attempts.succeeded(replica)
+                                attempts.succeeded(replica, delivered)
                                 yield chunk
                                 return
                             yield chunk

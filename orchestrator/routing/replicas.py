@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -21,13 +20,13 @@ from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
 from orchestrator.routing.agreement import Agreement, Refused, can_replace
 from orchestrator.routing.backends.target import parse_target
+from orchestrator.routing.policies.policy import RoutingPolicy
+from orchestrator.routing.policies.prefix import Prefix
+from orchestrator.routing.policies.prefix_index import BLOCK_TOKENS
+from orchestrator.routing.policies.simple import Affinity
 from orchestrator.routing.replica import Replica
 
 logger = logging.getLogger("orchestrator.routing.replicas")
-
-AFFINITY_TOKENS = 64
-"""Tokens of the prompt that decide which replica it prefers. Requests of one template or one
-conversation share them, so that they reuse that replica's prefix cache."""
 
 MIN_TRUSTED = 0.5
 """Minimum fraction of engines with a closed circuit and first tokens in time. Below it both are
@@ -74,14 +73,17 @@ class Replicas:
         vocabulary_of: Callable[[str], str] = _unknown,
         hold_seconds: float = HOLD_SECONDS,
         resolve: Resolve = resolve,
+        policy: RoutingPolicy | None = None,
     ) -> None:
         """`targets` are HOST:PORT; each address that a host resolves to is a replica.
 
         With a CA in `tls`, a replica's certificate must be valid for that host. `vocabulary_of` a
         model's name returns the digest of its tokenizer's vocabulary, empty if it is not known.
         `hold_seconds` is the time after the loss of a model's last replica in which `wait_ready`
-        waits for the next one.
+        waits for the next one. `policy` is `Prefix` by default.
         """
+        self._policy = policy or Prefix()
+        self._stateless = Affinity()
         self._agreement = Agreement(vocabulary_of)
         self._tls = tls
         self._targets = {each.address: each for each in map(parse_target, targets)}
@@ -164,13 +166,17 @@ class Replicas:
         return True
 
     def pick(
-        self, model: ModelInfo, token_ids: Sequence[int], excluded: Collection[Replica] = ()
+        self,
+        model: ModelInfo,
+        token_ids: Sequence[int],
+        excluded: Collection[Replica] = (),
+        *,
+        caches: bool = True,
     ) -> Replica:
         """The best replica of exactly this model for this prompt. Raises MeshError (UNAVAILABLE).
 
-        This is the replica that the start of the prompt prefers, unless its outstanding tokens
-        exceed the least loaded replica's by more than the prompt's length, the most that a
-        cached prefix can save. Otherwise it is a less loaded one.
+        The policy chooses among those that can be trusted. `caches`: the replica will compute the
+        prompt and have it in its prefix cache.
         """
         candidates = [
             replica
@@ -196,14 +202,18 @@ class Replicas:
         # During its slow start a replica's load is scaled up, so that it gets fewer requests.
         highest_share = max(replica.slow_start.share for replica in candidates)
         load = {
-            replica: (replica.outstanding_tokens + num_tokens)
+            replica.address: (replica.outstanding_tokens + num_tokens)
             * (highest_share / replica.slow_start.share)
             for replica in candidates
         }
-        least = min(load.values())
-        near = [replica for replica in candidates if load[replica] <= least + num_tokens]
-        prefix = ",".join(map(str, token_ids[:AFFINITY_TOKENS]))
-        return max(near, key=lambda replica: _preference(prefix, replica.address))
+        policy = self._policy if caches else self._stateless
+        address = policy.choose(load, token_ids)
+        return next(replica for replica in candidates if replica.address == address)
+
+    def computed(self, replica: Replica, prompt: Sequence[int], completion: Sequence[int]) -> None:
+        """Records that a replica's prefix cache has a prompt and its completion."""
+        if replica.ready and len(self._members) > 1 and len(completion) >= BLOCK_TOKENS:
+            self._policy.computed(replica.address, [*prompt, *completion])
 
     def _reconcile(self) -> None:
         """Adds the replicas of new addresses, and removes those that are not needed any more."""
@@ -251,6 +261,9 @@ class Replicas:
         )
 
     def _notify(self) -> None:
+        for address, member in self._members.items():
+            if not member.replica.ready:
+                self._policy.forget(address)
         self.check_agreement()
         served = {replica.model.name for replica in self.ready if replica.model}
         now = time.monotonic()
@@ -274,8 +287,3 @@ def _is_late(replica: Replica, others: Sequence[Replica]) -> bool:
         if replica.circuit.failure():
             logger.warning("circuit breaker opened", extra={"address": replica.address})
     return late
-
-
-def _preference(prefix: str, address: str) -> bytes:
-    """Rendezvous hashing: adding or removing a replica moves only that replica's prompts."""
-    return hashlib.blake2b(f"{prefix}@{address}".encode(), digest_size=8).digest()

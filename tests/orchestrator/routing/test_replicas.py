@@ -11,6 +11,8 @@ from mesh.rpc.targets import with_default_port
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.circuit import Circuit, SlowStart
 from orchestrator.routing.first_tokens import FirstTokens
+from orchestrator.routing.policies.prefix import Prefix
+from orchestrator.routing.policies.prefix_index import block_hashes
 from orchestrator.routing.replicas import Lease, Member, Replicas
 from orchestrator.settings import OrchestratorSettings
 
@@ -98,3 +100,21 @@ def test_upstreams_are_read_from_plain_variables(monkeypatch: pytest.MonkeyPatch
     settings = OrchestratorSettings()
     assert settings.tokenizer_targets == {"": "tok:50052"}
     assert settings.inference_targets == ("a:50053", "b:7")
+
+
+def test_a_lost_engine_is_forgotten_and_answers_are_known() -> None:
+    """The policy knows completions, and nothing of an engine that is not ready."""
+    one, two = FakeReplica("a:1"), FakeReplica("b:1")
+    policy = Prefix()
+    made = replicas(one, two)
+    made._policy = policy
+    prompt, completion = [5] * 100, [6] * 100
+    home: Any = made.pick(MODEL, prompt)
+    made.computed(home, prompt, completion)
+    known = block_hashes(prompt + completion)
+    assert policy.index.num_cached(home.address, known) == len(known)
+    made.pick(MODEL, [7] * 100, caches=False)
+    assert policy.index.num_blocks == len(known)
+    home.ready = False
+    made._notify()
+    assert policy.index.num_blocks == 0
