@@ -109,11 +109,11 @@ class GatewaySettings(ServiceSettings):
         description="Seconds for which a response is stored.",
     )
     response_store_mib_per_key: int = Field(
-        64,
+        32,
         ge=1,
         le=1024 * 1024,
         description="Most MiB of stored responses for each API key, or in all without keys; "
-        "beyond it the oldest are removed. With memory, multiply it by the number of keys.",
+        "beyond it the oldest are removed. In memory all keys together have four times as much.",
     )
     max_body_bytes: int = Field(
         1024 * 1024,

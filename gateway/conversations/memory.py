@@ -17,8 +17,15 @@ class _Entry:
     """Absolute, in `time.monotonic()`, as `expires`."""
 
 
+FULL_OWNERS = 4
+"""All owners together have the space of this many that are at their limit."""
+
+
 class MemoryStore(ResponseStore):
-    """Lost at a restart, and not shared between gateways."""
+    """Lost at a restart, and not shared between gateways.
+
+    When the memory for all owners is full, the owner that uses most of it gives way.
+    """
 
     def __init__(self, limits: StoreLimits) -> None:
         self._limits = limits
@@ -26,6 +33,7 @@ class MemoryStore(ResponseStore):
         self._entries: dict[str, _Entry] = {}
         self._owned: dict[str, dict[str, None]] = {}
         self._num_bytes: dict[str, int] = {}
+        self._total = 0
 
     async def put(self, stored: StoredResponse) -> None:
         await self.sweep()
@@ -88,6 +96,9 @@ class MemoryStore(ResponseStore):
     def _trim(self, owner: str) -> None:
         while self._num_bytes.get(owner, 0) > self._limits.max_bytes:
             self._remove(next(iter(self._owned[owner])))
+        while self._total > FULL_OWNERS * self._limits.max_bytes:
+            largest = max(self._num_bytes, key=self._num_bytes.__getitem__)
+            self._remove(next(iter(self._owned[largest])))
 
     def _remove(self, id: str) -> None:
         stored = self._entries.pop(id).stored
@@ -98,3 +109,4 @@ class MemoryStore(ResponseStore):
 
     def _count(self, owner: str, num_bytes: int) -> None:
         self._num_bytes[owner] = self._num_bytes.get(owner, 0) + num_bytes
+        self._total += num_bytes

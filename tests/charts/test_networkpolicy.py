@@ -222,6 +222,34 @@ def test_pods_that_leave_the_cluster_reach_the_proxy(url: str, port: int) -> Non
     assert not any(allowed(release, pod, other, port) for pod in pods if pod.name in downloading)
 
 
+def test_the_gateway_reaches_the_database_of_its_responses() -> None:
+    """Its URL is read from the secret; without one there is neither the variable nor the rule."""
+    database = Pod("postgres", {}, {"kubernetes.io/metadata.name": "databases"})
+    rule = {
+        "to": [{"namespaceSelector": {"matchLabels": database.namespace}}],
+        "ports": [{"protocol": "TCP", "port": 5432}],
+    }
+    values = {
+        "gateway": {"responseStore": {"existingSecret": "responses", "mibPerKey": 8}},
+        "networkPolicy": {"gatewayEgress": [rule]},
+    }
+    name = "GATEWAY_RESPONSE_STORE"
+    for given, wanted in ((values, True), ({}, False)):
+        release = render("minimal", values=given)
+        reaching = {p.name for p in pods_of(release) if allowed(release, p, database, 5432)}
+        assert reaching == ({"weir-gateway"} if wanted else set())
+        template = dict(release.pods)["weir-gateway"]
+        variables = {each["name"]: each for each in template["spec"]["containers"][0]["env"]}
+        assert (name in variables) == wanted
+        assert variables[f"{name}_SECONDS"]["value"] == "86400"
+        assert variables[f"{name}_MIB_PER_KEY"]["value"] == ("8" if wanted else "32")
+    secret = {"name": "responses", "key": "url"}
+    variables = render("minimal", values=values).pods
+    spec = dict(variables)["weir-gateway"]["spec"]
+    env = {each["name"]: each for each in spec["containers"][0]["env"]}
+    assert env[name]["valueFrom"] == {"secretKeyRef": secret}
+
+
 def test_only_downloading_pods_reach_the_internet() -> None:
     """Only pods that download a model have egress to port 443 of any address."""
     for name, downloading in (("minimal", 0), ("gpu", 1), ("multi-model", 3), ("airgap", 0)):

@@ -152,6 +152,20 @@ async def test_an_unreachable_store_is_unavailable(tmp_path: Path) -> None:
         await store.close()
 
 
+async def test_the_largest_owner_gives_way() -> None:
+    """When all owners together use too much memory, the others keep their responses."""
+    store = MemoryStore(replace(LIMITS, max_bytes=10 * ENTRY_BYTES))
+    small = [stored(f"small {number}", size=ENTRY_BYTES) for number in range(12)]
+    for entry in small:
+        await store.put(entry)
+    for number in range(40):
+        await store.put(stored(f"large {number % 2}", size=ENTRY_BYTES))
+    assert store._total <= 40 * ENTRY_BYTES
+    assert [await store.get(entry.owner, entry.id) for entry in small] == small
+    largest = [store._num_bytes[f"large {number}"] for number in range(2)]
+    assert min(largest) > 5 * ENTRY_BYTES
+
+
 async def test_memory_is_freed_when_responses_expire() -> None:
     """By the next one, or by a sweep."""
     store = MemoryStore(replace(LIMITS, seconds=0.01))
