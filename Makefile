@@ -77,7 +77,7 @@ run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/wire --ignore=tests/sdks --ignore=tests/vllm --ignore=tests/smg
+	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/rollout --ignore=tests/wire --ignore=tests/sdks --ignore=tests/vllm --ignore=tests/smg
 
 ## test-gpu-code: Check the GPU kernels in an interpreter and the GPU benchmark on the CPU (a minute)
 .PHONY: test-gpu-code
@@ -205,6 +205,24 @@ wire-short: $(VENV)/.dev
 	@echo "Sending random raw HTTP for 4 seconds, and requests of the JDK's client"
 	@SEED=1 DURATION=4 $(BIN)/python -m pytest -q tests/wire
 
+## rollout: Restart, scale and kill all services under load, without Kubernetes (a quarter of an hour; SEED=… repeats a run)
+.PHONY: rollout
+rollout: $(VENV)/.dev
+	@echo "Rehearsing every change of a cluster in a network namespace"
+	@$(BIN)/python -m tests.rollout.rehearsal --seed $(or $(SEED),1)
+
+## rollout-dns: Restart the orchestrator while DNS is late, silent or wrong, and show what clients see (minutes)
+.PHONY: rollout-dns
+rollout-dns: $(VENV)/.dev
+	@echo "Rehearsing rollouts with faults of DNS"
+	@$(BIN)/python -m tests.rollout.rehearsal --seed $(or $(SEED),1) --changes dns --replicas 1
+
+## rollout-short: Restart the only orchestrator under load, without Kubernetes
+.PHONY: rollout-short
+rollout-short: $(VENV)/.dev
+	@echo "Restarting the only orchestrator under load in a network namespace"
+	@SEED=1 $(BIN)/python -m pytest -q tests/rollout
+
 ## lint: Check style, types, imports and spelling
 .PHONY: lint
 lint: $(VENV)/.dev
@@ -297,7 +315,7 @@ chart-check: $(VENV)/.dev
 
 ## ci: Run the checks of CI: lint, types, generated files, tests, faults
 .PHONY: ci
-ci: lint proto-check chart-check test test-gpu-code chaos-short wire-short
+ci: lint proto-check chart-check test test-gpu-code chaos-short wire-short rollout-short
 
 # helm from PATH if it is recent enough, or a downloaded one.
 HELM ?= $(shell $(BIN)/python -m scripts.find_helm)

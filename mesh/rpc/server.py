@@ -23,6 +23,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 MAX_CONNECTION_AGE_SECONDS = 30 * 60
 """After this time a connection is closed, so that clients resolve the replicas again."""
 
+NOTICE_SECONDS = 0.05
+"""Least time between a change of health to NOT_SERVING and the end of the connections."""
+
 MAX_CONNECTION_AGE_GRACE_SECONDS = 15 * 60
 """Longer than any request takes."""
 
@@ -112,6 +115,10 @@ class Server:
                 await self.interceptor.wait_idle()
         except TimeoutError:
             num_aborted = await self.interceptor.abort_running()
+        if timeout:
+            # Health watches send the change before their connections close, which would look like
+            # a loss.
+            await asyncio.sleep(NOTICE_SECONDS)
         await self._server.stop(grace=None)
         if self._plain_health is not None:
             await self._plain_health.stop(grace=None)

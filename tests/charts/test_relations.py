@@ -156,11 +156,12 @@ def test_the_startup_probe_lasts_startup_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drain", "pre_stop"), [(0, 0), (1, 1), (30, 5), (40, 6), (60, 10), (3600, 10)]
+    ("drain", "given", "pre_stop"),
+    [(0, 0, 0), (1, 0, 1), (30, 0, 5), (40, 0, 6), (60, 0, 10), (3600, 0, 10), (30, 35, 35)],
 )
-def test_termination_times_follow_from_drain_seconds(drain: int, pre_stop: int) -> None:
-    """drain.seconds determines preStop, the drain deadline, and the termination grace period."""
-    values: dict[str, Any] = {"drain": {"seconds": drain}}
+def test_termination_times_follow_from_drain_seconds(drain: int, given: int, pre_stop: int) -> None:
+    """`drain` determines preStop, the drain deadline, and the termination grace period."""
+    values: dict[str, Any] = {"drain": {"seconds": drain, "preStopSeconds": given}}
     for deployment in render(values=values).of_kind("Deployment"):
         spec = deployment["spec"]["template"]["spec"]
         container = spec["containers"][0]

@@ -162,12 +162,16 @@ failureThreshold: {{ mul 3 (int .probeFailureThreshold) }}
 {{- end -}}
 
 {{/*
-Seconds that the preStop hook sleeps, so that endpoints and DNS drop the pod before SIGTERM: a sixth
-of the drain time, 1 to 10.
+Seconds that the preStop hook sleeps, so that endpoints and DNS drop the pod before SIGTERM: by
+default a sixth of the drain time, 1 to 10.
 */}}
 {{- define "weir.preStopSeconds" -}}
 {{- $drain := int .Values.drain.seconds -}}
-{{- if $drain -}}{{ min 10 (max 1 (div $drain 6)) }}{{- else -}}0{{- end -}}
+{{- $given := int .Values.drain.preStopSeconds -}}
+{{- if $given -}}{{ $given }}
+{{- else if $drain -}}{{ min 10 (max 1 (div $drain 6)) }}
+{{- else -}}0
+{{- end -}}
 {{- end -}}
 
 {{/* preStop, the drain time, and 10 seconds to abort requests, close connections and send spans. */}}

@@ -1,0 +1,31 @@
+"""The short form of the rehearsal: a restart of the only orchestrator under load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.rollout.rehearsal import NOT_PERMITTED, ROOT
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.e2e, pytest.mark.slow]
+
+SHORT = (
+    *("--changes", "restart", "--services", "orchestrator", "--replicas", "1"),
+    *("--drain", "6", "--probe", "1", "--late", "1", "--settle", "0.5"),
+    *("--streams", "16", "--clients", "4", "--tokens", "60"),
+)
+
+
+def test_a_restart_of_the_only_orchestrator_refuses_nothing() -> None:
+    """No request is refused, no stream is broken, and every text is the expected one."""
+    command = [sys.executable, "-m", "tests.rollout.rehearsal", *SHORT]
+    command += ["--seed", os.environ.get("SEED") or "1"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110
+    )
+    if done.returncode == NOT_PERMITTED:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
