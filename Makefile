@@ -156,6 +156,11 @@ test-sdks: $(VENV)/.dev $(VENV)-sdks/.ready
 fuzz-responses: $(VENV)/.dev
 	@BODY_CASES=2000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/gateway/responses/test_generated_bodies.py
 
+## fuzz-messages: Send 2,000 generated bodies to each path of the Messages API
+.PHONY: fuzz-messages
+fuzz-messages: $(VENV)/.dev
+	@BODY_CASES=2000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/gateway/anthropic/test_generated_bodies.py
+
 ## chaos: Inject faults into real processes under load (SEED=… and DURATION=… in seconds repeat a run)
 .PHONY: chaos
 chaos: $(VENV)/.dev

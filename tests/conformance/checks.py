@@ -12,6 +12,7 @@ from tests.conformance.client import Server, Skipped
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 RESPONSES = "/v1/responses"
+ANTHROPIC = "/v1/messages"
 MESSAGES = [{"role": "user", "content": "Write a sentence. Écris, 日本語で 👩‍👩‍👧."}]
 LONG = {"max_tokens": 1000, "ignore_eos": True}
 
@@ -260,6 +261,74 @@ async def response_continues(server: Server) -> None:
     assert unknown.json()["error"]["message"]
 
 
+async def message_shape(server: Server) -> None:
+    """a message has content blocks, a stop reason and usage, and its tokens can be counted"""
+    ask = {"messages": MESSAGES, "system": "Be brief."}
+    response = await server.post(ANTHROPIC, **ask, max_tokens=8)
+    if response.status_code == 404:
+        raise Skipped("there is no Messages API")
+    answer = response.json()
+    assert response.status_code == 200, answer
+    assert (answer["type"], answer["role"]) == ("message", "assistant")
+    assert {block["type"] for block in answer["content"]} <= {"text", "thinking"}
+    assert answer["stop_reason"] in ("end_turn", "max_tokens")
+    usage = answer["usage"]
+    assert 0 < usage["output_tokens"] <= 8
+    counted = await server.post(f"{ANTHROPIC}/count_tokens", **ask)
+    cached = (usage.get("cache_read_input_tokens") or 0) + (
+        usage.get("cache_creation_input_tokens") or 0
+    )
+    assert counted.json()["input_tokens"] == usage["input_tokens"] + cached
+
+
+async def message_events(server: Server) -> None:
+    """the events of a message open, fill and close its blocks in order"""
+    ask = {"messages": MESSAGES, "max_tokens": 24, "temperature": 0}
+    whole = await server.post(ANTHROPIC, **ask)
+    if whole.status_code == 404:
+        raise Skipped("there is no Messages API")
+    events = (await server.stream(ANTHROPIC, **ask)).chunks
+    events = [event for event in events if event["type"] != "ping"]
+    start, *blocks, delta, stop = events
+    assert (start["type"], stop["type"]) == ("message_start", "message_stop")
+    assert start["message"]["content"] == []
+    assert delta["type"] == "message_delta"
+    assert delta["delta"]["stop_reason"] == whole.json()["stop_reason"]
+    assert delta["usage"]["output_tokens"] == whole.json()["usage"]["output_tokens"]
+    texts: list[str] = []
+    opened: int | None = None
+    for event in blocks:
+        if event["type"] == "content_block_start":
+            assert opened is None, "a block opens inside another one"
+            opened = event["index"]
+        assert event["index"] == opened
+        if event["type"] == "content_block_stop":
+            opened = None
+        elif event.get("delta", {}).get("type") == "text_delta":
+            texts.append(event["delta"]["text"])
+    expected = [block["text"] for block in whole.json()["content"] if block["type"] == "text"]
+    assert "".join(texts) == "".join(expected)
+
+
+async def message_errors(server: Server) -> None:
+    """errors of the Messages API have Anthropic's status, type and body, streamed or not"""
+    if (await server.post(ANTHROPIC, messages=MESSAGES, max_tokens=1)).status_code == 404:
+        raise Skipped("there is no Messages API")
+    cases: list[tuple[dict[str, object], int, str]] = [
+        ({"messages": MESSAGES}, 400, "invalid_request_error"),
+        ({"messages": [], "max_tokens": 4}, 400, "invalid_request_error"),
+        ({"messages": MESSAGES, "max_tokens": 4, "model": "no such"}, 404, "not_found_error"),
+    ]
+    for body, status, kind in cases:
+        for stream in (False, True):
+            response = await server.post(ANTHROPIC, **{**body, "stream": stream})
+            error = response.json()
+            assert response.status_code == status, (body.keys(), response.status_code)
+            assert error["type"] == "error"
+            assert error["error"]["type"] == kind
+            assert isinstance(error["error"]["message"], str)
+
+
 CHECKS: list[Check] = [
     models,
     chat_shape,
@@ -280,6 +349,9 @@ CHECKS: list[Check] = [
     response_shape,
     response_events,
     response_continues,
+    message_shape,
+    message_events,
+    message_errors,
     keep_alive,
     disconnect_frees,
 ]
