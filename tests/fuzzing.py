@@ -106,7 +106,7 @@ def _steered(body: dict[str, Any]) -> dict[str, Any]:
 def _short(body: dict[str, Any]) -> dict[str, Any]:
     """Small values for the fields that limit the output, unless theirs are invalid."""
     short: dict[str, Any] = {}
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
         given = body.get(name)
         if given is None or (isinstance(given, int) and given > MAX_TOKENS):
             short[name] = MAX_TOKENS

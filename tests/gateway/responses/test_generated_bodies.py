@@ -20,7 +20,7 @@ from tests.gateway.direct import direct_client
 from tests.gateway.responses.events import parse_events
 from tests.gateway.validation.test_fuzz import VALUES
 
-NUM_CASES = int(os.environ.get("BODY_CASES", "100"))
+NUM_CASES = int(os.environ.get("BODY_CASES", "25"))
 
 TEXT = st.text(max_size=12)
 PARTS = st.lists(

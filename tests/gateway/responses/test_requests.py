@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from mesh.errors import ErrorKind, MeshError
+from tests.gateway.direct import direct_client
 from tests.gateway.fakes import FakeOrchestrator, Script
 
 USER = {"role": "user", "content": "Hi"}
@@ -132,9 +133,7 @@ async def test_unknown_fields_tools_and_items_are_ignored_and_named(
     assert [tool["name"] for tool in response.json()["tools"]] == ["find"]
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
+ERRORS: list[tuple[dict[str, Any], str]] = [
         ({}, "input"),
         ({"input": 3}, "input"),
         ({"input": []}, "input"),
@@ -161,41 +160,42 @@ async def test_unknown_fields_tools_and_items_are_ignored_and_named(
         ({"input": "x", "background": True, "stream": True}, "stream"),
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "truncation": "always"}, "truncation"),
-    ],
-)  # fmt: skip
-async def test_an_error_names_the_field(
-    client: httpx.AsyncClient, body: dict[str, Any], param: str
-) -> None:
+]  # fmt: skip
+
+
+async def test_an_error_names_the_field() -> None:
     """As the client wrote it, and at the beginning of the message."""
-    response = await client.post("/v1/responses", json=body)
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
-    assert error["param"] == param
-    assert error["message"].startswith(param)
+    async with direct_client() as client:
+        for body, param in ERRORS:
+            response = await client.post("/v1/responses", json=body)
+            assert response.status_code == 400, response.text
+            error = response.json()["error"]
+            assert error["param"] == param
+            assert error["message"].startswith(param)
 
 
-@pytest.mark.parametrize(
-    ("field", "param"),
-    [
-        ("messages[1].content", "input[2].content"),
-        ("messages[0].content", "instructions.content"),
-        ("tools[0].function.parameters", "tools[1].parameters"),
-        ("num_logprobs", "top_logprobs"),
-        ("max_tokens", "max_output_tokens"),
-        ("constraint.json_schema", "text.format.schema"),
-        ("prompt", "input"),
-    ],
-)
+UPSTREAM_ERRORS = [
+    ("messages[1].content", "input[2].content"),
+    ("messages[0].content", "instructions.content"),
+    ("tools[0].function.parameters", "tools[1].parameters"),
+    ("num_logprobs", "top_logprobs"),
+    ("max_tokens", "max_output_tokens"),
+    ("constraint.json_schema", "text.format.schema"),
+    ("prompt", "input"),
+]
+
+
 async def test_an_upstream_error_names_the_clients_field(
-    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, field: str, param: str
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
     """Messages and tools are counted as in the request."""
-    refusal = MeshError(ErrorKind.INVALID_REQUEST, f"{field} is not valid", param=field)
-    orchestrator.script = Script(refusal=refusal)
     items = [{"type": "web_search_call", "id": "w"}, {"type": "other"}, USER]
     body = {"input": items, "instructions": "I", "tools": [{"type": "mcp"}, TOOL]}
-    error = (await client.post("/v1/responses", json=body)).json()["error"]
-    assert (error["param"], error["message"]) == (param, f"{param} is not valid")
+    for field, param in UPSTREAM_ERRORS:
+        refusal = MeshError(ErrorKind.INVALID_REQUEST, f"{field} is not valid", param=field)
+        orchestrator.script = Script(refusal=refusal)
+        error = (await client.post("/v1/responses", json=body)).json()["error"]
+        assert (error["param"], error["message"]) == (param, f"{param} is not valid")
 
 
 async def test_truncation_leaves_out_the_oldest_messages(

@@ -23,6 +23,8 @@ REQUESTS = {
     "search": ("GET", "/api/v1/search?query=AI", None),
     "chat stream": ("POST", "/v1/chat/completions", {**CHAT, "stream": True}),
     "chat": ("POST", "/v1/chat/completions", CHAT),
+    "responses stream": ("POST", "/v1/responses", {"input": "Hi", "stream": True}),
+    "responses": ("POST", "/v1/responses", {"input": "Hi"}),
     "completion stream": ("POST", "/v1/completions", {"prompt": "Hi", "stream": True}),
     "completion": ("POST", "/v1/completions", {"prompt": "Hi"}),
 }
@@ -36,7 +38,8 @@ async def connection(
     """Open a socket and send a request; close the socket at the end of the block."""
     method, path, body = REQUESTS[name]
     content = b"" if body is None else json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+    limit = 8192 if name.startswith("responses") else 1024  # their first events are longer
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=limit)
     head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
     writer.write(head.encode() + content)
     await writer.drain()
