@@ -48,6 +48,7 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 tokenizers.vocabulary_of,
                 settings.hold_seconds,
                 policy=make_policy(settings.routing_policy, settings.prefix_index_blocks),
+                follows_caches=settings.follow_kv_events,
             )
             await stack.enter_async_context(replicas.running())
             pipeline = Pipeline(

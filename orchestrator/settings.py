@@ -144,6 +144,13 @@ class OrchestratorSettings(ServiceSettings):
         "engines, at about 150 bytes each. Raise it if the engines' caches together hold more.",
     )
 
+    follow_kv_events: bool = Field(
+        False,
+        description="Correct the index of the prefix policy by the KV-cache events of engines that "
+        "offer them (VllmEngine.SubscribeKvEvents). Turn on with several orchestrators, or if the "
+        "engines' caches are small; a message for each step of an engine costs CPU on both sides.",
+    )
+
     @model_validator(mode="after")
     def _check_retrieval(self) -> Self:
         kind = self.retrieval

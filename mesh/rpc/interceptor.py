@@ -34,6 +34,10 @@ if TYPE_CHECKING:  # generic in the stubs only
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 
+ENDLESS_METHODS = frozenset({"SubscribeKvEvents"})
+"""Streams that end with the server only, so a drain does not wait for them."""
+
+
 class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Runs each handler in its request's context and converts exceptions to a gRPC status.
 
@@ -123,7 +127,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         self, call: Callable[[Any, ServicerContext], Awaitable[Any]], service: str, method: str
     ) -> Callable[[Any, ServicerContext], Awaitable[Any]]:
         async def observed(request: Any, context: ServicerContext) -> Any:
-            task = self._enter()
+            task = None if method in ENDLESS_METHODS else self._enter()
             try:
                 response = await self._serve(call, service, method, request, context)
                 if isinstance(response, MeshError):
@@ -131,7 +135,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                     await _abort(context, response)
                 return response
             finally:
-                self._leave(task)
+                if task is not None:
+                    self._leave(task)
 
         return observed
 

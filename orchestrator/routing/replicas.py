@@ -19,6 +19,7 @@ from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
 from orchestrator.routing.agreement import Agreement, Refused, can_replace
+from orchestrator.routing.backends.cache_events import follow_cache
 from orchestrator.routing.backends.target import parse_target
 from orchestrator.routing.policies.policy import RoutingPolicy
 from orchestrator.routing.policies.prefix import Prefix
@@ -40,10 +41,11 @@ def _unknown(model: str) -> str:
 
 
 class Member(NamedTuple):
-    """A replica, and the task that watches its health."""
+    """A replica, and the tasks that watch its health and follow its prefix cache."""
 
     replica: Replica
     watching: asyncio.Task[None]
+    following: asyncio.Task[None] | None = None
 
 
 class Lease:
@@ -74,6 +76,7 @@ class Replicas:
         hold_seconds: float = HOLD_SECONDS,
         resolve: Resolve = resolve,
         policy: RoutingPolicy | None = None,
+        follows_caches: bool = False,
     ) -> None:
         """`targets` are HOST:PORT; each address that a host resolves to is a replica.
 
@@ -81,7 +84,9 @@ class Replicas:
         model's name returns the digest of its tokenizer's vocabulary, empty if it is not known.
         `hold_seconds` is the time after the loss of a model's last replica in which `wait_ready`
         waits for the next one. `policy` is `Prefix` by default.
+        `follows_caches`: engines that report changes of their prefix caches correct it.
         """
+        self._follows_caches = follows_caches
         self._policy = policy or Prefix()
         self._stateless = Affinity()
         self._agreement = Agreement(vocabulary_of)
@@ -110,6 +115,7 @@ class Replicas:
         finally:
             tasks = [finding, *(member.watching for member in self._members.values())]
             tasks += self._closing
+            tasks += (each.following for each in self._members.values() if each.following)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -223,19 +229,28 @@ class Replicas:
                 target = self._targets[name]
                 replica = Replica(address, self._on_change, self._tls, target)
                 watching = asyncio.create_task(replica.watch(), name=f"watch {address}")
-                self._members[address] = Member(replica, watching)
+                self._members[address] = Member(replica, watching, self._follow(replica))
             self._members[address].replica.retired = False
         for address in self._members.keys() - found.keys():
             self._members[address].replica.retired = True
         usable = self.ready
-        for address, (replica, watching) in list(self._members.items()):
+        for address, (replica, watching, following) in list(self._members.items()):
             # Its channel must stay open until its last stream has ended.
             if replica.retired and not replica.outstanding_tokens and replica not in usable:
                 del self._members[address]
-                self._closing.add(watching)
-                watching.add_done_callback(self._closing.discard)
-                watching.cancel()
+                self._policy.forget(address)
+                for task in filter(None, (watching, following)):
+                    self._closing.add(task)
+                    task.add_done_callback(self._closing.discard)
+                    task.cancel()
         self._notify()
+
+    def _follow(self, replica: Replica) -> asyncio.Task[None] | None:
+        mirror = self._policy.mirror(replica.address) if self._follows_caches else None
+        if mirror is None:
+            return None
+        following = follow_cache(replica.channel, mirror)
+        return asyncio.create_task(following, name=f"follow the cache of {replica.address}")
 
     def _is_complete(self) -> bool:
         return all(each.replica.ready or each.replica.retired for each in self._members.values())

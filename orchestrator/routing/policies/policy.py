@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from orchestrator.routing.policies.cache_mirror import CacheMirror
+
 
 class RoutingPolicy(Protocol):
     """Chooses among replicas that could all run a request. Used from one event loop."""
@@ -18,6 +20,10 @@ class RoutingPolicy(Protocol):
 
     def computed(self, address: str, token_ids: Sequence[int]) -> None:
         """A replica has computed these tokens: a prompt and its completion."""
+        ...
+
+    def mirror(self, address: str) -> CacheMirror | None:
+        """What takes the reports of a replica's prefix cache; None if the policy needs none."""
         ...
 
     def forget(self, address: str) -> None:

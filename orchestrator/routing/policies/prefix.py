@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from orchestrator.routing.policies.cache_mirror import CacheMirror
 from orchestrator.routing.policies.prefix_index import (
     BLOCK_TOKENS,
     DEFAULT_MAX_BLOCKS,
@@ -39,6 +40,10 @@ class Prefix:
     def computed(self, address: str, token_ids: Sequence[int]) -> None:
         """The next turn of a conversation begins with these tokens."""
         self.index.add(address, block_hashes(token_ids))
+
+    def mirror(self, address: str) -> CacheMirror:
+        """Corrects the index by what the engine stores and evicts."""
+        return CacheMirror(self.index, address)
 
     def forget(self, address: str) -> None:
         """A replica that comes back has an empty cache."""

@@ -15,6 +15,9 @@ class _Stateless:
     def computed(self, address: str, token_ids: Sequence[int]) -> None:
         """Nothing is kept."""
 
+    def mirror(self, address: str) -> None:
+        """Nothing is kept."""
+
     def forget(self, address: str) -> None:
         """Nothing is kept."""
 

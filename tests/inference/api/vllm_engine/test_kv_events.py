@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -149,6 +150,17 @@ def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert feed.since(feed.number - 6) is None
     assert feed.since(feed.number + 1) is None
     assert feed.blocks() == []
+
+
+async def test_a_drain_does_not_wait_for_subscribers(engines: Engines) -> None:
+    """A subscription ends with the server, not by itself."""
+    call = subscribe(engines)
+    await call.read()
+    began = time.monotonic()
+    assert await engines.served.server.drain(timeout=20) == 0
+    assert time.monotonic() - began < 5
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call.read()
 
 
 async def test_nothing_is_recorded_without_a_subscriber(engines: Engines) -> None:
