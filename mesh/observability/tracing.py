@@ -51,7 +51,7 @@ OUTCOME_OF: Mapping[ErrorKind, Outcome] = MappingProxyType(
 
 _KIND_OF_CODE = {code: kind for kind, code in GRPC_STATUS.items()}
 
-# Status codes for which a server span has the status Error, by the semantic conventions for gRPC.
+# Status codes for which a span has the status Error, by the conventions for servers (gRPC).
 _SERVER_FAULTS = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
@@ -150,10 +150,13 @@ def set_server_status(span: Span, code: grpc.StatusCode, description: str = "") 
 
 
 def set_client_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
-    """Record the status of the call. A cancelled call is not an error: this side cancelled it."""
+    """Record the status of the call.
+
+    The same statuses are errors as of a served RPC: a service graph would count refused and invalid
+    requests as failures of the called service otherwise, and cancelled ones were cancelled here.
+    """
     if span.is_recording():
-        failed = code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
-        _set_rpc_status(span, code, description, failed)
+        _set_rpc_status(span, code, description, code in _SERVER_FAULTS)
 
 
 def set_outcome(span: Span, outcome: Outcome, error_type: str = "", description: str = "") -> None:

@@ -61,14 +61,14 @@ def test_the_status_of_a_call_is_recorded(
     code: str,
     outcome: str,
 ) -> None:
-    """Failures are errors at the client; a cancellation is not."""
+    """Failures of the server are errors at the client; refusals and cancellations are not."""
     with pytest.raises(type(error)), ClientSpan(METHOD, []):
         raise error
     [ended] = spans.get_finished_spans()
     attributes = dict(ended.attributes or {})
     assert attributes["rpc.response.status_code"] == code
     assert attributes["weir.outcome"] == outcome
-    failed = code != "CANCELLED"
+    failed = outcome in ("failed", "deadline")
     assert ended.status.status_code is (StatusCode.ERROR if failed else StatusCode.UNSET)
     assert attributes.get("error.type") == (code if failed else None)
     assert ended.status.description != "bad"  # it may quote the request

@@ -51,13 +51,13 @@ gateway: POST /v1/completions {end}
 
 REFUSED = f"""\
 gateway: POST /v1/completions refused
-  gateway: {ORCHESTRATOR} refused!
+  gateway: {ORCHESTRATOR} refused
     orchestrator: {ORCHESTRATOR} refused
       orchestrator: admission refused"""
 
 UNKNOWN_MODEL = f"""\
 gateway: POST /v1/completions invalid
-  gateway: {ORCHESTRATOR} invalid!
+  gateway: {ORCHESTRATOR} invalid
     orchestrator: {ORCHESTRATOR} invalid
       orchestrator: admission ok"""
 
