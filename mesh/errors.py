@@ -10,6 +10,7 @@ kinds are also metric labels, so there are few of them and they are stable.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -163,12 +164,15 @@ class MeshError(Exception):
         return self.message
 
     def renamed(self, param: str | None) -> MeshError:
-        """A copy whose invalid field is called `param`, also at the beginning of the message.
+        """A copy whose invalid field is called `param`, also in the message.
 
-        For callers whose own request names the field differently.
+        For callers whose own request names the field differently. Only at the message's beginning:
+        the rest may quote the client. A message about the context length quotes nothing.
         """
         message = self.message
-        if self.param and param and message.startswith(self.param):
+        if self.param and param and self.kind is ErrorKind.CONTEXT_TOO_LONG:
+            message = re.sub(rf"(?<![\w.]){re.escape(self.param)}(?![\w\[])", param, message)
+        elif self.param and param and message.startswith(self.param):
             message = param + message.removeprefix(self.param)
         return MeshError(
             self.kind,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,13 +31,18 @@ class Models:
         for model in models:
             if model.name == name:
                 return json_response(_model(model))
-        names = ", ".join(model.name for model in models) or "none"
-        message = f"no model {name!r} is served; there is {names}"
-        raise MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+        raise not_found(name, models)
 
     async def _models(self, request: Request) -> tuple[ServedModel, ...]:
         async with self._dependencies.cancel_scope(request):
             return await self._dependencies.orchestrator.models()
+
+
+def not_found(name: str, models: Sequence[ServedModel]) -> MeshError:
+    """The error for a model that is not served, as the orchestrator's."""
+    names = ", ".join(model.name for model in models) or "none"
+    message = f"no model {name!r} is served; there is {names}"
+    return MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
 
 
 def _model(model: ServedModel) -> dict[str, object]:

@@ -146,7 +146,7 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self._refuse(refusal_of(error))
+            self._refuse(refusal_of(error, self._previous_header))
             return
         if self._budget.is_exceeded:
             in_head = self._part is _Part.HEAD
@@ -181,6 +181,12 @@ class LimitedProtocol(HttpToolsProtocol):
                 data = data[offer.args[0] :]
             else:
                 return
+
+    @property
+    def _previous_header(self) -> bytes | None:
+        """The name of the last header of the current head; trailers are not counted."""
+        headers = self.headers if self._begun else None
+        return headers[-1][0] if headers else None
 
     def _decline_upgrade(self) -> None:
         """Parse the head again without the offer, because the parser skips the body after one."""

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gateway.schemas.common import Answer, Body, OpenAIUsage, to_json
+from gateway.schemas.common import Answer, Body, OpenAIUsage, only, to_json
+from gateway.schemas.function_calls import FUNCTION, FunctionCall, call_json, with_results
 from gateway.schemas.sampling import SamplingFields, bounded, check_min_tokens
 from gateway.schemas.tools import ResponseFormat, ToolCall, ToolChoiceField, Tools
 from gateway.upstream.field_names import FieldNames
@@ -58,6 +59,9 @@ class ChatMessage(Body):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = Field(
+        None, description="OpenAI's older form of tool_calls, with one call."
+    )
     reasoning_content: str | None = Field(
         None, description="The assistant's reasoning, for chat templates that render it."
     )
@@ -68,7 +72,12 @@ class ChatMessage(Body):
     @model_validator(mode="after")
     def _check(self) -> ChatMessage:
         given = (self.content, self.refusal)
-        if given == (None, None) and not self.tool_calls and not self._reasoning:
+        if self.function_call is not None and self.tool_calls:
+            raise FieldError("must not come with tool_calls", "function_call")
+        if self.role == FUNCTION and not self.name:
+            raise FieldError("is required", "name")
+        has_call = self.tool_calls or self.function_call is not None
+        if given == (None, None) and not has_call and not self._reasoning:
             raise FieldError("is required", "content")
         return self
 
@@ -80,6 +89,8 @@ class ChatMessage(Body):
         """The message for the orchestrator, as number `index`. Raises MeshError."""
         field = f"messages[{index}].tool_calls"
         calls = to_json(self.tool_calls, field) if self.tool_calls else ""
+        if self.function_call is not None:
+            calls = call_json(self.function_call, index)
         return chat.ChatMessage(
             role=self.role,
             content=self.content or self.refusal or "",
@@ -126,9 +137,12 @@ class ChatCompletionRequest(SamplingFields):
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="Further variables of the chat template."
     )
+    best_of: int | None = Field(None, description="Must equal n.")
 
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:
+        if self.best_of is not None:
+            only(self.best_of, self.n, "best_of")
         forced = self.tool_choice not in ("auto", "none")
         if forced and not self.tools:
             raise FieldError("must come with tools, given none", "tool_choice")
@@ -151,7 +165,7 @@ class ChatCompletionRequest(SamplingFields):
         tools = [] if self.tool_choice == "none" else self.tools
         kwargs = self.chat_template_kwargs
         prompt = ChatPrompt(
-            messages=tuple(each.message(index) for index, each in enumerate(self.messages)),
+            messages=self._chat_messages(),
             tools_json=to_json(tools, "tools") if tools else "",
             continue_final_message=self.continue_final_message,
             template_kwargs_json=to_json(kwargs, "chat_template_kwargs") if kwargs else "",
@@ -175,6 +189,14 @@ class ChatCompletionRequest(SamplingFields):
             )
             for choice in range(self.n)
         ]
+
+    def _chat_messages(self) -> tuple[chat.ChatMessage, ...]:
+        messages = tuple(each.message(index) for index, each in enumerate(self.messages))
+        if not any(each.role == FUNCTION for each in messages):
+            return messages
+        older = [(index, each.function_call) for index, each in enumerate(self.messages)]
+        calls = {index: call for index, call in older if call is not None}
+        return tuple(with_results(messages, calls))
 
     def _choice_of_tools(self) -> ToolChoice:
         choice = self.tool_choice

@@ -56,10 +56,10 @@ def _token_ids(value: object, *path: int) -> tuple[int, ...]:
         raise FieldError(f"must be text or token ids, given {given_value(value)}", *path)
     if not value:
         raise FieldError("must have at least 1 token id, given 0", *path)
-    for each in value:
+    for number, each in enumerate(value):
         if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= MAX_UINT32:
-            given = given_value(each)
-            raise FieldError(f"must hold token ids from 0 to {MAX_UINT32}, given {given}", *path)
+            requirement = f"must be a token id from 0 to {MAX_UINT32}, given {given_value(each)}"
+            raise FieldError(requirement, *path, number)
     return tuple(value)
 
 

@@ -142,6 +142,6 @@ def check_inputs(inputs: Inputs, model: ModelInfo, kv_capacity_tokens: int) -> N
                 )
         if len(token_ids) > most:
             raise ContextTooLong(
-                context_too_long_message(most, f"an input has {len(token_ids)} tokens."),
+                context_too_long_message(most, f"{field} has {len(token_ids)} tokens."),
                 field=field,
             )

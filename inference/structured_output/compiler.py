@@ -25,7 +25,7 @@ from inference.engine.threads import available_cpus
 from inference.structured_output.compile_server import MAX_MASK_SECONDS, STACK_BYTES
 from inference.structured_output.constraint import invalid_constraint
 from inference.structured_output.vocabulary import Compiled, Vocabulary
-from mesh.protocol.constraints import OutputConstraint
+from mesh.protocol.constraints import ConstraintForm, OutputConstraint, SchemaRule
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ QUICK_SECONDS = 0.1
 """CPU time of the first attempt, in a lane where no constraint waits for a slow one."""
 
 MAX_RESPONSE_BYTES = 2**25
+
+MAX_SEARCH_SECONDS = 3.0
+"""Time to find the schema that makes a grammar exceed a limit, to name it in the error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +131,8 @@ class ConstraintCompiler:
             logger.warning("constraint compilation was killed")
             raise SequenceFailed("compiling the constraint was interrupted by the system")
         if "grammar" not in response:
-            return self._vocabulary.reject(constraint, self._error(constraint, response))
+            rule = await self._exceeding_rule(constraint, key) if "limit" in response else None
+            return self._vocabulary.reject(constraint, self._error(constraint, response, rule))
         loop = asyncio.get_running_loop()
         num_bytes = max(response["num_bytes"], len(response["grammar"]))
         try:
@@ -149,8 +153,21 @@ class ConstraintCompiler:
             server = await self._running_server()
             return await server.compile(constraint, min(max_seconds, self._limits.max_seconds))
 
+    async def _exceeding_rule(self, constraint: OutputConstraint, key: str) -> SchemaRule | None:
+        """The first rule of a grammar whose schema exceeds a limit alone; None if none does."""
+        try:
+            async with asyncio.timeout(MAX_SEARCH_SECONDS):
+                for rule in constraint.schema_rules:
+                    alone = OutputConstraint(ConstraintForm.JSON_SCHEMA, rule.json_schema)
+                    seconds = self._limits.max_seconds
+                    if "limit" in await self._attempt(alone, key, seconds, self._slow):
+                        return rule
+        except TimeoutError:
+            pass
+        return None
+
     def _error(
-        self, constraint: OutputConstraint, response: dict[str, Any]
+        self, constraint: OutputConstraint, response: dict[str, Any], rule: SchemaRule | None = None
     ) -> InvalidSamplingParams:
         if "error" in response:
             return InvalidSamplingParams(response["error"], field=response["field"])
@@ -163,7 +180,7 @@ class ConstraintCompiler:
             "does not",
         }
         logger.info("constraint exceeds a limit", extra={"limit": response["limit"]})
-        return invalid_constraint(constraint, problems[response["limit"]])
+        return invalid_constraint(constraint, problems[response["limit"]], rule)
 
     async def _running_server(self) -> _Server:
         async with self._starting:

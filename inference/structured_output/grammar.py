@@ -11,14 +11,8 @@ from llguidance import LLMatcher, LLParserLimits
 from inference.engine.errors import InvalidSamplingParams
 from inference.structured_output.constraint import invalid_constraint
 from inference.structured_output.matcher import first_line
-from inference.structured_output.schema import (
-    Path,
-    Schema,
-    SchemaError,
-    adapt_schema,
-    path_text,
-    subschemas,
-)
+from inference.structured_output.schema import adapt_schema, subschemas
+from inference.structured_output.schema_error import Path, Schema, SchemaError, path_text
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 
 if TYPE_CHECKING:
@@ -150,8 +144,21 @@ def _with_definitions(member: Schema, root: Schema) -> Schema:
     return {**definitions, **member}
 
 
+_CLEARER = {
+    "oneOf constraints are not supported": (
+        "oneOf must have options of which no value matches two, such as objects with different "
+        "constants in a required property; use anyOf otherwise"
+    ),
+    "invalid multiple of": "multipleOf must be greater than 0",
+}
+"""Texts instead of the library's, by their beginnings."""
+
+
 def _reason(text: str) -> str:
     """The first line of a message, followed by its first line that starts with "error: "."""
+    for beginning, clearer in _CLEARER.items():
+        if text.startswith(beginning):
+            return clearer
     detail = [line for line in text.splitlines() if line.startswith("error: ")]
     return ": ".join([first_line(text), *(line.removeprefix("error: ") for line in detail[:1])])
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, TypeAlias
-from urllib.parse import unquote
+from typing import Any
 
-Schema: TypeAlias = "dict[str, Any]"
-Path: TypeAlias = "tuple[str | int, ...]"
+from inference.structured_output.references import BRANCHES, check_references, references, resolve
+from inference.structured_output.schema_error import Path, Schema, SchemaError
 
 MAX_DEPTH = 120
 """Most levels of arrays and objects in a schema; the library parses 128, its own included."""
@@ -26,24 +25,18 @@ _SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "depe
 _SCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SCHEMAS = ("items", "additionalProperties", "additionalItems", "not", "if", "then", "else")
 
-_BRANCHES = ("allOf", "anyOf", "oneOf", "if", "then", "else")
-"""Keywords whose schemas describe the same value as the schema that has them."""
-
 _EXTENDS_OBJECTS = ("patternProperties", "additionalProperties", "unevaluatedProperties")
 """Keywords with which an object's author has decided about properties that are not declared."""
+
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+
+MAX_OPTIONAL_PROPERTIES = 500
+"""Most properties of one object that are not required. After each of them any later one may
+follow: the library has four rules for each, and allows 2,000 at one place."""
 
 _MAX_INT64 = 2**63 - 1
 _MIN_EXACT = -(2**63 - 2**10)
 """The least 64-bit integer that is a 64-bit float, and whose negation is a 64-bit integer."""
-
-
-class SchemaError(ValueError):
-    """A schema that cannot be enforced; `path` leads from its root to the keyword."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(problem)
-        self.path = path
-        self.problem = problem
 
 
 def adapt_schema(schema: Schema, *, close_objects: bool) -> Schema:
@@ -53,6 +46,7 @@ def adapt_schema(schema: Schema, *, close_objects: bool) -> Schema:
     declares properties has no others unless it says so; models otherwise invent them without end.
     """
     _check_depth(schema)
+    check_references(schema)
     combined = _combined_definitions(schema)
     adapter = _Adapter(combined, close_objects)
     return adapter.adapt_object(schema, (), combined=() in combined)
@@ -105,38 +99,13 @@ def _combined_definitions(root: Schema) -> frozenset[Path]:
             (each, (*place, key), base) for key, each in members if isinstance(each, dict | list)
         ]
         if isinstance(value, dict) and _combines_objects(value):
-            references = list(_references(value))
-            while references:
-                target = (*base, *references.pop())
+            following = list(references(value))
+            while following:
+                target = (*base, *following.pop())
                 if target not in found:
                     found.add(target)
-                    references += _references(_resolve(root, target))
+                    following += references(resolve(root, target))
     return frozenset(found)
-
-
-def _references(schema: Any) -> Iterator[Path]:
-    """Where the references lead that describe the same object as the schema."""
-    if not isinstance(schema, dict):
-        return
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        parts = unquote(reference).removeprefix("#").split("/")[1:]
-        yield tuple(part.replace("~1", "/").replace("~0", "~") for part in parts)
-    for key in _BRANCHES:
-        branches = schema.get(key)
-        for branch in branches if isinstance(branches, list) else [branches]:
-            yield from _references(branch)
-
-
-def _resolve(schema: Any, place: Path) -> Any:
-    for part in place:
-        if isinstance(schema, list) and str(part).isdecimal() and int(part) < len(schema):
-            schema = schema[int(part)]
-        elif isinstance(schema, dict):
-            schema = schema.get(part)
-        else:
-            return None
-    return schema
 
 
 def _combines_objects(schema: Schema) -> bool:
@@ -177,6 +146,7 @@ class _Adapter:
             del adapted["format"]
         _check_pattern(schema.get("pattern"), (*path, "pattern"))
         _check_constants(schema, path)
+        _check_properties(schema, path)
         if _is_integer(schema.get("type")):
             _narrow_bounds(adapted, path)
         if self._close_objects and not inside and _is_open(schema):
@@ -189,13 +159,13 @@ class _Adapter:
         if key in _SCHEMA_MAPS and isinstance(value, dict):
             return {name: self._entry(key, name, each, path) for name, each in value.items()}
         if key in _SCHEMA_LISTS and isinstance(value, list):
-            together = combined and key in _BRANCHES
+            together = combined and key in BRANCHES
             return [
                 self.adapt(each, (*path, number), combined=together)
                 for number, each in enumerate(value)
             ]
         if key in _SCHEMAS:
-            return self.adapt(value, path, combined=combined and key in _BRANCHES)
+            return self.adapt(value, path, combined=combined and key in BRANCHES)
         return value
 
     def _entry(self, key: str, name: str, value: Any, path: Path) -> Any:
@@ -220,6 +190,22 @@ def _is_open(schema: Schema) -> bool:
         and isinstance(least, int | float)
         and least <= len(properties)
     )
+
+
+def _check_properties(schema: Schema, path: Path) -> None:
+    """Raises SchemaError for more optional properties than the library can follow."""
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, dict) or len(properties) <= MAX_OPTIONAL_PROPERTIES:
+        return
+    names = (
+        {name for name in required if isinstance(name, str)}
+        if isinstance(required, list)
+        else set()
+    )
+    number = len(properties.keys() - names)
+    if number > MAX_OPTIONAL_PROPERTIES:
+        limit = f"must have at most {MAX_OPTIONAL_PROPERTIES} that are not required"
+        raise SchemaError((*path, "properties"), f"{limit}, given {number}")
 
 
 def _check_pattern(pattern: Any, path: Path) -> None:
@@ -275,6 +261,7 @@ def _narrow_bounds(schema: Schema, path: Path) -> None:
     It reads bounds as 64-bit floats and converts them to 64-bit integers; beyond 64 bits the
     range ends at theirs.
     """
+    given = [f"{key} {_shown(schema[key])}" for key in _BOUNDS if key in schema]
     least = _inside(schema, path, "minimum", "exclusiveMinimum", math.inf)
     most = _inside(schema, path, "maximum", "exclusiveMaximum", -math.inf)
     # Without the other bound, the library accepts at most 18 digits.
@@ -283,7 +270,9 @@ def _narrow_bounds(schema: Schema, path: Path) -> None:
     if most is not None and least is None and most <= -(10**18):
         least = schema["minimum"] = _MIN_EXACT
     if least is not None and most is not None and least > most:
-        raise SchemaError(path, "must allow an integer that a 64-bit float represents exactly")
+        large = max(abs(least), abs(most)) > 2**53
+        exact = " that a 64-bit float represents exactly" if large else ""
+        raise SchemaError(path, f"must allow an integer{exact}, given {' and '.join(given)}")
 
 
 def _inside(schema: Schema, path: Path, name: str, exclusive: str, towards: float) -> int | None:
@@ -321,11 +310,6 @@ def _exact(bound: int, towards: float, path: Path) -> int:
     return min(int(number), _MAX_INT64)
 
 
-def _shown(value: int) -> str:
-    return str(value) if abs(value) < 10**30 else "an integer of more than 30 digits"
-
-
-def path_text(path: Path) -> str:
-    """A path as in `properties.email.pattern` or `anyOf[1].type`."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
+def _shown(value: Any) -> str:
+    long = isinstance(value, int) and abs(value) >= 10**30
+    return "an integer of more than 30 digits" if long else str(value)

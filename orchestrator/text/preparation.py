@@ -133,7 +133,7 @@ def _parser(
         return HarmonyParser(schemas, single=choice.single)
     calls = None
     if tools and (format.tools is not None or forced):
-        calls = ToolCallParser(format.tools or LLAMA3, schemas, single=choice.single)
+        calls = ToolCallParser(format.tools or LLAMA3, schemas, single=choice.single, forced=forced)
     reasoning = None
     if format.reasoning is not None:
         reasoning = ReasoningParser(format.reasoning, begun=begun)

@@ -8,6 +8,7 @@ from typing import cast
 
 import httpx
 
+from gateway.api.models import not_found
 from gateway.app import build_app
 from gateway.conversations.factory import make_store
 from gateway.dependencies import Dependencies
@@ -72,6 +73,8 @@ class DirectOrchestrator:
     async def search(self, search: Search) -> AsyncGenerator[Event]:
         """Return no search results."""
         assert summarize_request(search).SerializeToString()
+        if search.model not in ("", "fake"):
+            raise not_found(search.model, await self.models())
         yield SearchResults(search.query, ())
         yield FINISH
 

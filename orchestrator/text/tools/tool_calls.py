@@ -61,12 +61,20 @@ class ToolCallParser:
     the name stays a call. The result does not depend on how the answer was cut into pushes.
     """
 
-    def __init__(self, format: ToolFormat, names: Collection[str], *, single: bool = False) -> None:
+    def __init__(
+        self,
+        format: ToolFormat,
+        names: Collection[str],
+        *,
+        single: bool = False,
+        forced: bool = False,
+    ) -> None:
         """`names` may be a mapping of names to the schemas of their parameters. `single`: only the
-        first call is returned."""
+        first call is returned. `forced`: the answer has nothing but calls."""
         self._format = format
         self._names = names
         self._single = single
+        self._forced = forced
         self._between = _SPACE + format.between
         markers = (format.start, format.end, format.again, format.close)
         self._markers = tuple(marker for marker in markers if marker)
@@ -107,7 +115,8 @@ class ToolCallParser:
                 dropped = any(marker.startswith(rest) for marker in self._markers)
             case _:
                 dropped = self._num_calls > 0 and not self._pending.strip()
-        (self._drop if dropped else self._release)(len(self._pending))
+        # Of a forced call only its beginning may be left, such as `<tool_`: it is no text.
+        (self._drop if dropped or self._forced else self._release)(len(self._pending))
         return self._take()
 
     def _advance(self) -> None:

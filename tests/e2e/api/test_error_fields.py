@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.support.stack import Stack
+from tests.error_bodies import disagreement
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -73,6 +74,10 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     (EMBEDDING, {"input": [UNKNOWN_ID]}, "input"),
     (EMBEDDING, {"input": [[1], [UNKNOWN_ID]]}, "input[1]"),
     (EMBEDDING, {"input": LONG}, "input"),
+    (EMBEDDING, {"input": [5] * 9000}, "input"),
+    (EMBEDDING, {"input": [[5], [5] * 9000]}, "input[1]"),
+    (EMBEDDING, {"input": [1.5]}, "input[0]"),
+    (EMBEDDING, {"input": [[1], [2, -1]]}, "input[1][1]"),
     (EMBEDDING, {"input": ["a", LONG]}, "input[1]"),
     (SEARCH, {"max_tokens": 100_000}, "max_tokens"),
     (SEARCH, {"model": "none"}, "model"),
@@ -98,6 +103,7 @@ async def test_param_is_the_path_in_the_clients_body(http: httpx.AsyncClient, st
         response = await http.post(path, json={**BODIES[path], **body, **flag})
         error = response.json()["error"]
         where = (path, str(body)[:200], error)
+        assert disagreement(error) is None, where
         assert response.status_code == (404 if body.get("model") else 400), where
         found = error["param"] or ""
         assert found == param or found.startswith((f"{param}.", f"{param}[")), where

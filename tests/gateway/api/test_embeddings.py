@@ -77,7 +77,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": []}, "input must have at least 1 token id, given 0"),
     ({"input": ["a", ""]}, "input[1] must have at least 1 character, given 0"),
     ({"input": ["a"] * 2049}, "input must have at most 2048 prompts, given 2049"),
-    ({"input": [-1]}, "input must hold token ids from 0"),
+    ({"input": [-1]}, "input[0] must be a token id from 0"),
     ({"input": "a", "dimensions": 64}, "dimensions must be null, given 64"),
     ({"input": "a", "encoding_format": "hex"}, "encoding_format must be 'float' or 'base64'"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -86,3 +87,52 @@ async def test_a_header_says_how_tools_reach_the_model(
     response = await client.post(CHAT, json=body)
     assert response.status_code == 200
     assert response.headers.get("x-tool-prompt") == header
+
+
+NAMED = {"name": "f", "arguments": '{"x": 1}'}
+RESULT = {"role": "function", "name": "f", "content": "2"}
+
+
+async def test_the_older_form_of_calls_becomes_the_newer_one(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """A result belongs to the latest call of its function."""
+    older = {"role": "assistant", "content": None, "function_call": NAMED, "tool_calls": None}
+    messages = [USER, older, RESULT, older, {**RESULT, "content": "3"}, {**RESULT, "name": "g"}]
+    response = await client.post(CHAT, json={"model": "", "messages": messages})
+    assert response.status_code == 200, response.text
+    assert "x-ignored-fields" not in response.headers
+    [request] = orchestrator.requests
+    sent = list(request.chat.messages)[1:]  # type: ignore[attr-defined]
+    calls = [json.loads(each.tool_calls_json or "null") for each in sent]
+    call = {"type": "function", "function": NAMED}
+    assert calls[0] == [{"id": "call00001", **call}]
+    assert calls[2] == [{"id": "call00003", **call}]
+    assert [(each.role, each.content, each.tool_call_id) for each in sent[1::2]] == [
+        ("tool", "2", "call00001"),
+        ("tool", "3", "call00003"),
+    ]
+    assert (sent[4].role, sent[4].name, sent[4].tool_call_id) == ("tool", "g", "")
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({**RESULT, "name": None}, "messages[0].name is required"),
+        (
+            {"role": "assistant", "function_call": {"name": ""}},
+            "messages[0].function_call.name must have at least 1 character, given 0",
+        ),
+        (
+            {"role": "assistant", "function_call": NAMED, "tool_calls": [CALL]},
+            "messages[0].function_call must not come with tool_calls",
+        ),
+    ],
+)
+async def test_a_broken_older_call_is_refused(
+    client: httpx.AsyncClient, message: dict[str, Any], problem: str
+) -> None:
+    """The message names the field."""
+    response = await client.post(CHAT, json={"model": "", "messages": [message]})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == problem

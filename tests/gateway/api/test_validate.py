@@ -24,6 +24,7 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
     ({"query": "a\ud800"}, [("query", "lone surrogate")]),
     ({"query": 7, "num_results": 21}, [("query", "must be a string"), ("num_results", "20")]),
     ({"query": "a", "max_tokens": 0}, [("max_tokens", "at least 1, given 0")]),
+    ({"query": "a", "model": "fake"}, []),
 ]
 
 
@@ -47,6 +48,19 @@ async def test_validate_lists_the_problems_of_a_search(
     else:
         assert checked["query"] == body["query"].strip()
         assert searched.status_code == 200
+
+
+async def test_a_model_that_is_not_served_is_a_problem() -> None:
+    """As the search itself says; the other problems come first."""
+    async with direct_client() as client:
+        for path in (VALIDATE, SEARCH):
+            answer = (await client.post(path, json={"query": "a", "model": "none"})).json()
+            problem = answer["problems"][0] if path == VALIDATE else answer["error"]
+            assert problem["param"] == "model"
+            assert problem["message"] == "no model 'none' is served; there is fake"
+        both = {"query": "", "model": "none"}
+        [problem] = (await client.post(VALIDATE, json=both)).json()["problems"]
+    assert problem["param"] == "query"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"null"])

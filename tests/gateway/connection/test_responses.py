@@ -241,4 +241,4 @@ async def test_a_refusal_is_read_by_a_client_that_still_sends(gateway: GatewaySe
         writer.write(b"GARBAGE\r\n\r\n" + b"x" * 100_000)
         await writer.drain()
         got = await read_all(reader)
-        assert got == refusal.NOT_HTTP.response()
+        assert got == refusal.BAD_METHOD.response()

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.error_bodies import disagreement
 from tests.gateway.direct import direct_client
 
 CHAT = "/v1/chat/completions"
@@ -20,7 +21,10 @@ USER = {"role": "user", "content": "Hi"}
 async def post(path: str, body: object, **settings: object) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     async with direct_client(**settings) as client:
-        return await client.post(path, content=content)
+        response = await client.post(path, content=content)
+    if response.status_code >= 400:
+        assert disagreement(response.json()["error"]) is None
+    return response
 
 
 def check(response: httpx.Response, message: str, param: str | None, status: int = 400) -> None:
@@ -197,6 +201,7 @@ BAD_CHAT_FIELDS: list[tuple[str, Any, str]] = [
         "tools[0].function.parameters must be an object, given an array",
     ),
     ("tools", {}, "tools must be an array, given an object"),
+    ("best_of", 2, "best_of must be 1, given 2"),
     ("max_completion_tokens", 0, "max_completion_tokens must be at least 1, given 0"),
     ("tools", [{"x": "\ud800"}], "tools[0].x must be Unicode text, given a lone surrogate"),
 ]
@@ -207,9 +212,11 @@ BAD_COMPLETION_FIELDS: list[tuple[str, Any, str]] = [
     ("prompt", ["a"] * 33, "prompt must have at most 32 prompts, given 33"),
     ("prompt", ["a", 5], "prompt[1] must be text or token ids, given 5"),
     ("prompt", [[1], []], "prompt[1] must have at least 1 token id, given 0"),
-    ("prompt", [1, -1], "prompt must hold token ids from 0 to 4294967295, given -1"),
-    ("prompt", [1, True], "prompt must hold token ids from 0 to 4294967295, given true"),
-    ("prompt", [1, "a"], 'prompt must hold token ids from 0 to 4294967295, given "a"'),
+    ("prompt", [1.5], "prompt[0] must be a token id from 0 to 4294967295, given 1.5"),
+    ("prompt", [[1], [2, -1]], "prompt[1][1] must be a token id from 0 to 4294967295, given -1"),
+    ("prompt", [1, -1], "prompt[1] must be a token id from 0 to 4294967295, given -1"),
+    ("prompt", [1, True], "prompt[1] must be a token id from 0 to 4294967295, given true"),
+    ("prompt", [1, "a"], 'prompt[1] must be a token id from 0 to 4294967295, given "a"'),
     ("logprobs", 21, "logprobs must be at most 20, given 21"),
     ("logprobs", True, "logprobs must be a whole number, given true"),
     ("echo", 1, "echo must be true or false, given 1"),

@@ -83,7 +83,7 @@ async def test_embedding_does_not_affect_generation(stub: Stub) -> None:
         ([[1]] * (MAX_INPUTS + 1), ErrorKind.INVALID_REQUEST, "Given: 65"),
         ([[1], []], ErrorKind.INVALID_REQUEST, "inputs[1] must hold at least 1 token"),
         ([[VOCAB_SIZE]], ErrorKind.INVALID_REQUEST, f"0 to {VOCAB_SIZE - 1}. Given: {VOCAB_SIZE}"),
-        ([[1] * 513], ErrorKind.CONTEXT_TOO_LONG, "512 tokens. However, an input has 513"),
+        ([[1] * 513], ErrorKind.CONTEXT_TOO_LONG, "512 tokens. However, inputs[0] has 513"),
     ],
 )
 async def test_bad_inputs_are_refused(

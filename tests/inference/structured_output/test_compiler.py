@@ -91,6 +91,38 @@ async def test_limits_end_a_compilation(source: VocabularySource, no_tasks_left:
             vocabulary.matcher(constraint)
 
 
+async def test_the_schema_that_exceeds_a_limit_is_named(
+    source: VocabularySource, no_tasks_left: None
+) -> None:
+    """Of several tools the one whose schema takes too long alone."""
+    schemas = [{"type": "integer"}, {"properties": {"n": SLOW}}, {"type": "string"}]
+    rules = tuple(
+        SchemaRule(f"r{n}", json.dumps(schema), f"tools[{n}].function.parameters of 't{n}'")
+        for n, schema in enumerate(schemas)
+    )
+    constraint = OutputConstraint(ConstraintForm.GRAMMAR, "start: r0 | r1 | r2", rules)
+    async with compiling(source, max_seconds=0.2) as (compiler, vocabulary):
+        await compiler.compile(constraint, "")
+        with pytest.raises(InvalidSamplingParams) as caught:
+            vocabulary.matcher(constraint)
+    assert caught.value.field == "tools[1].function.parameters"
+    beginning = "tools[1].function.parameters of 't1' must compile within 0.2 s of CPU time"
+    assert str(caught.value).startswith(beginning)
+
+
+async def test_overlapping_options_are_refused_in_the_terms_of_the_schema(
+    source: VocabularySource,
+) -> None:
+    """The library's message names one of its own options."""
+    options = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
+    async with compiling(source) as (compiler, vocabulary):
+        constraint = schema_of({"properties": {"x": options}})
+        await compiler.compile(constraint, "")
+        message = r"at properties\.x: oneOf must have options of which no value matches two"
+        with pytest.raises(InvalidSamplingParams, match=message):
+            vocabulary.matcher(constraint)
+
+
 @pytest.mark.parametrize(
     ("constraint", "message"),
     [

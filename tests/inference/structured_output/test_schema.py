@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from inference.structured_output.grammar import build_grammar
-from inference.structured_output.schema import MAX_DEPTH, SchemaError, adapt_schema, path_text
+from inference.structured_output.references import check_references
+from inference.structured_output.schema import MAX_DEPTH, MAX_OPTIONAL_PROPERTIES, adapt_schema
+from inference.structured_output.schema_error import SchemaError, path_text
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 
 A: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -156,3 +159,78 @@ def test_a_client_cannot_set_the_options_of_the_library(
     [rule] = json.loads(grammar)["grammars"]
     used = rule["json_schema"]["x-guidance"]
     assert all((used.get(name) == value) is kept for name, value in options.items())
+
+
+INTEGER = {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "place", "problem"),
+    [
+        (
+            {**INTEGER, "minimum": 5, "maximum": 3},
+            "",
+            "must allow an integer, given minimum 5 and maximum 3",
+        ),
+        (
+            {"properties": {"n": {**INTEGER, "exclusiveMinimum": 3, "exclusiveMaximum": 4}}},
+            "properties.n",
+            "must allow an integer, given exclusiveMinimum 3 and exclusiveMaximum 4",
+        ),
+        (
+            {**INTEGER, "minimum": 2**53 + 1, "maximum": 2**53 + 1},
+            "",
+            "must allow an integer that a 64-bit float represents exactly, "
+            f"given minimum {2**53 + 1} and maximum {2**53 + 1}",
+        ),
+        ({"$ref": "#"}, "$ref", "must not lead back to its own schema"),
+        ({"allOf": [{"$ref": "#"}]}, "$ref", "must not lead back to its own schema"),
+        (
+            {
+                "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+                "properties": {"x": {"$ref": "#/$defs/a"}},
+            },
+            "$defs.b.$ref",
+            "must not lead back to its own schema",
+        ),
+        (
+            {"items": {"properties": {str(n): {} for n in range(2000)}, "required": ["7"]}},
+            "items.properties",
+            f"must have at most {MAX_OPTIONAL_PROPERTIES} that are not required, given 1999",
+        ),
+    ],
+)
+def test_a_schema_without_values_or_too_large_is_refused(
+    schema: dict[str, Any], place: str, problem: str
+) -> None:
+    """The error names the place, the limit and the given value."""
+    with pytest.raises(SchemaError) as raised:
+        adapt(schema)
+    assert path_text(raised.value.path) == place
+    assert raised.value.problem.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"child": {"$ref": "#"}}},
+        {"anyOf": [{"type": "null"}, {"$ref": "#"}]},
+        {"$defs": {"a": INTEGER}, "allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]},
+        {"properties": {str(n): {} for n in range(MAX_OPTIONAL_PROPERTIES)}},
+        {
+            "properties": {str(n): {} for n in range(1500)},
+            "required": [str(n) for n in range(1000)],
+        },
+    ],
+)
+def test_recursive_and_large_schemas_are_accepted(schema: dict[str, Any]) -> None:
+    """Where a value can end the recursion, and up to the limit."""
+    adapt(schema)
+
+
+def test_references_are_followed_in_linear_time() -> None:
+    """A chain of 20,000 takes less than a second."""
+    links = {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(20_000)}
+    began = time.process_time()
+    check_references({"$defs": {**links, "20000": INTEGER}, "$ref": "#/$defs/0"})
+    assert time.process_time() - began < 2

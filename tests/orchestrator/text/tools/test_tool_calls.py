@@ -52,10 +52,10 @@ Calls = list[tuple[str, str]]
 
 
 def read(
-    format: ToolFormat, pieces: Iterable[str], *, single: bool = False
+    format: ToolFormat, pieces: Iterable[str], *, single: bool = False, forced: bool = False
 ) -> tuple[str, Calls, list[str]]:
     """The text, the calls and their ids. Asserts that id and name come once, before arguments."""
-    parser = ToolCallParser(format, NAMES, single=single)
+    parser = ToolCallParser(format, NAMES, single=single, forced=forced)
     parsed = [parser.push(piece) for piece in pieces]
     parsed.append(parser.flush())
     calls: list[tuple[str, str]] = []
@@ -447,6 +447,27 @@ def test_text_streams_as_it_is_written() -> None:
     plain = ToolCallParser(LLAMA3, NAMES)
     assert plain.push('{"answer"').text == '{"answer"'
     assert plain.push(": 42}").text == ": 42}"
+
+
+FORCED: list[tuple[ToolFormat, str]] = [
+    (HERMES, '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'),
+    (LLAMA3, '{"name": "f", "parameters": {"x": 1}}'),
+    (MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}]'),
+    (MISTRAL_ARGS, '[TOOL_CALLS]f[ARGS]{"x": 1}'),
+    (MISTRAL_CALL_ID, '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"x": 1}'),
+]
+
+
+@pytest.mark.parametrize(("format", "answer"), FORCED)
+def test_a_forced_call_that_is_cut_off_leaves_no_text(format: ToolFormat, answer: str) -> None:
+    """Wherever max_tokens or a stop string ends it; without the force a beginning stays text."""
+    for end in range(len(answer) + 1):
+        for pieces in cuts(answer[:end]):
+            text, calls, _ = read(format, pieces, forced=True)
+            assert text == ""
+            assert [name for name, _ in calls] in ([], ["f"])
+    assert read(format, [answer], forced=True)[:2] == read(format, [answer])[:2]
+    assert read(format, [answer[:5]])[0] == answer[:5]
 
 
 def test_ids_match_the_template() -> None:
