@@ -208,6 +208,24 @@ def _in_schema(text: str, finish_reason: str) -> str:
     return written
 
 
+def check_response(gateway: Gateway, model: str) -> str:
+    """Requests a response of OpenAI's Responses API."""
+    body = {"model": model, "input": "Hello!", "max_output_tokens": 16, "store": False}
+    response = gateway.post("/v1/responses", body)
+    if response["object"] != "response" or response["status"] not in ("completed", "incomplete"):
+        raise Failed(f"the response was {response}")
+    return str(response["status"])
+
+
+def check_message(gateway: Gateway, model: str) -> str:
+    """Requests a message of Anthropic's Messages API."""
+    body = {"model": model, "messages": MESSAGES, "max_tokens": 16}
+    message = gateway.post("/v1/messages", body)
+    if message["role"] != "assistant" or message["stop_reason"] not in ("end_turn", "max_tokens"):
+        raise Failed(f"the message was {message}")
+    return str(message["stop_reason"])
+
+
 def check_embeddings(gateway: Gateway, model: str) -> str:
     """Requests the vectors of two texts."""
     body = {"model": model, "input": ["one text", "another text"]}
@@ -285,6 +303,8 @@ MODEL_CHECKS: dict[str, Callable[[Gateway, str], str]] = {
     "completion": check_completion,
     "structured output": check_structured_output,
     "forced tool": check_tool,
+    "response": check_response,
+    "message": check_message,
 }
 """The checks of every model."""
 

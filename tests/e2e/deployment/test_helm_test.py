@@ -69,6 +69,8 @@ def test_all_checks_pass(stack: Stack) -> None:
         "completion with demo",
         "structured output with demo",
         "forced tool with demo",
+        "response with demo",
+        "message with demo",
         "embeddings with demo",
         "refusal",
         "disconnect",
