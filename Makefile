@@ -13,7 +13,8 @@ SOURCES := mesh gateway orchestrator tokenizer inference models scripts tests be
 
 # Tool that builds the images: docker if its daemon runs, else podman or buildah.
 CONTAINER ?= $(shell { docker info >/dev/null 2>&1 && command -v docker; } || command -v podman || command -v buildah)
-TAG ?= 0.1.0
+# The version of images and chart, from pyproject.toml.
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REGISTRY ?= weir
 BASE_IMAGE ?= python:3.11-slim-bookworm@sha256:fe556eaffd0d96abd8685b83bb8a69addd0dc730fa193669a7df0d49ddcfac02
 # Variant of the inference image, cpu or cuda, and the package index of torch's build for it.
@@ -25,8 +26,9 @@ WHEELS ?=
 PIP_CONF ?=
 # Date of all files in the images (2000-01-01), for reproducible builds.
 SOURCE_DATE_EPOCH ?= 946684800
-# Additional arguments of the build tool, such as BUILD_ARGS='--network none'.
+# Additional arguments of the build tool, such as BUILD_ARGS='--network none', and of its push.
 BUILD_ARGS ?=
+PUSH_ARGS ?=
 # Paths of the image archive and of the SBOM files.
 ARCHIVE ?= images.tar
 SBOM ?= build/sbom
@@ -308,9 +310,26 @@ sbom: $(VENV)/.dev
 	@test -e $(ARCHIVE) || $(MAKE) --no-print-directory images.tar
 	@$(BIN)/python -m scripts.sbom $(ARCHIVE) $(SBOM)
 
+## push: Push the images to REGISTRY (HOST/PATH)
+.PHONY: push
+push:
+	@for image in $(IMAGES); do echo "Pushing $$image"; "$(CONTAINER)" push --quiet $(PUSH_ARGS) $$image; done
+
+## release: Build and push images with SBOMs and provenance, and the chart, to REGISTRY (SIGN=1 signs with cosign; docs/release.md)
+.PHONY: release
+release: $(VENV)/.dev
+	@case "$(REGISTRY)" in *.*/*|*:*/*|localhost/*) ;; \
+	  *) echo "make release: set REGISTRY to HOST/PATH, such as ghcr.io/example/weir" >&2; exit 1;; esac
+	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory push
+	@$(MAKE) --no-print-directory images.tar sbom
+	@BASE_IMAGE=$(BASE_IMAGE) VARIANT=$(VARIANT) TAG=$(TAG) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
+	  $(BIN)/python -m scripts.release --registry $(REGISTRY) --sbom $(SBOM) $(if $(SIGN),--sign) $(IMAGES)
+
 ## chart: Generate the chart's schema, README and list of images from its values.yaml
 .PHONY: chart
 chart: $(VENV)/.dev
+	@$(BIN)/python -m scripts.version --write >/dev/null
 	@$(BIN)/python -m scripts.generate_chart charts/weir
 
 ## chart-check: Check that the chart's generated files are up to date

@@ -1,0 +1,1 @@
+"""Publishes SBOMs, provenance and the chart in an OCI registry (`make release`)."""
