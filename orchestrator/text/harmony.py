@@ -83,15 +83,16 @@ class HarmonyParser:
                 return self._step_body(final)
 
     def _step_between(self, final: bool) -> bool:
-        begun = self._pending.lstrip()
-        if begun.startswith(_BEGINNINGS):
-            self._state = _State.HEADER
-        elif any(each.startswith(begun) for each in _BEGINNINGS) and not final:
+        # White space between messages is dropped at once: it may be long.
+        self._drop(len(self._pending) - len(self._pending.lstrip()))
+        if not self._pending:
             return False
-        elif self._state is _State.BEGIN or begun:
-            self._state = _State.TEXT
+        if self._pending.startswith(_BEGINNINGS):
+            self._state = _State.HEADER
+        elif any(each.startswith(self._pending) for each in _BEGINNINGS) and not final:
+            return False
         else:
-            self._drop(len(self._pending))
+            self._state = _State.TEXT
         return True
 
     def _step_header(self, final: bool) -> bool:

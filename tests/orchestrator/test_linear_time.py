@@ -23,9 +23,11 @@ from orchestrator.search.grounding.sentences import (
     split_sentences,
 )
 from orchestrator.text.answer import AnswerParser
+from orchestrator.text.harmony import HarmonyParser
 from orchestrator.text.reasoning import ReasoningParser
-from orchestrator.text.tools.formats import HERMES
+from orchestrator.text.tools.formats import DEEPSEEK_V3, GLM, HERMES, PYTHONIC, QWEN3_CODER
 from orchestrator.text.tools.tool_calls import ToolCallParser
+from orchestrator.text.tools.tool_format import ToolFormat
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.tokenizers_made import byte_fallback
 
@@ -61,6 +63,29 @@ def parse_call(text: str) -> None:
     parse_answer('<tool_call>{"name": "x", "arguments": {"a": "' + text)
 
 
+def parse_with(format: ToolFormat, begin: str) -> Callable[[str], object]:
+    """Parses an answer in a format that begins with `begin` and arrives by character."""
+
+    def parse(text: str) -> None:
+        parser = AnswerParser(None, ToolCallParser(format, {"x"}))
+        for character in begin + text:
+            parser.push(character)
+        parser.flush()
+
+    return parse
+
+
+def parse_messages(text: str) -> None:
+    """Parse a harmony answer that arrives by character."""
+    parser = HarmonyParser({"x"})
+    for character in text:
+        parser.push(character)
+    parser.flush()
+
+
+TAGS = "<tool_call><function=x><parameter=a>"
+
+
 def find_stop_string(text: str) -> None:
     """Look for the longest stop strings."""
     stop = StopStrings([letter * (MAX_STOP_CHARACTERS - 1) + "!" for letter in "abcd"])
@@ -93,6 +118,20 @@ WORK: list[tuple[str, Callable[[str], object], str]] = [
     ("braces", parse_answer, "{"),
     ("reasoning", parse_answer, "<think>"),
     ("a call", parse_call, "{"),
+    ("a value in tags", parse_with(QWEN3_CODER, TAGS), "</par"),
+    ("lines in tags", parse_with(QWEN3_CODER, TAGS), "\n"),
+    (
+        "tagged parameters",
+        parse_with(GLM, "<tool_call>x"),
+        "<arg_key>a</arg_key><arg_value>1</arg_value>",
+    ),
+    ("a value in Python", parse_with(PYTHONIC, "[x(a="), "["),
+    ("calls in Python", parse_with(PYTHONIC, "["), "x(a=1), "),
+    ("names in Python", parse_with(PYTHONIC, "["), "x"),
+    ("DeepSeek's markers", parse_with(DEEPSEEK_V3, DEEPSEEK_V3.start), DEEPSEEK_V3.again),
+    ("space between messages", parse_messages, " "),
+    ("messages", parse_messages, "<|start|>assistant<|channel|>final<|message|>a<|end|>"),
+    ("headers", parse_messages, "<|channel|>"),
     ("stop strings", find_stop_string, "a"),
     ("byte tokens", decode_bytes, "é"),
 ]

@@ -40,7 +40,7 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("<|channel|>commentary to=browser.open<|message|>{}<|call|>", "{}", "", []),
     ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", "", "{}", []),
     ("Plain text.", "", "Plain text.", []),
-    ("  <|chan", "", "  <|chan", []),
+    ("  <|chan", "", "<|chan", []),
     ("<|channel|>final<|message|>a <|re", "", "a <|re", []),
     ("", "", "", []),
 ]
@@ -76,11 +76,11 @@ def test_messages_are_separated_by_channel(
 
 
 def test_the_result_does_not_depend_on_the_cuts() -> None:
-    """For hundreds of answers put together at random from the parts of messages."""
+    """For two hundred answers put together at random from the parts of messages."""
     parts = "<|start|> assistant <|channel|> analysis final commentary <|message|> <|end|> <|call|>"
     choices = [*parts.split(), " to=functions.f", " to=g", "text", "{}", " ", "<|", "x" * 401]
     rng = random.Random(1)
-    for _ in range(500):
+    for _ in range(200):
         answer = "".join(rng.choices(choices, k=rng.randrange(16)))
         whole = read([answer])
         assert read(list(answer)) == whole, answer
