@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference.model.layers.quantise import Quantise, quantise_rows
+from inference.model.layers.quantise import BLOCK, Quantise, quantise_blocks, quantise_rows
 
 
 class Linear:
@@ -16,23 +16,25 @@ class Linear:
         self.weight = weight
         self.bias = bias
         self.scales: Tensor | None = None
-        """Scales of the outputs; None unless the weights are quantised."""
+        """Of the outputs or their blocks of inputs; None unless the weights are quantised."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
 class Int8Linear(Linear):
-    """A matrix in int8 with one scale per output; it is multiplied in the activations' type."""
+    """A matrix in int8 with scales for blocks of inputs, multiplied in the activations' type."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        scales = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127.0
-        super().__init__((weight.float() / scales[:, None]).round().to(torch.int8), bias)
-        self.scales: Tensor = scales.to(weight.dtype)
+        self._num_inputs = weight.shape[1]
+        whole, scales = quantise_blocks(F.pad(weight, (0, -self._num_inputs % BLOCK)))
+        super().__init__(whole, bias)
+        self.scales: Tensor = scales
 
     def __call__(self, x: Tensor) -> Tensor:
-        product = F.linear(x, self.weight.to(x.dtype)) * self.scales
-        return product if self.bias is None else product + self.bias
+        blocks = self.weight.view(len(self.weight), -1, BLOCK).to(x.dtype)
+        weight = (blocks * self.scales.to(x.dtype)[..., None]).view(self.weight.shape)
+        return F.linear(x, weight[:, : self._num_inputs], self.bias)
 
 
 class Fp8Linear(Linear):

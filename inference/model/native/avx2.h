@@ -2,7 +2,8 @@
 #pragma once
 
 #define LANES 8
-#define MAX_ROWS 6  // rows of a product tile, with two vectors of sums each; 16 registers
+#define MAX_ROWS 6       // rows of a product tile, with two vectors of sums each; 16 registers
+#define MAX_ROWS_INT8 3  // the same with four vectors
 
 typedef __m256 Floats;
 typedef __m256i Ints;
@@ -88,8 +89,13 @@ INLINE Floats dot(Type type, Floats sums, Ints weights, Ints values) {
     return sums;
 }
 
-INLINE Floats dot_less(Floats sums, int32_t excess) {
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_castps_si256(sums), all_ints(excess)));
+INLINE Floats sums_from(int32_t start) { return _mm256_castsi256_ps(all_ints(start)); }
+INLINE Floats whole_sums(Floats sums) { return _mm256_cvtepi32_ps(_mm256_castps_si256(sums)); }
+
+INLINE void two_vectors(const uint8_t *pairs, Floats vectors[2]) {
+    const Ints words = _mm256_loadu_si256((const __m256i *)pairs);
+    vectors[0] = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+    vectors[1] = _mm256_castsi256_ps(_mm256_and_si256(words, all_ints((int32_t)0xffff0000)));
 }
 
 INLINE void store_values(Type type, uint8_t *parts, Floats values) {

@@ -2,7 +2,8 @@
 #pragma once
 
 #define LANES 16
-#define MAX_ROWS 12  // rows of a product tile, with two vectors of sums each; 32 registers
+#define MAX_ROWS 12       // rows of a product tile, with two vectors of sums each; 32 registers
+#define MAX_ROWS_INT8 7  // the same with four vectors
 
 typedef __m512 Floats;
 typedef __m512i Ints;
@@ -60,9 +61,13 @@ INLINE Floats dot(Type type, Floats sums, Ints weights, Ints values) {
     }
 }
 
-INLINE Floats dot_less(Floats sums, int32_t excess) {
-    return _mm512_cvtepi32_ps(
-        _mm512_sub_epi32(_mm512_castps_si512(sums), _mm512_set1_epi32(excess)));
+INLINE Floats sums_from(int32_t start) { return _mm512_castsi512_ps(all_ints(start)); }
+INLINE Floats whole_sums(Floats sums) { return _mm512_cvtepi32_ps(_mm512_castps_si512(sums)); }
+
+INLINE void two_vectors(const uint8_t *pairs, Floats vectors[2]) {
+    const Ints words = _mm512_loadu_si512(pairs);
+    vectors[0] = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+    vectors[1] = _mm512_castsi512_ps(_mm512_and_si512(words, all_ints((int32_t)0xffff0000)));
 }
 
 INLINE void store_values(Type type, uint8_t *parts, Floats values) {

@@ -63,15 +63,16 @@ static int max_int(int a, int b) { return a > b ? a : b; }
 static void activations_free(Activations *rows) {
     free(rows->parts);
     free(rows->scales);
-    free(rows->sums);
+    free(rows->starts);
     *rows = (Activations){NULL, NULL, NULL};
 }
 
 static int activations_allocate(Activations *rows, int num_rows, int num_values) {
-    rows->parts = aligned((size_t)num_rows * num_values * 4);
-    rows->scales = aligned((size_t)num_rows * 4);
-    rows->sums = aligned((size_t)num_rows * 4);
-    return rows->parts && rows->scales && rows->sums;
+    const size_t size = padded(INT8, (size_t)num_values), num_blocks = size / BLOCK;
+    rows->parts = aligned((size_t)num_rows * size * 4);
+    rows->scales = aligned((size_t)num_rows * num_blocks * 4);
+    rows->starts = aligned((size_t)num_rows * num_blocks * 4);
+    return rows->parts && rows->scales && rows->starts;
 }
 
 static void buffers_free(Decoder *d) {

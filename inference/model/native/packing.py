@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference.model.layers.quantise import BLOCK, quantise_blocks
+
 WeightType = Literal["float32", "bfloat16", "int8"]
 GROUP_SIZES: dict[WeightType, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
 
@@ -18,7 +20,6 @@ class MatrixPointers(ctypes.Structure):
 
     _fields_ = [
         ("weights", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("num_outputs", ctypes.c_int),
         ("num_groups", ctypes.c_int),
@@ -52,22 +53,32 @@ class PackedMatrix:
         self._bias = None if bias is None else F.pad(bias, (0, padding)).contiguous()
         self.num_outputs = len(weight)
         group = GROUP_SIZES[kind]
-        self._scales: Tensor | None = None
-        stored = weight if kind == "float32" else weight.bfloat16()
         if kind == "int8":
-            scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127.0
-            # The instructions multiply unsigned by signed bytes: the weights are the unsigned ones.
-            stored = ((weight / scales[:, None]).round() + 128).to(torch.uint8)
-            self._scales = scales.contiguous()
-        tiles = stored.view(-1, 2 * lanes, weight.shape[1] // group, group)
-        self._weights = tiles.transpose(1, 2).contiguous()
+            weight = F.pad(weight, (0, -weight.shape[1] % BLOCK))
+            self._weights = _in_blocks(weight, lanes)
+        else:
+            stored = weight if kind == "float32" else weight.bfloat16()
+            tiles = stored.view(-1, 2 * lanes, weight.shape[1] // group, group)
+            self._weights = tiles.transpose(1, 2).contiguous()
         self.pointers = MatrixPointers(
             self._weights.data_ptr(),
-            None if self._scales is None else self._scales.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
             self.num_outputs,
             weight.shape[1] // group,
         )
+
+
+def _in_blocks(weight: Tensor, lanes: int) -> Tensor:
+    """The bytes [num_tiles, num_blocks, ...] of INT8 weights: weights of a block, then scales."""
+    tile, num_blocks = 2 * lanes, weight.shape[1] // BLOCK
+    whole, scales = quantise_blocks(weight)
+    # The instructions multiply unsigned by signed bytes: the weights are the unsigned ones.
+    stored = (whole.short() + 128).to(torch.uint8)
+    groups = stored.view(-1, tile, num_blocks, BLOCK // 4, 4).permute(0, 2, 3, 1, 4)
+    # Words of two scales, of the same lane in the tile's two vectors.
+    pairs = scales.view(-1, 2, lanes, num_blocks).permute(0, 3, 2, 1).contiguous()
+    parts = (groups.reshape(-1, num_blocks, BLOCK * tile), pairs.view(torch.uint8).flatten(2))
+    return torch.cat(parts, dim=2).contiguous()
 
 
 def _alternate(rows: Tensor, lanes: int) -> Tensor:

@@ -10,7 +10,9 @@
 //   dot(type, sums, weights, values)   sums + products in each lane. For INT8, weights are
 //                                      unsigned (stored plus 128), values signed, and the sums'
 //                                      bits are int32
-//   dot_less(sums, excess)             such int32 sums minus an excess, as floats
+//   sums_from(start)                   such int32 sums, all with the same value
+//   whole_sums(sums)                   such int32 sums as floats
+//   two_vectors(pairs, vectors)        the even and the odd of 2 * LANES bfloat16 as floats
 //   store_values(type, parts, values)  stores LANES values as parts of FLOAT32 or BFLOAT16 groups
 //   store_bytes(parts, values)         stores integers as parts of INT8 groups
 //   lacking_lanes(low, high)           2^32 - 1 minus the upper halves of 2 * (LANES / 2) longs
@@ -39,6 +41,14 @@ INLINE int group_size(Type type) { return type == FLOAT32 ? 1 : type == BFLOAT16
 // Bytes of the parts of `count` values.
 INLINE size_t part_bytes(Type type, size_t count) {
     return count / (size_t)group_size(type) * (size_t)num_parts(type) * 4;
+}
+
+// Values that share a scale in INT8.
+#define BLOCK 32
+
+// `count` values, padded to whole blocks.
+INLINE size_t padded(Type type, size_t count) {
+    return type == INT8 ? (count + BLOCK - 1) / BLOCK * BLOCK : count;
 }
 
 // One part, broadcast to all lanes.

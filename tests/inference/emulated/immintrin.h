@@ -107,7 +107,11 @@ EMULATED double e_reduce_add_pd(__m512d a) {
 }
 
 EMULATED __m512i e_add_epi32(__m512i a, __m512i b) { return (__m512i)((Words)a + (Words)b); }
-EMULATED __m512i e_sub_epi32(__m512i a, __m512i b) { return (__m512i)((Words)a - (Words)b); }
+EMULATED __m512i e_and_si512(__m512i a, __m512i b) { return a & b; }
+EMULATED __m512i e_slli_epi32(__m512i a, unsigned bits) {
+    for (int i = 0; i < 16; i++) ((Words *)&a)[0][i] = (int)((unsigned)((Words)a)[i] << bits);
+    return a;
+}
 EMULATED __m512i e_add_epi64(__m512i a, __m512i b) { return (__m512i)((Quads)a + (Quads)b); }
 EMULATED __m512i e_mullo_epi64(__m512i a, __m512i b) { return (__m512i)((Quads)a * (Quads)b); }
 EMULATED __m512i e_srli_epi64(__m512i a, unsigned bits) { return (__m512i)((Quads)a >> bits); }
@@ -229,6 +233,7 @@ EMULATED __m512i e_permutex2var_epi32(__m512i a, __m512i places, __m512i b) {
 #define _mm512_add_epi32 e_add_epi32
 #define _mm512_add_epi64 e_add_epi64
 #define _mm512_add_pd e_add_pd
+#define _mm512_and_si512 e_and_si512
 #define _mm512_castps512_ps256 e_castps512_ps256
 #define _mm512_castps_si512(a) ((__m512i)(a))
 #define _mm512_castsi512_ps(a) ((__m512)(a))
@@ -264,8 +269,8 @@ EMULATED __m512i e_permutex2var_epi32(__m512i a, __m512i places, __m512i b) {
 #define _mm512_set1_ps e_set1_ps
 #define _mm512_setr_epi32(...) ((__m512i)(Words){__VA_ARGS__})
 #define _mm512_setr_epi64(...) ((__m512i)(Quads){__VA_ARGS__})
+#define _mm512_slli_epi32 e_slli_epi32
 #define _mm512_srli_epi64 e_srli_epi64
 #define _mm512_storeu_ps e_storeu_ps
 #define _mm512_storeu_si512 e_storeu_si512
-#define _mm512_sub_epi32 e_sub_epi32
 #define _mm512_xor_si512 e_xor_si512

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from inference.engine.engine import Engine
+from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from tests.inference.model.families import VOCAB_SIZE, reference_greedy, reference_logits
 from tests.inference.model.native import KERNELS, use_kernels
 from tests.inference.sampled import plan_of
+
+NUM_INNER = 784
+"""Inputs of the down projections of the model with large activations."""
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 
@@ -141,7 +150,52 @@ def test_a_seed_determines_the_tokens_in_any_batch(make_engine: Callable[..., En
     assert run(make_engine(), [first], seed=2, **sampled)[0] != alone
 
 
-@pytest.mark.parametrize(("dtype", "closeness"), [("bfloat16", 0.999), ("int8", 0.99)])
+@pytest.fixture(scope="module")
+def outlier_folder(
+    model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model with one large value among the inputs of each down projection, as real ones have.
+
+    Their number is no multiple of a block of int8 weights. The value itself is multiplied by zero,
+    so it changes only what the others are rounded to.
+    """
+    folder = tmp_path_factory.mktemp("outliers")
+    shutil.copytree(model_folder("llama-tied-gqa"), folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in weights.items():
+        if ".mlp." in name:
+            shape = [NUM_INNER if size == 96 else size for size in tensor.shape]
+            weights[name] = torch.randn(shape, generator=generator) * tensor.std()
+            if "up_proj" in name:
+                weights[name][7] *= 300
+            elif "down_proj" in name:
+                weights[name][:, 7] = 0
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": NUM_INNER}))
+    return folder
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_int8_bears_large_activations(
+    outlier_folder: Path, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have a scale for each 32 inputs, so one large value does not coarsen all others."""
+    [prompt] = prompts(40)
+    logits = []
+    for dtype, used in (("float32", "torch"), ("int8", use_kernels(kernels, monkeypatch))):
+        options = EngineOptions.defaults(outlier_folder, "outliers")
+        engine = load_engine(
+            replace(options, device="cpu", dtype=dtype, kernels=used, kv_cache_tokens=512)
+        )
+        sequence = Sequence("s", prompt, SamplingParams(max_tokens=1, **GREEDY))  # type: ignore[arg-type]
+        assert engine._scheduler.block_manager.allocate(sequence)
+        logits.append(engine.steps.runner.logits(plan_of([sequence]))[0])  # type: ignore[attr-defined]
+    assert torch.cosine_similarity(*logits, dim=0) > 0.99
+
+
+@pytest.mark.parametrize(("dtype", "closeness"), [("bfloat16", 0.999), ("int8", 0.999)])
 def test_narrow_weights_are_close(
     make_engine: Callable[..., Engine], family: str, dtype: str, closeness: float
 ) -> None:
