@@ -28,6 +28,7 @@ class UvicornServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._stop = asyncio.Event()
+        self._draining = False
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -56,10 +57,24 @@ class UvicornServer(uvicorn.Server):
             await self.on_tick(0)
             for connection in self._connections():
                 connection.check_reader(loop.time())
+            if self._draining:
+                self._close_after_responses()
             try:
                 await asyncio.wait_for(self._stop.wait(), TICK_SECONDS)
             except TimeoutError:
                 continue
+
+    def begin_drain(self) -> None:
+        """Close idle connections, and others after their response: new ones reach other pods.
+
+        A client that reuses its connection would get 503 again and again during the drain.
+        """
+        self._draining = True
+        self._close_after_responses()
+
+    def _close_after_responses(self) -> None:
+        for connection in self._connections():
+            connection.shutdown()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening and wait until all connections are closed."""
@@ -67,8 +82,7 @@ class UvicornServer(uvicorn.Server):
             server.close()
         for each in sockets or []:
             each.close()
-        for connection in self._connections():
-            connection.shutdown()
+        self._close_after_responses()
         # uvicorn has no notification for the last closed connection.
         while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
             await asyncio.sleep(CLOSED_CHECK_SECONDS)

@@ -101,6 +101,7 @@ class GatewayServer:
         """Shut down gracefully; return the number of requests that were cut off."""
         drain = self.dependencies.drain
         drain.begin()
+        self._server.begin_drain()
         cut_off = 0
         if not await _within(self._settings.drain_seconds, drain.wait_idle()):
             cut_off = drain.cut_off()

@@ -48,6 +48,29 @@ async def test_drain_refuses_new_requests_and_finishes_running_ones(
     assert "event: complete" in stream.text
 
 
+async def test_a_drain_closes_idle_connections_at_once(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator
+) -> None:
+    """Their clients reach another gateway with the next request; running streams go on."""
+    gate = asyncio.Semaphore(0)
+    orchestrator.script = Script(deltas="ab", gate=gate)
+    async with start_gateway(drain_seconds=20) as server, client_of(server) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await reader.readuntil(b"ok\n")
+        streaming = asyncio.create_task(client.get("/api/v1/search", params=SEARCH))
+        await eventually(lambda: orchestrator.num_running == 1, "the stream runs")
+        draining = asyncio.create_task(server.drain())
+        async with asyncio.timeout(5):
+            assert await reader.read() == b"", "the idle connection is closed"
+        assert not streaming.done()
+        gate.release()
+        gate.release()
+        assert "event: complete" in (await streaming).text
+        assert await draining == 0
+        writer.close()
+
+
 async def test_requests_longer_than_the_drain_end_with_an_error(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
