@@ -164,10 +164,10 @@ def main() -> None:
     """Measure, print the figures, and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--apis", nargs="+", choices=list(APIS), default=list(APIS))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "log") as processes:

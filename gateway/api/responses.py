@@ -44,13 +44,12 @@ class Responses:
         record.ignored = [*record.ignored, *body.dropped()]
         owner = owner_of(request.scope)
         previous = await self._previous(body, owner)
-        items = [*previous, *body.input_items()]
         run = await off_loop(record.body_bytes, lambda: self._run(body, previous, record))
-        if body.store:
-            run.on_end = lambda: self._kept.keep(owner, run, items)
         if body.background:
-            run.on_end = None
+            items = [*previous, *body.input_items()]
             return json_response(await self._kept.start(owner, run, items))
+        if body.store:
+            run.on_end = lambda: self._kept.keep(owner, run, [*previous, *body.input_items()])
         if body.stream:
             return self._dependencies.event_stream(run.steps(), run.failed)
         async with self._dependencies.cancel_scope(request):

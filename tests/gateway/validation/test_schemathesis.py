@@ -33,5 +33,11 @@ def test_no_generated_request_is_a_5xx() -> None:
         document = runner.run(client.get("/openapi.json")).json()
         counts = fuzz(document, send, NUM_CASES, seed_number=1)
         runner.run(client_of.__aexit__(None, None, None))
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/v1/search"):
+    for path in (
+        "/v1/responses",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/api/v1/search",
+    ):
         assert counts[f"POST {path} 200"] > 0, counts
