@@ -29,17 +29,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import honcho.manager
 from honcho.environ import parse_procfile
 from honcho.manager import SYSTEM_PRINTER_NAME, Manager
 from honcho.printer import Message, Printer
 
 from inference.settings import InferenceSettings
+from mesh.process.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / ".run" / "corpus.sqlite3"
 CORPUS = ROOT / "examples" / "corpus"
 DEMO_MODEL = ROOT / "models" / "demo"
 SERVICES = ("TOKENIZER", "INFERENCE", "ORCHESTRATOR", "GATEWAY")
+STOP_MARGIN_SECONDS = 5.0
+"""Time to stop after a drain, before a service is killed."""
+
 READY_TIMEOUT_SECONDS = 600.0
 """Includes the download of a model from the hub."""
 
@@ -81,8 +86,8 @@ class Output(Printer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
-        self.signalled = False
-        """Whether the user stopped the run."""
+        self.num_signals = 0
+        """Times that the user asked the run to stop."""
         self.first_stopped = ""
         """Name of the process that stopped first; its end stops the others."""
         self._last: dict[str, list[str]] = {}
@@ -105,7 +110,7 @@ class Output(Printer):  # type: ignore[misc]
         return reason.rpartition("cannot start error=")[2]
 
     def _note(self, text: str) -> None:
-        self.signalled = self.signalled or text.startswith(("SIGINT", "SIGTERM"))
+        self.num_signals += text.startswith(("SIGINT", "SIGTERM"))
         stopped = _STOPPED.match(text)
         if stopped is not None and not self.first_stopped:
             self.first_stopped = stopped[1]
@@ -115,6 +120,30 @@ class Output(Printer):  # type: ignore[misc]
         # A list of bad settings has several lines.
         goes_on = bool(known) and "cannot start, bad settings:" in known[0]
         self._last[name] = [*known, line] if goes_on else [line]
+
+
+class ServiceManager(Manager):  # type: ignore[misc]
+    """Honcho's manager, with enough time for streams to end; a second signal ends them."""
+
+    def __init__(self, output: Output, seconds: float) -> None:
+        """`seconds`: time that services have to stop; honcho's own limit is 5."""
+        super().__init__(output)
+        self._output = output
+        honcho.manager.KILL_WAIT = seconds
+
+    def terminate(self) -> None:
+        """Sends SIGTERM to every service; after a second signal SIGKILL."""
+        if self._output.num_signals > 1:
+            self.kill()
+        else:
+            super().terminate()
+
+
+def stop_seconds(environment: Mapping[str, str]) -> float:
+    """How long a service may take to stop: the longest drain, and what follows it."""
+    default = ServiceSettings.model_fields["drain_seconds"].default
+    drains = (float(environment.get(f"{name}_DRAIN_SECONDS") or default) for name in SERVICES)
+    return max(drains) + STOP_MARGIN_SECONDS
 
 
 def main() -> int:
@@ -129,7 +158,7 @@ def main() -> int:
         print(f"Weir did not start: {problem}", flush=True)
         return STARTUP_FAILURE
     output = Output()
-    manager = Manager(output)
+    manager = ServiceManager(output, stop_seconds(environment))
     for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
         # exec replaces the shell, so that signals reach the service.
         manager.add_process(name, f"exec {command}", env=environment)
@@ -144,7 +173,7 @@ def main() -> int:
         build_index()
         manager.loop()
     code = exit_code(manager)
-    if code and not output.signalled:
+    if code and not output.num_signals:
         print(f"\nWeir stopped: {output.first_stopped}: {output.cause()}", flush=True)
     return code
 

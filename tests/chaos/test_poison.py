@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +15,19 @@ import httpx
 import pytest
 
 from tests.chaos.cluster import Cluster, running_cluster
-from tests.e2e.support.poison import CHAT, poison
+from tests.chaos.first_tokens import (
+    first_token_seconds,
+    is_slowed_at_most_twofold,
+    milliseconds,
+    time_requests,
+)
+from tests.e2e.support.poison import poison
 
 SEED = int(os.environ.get("SEED") or 1)
 SECONDS = float(os.environ.get("DURATION") or 60)
 NUM_POISONERS = 8
 NUM_TURNS = 3
 """Quiet times and times beside poison alternate: the speed of a shared machine changes."""
-
-MAX_RATIO = 2.0
-"""Most slowdown of the others' 99th percentile of the time to the first token."""
-
-NUM_SAMPLES_OF_P99 = 300
-"""With fewer samples the 90th percentile is judged: their 99th is the largest or the next one."""
 
 LEAST_SECONDS = 0.05
 """A time to the first token below this is not judged: the compilations of eight clients keep all
@@ -43,40 +42,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """Two engines, one of each other service."""
     with running_cluster(tmp_path, {"inference": 2}) as cluster:
         yield cluster
-
-
-async def first_token_seconds(client: httpx.AsyncClient) -> float:
-    """The time to the first token of a valid request, which must succeed."""
-    began = time.monotonic()
-    body = {**CHAT, "max_tokens": 8, "stream": True}
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        assert response.status_code == 200, await response.aread()
-        seconds = 0.0
-        async for line in response.aiter_lines():
-            assert '"error"' not in line, line
-            if not seconds and '"content"' in line:
-                seconds = time.monotonic() - began
-    assert seconds, "no token"
-    return seconds
-
-
-def percentile(times: list[float], fraction: float) -> float:
-    """The value which this fraction of the times does not exceed."""
-    return sorted(times)[int(len(times) * fraction)]
-
-
-async def time_requests(client: httpx.AsyncClient, seconds: float) -> list[float]:
-    """Times to the first token of requests that are sent one after another for some time."""
-    end = time.monotonic() + seconds
-    times: list[float] = []
-    while time.monotonic() < end or len(times) < 20:
-        times.append(await first_token_seconds(client))
-    return times
-
-
-async def percentile_99(client: httpx.AsyncClient, seconds: float) -> float:
-    """The 99th percentile of valid requests, sent one after another for some time."""
-    return percentile(await time_requests(client, seconds), 0.99)
 
 
 class Poisoners:
@@ -134,15 +99,12 @@ async def test_no_engine_is_lost_for_a_client_s_mistake(cluster: Cluster) -> Non
             await time_requests(client, 0.2)  # until nothing is computed for those that left
         await poisoners.send_each()
         for name, times in (("quiet", quiet), ("beside poison", beside)):
-            ms = [round(1000 * percentile(times, each)) for each in (0.5, 0.9, 0.99)]
-            print(f"first token {name}: p50, p90, p99 {ms} ms of {len(times)} requests")
+            print(f"first token {name}: {milliseconds(times)}")
         statuses = poisoners.statuses
         print(f"responses to poison: {dict(statuses)}")
         assert {status for _, status in statuses} == {400}, statuses
         assert {name for name, _ in statuses} == poison(0).keys()
-        judged = 0.99 if min(len(quiet), len(beside)) >= NUM_SAMPLES_OF_P99 else 0.9
-        limit = max(MAX_RATIO * percentile(quiet, judged), LEAST_SECONDS)
-        assert percentile(beside, judged) <= limit
+        assert is_slowed_at_most_twofold(quiet, beside, LEAST_SECONDS)
         await first_token_seconds(client)
     for node in (*cluster.of("orchestrator"), *cluster.of("inference")):
         assert node.alive

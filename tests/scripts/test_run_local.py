@@ -5,16 +5,20 @@ from __future__ import annotations
 import socket
 from datetime import datetime
 
+import honcho.manager
 import pytest
 from honcho.printer import Message
 
 from scripts.run_local import (
     PORTS,
+    STOP_MARGIN_SECONDS,
     Output,
+    ServiceManager,
     addresses,
     chat_environment,
     port_problem,
     service_environment,
+    stop_seconds,
 )
 
 
@@ -126,7 +130,32 @@ def test_the_cause_is_what_the_first_stopped_process_said_last(
     say("tokenizer", "drained\n")
     say("system", "tokenizer stopped (rc=0)\n")
     assert (output.first_stopped, output.cause()) == ("gateway", cause)
-    assert not output.signalled
+    assert output.num_signals == 0
     assert "drained" in capsys.readouterr().out
     say("system", "SIGINT received\n")
-    assert output.signalled
+    assert output.num_signals == 1
+
+
+def test_services_have_their_drain_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest one and a margin; honcho kills after 5 s, in the middle of a stream."""
+    monkeypatch.setattr(honcho.manager, "KILL_WAIT", 5)
+    assert stop_seconds({}) == 30 + STOP_MARGIN_SECONDS
+    seconds = stop_seconds({"GATEWAY_DRAIN_SECONDS": "1", "INFERENCE_DRAIN_SECONDS": "90"})
+    assert seconds == 90 + STOP_MARGIN_SECONDS
+    ServiceManager(Output(), seconds)
+    assert seconds == honcho.manager.KILL_WAIT
+
+
+def test_a_second_signal_kills_what_still_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one and the end of a service only ask the others to stop."""
+    monkeypatch.setattr(honcho.manager, "KILL_WAIT", 5)
+    output = Output()
+    manager = ServiceManager(output, 1)
+    forced: list[bool] = []
+    monkeypatch.setattr(manager, "_killall", lambda force=False: forced.append(force))
+    for _ in range(2):
+        manager._system_print("SIGINT received\n")
+        manager.terminate()
+        if output.num_signals == 1:
+            manager.terminate()  # when the first service has stopped
+    assert forced == [False, True]
