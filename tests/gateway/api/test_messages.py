@@ -186,35 +186,30 @@ async def test_thinking_can_be_left_out(
     assert kwargs == {"enable_thinking": True, "thinking": True}
 
 
-@pytest.mark.parametrize(
-    ("script", "max_tokens", "reason", "sequence"),
-    [
-        (Script(reason=LENGTH), 3, "max_tokens", None),
-        (Script(reason=LENGTH), 9, "model_context_window_exceeded", None),
-        (Script(stop_string="###"), 9, "stop_sequence", "###"),
-        (Script(deltas=TURN, reason=LENGTH), 8, "max_tokens", None),
-        (Script(deltas=()), 9, "end_turn", None),
-    ],
-)
+REASONS: list[tuple[Script, int, str, str | None]] = [
+    (Script(reason=LENGTH), 3, "max_tokens", None),
+    (Script(reason=LENGTH), 9, "model_context_window_exceeded", None),
+    (Script(stop_string="###"), 9, "stop_sequence", "###"),
+    (Script(deltas=TURN, reason=LENGTH), 8, "max_tokens", None),
+    (Script(deltas=()), 9, "end_turn", None),
+]
+
+
 async def test_stop_reasons(
-    official: anthropic.AsyncAnthropic,
-    orchestrator: FakeOrchestrator,
-    script: Script,
-    max_tokens: int,
-    reason: str,
-    sequence: str | None,
+    official: anthropic.AsyncAnthropic, orchestrator: FakeOrchestrator
 ) -> None:
     """Streamed and not."""
-    orchestrator.script = script
-    ask = {**ASK, "max_tokens": max_tokens, "stop_sequences": ["###", "\n"]}
-    whole = await official.messages.create(**ask)
-    async with official.messages.stream(**ask) as stream:
-        streamed = await stream.get_final_message()
-    for message in (whole, streamed):
-        assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
-    [request, _] = orchestrator.requests
-    assert list(request.stop) == ["###", "\n"]  # type: ignore[attr-defined]
-    assert request.fit_max_tokens  # type: ignore[attr-defined]
+    for script, max_tokens, reason, sequence in REASONS:
+        orchestrator.script = script
+        ask = {**ASK, "max_tokens": max_tokens, "stop_sequences": ["###", "\n"]}
+        whole = await official.messages.create(**ask)
+        async with official.messages.stream(**ask) as stream:
+            streamed = await stream.get_final_message()
+        for message in (whole, streamed):
+            assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
+        request: Any = orchestrator.requests[-1]
+        assert list(request.stop) == ["###", "\n"]
+        assert request.fit_max_tokens
 
 
 async def test_arguments_that_are_cut_off_or_no_object(
@@ -310,19 +305,16 @@ CHOICES: list[tuple[Any, tuple[bool, str, bool] | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "expected"), CHOICES)
 async def test_tool_choices(
-    official: anthropic.AsyncAnthropic,
-    orchestrator: FakeOrchestrator,
-    given: Any,
-    expected: tuple[bool, str, bool] | None,
+    official: anthropic.AsyncAnthropic, orchestrator: FakeOrchestrator
 ) -> None:
     """`none` leaves the tools out."""
-    await official.messages.create(**ASK, tools=TOOLS, tool_choice=given)
-    [request] = orchestrator.requests
-    choice = request.tool_choice  # type: ignore[attr-defined]
-    assert bool(request.chat.tools_json) == (expected is not None)  # type: ignore[attr-defined]
-    assert (choice.required, choice.name, choice.single) == (expected or (False, "", False))
+    for given, expected in CHOICES:
+        await official.messages.create(**ASK, tools=TOOLS, tool_choice=given)
+        request: Any = orchestrator.requests[-1]
+        choice = request.tool_choice
+        assert bool(request.chat.tools_json) == (expected is not None)
+        assert (choice.required, choice.name, choice.single) == (expected or (False, "", False))
 
 
 async def test_ignored_values_are_named(
@@ -459,17 +451,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "message"), BAD)
-async def test_bad_input_is_named(
-    client: httpx.AsyncClient, fields: dict[str, Any], message: str
-) -> None:
+async def test_bad_input_is_named(client: httpx.AsyncClient) -> None:
     """With the field as the client wrote it, the limit and the given value."""
-    response = await client.post("/v1/messages", json={**ASK, **fields})
-    error = response.json()
-    assert response.status_code == 400, response.text
-    assert (error["type"], error["error"]["type"]) == ("error", "invalid_request_error")
-    assert error["error"]["message"].startswith(message)
-    assert error["request_id"] == response.headers["request-id"]
+    for fields, message in BAD:
+        response = await client.post("/v1/messages", json={**ASK, **fields})
+        error = response.json()
+        assert response.status_code == 400, response.text
+        assert (error["type"], error["error"]["type"]) == ("error", "invalid_request_error")
+        assert error["error"]["message"].startswith(message)
+        assert error["request_id"] == response.headers["request-id"]
 
 
 REFUSALS: list[tuple[MeshError, int, str, type[anthropic.APIStatusError]]] = [
@@ -503,26 +493,21 @@ REFUSALS: list[tuple[MeshError, int, str, type[anthropic.APIStatusError]]] = [
 ]
 
 
-@pytest.mark.parametrize(("refusal", "status", "kind", "raised"), REFUSALS)
-@pytest.mark.parametrize("stream", [False, True])
 async def test_refusals_raise_the_clients_exceptions(
-    official: anthropic.AsyncAnthropic,
-    orchestrator: FakeOrchestrator,
-    refusal: MeshError,
-    status: int,
-    kind: str,
-    raised: type[anthropic.APIStatusError],
-    stream: bool,
+    official: anthropic.AsyncAnthropic, orchestrator: FakeOrchestrator
 ) -> None:
     """With Anthropic's status and type, the request's id, and the time to retry."""
-    orchestrator.script = Script(refusal=refusal)
-    with pytest.raises(raised) as caught:
-        await official.messages.create(**ASK, stream=stream)
-    assert (caught.value.status_code, caught.value.type) == (status, kind)
-    assert kind in get_args(ErrorType)
-    assert caught.value.request_id
-    assert caught.value.body["request_id"] == caught.value.request_id  # type: ignore[index]
-    assert ("retry-after" in caught.value.response.headers) == (status in (503, 529))
+    for refusal, status, kind, raised in REFUSALS:
+        orchestrator.script = Script(refusal=refusal)
+        for stream in (False, True):
+            with pytest.raises(raised) as caught:
+                await official.messages.create(**ASK, stream=stream)
+            error: Any = caught.value
+            assert (error.status_code, error.type) == (status, kind)
+            assert kind in get_args(ErrorType)
+            assert error.request_id
+            assert error.body["request_id"] == error.request_id
+            assert ("retry-after" in error.response.headers) == (status in (503, 529))
 
 
 @pytest.mark.parametrize(
