@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -107,18 +107,29 @@ def vllm_servers(
 
 
 def offline_tokens(
-    executable: Path, model: Path, prompts: Sequence[Sequence[int]], max_tokens: int
+    executable: Path, model: Path, log: Path, prompts: Sequence[Sequence[int]], max_tokens: int
 ) -> list[list[int]]:
     """Greedy tokens of vLLM's offline API."""
     script = Path(__file__).with_name("offline.py")
-    done = subprocess.run(
-        [str(executable.with_name("python")), str(script), str(model)],
-        input=json.dumps({"prompts": prompts, "max_tokens": max_tokens}),
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    tokens: list[list[int]] = json.loads(done.stdout.strip().splitlines()[-1])
+    out = log.with_suffix(".json")
+    # Files, because the engine's own process outlives its parent and would hold pipes open.
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(executable.with_name("python")), str(script), str(model), str(out)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **ENVIRONMENT},
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    try:
+        with process.stdin as stdin:
+            stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}).encode())
+        code = process.wait(START_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert code == 0, log.read_text()[-4000:]
+    tokens: list[list[int]] = json.loads(out.read_text())
     return tokens

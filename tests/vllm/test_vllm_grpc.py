@@ -25,9 +25,9 @@ FRONT = ("tokenizer", "orchestrator", "gateway")
 
 
 @pytest.fixture(scope="session")
-def offline(executable: Path, model: Path) -> list[list[int]]:
+def offline(executable: Path, model: Path, logs: Path) -> list[list[int]]:
     """Greedy tokens of `PROMPTS` from vLLM's offline API."""
-    return offline_tokens(executable, model, PROMPTS, NUM_TOKENS)
+    return offline_tokens(executable, model, logs / "offline.log", PROMPTS, NUM_TOKENS)
 
 
 @pytest.fixture(scope="session")
