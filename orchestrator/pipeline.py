@@ -233,6 +233,9 @@ class Pipeline:
             reason = f": {problems[0]}" if problems else ""
             raise MeshError(ErrorKind.UNAVAILABLE, f"no engine is ready{reason}", retry_after=1.0)
         model = choose_model(name, served)
+        if not (model.eos_token_ids or model.model_sha256):  # vLLM's HTTP server reports neither
+            eos = self._tokenizers.of(model.name).eos_token_ids
+            model = model._replace(eos_token_ids=eos)
         active.account.chosen(model)
         return model
 

@@ -9,13 +9,14 @@ from pydantic_settings import SettingsConfigDict
 
 from mesh.process.settings import Address, ServiceSettings
 from mesh.rpc.targets import with_default_port
+from orchestrator.routing.backends.target import DEFAULT_PORTS, EngineProtocol, parse_target
 from orchestrator.routing.policies.factory import PolicyName
 from orchestrator.routing.policies.prefix_index import DEFAULT_MAX_BLOCKS
 from orchestrator.text.format_choice import parse_choice
 from orchestrator.text.tools.formats import AUTO, REASONING_FORMATS, TOOL_FORMATS
 
 TOKENIZER_PORT = 50052
-INFERENCE_PORT = 50053
+INFERENCE_PORT = DEFAULT_PORTS[EngineProtocol.WEIR]
 
 
 class OrchestratorSettings(ServiceSettings):
@@ -36,7 +37,9 @@ class OrchestratorSettings(ServiceSettings):
         min_length=1,
         validation_alias="inference_host",
         description="Inference engines, HOST or HOST:PORT (default port 50053), comma-separated; "
-        "each address that a name resolves to is a replica.",
+        "each address that a name resolves to is a replica. vllm+grpc://HOST:PORT and "
+        "vllm+http://HOST:PORT are vLLM engines (default ports 50051 and 8000); vLLM's gRPC server "
+        "is also recognised without a scheme.",
     )
     max_concurrent_requests: int = Field(
         64, ge=1, le=100_000, description="Maximum concurrent requests; more are refused."
@@ -151,6 +154,13 @@ class OrchestratorSettings(ServiceSettings):
         "engines' caches are small; a message for each step of an engine costs CPU on both sides.",
     )
 
+    @field_validator("inference_host")
+    @classmethod
+    def _check_engines(cls, hosts: str) -> str:
+        for host in hosts.split(","):
+            parse_target(host.strip())
+        return hosts
+
     @model_validator(mode="after")
     def _check_retrieval(self) -> Self:
         kind = self.retrieval
@@ -192,6 +202,6 @@ class OrchestratorSettings(ServiceSettings):
 
     @property
     def inference_targets(self) -> tuple[str, ...]:
-        """Addresses of the engines, each HOST:PORT."""
+        """Addresses of the engines, each HOST:PORT or SCHEME://HOST:PORT. Raises ValueError."""
         names = (name.strip() for name in self.inference_host.split(","))
-        return tuple(with_default_port(name, INFERENCE_PORT) for name in names if name)
+        return tuple(str(parse_target(name)) for name in names if name)

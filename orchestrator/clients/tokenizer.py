@@ -17,6 +17,7 @@ from mesh.protocol.chat import ChatPrompt, ToolPrompt, chat_to_proto, tool_promp
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.text.detokenizer import Decoder
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from orchestrator.clients.end_tokens import end_tokens
 from orchestrator.text.tools.formats import answer_format
 from orchestrator.text.tools.tool_format import AnswerFormat
 
@@ -44,6 +45,8 @@ class LocalTokenizer(NamedTuple):
     """Format of the model's answers, found in its chat template."""
     vocabulary_sha256: str = ""
     """Digest of the ids and their tokens (`mesh.hub.vocabulary`)."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """The end-of-sequence tokens, for engines that do not report theirs."""
 
 
 class TokenizerUnusable(MeshError):
@@ -68,6 +71,11 @@ class TokenizerClient:
     def vocabulary_sha256(self) -> str:
         """Digest of the vocabulary that the service had last; empty before the first download."""
         return "" if self._tokenizer is None else self._tokenizer.vocabulary_sha256
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """End-of-sequence tokens of the vocabulary; empty before the first download."""
+        return frozenset() if self._tokenizer is None else self._tokenizer.eos_token_ids
 
     async def encode_chat(self, prompt: ChatPrompt, max_tokens: int = 0) -> Encoded:
         """Renders and encodes a conversation. Raises MeshError, also if the template fails.
@@ -189,7 +197,8 @@ def _load(files: dict[str, bytearray], sha256: str) -> LocalTokenizer:
         settings["truncation"] = settings["padding"] = None
         tokenizer = Tokenizer.from_str(json.dumps(settings))
         format = answer_format(_templates(files))
-        return LocalTokenizer(tokenizer, Decoder(tokenizer), format, vocabulary_sha256)
+        eos = end_tokens(files, tokenizer.token_to_id)
+        return LocalTokenizer(tokenizer, Decoder(tokenizer), format, vocabulary_sha256, eos)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise TokenizerUnusable(f"{type(error).__name__}: {error}") from error
 

@@ -9,15 +9,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
 from mesh.rpc.channel import open_channel
 from mesh.rpc.tls import NO_TLS, TlsFiles
-from orchestrator.routing.backends import vllm, weir
 from orchestrator.routing.backends.backend import Backend
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
-from orchestrator.routing.backends.vllm import VllmBackend
+from orchestrator.routing.backends.vllm_grpc.client import SERVICE as VLLM_SERVICE
+from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
+from orchestrator.routing.backends.vllm_http.client import VllmHttpBackend
+from orchestrator.routing.backends.weir import SERVICE as WEIR_SERVICE
 from orchestrator.routing.backends.weir import WeirBackend
 
 _SERVICES = {
-    weir.SERVICE: EngineProtocol.WEIR,
-    vllm.SERVICE: EngineProtocol.VLLM_GRPC,
+    WEIR_SERVICE: EngineProtocol.WEIR,
+    VLLM_SERVICE: EngineProtocol.VLLM_GRPC,
 }
 """Names in the health service by which protocols are found, the preferred one first."""
 
@@ -27,7 +29,7 @@ class EngineConnection:
 
     def __init__(self, address: str, target: EngineTarget, tls: TlsFiles = NO_TLS) -> None:
         """`address` is one of those that the target's name resolves to."""
-        self._fixed = target.protocol
+        self._address, self._target = address, target
         # vLLM offers no TLS.
         used = NO_TLS if target.protocol is EngineProtocol.VLLM_GRPC else tls
         self.channel = open_channel(address, used, target.host)
@@ -36,8 +38,8 @@ class EngineConnection:
     async def backend(self) -> Backend:
         """The engine's backend; waits until the engine can be reached. Raises MeshError."""
         if self._backend is None:
-            protocol = self._fixed or await identify(self.channel)
-            self._backend = await self._open(protocol)
+            protocol = self._target.protocol or await identify(self.channel)
+            self._backend = self._open(protocol)
         return self._backend
 
     async def forget(self) -> None:
@@ -51,10 +53,14 @@ class EngineConnection:
         await self.forget()
         await self.channel.close()
 
-    async def _open(self, protocol: EngineProtocol) -> Backend:
-        if protocol is EngineProtocol.VLLM_GRPC:
-            return VllmBackend(self.channel)
-        return WeirBackend(self.channel)
+    def _open(self, protocol: EngineProtocol) -> Backend:
+        match protocol:
+            case EngineProtocol.VLLM_HTTP:
+                return VllmHttpBackend(self._address, self._target.address)
+            case EngineProtocol.VLLM_GRPC:
+                return VllmBackend(self.channel)
+            case EngineProtocol.WEIR:
+                return WeirBackend(self.channel)
 
 
 async def identify(channel: grpc.aio.Channel) -> EngineProtocol:

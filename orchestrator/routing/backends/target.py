@@ -15,11 +15,14 @@ class EngineProtocol(StrEnum):
     """`mesh.v1.InferenceService`."""
     VLLM_GRPC = "vllm+grpc"
     """`vllm.grpc.engine.VllmEngine`, without TLS, which vLLM does not offer."""
+    VLLM_HTTP = "vllm+http"
+    """vLLM's HTTP server."""
 
 
 DEFAULT_PORTS = {
     EngineProtocol.WEIR: 50053,
     EngineProtocol.VLLM_GRPC: 50051,
+    EngineProtocol.VLLM_HTTP: 8000,
 }
 
 
@@ -30,6 +33,9 @@ class EngineTarget(NamedTuple):
     """HOST:PORT."""
     protocol: EngineProtocol | None = None
     """None: found by the engine's health service."""
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.address}" if self.protocol else self.address
 
     @property
     def host(self) -> str:
@@ -44,7 +50,9 @@ def parse_target(text: str) -> EngineTarget:
         return EngineTarget(with_default_port(host, DEFAULT_PORTS[EngineProtocol.WEIR]))
     if scheme not in list(EngineProtocol):
         schemes = ", ".join(f"{each}://" for each in EngineProtocol)
-        raise ValueError(f"the scheme of an engine's address must be one of {schemes} given {text}")
+        raise ValueError(
+            f"the scheme of an engine's address must be one of {schemes}, given {text}"
+        )
     if not host or "/" in host:
         raise ValueError(f"an engine's address must be {scheme}://HOST:PORT, given {text}")
     protocol = EngineProtocol(scheme)

@@ -14,7 +14,7 @@ from inference.api.vllm_engine.model_files import ModelFiles
 from inference.api.vllm_engine.service import VllmEngineService
 from inference.engine.engine_thread import AsyncEngine
 from inference.model.loading import EngineOptions, load_engine
-from orchestrator.routing.backends.vllm import VllmBackend
+from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
 from orchestrator.routing.backends.weir import WeirBackend
 from tests.helpers import Served, serve
 from tests.inference.spelling import save_spelling

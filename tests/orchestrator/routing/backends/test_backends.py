@@ -16,7 +16,7 @@ from mesh.v1 import tokenizer_pb2_grpc
 from orchestrator.routing.backends.backend import Backend, GenerateCall
 from orchestrator.routing.backends.connection import EngineConnection, identify
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
-from orchestrator.routing.backends.vllm import VllmBackend
+from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
 from orchestrator.routing.backends.weir import WeirBackend
 from tests.helpers import eventually, serve
 from tests.orchestrator.fakes import FakeTokenizer

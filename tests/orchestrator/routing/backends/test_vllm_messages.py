@@ -12,10 +12,10 @@ from mesh.protocol.finish import FinishReason
 from mesh.protocol.sampling_params import SamplingParams
 from orchestrator.routing.backends.backend import GenerateCall
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget, parse_target
-from orchestrator.routing.backends.vllm_errors import by_status
-from orchestrator.routing.backends.vllm_model import SamplingDefaults, read_files
-from orchestrator.routing.backends.vllm_request import engine_seed, generate_request
-from orchestrator.routing.backends.vllm_response import ResponseReader
+from orchestrator.routing.backends.vllm_grpc.errors import by_status
+from orchestrator.routing.backends.vllm_grpc.model import SamplingDefaults, read_files
+from orchestrator.routing.backends.vllm_grpc.request import engine_seed, generate_request
+from orchestrator.routing.backends.vllm_grpc.response import ResponseReader
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 REGEX = OutputConstraint(ConstraintForm.REGEX, "(")

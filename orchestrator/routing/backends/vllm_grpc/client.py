@@ -1,6 +1,6 @@
 """vLLM by gRPC: `vllm.grpc.engine.VllmEngine`, which `vllm serve --grpc` serves.
 
-Its messages are mapped in `vllm_request` and `vllm_response`, its errors in `vllm_errors`.
+Its messages are mapped in `request` and `response`, its errors in `errors`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from orchestrator.routing.backends.backend import (
     EngineLoad,
     GenerateCall,
 )
-from orchestrator.routing.backends.vllm_errors import engine_error
-from orchestrator.routing.backends.vllm_model import ModelFiles, SamplingDefaults, read_files
-from orchestrator.routing.backends.vllm_request import generate_request
-from orchestrator.routing.backends.vllm_response import ResponseReader
+from orchestrator.routing.backends.vllm_grpc.errors import engine_error
+from orchestrator.routing.backends.vllm_grpc.model import ModelFiles, SamplingDefaults, read_files
+from orchestrator.routing.backends.vllm_grpc.request import generate_request
+from orchestrator.routing.backends.vllm_grpc.response import ResponseReader
 
 logger = logging.getLogger("orchestrator.routing.vllm")
 

@@ -9,7 +9,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from mesh.protocol.sampling_params import MAX_LOGPROBS
 from orchestrator.routing.backends.backend import GenerateCall
-from orchestrator.routing.backends.vllm_model import SamplingDefaults
+from orchestrator.routing.backends.vllm_grpc.model import SamplingDefaults
 
 MAX_SEED = 2**31 - 1
 """Seeds have 31 bits in vLLM's contract, and -1 is none. Larger ones are folded."""

@@ -1,0 +1,1 @@
+"""vLLM by gRPC, `vllm.grpc.engine.VllmEngine`: its requests, responses and errors."""
