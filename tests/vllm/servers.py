@@ -20,7 +20,7 @@ from tests.e2e.support.stack import free_ports
 START_SECONDS = 400.0
 """Imports alone take half a minute on a busy machine."""
 
-NAME = "instruct"
+NAME = "demo"
 """Name under which the engines serve the model."""
 
 ENVIRONMENT = {
@@ -43,7 +43,7 @@ class VllmServer:
         self.log = log
         command = [str(executable), "serve", str(model), "--served-model-name", NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
-        command += ["--dtype", "float32", "--max-num-seqs", "16", *flags]
+        command += ["--dtype", "float32", "--max-num-seqs", "16", "--max-model-len", "2048", *flags]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,

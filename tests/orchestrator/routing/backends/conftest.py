@@ -1,4 +1,4 @@
-"""One real engine with a small random model, served by both protocols."""
+"""One real engine with a small random model, served by all protocols."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from inference.api.vllm_engine.service import VllmEngineService
 from inference.engine.engine_thread import AsyncEngine
 from inference.model.loading import EngineOptions, load_engine
 from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
+from orchestrator.routing.backends.vllm_http.client import VllmHttpBackend
 from orchestrator.routing.backends.weir import WeirBackend
 from tests.helpers import Served, serve
 from tests.inference.spelling import save_spelling
+from tests.orchestrator.routing.backends.vllm_http_server import VllmHttpServer
 
 
 class Backends(NamedTuple):
-    """Both clients of the engine."""
+    """Clients of the engine, and its servers."""
 
     vllm: VllmBackend
+    http: VllmHttpBackend
     weir: WeirBackend
     engine: AsyncEngine
     served: Served
+    http_server: VllmHttpServer
 
 
 @pytest.fixture(scope="package")
@@ -39,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def backends(folder: Path) -> AsyncIterator[Backends]:
-    """Both clients; afterwards the engine must be idle."""
+    """All clients; afterwards the engine must be idle."""
     options = replace(
         EngineOptions.defaults(folder, "spelling"),
         dtype="float32",
@@ -56,10 +60,15 @@ async def backends(folder: Path) -> AsyncIterator[Backends]:
         InferenceService(engine).servicer,
     )
     try:
-        async with serve(*servicers) as served:
+        http_server = VllmHttpServer(engine)
+        async with serve(*servicers) as served, http_server.serving() as address:
             vllm = VllmBackend(served.channel)
-            yield Backends(vllm, WeirBackend(served.channel), engine, served)
+            http = VllmHttpBackend(address, address)
+            await http.model()
+            weir = WeirBackend(served.channel)
+            yield Backends(vllm, http, weir, engine, served, http_server)
             await vllm.close()
+            await http.close()
         load = engine.load()
         assert (load.num_running, load.num_waiting) == (0, 0)
     finally:

@@ -1,10 +1,12 @@
-"""An engine answers the same by both protocols."""
+"""An engine answers the same by every protocol."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint, SchemaRule
@@ -13,10 +15,11 @@ from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
 from mesh.rpc.server import Servicer
 from mesh.v1 import tokenizer_pb2_grpc
-from orchestrator.routing.backends.backend import Backend, GenerateCall
+from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenStream
 from orchestrator.routing.backends.connection import EngineConnection, identify
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
 from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
+from orchestrator.routing.backends.vllm_http.client import VllmHttpBackend
 from orchestrator.routing.backends.weir import WeirBackend
 from tests.helpers import eventually, serve
 from tests.orchestrator.fakes import FakeTokenizer
@@ -64,22 +67,23 @@ async def collected(backend: Backend, call: GenerateCall) -> TokenChunk:
         ({"repetition_penalty": 1.5}, 3),
     ],
 )
-async def test_both_protocols_generate_the_same(
+async def test_all_protocols_generate_the_same(
     backends: Backends, sampling: dict[str, Any], num_resumed: int
 ) -> None:
     """Tokens, log probabilities, finish and usage; resumed tokens count as completion."""
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 12, **sampling})
     call = GenerateCall(PROMPT, params, num_resumed)
     own = await collected(backends.weir, call)
-    other = await collected(backends.vllm, call)
     assert own.finish is not None
-    assert other.token_ids == own.token_ids
-    assert [each[:2] for each in other.logprobs] == [each[:2] for each in own.logprobs]
-    assert other.prompt_logprobs == own.prompt_logprobs
-    assert other.finish is not None
-    assert other.finish.reason == own.finish.reason
-    assert other.finish.usage[:2] == own.finish.usage[:2]
     assert own.finish.usage.completion_tokens == num_resumed + len(own.token_ids)
+    for backend in (backends.vllm, backends.http):
+        other = await collected(backend, call)
+        assert other.token_ids == own.token_ids
+        assert [each[:2] for each in other.logprobs] == [each[:2] for each in own.logprobs]
+        assert other.prompt_logprobs == own.prompt_logprobs
+        assert other.finish is not None
+        assert other.finish.reason == own.finish.reason
+        assert other.finish.usage[:2] == own.finish.usage[:2]
 
 
 async def test_a_grammar_with_schema_rules(backends: Backends) -> None:
@@ -99,14 +103,14 @@ async def test_the_most_likely_tokens_are_those_of_the_engine(
     """Most likely first, as many as requested, although vLLM counts the sampled one."""
     params = SamplingParams(temperature=2.0, seed=3, max_tokens=6, num_logprobs=wanted)
     own = await collected(backends.weir, GenerateCall(PROMPT, params))
-    other = await collected(backends.vllm, GenerateCall(PROMPT, params))
-    assert other.token_ids == own.token_ids
-    for one, two in zip(own.logprobs, other.logprobs, strict=True):
-        assert len(two.top) == wanted
-        assert [value for _, value in two.top] == sorted(
-            (value for _, value in two.top), reverse=True
-        )
-        assert two.top[0] == one.top[0]
+    for backend in (backends.vllm, backends.http):
+        other = await collected(backend, GenerateCall(PROMPT, params))
+        assert other.token_ids == own.token_ids
+        for one, two in zip(own.logprobs, other.logprobs, strict=True):
+            values = [value for _, value in two.top]
+            assert len(values) == wanted
+            assert values == sorted(values, reverse=True)
+            assert two.top[0] == one.top[0]
 
 
 async def test_model_load_and_vectors(backends: Backends) -> None:
@@ -114,21 +118,27 @@ async def test_model_load_and_vectors(backends: Backends) -> None:
     own, other = await backends.weir.model(), await backends.vllm.model()
     assert own.model_sha256
     assert other == own._replace(model_sha256="")
-    assert await backends.weir.load() == await backends.vllm.load() == (0, 0, 0.0)
+    assert await backends.http.model() == (own.name, own.context_length, frozenset(), "", "")
+    for backend in (backends.weir, backends.vllm, backends.http):
+        assert await backend.load() == (0, 0, 0.0)
     inputs = [[1, 2, 3], [4], [5] * 9]
     vectors = await backends.weir.embed(inputs)
-    for one, two in zip(await backends.vllm.embed(inputs), vectors, strict=True):
-        assert list(one) == pytest.approx(list(two), abs=1e-5)
+    for backend in (backends.vllm, backends.http):
+        for one, two in zip(await backend.embed(inputs), vectors, strict=True):
+            assert list(one) == pytest.approx(list(two), abs=1e-5)
+
+
+LONG = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
 
 
 async def test_leaving_a_stream_frees_the_slot(backends: Backends) -> None:
     """The load shows a running request, and then none."""
-    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
-    async with backends.vllm.generate(GenerateCall(PROMPT, params)) as stream:
-        await anext(stream)
-        assert (await backends.vllm.load()).num_running == 1
-    await eventually(lambda: backends.engine.load().num_running == 0, "the slot is free", 1.0)
-    assert (await backends.vllm.load()).num_running == 0
+    for backend in (backends.vllm, backends.http):
+        async with backend.generate(GenerateCall(PROMPT, LONG)) as stream:
+            await anext(stream)
+            assert (await backend.load()).num_running == 1
+        await eventually(lambda: backends.engine.load().num_running == 0, "the slot is free", 1.0)
+        assert (await backend.load()).num_running == 0
 
 
 @pytest.mark.parametrize(
@@ -166,25 +176,34 @@ async def test_refusals(
 
 async def test_a_cancelled_stream_raises(backends: Backends) -> None:
     """`cancel` is how an operator ends a request."""
-    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
-    async with backends.vllm.generate(GenerateCall(PROMPT, params)) as stream:
-        await anext(stream)
-        stream.cancel()
-        with pytest.raises(MeshError) as caught:
-            async for _ in stream:
-                pass
-    assert caught.value.kind is ErrorKind.CANCELLED
-    await eventually(lambda: backends.engine.load().num_running == 0, "the slot is free", 1.0)
+    for backend in (backends.vllm, backends.http):
+        async with backend.generate(GenerateCall(PROMPT, LONG)) as stream:
+            await anext(stream)
+            reading = asyncio.create_task(_read_to_the_end(stream))
+            await asyncio.sleep(0)
+            stream.cancel()
+            with pytest.raises(MeshError) as caught:
+                await reading
+        assert caught.value.kind is ErrorKind.CANCELLED
+        await eventually(lambda: backends.engine.load().num_running == 0, "the slot is free", 1.0)
+
+
+async def _read_to_the_end(stream: TokenStream) -> None:
+    async for _ in stream:
+        pass
 
 
 async def test_health_follows_the_engine(backends: Backends) -> None:
     """A change is seen at once if a check is demanded."""
-    states = backends.vllm.health()
-    assert await anext(states) is True
-    await backends.served.server.set_ready(False)
-    backends.vllm.recheck()
-    assert await anext(states) is False
-    await states.aclose()
+    for backend in (backends.vllm, backends.http):
+        await backends.served.server.set_ready(True)
+        states = backend.health()
+        assert await anext(states) is True
+        await backends.served.server.set_ready(False)
+        backends.http_server.healthy = False
+        backend.recheck()
+        assert await anext(states) is False
+        await states.aclose()
 
 
 async def test_the_protocol_is_found_by_the_health_service(backends: Backends) -> None:
@@ -208,3 +227,80 @@ async def test_a_target_fixes_the_protocol(backends: Backends) -> None:
         assert finished.finish is not None
         assert finished.finish.reason is FinishReason.LENGTH
         await connection.close()
+
+
+async def test_by_http_a_target_names_the_host(backends: Backends) -> None:
+    """The address is one of several; the `Host` header is the target's."""
+    address = backends.http.address
+    target = EngineTarget("vllm.models.svc:8000", EngineProtocol.VLLM_HTTP)
+    connection = EngineConnection(address, target)
+    backend = await connection.backend()
+    await backend.model()
+    await collected(backend, GenerateCall(PROMPT, SamplingParams(max_tokens=2)))
+    await connection.close()
+    assert backends.http_server.headers[-1]["host"] == "vllm.models.svc:8000"
+
+
+BAD_REQUEST = {"message": "The grammar is bad", "param": None}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error", "kind", "param", "retry_after"),
+    [
+        (400, {}, BAD_REQUEST, ErrorKind.INVALID_REQUEST, "constraint.regex", None),
+        (
+            400,
+            {},
+            {"message": "maximum context length is 9 tokens", "param": "input_tokens"},
+            ErrorKind.CONTEXT_TOO_LONG,
+            "prompt",
+            None,
+        ),
+        (
+            400,
+            {},
+            {"message": "x", "param": "logit_bias"},
+            ErrorKind.INVALID_REQUEST,
+            "logit_bias",
+            None,
+        ),
+        (429, {"retry-after": "7"}, {}, ErrorKind.OVERLOADED, None, 7.0),
+        (503, {}, {"message": "The engine is currently busy"}, ErrorKind.OVERLOADED, None, 1.0),
+        (503, {}, {}, ErrorKind.UNAVAILABLE, None, None),
+        (401, {}, {"error": "Unauthorized"}, ErrorKind.UNAVAILABLE, None, None),
+        (500, {}, {"message": "division by zero"}, ErrorKind.INTERNAL, None, None),
+        (500, {}, {"message": "EngineCore encountered"}, ErrorKind.UNAVAILABLE, None, None),
+    ],
+)
+async def test_http_statuses(
+    backends: Backends,
+    status: int,
+    headers: dict[str, str],
+    error: dict[str, Any],
+    kind: ErrorKind,
+    param: str | None,
+    retry_after: float | None,
+) -> None:
+    """As the errors of the gRPC server."""
+    backends.http_server.refusal = JSONResponse({"error": error}, status, headers)
+    constraint = OutputConstraint(ConstraintForm.REGEX, "a")
+    call = GenerateCall(PROMPT, SamplingParams(max_tokens=2, constraint=constraint))
+    with pytest.raises(MeshError) as caught:
+        await collected(backends.http, call)
+    raised = caught.value
+    assert (raised.kind, raised.param, raised.retry_after) == (kind, param, retry_after)
+
+
+async def test_a_cut_http_stream_is_a_lost_engine(backends: Backends) -> None:
+    """A connection that ends within a stream, and one that cannot be opened."""
+    backends.http_server.cut_after = 2
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+    with pytest.raises(MeshError) as caught:
+        await collected(backends.http, GenerateCall(PROMPT, params))
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert not caught.value.is_reported
+    nowhere = VllmHttpBackend("127.0.0.1:1", "nowhere")
+    with pytest.raises(MeshError) as caught:
+        await nowhere.check(1.0)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    await nowhere.close()
