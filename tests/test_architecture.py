@@ -28,6 +28,7 @@ GENERATED_TYPES_IN = {
     "gateway/upstream/client.py",
     "orchestrator/clients",
     "orchestrator/routing/backends",
+    "orchestrator/routing/backends/vllm_grpc",
     "orchestrator/service.py",
     "tokenizer/service.py",
     "inference/api/service.py",

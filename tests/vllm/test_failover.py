@@ -43,7 +43,7 @@ async def beside_weir(
         def both_ready() -> bool:
             return "orchestrator_replicas_ready 2.0" in httpx.get(metrics, timeout=5).text
 
-        await eventually(both_ready, "both engines are ready", 60.0)
+        await eventually(both_ready, "both engines are ready", 240.0)
         client = httpx.AsyncClient(base_url=stack.url, timeout=300, trust_env=False)
         async with client:
             yield stack, client

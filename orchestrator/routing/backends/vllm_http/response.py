@@ -49,7 +49,15 @@ class EventReader:
 
     def _event(self, event: dict[str, Any]) -> TokenChunk | None:
         if "error" in event:
-            raise MeshError(ErrorKind.INTERNAL, "the engine failed the request", is_reported=True)
+            error = event["error"]
+            code = error.get("code")
+            status = code if isinstance(code, int) else 500
+            raise error_by_status(
+                status,
+                str(error.get("message")),
+                error.get("param"),
+                self._call.sampling.constraint,
+            )
         if usage := event.get("usage"):
             details = usage.get("prompt_tokens_details") or {}
             self._cached_tokens = details.get("cached_tokens") or 0
@@ -100,7 +108,20 @@ def prompt_logprobs(response: dict[str, Any], call: GenerateCall) -> Sequence[To
 def error_of(response: httpx.Response, constraint: OutputConstraint | None) -> MeshError:
     """The error of a response that has been read."""
     details, param = _error_text(response)
-    match response.status_code:
+    error = error_by_status(response.status_code, details, param, constraint)
+    if error.kind is ErrorKind.UNAVAILABLE and "retry-after" in response.headers:
+        error = _full()
+    after = response.headers.get("retry-after", "")
+    if error.kind is ErrorKind.OVERLOADED and after.isdecimal():
+        error.retry_after = float(after)
+    return error
+
+
+def error_by_status(
+    status: int, details: str, param: str | None, constraint: OutputConstraint | None
+) -> MeshError:
+    """The error for a status of HTTP, which an error event has as well."""
+    match status:
         case 400 | 422:
             if param in ("input_tokens", "input_text"):
                 param = None
@@ -110,21 +131,19 @@ def error_of(response: httpx.Response, constraint: OutputConstraint | None) -> M
                 "prompt",
             )
         case 429:
-            return _full(response)
-        case 503 if "busy" in details or "retry-after" in response.headers:
-            return _full(response)
+            return _full()
+        case 503 if "busy" in details:
+            return _full()
         case 500 if "EngineCore" not in details and "EngineDead" not in details:
             return MeshError(ErrorKind.INTERNAL, "the engine failed the request", is_reported=True)
         case 501 | 405:
             return MeshError(ErrorKind.UNIMPLEMENTED, "the engine does not offer this")
-        case status:
+        case _:
             return MeshError(ErrorKind.UNAVAILABLE, f"the engine answered with status {status}")
 
 
-def _full(response: httpx.Response) -> MeshError:
-    after = response.headers.get("retry-after", "")
-    seconds = float(after) if after.isdecimal() else RETRY_SECONDS
-    return MeshError(ErrorKind.OVERLOADED, "the engine's queue is full", retry_after=seconds)
+def _full() -> MeshError:
+    return MeshError(ErrorKind.OVERLOADED, "the engine's queue is full", retry_after=RETRY_SECONDS)
 
 
 def _error_text(response: httpx.Response) -> tuple[str, str | None]:
