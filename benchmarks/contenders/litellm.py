@@ -46,7 +46,12 @@ class LiteLlmProxy:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         listen = ("--host", "127.0.0.1", "--port", str(port), "--num_workers", "1")
-        environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+        environment = {
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOG": "ERROR",
+            # It listens on loopback only, without keys.
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        }
         processes.start(
             name, [str(executable), *listen, "--config", str(configuration)], environment
         )
