@@ -6,6 +6,7 @@ import asyncio
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
+from inference.engine.emptiness import Emptiness
 from inference.engine.errors import (
     ContextTooLong,
     EngineError,
@@ -55,8 +56,7 @@ class EmbeddingCalls:
         self._submit = submit
         self._ended: dict[EmbeddingCall, asyncio.Future[None]] = {}
         self._num_tokens = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self.empty = Emptiness()
 
     @property
     def num_live(self) -> int:
@@ -72,7 +72,7 @@ class EmbeddingCalls:
         call = EmbeddingCall(inputs)
         ended = self._ended[call] = asyncio.get_running_loop().create_future()
         self._num_tokens += num_tokens
-        self._empty.clear()
+        self.empty.update(is_empty=False)
         try:
             refusal = self._submit(call)
             if refusal is not None:
@@ -82,8 +82,7 @@ class EmbeddingCalls:
             call.abandoned = True
             del self._ended[call]
             self._num_tokens -= num_tokens
-            if not self._ended:
-                self._empty.set()
+            self.empty.update(is_empty=not self._ended)
         if call.error is not None:
             raise call.error
         return call.vectors
@@ -100,15 +99,6 @@ class EmbeddingCalls:
         for call in self._ended:
             call.error = error
         self.deliver(list(self._ended))
-
-    async def wait_empty(self, timeout: float) -> bool:
-        """Wait until no call is live; False if some still are after `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._empty.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def _check_limits(self, num_tokens: int) -> None:
         if self.num_live >= MAX_CALLS:

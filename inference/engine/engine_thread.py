@@ -133,7 +133,7 @@ class AsyncEngine:
         self._draining = True
         if self._engine is not None and drain_timeout > 0:
             live = self._streams, self._embeddings
-            await asyncio.gather(*(each.wait_empty(drain_timeout) for each in live))
+            await asyncio.gather(*(each.empty.wait(drain_timeout) for each in live))
         with self._wake:
             self._stopping = True
             self._wake.notify()

@@ -89,7 +89,7 @@ class FakeEngine:
     async def stop(self, *, drain_timeout: float = 0.0) -> None:
         self._draining = True
         if drain_timeout > 0:
-            await self._streams.wait_empty(drain_timeout)
+            await self._streams.empty.wait(drain_timeout)
         if self._stepping is not None:
             self._stepping.cancel()
             await asyncio.gather(self._stepping, return_exceptions=True)

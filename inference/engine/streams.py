@@ -8,6 +8,7 @@ import time
 from collections import abc
 from collections.abc import AsyncGenerator, Callable
 
+from inference.engine.emptiness import Emptiness
 from inference.engine.errors import DuplicateRequest, EngineError
 from inference.engine.interface import Finish, SequenceOutput
 from inference.scheduler.sequence import Sequence
@@ -144,8 +145,7 @@ class Streams:
         self._streams: dict[str, SequenceStream] = {}
         self.num_holding = 0
         """Streams whose output is delayed by `max_messages_per_second`."""
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self.empty = Emptiness()
 
     @property
     def num_live(self) -> int:
@@ -217,22 +217,13 @@ class Streams:
         self.deliver([StepOutput(request_id, [], [], finish)])
         return finish
 
-    async def wait_empty(self, timeout: float) -> bool:
-        """Wait until no sequence lives; False if some still do after `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._empty.wait()
-        except TimeoutError:
-            return False
-        return True
-
     def _open(self, sequence: Sequence) -> SequenceStream:
         request_id = sequence.request_id
         if request_id in self._streams:
             raise DuplicateRequest(f"request id {request_id!r} is already in use")
         stream = SequenceStream(sequence, asyncio.get_running_loop())
         self._streams[request_id] = stream
-        self._empty.clear()
+        self.empty.update(is_empty=False)
         return stream
 
     async def _hold(self, stream: SequenceStream, taken: float) -> None:
@@ -263,5 +254,4 @@ class Streams:
 
     def _remove(self, request_id: str) -> None:
         del self._streams[request_id]
-        if not self._streams:
-            self._empty.set()
+        self.empty.update(is_empty=not self._streams)

@@ -338,7 +338,7 @@ async def test_tokens_and_calls_are_limited(monkeypatch: pytest.MonkeyPatch) -> 
     embedder = StubEmbedder()
     embedder.gate = threading.Semaphore(0)
     async with running(StubRunner(), embedder=embedder, num_blocks=16) as engine:
-        with pytest.raises(ContextTooLong, match="input has 65 tokens"):
+        with pytest.raises(ContextTooLong, match=r"inputs\[0\] has 65 tokens"):
             await engine.embed([[1] * 65])
         large = asyncio.create_task(engine.embed([[1] * 60] * 3))
         await until(lambda: engine.load().num_waiting == 1)
