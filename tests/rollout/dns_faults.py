@@ -12,7 +12,7 @@ from tests.rollout.deployment import Deployment
 from tests.rollout.name_server import NameServer
 
 LATE_SECONDS = 30.0
-OUTAGE_SECONDS = 5.0
+OUTAGE_SECONDS = 10.0
 GONE = ("127.99.0.1", "127.99.0.2")
 """Addresses of pods that are gone: the first refuses connections, the second does not answer."""
 
@@ -23,12 +23,12 @@ def faults(names: NameServer, orchestrator: Deployment, port: int) -> Faults:
     """What happens to DNS, each during a restart of the orchestrator or without any change."""
     return [
         ("answers 30 s late, restart", partial(_late, names, orchestrator)),
-        ("no answers for 5 s, no change", partial(_outage, names, "silent", None)),
-        ("no answers until 5 s after a restart", partial(_outage, names, "silent", orchestrator)),
-        ("NXDOMAIN for 5 s, no change", partial(_outage, names, "unknown", None)),
-        ("NXDOMAIN until 5 s after a restart", partial(_outage, names, "unknown", orchestrator)),
+        ("no answers for 10 s, no change", partial(_outage, names, "silent", None)),
+        ("no answers for 10 s, restart", partial(_outage, names, "silent", orchestrator)),
+        ("NXDOMAIN for 10 s, no change", partial(_outage, names, "unknown", None)),
+        ("NXDOMAIN for 10 s, restart", partial(_outage, names, "unknown", orchestrator)),
         ("records of pods that are gone, restart", partial(_gone, names, orchestrator, port)),
-        ("records disappear 5 s before the pod, restart", partial(_early, names, orchestrator)),
+        ("records disappear 10 s before the pod, restart", partial(_early, names, orchestrator)),
     ]
 
 
@@ -49,12 +49,14 @@ async def _late_by(names: NameServer, seconds: float) -> AsyncIterator[None]:
 
 async def _outage(names: NameServer, kind: str, orchestrator: Deployment | None) -> None:
     setattr(names, kind, True)
+    # A new orchestrator is ready only when it can resolve its own callees.
+    restarting = None if orchestrator is None else asyncio.create_task(orchestrator.restart())
     try:
-        if orchestrator is not None:
-            await orchestrator.restart()
         await asyncio.sleep(OUTAGE_SECONDS)
     finally:
         setattr(names, kind, False)
+    if restarting is not None:
+        await restarting
 
 
 async def _gone(names: NameServer, orchestrator: Deployment, port: int) -> None:
