@@ -215,7 +215,7 @@ async def test_the_api_requires_a_configured_key() -> None:
         for path in ("/livez", "/readyz", "/health", "/metrics", "/openapi.json", "/"):
             assert await status_of(client, path) == 200
         document = (await client.get("/openapi.json")).json()
-    assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
+    assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}, {"header": []}]
     assert "security" not in document["paths"]["/livez"]["get"]
 
 
@@ -305,12 +305,18 @@ async def test_openapi_lists_all_routes_and_schemas() -> None:
         "/v1/embeddings",
         "/v1/models",
         "/v1/models/{id}",
+        "/v1/responses",
+        "/v1/responses/{id}",
+        "/v1/responses/{id}/cancel",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/livez",
         "/readyz",
         "/health",
         "/metrics",
     }
     assert set(document["paths"]["/api/v1/search"]) == {"get", "post"}
+    assert set(document["paths"]["/v1/responses/{id}"]) == {"get", "delete"}
     query = document["paths"]["/api/v1/search"]["get"]["parameters"][0]
     assert (query["name"], query["required"]) == ("query", True)
     assert query["schema"]["maxLength"] == 500
