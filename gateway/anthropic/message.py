@@ -82,7 +82,10 @@ class MessageParts:
 
     def frames(self, delta: Delta) -> bytes:
         """Take the next delta and encode its events; empty if it has none."""
-        return b"".join(map(self._frame, self._blocks.push(delta)))
+        events = self._blocks.push(delta)
+        if len(events) == 1:  # nearly all deltas
+            return self._frame(events[0])
+        return b"".join(map(self._frame, events))
 
     def whole(
         self, model: str, finish: GenerationFinish, usage: dict[str, object]
