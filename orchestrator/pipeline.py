@@ -21,7 +21,7 @@ from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
-from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS
+from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS, Source
 from mesh.protocol.tokens import TokenChunk
 from orchestrator.admission.admission import Admission, Permit
 from orchestrator.admission.request_table import (
@@ -47,7 +47,7 @@ from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.grounded_answer import ground_prompt
 from orchestrator.search.search import RetrievalOutcome, Search, SummaryPrompt
-from orchestrator.search.summary import SearchRequest, Source, SummaryAssembler, SummaryFinish
+from orchestrator.search.summary import SearchRequest, SummaryAssembler, SummaryFinish
 from orchestrator.text.assembler import TextAssembler
 from orchestrator.text.format_choice import FormatChoices
 from orchestrator.text.preparation import PreparedPrompt, prepare

@@ -21,7 +21,7 @@ from mesh.protocol.finish import (
 )
 from mesh.protocol.prompt import prompt_from_proto
 from mesh.protocol.sampling_params import SamplingParams, sampling_from_proto
-from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS
+from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS, Source
 from mesh.protocol.usage import Usage, usage_to_proto
 from mesh.rpc.kept_traces import Channels
 from mesh.rpc.server import Servicer
@@ -44,7 +44,6 @@ from orchestrator.search.selection import select_for_prompt
 from orchestrator.search.summary import (
     RETRIEVAL_FAILED,
     SearchRequest,
-    Source,
     SummaryFinish,
     to_sources,
 )

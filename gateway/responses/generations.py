@@ -10,9 +10,10 @@ from gateway.schemas.common import to_json
 from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.responses.tools import FunctionTool, SearchTool
 from gateway.upstream.field_names import FieldNames
-from gateway.upstream.generation import Generation, SearchResult
+from gateway.upstream.generation import Generation
 from mesh.errors import invalid
 from mesh.protocol.chat import MAX_MESSAGES, ChatPrompt, ToolChoice
+from mesh.protocol.search import Source
 
 NAMES = FieldNames(
     ResponsesRequest.model_fields,
@@ -45,7 +46,7 @@ class Progress(NamedTuple):
     """What changes from one generation of a response to the next."""
 
     messages: Sequence[Placed]
-    sources: Sequence[SearchResult] | None = None
+    sources: Sequence[Source] | None = None
     """What the searches found; None: there was none yet."""
     may_search: bool = True
     """Whether the model may call the search tools."""

@@ -11,7 +11,8 @@ from typing import TypeAlias
 from gateway.openai.responses import chat_logprobs
 from gateway.schemas.responses.tools import FILE_SEARCH
 from gateway.upstream.blocks import Block, BlockKind
-from gateway.upstream.generation import Citation, SearchResult
+from gateway.upstream.generation import Citation
+from mesh.protocol.search import Source
 
 Json: TypeAlias = dict[str, object]
 
@@ -31,7 +32,7 @@ class SearchCall:
     call_id: str = ""
     arguments: str = ""
     query: str = ""
-    results: Sequence[SearchResult] = ()
+    results: Sequence[Source] = ()
     status: str = "in_progress"
 
 
@@ -123,7 +124,7 @@ def search_item(call: SearchCall, id: str, include: Sequence[str]) -> Json:
     return {"id": id, "type": "web_search_call", "status": call.status, "action": action}
 
 
-def _file_result(result: SearchResult) -> Json:
+def _file_result(result: Source) -> Json:
     return {
         "file_id": result.url,
         "filename": result.title,
@@ -151,7 +152,7 @@ def searchable(text: str) -> str:
 
 
 def citations_of(
-    text: str, begin: int, citations: Sequence[Citation], sources: Sequence[SearchResult]
+    text: str, begin: int, citations: Sequence[Citation], sources: Sequence[Source]
 ) -> list[Json]:
     """The annotations of a text that begins at `begin` of the answer.
 

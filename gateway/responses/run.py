@@ -35,12 +35,12 @@ from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.responses.tools import SearchTool
 from gateway.upstream.blocks import Block, BlockEvent, BlockKind, Blocks, BlockStep
 from gateway.upstream.client import Orchestrator
-from gateway.upstream.generation import Event, SearchResult, SummaryFinish
+from gateway.upstream.generation import Event, SummaryFinish
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.protocol.chat import ChatMessage
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
-from mesh.protocol.search import DEFAULT_RESULTS, MAX_RESULTS
+from mesh.protocol.search import DEFAULT_RESULTS, MAX_RESULTS, Source
 from mesh.protocol.usage import Usage
 
 ROUTE = "/v1/responses"
@@ -74,7 +74,7 @@ class Run:
         self._calls: list[SearchCall] = []
         self._called = False
         """Whether the model has called a function of the client."""
-        self._sources: list[SearchResult] | None = None
+        self._sources: list[Source] | None = None
         self._finish = GenerationFinish(FinishReason.STOP, Usage())
         self._num_generations = self._num_searches = 0
         self.on_end: Callable[[], Awaitable[None]] | None = None

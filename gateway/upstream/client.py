@@ -18,7 +18,6 @@ from gateway.upstream.generation import (
     Generation,
     Retrieved,
     Search,
-    SearchResult,
     SearchResults,
     ServedModel,
     SummaryFinish,
@@ -35,6 +34,7 @@ from mesh.protocol.finish import (
 )
 from mesh.protocol.prompt import set_prompt
 from mesh.protocol.sampling_params import sampling_to_proto
+from mesh.protocol.search import Source
 from mesh.protocol.tokens import TokenIds
 from mesh.protocol.usage import usage_from_proto
 from mesh.rpc.channel import call_unary, open_stream
@@ -278,7 +278,7 @@ def _results(results: orchestrator_pb2.SearchResults) -> SearchResults:
     return SearchResults(
         results.query,
         tuple(
-            SearchResult(each.position, each.title, each.url, each.snippet, each.score)
+            Source(each.position, each.title, each.url, each.snippet, each.score)
             for each in results.results
         ),
         results.model,

@@ -12,6 +12,7 @@ from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
+from mesh.protocol.search import Source
 
 
 class Generation(NamedTuple):
@@ -27,7 +28,7 @@ class Generation(NamedTuple):
     """Names of the fields in errors; None: the services' own."""
     fit_max_tokens: bool = False
     """Lower `max_tokens` to the room in the context, instead of refusing the request."""
-    sources: Sequence[SearchResult] | None = None
+    sources: Sequence[Source] | None = None
     """What the answer is to be made of, and may cite; its finish is then a SummaryFinish."""
 
 
@@ -63,21 +64,11 @@ class SummaryFinish(GenerationFinish):
     citation_details: tuple[Citation, ...] = ()
 
 
-class SearchResult(NamedTuple):
-    """A passage that was found; citations refer to its position."""
-
-    position: int
-    title: str
-    url: str
-    snippet: str
-    score: float
-
-
 class SearchResults(NamedTuple):
     """The results, best first."""
 
     query: str
-    results: tuple[SearchResult, ...]
+    results: tuple[Source, ...]
     model: str = ""
     """Name of the model that writes the summary."""
 
@@ -85,7 +76,7 @@ class SearchResults(NamedTuple):
 class Retrieved(NamedTuple):
     """The results of a search without a summary."""
 
-    results: tuple[SearchResult, ...]
+    results: tuple[Source, ...]
     num_relevant: int
     """Number of the first results that are relevant enough for a prompt."""
     failed: bool

@@ -28,7 +28,7 @@ MAX_BYTES = 16 * 1024 * 1024
 """Maximum size of a document's file."""
 
 
-class Source(NamedTuple):
+class SourceFile(NamedTuple):
     """A document's file, and its name in the index: its path relative to the given folder."""
 
     path: Path
@@ -39,9 +39,9 @@ class IndexBuildError(Exception):
     """The index cannot be built; the message contains the reason."""
 
 
-def find_sources(roots: Sequence[Path]) -> list[Source]:
+def find_sources(roots: Sequence[Path]) -> list[SourceFile]:
     """All documents in `roots`, each once. Raises IndexBuildError."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, SourceFile] = {}
     for root in roots:
         for source in _sources_in(root):
             other = sources.setdefault(source.name, source)
@@ -55,13 +55,13 @@ def find_sources(roots: Sequence[Path]) -> list[Source]:
     return list(sources.values())
 
 
-def _sources_in(root: Path) -> Iterator[Source]:
+def _sources_in(root: Path) -> Iterator[SourceFile]:
     if root.is_file():
-        yield Source(root, _name(Path(root.name)))
+        yield SourceFile(root, _name(Path(root.name)))
     elif root.is_dir():
         for path in sorted(root.rglob("*")):
             if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield Source(path, _name(path.relative_to(root)))
+                yield SourceFile(path, _name(path.relative_to(root)))
     else:
         raise IndexBuildError(f"{root}: no such file or folder")
 
@@ -128,7 +128,7 @@ class IndexWriter:
         for suffix in ("", "-wal", "-shm", "-journal"):
             self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
 
-    def update(self, sources: Sequence[Source], base_url: str) -> Counter[str]:
+    def update(self, sources: Sequence[SourceFile], base_url: str) -> Counter[str]:
         """Makes the index match `sources` in one transaction; returns the number of each action."""
         counts: Counter[str] = Counter()
         known = {row[1]: row for row in self._connection.execute("SELECT id, path FROM documents")}
@@ -140,7 +140,7 @@ class IndexWriter:
                 counts["removed"] += 1
         return counts
 
-    def _update_one(self, source: Source, base_url: str) -> str:
+    def _update_one(self, source: SourceFile, base_url: str) -> str:
         try:
             return self._read_one(source, base_url)
         except (OSError, UnreadableDocument) as error:
@@ -148,7 +148,7 @@ class IndexWriter:
             self._remove(source.name)
             return "skipped"
 
-    def _read_one(self, source: Source, base_url: str) -> str:
+    def _read_one(self, source: SourceFile, base_url: str) -> str:
         status = source.path.stat()
         row = self._connection.execute(
             "SELECT modified_ns, size, sha256, url FROM documents WHERE path = ?", (source.name,)

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 from mesh.protocol.chat import ChatMessage, ChatPrompt
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish
+from mesh.protocol.search import Source
 from orchestrator.generation import Progress
 from orchestrator.search.grounding.citations import CitationFilter
 from orchestrator.search.grounding.grounding import Citation, ground
 from orchestrator.search.prompt import INSTRUCTIONS, Passage, format_source, search_messages
 from orchestrator.search.search import PROMPT_OVERHEAD_TOKENS, fit_passages
-from orchestrator.search.summary import Source
 from orchestrator.text.preparation import PreparedPrompt
 
 _SYSTEM_ROLES = ("system", "developer")

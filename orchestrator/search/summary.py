@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.search import Source
 from mesh.protocol.usage import Usage
 from orchestrator.search.grounding.citations import cited_numbers
 from orchestrator.search.grounding.grounding import Citation, ground
@@ -30,24 +31,6 @@ class SearchRequest(NamedTuple):
     max_tokens: int
     model: str = ""
     safe_search: bool = False
-
-
-class Source(NamedTuple):
-    """A search result, sanitized for display; citations refer to its position."""
-
-    position: int
-    title: str
-    url: str
-    snippet: str
-    """The whole passage; spans of citations are character offsets in it."""
-    score: float
-
-
-class SearchResults(NamedTuple):
-    """The first event of a summary: all search results."""
-
-    query: str
-    sources: Sequence[Source]
 
 
 class SummaryFinish(NamedTuple):
