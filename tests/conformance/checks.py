@@ -197,8 +197,8 @@ async def disconnect_frees(server: Server) -> None:
         # A server may delay a scrape that follows others, until after the end of the stream.
         await asyncio.sleep(attempt)
         async with server.open(TEXT, prompt="Once", **LONG) as response:
-            async for _ in response.aiter_bytes():
-                break
+            received = response.aiter_bytes()
+            await anext(received)  # leaving a loop over it would close the connection
             seen = await server.num_running() > 0
         if seen:
             break
