@@ -122,3 +122,19 @@ def test_a_wrong_name_would_be_noticed() -> None:
     assert not exists("mesh.rpc.no_such_module")
     assert not exists("mesh.rpc.channel.no_such_name")
     assert not exists("gateway.upstream.client.Orchestrator.no_such_method")
+
+
+def test_the_table_of_decisions_lists_every_record_once_and_in_order() -> None:
+    records = sorted((ROOT / "docs/decisions").glob("0*.md"))
+    titles = [record.read_text().splitlines()[0].split(": ", 1)[1] for record in records]
+    page = (ROOT / "docs/decisions/README.md").read_text()
+    rows = re.findall(r"^\| \[\d{4}\]\((0[\w-]+\.md)\) \| (.*?) \| ", page, re.MULTILINE)
+    assert rows == list(zip([record.name for record in records], titles, strict=True))
+    merged = page[page.index("| Merged | Into |") :]
+    assert not re.search(r"^\| \[\d{4}\]", merged, re.MULTILINE), "a record is in the last table"
+
+
+def test_no_threat_is_listed_twice() -> None:
+    page = (ROOT / "docs/threat-model.md").read_text()
+    threats = re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)
+    assert len(threats) == len(set(threats))
