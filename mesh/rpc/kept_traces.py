@@ -93,7 +93,8 @@ class KeptTraces(traces_pb2_grpc.TraceServiceServicer):
             return
         request = traces_pb2.KeepTracesRequest(trace_ids=trace_ids)
         calls = [_keep(channel, request) for channel in self._channels()]
-        await asyncio.gather(*calls)
+        # A channel that closes, as its peer is not needed any more, cancels its calls.
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def _keep(channel: grpc.aio.Channel, request: traces_pb2.KeepTracesRequest) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from smg_grpc_proto.generated import common_pb2
 
 from inference.engine.block_feed import BlockBatch, BlockFeed
 from inference.scheduler.block_events import BlockEvent, StoredBlock
 
-SNAPSHOT_BLOCKS = 2048
-"""Blocks in a message of a snapshot: with 16 tokens a block, less than 200 KiB."""
+SNAPSHOT_BLOCKS = 256
+"""Blocks in a message of a snapshot. Making a message takes a few milliseconds, in which no other
+stream of the engine can send."""
 
 
 class PositionLostError(Exception):
@@ -36,13 +37,15 @@ async def batches(feed: BlockFeed, position: int) -> AsyncIterator[common_pb2.Kv
         await feed.wait_after(position)
 
 
-def _snapshot(feed: BlockFeed) -> list[common_pb2.KvEventBatch]:
-    """The whole state, numbered so that the last message has the number of the state."""
+def _snapshot(feed: BlockFeed) -> Iterator[common_pb2.KvEventBatch]:
+    """The whole state, numbered so that the last message has the number of the state.
+
+    Each message is made when the one before it has been sent.
+    """
     blocks = feed.blocks()
     parts = [blocks[i : i + SNAPSHOT_BLOCKS] for i in range(0, len(blocks), SNAPSHOT_BLOCKS)]
     parts = parts or [[]]
     number = feed.number - len(parts)
-    messages = []
     for index, part in enumerate(parts):
         events = [] if index else [common_pb2.KvCacheEvent(cleared=common_pb2.KvCacheCleared())]
         events += _events(part)
@@ -53,10 +56,7 @@ def _snapshot(feed: BlockFeed) -> list[common_pb2.KvEventBatch]:
             unknown_before=int(feed.has_unknown_blocks),
         )
         number += 1
-        messages.append(
-            common_pb2.KvEventBatch(sequence_number=number, events=events, snapshot=chunk)
-        )
-    return messages
+        yield common_pb2.KvEventBatch(sequence_number=number, events=events, snapshot=chunk)
 
 
 def _batch_message(batch: BlockBatch) -> common_pb2.KvEventBatch:

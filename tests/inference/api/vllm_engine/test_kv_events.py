@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -11,9 +13,11 @@ import grpc.aio
 import pytest
 from smg_grpc_proto.generated import common_pb2
 
+from inference.api.vllm_engine import kv_events
 from inference.api.vllm_engine.kv_events import hash_number
 from inference.engine import block_feed
 from inference.engine.block_feed import BlockFeed
+from inference.scheduler.block_events import RemovedBlock, StoredBlock
 from tests.inference.api.vllm_engine.conftest import BLOCK_SIZE, NUM_BLOCKS, Engines
 from tests.inference.api.vllm_engine.test_generate import request_of, responses_to
 
@@ -135,10 +139,6 @@ async def test_a_lost_position_is_refused_so_that_the_subscriber_starts_anew(
 
 def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps the latest batches; numbers of another process are not in it."""
-    from array import array
-
-    from inference.scheduler.block_events import RemovedBlock, StoredBlock
-
     monkeypatch.setattr(block_feed, "MAX_HISTORY_EVENTS", 10)
     feed = BlockFeed()
     before = feed.number
@@ -150,6 +150,32 @@ def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert feed.since(feed.number - 6) is None
     assert feed.since(feed.number + 1) is None
     assert feed.blocks() == []
+
+
+async def test_a_snapshot_is_made_message_by_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one would stop all streams of the engine for seconds; changes follow the state."""
+    monkeypatch.setattr(kv_events, "SNAPSHOT_BLOCKS", 2)
+    num_made = 0
+    make_block = kv_events._block
+
+    def count(block: StoredBlock) -> Any:
+        nonlocal num_made
+        num_made += 1
+        return make_block(block)
+
+    monkeypatch.setattr(kv_events, "_block", count)
+    feed, picture = BlockFeed(), Picture()
+    blocks = [StoredBlock(bytes([n] * 16), None, array("q", [n]), 0) for n in range(6)]
+    feed.publish(blocks)
+    async with aclosing(kv_events.batches(feed, 0)) as messages:  # type: ignore[type-var]
+        picture.apply(await anext(messages))
+        assert num_made == 2
+        feed.publish([RemovedBlock(blocks[0].block_hash)])
+        for _ in range(3):
+            picture.apply(await anext(messages))
+    assert num_made == 6
+    assert picture.blocks.keys() == {hash_number(each.block_hash) for each in blocks[1:]}
+    assert picture.number == feed.number
 
 
 async def test_a_drain_does_not_wait_for_subscribers(engines: Engines) -> None:
