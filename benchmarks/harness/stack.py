@@ -78,7 +78,7 @@ class Services:
             self._processes.wait_port(self._names[name], port)
         end = time.monotonic() + READY_SECONDS
         while time.monotonic() < end:
-            if httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success:
+            if httpx.get(f"{self.url}/readyz", timeout=30, trust_env=False).is_success:
                 return
             time.sleep(0.1)
         raise RuntimeError(f"{self.url} is not ready after {READY_SECONDS:.0f} seconds")
