@@ -15,9 +15,6 @@ from orchestrator.generation import ModelInfo
 CHECK_SECONDS = 5.0
 """Timeout of one question about an engine's health, model or load."""
 
-POLL_SECONDS = 1.0
-"""Interval of health checks, for engines that do not report changes themselves."""
-
 
 class EngineLoad(NamedTuple):
     """The load that an engine reports about itself, from all its clients."""

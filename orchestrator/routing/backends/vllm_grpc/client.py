@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,12 +22,8 @@ from mesh.hub.vllm_tokenizer import fetch_tokenizer
 from mesh.protocol.tokens import TokenChunk
 from mesh.rpc.channel import ResponseStream, call_unary, open_stream
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.backends.backend import (
-    CHECK_SECONDS,
-    POLL_SECONDS,
-    EngineLoad,
-    GenerateCall,
-)
+from orchestrator.routing.backends.backend import CHECK_SECONDS, EngineLoad, GenerateCall
+from orchestrator.routing.backends.polled_health import PolledHealth
 from orchestrator.routing.backends.vllm_grpc.errors import engine_error
 from orchestrator.routing.backends.vllm_grpc.model import ModelFiles, SamplingDefaults, read_files
 from orchestrator.routing.backends.vllm_grpc.request import generate_request
@@ -99,32 +94,19 @@ class VllmStream:
         self._responses.cancel()
 
 
-class VllmBackend:
+class VllmBackend(PolledHealth):
     """A client of one engine."""
 
     resumes_constraints = False
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         """The caller owns `channel`."""
+        super().__init__()
         self._channel = channel
         self.stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
         self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
         self._defaults = SamplingDefaults()
-        self._recheck = asyncio.Event()
         self._aborting: set[asyncio.Task[None]] = set()
-
-    async def health(self) -> AsyncGenerator[bool, None]:
-        """The state now and at each check: the engine's own watch ends after one message."""
-        while True:
-            self._recheck.clear()
-            yield await self.check(CHECK_SECONDS)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._recheck.wait()
-
-    def recheck(self) -> None:
-        """Makes `health` check at once."""
-        self._recheck.set()
 
     async def check(self, timeout: float) -> bool:
         request = health_pb2.HealthCheckRequest(service=SERVICE)

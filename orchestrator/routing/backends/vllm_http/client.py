@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -18,12 +18,8 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
 from mesh.protocol.tokens import TokenChunk
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.backends.backend import (
-    CHECK_SECONDS,
-    POLL_SECONDS,
-    EngineLoad,
-    GenerateCall,
-)
+from orchestrator.routing.backends.backend import CHECK_SECONDS, EngineLoad, GenerateCall
+from orchestrator.routing.backends.polled_health import PolledHealth
 from orchestrator.routing.backends.vllm_http.request import generate_body, prompt_logprobs_body
 from orchestrator.routing.backends.vllm_http.response import EventReader, error_of, prompt_logprobs
 
@@ -127,13 +123,14 @@ class HttpStream:
         return lines
 
 
-class VllmHttpBackend:
+class VllmHttpBackend(PolledHealth):
     """A client of one engine."""
 
     resumes_constraints = False
 
     def __init__(self, address: str, host: str) -> None:
         """`address` is HOST:PORT; `host` is the value of the `Host` header."""
+        super().__init__()
         self.address = address
         self.model_name = ""
         """The model's name in requests, once `model` has been called."""
@@ -144,20 +141,6 @@ class VllmHttpBackend:
             limits=_LIMITS,
             trust_env=False,
         )
-        self._recheck = asyncio.Event()
-
-    async def health(self) -> AsyncGenerator[bool, None]:
-        """The state now and at each check."""
-        while True:
-            self._recheck.clear()
-            yield await self.check(CHECK_SECONDS)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._recheck.wait()
-
-    def recheck(self) -> None:
-        """Makes `health` check at once."""
-        self._recheck.set()
 
     async def check(self, timeout: float) -> bool:
         response = await self._get("/health", timeout)
