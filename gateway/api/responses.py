@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.conversations.store import RUNNING
+from gateway.conversations.store import RUNNING, StoredResponse
 from gateway.dependencies import Dependencies
 from gateway.http.errors import HttpError
 from gateway.http.json_text import json_response
@@ -43,8 +41,9 @@ class Responses:
         record = RequestRecord.of(request.scope)
         record.ignored = [*record.ignored, *body.dropped()]
         owner = owner_of(request.scope)
-        previous = await self._previous(body, owner)
-        run = await off_loop(record.body_bytes, lambda: self._run(body, previous, record))
+        stored = await self._previous(body, owner)
+        num_bytes = record.body_bytes + (0 if stored is None else len(stored.items))
+        previous, run = await off_loop(num_bytes, lambda: self._run(body, stored, record))
         if body.background:
             items = [*previous, *body.input_items()]
             return json_response(await self._kept.start(owner, run, items))
@@ -75,17 +74,21 @@ class Responses:
         await self._kept.delete(owner_of(request.scope), id)
         return json_response({"id": id, "object": "response", "deleted": True})
 
-    def _run(self, body: ResponsesRequest, previous: Sequence[Json], record: RequestRecord) -> Run:
+    def _run(
+        self, body: ResponsesRequest, stored: StoredResponse | None, record: RequestRecord
+    ) -> tuple[list[Json], Run]:
+        """The items of the conversation that the request continues, and its run."""
+        previous = [] if stored is None else items_of(stored)
         messages = conversation(body.instructions, map(parse_item, previous), body.input)
         if not messages:
             raise invalid("input", "input must have at least 1 message, given none")
-        return Run(body, messages, self._dependencies.orchestrator, record)
+        return previous, Run(body, messages, self._dependencies.orchestrator, record)
 
-    async def _previous(self, body: ResponsesRequest, owner: str) -> list[Json]:
-        """The conversation that the request continues. Raises HttpError (404) or MeshError."""
+    async def _previous(self, body: ResponsesRequest, owner: str) -> StoredResponse | None:
+        """The response that the request continues. Raises HttpError (404) or MeshError."""
         id = body.previous_response_id
         if id is None:
-            return []
+            return None
         stored = await self._kept.get(owner, id)
         if stored is None:
             message = f"Previous response with id {id[:80]!r} not found."
@@ -103,4 +106,4 @@ class Responses:
                 f"previous_response_id must be of a conversation of at most {limit} bytes, given "
                 f"{len(stored.items)}",
             )
-        return items_of(stored)
+        return stored

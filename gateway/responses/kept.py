@@ -43,6 +43,8 @@ class KeptResponses:
         self._drain = drain
         self._max_bytes = max_bytes
         self._runs: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._starting: list[str] = []
+        """Owners of the runs that are being stored before they begin."""
 
     async def get(self, owner: str, id: str) -> StoredResponse | None:
         """A stored response; None if the id is unknown, expired, or another key's."""
@@ -72,21 +74,29 @@ class KeptResponses:
 
     async def start(self, owner: str, run: Run, items: Sequence[Json]) -> Json:
         """Generate a response in the background; returns the queued response. Raises MeshError."""
-        owned = sum(each == owner for each, _ in self._runs.values())
-        if len(self._runs) >= MAX_RUNS or owned >= MAX_RUNS_PER_KEY:
+        self._check_number(owner)
+        queued = run.response.json()
+        run.response.status = "in_progress"
+        # Counted from here on: others start while the store writes.
+        self._starting.append(owner)
+        try:
+            await self._store.put(_stored(owner, run, items))
+            task = asyncio.create_task(self._finish(owner, run, items), name="background response")
+            self._runs[run.response.id] = owner, task
+        finally:
+            self._starting.remove(owner)
+        task.add_done_callback(lambda _: self._runs.pop(run.response.id))
+        return queued
+
+    def _check_number(self, owner: str) -> None:
+        owners = [*self._starting, *(each for each, _ in self._runs.values())]
+        if len(owners) >= MAX_RUNS or owners.count(owner) >= MAX_RUNS_PER_KEY:
             raise MeshError(
                 ErrorKind.OVERLOADED,
                 f"at most {MAX_RUNS_PER_KEY} responses of a key, and {MAX_RUNS} in all, are "
                 "generated in the background at once",
                 retry_after=1.0,
             )
-        queued = run.response.json()
-        run.response.status = "in_progress"
-        await self._store.put(_stored(owner, run, items))
-        task = asyncio.create_task(self._finish(owner, run, items), name="background response")
-        self._runs[run.response.id] = owner, task
-        task.add_done_callback(lambda _: self._runs.pop(run.response.id))
-        return queued
 
     async def cancel(self, owner: str, id: str) -> Json:
         """End a response in the background; returns it. Raises HttpError, 404 or 400."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.api import responses
+from gateway.conversations.store import StoredResponse
 from gateway.http.server import GatewayServer
 from gateway.responses import kept
+from gateway.responses.items import Json
+from gateway.validation.body import LARGE_BODY_BYTES
 from mesh.errors import ErrorKind, MeshError
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.fakes import FakeOrchestrator, Script
@@ -135,6 +140,24 @@ async def test_a_long_conversation_is_refused(start_gateway: StartGateway) -> No
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (400, "previous_response_id")
         assert "at most 2000 bytes" in error["message"]
+
+
+async def test_a_long_conversation_is_parsed_in_a_thread(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size counts as that of a body does: the event loop serves other requests meanwhile."""
+    threads: list[threading.Thread] = []
+
+    def items_of(stored: StoredResponse) -> list[Json]:
+        threads.append(threading.current_thread())
+        return kept.items_of(stored)
+
+    monkeypatch.setattr(responses, "items_of", items_of)
+    short = (await created(client))["id"]
+    long = (await created(client, input="x" * 2 * LARGE_BODY_BYTES))["id"]
+    for id in (short, long):
+        await created(client, previous_response_id=id)
+    assert [each is threading.main_thread() for each in threads] == [True, False]
 
 
 async def test_a_response_that_cannot_be_stored_says_so(start_gateway: StartGateway) -> None:
@@ -266,3 +289,21 @@ async def test_responses_in_the_background_are_bounded(
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
     await gateway.dependencies.responses.close()
+
+
+async def test_the_bound_counts_responses_that_are_being_stored(
+    start_gateway: StartGateway,
+    orchestrator: FakeOrchestrator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Requests that arrive together do not pass it while a database writes."""
+    monkeypatch.setattr(kept, "MAX_RUNS_PER_KEY", 2)
+    orchestrator.script = Script(gate=asyncio.Semaphore(0))
+    store = f"sqlite:{tmp_path / 'responses.db'}"
+    async with start_gateway(response_store=store) as gateway, client_of(gateway) as client:
+        body = {"input": "Hi", "background": True}
+        together = [client.post("/v1/responses", json=body) for _ in range(6)]
+        statuses = [each.status_code for each in await asyncio.gather(*together)]
+        assert sorted(statuses) == [200] * 2 + [429] * 4
+        await gateway.dependencies.responses.close()
