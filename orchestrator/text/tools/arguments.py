@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Collection, Mapping
 
 _OF_PYTHON: Mapping[type, str] = {
@@ -15,6 +16,18 @@ _OF_PYTHON: Mapping[type, str] = {
     dict: "object",
     type(None): "null",
 }
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def json_text(value: object) -> str:
+    """A value as JSON that is valid Unicode. Raises as json.dumps without NaN."""
+    return without_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def without_surrogates(text: str) -> str:
+    """JSON with its lone surrogates, which a model wrote as escapes, as escapes again."""
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def schema_of(tools: Collection[str], name: str) -> Mapping[str, object]:
@@ -55,7 +68,7 @@ def json_of(text: str, types: Collection[str] = ()) -> str:
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(stripped)
-            encoded = json.dumps(value, ensure_ascii=False, allow_nan=False)
+            encoded = json_text(value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
         if _is_allowed(value, types):

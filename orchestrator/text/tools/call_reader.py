@@ -12,6 +12,7 @@ from collections.abc import Collection
 from enum import Enum, auto
 from typing import Protocol
 
+from orchestrator.text.tools.arguments import json_text, without_surrogates
 from orchestrator.text.tools.tool_format import ToolFormat
 
 NAME = "name"
@@ -260,9 +261,10 @@ class ToolCallReader:
             if not self._has_arguments and value is not None:
                 # Some models write the object as a string.
                 self._has_arguments = True
-                self._arguments.append(value if isinstance(value, str) else text)
+                written = value if isinstance(value, str) else text
+                self._arguments.append(without_surrogates(written))
         elif key not in OTHERS:
-            self._others.append(f"{json.dumps(key, ensure_ascii=False)}: {text}")
+            self._others.append(f"{json_text(key)}: {text}")
 
     def _set_name(self, name: str) -> bool:
         if name not in self._names:

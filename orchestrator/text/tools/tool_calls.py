@@ -17,6 +17,8 @@ from orchestrator.text.tools.tool_format import CallStyle, ToolFormat
 
 _ALPHABET = string.ascii_letters + string.digits
 _SPACE = " \t\r\n"
+_MAX_BETWEEN = 200
+"""Characters that may stand between two calls; more of them are text."""
 
 
 class ParsedText(NamedTuple):
@@ -85,6 +87,8 @@ class ToolCallParser:
         """Length of white space and markers in `_pending` before the call."""
         self._num_read = 0
         """Characters of `_pending` that the reader has taken, or that are before the call."""
+        self._num_searched = 0
+        """Characters of `_pending` in which no marker begins, after a broken call."""
         self._reader = self._new_reader(marked=True)
         self._named = False
         self._num_calls = 0
@@ -206,7 +210,10 @@ class ToolCallParser:
         if reader.closed:
             self._num_calls += 1
             broken = not reader.complete and self._format.end
-            self._state = _State.BEFORE_END if broken else _State.AFTER_CALL
+            if broken:
+                self._search_end()
+            else:
+                self._state = _State.AFTER_CALL
         return reader.closed
 
     def _step_after_call(self) -> bool:
@@ -214,17 +221,23 @@ class ToolCallParser:
         self._drop(len(self._pending) - len(self._pending.lstrip(_SPACE + "}]")))
         rest = self._pending.lstrip(self._between)
         between = len(self._pending) - len(rest)
-        if not rest:
+        if between > _MAX_BETWEEN:
+            self._search_end()
+        elif not rest:
             return False
-        if self._is_next_call(rest, self._pending[:between]):
+        elif self._is_next_call(rest, self._pending[:between]):
             self._begin_call(between, marked=True)
         elif (marker := self._marker_of(rest)) is not None:
             self._pass_marker(between, marker)
         elif self._may_become_marker(rest):
             return False
         else:
-            self._state = _State.BEFORE_END if self._format.end else _State.TEXT
+            self._search_end()
         return True
+
+    def _search_end(self) -> None:
+        self._state = _State.BEFORE_END if self._format.end else _State.TEXT
+        self._num_searched = 0
 
     def _is_next_call(self, rest: str, between: str) -> bool:
         format = self._format
@@ -266,8 +279,14 @@ class ToolCallParser:
         return True
 
     def _step_before_end(self) -> bool:
-        found = [(at, each) for each in self._markers if (at := self._pending.find(each)) >= 0]
+        # Searched once, as much text may follow a broken call.
+        begin = self._num_searched
+        found = [
+            (at, each) for each in self._markers if (at := self._pending.find(each, begin)) >= 0
+        ]
         if not found:
+            longest = max(map(len, self._markers))
+            self._num_searched = max(begin, len(self._pending) - longest + 1)
             return False
         at, marker = min(found)
         if marker == self._format.start:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -525,6 +526,46 @@ def test_a_long_string_with_the_end_marker_takes_linear_time() -> None:
     assert answer_format(["[func_name1(params_name1=params_value1)]"]).tools is PYTHONIC
     assert answer_format(["<|channel|>analysis"]).is_harmony
     assert answer_format(["[THINK] [/THINK]"]).reasoning is MISTRAL_THINK
+
+
+@pytest.mark.parametrize(
+    ("format", "answer"),
+    [
+        (HERMES, '<tool_call>{"name": "f", "arguments": {}} no end' + 200_000 * ","),
+        (LLAMA3, '{"name": "f", "parameters": {}}' + 200_000 * ","),
+        (PYTHONIC, "[f(n=1)" + 200_000 * ","),
+    ],
+    ids=["hermes", "llama3", "pythonic"],
+)
+def test_text_after_a_broken_call_takes_linear_time(format: ToolFormat, answer: str) -> None:
+    """Each piece is searched once, though what follows is held until its end."""
+    pieces = [answer[at : at + 4] for at in range(0, len(answer), 4)]
+    began = time.process_time()
+    text, calls, _ = read(format, pieces)
+    assert time.process_time() - began < 5
+    assert len(calls) == 1
+    assert text.endswith("," * 100_000)
+    assert read(format, [answer])[:2] == (text, calls)
+
+
+@pytest.mark.parametrize(
+    ("format", "answer", "arguments"),
+    [
+        (HERMES, r'<tool_call>{"name": "f", "arguments": "\ud800"}</tool_call>', r"\ud800"),
+        (HERMES, r'<tool_call>{"name": "f", "\udfff": 1}</tool_call>', r'{"\udfff": 1}'),
+        (PYTHONIC, r"""[f(x='\ud83d \ud83d\ude00')]""", '{"x": "\\ud83d \\ud83d\\ude00"}'),
+        (
+            QWEN3_CODER,
+            r'<tool_call><function=f><parameter=x>"\udc00"</parameter></function></tool_call>',
+            r'{"x": "\udc00"}',
+        ),
+    ],
+    ids=["string", "key", "pythonic", "tags"],
+)
+def test_lone_surrogates_stay_escapes(format: ToolFormat, answer: str, arguments: str) -> None:
+    """Arguments are Unicode text, whatever escapes a model writes."""
+    assert read(format, [answer])[1] == [("f", arguments)]
+    arguments.encode()
 
 
 def test_strings_of_tags_stream_as_they_are_written() -> None:
