@@ -48,6 +48,9 @@ STOP_MARGIN_SECONDS = 5.0
 READY_TIMEOUT_SECONDS = 600.0
 """Includes the download of a model from the hub."""
 
+POLL_SECONDS = 0.5
+"""Time between two questions whether the gateway is ready; it logs each one for /v1/models."""
+
 PORTS = {
     "GATEWAY_LISTEN": 8080,
     "ORCHESTRATOR_LISTEN": 50051,
@@ -341,7 +344,7 @@ def announce_ready(environment: Mapping[str, str]) -> None:
         gateway = environment["GATEWAY_LISTEN"]
         if is_ready(gateway, environment["GATEWAY_INSTANCE_ID"]) and has_models(environment):
             break
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)
     else:
         print(f"\nWeir is not ready after {READY_TIMEOUT_SECONDS:.0f} s; see the log above\n")
         return
@@ -349,7 +352,8 @@ def announce_ready(environment: Mapping[str, str]) -> None:
     name = environment.get("CHAT_MODEL_NAME", "")
     chat = (
         f"  curl {gateway}/v1/chat/completions -H 'content-type: application/json' -d "
-        f'\'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'\n\n'
+        f'\'{{"model": "{name}", "max_tokens": 100, '
+        f'"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'\n\n'
     )
     traces = f"Traces: {url(environment['TRACEVIEW_LISTEN'])}\n\n" if observed() else ""
     print(

@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # generic in the stubs only
 ENDLESS_METHODS = frozenset({"SubscribeKvEvents"})
 """Streams that end with the server only, so a drain does not wait for them."""
 
+POLLED_METHODS = frozenset({"ListModels"})
+"""Methods that services call every few seconds: successful calls are logged at DEBUG."""
+
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
     """Runs each handler in its request's context and converts exceptions to a gRPC status.
@@ -211,12 +214,14 @@ def _log_access(
     description: str,
     request: RequestContext,
 ) -> None:
-    if not logger.isEnabledFor(logging.INFO):
+    routine = method in POLLED_METHODS and code is grpc.StatusCode.OK
+    level = logging.DEBUG if routine else logging.INFO
+    if not logger.isEnabledFor(level):
         return
     fields = {"method": method, "code": code.name, "duration_seconds": duration, **request.fields}
     if description:
         fields["error"] = description
-    logger.info("request finished", extra=fields)
+    logger.log(level, "request finished", extra=fields)
 
 
 async def _write(context: ServicerContext, response: Any) -> None:

@@ -229,10 +229,15 @@ async def test_errors_for_invalid_fields_name_field_limit_and_value(
     assert named in caught.value.message
 
 
-async def test_models_are_listed() -> None:
-    """Each model has its context length."""
+async def test_models_are_listed(caplog: pytest.LogCaptureFixture) -> None:
+    """Each model has its context length; gateways ask often, so the access line is for DEBUG."""
+    caplog.set_level("DEBUG", "mesh.rpc")
     async with orchestrator(FakeInference(), FakeInference()) as running:
         listed = await call_unary(running.stub.ListModels, orchestrator_pb2.ListModelsRequest())
     [model] = listed.models
     assert model.name == "fake"
     assert model.context_length == 2048
+    lines = [each for each in caplog.records if vars(each).get("method") == "ListModels"]
+    assert [(each.getMessage(), each.levelname) for each in lines] == [
+        ("request finished", "DEBUG")
+    ]
