@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import io
 import zipfile
-import zlib
 from collections.abc import Mapping
 
 import grpc.aio
@@ -69,7 +68,9 @@ def read_archive(archive: bytes, sha256: str) -> Mapping[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
             for name in set(FILES) & set(opened.namelist()):
                 contents[name] = _read(opened, name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except ArchiveError:
+        raise
+    except Exception as error:  # `zipfile` and its decompressors raise about ten kinds
         raise ArchiveError(str(error)) from error
     return contents
 

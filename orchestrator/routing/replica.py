@@ -17,7 +17,7 @@ from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenStream
 from orchestrator.routing.backends.connection import EngineConnection
-from orchestrator.routing.backends.target import EngineTarget
+from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
 from orchestrator.routing.circuit import Circuit, SlowStart
 from orchestrator.routing.first_tokens import FirstTokens
 
@@ -61,7 +61,8 @@ class Replica:
         self._backend: Backend | None = None
         """None until the engine's protocol is known."""
         self._on_change = on_change
-        self._connection = EngineConnection(address, target or EngineTarget(address), tls)
+        self._target = target or EngineTarget(address)
+        self._connection = EngineConnection(address, self._target, tls)
         self._report = ChangeReport("replica", address)
 
     @property
@@ -73,6 +74,11 @@ class Replica:
     def channel(self) -> grpc.aio.Channel:
         """The channel to the engine, for calls outside its protocol."""
         return self._connection.channel
+
+    @property
+    def may_report_cache(self) -> bool:
+        """Whether the engine may report the changes of its prefix cache: not by HTTP."""
+        return self._target.protocol is not EngineProtocol.VLLM_HTTP
 
     @property
     def resumes_constraints(self) -> bool:

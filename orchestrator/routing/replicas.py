@@ -246,7 +246,9 @@ class Replicas:
         self._notify()
 
     def _follow(self, replica: Replica) -> asyncio.Task[None] | None:
-        mirror = self._policy.mirror(replica.address) if self._follows_caches else None
+        if not (self._follows_caches and replica.may_report_cache):
+            return None
+        mirror = self._policy.mirror(replica.address)
         if mirror is None:
             return None
         following = follow_cache(replica.channel, mirror)

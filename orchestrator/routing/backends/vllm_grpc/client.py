@@ -39,6 +39,9 @@ ABORT_SECONDS = 2.0
 CONCURRENT_EMBEDDINGS = 16
 """Maximum concurrent calls for the inputs of one batch: vLLM embeds one input a call."""
 
+_NOT_NOW = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.CANCELLED})
+"""Kinds of errors after which the engine is asked for its files again."""
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -197,7 +200,7 @@ class VllmBackend(PolledHealth):
         try:
             files = await fetch_tokenizer(self._channel)
         except MeshError as error:
-            if error.kind is ErrorKind.UNAVAILABLE:
+            if error.kind in _NOT_NOW:
                 raise
             logger.warning("engine serves no tokenizer", extra={"error": error.message})
             return ModelFiles()

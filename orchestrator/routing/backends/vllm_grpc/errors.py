@@ -7,7 +7,7 @@ import re
 import grpc
 import grpc.aio
 
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.protocol.constraints import OutputConstraint
 
 RETRY_SECONDS = 1.0
@@ -18,6 +18,8 @@ _PARAMETER = re.compile(r"\(parameter=(\w+), value=.*\)")
 _LEADING = re.compile(r"(\w+) must be ")
 _UNKNOWN_ID = "out of vocabulary"
 _BUSY = "currently busy"
+_TOO_LARGE = "message larger than max"
+"""In gRPC's own error for a message."""
 _DEAD = re.compile(r"EngineCore|EngineDead|engine is (dead|not alive)", re.IGNORECASE)
 
 _FIELDS = {"logprobs": "num_logprobs", "prompt_logprobs": "num_prompt_logprobs"}
@@ -45,7 +47,8 @@ def by_status(
     code: grpc.StatusCode, details: str, constraint: OutputConstraint | None, param: str
 ) -> MeshError | None:
     """The error for a status that the engine has sent; None if gRPC itself may have made it."""
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED or _BUSY in details:
+    exhausted = code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in details
+    if exhausted or _BUSY in details:
         return MeshError(
             ErrorKind.OVERLOADED, "the engine's queue is full", retry_after=RETRY_SECONDS
         )
@@ -55,10 +58,18 @@ def by_status(
         case grpc.StatusCode.INTERNAL if _DEAD.search(details):
             return MeshError(ErrorKind.UNAVAILABLE, "the engine has stopped")
         case grpc.StatusCode.INTERNAL if not details.startswith("Received RST_STREAM"):
-            return MeshError(ErrorKind.INTERNAL, "the engine failed the request", is_reported=True)
+            return failed()
         case grpc.StatusCode.UNIMPLEMENTED:
             return MeshError(ErrorKind.UNIMPLEMENTED, "the engine does not offer this")
     return None
+
+
+def failed() -> MeshError:
+    """The error of a request that the engine has failed alone; the cause is not known.
+
+    So equal errors of two engines do not mean that the request is the cause.
+    """
+    return MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE, is_reported=True)
 
 
 def refusal(details: str, constraint: OutputConstraint | None, param: str) -> MeshError:

@@ -11,6 +11,7 @@ from mesh.protocol.logprobs import TokenLogprob
 from mesh.protocol.tokens import TokenChunk
 from mesh.protocol.usage import Usage
 from orchestrator.routing.backends.backend import GenerateCall
+from orchestrator.routing.backends.vllm_grpc.errors import failed
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -75,7 +76,7 @@ def given_up(reason: str) -> MeshError:
     """The error for a finish that no limit and no token of the request has caused."""
     if reason == "abort":  # by a drain, or by another client of the engine
         return MeshError(ErrorKind.UNAVAILABLE, "the engine aborted the request")
-    return MeshError(ErrorKind.INTERNAL, "the engine failed the request", is_reported=True)
+    return failed()
 
 
 def output_logprobs(message: Any, wanted: int | None) -> Sequence[TokenLogprob]:

@@ -21,7 +21,12 @@ from orchestrator.generation import ModelInfo
 from orchestrator.routing.backends.backend import CHECK_SECONDS, EngineLoad, GenerateCall
 from orchestrator.routing.backends.polled_health import PolledHealth
 from orchestrator.routing.backends.vllm_http.request import generate_body, prompt_logprobs_body
-from orchestrator.routing.backends.vllm_http.response import EventReader, error_of, prompt_logprobs
+from orchestrator.routing.backends.vllm_http.response import (
+    MAX_ERROR_BYTES,
+    EventReader,
+    error_of,
+    prompt_logprobs,
+)
 
 COMPLETIONS = "/v1/completions"
 
@@ -93,8 +98,8 @@ class HttpStream:
 
     def cancel(self) -> None:
         """Ends the call; reading then raises MeshError (CANCELLED)."""
-        self._cancelled = True
-        if self._waiting is not None:
+        again, self._cancelled = self._cancelled, True
+        if self._waiting is not None and not again:
             self._waiting.cancel()
 
     async def _next(self) -> TokenChunk:
@@ -116,8 +121,8 @@ class HttpStream:
         stream = self._backend.client.stream("POST", COMPLETIONS, json=body, headers=self._headers)
         response = await self._stack.enter_async_context(stream)
         if response.status_code != 200:
-            await response.aread()
-            raise error_of(response, self._call.sampling.constraint)
+            text = await _error_body(response)
+            raise error_of(response, text, self._call.sampling.constraint)
         lines = cast("AsyncGenerator[str]", response.aiter_lines())
         self._stack.push_async_callback(lines.aclose)
         return lines
@@ -204,7 +209,7 @@ class VllmHttpBackend(PolledHealth):
             raise MeshError(ErrorKind.INTERNAL, message, is_reported=True) from error
         if response.status_code == 404:
             raise MeshError(ErrorKind.UNIMPLEMENTED, "the engine does not offer this")
-        raise error_of(response, None)
+        raise error_of(response, response.content, None)
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -215,6 +220,16 @@ class VllmHttpBackend(PolledHealth):
             return await self.client.get(path, timeout=timeout)
         except httpx.HTTPError as error:
             raise MeshError(ErrorKind.UNAVAILABLE, _UNREACHABLE) from error
+
+
+async def _error_body(response: httpx.Response) -> bytes:
+    """The body of a streamed response; empty if it is too long."""
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > MAX_ERROR_BYTES:
+            return b""
+    return bytes(body)
 
 
 def _headers(span: Span) -> dict[str, str]:

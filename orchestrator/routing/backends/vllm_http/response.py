@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +16,17 @@ from mesh.protocol.logprobs import TokenLogprob
 from mesh.protocol.tokens import TokenChunk
 from mesh.protocol.usage import Usage
 from orchestrator.routing.backends.backend import GenerateCall
-from orchestrator.routing.backends.vllm_grpc.errors import RETRY_SECONDS, refusal
+from orchestrator.routing.backends.vllm_grpc.errors import RETRY_SECONDS, failed, refusal
 from orchestrator.routing.backends.vllm_grpc.response import given_up, most_likely
+
+logger = logging.getLogger("orchestrator.routing.vllm")
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 _TOKEN = "token_id:"
 _DATA = "data: "
 _DONE = "[DONE]"
 MAX_ERROR_BYTES = 16 * 1024
+"""Limit of the body of a response with an error; of a longer one the status counts alone."""
 
 
 class EventReader:
@@ -105,9 +109,11 @@ def prompt_logprobs(response: dict[str, Any], call: GenerateCall) -> Sequence[To
     return logprobs
 
 
-def error_of(response: httpx.Response, constraint: OutputConstraint | None) -> MeshError:
-    """The error of a response that has been read."""
-    details, param = _error_text(response)
+def error_of(
+    response: httpx.Response, body: bytes, constraint: OutputConstraint | None
+) -> MeshError:
+    """The error of a response with another status than 200."""
+    details, param = _error_text(response.status_code, body)
     error = error_by_status(response.status_code, details, param, constraint)
     if error.kind is ErrorKind.UNAVAILABLE and "retry-after" in response.headers:
         error = _full()
@@ -135,7 +141,8 @@ def error_by_status(
         case 503 if "busy" in details:
             return _full()
         case 500 if "EngineCore" not in details and "EngineDead" not in details:
-            return MeshError(ErrorKind.INTERNAL, "the engine failed the request", is_reported=True)
+            logger.info("call failed", extra={"status": status, "error": details})
+            return failed()
         case 501 | 405:
             return MeshError(ErrorKind.UNIMPLEMENTED, "the engine does not offer this")
         case _:
@@ -146,12 +153,12 @@ def _full() -> MeshError:
     return MeshError(ErrorKind.OVERLOADED, "the engine's queue is full", retry_after=RETRY_SECONDS)
 
 
-def _error_text(response: httpx.Response) -> tuple[str, str | None]:
+def _error_text(status: int, body: bytes) -> tuple[str, str | None]:
     try:
-        error = response.json()["error"]
+        error = json.loads(body)["error"]
         return str(error["message"]), error.get("param")
     except (ValueError, LookupError, TypeError, AttributeError):
-        return f"status {response.status_code}", None
+        return f"status {status}", None
 
 
 def _logprobs(

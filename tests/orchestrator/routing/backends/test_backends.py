@@ -20,8 +20,10 @@ from mesh.v1 import tokenizer_pb2_grpc
 from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenStream
 from orchestrator.routing.backends.connection import EngineConnection, identify
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
+from orchestrator.routing.backends.vllm_grpc import client
 from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
 from orchestrator.routing.backends.vllm_http.client import VllmHttpBackend
+from orchestrator.routing.backends.vllm_http.response import MAX_ERROR_BYTES
 from orchestrator.routing.backends.weir import WeirBackend
 from tests.helpers import eventually, serve
 from tests.orchestrator.fakes import FakeTokenizer
@@ -189,6 +191,7 @@ async def test_a_cancelled_stream_raises(backends: Backends) -> None:
             reading = asyncio.create_task(_read_to_the_end(stream))
             await asyncio.sleep(0)
             stream.cancel()
+            stream.cancel()  # by another operator
             with pytest.raises(MeshError) as caught:
                 await reading
         assert caught.value.kind is ErrorKind.CANCELLED
@@ -297,6 +300,30 @@ async def test_http_statuses(
         await collected(backends.http, call)
     raised = caught.value
     assert (raised.kind, raised.param, raised.retry_after) == (kind, param, retry_after)
+
+
+async def test_a_long_http_error_is_not_read(backends: Backends) -> None:
+    """Its status counts alone."""
+    error = {"message": "The engine is currently busy" + "!" * MAX_ERROR_BYTES}
+    backends.http_server.refusal = JSONResponse({"error": error}, 503)
+    with pytest.raises(MeshError, match="answered with status 503") as caught:
+        await collected(backends.http, GenerateCall(PROMPT, LONG))
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_files_that_are_late_are_requested_again(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy engine would otherwise serve without its end tokens and vocabulary until restarted."""
+
+    async def late(_: object) -> dict[str, bytes]:
+        raise MeshError(ErrorKind.DEADLINE, "late")
+
+    monkeypatch.setattr(client, "fetch_tokenizer", late)
+    with pytest.raises(MeshError, match="late"):
+        await backends.vllm.model()
+    monkeypatch.undo()
+    assert (await backends.vllm.model()).vocabulary_sha256
 
 
 async def test_a_cut_http_stream_is_a_lost_engine(backends: Backends) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import grpc
 import pytest
 from smg_grpc_proto.generated import vllm_engine_pb2
@@ -15,7 +17,10 @@ from orchestrator.routing.backends.target import EngineProtocol, EngineTarget, p
 from orchestrator.routing.backends.vllm_grpc.errors import by_status
 from orchestrator.routing.backends.vllm_grpc.model import SamplingDefaults, read_files
 from orchestrator.routing.backends.vllm_grpc.request import engine_seed, generate_request
-from orchestrator.routing.backends.vllm_grpc.response import ResponseReader
+from orchestrator.routing.backends.vllm_grpc.response import ResponseReader, given_up
+from orchestrator.routing.backends.vllm_http.response import error_by_status
+from orchestrator.routing.failures_alone import FailuresAlone, is_alone
+from orchestrator.routing.replica import Replica
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 REGEX = OutputConstraint(ConstraintForm.REGEX, "(")
@@ -74,10 +79,30 @@ def test_errors_by_status_and_text(
     assert (error.retry_after is not None) == (kind is ErrorKind.OVERLOADED)
 
 
-def test_a_lost_connection_is_left_to_grpc() -> None:
-    """Its message has addresses, which clients must not see."""
+def test_errors_of_grpc_itself_are_left_to_grpc() -> None:
+    """A lost connection's message has addresses, and a large message is no full queue."""
     details = "failed to connect to all addresses; last error: ipv4:10.0.0.1:50051"
     assert by_status(grpc.StatusCode.UNAVAILABLE, details, None, "prompt") is None
+    details = "CLIENT: Received message larger than max (70000000 vs. 67108864)"
+    assert by_status(grpc.StatusCode.RESOURCE_EXHAUSTED, details, None, "prompt") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        by_status(grpc.StatusCode.INTERNAL, "division by zero", None, "prompt"),
+        given_up("error"),
+        error_by_status(500, "division by zero", None, None),
+    ],
+)
+def test_two_engines_that_fail_do_not_blame_the_request(error: MeshError) -> None:
+    """vLLM does not say what has failed, so the failures may have different causes."""
+    assert is_alone(error)
+    alone, engines = FailuresAlone(), [Mock(spec=Replica, address=name) for name in "ab"]
+    alone.add(engines[0], error)
+    with pytest.raises(MeshError) as caught:
+        alone.add(engines[1], error)
+    assert caught.value.kind is ErrorKind.INTERNAL
 
 
 def test_the_last_delta_is_not_appended_twice() -> None:

@@ -16,6 +16,7 @@ from orchestrator.routing.backends.cache_events import follow_cache
 from orchestrator.routing.policies import cache_mirror
 from orchestrator.routing.policies.cache_mirror import CacheMirror
 from orchestrator.routing.policies.prefix_index import BLOCK_TOKENS, PrefixIndex, block_hashes
+from orchestrator.routing.replicas import Replicas
 from tests.helpers import eventually, serve
 
 PROMPT = list(range(1000, 1000 + 8 * BLOCK_TOKENS))
@@ -82,6 +83,17 @@ class Reporter(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
             sequence_number=8, events=[common_pb2.KvCacheEvent(removed=removed)]
         )
         await asyncio.Event().wait()
+
+
+async def test_an_engine_by_http_is_not_followed(no_tasks_left: None) -> None:
+    """It has no such call, and each failed one would empty the replica's part of the index."""
+    targets = {"vllm+http://127.0.0.1:1": False, "vllm+grpc://127.0.0.1:1": True}
+    for target, is_followed in targets.items():
+        replicas = Replicas([target], 60, follows_caches=True)
+        async with replicas.running():
+            await eventually(lambda: bool(replicas._members), "it is known")  # noqa: B023
+            [member] = replicas._members.values()
+            assert (member.following is not None) == is_followed
 
 
 async def test_an_engines_reports_reach_the_index(
