@@ -98,8 +98,8 @@ class GatewaySettings(ServiceSettings):
     )
     response_store: Annotated[SecretStr, AfterValidator(_check_store)] = Field(
         SecretStr(MEMORY_STORE),
-        description="Where responses of /v1/responses are stored: memory, lost at a restart; "
-        "sqlite:PATH, a file that gateways on one machine share; or "
+        description="Where responses of /v1/responses are stored: memory (default), lost at a "
+        "restart; sqlite:PATH, a file that gateways on one machine share; or "
         "postgresql://USER:PASSWORD@HOST/NAME, which all gateways share.",
     )
     response_store_seconds: float = Field(

@@ -1,7 +1,6 @@
-"""The version of the images and the chart. pyproject.toml defines it; other files repeat it.
+"""Prints the version of the images and the chart, which pyproject.toml defines.
 
-python -m scripts.version           prints it
-python -m scripts.version --write   updates the files that repeat it
+With `--write`, also updates the files that repeat it.
 """
 
 from __future__ import annotations

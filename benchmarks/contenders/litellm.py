@@ -1,6 +1,6 @@
 """LiteLLM's proxy (https://pypi.org/project/litellm/) in front of an OpenAI-compatible server.
 
-`make litellm` installs it into an environment of its own, because its dependencies are not Weir's.
+`make litellm` installs it into a separate environment, because its dependencies are not Weir's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The SMG router (https://pypi.org/project/smg/) in front of Weir's engines.
 
-`make smg` installs it into an environment of its own, because its dependencies are not Weir's.
+`make smg` installs it into a separate environment, because its dependencies are not Weir's.
 """
 
 from __future__ import annotations

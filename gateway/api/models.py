@@ -41,7 +41,7 @@ class Models:
 def not_found(name: str, models: Sequence[ServedModel]) -> MeshError:
     """The error for a model that is not served, as the orchestrator's."""
     names = ", ".join(model.name for model in models) or "none"
-    message = f"no model {name!r} is served; there is {names}"
+    message = f"no model {name!r} is served; served models: {names}"
     return MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
 
 

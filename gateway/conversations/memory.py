@@ -18,7 +18,7 @@ class _Entry:
 
 
 FULL_OWNERS = 4
-"""All owners together have the space of this many that are at their limit."""
+"""Limit of all owners together, as a multiple of the limit of one."""
 
 
 class MemoryStore(ResponseStore):

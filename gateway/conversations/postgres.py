@@ -21,7 +21,7 @@ logger = logging.getLogger("gateway.conversations")
 
 MAX_CONNECTIONS = 8
 TIMEOUT_SECONDS = 5.0
-"""Of a connection attempt and of a statement."""
+"""Timeout in seconds of a connection attempt, and of a statement."""
 
 TABLE = "weir_responses"
 

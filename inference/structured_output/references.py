@@ -62,7 +62,7 @@ def check_references(root: Schema) -> None:
 
 
 _ALL = ("allOf",)
-"""Branches of which each must hold; of alternatives another one may end the recursion."""
+"""Keywords whose branches must all hold: a reference in one cannot be avoided by another."""
 
 _CIRCULAR = "must not lead back to its own schema: it describes no value then"
 

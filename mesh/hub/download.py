@@ -167,7 +167,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="hub id, such as Qwen/Qwen3-0.6B")
     parser.add_argument("--revision", default="main", help="commit, tag or branch")
     parser.add_argument("--folder", type=Path, required=True, help="folder to download to")
-    parser.add_argument("--what", choices=sorted(PATTERNS), default="model")
+    parser.add_argument(
+        "--what",
+        choices=sorted(PATTERNS),
+        default="model",
+        help="files to download (default: model)",
+    )
     parser.add_argument(
         "--sha256",
         action="append",

@@ -51,7 +51,7 @@ the trace id of a request through all its work."""
 
 _DELAY_VARIABLE = "OTEL_BSP_SCHEDULE_DELAY"
 _EXPORT_DELAY_MS = 1000
-"""Instead of the SDK's 5 s, so that a trace is complete when somebody opens it."""
+"""Instead of the SDK's 5 s, so that a trace is complete when it is opened at once."""
 
 SHUTDOWN_LIMIT_S = 3.0
 

@@ -146,6 +146,5 @@ def choose_model(name: str, served: Sequence[ModelInfo]) -> ModelInfo:
     for model in served:
         if model.name == name:
             return model
-    raise MeshError(
-        ErrorKind.MODEL_NOT_FOUND, f"no model {name!r} is served; there is {names}", param="model"
-    )
+    message = f"no model {name!r} is served; served models: {names}"
+    raise MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")

@@ -63,7 +63,7 @@ class InputMessage(Body):
 
 
 def _not_too_many(value: object) -> object:
-    """Before any message is validated, because that takes time."""
+    """Count the messages before they are validated, because validation takes time."""
     if isinstance(value, list) and len(value) > MAX_MESSAGES:
         raise FieldError(f"must have at most {MAX_MESSAGES} items, given {len(value)}")
     return value

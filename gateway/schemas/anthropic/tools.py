@@ -34,7 +34,7 @@ class CustomTool(Block):
 
 
 class ServerTool(Body):
-    """A tool of Anthropic's own: it is dropped, and named in `x-ignored-fields`."""
+    """A tool that Anthropic defines: dropped, and named in `x-ignored-fields`."""
 
     type: str
     name: str | None = None

@@ -30,7 +30,7 @@ ARCHIVED = (
 """What a router needs in order to render templates, encode and decode."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Of every file in the archive, so that equal files give equal archives."""
+"""Date of every file in the archive, so that equal files give equal archives."""
 
 
 class Archive(NamedTuple):

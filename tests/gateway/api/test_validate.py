@@ -57,7 +57,7 @@ async def test_a_model_that_is_not_served_is_a_problem() -> None:
             answer = (await client.post(path, json={"query": "a", "model": "none"})).json()
             problem = answer["problems"][0] if path == VALIDATE else answer["error"]
             assert problem["param"] == "model"
-            assert problem["message"] == "no model 'none' is served; there is fake"
+            assert problem["message"] == "no model 'none' is served; served models: fake"
         both = {"query": "", "model": "none"}
         [problem] = (await client.post(VALIDATE, json=both)).json()["problems"]
     assert problem["param"] == "query"
