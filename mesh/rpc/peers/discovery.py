@@ -81,7 +81,11 @@ class Discovery:
             self._answers[target] = answer
             if self._failures.pop(target, None) is not None:
                 logger.info("name resolved", extra={"target": target})
-        on_change()
+        try:
+            on_change()
+        except Exception:
+            # The lookups must continue: the next one tries again.
+            logger.exception("addresses not applied", extra={"target": target})
 
 
 class _Failure:

@@ -64,7 +64,12 @@ class Peer:
 
     async def confirm(self) -> bool:
         """Check the health now; returns whether it is serving."""
-        self._set_health(await self._watch.check())
+        health = await self._watch.check()
+        if health is Health.UNREACHABLE:
+            # The check may have been too late only; the running watch would report no change.
+            self.suspect()
+        else:
+            self._set_health(health)
         return self.serving
 
     async def _update(self, health: Health) -> None:

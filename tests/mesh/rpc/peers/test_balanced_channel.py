@@ -15,7 +15,7 @@ from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc import server as rpc_server
 from mesh.rpc.channel import call_unary, open_stream
-from mesh.rpc.peers import balanced_channel, change_report, discovery
+from mesh.rpc.peers import balanced_channel, change_report, discovery, health_watch
 from mesh.rpc.peers.balanced_channel import BalancedChannel
 from mesh.rpc.server import Servicer
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -237,6 +237,20 @@ async def test_a_replica_without_what_a_call_needs_passes_it_on() -> None:
         with pytest.raises(MeshError, match="no engine is ready"):
             await client.encode()
         assert len(client.channel.ready) == 2
+
+
+async def test_a_late_health_check_does_not_exclude_a_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A busy replica may answer it too late; it is ready again as soon as its watch says so."""
+    busy, other = Replica(), Replica()
+    busy.failure = MeshError(ErrorKind.UNAVAILABLE, "no engine is ready")
+    async with two_replicas(busy, other) as (client, a, b):
+        monkeypatch.setattr(health_watch, "CONFIRM_SECONDS", 1e-6)
+        for _ in range(2):  # each is chosen once
+            await client.encode()
+        assert (busy.num_calls, other.num_calls) == (1, 2)
+        await client.has_ready(a.address, b.address)
 
 
 @pytest.mark.parametrize("num_broken", [1, 2, 3])

@@ -13,6 +13,7 @@ import pytest
 from mesh.rpc.peers import discovery
 from mesh.rpc.peers.discovery import Discovery
 from mesh.rpc.peers.resolver import resolve
+from mesh.rpc.tls import TlsError
 from tests.helpers import eventually
 
 pytestmark = pytest.mark.timeout(20)
@@ -52,6 +53,26 @@ async def test_lookups_are_frequent_only_while_a_peer_is_missing(
     assert resolver.num_lookups == before
     found.hurry()
     await eventually(lambda: resolver.num_lookups == before + 1, "it is looked up at once")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_lookups_go_on_after_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a certificate that cannot be read when a channel to a new address is opened."""
+    monkeypatch.setattr(discovery, "URGENT_SECONDS", 0.01)
+    resolver, num_changes = Resolver(), 0
+    resolver.answer = {"10.0.0.1:7"}
+
+    def fail_once() -> None:
+        nonlocal num_changes
+        num_changes += 1
+        if num_changes == 1:
+            raise TlsError("cannot read ca.crt")
+
+    running = asyncio.create_task(
+        Discovery(["name:7"], 0.01, resolver).run(fail_once, lambda: False)
+    )
+    await eventually(lambda: num_changes > 2, "the addresses are applied again")
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
