@@ -54,10 +54,12 @@ async def events_of(client: httpx.AsyncClient, **fields: Any) -> AsyncIterator[d
                 yield json.loads(line.removeprefix("data: "))
 
 
-async def completed(client: httpx.AsyncClient, prompt: Sequence[int], max_tokens: int) -> str:
+async def completed(
+    client: httpx.AsyncClient, prompt: Sequence[int], max_tokens: int, **fields: Any
+) -> str:
     """The greedy completion of a prompt."""
-    fields = {**GREEDY, "prompt": prompt, "max_tokens": max_tokens}
-    answer = await post(client, COMPLETIONS, **fields)
+    ask = {**GREEDY, "prompt": prompt, "max_tokens": max_tokens, **fields}
+    answer = await post(client, COMPLETIONS, **ask)
     assert answer["usage"]["completion_tokens"] == max_tokens
     text: str = answer["choices"][0]["text"]
     return text

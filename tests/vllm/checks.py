@@ -40,6 +40,12 @@ ASK: dict[str, Any] = {
 }
 TOKEN = 400
 
+LONG = 1900
+"""Tokens that vLLM generates in several times `ABORT_SECONDS`."""
+
+ABORT_SECONDS = 3.0
+"""Time until an engine is idle again, on a busy machine."""
+
 
 class RequestChecks:
     """Tests; a subclass is in a module with the fixtures `stack` and `engines`."""
@@ -114,11 +120,11 @@ class RequestChecks:
         self, client: httpx.AsyncClient, stack: Stack, engines: list[VllmServer]
     ) -> None:
         """A stop string is trimmed and frees the slot; a stop token ends the text."""
-        whole = await completed(client, PROMPTS[4], 200)
+        whole = await completed(client, PROMPTS[4], 20)
         stop = whole[8:12]
-        ask = {**GREEDY, "prompt": PROMPTS[4], "max_tokens": 200}
+        ask = {**GREEDY, "prompt": PROMPTS[4], "max_tokens": LONG}
         stopped = await post(client, COMPLETIONS, **ask, stop=stop)
-        await wait_idle(engines, 1.0)
+        await wait_idle(engines, ABORT_SECONDS)
         assert stopped["choices"][0]["text"] == whole[: whole.index(stop)]
         assert stopped["choices"][0]["finish_reason"] == "stop"
         sampling = {"temperature": 0, "max_tokens": 9, "logit_bias": {TOKEN: 100.0}}
@@ -166,11 +172,11 @@ class RequestChecks:
         self, client: httpx.AsyncClient, engines: list[VllmServer]
     ) -> None:
         """The engine reports no request shortly after the client has gone."""
-        await wait_idle(engines, 5.0)
-        async for _ in events_of(client, prompt=PROMPTS[0], max_tokens=1500):
+        await wait_idle(engines, 30.0)
+        async for _ in events_of(client, prompt=PROMPTS[0], max_tokens=LONG):
             assert sum([await load_of(engine) for engine in engines]) == 1
             break
-        await wait_idle(engines, 1.0)
+        await wait_idle(engines, ABORT_SECONDS)
 
     async def test_refusals_name_the_field(self, client: httpx.AsyncClient) -> None:
         """What vLLM refuses, and what Weir refuses before."""

@@ -46,6 +46,7 @@ def stack_settings(model: Path) -> dict[str, str]:
         "INFERENCE_MODEL": str(model),
         "INFERENCE_MODEL_NAME": NAME,
         "INFERENCE_DTYPE": "float32",
+        "INFERENCE_THREADS": "1",
         "INFERENCE_KV_CACHE_TOKENS": "32768",
     }
 

@@ -25,6 +25,9 @@ NAME = "demo"
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    # By default, engines that start at once are bound to the same cores.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
     "SMG_VLLM_SERVICER_WARMUP": "off",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
