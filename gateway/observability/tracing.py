@@ -17,6 +17,7 @@ from gateway.http.routes import UNMATCHED
 from mesh.context import current_request
 from mesh.errors import HTTP_ERROR, ErrorKind
 from mesh.observability import semconv, telemetry, tracing
+from mesh.observability.recording.w3c import from_outside
 from mesh.observability.semconv import Outcome
 
 
@@ -25,6 +26,7 @@ def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManage
 
     The query string is not recorded: it contains what the user searches for.
     """
+    headers = from_outside(headers)
     forces = headers.get(TRACE_REQUEST) == "1"
     unrecorded = None if forces and not telemetry.silent else telemetry.span_if_unrecorded(headers)
     return _http_span(scope, headers) if unrecorded is None else unrecorded

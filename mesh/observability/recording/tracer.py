@@ -28,12 +28,15 @@ from mesh.observability.recording.traces import Traces
 _UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
-_STATE_KEY, _HELD = "weir", "held"
-HELD_STATE = TraceState([(_STATE_KEY, _HELD)])
+STATE_KEY = "weir"
+"""Weir's entry in `tracestate`, for its services only."""
+
+_HELD = "held"
+HELD_STATE = TraceState([(STATE_KEY, _HELD)])
 """The `tracestate` between Weir's services of a trace that is not sampled: hold its spans, since
 the service that the trace entered through decides at the end whether it is kept."""
 
-UNRECORDED_STATE = TraceState([(_STATE_KEY, "unrecorded")])
+UNRECORDED_STATE = TraceState([(STATE_KEY, "unrecorded")])
 """The `tracestate` of a request whose spans are not even held, such as a probe."""
 
 _FORCED = create_key("weir-forced-trace")
@@ -116,7 +119,7 @@ class RecordingTracer(trace.Tracer):
             if not own.trace_flags & TraceFlags.SAMPLED:
                 if not self._holds:
                     return NonRecordingSpan(own)
-                decides = parent.trace_state.get(_STATE_KEY) != _HELD
+                decides = parent.trace_state.get(STATE_KEY) != _HELD
         return RecordedSpan(
             name,
             own,
@@ -171,6 +174,6 @@ class RecordingTracer(trace.Tracer):
         if result.decision is Decision.RECORD_AND_SAMPLE:
             return SpanContext(trace_id, new_span_id(), False, _SAMPLED, result.trace_state)
         state = parent.trace_state
-        if self._holds and state.get(_STATE_KEY) != _HELD:
-            state = state.add(_STATE_KEY, _HELD) if state else HELD_STATE
+        if self._holds and state.get(STATE_KEY) != _HELD:
+            state = state.add(STATE_KEY, _HELD) if state else HELD_STATE
         return SpanContext(trace_id, new_span_id(), False, _UNSAMPLED, state)

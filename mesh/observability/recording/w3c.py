@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
-from mesh.observability.recording.tracer import HELD_STATE
+from mesh.observability.recording.tracer import HELD_STATE, STATE_KEY
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 
@@ -24,6 +24,19 @@ def w3c_headers(context: SpanContext) -> Iterator[tuple[str, str]]:
     yield TRACEPARENT, f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"
     if context.trace_state:
         yield TRACESTATE, context.trace_state.to_header()
+
+
+def from_outside(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers of a client, without Weir's entry in `tracestate`.
+
+    With it a client could have its requests left out of the traces, failed ones included.
+    """
+    state = headers.get(TRACESTATE)
+    if state is None or STATE_KEY not in state:
+        return headers
+    entries = [each for each in state.split(",") if each.partition("=")[0].strip() != STATE_KEY]
+    others = {name: value for name, value in headers.items() if name != TRACESTATE}
+    return {**others, TRACESTATE: ",".join(entries)} if entries else others
 
 
 def common_span_context(headers: Mapping[str, str]) -> SpanContext | None:

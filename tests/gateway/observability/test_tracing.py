@@ -6,13 +6,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode
 
 from gateway.keys.key_file import entry
+from gateway.observability.tracing import http_span
 from mesh.errors import ErrorKind, MeshError
-from mesh.observability import telemetry
+from mesh.observability import semconv, telemetry, tracing
+from mesh.observability.recording.tracer import RecordingProvider
+from mesh.observability.semconv import Outcome
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.fakes import FakeOrchestrator, Script
 from tests.helpers import Served, eventually
@@ -51,6 +58,38 @@ async def test_the_span_of_a_stream_lasts_until_its_end(
     assert call.parent is not None
     assert span.context is not None
     assert call.parent.span_id == span.context.span_id
+
+
+@pytest.mark.parametrize(
+    ("state", "forwarded"),
+    [
+        ("weir=held", "weir=held"),
+        ("weir=unrecorded", "weir=held"),
+        ("a=1, weir=unrecorded,b=2", "weir=held,a=1,b=2"),
+        ("a=weir", "weir=held,a=weir"),
+    ],
+)
+def test_a_client_cannot_leave_its_trace_undecided(
+    state: str, forwarded: str, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weir's own entry in `tracestate` counts between its services only."""
+    provider = RecordingProvider(
+        Resource({}),
+        ParentBased(ALWAYS_OFF),
+        [SimpleSpanProcessor(spans)],
+        InstrumentationScope("tests"),
+        holds=True,
+    )
+    monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
+    monkeypatch.setattr(telemetry, "holds", True)
+    headers = {"traceparent": f"00-{7:032x}-{8:016x}-00", "tracestate": state}
+    scope = {"method": "GET", "scheme": "http", "path": "/", "http_version": "1.1", "client": None}
+    with http_span(scope, headers) as span:
+        sent: list[tuple[str, str]] = []
+        tracing.inject(sent, span)
+        assert dict(sent)["tracestate"] == forwarded
+        span.set_attribute(semconv.OUTCOME, Outcome.FAILED)
+    assert [each.name for each in spans.get_finished_spans()] == ["GET"]
 
 
 @pytest.mark.parametrize(
