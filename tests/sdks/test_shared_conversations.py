@@ -15,8 +15,8 @@ from tests.orchestrator.search.retrievers.postgres import needs_postgres
 
 pytestmark = [needs_postgres, pytest.mark.timeout(300)]
 
-SECONDS = 20.0
-"""Time for which responses are kept."""
+SECONDS = 60.0
+"""Time for which responses are kept, enough for all turns and a restart on a busy machine."""
 
 
 @pytest.fixture
@@ -82,11 +82,10 @@ def test_a_conversation_over_two_gateways(shared_stack: Stack) -> None:
 def wait_until_gone(url: str, id: str) -> None:
     """Wait until a response has expired."""
     headers = {"authorization": "Bearer one"}
-    deadline = SECONDS + 30
-    with httpx.Client(timeout=10, trust_env=False, headers=headers) as client:
+    deadline = time.monotonic() + SECONDS + 60
+    with httpx.Client(timeout=60, trust_env=False, headers=headers) as client:
         while client.get(f"{url}/v1/responses/{id}").status_code == 200:
-            deadline -= 0.2
-            assert deadline > 0, "the response has not expired"
+            assert time.monotonic() < deadline, "the response has not expired"
             client.get(f"{url}/livez")
             time.sleep(0.2)
     expired = respond(url, input="Five", previous_response_id=id)

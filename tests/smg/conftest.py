@@ -15,6 +15,13 @@ from benchmarks.harness.processes import Processes, free_port
 ENGINES = ("one", "two")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allows for the start of the engines, which counts to the first test."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 class Routed(NamedTuple):
     """The router, its engines' addresses, and the processes."""
 

@@ -34,7 +34,7 @@ TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": S
 async def client(routed: Routed) -> AsyncIterator[AsyncOpenAI]:
     """OpenAI's client of the router."""
     async with AsyncOpenAI(
-        base_url=f"{routed.router.url}/v1", api_key="none", max_retries=0, timeout=40
+        base_url=f"{routed.router.url}/v1", api_key="none", max_retries=0, timeout=200
     ) as client:
         yield client
 
@@ -45,7 +45,9 @@ async def loads(routed: Routed) -> dict[str, int]:
     for name, address in routed.engines.items():
         channel = open_channel(address)
         stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
-        response = await stub.GetLoads(vllm_engine_pb2.GetLoadsRequest(), timeout=5)
+        response = await stub.GetLoads(
+            vllm_engine_pb2.GetLoadsRequest(), timeout=30, wait_for_ready=True
+        )
         found[name] = response.loads[0].num_total_reqs
         await channel.close()
     return found
@@ -55,7 +57,7 @@ async def until(routed: Routed, condition: Callable[[dict[str, int]], bool], wha
     """Wait until the engines' loads are as wanted; returns the seconds."""
     began = time.monotonic()
     while not condition(found := await loads(routed)):
-        assert time.monotonic() - began < 15, f"{what} never happened: {found}"
+        assert time.monotonic() - began < 60, f"{what} never happened: {found}"
         await asyncio.sleep(0.02)
     return time.monotonic() - began
 
@@ -147,6 +149,7 @@ async def test_a_stop_string_ends_the_sequence_in_the_engine(
     client: AsyncOpenAI, routed: Routed
 ) -> None:
     """The router finds the string as well but would let the engine run on to max_tokens."""
+    await until(routed, idle, "the engines are idle")
     answer = await client.chat.completions.create(
         model=MODEL, messages=MESSAGES, temperature=0, stop=["found"], **LONG
     )
@@ -154,7 +157,7 @@ async def test_a_stop_string_ends_the_sequence_in_the_engine(
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.completion_tokens < 1000
-    assert await until(routed, idle, "the engines are idle") < 1
+    assert await until(routed, idle, "the engines are idle") < 3
 
 
 async def test_leaving_frees_the_slot(client: AsyncOpenAI, routed: Routed) -> None:
@@ -206,7 +209,7 @@ async def test_a_lost_engine_is_left_out(routed: Routed, client: AsyncOpenAI) ->
     routed.processes._processes["two"].send_signal(signal.SIGKILL)
     began = time.monotonic()
     while sum(bool(worker.get("is_healthy")) for worker in routed.router.workers()) != 1:
-        assert time.monotonic() - began < 20, routed.router.workers()
+        assert time.monotonic() - began < 60, routed.router.workers()
         await asyncio.sleep(0.1)
     for number in range(4):
         text: Any = [{"role": "user", "content": f"after {number}"}]
