@@ -163,6 +163,11 @@ fuzz-responses: $(VENV)/.dev
 fuzz-messages: $(VENV)/.dev
 	@BODY_CASES=2000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/gateway/anthropic/test_generated_bodies.py
 
+## fuzz-paths: Send 2,000 generated bodies to each path that generates no text (tokenize, rerank, …)
+.PHONY: fuzz-paths
+fuzz-paths: $(VENV)/.dev
+	@BODY_CASES=2000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/gateway/validation/test_generated_bodies.py
+
 ## chaos: Inject faults into real processes under load (SEED=… and DURATION=… in seconds repeat a run)
 .PHONY: chaos
 chaos: $(VENV)/.dev

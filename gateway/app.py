@@ -30,6 +30,7 @@ from gateway.api.responses import Responses
 from gateway.api.search import ROUTE as SEARCH
 from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
+from gateway.api.tokenize import DETOKENIZE_ROUTE, TOKENIZE_ROUTE, Tokenize
 from gateway.api.validate import ROUTE as VALIDATE
 from gateway.api.validate import ValidateEndpoint
 from gateway.dependencies import Dependencies
@@ -51,6 +52,12 @@ from gateway.schemas.models import Model, ModelList
 from gateway.schemas.responses.answer import DeletedResponse, ResponseAnswer
 from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.search import SearchAnswer, SearchRequest, ValidationAnswer
+from gateway.schemas.tokenize import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeRequest,
+)
 
 READ = ("GET", "HEAD")
 
@@ -98,6 +105,7 @@ def _api_routes(dependencies: Dependencies) -> list[ApiRoute]:
         *_search_routes(dependencies),
         *_openai_routes(dependencies),
         *_anthropic_routes(dependencies),
+        *_tokenizer_routes(dependencies),
         *_responses_routes(dependencies),
         *_probe_routes(dependencies),
     ]
@@ -177,6 +185,23 @@ def _anthropic_routes(dependencies: Dependencies) -> list[ApiRoute]:
     return [
         ApiRoute(MESSAGES, messages.create, create, methods=("POST",)),
         ApiRoute(COUNT_TOKENS, messages.count_tokens, count, methods=("POST",)),
+    ]
+
+
+def _tokenizer_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    api = Tokenize(dependencies)
+    tokenize = Operation(
+        summary="Encode a text or a conversation.",
+        body=TokenizeRequest,
+        answer=TokenizeAnswer,
+        secured=True,
+    )
+    detokenize = Operation(
+        summary="Decode token ids.", body=DetokenizeRequest, answer=DetokenizeAnswer, secured=True
+    )
+    return [
+        ApiRoute(TOKENIZE_ROUTE, api.tokenize, tokenize, methods=("POST",)),
+        ApiRoute(DETOKENIZE_ROUTE, api.detokenize, detokenize, methods=("POST",)),
     ]
 
 

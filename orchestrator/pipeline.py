@@ -51,6 +51,7 @@ from orchestrator.search.summary import SearchRequest, SummaryAssembler, Summary
 from orchestrator.text.assembler import TextAssembler
 from orchestrator.text.format_choice import FormatChoices
 from orchestrator.text.preparation import PreparedPrompt, prepare
+from orchestrator.text.tokens import Tokens, encode
 
 ANY_TOOL = ToolChoice()
 DETECTED = FormatChoices()
@@ -313,6 +314,30 @@ class Pipeline:
             num_tokens = len(prepared.encoded.token_ids)
             span.set_attribute(semconv.NUM_TOKENS, num_tokens)
         return num_tokens
+
+    async def tokenize(
+        self, prompt: ChatPrompt | str, model: ModelInfo, special: bool, active: ActiveRequest
+    ) -> Tokens:
+        """Encodes a conversation or text of any length. Raises MeshError.
+
+        `special`: add the tokenizer's special tokens, to those of a chat template as well.
+        """
+        tokenizer = self._tokenizers.of(model.name)
+        active.state = RequestState.ENCODING
+        with tracing.stage(semconv.ENCODE) as span:
+            async with active.cancellable():
+                tokens = await encode(tokenizer, prompt, add_special_tokens=special)
+            span.set_attribute(semconv.NUM_TOKENS, len(tokens.token_ids))
+        return tokens
+
+    async def detokenize(
+        self, token_ids: Sequence[int], model: ModelInfo, active: ActiveRequest
+    ) -> str:
+        """The text of token ids, with special tokens. Raises MeshError."""
+        active.state = RequestState.ENCODING
+        async with active.cancellable():
+            tokenizer = self._tokenizers.of(model.name)
+            return await tokenizer.decode(token_ids, "token_ids", skip_special_tokens=False)
 
     async def retrieve(self, request: SearchRequest, active: ActiveRequest) -> RetrievalOutcome:
         """Finds passages for a query; none if an operator ends the request meanwhile."""

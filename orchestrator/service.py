@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.process.lifecycle import SetReady
-from mesh.protocol.chat import tool_choice_from_proto
+from mesh.protocol.chat import ChatPrompt, chat_from_proto, tool_choice_from_proto
 from mesh.protocol.deltas import Delta, delta_to_proto
 from mesh.protocol.finish import (
     REASON_TO_PROTO,
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = "mesh.v1.OrchestratorService"
+
+MANY_TOKENS = 16_384
+"""Number of tokens above which a response is built in a thread."""
 
 _STATES = {
     RequestState.RETRIEVING: orchestrator_pb2.REQUEST_STATE_RETRIEVING,
@@ -142,15 +146,39 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.CountTokensRequest, context: Context
     ) -> orchestrator_pb2.CountTokensResponse:
         prompt = prompt_from_proto(request)
-        with self._pipeline.admitted("CountTokens") as active:
+        with self._pipeline.admitted("CountTokens") as active, _ended_by_operator():
             model = await self._pipeline.choose_model(request.model, active)
-            try:
-                num_tokens = await self._pipeline.count_tokens(prompt, model, active)
-            except RequestAborted:
-                raise MeshError(
-                    ErrorKind.CANCELLED, "the request was ended by an operator"
-                ) from None
+            num_tokens = await self._pipeline.count_tokens(prompt, model, active)
             return orchestrator_pb2.CountTokensResponse(model=model.name, num_tokens=num_tokens)
+
+    async def Tokenize(
+        self, request: orchestrator_pb2.TokenizeRequest, context: Context
+    ) -> orchestrator_pb2.TokenizeResponse:
+        prompt = _text_or_chat(request)
+        with self._pipeline.admitted("Tokenize") as active, _ended_by_operator():
+            model = await self._pipeline.choose_model(request.model, active)
+            special = request.add_special_tokens
+            tokens = await self._pipeline.tokenize(prompt, model, special, active)
+
+            def respond() -> orchestrator_pb2.TokenizeResponse:
+                return orchestrator_pb2.TokenizeResponse(
+                    model=model.name,
+                    token_ids=tokens.token_ids,
+                    token_strs=tokens.spelled() if request.return_token_strs else (),
+                    context_length=model.context_length,
+                )
+
+            if len(tokens.token_ids) <= MANY_TOKENS:
+                return respond()
+            return await asyncio.to_thread(respond)
+
+    async def Detokenize(
+        self, request: orchestrator_pb2.DetokenizeRequest, context: Context
+    ) -> orchestrator_pb2.DetokenizeResponse:
+        with self._pipeline.admitted("Detokenize") as active, _ended_by_operator():
+            model = await self._pipeline.choose_model(request.model, active)
+            text = await self._pipeline.detokenize(request.token_ids, model, active)
+            return orchestrator_pb2.DetokenizeResponse(model=model.name, text=text)
 
     def SummarizeStream(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
@@ -270,6 +298,25 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             raise invalid("request_id", "request_id must be given")
         cancelled = self._requests.cancel(request.request_id)
         return orchestrator_pb2.CancelRequestResponse(cancelled=cancelled)
+
+
+@contextmanager
+def _ended_by_operator() -> Iterator[None]:
+    """For requests without a finish reason: raises MeshError (CANCELLED) for RequestAborted."""
+    try:
+        yield
+    except RequestAborted:
+        raise MeshError(ErrorKind.CANCELLED, "the request was ended by an operator") from None
+
+
+def _text_or_chat(request: orchestrator_pb2.TokenizeRequest) -> ChatPrompt | str:
+    """The prompt. Raises MeshError (INVALID_REQUEST) if there is none."""
+    match request.WhichOneof("prompt"):
+        case "chat":
+            return chat_from_proto(request.chat)
+        case "text":
+            return request.text
+    raise invalid("prompt", "one of chat and text must be given")
 
 
 def _generation_request(request: orchestrator_pb2.GenerateRequest) -> GenerationRequest:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # generic in the stubs only
 FILE_PART_BYTES = 1024 * 1024
 """Maximum bytes of a file in one GetTokenizer response."""
 
+MAX_DECODED_BYTES = 8 * 1024 * 1024
+"""Maximum bytes of the text of a Decode response: half of what a message may have."""
+
 UNRENDERED_SLACK = 4
 """A conversation is refused before it is rendered if it has this many times the tokens that fit:
 a template may omit a part of it, such as earlier reasoning."""
@@ -118,14 +121,16 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 param="token_ids",
             )
 
-        def decode() -> str:
-            return self._tokenizer.decode(
+        def decode() -> tokenizer_pb2.DecodeResponse:
+            text = self._tokenizer.decode(
                 list(request.token_ids), skip_special_tokens=request.skip_special_tokens
             )
+            _check_decoded(text)
+            return tokenizer_pb2.DecodeResponse(text=text, tokenizer_sha256=self._tokenizer.sha256)
 
-        text = await self._executor.run(decode)
+        response = await self._executor.run(decode)
         labelled(TOKENS, "decode").inc(num_tokens)
-        return tokenizer_pb2.DecodeResponse(text=text, tokenizer_sha256=self._tokenizer.sha256)
+        return response
 
     async def GetTokenizer(
         self, request: tokenizer_pb2.GetTokenizerRequest, context: Context
@@ -183,6 +188,8 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
             num_characters = sum(len(segment.text) for segment in prompt.segments)
             self._tokenizer.check_fits(num_characters, request.max_tokens, "chat")
             token_ids = self._tokenizer.encode_segments(prompt.segments)
+            if request.add_special_tokens:
+                token_ids = self._tokenizer.with_special_tokens(token_ids)
             return self._response(token_ids, prompt.tool_prompt)
 
         # Always in a thread, because a template may run for any time.
@@ -218,6 +225,17 @@ def _check_num_messages(chat: common_pb2.ChatPrompt) -> None:
         raise invalid(
             "messages",
             f"messages must contain at most {MAX_MESSAGES} messages, given {num_messages}",
+        )
+
+
+def _check_decoded(text: str) -> None:
+    """Refuses a text that no gRPC message can hold. Raises MeshError (CONTEXT_TOO_LONG)."""
+    num_bytes = len(text.encode())
+    if num_bytes > MAX_DECODED_BYTES:
+        raise MeshError(
+            ErrorKind.CONTEXT_TOO_LONG,
+            f"token_ids must decode to at most {MAX_DECODED_BYTES} bytes, given {num_bytes}",
+            param="token_ids",
         )
 
 

@@ -42,6 +42,7 @@ class Tokenizer:
             ordinary_tokens=[token.content for token in added if not token.special],
         )
         self._literal_ids: dict[str, list[int]] = {}
+        self._added_around: tuple[list[int], list[int]] | None = None
         self._characters_per_token = _longest_token(self._library)
 
     def check_fits(
@@ -83,13 +84,22 @@ class Tokenizer:
             ids += self._encode([segment.text])[0] if number == 0 else continuation
         return ids
 
+    def with_special_tokens(self, ids: list[int]) -> list[int]:
+        """`ids` between the special tokens that the tokenizer adds to a text, such as BOS."""
+        if self._added_around is None:
+            around = self._encode(["\n"], add_special_tokens=True)[0]
+            self._added_around = _around(around, self._newline_ids)
+        before, after = self._added_around
+        return [*before, *ids, *after]
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Decodes `ids`. Raises MeshError (INVALID_REQUEST) if one is not in the vocabulary."""
-        unknown = set(ids) - self._ids
-        if unknown:
+        if not self._ids.issuperset(ids):
+            number = next(number for number, each in enumerate(ids) if each not in self._ids)
+            field = f"token_ids[{number}]"
             raise invalid(
-                "token_ids",
-                f"token_ids must be in the vocabulary, 0 to {max(self._ids)}, given {min(unknown)}",
+                field,
+                f"{field} must be in the vocabulary, 0 to {max(self._ids)}, given {ids[number]}",
             )
         [text] = self._library.decode_batch([ids], skip_special_tokens=skip_special_tokens)
         return text
@@ -157,6 +167,14 @@ def _newline_ids(model: str, library: tokenizers.Tokenizer) -> list[int]:
         raise StartupError(
             f"{TOKENIZER_FILE} of model {model!r} cannot encode a newline: {error}"
         ) from error
+
+
+def _around(ids: list[int], inner: list[int]) -> tuple[list[int], list[int]]:
+    """What precedes and follows `inner` in `ids`; nothing if `inner` is not a part of it."""
+    for start in range(len(ids) - len(inner) + 1):
+        if ids[start : start + len(inner)] == inner:
+            return ids[:start], ids[start + len(inner) :]
+    return [], []
 
 
 def _longest_token(library: tokenizers.Tokenizer) -> int:

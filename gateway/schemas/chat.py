@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -108,14 +109,27 @@ def _not_too_many(value: object) -> object:
     return value
 
 
+Messages = Annotated[
+    list[ChatMessage],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    BeforeValidator(_not_too_many),
+]
+
+
+def chat_messages(given: Sequence[ChatMessage]) -> tuple[chat.ChatMessage, ...]:
+    """The messages for the orchestrator. Raises MeshError."""
+    messages = tuple(each.message(index) for index, each in enumerate(given))
+    if not any(each.role == FUNCTION for each in messages):
+        return messages
+    older = [(index, each.function_call) for index, each in enumerate(given)]
+    calls = {index: call for index, call in older if call is not None}
+    return tuple(with_results(messages, calls))
+
+
 class ChatCompletionRequest(SamplingFields):
     """A conversation that the assistant continues."""
 
-    messages: Annotated[
-        list[ChatMessage],
-        Field(min_length=1, max_length=MAX_MESSAGES),
-        BeforeValidator(_not_too_many),
-    ]
+    messages: Messages
     max_completion_tokens: Annotated[int | None, bounded("max_tokens")] = Field(
         None, description="OpenAI's newer name of max_tokens; takes precedence over it."
     )
@@ -165,7 +179,7 @@ class ChatCompletionRequest(SamplingFields):
         tools = [] if self.tool_choice == "none" else self.tools
         kwargs = self.chat_template_kwargs
         prompt = ChatPrompt(
-            messages=self._chat_messages(),
+            messages=chat_messages(self.messages),
             tools_json=to_json(tools, "tools") if tools else "",
             continue_final_message=self.continue_final_message,
             template_kwargs_json=to_json(kwargs, "chat_template_kwargs") if kwargs else "",
@@ -189,14 +203,6 @@ class ChatCompletionRequest(SamplingFields):
             )
             for choice in range(self.n)
         ]
-
-    def _chat_messages(self) -> tuple[chat.ChatMessage, ...]:
-        messages = tuple(each.message(index) for index, each in enumerate(self.messages))
-        if not any(each.role == FUNCTION for each in messages):
-            return messages
-        older = [(index, each.function_call) for index, each in enumerate(self.messages)]
-        calls = {index: call for index, call in older if call is not None}
-        return tuple(with_results(messages, calls))
 
     def _choice_of_tools(self) -> ToolChoice:
         choice = self.tool_choice

@@ -22,6 +22,15 @@ from gateway.upstream.generation import (
     ServedModel,
     SummaryFinish,
 )
+from gateway.upstream.tokenization import (
+    Detokenization,
+    Detokenized,
+    Tokenization,
+    Tokenized,
+    detokenize_request,
+    tokenize_request,
+    tokenized,
+)
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.protocol.chat import ChatPrompt, tool_choice_to_proto
 from mesh.protocol.deltas import Delta, delta_from_proto
@@ -111,6 +120,23 @@ class Orchestrator:
                 raise
             raise generation.names.public(error) from error
         return response.num_tokens
+
+    async def tokenize(self, tokenization: Tokenization) -> Tokenized:
+        """The tokens of a prompt; raises MeshError."""
+        try:
+            request = tokenize_request(tokenization)
+            return tokenized(await call_unary(self._stub.Tokenize, request))
+        except MeshError as error:
+            raise tokenization.names.public(error) from error
+
+    async def detokenize(self, detokenization: Detokenization) -> Detokenized:
+        """The text of token ids; raises MeshError."""
+        try:
+            request = detokenize_request(detokenization)
+            response = await call_unary(self._stub.Detokenize, request)
+        except MeshError as error:
+            raise detokenization.names.public(error) from error
+        return Detokenized(response.model, response.text)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """The served models; raises MeshError."""

@@ -39,6 +39,8 @@ class ChatPrompt:
     """Leave the last assistant message open instead of starting a new one."""
     template_kwargs_json: str = ""
     """Further variables for the template: a JSON object, or empty."""
+    omit_generation_prompt: bool = False
+    """Do not begin the assistant's answer at the end of the prompt."""
 
 
 class ToolPrompt(StrEnum):
@@ -90,6 +92,7 @@ def chat_to_proto(prompt: ChatPrompt) -> common_pb2.ChatPrompt:
         tools_json=prompt.tools_json,
         continue_final_message=prompt.continue_final_message,
         template_kwargs_json=prompt.template_kwargs_json,
+        omit_generation_prompt=prompt.omit_generation_prompt,
     )
 
 
@@ -110,6 +113,7 @@ def chat_from_proto(message: common_pb2.ChatPrompt) -> ChatPrompt:
         tools_json=message.tools_json,
         continue_final_message=message.continue_final_message,
         template_kwargs_json=message.template_kwargs_json,
+        omit_generation_prompt=message.omit_generation_prompt,
     )
 
 

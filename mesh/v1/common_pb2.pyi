@@ -444,12 +444,15 @@ class ChatPrompt(message.Message):
     TOOLS_JSON_FIELD_NUMBER: builtins.int
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: builtins.int
     TEMPLATE_KWARGS_JSON_FIELD_NUMBER: builtins.int
+    OMIT_GENERATION_PROMPT_FIELD_NUMBER: builtins.int
     tools_json: builtins.str
     """Tools that the model may call: a JSON array in OpenAI's format, or empty."""
     continue_final_message: builtins.bool
     """Continue the last assistant message instead of starting a new one."""
     template_kwargs_json: builtins.str
     """Additional variables for the template: a JSON object, or empty."""
+    omit_generation_prompt: builtins.bool
+    """Do not begin the assistant's answer at the end of the prompt."""
     @builtins.property
     def messages(self) -> containers.RepeatedCompositeFieldContainer[ChatMessage]:
         """The messages, oldest first; at least one."""
@@ -461,10 +464,11 @@ class ChatPrompt(message.Message):
         tools_json: builtins.str = ...,
         continue_final_message: builtins.bool = ...,
         template_kwargs_json: builtins.str = ...,
+        omit_generation_prompt: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["continue_final_message", b"continue_final_message", "messages", b"messages", "template_kwargs_json", b"template_kwargs_json", "tools_json", b"tools_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["continue_final_message", b"continue_final_message", "messages", b"messages", "omit_generation_prompt", b"omit_generation_prompt", "template_kwargs_json", b"template_kwargs_json", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

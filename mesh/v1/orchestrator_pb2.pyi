@@ -454,6 +454,126 @@ class CountTokensResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class TokenizeRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    CHAT_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
+    RETURN_TOKEN_STRS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """As in GenerateRequest."""
+    text: builtins.str
+    """Raw text."""
+    add_special_tokens: builtins.bool
+    """Add the tokenizer's special tokens, such as BOS; for a conversation in addition to those of
+    the chat template.
+    """
+    return_token_strs: builtins.bool
+    """Send the tokens as they are spelled in the vocabulary, too."""
+    @builtins.property
+    def chat(self) -> common_pb2.ChatPrompt:
+        """A conversation, rendered by the model's chat template."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        chat: common_pb2.ChatPrompt | None = ...,
+        text: builtins.str = ...,
+        add_special_tokens: builtins.bool = ...,
+        return_token_strs: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["add_special_tokens", b"add_special_tokens", "chat", b"chat", "model", b"model", "prompt", b"prompt", "return_token_strs", b"return_token_strs", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = typing.Literal["chat", "text"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+@typing.final
+class TokenizeResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    TOKEN_STRS_FIELD_NUMBER: builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Name of the model."""
+    context_length: builtins.int
+    """Maximum number of tokens in the model's context."""
+    @builtins.property
+    def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The ids, in order."""
+
+    @builtins.property
+    def token_strs(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The token of each id as it is spelled in the vocabulary, if the request asks for it."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        token_ids: abc.Iterable[builtins.int] | None = ...,
+        token_strs: abc.Iterable[builtins.str] | None = ...,
+        context_length: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["context_length", b"context_length", "model", b"model", "token_ids", b"token_ids", "token_strs", b"token_strs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DetokenizeRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """As in GenerateRequest."""
+    @builtins.property
+    def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The ids, in order."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        token_ids: abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DetokenizeResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Name of the model."""
+    text: builtins.str
+    """The text, with special tokens; invalid UTF-8 becomes U+FFFD."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class SummarizeRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 

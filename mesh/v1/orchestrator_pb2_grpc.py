@@ -59,6 +59,16 @@ class OrchestratorServiceStub:
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/mesh.v1.OrchestratorService/Tokenize',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/mesh.v1.OrchestratorService/Detokenize',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_stream(
                 '/mesh.v1.OrchestratorService/Embed',
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.SerializeToString,
@@ -121,6 +131,21 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Encodes a prompt of any length with the model's tokenizer, without generating.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Decodes token ids with the model's tokenizer. INVALID_ARGUMENT if an id is not in its
+        vocabulary.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Embed(self, request, context):
         """Embeds texts. The embeddings are streamed in the order of the inputs, in batches.
         """
@@ -176,6 +201,16 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.TokenizeRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.DetokenizeRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.DetokenizeResponse.SerializeToString,
             ),
             'Embed': grpc.unary_stream_rpc_method_handler(
                     servicer.Embed,
@@ -333,6 +368,60 @@ class OrchestratorService:
             '/mesh.v1.OrchestratorService/CountTokens',
             mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.SerializeToString,
             mesh_dot_v1_dot_orchestrator__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/Tokenize',
+            mesh_dot_v1_dot_orchestrator__pb2.TokenizeRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/Detokenize',
+            mesh_dot_v1_dot_orchestrator__pb2.DetokenizeRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,12 @@ class OrchestratorServiceStub:
     """Retrieves documents, without a summary."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]
     """Counts the tokens of a prompt, without generating."""
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.TokenizeRequest, _orchestrator_pb2.TokenizeResponse]
+    """Encodes a prompt of any length with the model's tokenizer, without generating."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.DetokenizeRequest, _orchestrator_pb2.DetokenizeResponse]
+    """Decodes token ids with the model's tokenizer. INVALID_ARGUMENT if an id is not in its
+    vocabulary.
+    """
     Embed: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]
     """Embeds texts. The embeddings are streamed in the order of the inputs, in batches."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]
@@ -69,6 +75,12 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Retrieves documents, without a summary."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a prompt, without generating."""
+    Tokenize: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.TokenizeRequest, _orchestrator_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Encodes a prompt of any length with the model's tokenizer, without generating."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.DetokenizeRequest, _orchestrator_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Decodes token ids with the model's tokenizer. INVALID_ARGUMENT if an id is not in its
+    vocabulary.
+    """
     Embed: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embeds texts. The embeddings are streamed in the order of the inputs, in batches."""
     ListModels: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -121,6 +133,24 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.CountTokensResponse, _abc.Awaitable[_orchestrator_pb2.CountTokensResponse]]:
         """Counts the tokens of a prompt, without generating."""
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _orchestrator_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.TokenizeResponse, _abc.Awaitable[_orchestrator_pb2.TokenizeResponse]]:
+        """Encodes a prompt of any length with the model's tokenizer, without generating."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _orchestrator_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.DetokenizeResponse, _abc.Awaitable[_orchestrator_pb2.DetokenizeResponse]]:
+        """Decodes token ids with the model's tokenizer. INVALID_ARGUMENT if an id is not in its
+        vocabulary.
+        """
 
     @_abc_1.abstractmethod
     def Embed(

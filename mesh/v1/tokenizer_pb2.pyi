@@ -30,7 +30,7 @@ class EncodeRequest(message.Message):
     text: builtins.str
     """Raw text, encoded unchanged."""
     add_special_tokens: builtins.bool
-    """For text: add the tokenizer's special tokens, such as BOS. Ignored for chat."""
+    """Add the tokenizer's special tokens, such as BOS; for chat in addition to the template's."""
     max_tokens: builtins.int
     """Tokens that the model's context has room for; 0: unlimited. An input that certainly has more
     is refused before it is encoded.

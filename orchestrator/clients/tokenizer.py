@@ -77,32 +77,49 @@ class TokenizerClient:
         """End-of-sequence tokens of the vocabulary; empty before the first download."""
         return frozenset() if self._tokenizer is None else self._tokenizer.eos_token_ids
 
-    async def encode_chat(self, prompt: ChatPrompt, max_tokens: int = 0) -> Encoded:
+    async def encode_chat(
+        self, prompt: ChatPrompt, max_tokens: int = 0, *, add_special_tokens: bool = False
+    ) -> Encoded:
         """Renders and encodes a conversation. Raises MeshError, also if the template fails.
 
         A conversation that certainly has more than `max_tokens` tokens is refused sooner; 0 is no
-        limit.
+        limit. `add_special_tokens`: in addition to those of the template.
         """
-        request = tokenizer_pb2.EncodeRequest(chat=chat_to_proto(prompt), max_tokens=max_tokens)
+        request = tokenizer_pb2.EncodeRequest(
+            chat=chat_to_proto(prompt),
+            max_tokens=max_tokens,
+            add_special_tokens=add_special_tokens,
+        )
         return await self._encode(request, prompt, "messages")
 
-    async def encode_text(self, text: str, field: str = "prompt", max_tokens: int = 0) -> Encoded:
-        """Encodes a text, with the tokenizer's special tokens added. Raises MeshError.
+    async def encode_text(
+        self,
+        text: str,
+        field: str = "prompt",
+        max_tokens: int = 0,
+        *,
+        add_special_tokens: bool = True,
+    ) -> Encoded:
+        """Encodes a text, by default with the tokenizer's special tokens. Raises MeshError.
 
         `field` is the text's name in the public API, for errors; `max_tokens` as in `encode_chat`.
         """
         request = tokenizer_pb2.EncodeRequest(
-            text=text, add_special_tokens=True, max_tokens=max_tokens
+            text=text, add_special_tokens=add_special_tokens, max_tokens=max_tokens
         )
         return await self._encode(request, text, field)
 
-    async def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens. Raises MeshError."""
-        request = tokenizer_pb2.DecodeRequest(token_ids=token_ids, skip_special_tokens=True)
+    async def decode(
+        self, token_ids: Sequence[int], field: str = "prompt", *, skip_special_tokens: bool = True
+    ) -> str:
+        """The text of token ids. Raises MeshError; `field` is their name in the public API."""
+        request = tokenizer_pb2.DecodeRequest(
+            token_ids=token_ids, skip_special_tokens=skip_special_tokens
+        )
         try:
             response = await call_unary(self._stub.Decode, request)
         except MeshError as error:
-            raise _with_public_field(error, "prompt") from error
+            raise _with_public_field(error, field) from error
         await self._local(response.tokenizer_sha256)
         return response.text
 
@@ -168,9 +185,10 @@ class TokenizerClient:
 
 def _with_public_field(error: MeshError, field: str) -> MeshError:
     """The error with the tokenizer's field name (text, chat, token_ids) replaced by `field`."""
-    if error.param not in ("text", "chat", "token_ids"):
+    name, bracket, index = (error.param or "").partition("[")
+    if name not in ("text", "chat", "token_ids"):
         return error
-    return error.renamed(field)
+    return error.renamed(f"{field}{bracket}{index}")
 
 
 def files_sha256(files: Mapping[str, bytes | bytearray]) -> str:

@@ -336,6 +336,28 @@ async def message_errors(server: Server) -> None:
             assert isinstance(error["error"]["message"], str)
 
 
+async def tokens(server: Server) -> None:
+    """/tokenize counts as the usage does, and /detokenize restores the text"""
+    text = "Once upon a time. Écris, 日本語で 👩‍👩‍👧."
+    response = await server.post("/tokenize", prompt=text, return_token_strs=True)
+    if response.status_code == 404:
+        raise Skipped("there is no /tokenize")
+    answer = response.json()
+    assert response.status_code == 200, answer
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"]) > 0
+    usage = (await server.post(TEXT, prompt=text, max_tokens=1)).json()["usage"]
+    assert answer["count"] == usage["prompt_tokens"]
+    plain = (await server.post("/tokenize", prompt=text, add_special_tokens=False)).json()
+    restored = (await server.post("/detokenize", tokens=plain["tokens"])).json()
+    assert restored["prompt"] == text
+    counted = (await server.post("/tokenize", messages=MESSAGES)).json()["count"]
+    usage = (await server.post(CHAT, messages=MESSAGES, max_tokens=1)).json()["usage"]
+    assert counted == usage["prompt_tokens"]
+    unknown = await server.post("/detokenize", tokens=[*plain["tokens"], 2**31])
+    assert unknown.status_code == 400
+    assert unknown.json()["error"]["message"]
+
+
 CHECKS: list[Check] = [
     models,
     chat_shape,
@@ -359,6 +381,7 @@ CHECKS: list[Check] = [
     message_shape,
     message_events,
     message_errors,
+    tokens,
     keep_alive,
     disconnect_frees,
 ]

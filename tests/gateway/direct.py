@@ -36,6 +36,14 @@ from gateway.upstream.generation import (
     SummaryFinish,
 )
 from gateway.upstream.readiness import Readiness
+from gateway.upstream.tokenization import (
+    Detokenization,
+    Detokenized,
+    Tokenization,
+    Tokenized,
+    detokenize_request,
+    tokenize_request,
+)
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationStarted
 from mesh.protocol.tokens import TokenIds
@@ -58,6 +66,17 @@ class DirectOrchestrator:
         """Count one token."""
         assert count_tokens_request(generation).SerializeToString()
         return 1
+
+    async def tokenize(self, tokenization: Tokenization) -> Tokenized:
+        """Return one token."""
+        assert tokenize_request(tokenization).SerializeToString() is not None
+        strs = ["a"] if tokenization.return_token_strs else []
+        return Tokenized("fake", [1], strs, 2048)
+
+    async def detokenize(self, detokenization: Detokenization) -> Detokenized:
+        """Return a text."""
+        assert detokenize_request(detokenization).SerializeToString() is not None
+        return Detokenized("fake", "text")
 
     async def retrieve(self, query: str, num_results: int) -> Retrieved:
         """Find nothing."""

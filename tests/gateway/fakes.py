@@ -107,6 +107,28 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             raise self.script.refusal
         return orchestrator_pb2.CountTokensResponse(model="fake", num_tokens=7)
 
+    async def Tokenize(self, request, context):  # type: ignore[no-untyped-def]
+        """One token for each character."""
+        self._record(request)
+        if self.script.refusal is not None:
+            raise self.script.refusal
+        text = request.text or "".join(each.content for each in request.chat.messages)
+        return orchestrator_pb2.TokenizeResponse(
+            model="fake",
+            token_ids=map(ord, text),
+            token_strs=text if request.return_token_strs else (),
+            context_length=2048,
+        )
+
+    async def Detokenize(self, request, context):  # type: ignore[no-untyped-def]
+        """One character for each token."""
+        self._record(request)
+        if self.script.refusal is not None:
+            raise self.script.refusal
+        return orchestrator_pb2.DetokenizeResponse(
+            model="fake", text="".join(map(chr, request.token_ids))
+        )
+
     async def SummarizeStream(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """Stream the search results, the deltas of the script and a finish."""
         script = self.script

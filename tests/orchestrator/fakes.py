@@ -45,6 +45,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self, template: str = "") -> None:
         """`template` is served as the model's chat template, but never rendered."""
         self.prompts: list[str] = []
+        self.special: list[bool] = []
+        """Whether each prompt asked for the tokenizer's special tokens."""
         self.decoded: list[list[int]] = []
         self.delay = 0.0
         self.max_tokens: list[int] = []
@@ -68,6 +70,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         if request.HasField("chat"):
             text = "\n".join(message.content for message in request.chat.messages)
         self.prompts.append(text)
+        self.special.append(request.add_special_tokens)
         self.max_tokens.append(request.max_tokens)
         await asyncio.sleep(self.delay)
         ids = byte_level().encode(text, add_special_tokens=False).ids

@@ -11,8 +11,10 @@ from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
+from orchestrator import service
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
+from tests.orchestrator.tokenizers_made import byte_level
 
 
 def request(text: str = "Hello", **fields: Any) -> orchestrator_pb2.GenerateRequest:
@@ -112,6 +114,55 @@ async def test_tokens_are_counted_as_the_generation_counts_them() -> None:
     assert {model for _, _, model in counted} == {"fake"}
     assert beyond > 60
     assert unknown.value.kind is ErrorKind.MODEL_NOT_FOUND
+
+
+@pytest.mark.parametrize("many", [0, service.MANY_TOKENS])
+async def test_tokens_of_texts_and_conversations(
+    monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    """With their spelling if asked for, also of a prompt that no context can hold."""
+    monkeypatch.setattr(service, "MANY_TOKENS", many)
+    chat = common_pb2.ChatPrompt(messages=[{"role": "user", "content": "Hello"}])
+    ids = byte_level().encode("a fox 😀").ids
+    tokenize = orchestrator_pb2.TokenizeRequest
+    async with orchestrator(FakeInference(context_length=60)) as running:
+        tokenized = running.stub.Tokenize
+        text = await call_unary(tokenized, tokenize(text="a fox 😀", add_special_tokens=True))
+        spelled = await call_unary(tokenized, tokenize(text="a fox 😀", return_token_strs=True))
+        talk = await call_unary(tokenized, tokenize(chat=chat, model="fake"))
+        long = await call_unary(tokenized, tokenize(text="x" * 99))
+        asked = orchestrator_pb2.DetokenizeRequest(token_ids=[0, *ids])
+        back = await call_unary(running.stub.Detokenize, asked)
+        special = running.tokenizer.special
+    assert list(text.token_ids) == list(spelled.token_ids) == ids
+    assert list(text.token_strs) == []
+    assert list(spelled.token_strs) == [byte_level().id_to_token(each) for each in ids]
+    assert list(talk.token_ids) == byte_level().encode("Hello").ids
+    assert len(long.token_ids) > 60 == long.context_length
+    assert back == orchestrator_pb2.DetokenizeResponse(model="fake", text="<|end|>a fox 😀")
+    assert special == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "param"),
+    [
+        ({}, ErrorKind.INVALID_REQUEST, "prompt"),
+        ({"text": "a", "model": "b"}, ErrorKind.MODEL_NOT_FOUND, "model"),
+        (
+            {"chat": {"messages": [{"role": "user"}], "tools_json": "[5]"}},
+            ErrorKind.INVALID_REQUEST,
+            "tools_json[0]",
+        ),
+    ],
+)
+async def test_prompts_that_cannot_be_tokenized(
+    fields: dict[str, Any], kind: ErrorKind, param: str
+) -> None:
+    """No prompt, an unknown model, tools that are none."""
+    async with orchestrator(FakeInference()) as running:
+        with pytest.raises(MeshError) as refused:
+            await call_unary(running.stub.Tokenize, orchestrator_pb2.TokenizeRequest(**fields))
+    assert (refused.value.kind, refused.value.param) == (kind, param)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tests.helpers import Served, eventually, serve
 from tests.tokenizer.conftest import SPECIAL, MakeModel, service_of
 from tokenizer import metrics
+from tokenizer import service as service_module
 from tokenizer.executor import BoundedExecutor
 from tokenizer.files import files_sha256
 from tokenizer.service import FILE_PART_BYTES, TokenizerService
@@ -52,7 +53,7 @@ async def test_decode_inverts_encode(stub: Stub, service: TokenizerService) -> N
 
 
 async def test_a_chat_has_only_its_templates_special_tokens(stub: Stub) -> None:
-    """add_special_tokens applies to text only; tool calls, tools and variables are rendered."""
+    """Tool calls, tools and variables are rendered."""
     calls = json.dumps([{"function": {"name": "f", "arguments": '{"x": [1, "é"]}'}}])
     request = chat(
         Message(role="user", content="Call f."),
@@ -60,7 +61,6 @@ async def test_a_chat_has_only_its_templates_special_tokens(stub: Stub) -> None:
         tools_json='[{"type": "function"}]',
         template_kwargs_json='{"enable_thinking": false}',
     )
-    request.add_special_tokens = True
     encoded = await call_unary(stub.Encode, request)
     decoded = await call_unary(
         stub.Decode, tokenizer_pb2.DecodeRequest(token_ids=encoded.token_ids)
@@ -131,7 +131,36 @@ async def test_an_unknown_id_is_invalid(stub: Stub) -> None:
     """The error of Decode names the id."""
     with pytest.raises(MeshError, match="given 4000000000") as caught:
         await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(token_ids=[1, 4_000_000_000]))
-    assert caught.value.param == "token_ids"
+    assert caught.value.param == "token_ids[1]"
+
+
+async def test_a_decoded_text_fits_into_a_message(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A longer one is refused before it is sent."""
+    monkeypatch.setattr(service_module, "MAX_DECODED_BYTES", 10)
+    encoded = await call_unary(stub.Encode, Encode(text="A weir 🌊"))
+    message = "token_ids must decode to at most 10 bytes, given 11"
+    with pytest.raises(MeshError, match=message) as caught:
+        await call_unary(stub.Decode, tokenizer_pb2.DecodeRequest(token_ids=encoded.token_ids))
+    assert caught.value.kind is ErrorKind.CONTEXT_TOO_LONG
+
+
+@pytest.mark.parametrize("omit", [False, True])
+async def test_a_conversation_can_have_more_special_tokens_and_no_generation_prompt(
+    stub: Stub, omit: bool
+) -> None:
+    """The tokenizer's own are added around those of the template."""
+    plain = chat(Message(role="user", content="Hi"))
+    asked = chat(Message(role="user", content="Hi"), omit_generation_prompt=omit)
+    asked.add_special_tokens = True
+    expected = list((await call_unary(stub.Encode, plain)).token_ids)
+    ids = list((await call_unary(stub.Encode, asked)).token_ids)
+    assert ids[0] == SPECIAL.index("<s>")
+    request = tokenizer_pb2.DecodeRequest(token_ids=ids[1:])
+    text = (await call_unary(stub.Decode, request)).text
+    assert text.endswith("<|im_end|>\n" if omit else "<|im_start|>assistant\n")
+    assert ids[1:] == (expected[: len(ids) - 1] if omit else expected)
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,10 @@ def test_incomplete_utf8_decodes_to_replacement_characters(tokenizer: Tokenizer)
 
 
 def test_an_unknown_id_is_refused(tokenizer: Tokenizer) -> None:
-    """The error names the field, the range and the id."""
-    with pytest.raises(MeshError, match=r"token_ids must be in the vocabulary, 0 to .*given 99999"):
-        tokenizer.decode([1, 99999], skip_special_tokens=False)
+    """The error names the first such id, its place and the range."""
+    message = r"token_ids\[1\] must be in the vocabulary, 0 to .*given 99999"
+    with pytest.raises(MeshError, match=message):
+        tokenizer.decode([1, 99999, 88888], skip_special_tokens=False)
 
 
 def test_truncation_and_padding_in_the_file_are_ignored() -> None:

@@ -53,6 +53,7 @@ class Conversation:
     messages: list[Message]
     tools: list[Json] | None = None
     continue_final_message: bool = False
+    omit_generation_prompt: bool = False
     template_kwargs: dict[str, Json]
 
     def map_strings(self, transform: StringTransform) -> Conversation:
@@ -81,6 +82,7 @@ def conversation_of(prompt: ChatPrompt, arguments: ArgumentsForm) -> Conversatio
         ],
         tools=_tools(prompt.tools_json),
         continue_final_message=prompt.continue_final_message,
+        omit_generation_prompt=prompt.omit_generation_prompt,
         template_kwargs=_template_kwargs(prompt.template_kwargs_json),
     )
 

@@ -61,13 +61,14 @@ class ChatTemplate:
         messages = [dict(message) for message in conversation.messages]
         if conversation.continue_final_message:
             messages[-1]["content"] = f"{messages[-1]['content'] or ''}{_CONTINUE_TAG}"
+        omitted = conversation.continue_final_message or conversation.omit_generation_prompt
         variables: dict[str, object] = {
             **self._special_tokens,
             "documents": None,
             **conversation.template_kwargs,
             "messages": messages,
             "tools": conversation.tools,
-            "add_generation_prompt": not conversation.continue_final_message,
+            "add_generation_prompt": not omitted,
         }
         rendered = _run(self._templates[name], variables, max_characters)
         if conversation.continue_final_message:

@@ -38,6 +38,8 @@ def test_no_generated_request_is_a_5xx() -> None:
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/tokenize",
+        "/detokenize",
         "/api/v1/search",
     ):
         assert counts[f"POST {path} 200"] > 0, counts
