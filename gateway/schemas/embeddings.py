@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator
 
-from gateway.schemas.common import Answer, Body, only
+from gateway.schemas.common import Answer, Body
 from gateway.schemas.completions import Prompts, parse_prompts
 from gateway.upstream.field_names import FieldNames
 from gateway.validation.field_error import FieldError
@@ -42,15 +42,13 @@ class EmbeddingRequest(Body):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="float: numbers; base64: 32-bit little-endian floats."
     )
-    dimensions: Any = Field(
-        None, description="Not supported: must be null; vectors have the model's hidden size."
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="Keep this many of the first values of each vector, scaled to length 1; at "
+        "most the model's hidden size, which is the default.",
     )
     user: str | None = Field(None, description="Accepted for compatibility; ignored.")
-
-    @model_validator(mode="after")
-    def _check(self) -> EmbeddingRequest:
-        only(self.dimensions, None, "dimensions")
-        return self
 
     def inputs(self) -> list[str | TokenIds]:
         """The inputs for the orchestrator."""

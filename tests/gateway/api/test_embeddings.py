@@ -71,6 +71,29 @@ async def test_large_batches_are_encoded_in_a_thread(
     assert threading.get_ident() not in threads
 
 
+@pytest.mark.parametrize("encoding", ["float", "base64", None])
+async def test_the_official_client_shortens_vectors(
+    official: openai.AsyncOpenAI, encoding: str | None
+) -> None:
+    """To `dimensions` values of length 1, in both encodings."""
+    for dimensions, first in ((1, (1.0,)), (2, (3.0, 0.1))):
+        asked: Any = {"model": "fake", "input": ["abc", "de"], "dimensions": dimensions}
+        if encoding is not None:
+            asked["encoding_format"] = encoding
+        answer = await official.embeddings.create(**asked)
+        vector: Any = answer.data[0].embedding
+        if encoding == "base64":  # the client decodes it only if it was not asked for
+            vector = struct.unpack(f"<{dimensions}f", base64.b64decode(vector))
+        assert list(vector) == pytest.approx(first)
+
+
+def test_a_shortened_vector_has_length_1() -> None:
+    """A vector of zeros stays one; a whole vector is not changed."""
+    assert embeddings.shortened([3.0, 4.0, 9.0], 2) == [0.6, 0.8]
+    assert embeddings.shortened([0.0, 0.0, 9.0], 2) == [0.0, 0.0]
+    assert embeddings.shortened([3.0, 4.0], 2) == embeddings.shortened([3.0, 4.0], None)
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "input is required"),
     ({"input": ""}, "input must have at least 1 character, given 0"),
@@ -78,7 +101,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": ["a", ""]}, "input[1] must have at least 1 character, given 0"),
     ({"input": ["a"] * 2049}, "input must have at most 2048 prompts, given 2049"),
     ({"input": [-1]}, "input[0] must be a token id from 0"),
-    ({"input": "a", "dimensions": 64}, "dimensions must be null, given 64"),
+    ({"input": "a", "dimensions": 64}, "dimensions must be at most 2, given 64"),
+    ({"input": "a", "dimensions": 0}, "dimensions must be at least 1, given 0"),
     ({"input": "a", "encoding_format": "hex"}, "encoding_format must be 'float' or 'base64'"),
 ]
 
