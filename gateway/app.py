@@ -30,6 +30,7 @@ from gateway.api.responses import Responses
 from gateway.api.search import ROUTE as SEARCH
 from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
+from gateway.api.similarity import RERANK_ROUTES, SCORE_ROUTES, Similarity
 from gateway.api.tokenize import DETOKENIZE_ROUTE, TOKENIZE_ROUTE, Tokenize
 from gateway.api.validate import ROUTE as VALIDATE
 from gateway.api.validate import ValidateEndpoint
@@ -52,6 +53,12 @@ from gateway.schemas.models import Model, ModelList
 from gateway.schemas.responses.answer import DeletedResponse, ResponseAnswer
 from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.search import SearchAnswer, SearchRequest, ValidationAnswer
+from gateway.schemas.similarity import (
+    RerankAnswer,
+    RerankRequest,
+    ScoreAnswer,
+    ScoreRequest,
+)
 from gateway.schemas.tokenize import (
     DetokenizeAnswer,
     DetokenizeRequest,
@@ -106,6 +113,7 @@ def _api_routes(dependencies: Dependencies) -> list[ApiRoute]:
         *_openai_routes(dependencies),
         *_anthropic_routes(dependencies),
         *_tokenizer_routes(dependencies),
+        *_similarity_routes(dependencies),
         *_responses_routes(dependencies),
         *_probe_routes(dependencies),
     ]
@@ -202,6 +210,23 @@ def _tokenizer_routes(dependencies: Dependencies) -> list[ApiRoute]:
     return [
         ApiRoute(TOKENIZE_ROUTE, api.tokenize, tokenize, methods=("POST",)),
         ApiRoute(DETOKENIZE_ROUTE, api.detokenize, detokenize, methods=("POST",)),
+    ]
+
+
+def _similarity_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    similarity = Similarity(dependencies)
+    rerank = Operation(
+        summary="Sort documents by their similarity to a query.",
+        body=RerankRequest,
+        answer=RerankAnswer,
+        secured=True,
+    )
+    score = Operation(
+        summary="Compare pairs of texts.", body=ScoreRequest, answer=ScoreAnswer, secured=True
+    )
+    return [
+        *(ApiRoute(path, similarity.rerank, rerank, methods=("POST",)) for path in RERANK_ROUTES),
+        *(ApiRoute(path, similarity.score, score, methods=("POST",)) for path in SCORE_ROUTES),
     ]
 
 

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 MAX_TOKENS = 2
 """Limit of generated tokens; a random request may ask for thousands, which tests nothing more."""
 
-EXCLUDED_PATHS = {"/metrics", "/livez", "/readyz", "/health"}
+EXCLUDED_PATHS = {"/metrics", "/livez", "/readyz", "/health", "/rerank", "/v2/rerank", "/score"}
+"""Probes, and further paths of an operation that is called by another one."""
 
 
 OFTEN_INVALID = frozenset(

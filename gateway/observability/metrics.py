@@ -75,6 +75,8 @@ _OPERATIONS = {
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
+    **dict.fromkeys(("/v1/rerank", "/rerank", "/v2/rerank"), "rerank"),
+    **dict.fromkeys(("/v1/score", "/score"), "score"),
     # A retrieval and a chat; the conventions have no operation for both.
     "/api/v1/search": "search",
 }

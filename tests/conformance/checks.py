@@ -358,6 +358,43 @@ async def tokens(server: Server) -> None:
     assert unknown.json()["error"]["message"]
 
 
+DOCUMENTS = ["A river carries water to the sea.", "Cheese is made of milk.", "Where is the sea?"]
+
+
+async def rerank(server: Server) -> None:
+    """a reranking sorts all documents by their score; the query itself is first"""
+    ask = {"query": DOCUMENTS[2], "documents": DOCUMENTS}
+    response = await server.post("/v1/rerank", **ask)
+    if response.status_code == 404:
+        raise Skipped("there is no /v1/rerank")
+    answer = response.json()
+    assert response.status_code == 200, answer
+    results = answer["results"]
+    assert results[0]["index"] == 2
+    assert sorted(result["index"] for result in results) == [0, 1, 2]
+    order = [result["relevance_score"] for result in results]
+    assert order == sorted(order, reverse=True)
+    assert answer["usage"]["total_tokens"] > 0
+    first = (await server.post("/v1/rerank", **ask, top_n=1)).json()["results"]
+    assert [result["index"] for result in first] == [2]
+
+
+async def score(server: Server) -> None:
+    """one text is scored with each of several, and several with as many"""
+    response = await server.post("/v1/score", text_1=DOCUMENTS[2], text_2=DOCUMENTS)
+    if response.status_code == 404:
+        raise Skipped("there is no /v1/score")
+    scores = [each["score"] for each in response.json()["data"]]
+    assert len(scores) == 3
+    assert max(scores) == scores[2] > scores[1]
+    pairs = await server.post("/v1/score", text_1=DOCUMENTS, text_2=DOCUMENTS[::-1])
+    ends = [each["score"] for each in pairs.json()["data"]]
+    assert abs(ends[0] - scores[0]) < 1e-3
+    assert abs(ends[0] - ends[2]) < 1e-3
+    uneven = await server.post("/v1/score", text_1=DOCUMENTS, text_2=DOCUMENTS[:2])
+    assert uneven.status_code in (400, 422)
+
+
 CHECKS: list[Check] = [
     models,
     chat_shape,
@@ -382,6 +419,8 @@ CHECKS: list[Check] = [
     message_events,
     message_errors,
     tokens,
+    rerank,
+    score,
     keep_alive,
     disconnect_frees,
 ]

@@ -151,7 +151,7 @@ async def test_tokens_of_texts_and_conversations(
         (
             {"chat": {"messages": [{"role": "user"}], "tools_json": "[5]"}},
             ErrorKind.INVALID_REQUEST,
-            "tools_json[0]",
+            "tools[0].function.name",
         ),
     ],
 )

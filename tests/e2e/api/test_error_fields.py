@@ -16,12 +16,17 @@ pytestmark = pytest.mark.timeout(180)
 
 CHAT, COMPLETION, EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 SEARCH = "/api/v1/search"
+TOKENIZE, DETOKENIZE, RERANK, SCORE = "/tokenize", "/detokenize", "/v1/rerank", "/v1/score"
 USER = {"role": "user", "content": "Hi"}
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [USER]},
     COMPLETION: {"prompt": "Hi"},
     EMBEDDING: {},
     SEARCH: {"query": "Hi"},
+    TOKENIZE: {},
+    DETOKENIZE: {},
+    RERANK: {"query": "Hi", "documents": ["a"]},
+    SCORE: {"text_1": "a", "text_2": "b"},
 }
 UNKNOWN_ID = 10_000_000
 LONG = "word " * 20_000
@@ -79,6 +84,19 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     (EMBEDDING, {"input": [1.5]}, "input[0]"),
     (EMBEDDING, {"input": [[1], [2, -1]]}, "input[1][1]"),
     (EMBEDDING, {"input": ["a", LONG]}, "input[1]"),
+    (TOKENIZE, {"prompt": "a", "model": "none"}, "model"),
+    (TOKENIZE, {"messages": [{"role": "a b", "content": "Hi"}]}, "messages[0].role"),
+    (
+        TOKENIZE,
+        {"messages": [USER], "chat_template_kwargs": {"messages": []}},
+        "chat_template_kwargs",
+    ),
+    (DETOKENIZE, {"tokens": [1, UNKNOWN_ID]}, "tokens[1]"),
+    (RERANK, {"documents": ["a", LONG]}, "documents[1]"),
+    (RERANK, {"query": LONG}, "query"),
+    (SCORE, {"text_2": ["a", LONG]}, "text_2[1]"),
+    (SCORE, {"text_1": ["a", LONG], "text_2": ["b", "c"]}, "text_1[1]"),
+    (EMBEDDING, {"input": "a", "dimensions": 90_000}, "dimensions"),
     (SEARCH, {"max_tokens": 100_000}, "max_tokens"),
     (SEARCH, {"model": "none"}, "model"),
 ]
@@ -99,7 +117,7 @@ async def http(instruct_stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 async def test_param_is_the_path_in_the_clients_body(http: httpx.AsyncClient, stream: bool) -> None:
     """Errors of gateway, orchestrator, tokenizer and engine, streamed and not."""
     for path, body, param in CASES:
-        flag = {} if path in (EMBEDDING, SEARCH) else {"stream": stream}
+        flag = {"stream": stream} if path in (CHAT, COMPLETION) else {}
         response = await http.post(path, json={**BODIES[path], **body, **flag})
         error = response.json()["error"]
         where = (path, str(body)[:200], error)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.gateway.direct import direct_client
 from tests.gateway.validation.test_fuzz import VALUES
 
-NUM_CASES = int(os.environ.get("BODY_CASES", "30"))
+NUM_CASES = int(os.environ.get("BODY_CASES", "20"))
 
 TEXT = st.text(max_size=8)
 TEXTS = st.lists(TEXT, min_size=1, max_size=3)
@@ -39,9 +39,25 @@ TOKENIZE: Fields = {
     "return_token_strs": FLAG,
 }
 DETOKENIZE: Fields = {"tokens": st.lists(st.integers(0, 300), max_size=5)}
+RERANK: Fields = {
+    "query": TEXT,
+    "documents": st.lists(TEXT | st.fixed_dictionaries({"text": TEXT}), min_size=1, max_size=3),
+    "top_n": st.integers(0, 3),
+    "return_documents": FLAG,
+}
+SCORE: Fields = {"text_1": TEXT | TEXTS, "text_2": TEXT | TEXTS}
+EMBEDDINGS: Fields = {
+    "input": TEXT | TEXTS,
+    "dimensions": st.integers(1, 3),
+    "encoding_format": st.sampled_from(["float", "base64"]),
+    "user": TEXT,
+}
 PATHS: Mapping[str, tuple[dict[str, Any], Fields]] = {
     "/tokenize": ({"prompt": "Hi"}, TOKENIZE),
     "/detokenize": ({"tokens": [1]}, DETOKENIZE),
+    "/v1/rerank": ({"query": "Hi", "documents": ["a"]}, RERANK),
+    "/v1/score": ({"text_1": "a", "text_2": "b"}, SCORE),
+    "/v1/embeddings": ({"input": "a"}, EMBEDDINGS),
 }
 
 
