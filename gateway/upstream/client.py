@@ -27,12 +27,9 @@ from gateway.upstream.tokenization import (
     Detokenized,
     Tokenization,
     Tokenized,
-    detokenize_request,
-    tokenize_request,
-    tokenized,
 )
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
-from mesh.protocol.chat import ChatPrompt, tool_choice_to_proto
+from mesh.protocol.chat import ChatPrompt, chat_to_proto, tool_choice_to_proto
 from mesh.protocol.deltas import Delta, delta_from_proto
 from mesh.protocol.finish import (
     FinishReason,
@@ -343,3 +340,31 @@ def embedded(response: orchestrator_pb2.EmbedResponse) -> Embedded:
     """Convert from protobuf."""
     vectors = tuple(embedding.values for embedding in response.embeddings)
     return Embedded(response.model, vectors, response.prompt_tokens)
+
+
+def tokenize_request(tokenization: Tokenization) -> orchestrator_pb2.TokenizeRequest:
+    """Convert to protobuf."""
+    request = orchestrator_pb2.TokenizeRequest(
+        model=tokenization.model,
+        add_special_tokens=tokenization.add_special_tokens,
+        return_token_strs=tokenization.return_token_strs,
+    )
+    if isinstance(tokenization.prompt, str):
+        request.text = tokenization.prompt
+    else:
+        request.chat.CopyFrom(chat_to_proto(tokenization.prompt))
+    return request
+
+
+def tokenized(response: orchestrator_pb2.TokenizeResponse) -> Tokenized:
+    """Convert from protobuf."""
+    return Tokenized(
+        response.model, response.token_ids, response.token_strs, response.context_length
+    )
+
+
+def detokenize_request(detokenization: Detokenization) -> orchestrator_pb2.DetokenizeRequest:
+    """Convert to protobuf."""
+    return orchestrator_pb2.DetokenizeRequest(
+        model=detokenization.model, token_ids=detokenization.token_ids
+    )

@@ -1,4 +1,4 @@
-"""Encoding and decoding with a model's tokenizer: requests, answers, and their protobuf form."""
+"""Encoding and decoding with a model's tokenizer: requests and answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gateway.upstream.field_names import FieldNames
-from mesh.protocol.chat import ChatPrompt, chat_to_proto
-from mesh.v1 import orchestrator_pb2
+from mesh.protocol.chat import ChatPrompt
 
 
 class Tokenization(NamedTuple):
@@ -45,31 +44,3 @@ class Detokenized(NamedTuple):
 
     model: str
     text: str
-
-
-def tokenize_request(tokenization: Tokenization) -> orchestrator_pb2.TokenizeRequest:
-    """Convert to protobuf."""
-    request = orchestrator_pb2.TokenizeRequest(
-        model=tokenization.model,
-        add_special_tokens=tokenization.add_special_tokens,
-        return_token_strs=tokenization.return_token_strs,
-    )
-    if isinstance(tokenization.prompt, str):
-        request.text = tokenization.prompt
-    else:
-        request.chat.CopyFrom(chat_to_proto(tokenization.prompt))
-    return request
-
-
-def tokenized(response: orchestrator_pb2.TokenizeResponse) -> Tokenized:
-    """Convert from protobuf."""
-    return Tokenized(
-        response.model, response.token_ids, response.token_strs, response.context_length
-    )
-
-
-def detokenize_request(detokenization: Detokenization) -> orchestrator_pb2.DetokenizeRequest:
-    """Convert to protobuf."""
-    return orchestrator_pb2.DetokenizeRequest(
-        model=detokenization.model, token_ids=detokenization.token_ids
-    )

@@ -20,9 +20,11 @@ from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.upstream.client import (
     Orchestrator,
     count_tokens_request,
+    detokenize_request,
     embed_request,
     generate_request,
     summarize_request,
+    tokenize_request,
 )
 from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
@@ -41,8 +43,6 @@ from gateway.upstream.tokenization import (
     Detokenized,
     Tokenization,
     Tokenized,
-    detokenize_request,
-    tokenize_request,
 )
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationStarted
