@@ -126,7 +126,8 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         if len(text) <= SHORT_CHARACTERS:
             encoding = tokenizer.encode(text)
         else:
-            encoding = await asyncio.to_thread(tokenizer.encode, text)
+            # A batch releases the interpreter lock, which `encode` holds until its end.
+            (encoding,) = await asyncio.to_thread(tokenizer.encode_batch_fast, [text])
         token_ids: list[int] = encoding.ids
         return token_ids
 

@@ -151,6 +151,19 @@ async def test_text_prompts_are_encoded(engines: Engines, folder: Path) -> None:
     assert ids_of(by_text_responses) == ids_of(await responses_to(engines, request_of(ids[-9:])))
 
 
+async def test_other_requests_run_while_a_long_text_is_encoded(engines: Engines) -> None:
+    """The thread that encodes it does not hold the interpreter lock."""
+    text = "word " * 10_000
+    await responses_to(engines, request_of("word", max_tokens=1))  # the tokenizer is loaded
+    encoding = asyncio.ensure_future(engines.service._encode(text))
+    num_turns = 0
+    while not encoding.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert len(await encoding) >= 10_000
+    assert num_turns > 100
+
+
 async def test_logprobs_of_prompt_and_tokens(engines: Engines) -> None:
     """The prompt's come once, with an empty first entry; the tokens' with their alternatives."""
     responses = await responses_to(engines, request_of(logprobs=2, prompt_logprobs=1))
