@@ -305,4 +305,6 @@ def _caller_of(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
     if found is None:
         extract = _W3C.extract if _w3c_only else propagate.extract
         found = trace.get_current_span(extract(given)).get_span_context()
-    return UnrecordedSpan(found, given) if found.is_valid else None
+    # gRPC sends printable ASCII only, and fails the call otherwise.
+    sent = {name: value for name, value in given.items() if value.isascii() and value.isprintable()}
+    return UnrecordedSpan(found, sent) if found.is_valid else None

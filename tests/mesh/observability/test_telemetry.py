@@ -108,6 +108,22 @@ def test_an_unsampled_caller_is_followed(
 
 
 @pytest.mark.parametrize("w3c_only", [True, False])
+@pytest.mark.parametrize("value", ["weir=\u00e9", "other=\x7f", "other=\t1"])
+def test_what_metadata_cannot_hold_is_not_propagated(
+    monkeypatch: pytest.MonkeyPatch, value: str, w3c_only: bool
+) -> None:
+    """gRPC would fail the calls of the request; the rest of its trace goes on."""
+    monkeypatch.setattr(telemetry, "silent", True)
+    monkeypatch.setattr(telemetry, "_w3c_only", w3c_only)
+    traceparent = f"00-{10:032x}-{11:016x}-01"
+    passed_on: list[tuple[str, str]] = []
+    given = {"traceparent": traceparent, "tracestate": value, "baggage": value}
+    with tracing.server_span("bakery", "Bake", given):
+        tracing.ClientSpan("oven/Heat", passed_on)
+    assert passed_on == [("traceparent", traceparent)]
+
+
+@pytest.mark.parametrize("w3c_only", [True, False])
 @pytest.mark.parametrize("called", ["with a trace", "without a trace"])
 def test_unrecorded_traces_are_propagated(
     monkeypatch: pytest.MonkeyPatch, called: str, w3c_only: bool
