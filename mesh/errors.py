@@ -19,6 +19,7 @@ from typing import NamedTuple
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 logger = logging.getLogger("mesh.errors")
@@ -272,7 +273,10 @@ def _retry_after(details: str | bytes | None) -> float | None:
     if not isinstance(details, bytes):
         return None
     info = error_details_pb2.RetryInfo()
-    for detail in status_pb2.Status.FromString(details).details:
-        if detail.Unpack(info):
-            return float(info.retry_delay.ToMicroseconds() / 1e6)
+    try:
+        for detail in status_pb2.Status.FromString(details).details:
+            if detail.Unpack(info):
+                return float(info.retry_delay.ToMicroseconds() / 1e6)
+    except DecodeError:
+        pass  # from an engine or a proxy that is not Weir's: the status counts without them
     return None

@@ -158,3 +158,10 @@ def test_short_texts_are_kept() -> None:
     """Up to the limit nothing is changed."""
     for message in ("", "é", "x" * MAX_MESSAGE_BYTES, "é" * (MAX_MESSAGE_BYTES // 2)):
         assert MeshError(ErrorKind.INTERNAL, message).message == message
+
+
+def test_details_that_cannot_be_read_are_ignored() -> None:
+    """An engine or a proxy of another kind may send any bytes; the status still counts."""
+    trailing = (("grpc-status-details-bin", b"\xff\xff"),)
+    error = from_rpc_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "x", trailing))
+    assert (error.kind, error.retry_after) == (ErrorKind.UNAVAILABLE, None)

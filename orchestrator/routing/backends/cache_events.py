@@ -34,7 +34,7 @@ class CacheChanges(Protocol):
 async def follow_cache(channel: grpc.aio.Channel, changes: CacheChanges) -> None:
     """Passes on the changes until cancelled; returns if the engine does not report them.
 
-    Each subscription begins with the engine's state, so one that fell behind starts anew.
+    Each subscription begins with the engine's state, so one that was too slow starts anew.
     """
     stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
     while True:
