@@ -29,9 +29,13 @@ class ResponseReader:
 
     def read(self, response: Any) -> TokenChunk:
         """The chunk of a response. Raises MeshError if the engine has given up the request."""
-        if response.WhichOneof("response") == "complete":
-            return self._read_complete(response.complete)
-        return self._read_chunk(response.chunk)
+        try:
+            if response.WhichOneof("response") == "complete":
+                return self._read_complete(response.complete)
+            return self._read_chunk(response.chunk)
+        except ValueError as error:  # lists of different lengths
+            message = "the engine sent a response that cannot be read"
+            raise MeshError(ErrorKind.INTERNAL, message, is_reported=True) from error
 
     def _read_chunk(self, message: Any) -> TokenChunk:
         sampling = self._call.sampling

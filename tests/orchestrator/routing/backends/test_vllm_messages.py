@@ -143,6 +143,16 @@ def test_a_request_that_the_engine_gives_up_continues_elsewhere(
     assert caught.value.kind is kind
 
 
+def test_a_response_that_cannot_be_read_continues_elsewhere() -> None:
+    """Such as one with fewer log probabilities than tokens."""
+    logprobs = vllm_engine_pb2.OutputLogProbs(token_ids=[1, 2], token_logprobs=[-1.0])
+    chunk = vllm_engine_pb2.GenerateStreamChunk(token_ids=[1, 2], output_logprobs=logprobs)
+    reader = ResponseReader(GenerateCall([1], SamplingParams(num_logprobs=0)))
+    with pytest.raises(MeshError, match="cannot be read") as caught:
+        reader.read(vllm_engine_pb2.GenerateResponse(chunk=chunk))
+    assert is_alone(caught.value)
+
+
 def test_log_probabilities_are_sorted_and_the_first_prompt_token_has_none() -> None:
     """vLLM sends the sampled token first, and an empty entry for the prompt's first token."""
     tops = vllm_engine_pb2.TopLogProbs(token_ids=[9, 5, 6], values=[-3.0, -1.0, -2.0])
