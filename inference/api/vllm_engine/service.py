@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 SERVICE = "vllm.grpc.engine.VllmEngine"
 SERVER_TYPE = "weir"
 ARCHIVE_PART_BYTES = 64 * 1024
+MAX_SUBSCRIBERS = 64
+"""Each costs time of the event loop with every step that changes the prefix cache."""
+SUBSCRIBE_AGAIN_SECONDS = 10.0
 SHORT_CHARACTERS = 2000
 """A text of this length is encoded faster than a thread is switched."""
 
@@ -70,6 +73,7 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         self._calls = Calls(engine)
         self._started = time.monotonic()
         self._last_request = 0.0
+        self._num_subscribers = 0
 
     @property
     def servicer(self) -> Servicer:
@@ -309,12 +313,18 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         if position and feed.since(position) is None:
             _end_with(context, grpc.StatusCode.OUT_OF_RANGE)
             return
+        if self._num_subscribers >= MAX_SUBSCRIBERS:
+            limit = f"at most {MAX_SUBSCRIBERS} callers may subscribe to the changes of the cache"
+            raise MeshError(ErrorKind.OVERLOADED, limit, retry_after=SUBSCRIBE_AGAIN_SECONDS)
+        self._num_subscribers += 1
         try:
             async with aclosing(kv_events.batches(feed, position)) as batches:  # type: ignore[type-var]
                 async for batch in batches:
                     yield batch
         except kv_events.PositionLostError:
             _end_with(context, grpc.StatusCode.DATA_LOSS)
+        finally:
+            self._num_subscribers -= 1
 
     async def FlushCache(self, request: common_pb2.FlushCacheRequest, context: Context) -> NoReturn:
         """Not implemented."""

@@ -13,11 +13,12 @@ import grpc.aio
 import pytest
 from smg_grpc_proto.generated import common_pb2
 
-from inference.api.vllm_engine import kv_events
+from inference.api.vllm_engine import kv_events, service
 from inference.api.vllm_engine.kv_events import hash_number
 from inference.engine import block_feed
 from inference.engine.block_feed import BlockFeed
 from inference.scheduler.block_events import RemovedBlock, StoredBlock
+from tests.helpers import eventually
 from tests.inference.api.vllm_engine.conftest import BLOCK_SIZE, NUM_BLOCKS, Engines
 from tests.inference.api.vllm_engine.test_generate import request_of, responses_to
 
@@ -195,3 +196,21 @@ async def test_nothing_is_recorded_without_a_subscriber(engines: Engines) -> Non
     engine = engines.engine._engine
     assert engine is not None
     assert engine._scheduler.block_manager._events is None
+
+
+async def test_subscribers_are_bounded(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is refused, and accepted when another one has left."""
+    monkeypatch.setattr(service, "MAX_SUBSCRIBERS", 2)
+    calls = [subscribe(engines) for _ in range(2)]
+    for call in calls:
+        await call.read()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await subscribe(engines).read()
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "at most 2 callers" in (refused.value.details() or "")
+    calls[0].cancel()
+    await eventually(lambda: engines.service._num_subscribers == 1, "a place is free")
+    await (again := subscribe(engines)).read()
+    for call in (calls[1], again):
+        call.cancel()
+    await eventually(lambda: not engines.service._num_subscribers, "all have left")
