@@ -79,7 +79,13 @@ run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/rollout --ignore=tests/wire --ignore=tests/sdks --ignore=tests/vllm --ignore=tests/smg
+	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/rollout --ignore=tests/wire --ignore=tests/sdks --ignore=tests/vllm --ignore=tests/smg --ignore=tests/charts
+
+## test-charts: Render the charts with all values and check the manifests
+.PHONY: test-charts
+test-charts: $(VENV)/.dev
+	@echo "Running the tests of the charts"
+	@$(BIN)/python -m pytest -q --numprocesses=2 tests/charts
 
 ## test-gpu-code: Check the GPU kernels in an interpreter and the GPU benchmark on the CPU (a minute)
 .PHONY: test-gpu-code
@@ -344,7 +350,7 @@ chart-check: $(VENV)/.dev
 
 ## ci: Run the checks of CI: lint, types, generated files, tests, faults
 .PHONY: ci
-ci: lint proto-check chart-check test test-gpu-code chaos-short wire-short rollout-short
+ci: lint proto-check chart-check test test-charts test-gpu-code chaos-short wire-short rollout-short
 
 # helm from PATH if it is recent enough, or a downloaded one.
 HELM ?= $(shell $(BIN)/python -m scripts.find_helm)

@@ -96,6 +96,15 @@ class Run:
 
         The first one is yielded when the orchestrator has accepted the request. Raises MeshError.
         """
+        steps = self._steps()
+        try:
+            async with aclosing(steps):
+                async for frame in steps:
+                    yield frame
+        finally:
+            self.on_end = None  # it refers to this object: kept, it would be a cycle
+
+    async def _steps(self) -> AsyncGenerator[bytes]:
         forced = await self._forced_search()
         while True:
             events, started = await self._start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Action, ArgumentParser
 from collections.abc import Callable
+from enum import Enum
 from typing import Literal, get_args, get_origin
 
 from pydantic import SecretStr
@@ -34,6 +35,8 @@ def value_type(field: FieldInfo) -> str:
     """How a value of the field is written, such as `HOST:PORT`, `INTEGER` or `{auto,cpu}`."""
     if any(isinstance(each, str) for each in field.metadata):
         return next(each for each in field.metadata if isinstance(each, str))
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Enum):
+        return "{" + ",".join(str(each.value) for each in field.annotation) + "}"
     if get_origin(field.annotation) is Literal:
         return "{" + ",".join(str(each) for each in get_args(field.annotation) if each) + "}"
     types = [each for each in (*get_args(field.annotation), field.annotation) if each in _TYPES]

@@ -203,5 +203,7 @@ async def test_embeddings(official: openai.AsyncOpenAI) -> None:
     assert alone.data[0].embedding == pytest.approx(first, abs=1e-5)
     assert many.data[1].embedding != pytest.approx(first, abs=1e-2)
     assert many.usage.prompt_tokens > alone.usage.prompt_tokens > 0
-    with pytest.raises(openai.BadRequestError, match="dimensions must be null"):
-        await create(model="instruct", input="Rome", dimensions=8)
+    short = await create(model="instruct", input="Rome", dimensions=8)
+    assert len(short.data[0].embedding) == 8
+    with pytest.raises(openai.BadRequestError, match="dimensions must be at most 64, given 65"):
+        await create(model="instruct", input="Rome", dimensions=65)

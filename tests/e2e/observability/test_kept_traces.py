@@ -26,6 +26,7 @@ SETTINGS = {
     "INFERENCE_FAKE_MODEL": "true",
     "INFERENCE_FAKE_TOKENS_PER_SECOND": str(TOKENS_PER_SECOND),
     "INFERENCE_MAX_NUM_SEQS": "256",
+    "ORCHESTRATOR_MAX_CONCURRENT_REQUESTS": "512",
     "GATEWAY_SLOW_REQUEST_SECONDS": str(SLOW_SECONDS),
 }
 
@@ -98,7 +99,7 @@ async def test_failed_and_slow_requests_among_many(stack: Stack, collector: Coll
     failed, slow = responses[:NUM_FAILED], responses[NUM_FAILED : NUM_FAILED + NUM_SLOW]
     others = responses[NUM_FAILED + NUM_SLOW :]
     assert [response.status_code for response in failed] == [504] * NUM_FAILED
-    assert [response.status_code for response in slow] == [200] * NUM_SLOW
+    assert {response.status_code for response in (*slow, *others)} == {200}
     for response in (*failed, *slow):
         assert response.headers["x-trace-sampled"] == "true"
     for response in failed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from mesh.observability import telemetry
 from tests.browser import Browser, browser, needs_chromium
 from tests.gateway.conftest import StartGateway
 from tests.gateway.fakes import FakeOrchestrator, Script
@@ -34,9 +35,16 @@ new MutationObserver(note).observe(summary, {childList: true});
 
 
 async def test_results_come_first_and_the_summary_grows(
-    start_gateway: StartGateway, orchestrator: FakeOrchestrator, tab: Browser
+    start_gateway: StartGateway,
+    orchestrator: FakeOrchestrator,
+    tab: Browser,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The results appear before any text, the text grows over time, figures follow at the end."""
+    """The results appear before any text, the text grows over time, figures follow at the end.
+
+    The link to the trace is shown if the trace is exported.
+    """
+    monkeypatch.setattr(telemetry, "settle_trace", lambda *_, **__: True)
     orchestrator.script = words(seconds_before_delta=0.02)
     template = "http://localhost:3000/trace/{trace_id}"
     async with page(start_gateway, tab, trace_url_template=template):

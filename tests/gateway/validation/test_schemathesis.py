@@ -11,6 +11,19 @@ from tests.gateway.direct import direct_client
 
 NUM_CASES = 190
 
+MAX_SEEDS = 4
+
+PATHS = {
+    "/v1/responses",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/detokenize",
+    "/v1/rerank",
+    "/v1/score",
+    "/api/v1/search",
+}
+
 
 @pytest.mark.timeout(300)
 def test_no_generated_request_is_a_5xx() -> None:
@@ -31,16 +44,12 @@ def test_no_generated_request_is_a_5xx() -> None:
             return runner.run(sending).status_code
 
         document = runner.run(client.get("/openapi.json")).json()
-        counts = fuzz(document, send, NUM_CASES, seed_number=1)
+        answered: set[str] = set()
+        seed_number = 0
+        # The order of sets differs between processes, and with it what a seed generates.
+        while seed_number < MAX_SEEDS and not answered >= PATHS:
+            seed_number += 1
+            counts = fuzz(document, send, NUM_CASES, seed_number=seed_number)
+            answered |= {path for path in PATHS if counts[f"POST {path} 200"]}
         runner.run(client_of.__aexit__(None, None, None))
-    for path in (
-        "/v1/responses",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/detokenize",
-        "/v1/rerank",
-        "/v1/score",
-        "/api/v1/search",
-    ):
-        assert counts[f"POST {path} 200"] > 0, counts
+    assert answered >= PATHS, PATHS - answered
