@@ -23,6 +23,9 @@ logger = logging.getLogger("gateway.conversations")
 BUSY_SECONDS = 5.0
 """Longest wait for another process that writes."""
 
+RETRY_SECONDS = 0.02
+"""Pause before another attempt to create the tables."""
+
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
@@ -147,6 +150,21 @@ class SqliteStore(ResponseStore):
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             connection = sqlite3.connect(self._path, BUSY_SECONDS, check_same_thread=False)
-            connection.executescript(_SCHEMA)
+            _create_tables(connection)
             self._connection = connection
         return self._connection
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    """Create the tables. Raises sqlite3.Error."""
+    # SQLite does not wait for the lock when the journal's mode changes, as gateways may start at
+    # the same time.
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.executescript(_SCHEMA)
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(RETRY_SECONDS)

@@ -41,7 +41,7 @@ async def test_a_lost_engine_does_not_change_the_text(fail_after: int) -> None:
         engine.fail_after = fail_after
     reported: list[int] = []
     async with orchestrator(*engines) as running:
-        # Whichever is chosen first fails; the one that takes over does not.
+        # The engine that is chosen first fails; the one that takes over does not.
         async def lose_one() -> str:
             events = await generate(running, request())
             kinds = kinds_of(events)
@@ -50,8 +50,7 @@ async def test_a_lost_engine_does_not_change_the_text(fail_after: int) -> None:
             reported.append(events[-1].finish.num_resumptions)
             return text_of(events)
 
-        chosen = running.service._replicas.pick(served(running), [0])
-        survivor = engines[[u.address for u in running.upstreams].index(chosen.address)]
+        _, survivor = in_order(running)
         survivor.fail_after = None
         texts = [await lose_one()]
         # Prompts prefer different replicas: try until both have been asked first.
