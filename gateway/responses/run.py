@@ -96,41 +96,35 @@ class Run:
 
         The first one is yielded when the orchestrator has accepted the request. Raises MeshError.
         """
-        steps = self._steps()
         try:
-            async with aclosing(steps):
-                async for frame in steps:
+            forced = await self._forced_search()
+            while True:
+                events, started = await self._start()
+                async with aclosing(events):
+                    frame = self._accept(started)
+                    if forced is not None:
+                        frame += self._show(forced, self._add(forced))
+                        forced = None
+                    if self._frames is not None:
+                        yield frame
+                    async for event in events:
+                        frame = self._delta(event) if isinstance(event, Delta) else self._end(event)
+                        if frame:
+                            yield frame
+                frame = self._apply(self._blocks.finish())
+                if frame:
                     yield frame
+                calls, self._calls = self._calls, []
+                async for frame in self._search_all(calls):
+                    yield frame
+                if not calls or self._called or self._finish.reason is not FinishReason.STOP:
+                    break  # complete, or the client's turn
+                self._append(calls)
+            last = await self._complete()
+            if self._frames is not None:
+                yield last
         finally:
             self.on_end = None  # it refers to this object: kept, it would be a cycle
-
-    async def _steps(self) -> AsyncGenerator[bytes]:
-        forced = await self._forced_search()
-        while True:
-            events, started = await self._start()
-            async with aclosing(events):
-                frame = self._accept(started)
-                if forced is not None:
-                    frame += self._show(forced, self._add(forced))
-                    forced = None
-                if self._frames is not None:
-                    yield frame
-                async for event in events:
-                    frame = self._delta(event) if isinstance(event, Delta) else self._end(event)
-                    if frame:
-                        yield frame
-            frame = self._apply(self._blocks.finish())
-            if frame:
-                yield frame
-            calls, self._calls = self._calls, []
-            async for frame in self._search_all(calls):
-                yield frame
-            if not calls or self._called or self._finish.reason is not FinishReason.STOP:
-                break  # complete, or the client's turn
-            self._append(calls)
-        last = await self._complete()
-        if self._frames is not None:
-            yield last
 
     async def _complete(self) -> bytes:
         self.response.finish(self._finish.reason, self._record.usage)

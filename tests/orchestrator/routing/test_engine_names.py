@@ -80,7 +80,7 @@ async def test_a_failed_lookup_changes_nothing() -> None:
 async def test_an_empty_name_keeps_no_foreign_addresses() -> None:
     """A model scaled to zero does not keep engines that another name has taken over."""
     async with orchestrator(FakeInference(), dns_refresh_seconds=0.02) as running:
-        replicas, names = running.service._replicas, Names(running, "nobody.invalid")
+        replicas, names = running.service._replicas, Names(running, "unknown.invalid")
         names.hosts = ["127.0.0.1", "127.0.0.2"]
         await eventually(lambda: len(replicas._members) == 2, "both are known")
         names.hosts = ["127.0.0.1"]

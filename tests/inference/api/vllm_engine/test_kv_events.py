@@ -104,7 +104,7 @@ async def test_a_lost_position_is_refused_so_that_the_subscriber_starts_anew(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A known position is continued; one of another process, or out of the history, is not; a
-    subscriber that falls behind is told so by DATA_LOSS."""
+    subscriber that falls behind gets DATA_LOSS."""
     call, picture = subscribe(engines), Picture()
     picture.apply(await call.read())
     began = picture.number
