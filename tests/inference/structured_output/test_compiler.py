@@ -244,11 +244,10 @@ async def test_a_key_does_not_take_every_place(
         )
         await compiler.compile(schema_of({"type": "null"}), "modest")
         vocabulary.matcher(schema_of({"type": "null"}))
-        assert len(forks(compiler)) >= compiler_module.MAX_FORKS_PER_KEY
         # Nor do quick constraints of the same key wait for its slow ones.
         await compiler.compile(schema_of({"type": "string"}), "greedy")
         vocabulary.matcher(schema_of({"type": "string"}))
-        assert len(forks(compiler)) >= compiler_module.MAX_FORKS_PER_KEY
+        assert not all(request.done() for request in slow), "the quick ones waited for them"
         for request in slow:
             request.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
