@@ -350,6 +350,8 @@ chart-check: $(VENV)/.dev
 
 ## ci: Run the checks of CI: lint, types, generated files, tests, faults
 .PHONY: ci
+# A failed test runs once more: it fails CI only if it fails twice, and the log names it in either case.
+ci: export PYTEST_ADDOPTS := --reruns 1 -rR
 ci: lint proto-check chart-check test test-charts test-gpu-code chaos-short wire-short rollout-short
 
 # helm from PATH if it is recent enough, or a downloaded one.
