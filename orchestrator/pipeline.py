@@ -13,10 +13,16 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple
 
+from opentelemetry.trace import Span
+
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.observability import semconv, tracing
+from mesh.observability.semconv import Operation
+from mesh.observability.telemetry import CurrentSpan
+from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ChatPrompt, ToolChoice
+from mesh.protocol.constraints import ConstraintForm
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
 from mesh.protocol.prompt import Prompt
@@ -42,7 +48,7 @@ from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.embedding import Batch, Input, embed_batch, encode_inputs, split_batches
 from orchestrator.generation import ModelInfo, Progress
 from orchestrator.observability import metrics, spans
-from orchestrator.observability.request_account import EMBEDDINGS, RequestAccount
+from orchestrator.observability.request_account import RequestAccount
 from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.grounded_answer import ground_prompt
@@ -54,6 +60,7 @@ from orchestrator.text.preparation import PreparedPrompt, prepare
 from orchestrator.text.tokens import Tokens, encode
 
 ANY_TOOL = ToolChoice()
+JSON_FORMS = frozenset({ConstraintForm.JSON_OBJECT, ConstraintForm.JSON_SCHEMA})
 DETECTED = FormatChoices()
 
 
@@ -70,6 +77,7 @@ class GenerationRequest(NamedTuple):
     """Lower `sampling.max_tokens` to the room that the prompt leaves in the context."""
     sources: Sequence[Source] | None = None
     """Passages that the answer is to be made of, and may cite."""
+    api_request: ApiRequest | None = None
 
 
 class Generation:
@@ -134,6 +142,10 @@ class Generation:
             finish = active.account.finished(finish)
         for delta in deltas:
             self._record_delta(delta)
+        if not deltas:
+            active.account.generation.hold()
+        elif active.account.generation.held_since is not None:
+            active.account.generation.release()
         started = None if active.started else start(self._model, active)
         if len(deltas) < 2:  # at most one message: nothing is sent if the text is held back
             if deltas or started is not None or finish is not None:
@@ -393,13 +405,17 @@ class Pipeline:
         active.permit.reserve(num_tokens + max_tokens)
         account = active.account
         account.encoded(num_tokens, spans.operation_of(prompt.encoded))
+        constraint = sampling.constraint
+        is_json = constraint is not None and constraint.form in JSON_FORMS
         # Explicit, because a replica that takes over during the stream needs the same limit.
         sampling = dataclasses.replace(
             sampling, max_tokens=max_tokens, constraint=prompt.constraint
         )
         active.state = RequestState.WAITING
         assembler = TextAssembler(prompt, model, sampling, stop)
-        account.start_generation(prompt.encoded, model, sampling, stop)
+        account.start_generation(
+            prompt.encoded, spans.Requested(model, sampling, stop, account.api_request, is_json)
+        )
         tokens = failover.generate(
             self._replicas, model, prompt.encoded.token_ids, sampling, active
         )
@@ -434,16 +450,19 @@ class Pipeline:
             num_tokens = sum(map(len, encoded))
             span.set_attribute(semconv.NUM_TOKENS, num_tokens)
         active.permit.reserve(num_tokens)
-        active.account.encoded(num_tokens, EMBEDDINGS)
+        active.account.encoded(num_tokens, Operation.EMBEDDINGS)
         active.state = RequestState.WAITING
         return split_batches(encoded)
 
     async def embed(
-        self, batch: Batch, model: ModelInfo, active: ActiveRequest
+        self, batch: Batch, model: ModelInfo, active: ActiveRequest, span: Span
     ) -> Sequence[Sequence[float]]:
-        """The vectors of one batch. Raises MeshError."""
-        async with active.cancellable():
-            vectors = await embed_batch(batch, model, self._replicas)
+        """The vectors of one batch; its calls' spans are in `span`. Raises MeshError."""
+        with CurrentSpan(span):
+            async with active.cancellable():
+                vectors = await embed_batch(batch, model, self._replicas)
+        if vectors and span.is_recording():
+            span.set_attribute(semconv.GEN_AI_EMBEDDINGS_DIMENSION_COUNT, len(vectors[0]))
         active.permit.progress(batch.num_tokens)
         return vectors
 

@@ -12,6 +12,7 @@ import grpc.aio
 
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.process.lifecycle import SetReady
+from mesh.protocol.api_request import api_request_from_proto
 from mesh.protocol.chat import ChatPrompt, chat_from_proto, tool_choice_from_proto
 from mesh.protocol.deltas import Delta, delta_to_proto
 from mesh.protocol.finish import (
@@ -36,6 +37,7 @@ from orchestrator.admission.validation import (
 )
 from orchestrator.embedding import Input, check_inputs
 from orchestrator.generation import Progress
+from orchestrator.observability.spans import describe_search, embeddings
 from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
@@ -101,6 +103,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         check_stop(parsed.stop)
         pipeline = self._pipeline
         with pipeline.admitted("Generate") as active:
+            active.account.api_request = parsed.api_request
             model = await pipeline.choose_model(parsed.model, active)
             try:
                 prompt = await pipeline.prompt(parsed, model, active)
@@ -208,7 +211,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Retrieves, builds the prompt, generates, grounds."""
         parsed = _search_request(request)
         pipeline = self._pipeline
+        describe_search()
         with pipeline.admitted(method) as active:
+            active.account.api_request = api_request_from_proto(request)
             model = await pipeline.choose_search_model(parsed.model, active)
             retrieved = await pipeline.retrieve(parsed, active)
             sources = to_sources(retrieved.results)
@@ -248,13 +253,15 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         pipeline = self._pipeline
         with pipeline.admitted("Embed") as active:
             model = await pipeline.choose_model(request.model, active)
-            for batch in await pipeline.encode_inputs(inputs, model, active):
-                vectors = await pipeline.embed(batch, model, active)
-                yield orchestrator_pb2.EmbedResponse(
-                    model=model.name,
-                    embeddings=[common_pb2.Embedding(values=vector) for vector in vectors],
-                    prompt_tokens=batch.num_tokens,
-                )
+            batches = await pipeline.encode_inputs(inputs, model, active)
+            with embeddings(model, len(inputs), active.account.prompt_tokens) as span:
+                for batch in batches:
+                    vectors = await pipeline.embed(batch, model, active, span)
+                    yield orchestrator_pb2.EmbedResponse(
+                        model=model.name,
+                        embeddings=[common_pb2.Embedding(values=vector) for vector in vectors],
+                        prompt_tokens=batch.num_tokens,
+                    )
 
     async def ListModels(
         self, request: orchestrator_pb2.ListModelsRequest, context: Context
@@ -330,6 +337,7 @@ def _generation_request(request: orchestrator_pb2.GenerateRequest) -> Generation
         tool_choice_from_proto(request.tool_choice),
         request.fit_max_tokens,
         _sources(request.grounding) if request.HasField("grounding") else None,
+        api_request_from_proto(request),
     )
 
 
@@ -419,7 +427,8 @@ def _summary_event(event: Delta | SummaryFinish) -> orchestrator_pb2.SummarizeSt
             citations=event.citations,
             citation_details=map(_citation_detail, event.details),
             num_resumptions=event.num_resumptions,
-            num_failovers=event.num_failovers,
+            num_failovers=len(event.failover_causes),
+            failover_causes=event.failover_causes,
         )
     )
 

@@ -155,6 +155,12 @@ class MessageParts:
         return signed + typed_frame("content_block_stop", stop)
 
 
+def message_id() -> str:
+    """The id of the current request's message."""
+    request = current_request()
+    return f"msg_{'' if request is None else request.request_id}"
+
+
 def start_frames(model: str, usage: dict[str, object]) -> bytes:
     """The events before the first delta."""
     message = _message(model, [], _NO_END, usage)
@@ -167,9 +173,8 @@ def _message(
     end: Mapping[str, object],
     usage: dict[str, object],
 ) -> dict[str, object]:
-    request = current_request()
     return {
-        "id": f"msg_{'' if request is None else request.request_id}",
+        "id": message_id(),
         "type": "message",
         "role": "assistant",
         "model": model,

@@ -20,11 +20,13 @@ from gateway.openai.responses import (
     check_not_aborted,
     error_frame,
     head,
+    response_id,
     resumed,
     tool_call_delta,
 )
 from gateway.schemas.chat import ChatCompletionRequest
 from gateway.streaming.event_stream import EventStream
+from gateway.upstream.generation import choices_of
 from gateway.validation.body import off_loop, read_json
 from mesh.protocol.deltas import Delta, DeltaLogprob
 from mesh.protocol.finish import GenerationFinish
@@ -44,6 +46,7 @@ class ChatCompletions:
         body = await read_json(request, ChatCompletionRequest, limit)
         record = RequestRecord.of(request.scope)
         generations = await off_loop(record.body_bytes, body.generations)
+        generations = choices_of(generations, response_id("chatcmpl"), stream=body.stream, n=body.n)
         events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
         if body.stream:
             frames = _frames(events, record, body.n, body.stream_options.include_usage)

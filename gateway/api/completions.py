@@ -19,10 +19,12 @@ from gateway.openai.responses import (
     check_not_aborted,
     error_frame,
     head,
+    response_id,
     resumed,
 )
 from gateway.schemas.completions import CompletionRequest
 from gateway.streaming.event_stream import EventStream
+from gateway.upstream.generation import choices_of
 from gateway.validation.body import off_loop, read_json
 from gateway.validation.json_body import MAX_VALUES_WITH_IDS
 from mesh.protocol.deltas import Delta, DeltaLogprob
@@ -46,6 +48,7 @@ class Completions:
         )
         record = RequestRecord.of(request.scope)
         generations = await off_loop(record.body_bytes, body.generations)
+        generations = choices_of(generations, response_id("cmpl"), stream=body.stream, n=body.n)
         events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
         if body.max_tokens == 0:
             events = prompts_only(events)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.anthropic.errors import PATH, error_frame
-from gateway.anthropic.message import PING, MessageParts, start_frames
+from gateway.anthropic.message import PING, MessageParts, message_id, start_frames
 from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
@@ -18,6 +18,7 @@ from gateway.openai.responses import check_not_aborted
 from gateway.schemas.anthropic.messages import CountTokensRequest, MessagesRequest
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import off_loop, read_json
+from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.deltas import Delta
 
 ROUTE = PATH
@@ -37,6 +38,7 @@ class Messages:
         record = RequestRecord.of(request.scope)
         record.ignored = [*record.ignored, *body.unused()]
         generation = await off_loop(record.body_bytes, body.generation)
+        generation = generation._replace(api_request=ApiRequest(message_id(), body.stream))
         events = choices([self._dependencies.orchestrator.generate(generation)])
         if body.max_tokens == 0:
             events = prompts_only(events)

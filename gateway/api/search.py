@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -26,12 +27,13 @@ from gateway.streaming.resumable_streams import (
     parse_event_id,
 )
 from gateway.streaming.sse import EVENT_STREAM, named_frame, token_frame
-from gateway.upstream.generation import Event, SearchResults, SummaryFinish
+from gateway.upstream.generation import Event, Search, SearchResults, SummaryFinish
 from gateway.validation.body import read_json, read_query
 from mesh.accept import prefers
 from mesh.context import current_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.observability.telemetry import trace_id
+from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.deltas import Delta
 
 ROUTE = "/api/v1/search"
@@ -65,7 +67,7 @@ class SearchEndpoint:
         accept = headers_of(request.scope).get("accept", "")
         if params.streaming or prefers(accept, EVENT_STREAM, JSON):
             return self._stream(request, params)
-        events = self._dependencies.orchestrator.search(params.search())
+        events = self._dependencies.orchestrator.search(_search(params, stream=False))
         record = RequestRecord.of(request.scope)
         texts: list[str] = []
         async with self._dependencies.cancel_scope(request), aclosing(events):
@@ -97,7 +99,7 @@ class SearchEndpoint:
         record = RequestRecord.of(request.scope)
 
         def make(id_prefix: str) -> AsyncGenerator[bytes]:
-            events = self._dependencies.orchestrator.search(params.search())
+            events = self._dependencies.orchestrator.search(_search(params, stream=True))
             return _frames(events, record, id_prefix)
 
         resumable = client_resumes(headers) if params.resumable is None else params.resumable
@@ -106,6 +108,12 @@ class SearchEndpoint:
         else:
             frames, id_prefix = make(""), ""
         return self._dependencies.event_stream(frames, partial(_error_frame, id_prefix))
+
+
+def _search(params: SearchRequest, *, stream: bool) -> Search:
+    request = current_request()
+    request_id = "" if request is None else request.request_id
+    return replace(params.search(), api_request=ApiRequest(request_id, stream))
 
 
 async def _first_results(events: AsyncGenerator[Event]) -> SearchResults:

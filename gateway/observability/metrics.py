@@ -82,6 +82,11 @@ _OPERATIONS = {
 }
 
 
+def operation_of(route: str) -> str:
+    """The operation on a model that requests of this route are; empty if they are none."""
+    return _OPERATIONS.get(route, "")
+
+
 def observe_first_token(route: str, model: str, seconds: float) -> None:
     """Record the time to the first text of a stream."""
     labels = (_OPERATIONS.get(route, "_OTHER"), semconv.PROVIDER, model)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
 from starlette.types import Scope
 
 from gateway.http.errors import CLIENT_CLOSED_REQUEST, HttpError
@@ -60,7 +61,7 @@ class RequestRecord:
     usage: UsageTotal = field(default_factory=lambda: UsageTotal(None, 0))
     slow: SlowThresholds = NEVER_SLOW
     _route: str = ""
-    _num_failovers: int = 0
+    _failover_causes: list[str] = field(default_factory=list)
     _complete: bool = False
     _first_text: float | None = None
     _first_text_ns: int = 0
@@ -112,7 +113,7 @@ class RequestRecord:
     def finish(self, index: int, finish: GenerationFinish) -> None:
         """Record that choice `index` is complete."""
         self.usage.finish(index, finish)
-        self._num_failovers += finish.num_failovers
+        self._failover_causes += finish.failover_causes
         self._complete = True
         num_tokens = finish.usage.completion_tokens
         if self._first_text is not None and num_tokens > 1:
@@ -138,7 +139,7 @@ class RequestRecord:
             return Outcome.CANCELLED
         if self.status >= 400:
             return Outcome.INVALID if self.status < 500 else Outcome.FAILED
-        return Outcome.FAILED_OVER if self._num_failovers else Outcome.OK
+        return Outcome.FAILED_OVER if self._failover_causes else Outcome.OK
 
     def is_traced(self) -> bool | None:
         """Whether the request's trace is exported; None while that is undecided."""
@@ -155,9 +156,21 @@ class RequestRecord:
         self._complete = True
         traced = self.is_traced()
         annotate(**self.usage.log_fields(), **({} if telemetry.silent else {"traced": traced}))
-        if self._num_failovers:
-            span = trace.get_current_span()
-            span.set_attribute(semconv.NUM_FAILOVERS, self._num_failovers)
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attributes(self._span_attributes())
+
+    def _span_attributes(self) -> dict[str, AttributeValue]:
+        """What the span of the request says of its generations; their usage is in their spans."""
+        found: dict[str, AttributeValue] = {}
+        if self.model:
+            found[semconv.GEN_AI_RESPONSE_MODEL] = self.model
+        if self._first_text is not None:
+            found[semconv.TIME_TO_FIRST_TOKEN] = self._first_text - self.arrived
+        if self._failover_causes:
+            found[semconv.NUM_FAILOVERS] = len(self._failover_causes)
+            found[semconv.FAILOVER_CAUSES] = self._failover_causes
+        return found
 
     def _is_slow(self) -> bool:
         first_text = self._first_text or time.monotonic()

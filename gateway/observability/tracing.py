@@ -14,6 +14,7 @@ from starlette.types import Scope
 from gateway.http.errors import CLIENT_CLOSED_REQUEST
 from gateway.http.headers import TRACE_REQUEST
 from gateway.http.routes import UNMATCHED
+from gateway.observability.metrics import operation_of
 from mesh.context import current_request
 from mesh.errors import HTTP_ERROR, ErrorKind
 from mesh.observability import semconv, telemetry, tracing
@@ -82,6 +83,8 @@ def end_span(
     if route != UNMATCHED:
         span.update_name(f"{method} {route}")
         span.set_attribute(semconv.HTTP_ROUTE, route)
+    if operation := operation_of(route):
+        span.set_attribute(semconv.OPERATION, operation)
     span.set_attribute(semconv.HTTP_RESPONSE_STATUS_CODE, status)
     span.set_attribute(semconv.OUTCOME, outcome)
     if status == CLIENT_CLOSED_REQUEST:

@@ -38,12 +38,16 @@ def resumed(finish: GenerationFinish) -> dict[str, object]:
     return {RESUMED: finish.num_resumptions} if finish.num_resumptions else {}
 
 
+def response_id(prefix: str) -> str:
+    """The id of the current request's response."""
+    request = current_request()
+    return f"{prefix}-{'' if request is None else request.request_id}"
+
+
 def head(prefix: str, kind: str, model: str) -> dict[str, object]:
     """The fields before the choices, in a response and in each chunk."""
-    request = current_request()
-    request_id = "" if request is None else request.request_id
     return {
-        "id": f"{prefix}-{request_id}",
+        "id": response_id(prefix),
         "object": kind,
         "created": int(time.time()),
         "model": model,

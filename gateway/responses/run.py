@@ -37,6 +37,7 @@ from gateway.upstream.blocks import Block, BlockEvent, BlockKind, Blocks, BlockS
 from gateway.upstream.client import Orchestrator
 from gateway.upstream.generation import Event, SummaryFinish
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ChatMessage
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
@@ -172,7 +173,10 @@ class Run:
                 self._sources,
                 self._may_search,
             )
-            events = self._orchestrator.generate(generation(self._body, progress))
+            request = ApiRequest(self.response.id, self._body.stream)
+            events = self._orchestrator.generate(
+                generation(self._body, progress)._replace(api_request=request)
+            )
             try:
                 started = await anext(events)
             except MeshError as error:

@@ -29,6 +29,7 @@ from gateway.upstream.tokenization import (
     Tokenized,
 )
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.protocol.api_request import api_request_to_proto
 from mesh.protocol.chat import ChatPrompt, chat_to_proto, tool_choice_to_proto
 from mesh.protocol.deltas import Delta, delta_from_proto
 from mesh.protocol.finish import (
@@ -223,12 +224,21 @@ def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest
         tool_choice=None if choice is None else tool_choice_to_proto(choice),
         fit_max_tokens=generation.fit_max_tokens,
     )
+    if generation.api_request is not None:
+        request.api_request.CopyFrom(api_request_to_proto(generation.api_request))
     if generation.sources is not None:
         request.grounding.SetInParent()
         for source in generation.sources:
             request.grounding.sources.add(**source._asdict())
     set_prompt(request, generation.prompt)
     return request
+
+
+def _causes(
+    finish: orchestrator_pb2.GenerateFinish | orchestrator_pb2.SummarizeFinish,
+) -> tuple[str, ...]:
+    """One for each failover; an older orchestrator reports their number only."""
+    return tuple(finish.failover_causes) or ("unknown",) * finish.num_failovers
 
 
 def count_tokens_request(generation: Generation) -> orchestrator_pb2.CountTokensRequest:
@@ -248,7 +258,7 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
     if response.HasField("finish"):
         finish = response.finish
         reason, usage = _reason(finish.reason), usage_from_proto(finish.usage)
-        losses = (finish.num_resumptions, finish.num_failovers)
+        losses = (finish.num_resumptions, _causes(finish))
         if finish.citation_details:
             details = tuple(map(_citation, finish.citation_details))
             events.append(
@@ -263,12 +273,14 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
 
 def summarize_request(search: Search) -> orchestrator_pb2.SummarizeRequest:
     """Convert to protobuf."""
+    api = search.api_request
     return orchestrator_pb2.SummarizeRequest(
         query=search.query,
         num_results=search.num_results,
         max_tokens=search.max_tokens,
         model=search.model,
         safe_search=search.safe_search,
+        api_request=None if api is None else api_request_to_proto(api),
     )
 
 
@@ -289,7 +301,7 @@ def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list
                 _reason(finish.reason),
                 usage,
                 num_resumptions=finish.num_resumptions,
-                num_failovers=finish.num_failovers,
+                failover_causes=_causes(finish),
                 citations=citations,
                 citation_details=details,
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from gateway.upstream.field_names import FieldNames
+from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
@@ -30,6 +31,7 @@ class Generation(NamedTuple):
     """Lower `max_tokens` to the room in the context, instead of refusing the request."""
     sources: Sequence[Source] | None = None
     """What the answer is to be made of, and may cite; its finish is then a SummaryFinish."""
+    api_request: ApiRequest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,17 @@ class Search:
     safe_search: bool = False
     names: FieldNames | None = None
     """Names of the fields in errors; None: the services' own."""
+    api_request: ApiRequest | None = None
+
+
+def choices_of(
+    generations: Sequence[Generation], response_id: str, *, stream: bool, n: int = 1
+) -> list[Generation]:
+    """The generations as the choices of one response, `n` for each of its prompts."""
+    return [
+        each._replace(api_request=ApiRequest(response_id, stream, n, number % n))
+        for number, each in enumerate(generations)
+    ]
 
 
 class Citation(NamedTuple):

@@ -98,6 +98,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         annotate(num_inputs=len(inputs), prompt_tokens=num_tokens)
         with engine_errors(self._backlog), self._backlog.work() as work:
             self._check_model(request.model_sha256)
+            spans.describe_embeddings(self._engine.model_info.name, len(inputs), num_tokens)
             work.expect(num_tokens)
             vectors = await self._engine.embed(inputs)
             work.done(num_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,25 +10,27 @@ from typing import NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanContext
+from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from inference.engine.errors import DeadlineExceeded
 from inference.engine.interface import Finish, PrefillChunk, StepRecord
 from inference.sampling.sampling_params import SamplingParams
 from mesh.observability import semconv, tracing
-from mesh.observability.semconv import Operation, Outcome
+from mesh.observability.semconv import Outcome
 from mesh.protocol.finish import FinishReason
 
 
 def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> None:
-    """Set the request's GenAI attributes on the current span."""
+    """Set what the engine was asked for on the current span.
+
+    The operation and its usage are in the span of the generation, the caller's: a request has
+    several of these spans after a failover, and tools add up what they find.
+    """
     span = trace.get_current_span()
     if not span.is_recording():
         return
     attributes: dict[str, AttributeValue | None] = {
-        semconv.GEN_AI_OPERATION_NAME: Operation.TEXT_COMPLETION,
-        semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
         semconv.GEN_AI_REQUEST_MODEL: model,
         semconv.GEN_AI_RESPONSE_MODEL: model,
         semconv.GEN_AI_REQUEST_MAX_TOKENS: params.max_tokens,
@@ -47,9 +50,9 @@ def record_finish(finish: Finish) -> None:
         return
     timings = finish.timings
     attributes: dict[str, AttributeValue] = {
-        semconv.GEN_AI_USAGE_INPUT_TOKENS: finish.num_prompt_tokens,
-        semconv.GEN_AI_USAGE_OUTPUT_TOKENS: finish.num_completion_tokens,
-        semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: finish.num_cached_tokens,
+        semconv.NUM_PROMPT_TOKENS: finish.num_prompt_tokens,
+        semconv.NUM_TOKENS: finish.num_completion_tokens,
+        semconv.NUM_CACHED_TOKENS: finish.num_cached_tokens,
         semconv.GEN_AI_RESPONSE_FINISH_REASONS: [finish.reason.value],
         semconv.NUM_PREEMPTIONS: finish.num_preemptions,
         semconv.NUM_STEPS: finish.num_steps,
@@ -66,38 +69,78 @@ def record_finish(finish: Finish) -> None:
         _add(stage, clock, _outcome(finish) if stage is stages[-1] else Outcome.OK)
 
 
+def describe_embeddings(model: str, num_inputs: int, num_tokens: int) -> None:
+    """Set what the engine is to embed on the current span."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attributes(
+            {
+                semconv.GEN_AI_REQUEST_MODEL: model,
+                semconv.GEN_AI_RESPONSE_MODEL: model,
+                semconv.NUM_INPUTS: num_inputs,
+                semconv.NUM_PROMPT_TOKENS: num_tokens,
+            }
+        )
+
+
+def record_embeddings(arrival: float, begin: float | None, error: BaseException | None) -> None:
+    """Add child spans `queue` and `compute` to the current span, of a call that ends now.
+
+    `arrival` and `begin`, of the first piece, are `time.monotonic()`; `begin` None: it only waited.
+    `error` is what ended the call.
+    """
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    clock, end = _Clock(span), time.monotonic()
+    stages = [_Stage(semconv.QUEUE, arrival, end if begin is None else begin, {}, [])]
+    if begin is not None:
+        stages.append(_Stage(semconv.COMPUTE, begin, end, {}, []))
+    for stage in stages:
+        _add(stage, clock, _outcome_of(error) if stage is stages[-1] else Outcome.OK)
+
+
+MAX_STEP_SPANS = 8
+"""Most requests whose traces have a span of one step: a step may run hundreds of requests."""
+
+
 class StepSpans:
-    """Spans of engine steps, linked to the spans of the requests that each step ran."""
+    """Spans of engine steps in the sampled traces of the requests that each step ran.
+
+    A step belongs to several requests, and its span is in the trace of each. In a separate trace,
+    steps would be most of what a list of traces shows.
+    """
 
     def __init__(self) -> None:
-        self._live: dict[str, SpanContext] = {}
+        self._live: dict[str, Span] = {}
 
     def request(self, request_id: str) -> AbstractContextManager[None]:
-        """Inside the block, spans of steps that run this sequence link to the current span."""
+        """Inside the block, steps that run this sequence have child spans of the current span."""
         span = trace.get_current_span()
-        if not span.is_recording():
+        # Traces that are held until their end have none: they would fill the buffer.
+        if not (span.is_recording() and span.get_span_context().trace_flags.sampled):
             return nullcontext()
-        return self._linked(request_id, span.get_span_context())
+        return self._tracked(request_id, span)
 
     @contextmanager
-    def _linked(self, request_id: str, context: SpanContext) -> Iterator[None]:
-        self._live[request_id] = context
+    def _tracked(self, request_id: str, span: Span) -> Iterator[None]:
+        self._live[request_id] = span
         try:
             yield
         finally:
             del self._live[request_id]
 
     def record(self, step: StepRecord) -> None:
-        """Record the span of a step, if a request in it is traced."""
-        contexts = [self._live.get(request_id) for request_id in step.request_ids]
-        links = [Link(context) for context in contexts if context is not None]
-        if not links:
-            return
-        clock = _Clock(None)
+        """Record the spans of a step whose requests are sampled. Call it in the event loop."""
+        requests = [self._live[each] for each in step.request_ids if each in self._live]
+        for request in requests[:MAX_STEP_SPANS]:
+            self._record(step, request)
+
+    def _record(self, step: StepRecord, request: Span) -> None:
+        clock = _Clock(request)
         span = tracing.TRACER.start_span(
             semconv.ENGINE_STEP,
-            context=Context(),  # a separate trace, because a step belongs to several requests
-            links=links,
+            context=trace.set_span_in_context(request, Context()),
             start_time=clock.at(step.start),
             attributes={
                 semconv.OUTCOME: Outcome.OK,
@@ -129,7 +172,7 @@ class _Clock:
     No time is before the start of `parent`: the wall clock may be adjusted in between.
     """
 
-    def __init__(self, parent: Span | None) -> None:
+    def __init__(self, parent: Span) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()
         self._earliest: int = getattr(parent, "start_time", None) or 0
 
@@ -147,8 +190,8 @@ def _stages(finish: Finish) -> list[_Stage]:
     end = first_token or timings.finish
     chunks = [chunk for chunk in timings.prefill if chunk.end <= end]
     attributes: dict[str, AttributeValue] = {
-        semconv.GEN_AI_USAGE_INPUT_TOKENS: finish.num_prompt_tokens,
-        semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: finish.num_cached_tokens,
+        semconv.NUM_PROMPT_TOKENS: finish.num_prompt_tokens,
+        semconv.NUM_CACHED_TOKENS: finish.num_cached_tokens,
         semconv.NUM_TOKENS: sum(chunk.num_tokens for chunk in chunks),
         semconv.NUM_STEPS: len(chunks),
     }
@@ -162,7 +205,7 @@ def _stages(finish: Finish) -> list[_Stage]:
     # Chunks computed again after a preemption that came after the first token.
     again = [chunk for chunk in timings.prefill if chunk.end > end]
     attributes = {
-        semconv.GEN_AI_USAGE_OUTPUT_TOKENS: finish.num_completion_tokens,
+        semconv.NUM_TOKENS: finish.num_completion_tokens,
         semconv.NUM_STEPS: max(finish.num_steps - len(chunks), 0),
         semconv.MEAN_BATCH_SIZE: finish.mean_batch_size,
         semconv.NUM_PREEMPTIONS: finish.num_preemptions,
@@ -190,10 +233,20 @@ def _add(stage: _Stage, clock: _Clock, outcome: Outcome) -> None:
 
 
 def _outcome(finish: Finish) -> Outcome:
-    if isinstance(finish.error, DeadlineExceeded):
-        return Outcome.DEADLINE
-    if finish.error is not None or finish.reason is FinishReason.ERROR:
+    if finish.error is not None:
+        return _outcome_of(finish.error)
+    if finish.reason is FinishReason.ERROR:
         return Outcome.FAILED
     if finish.reason is FinishReason.ABORT:
         return tracing.OUTCOME_OF[tracing.kind_of_cancellation()]
     return Outcome.OK
+
+
+def _outcome_of(error: BaseException | None) -> Outcome:
+    if error is None:
+        return Outcome.OK
+    if isinstance(error, DeadlineExceeded):
+        return Outcome.DEADLINE
+    if isinstance(error, asyncio.CancelledError):
+        return tracing.OUTCOME_OF[tracing.kind_of_cancellation()]
+    return Outcome.FAILED

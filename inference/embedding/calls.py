@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
+from inference.api import spans
 from inference.engine.emptiness import Emptiness
 from inference.engine.errors import (
     ContextTooLong,
@@ -32,7 +34,7 @@ Inputs = Sequence[Sequence[int]]
 class EmbeddingCall:
     """Checked inputs, and their vectors so far. Made by `EmbeddingCalls`; the engine fills it."""
 
-    __slots__ = ("abandoned", "error", "inputs", "vectors")
+    __slots__ = ("abandoned", "begin", "error", "inputs", "vectors")
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = [array("q", token_ids) for token_ids in inputs]
@@ -40,6 +42,8 @@ class EmbeddingCall:
         """Of the first inputs, in order, each [hidden_size] of length 1."""
         self.error: EngineError | None = None
         """Why the call has ended without all vectors."""
+        self.begin: float | None = None
+        """When its first piece began, in `time.monotonic()` seconds."""
         self.abandoned = False
         """Set when the caller has left: nothing more of it is computed."""
 
@@ -73,12 +77,17 @@ class EmbeddingCalls:
         ended = self._ended[call] = asyncio.get_running_loop().create_future()
         self._num_tokens += num_tokens
         self.empty.update(is_empty=False)
+        arrival, failure = time.monotonic(), None
         try:
             refusal = self._submit(call)
             if refusal is not None:
                 raise refusal
             await ended
+        except BaseException as error:
+            failure = error
+            raise
         finally:
+            spans.record_embeddings(arrival, call.begin, failure or call.error)
             call.abandoned = True
             del self._ended[call]
             self._num_tokens -= num_tokens

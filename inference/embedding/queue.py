@@ -167,6 +167,8 @@ class EmbeddingQueue:
                 self._blocks.num_claimed_blocks = num_blocks
             return False
         self._blocks.num_claimed_blocks = 0
+        if current.call.begin is None:
+            current.call.begin = time.monotonic()
         current.blocks = blocks
         current.waits_since = None
         return True

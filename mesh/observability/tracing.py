@@ -174,10 +174,16 @@ def rpc_attributes(method: str, target: str = "") -> dict[str, AttributeValue]:
         semconv.RPC_METHOD: method,
     }
     if target:
-        host, _, port = target.rpartition("/")[2].rpartition(":")
-        attributes[semconv.SERVER_ADDRESS] = host.strip("[]") or port
-        if host and port.isdigit():
-            attributes[semconv.SERVER_PORT] = int(port)
+        attributes.update(address_attributes(target))
+    return attributes
+
+
+def address_attributes(target: str) -> dict[str, AttributeValue]:
+    """The attributes of a server. `target` is HOST:PORT, a URL or any gRPC target."""
+    host, _, port = target.rpartition("/")[2].rpartition(":")
+    attributes: dict[str, AttributeValue] = {semconv.SERVER_ADDRESS: host.strip("[]") or port}
+    if host and port.isdigit():
+        attributes[semconv.SERVER_PORT] = int(port)
     return attributes
 
 

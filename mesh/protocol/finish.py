@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -42,8 +43,8 @@ class GenerationFinish:
     """The stop string that ended the text; empty if none did."""
     num_resumptions: int = 0
     """Times that another engine continued the generation after its first tokens."""
-    num_failovers: int = 0
-    """Times that an engine was lost and another one was asked."""
+    failover_causes: Sequence[str] = ()
+    """Why each engine was lost whose request another one was asked to continue, for traces."""
 
 
 REASON_TO_PROTO = {
@@ -87,7 +88,8 @@ def finish_to_proto(finish: GenerationFinish) -> orchestrator_pb2.GenerateFinish
         usage=usage_to_proto(finish.usage),
         stop_string=finish.stop_string,
         num_resumptions=finish.num_resumptions,
-        num_failovers=finish.num_failovers,
+        num_failovers=len(finish.failover_causes),
+        failover_causes=finish.failover_causes,
     )
 
 

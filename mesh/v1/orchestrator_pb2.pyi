@@ -65,6 +65,7 @@ class GenerateRequest(message.Message):
     TOOL_CHOICE_FIELD_NUMBER: builtins.int
     FIT_MAX_TOKENS_FIELD_NUMBER: builtins.int
     GROUNDING_FIELD_NUMBER: builtins.int
+    API_REQUEST_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
     INVALID_ARGUMENT if there are several.
@@ -103,6 +104,10 @@ class GenerateRequest(message.Message):
     def grounding(self) -> Grounding:
         """Sources that the answer to a conversation is to be made of, and may cite. Absent: none."""
 
+    @builtins.property
+    def api_request(self) -> ApiRequest:
+        """The API request that the generation is part of. Absent: unknown."""
+
     def __init__(
         self,
         *,
@@ -116,14 +121,47 @@ class GenerateRequest(message.Message):
         tool_choice: ToolChoice | None = ...,
         fit_max_tokens: builtins.bool = ...,
         grounding: Grounding | None = ...,
+        api_request: ApiRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "grounding", b"grounding", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "chat", b"chat", "grounding", b"grounding", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chat", b"chat", "echo", b"echo", "fit_max_tokens", b"fit_max_tokens", "grounding", b"grounding", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "chat", b"chat", "echo", b"echo", "fit_max_tokens", b"fit_max_tokens", "grounding", b"grounding", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+@typing.final
+class ApiRequest(message.Message):
+    """What the span of a generation says about the request of the API's client. Changes no answer."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    RESPONSE_ID_FIELD_NUMBER: builtins.int
+    STREAM_FIELD_NUMBER: builtins.int
+    NUM_CHOICES_FIELD_NUMBER: builtins.int
+    CHOICE_INDEX_FIELD_NUMBER: builtins.int
+    response_id: builtins.str
+    """Id of the response that the client gets."""
+    stream: builtins.bool
+    """The client gets the answer in pieces."""
+    num_choices: builtins.int
+    """Answers that the client asked for; each is one generation."""
+    choice_index: builtins.int
+    """Number of this answer, from 0."""
+    def __init__(
+        self,
+        *,
+        response_id: builtins.str = ...,
+        stream: builtins.bool = ...,
+        num_choices: builtins.int = ...,
+        choice_index: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["choice_index", b"choice_index", "num_choices", b"num_choices", "response_id", b"response_id", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class Grounding(message.Message):
@@ -363,6 +401,7 @@ class GenerateFinish(message.Message):
     NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
     CITATION_DETAILS_FIELD_NUMBER: builtins.int
     NUM_FAILOVERS_FIELD_NUMBER: builtins.int
+    FAILOVER_CAUSES_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
     stop_string: builtins.str
@@ -379,6 +418,10 @@ class GenerateFinish(message.Message):
     def citation_details(self) -> containers.RepeatedCompositeFieldContainer[CitationDetail]:
         """The citations of each sentence of the text, in its order, if the request has `grounding`."""
 
+    @builtins.property
+    def failover_causes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Why each of these engines was lost, in order: the kind of error and its message. For traces."""
+
     def __init__(
         self,
         *,
@@ -388,10 +431,11 @@ class GenerateFinish(message.Message):
         num_resumptions: builtins.int = ...,
         citation_details: abc.Iterable[CitationDetail] | None = ...,
         num_failovers: builtins.int = ...,
+        failover_causes: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "failover_causes", b"failover_causes", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "stop_string", b"stop_string", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -582,6 +626,7 @@ class SummarizeRequest(message.Message):
     MAX_TOKENS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     SAFE_SEARCH_FIELD_NUMBER: builtins.int
+    API_REQUEST_FIELD_NUMBER: builtins.int
     query: builtins.str
     """The query: 1 to 500 characters after white space at both ends is trimmed."""
     num_results: builtins.int
@@ -594,6 +639,10 @@ class SummarizeRequest(message.Message):
     """
     safe_search: builtins.bool
     """Exclude documents that are marked as unsafe."""
+    @builtins.property
+    def api_request(self) -> ApiRequest:
+        """The API request that the summary is for. Absent: unknown."""
+
     def __init__(
         self,
         *,
@@ -602,10 +651,11 @@ class SummarizeRequest(message.Message):
         max_tokens: builtins.int = ...,
         model: builtins.str = ...,
         safe_search: builtins.bool = ...,
+        api_request: ApiRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["max_tokens", b"max_tokens", "model", b"model", "num_results", b"num_results", "query", b"query", "safe_search", b"safe_search"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "max_tokens", b"max_tokens", "model", b"model", "num_results", b"num_results", "query", b"query", "safe_search", b"safe_search"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -721,6 +771,7 @@ class SummarizeFinish(message.Message):
     CITATION_DETAILS_FIELD_NUMBER: builtins.int
     NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
     NUM_FAILOVERS_FIELD_NUMBER: builtins.int
+    FAILOVER_CAUSES_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
     num_resumptions: builtins.int
@@ -741,6 +792,10 @@ class SummarizeFinish(message.Message):
     def citation_details(self) -> containers.RepeatedCompositeFieldContainer[CitationDetail]:
         """The citations of each sentence, in the order of the summary."""
 
+    @builtins.property
+    def failover_causes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As in GenerateFinish."""
+
     def __init__(
         self,
         *,
@@ -750,10 +805,11 @@ class SummarizeFinish(message.Message):
         citation_details: abc.Iterable[CitationDetail] | None = ...,
         num_resumptions: builtins.int = ...,
         num_failovers: builtins.int = ...,
+        failover_causes: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "failover_causes", b"failover_causes", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,7 +7,6 @@ agree.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import TracebackType
@@ -18,16 +17,14 @@ from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv
 from mesh.observability.metrics import exemplar, labelled
+from mesh.observability.semconv import Operation
+from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish
-from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.usage import Usage
 from orchestrator.clients.tokenizer import Encoded
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics, spans
-
-EMBEDDINGS = "embeddings"
-"""Value of `gen_ai.operation.name` for requests that embed their inputs."""
 
 
 class RequestAccount:
@@ -38,6 +35,8 @@ class RequestAccount:
         self.method = method
         self.model = ""
         """Name of the model that answers; empty until it is chosen."""
+        self.api_request: ApiRequest | None = None
+        """What the gateway says of the client's request; for spans."""
         self.operation = ""
         """The operation on the model, a value of `gen_ai.operation.name`."""
         self.outcome = metrics.REFUSED_AT_ADMISSION
@@ -50,7 +49,7 @@ class RequestAccount:
         self.generation = spans.NO_SPAN
         """Span of the generation that runs for this request."""
         self.arrived = time.monotonic()
-        self._num_failovers = 0
+        self._failover_causes: list[str] = []
         self._num_resumptions = 0
         self._unreported_ttft = False
         self._span_block: AbstractContextManager[spans.GenerationSpan] = nullcontext(spans.NO_SPAN)
@@ -81,11 +80,9 @@ class RequestAccount:
         self.prompt_tokens += num_tokens
         metrics.PROMPT_TOKENS.inc(num_tokens)
 
-    def start_generation(
-        self, prompt: Encoded, model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
-    ) -> None:
+    def start_generation(self, prompt: Encoded, requested: spans.Requested) -> None:
         """Opens the generation's span; `end_generation` must follow."""
-        self._span_block = spans.generation(prompt, model, sampling, stop)
+        self._span_block = spans.generation(prompt, requested)
         self.generation = self._span_block.__enter__()
 
     def end_generation(
@@ -114,16 +111,16 @@ class RequestAccount:
     def failover(self, address: str, error: MeshError, num_tokens: int) -> None:
         """Record that the replica at `address` was lost after `num_tokens`."""
         self.generation.failover(address, error, num_tokens)
-        self._num_failovers += 1
+        self._failover_causes.append(f"{error.kind}: {error.for_the_log}")
         self._num_resumptions += num_tokens > 0
 
     def finished(self, finish: GenerationFinish) -> GenerationFinish:
         """Record the finish of the generation; returns it with the number of failovers."""
-        if self._num_failovers:
+        if self._failover_causes:
             finish = replace(
                 finish,
                 num_resumptions=self._num_resumptions,
-                num_failovers=self._num_failovers,
+                failover_causes=tuple(self._failover_causes),
             )
         self.finish = finish
         return finish
@@ -158,7 +155,7 @@ class RequestAccount:
         self._observe()
         if self.model:
             annotate(model=self.model, prompt_tokens=self.prompt_tokens)
-            if self.operation != EMBEDDINGS:
+            if self.operation != Operation.EMBEDDINGS:
                 annotate(completion_tokens=self.completion_tokens)
         if self.ttft_seconds is not None:
             annotate(ttft_seconds=self.ttft_seconds)

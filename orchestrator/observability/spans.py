@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
@@ -13,7 +14,8 @@ from opentelemetry.util.types import AttributeValue
 
 from mesh.errors import MeshError
 from mesh.observability import semconv, telemetry, tracing
-from mesh.observability.semconv import Operation, Outcome
+from mesh.observability.semconv import Operation, Outcome, OutputType
+from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ChatPrompt
 from mesh.protocol.finish import GenerationFinish
 from mesh.protocol.sampling_params import SamplingParams
@@ -21,15 +23,41 @@ from mesh.protocol.usage import Usage
 from orchestrator.clients.tokenizer import Encoded
 from orchestrator.generation import ModelInfo
 
+RELEASE_SECONDS = 0.01
+"""Least time for which text was held back that has an event; all count in the attributes."""
+
+MAX_RELEASES = 32
+"""Most such events of a generation: each stop string or call may begin many times."""
+
 
 class GenerationSpan:
     """A span and what it collects while the generation runs. `generation` creates and ends it."""
 
     def __init__(self, span: Span, captures_content: bool) -> None:
         self.span = span
+        self.held_since: float | None = None
+        """Time (`time.monotonic`) since which tokens have arrived but no text could be sent."""
+        self._held_seconds = 0.0
+        self._num_held = self._num_releases = 0
         self._started = time.monotonic()
         self._num_failovers = 0
         self._texts: list[str] | None = [] if captures_content else None
+
+    def hold(self) -> None:
+        """Records that tokens have arrived whose text cannot be sent yet."""
+        if self.held_since is None and self.span.is_recording():
+            self.held_since = time.monotonic()
+
+    def release(self) -> None:
+        """Records that the text which was held back is decided."""
+        assert self.held_since is not None, "text is held back"
+        seconds = time.monotonic() - self.held_since
+        self.held_since = None
+        self._held_seconds += seconds
+        self._num_held += 1
+        if seconds >= RELEASE_SECONDS and self._num_releases < MAX_RELEASES:
+            self._num_releases += 1
+            self.span.add_event(semconv.TEXT_RELEASED, {semconv.DURATION_SECONDS: seconds})
 
     def text(self, text: str) -> None:
         """Collects text for the span, if the span captures content."""
@@ -48,8 +76,9 @@ class GenerationSpan:
         self.span.add_event(
             semconv.FAILOVER,
             {
-                semconv.SERVER_ADDRESS: address,
+                **tracing.address_attributes(address),
                 semconv.ERROR_TYPE: error.kind,
+                semconv.ERROR_MESSAGE: error.for_the_log,
                 semconv.NUM_TOKENS: num_tokens,
             },
         )
@@ -58,6 +87,8 @@ class GenerationSpan:
         """Sets the attributes that are known at the end of the generation."""
         if not self.span.is_recording():
             return
+        if self.held_since is not None:
+            self.release()
         reason = "" if finish is None else finish.reason.value
         result: dict[str, AttributeValue] = {
             semconv.GEN_AI_USAGE_INPUT_TOKENS: usage.prompt_tokens,
@@ -66,6 +97,9 @@ class GenerationSpan:
         }
         if reason:
             result[semconv.GEN_AI_RESPONSE_FINISH_REASONS] = [reason]
+        if self._num_held:
+            result[semconv.HELD_SECONDS] = self._held_seconds
+            result[semconv.HELD_PERIODS] = self._num_held
         if self._num_failovers:
             result[semconv.NUM_FAILOVERS] = self._num_failovers
             result[semconv.OUTCOME] = Outcome.FAILED_OVER
@@ -84,34 +118,57 @@ def operation_of(encoded: Encoded) -> Operation:
     return Operation.CHAT if is_chat else Operation.TEXT_COMPLETION
 
 
-def generation(
-    encoded: Encoded,
-    model: ModelInfo,
-    sampling: SamplingParams,
-    stop: Sequence[str],
-) -> AbstractContextManager[GenerationSpan]:
+class Requested(NamedTuple):
+    """What a generation was asked for."""
+
+    model: ModelInfo
+    sampling: SamplingParams
+    stop: Sequence[str]
+    api: ApiRequest | None = None
+    is_json: bool = False
+    """Whether the client asked for JSON."""
+
+
+def embeddings(model: ModelInfo, num_inputs: int, num_tokens: int) -> AbstractContextManager[Span]:
+    """A span from the encoded inputs to the last vector. The block may contain `yield`."""
+    attributes: dict[str, AttributeValue] = {
+        semconv.GEN_AI_OPERATION_NAME: Operation.EMBEDDINGS,
+        semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
+        semconv.GEN_AI_REQUEST_MODEL: model.name,
+        semconv.GEN_AI_RESPONSE_MODEL: model.name,
+        semconv.GEN_AI_USAGE_INPUT_TOKENS: num_tokens,
+        semconv.NUM_INPUTS: num_inputs,
+    }
+    name = f"{Operation.EMBEDDINGS} {model.name}"
+    return tracing.detached_stage(name, attributes, kind=SpanKind.CLIENT)
+
+
+def describe_search() -> None:
+    """Set on the current span that it is of a search with its summary."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attribute(semconv.GEN_AI_OPERATION_NAME, Operation.INVOKE_WORKFLOW)
+        span.set_attribute(semconv.GEN_AI_PROVIDER_NAME, semconv.PROVIDER)
+        span.set_attribute(semconv.GEN_AI_AGENT_NAME, semconv.SEARCH)
+
+
+def generation(encoded: Encoded, requested: Requested) -> AbstractContextManager[GenerationSpan]:
     """A span from the encoded prompt to the last text. The block may contain `yield`."""
     parent = trace.get_current_span()
     if not telemetry.recorded(parent):
         return nullcontext(GenerationSpan(parent, captures_content=False))
-    return _generation(encoded, model, sampling, stop)
+    return _generation(encoded, requested)
 
 
 @contextmanager
-def _generation(
-    encoded: Encoded,
-    model: ModelInfo,
-    sampling: SamplingParams,
-    stop: Sequence[str],
-) -> Iterator[GenerationSpan]:
+def _generation(encoded: Encoded, requested: Requested) -> Iterator[GenerationSpan]:
     operation = operation_of(encoded)
     attributes = {
         semconv.GEN_AI_OPERATION_NAME: operation,
         semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
-        semconv.GEN_AI_REQUEST_MODEL: model.name,
-        **_request(model, sampling, stop),
+        **_request(requested),
     }
-    name = f"{operation} {model.name}"
+    name = f"{operation} {requested.model.name}"
     with tracing.detached_stage(name, attributes, kind=SpanKind.CLIENT) as span:
         captures_content = span.is_recording() and telemetry.captures_content()
         if captures_content and encoded.source is not None:
@@ -120,12 +177,12 @@ def _generation(
         yield GenerationSpan(span, captures_content)
 
 
-def _request(
-    model: ModelInfo, sampling: SamplingParams, stop: Sequence[str]
-) -> dict[str, AttributeValue]:
+def _request(requested: Requested) -> dict[str, AttributeValue]:
+    sampling = requested.sampling
     given: dict[str, AttributeValue | None] = {
-        semconv.GEN_AI_RESPONSE_MODEL: model.name,
-        semconv.GEN_AI_REQUEST_STREAM: True,
+        semconv.GEN_AI_REQUEST_MODEL: requested.model.name,
+        semconv.GEN_AI_RESPONSE_MODEL: requested.model.name,
+        semconv.GEN_AI_OUTPUT_TYPE: OutputType.JSON if requested.is_json else OutputType.TEXT,
         semconv.GEN_AI_REQUEST_MAX_TOKENS: sampling.max_tokens,
         semconv.GEN_AI_REQUEST_TEMPERATURE: sampling.temperature,
         semconv.GEN_AI_REQUEST_TOP_P: sampling.top_p,
@@ -133,9 +190,22 @@ def _request(
         semconv.GEN_AI_REQUEST_SEED: semconv.signed(sampling.seed),
         semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY: sampling.frequency_penalty,
         semconv.GEN_AI_REQUEST_PRESENCE_PENALTY: sampling.presence_penalty,
-        semconv.GEN_AI_REQUEST_STOP_SEQUENCES: list(stop) or None,
+        semconv.GEN_AI_REQUEST_STOP_SEQUENCES: list(requested.stop) or None,
+        **_api_request(requested.api),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _api_request(request: ApiRequest | None) -> dict[str, AttributeValue | None]:
+    if request is None:
+        return {}
+    several = request.num_choices > 1
+    return {
+        semconv.GEN_AI_RESPONSE_ID: request.response_id or None,
+        semconv.GEN_AI_REQUEST_STREAM: request.stream,
+        semconv.GEN_AI_REQUEST_CHOICE_COUNT: request.num_choices if several else None,
+        semconv.CHOICE_INDEX: request.choice_index if several else None,
+    }
 
 
 def _input_messages(source: ChatPrompt | str) -> list[dict[str, object]]:

@@ -66,7 +66,9 @@ class _Attempts:
             replica = await self._next_replica()
             if span.is_recording():
                 span.set_attribute(semconv.NUM_CANDIDATES, len(self._replicas.ready))
-                span.set_attribute(semconv.SERVER_ADDRESS, replica.address)
+                server = tracing.address_attributes(replica.address)
+                span.set_attributes(server)
+                parent.set_attributes(server)
                 span.set_attribute(semconv.OUTSTANDING_TOKENS, replica.outstanding_tokens)
             return replica
 

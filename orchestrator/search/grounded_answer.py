@@ -17,7 +17,7 @@ from orchestrator.generation import Progress
 from orchestrator.search.grounding.citations import CitationFilter
 from orchestrator.search.grounding.grounding import Citation, ground
 from orchestrator.search.prompt import INSTRUCTIONS, Passage, format_source, search_messages
-from orchestrator.search.search import PROMPT_OVERHEAD_TOKENS, fit_passages
+from orchestrator.search.search import PROMPT_OVERHEAD_TOKENS, fitted_passages
 from orchestrator.text.preparation import PreparedPrompt
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -47,7 +47,7 @@ async def ground_prompt(
     # The real length of the conversation is known only after encoding; the estimate is corrected.
     overhead = PROMPT_OVERHEAD_TOKENS
     while True:
-        fitting = await asyncio.to_thread(fit_passages, passages, limit - overhead, tokenizer)
+        fitting = await fitted_passages(passages, limit - overhead, tokenizer)
         prepared = await prepare(with_passages(prompt, fitting))
         excess = len(prepared.encoded.token_ids) - limit
         if excess <= 0 or not fitting:

@@ -104,7 +104,7 @@ class Search:
         # The real overhead is known only after encoding; the estimate is then corrected.
         overhead = PROMPT_OVERHEAD_TOKENS
         while True:
-            fitting = await asyncio.to_thread(fit_passages, passages, limit - overhead, tokenizer)
+            fitting = await fitted_passages(passages, limit - overhead, tokenizer)
             messages = search_messages(query, fitting)
             prompt = ChatPrompt(
                 messages=[ChatMessage(role=m.role, content=m.content) for m in messages]
@@ -139,6 +139,18 @@ def _record_outcome(span: Span, query: str, results: Sequence[SearchResult], out
         documents = [{"id": result.url, "score": result.score} for result in results]
         span.set_attribute(semconv.GEN_AI_RETRIEVAL_QUERY_TEXT, query)
         span.set_attribute(semconv.GEN_AI_RETRIEVAL_DOCUMENTS, json.dumps(documents))
+
+
+async def fitted_passages(
+    passages: Sequence[Passage], max_tokens: int, tokenizer: Tokenizer
+) -> list[Passage]:
+    """`fit_passages` in a thread, with a span."""
+    with tracing.stage(semconv.FIT_PASSAGES) as span:
+        fitting = await asyncio.to_thread(fit_passages, passages, max_tokens, tokenizer)
+        if span.is_recording():
+            span.set_attribute(semconv.NUM_RESULTS, len(passages))
+            span.set_attribute(semconv.NUM_FITTING, len(fitting))
+    return fitting
 
 
 def fit_passages(

@@ -43,7 +43,7 @@ class SummaryFinish(NamedTuple):
     details: Sequence[Citation] = ()
     """The citations of each sentence."""
     num_resumptions: int = 0
-    num_failovers: int = 0
+    failover_causes: Sequence[str] = ()
 
 
 def to_sources(results: Sequence[SearchResult]) -> list[Source]:
@@ -101,7 +101,7 @@ class SummaryAssembler:
             cited_numbers(text),
             details,
             finish.num_resumptions,
-            finish.num_failovers,
+            finish.failover_causes,
         )
 
     def _delta(self, text: str, num_tokens: int) -> Iterator[Delta]:

@@ -35,10 +35,8 @@ class Store:
         changed: set[str] = set()
         with self._lock:
             for span in spans:
-                if span.name == semconv.ENGINE_STEP and span.links:
-                    # An engine step has its own trace, but is shown in the traces of its requests.
-                    for trace_id in set(span.links):
-                        _append(self._steps, trace_id, span, self._keep)
+                if span.name == semconv.ENGINE_STEP:
+                    _append(self._steps, span.trace_id, span, self._keep)
                     continue
                 trace = self._traces.setdefault(span.trace_id, {})
                 if len(trace) < MAX_SPANS:
@@ -62,7 +60,7 @@ class Store:
             return list(self._traces.get(trace_id, {}).values())
 
     def steps(self, trace_id: str) -> list[Span]:
-        """The sampled engine steps that are linked to this trace."""
+        """The sampled engine steps of this trace."""
         with self._lock:
             return list(self._steps.get(trace_id, ()))
 

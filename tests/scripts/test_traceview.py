@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from scripts.traceview.otlp import grpc_receiver
 from scripts.traceview.spans import Span, summarize, waterfall
@@ -179,19 +179,13 @@ def test_a_trace_is_open_until_its_root_is_received() -> None:
     assert summarize(TRACE, spans).complete
 
 
-def test_engine_steps_belong_to_their_requests_traces(
-    store: Store, exported: tuple[TracerProvider, InMemorySpanExporter]
-) -> None:
-    """A step's own trace is not in the list."""
-    provider, _ = exported
-    with provider.get_tracer("t").start_as_current_span("request") as request:
-        pass
-    trace_id = f"{request.get_span_context().trace_id:032x}"
-    assert Link(request.get_span_context()).context.is_valid
-    store.add([span("engine_step", 1, 2, trace_id="2" * 32, links=(trace_id,))])
-    store.add([span("request", 0, 3, trace_id=trace_id)])
-    assert [each.trace_id for each in store.summaries()] == [trace_id]
-    assert [step.name for step in store.steps(trace_id)] == ["engine_step"]
+def test_engine_steps_are_kept_apart_from_the_other_spans(store: Store) -> None:
+    """A trace of which only steps are known is not in the list."""
+    store.add([span("engine_step", 1, 2), span("engine_step", 1, 2, trace_id="2" * 32)])
+    store.add([span("request", 0, 3)])
+    assert [each.trace_id for each in store.summaries()] == [TRACE]
+    assert [each.name for each in store.spans(TRACE)] == ["request"]
+    assert [step.name for step in store.steps(TRACE)] == ["engine_step"]
 
 
 @pytest.mark.parametrize(

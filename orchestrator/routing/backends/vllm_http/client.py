@@ -60,7 +60,7 @@ class HttpStream:
                 {
                     semconv.HTTP_REQUEST_METHOD: "POST",
                     semconv.URL_PATH: COMPLETIONS,
-                    semconv.SERVER_ADDRESS: self._backend.address,
+                    **tracing.address_attributes(self._backend.address),
                 },
                 kind=SpanKind.CLIENT,
                 parent=self._call.parent,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from tests.e2e.support.tracing.collector import Span
 
 STAGES = frozenset(
-    "admission retrieval encode choose_replica queue prefill decode grounding".split()
+    "admission retrieval encode choose_replica queue prefill decode compute grounding".split()
 )
 """Names of the spans that measure work; the others are RPCs and their callers."""
 

@@ -6,12 +6,13 @@ One line a span: service, name, `weir.outcome`, and `!` if the status is an erro
 from __future__ import annotations
 
 ORCHESTRATOR = "mesh.v1.OrchestratorService/Generate"
+EMBED = "mesh.v1.OrchestratorService/Embed"
 ENGINE = "mesh.v1.InferenceService/Generate"
 
 ENCODED = """\
       orchestrator: admission ok
       {retrieval}orchestrator: encode ok
-        orchestrator: mesh.v1.TokenizerService/Encode ok
+{passages}        orchestrator: mesh.v1.TokenizerService/Encode ok
           tokenizer: mesh.v1.TokenizerService/Encode ok
 """
 
@@ -21,7 +22,10 @@ gateway: GET /api/v1/search ok
   gateway: mesh.v1.OrchestratorService/SummarizeStream ok
     orchestrator: mesh.v1.OrchestratorService/SummarizeStream ok
 """
-    + ENCODED.format(retrieval="orchestrator: retrieval ok\n      ")
+    + ENCODED.format(
+        retrieval="orchestrator: retrieval ok\n      ",
+        passages="        orchestrator: fit_passages ok\n",
+    )
     + """\
       orchestrator: chat demo ok
         orchestrator: choose_replica ok
@@ -41,13 +45,24 @@ def completion(end: str, *stages: str) -> str:
 gateway: POST /v1/completions {end}
   gateway: {ORCHESTRATOR} {end}
     orchestrator: {ORCHESTRATOR} {end}
-{ENCODED.format(retrieval="")}\
+{ENCODED.format(retrieval="", passages="")}\
       orchestrator: text_completion demo {end}
         orchestrator: choose_replica ok
         orchestrator: {ENGINE} {end}
           inference: {ENGINE} {end}
 """ + "\n".join(lines)
 
+
+EMBEDDED = f"""\
+gateway: POST /v1/embeddings ok
+  gateway: {EMBED} ok
+    orchestrator: {EMBED} ok
+{ENCODED.format(retrieval="", passages="")}\
+      orchestrator: embeddings demo ok
+        orchestrator: mesh.v1.InferenceService/Embed ok
+          inference: mesh.v1.InferenceService/Embed ok
+            inference: queue ok
+            inference: compute ok"""
 
 REFUSED = f"""\
 gateway: POST /v1/completions refused
@@ -66,7 +81,7 @@ FAILED_OVER = f"""\
 gateway: POST /v1/completions failed_over
   gateway: {ORCHESTRATOR} ok
     orchestrator: {ORCHESTRATOR} ok
-{ENCODED.format(retrieval="")}\
+{ENCODED.format(retrieval="", passages="")}\
       orchestrator: text_completion demo failed_over
         orchestrator: choose_replica ok
         orchestrator: {ENGINE} failed!
