@@ -162,9 +162,7 @@ class RequestRecord:
 
     def _span_attributes(self) -> dict[str, AttributeValue]:
         """What the span of the request says of its generations; their usage is in their spans."""
-        found: dict[str, AttributeValue] = {}
-        if self.model:
-            found[semconv.GEN_AI_RESPONSE_MODEL] = self.model
+        found: dict[str, AttributeValue] = {semconv.MODEL: self.model}
         if self._first_text is not None:
             found[semconv.TIME_TO_FIRST_TOKEN] = self._first_text - self.arrived
         if self._failover_causes:

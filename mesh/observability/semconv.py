@@ -114,6 +114,9 @@ FAILOVER = "weir.failover"
 
 OPERATION = "weir.operation"
 """Of a gateway's span: the operation on the model that the client requested."""
+MODEL = "weir.model"
+"""Of a gateway's span: the name of the served model; empty if none was chosen, so that a query for
+any model finds it."""
 TIME_TO_FIRST_TOKEN = "weir.time_to_first_token_seconds"
 """Of a gateway's span: as the metric `gen_ai_server_time_to_first_token_seconds`."""
 CHOICE_INDEX = "weir.choice.index"

@@ -38,7 +38,7 @@ class RequestAccount:
         self.api_request: ApiRequest | None = None
         """What the gateway says of the client's request; for spans."""
         self.operation = ""
-        """The operation on the model, a value of `gen_ai.operation.name`."""
+        """As the gateway's metrics call the operation; empty until the prompt is encoded."""
         self.outcome = metrics.REFUSED_AT_ADMISSION
         """Label of the request metrics: refused, ok, cancelled or an error kind."""
         self.prompt_tokens = 0
@@ -76,7 +76,7 @@ class RequestAccount:
 
     def encoded(self, num_tokens: int, operation: str) -> None:
         """Record the tokens of an encoded prompt, or of a batch of inputs to embed."""
-        self.operation = operation
+        self.operation = semconv.SEARCH if self.method.startswith("Summarize") else operation
         self.prompt_tokens += num_tokens
         metrics.PROMPT_TOKENS.inc(num_tokens)
 
