@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -49,7 +48,9 @@ READY_TIMEOUT_SECONDS = 600.0
 """Includes the download of a model from the hub."""
 
 POLL_SECONDS = 0.5
-"""Time between two questions whether the gateway is ready; it logs each one for /v1/models."""
+"""Time between two questions whether the gateway and the engines are ready."""
+
+_READY_ENGINES = re.compile(r"^orchestrator_replicas_ready (\S+)$", re.MULTILINE)
 
 PORTS = {
     "GATEWAY_LISTEN": 8080,
@@ -342,7 +343,7 @@ def announce_ready(environment: Mapping[str, str]) -> None:
     started = time.monotonic()
     while time.monotonic() - started < READY_TIMEOUT_SECONDS:
         gateway = environment["GATEWAY_LISTEN"]
-        if is_ready(gateway, environment["GATEWAY_INSTANCE_ID"]) and has_models(environment):
+        if is_ready(gateway, environment["GATEWAY_INSTANCE_ID"]) and has_engines(environment):
             break
         time.sleep(POLL_SECONDS)
     else:
@@ -375,19 +376,20 @@ def is_ready(address: str, instance_id: str) -> bool:
         return False
 
 
-def has_models(environment: Mapping[str, str]) -> bool:
-    """Whether the chat model is served, if there is to be one."""
+def has_engines(environment: Mapping[str, str]) -> bool:
+    """Whether the engine of the chat model is ready too, if there is to be one.
+
+    Read from metrics: a request for the models would be logged, and traced.
+    """
     if not environment["CHAT_MODEL"]:
         return True
-    gateway = reachable(environment["GATEWAY_LISTEN"])
+    orchestrator = reachable(environment["ORCHESTRATOR_METRICS_LISTEN"])
     try:
-        with _WITHOUT_PROXY.open(f"http://{gateway}/v1/models", timeout=2) as response:
-            served = [model["id"] for model in json.load(response)["data"]]
-    except urllib.error.HTTPError:
-        return True  # an API key is required
+        with _WITHOUT_PROXY.open(f"http://{orchestrator}/metrics", timeout=2) as response:
+            found = _READY_ENGINES.search(response.read().decode())
     except (urllib.error.URLError, OSError):
         return False
-    return environment["CHAT_MODEL_NAME"] in served
+    return found is not None and float(found[1]) >= 2
 
 
 @contextmanager

@@ -41,6 +41,11 @@ def configure(
     # Libraries that log at INFO what the access line already contains.
     for noisy in ("httpx", "httpcore", "uvicorn.access", "uvicorn.error", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    # By the specifications invalid headers are ignored. These loggers log the headers that a client
+    # sent, with every request, at WARNING.
+    for about_headers in ("trace.span", "trace.propagation", "baggage.propagation"):
+        logger = logging.getLogger(f"opentelemetry.{about_headers}")
+        logger.setLevel(max(logging.ERROR, root.level))
 
 
 class _ContextFilter(logging.Filter):

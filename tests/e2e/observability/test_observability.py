@@ -47,12 +47,15 @@ def test_a_local_run_has_a_trace_viewer(tmp_path: Path) -> None:
                 trace_id = response.headers["x-trace-id"]
                 spans = wait_trace(client, f"http://{view}/api/traces/{trace_id}")
                 page = client.get(gateway).text
+                listed = client.get(f"http://{view}/api/traces").json()
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
     text = output.read_text()
     assert f"Traces: http://{view.replace('127.0.0.1', 'localhost')}" in text
     assert f"http://{view.replace('127.0.0.1', 'localhost')}/trace/{{trace_id}}" in page
+    assert "GET /api/v1/search" in str(listed)
+    assert "/v1/models" not in str(listed), "the start asks for readiness without traces"
     assert {span["service"] for span in spans} == set(SERVICES)
     assert spans[0]["name"] == "GET /api/v1/search"
     assert {"retrieval", "queue", "prefill", "decode"} <= {span["name"] for span in spans}

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import trace
 
 from mesh.context import RequestContext, use_request
-from mesh.observability import log
+from mesh.observability import log, telemetry
 
 logger = logging.getLogger("bakery.oven")
 
@@ -118,3 +118,23 @@ def test_the_level_applies_to_libraries(lines: Lines) -> None:
     logging.getLogger("httpx").info("no")
     logging.getLogger("httpx").warning("yes")
     assert [json.loads(line)["message"] for line in lines()] == ["yes"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": "instance,=,a=b,a=c"},
+        {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": ",".join(["k=v"] * 40)},
+        {"baggage": "instance,=;,%%%=\x7f,a=b=c"},
+        {"baggage": ",".join(f"k{number}=v" for number in range(400))},
+        {"baggage": "k=" + "v" * 10_000},
+    ],
+)
+def test_invalid_headers_of_a_client_are_not_logged(lines: Lines, headers: dict[str, str]) -> None:
+    """By OpenTelemetry's libraries, at WARNING with their values: a client could fill the log."""
+    names = ("opentelemetry.trace.span", "opentelemetry.trace.propagation")
+    for name in (*names, "opentelemetry.baggage.propagation"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    log.configure("bakery", "INFO", "json")
+    telemetry.extracted(headers)
+    assert lines() == []
