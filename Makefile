@@ -147,6 +147,14 @@ fuzz-conversations: $(VENV)/.dev
 soak: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.soak
 
+## test-observability: Test traces, logs, metrics and dashboards, with Prometheus and an engine that is killed (minutes)
+.PHONY: test-observability
+test-observability: $(VENV)/.dev
+	@command -v prometheus >/dev/null || { \
+	  echo "make test-observability: needs Prometheus (apt-get install prometheus)" >&2; exit 1; }
+	@echo "Comparing metrics and traces with what clients record"
+	@WITH_FAILOVER=1 $(BIN)/python -m pytest -q tests/observability tests/e2e/observability
+
 # The frameworks have an environment of their own: they need another major version of OpenAI's SDK.
 $(VENV)-sdks/.ready: tests/sdks/requirements.txt
 	@echo "Installing the agent frameworks into $(VENV)-sdks (a few minutes)"
@@ -362,8 +370,11 @@ NAMESPACE ?= default
 DEPLOY_ARGS ?=
 # 1: also installs charts/observability, which receives traces and metrics.
 OBSERVABILITY ?=
-TRACES := --set telemetry.endpoint=http://tempo.observability:4317 \
-  --set telemetry.queryUrl=http://tempo.observability:3200
+# Where a browser finds Grafana: the address of `kubectl port-forward`.
+GRAFANA_URL ?= http://localhost:3000
+TRACES = --set telemetry.endpoint=http://tempo.observability:4317 \
+  --set telemetry.queryUrl=http://tempo.observability:3200 \
+  --set-string 'gateway.traceUrlTemplate=$(GRAFANA_URL)/d/weir-trace?var-trace_id={trace_id}'
 
 ## kind-up: Create a kind cluster from kind-config.yaml
 .PHONY: kind-up

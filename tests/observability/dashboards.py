@@ -7,11 +7,19 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.dashboards.panels import Json, all_panels
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "charts" / "weir" / "dashboards").glob("*.json"))
 
-_VARIABLES = {"$__rate_interval": "1m", "$namespace": ".*", "$model": ".*"}
-_SERVICES = "gateway|gen_ai|mesh|orchestrator|tokenizer|vllm|inference"
+_VARIABLES = {
+    "$__rate_interval": "1m",
+    "$__range": "5m",
+    "$namespace": "weir|",
+    "$model": "demo|",
+    "$pod": ".*",
+}
+_SERVICES = "gateway|gen_ai|mesh|orchestrator|tokenizer|vllm|inference|process"
 _METRIC = re.compile(rf"\b(?:{_SERVICES})[\w:]+(?=[{{\[)])")
 _GROUPING = re.compile(r"\b(?:by|on|without|group_left) \([^)]*\)")
 
@@ -34,14 +42,27 @@ class PanelQuery(NamedTuple):
         return metric_names(self.expression)
 
 
+def dashboards() -> list[Json]:
+    """All dashboards."""
+    return [json.loads(file.read_text()) for file in FILES]
+
+
+def targets(kind: str) -> list[tuple[Json, Json, Json]]:
+    """The queries of all panels for data sources of a kind: dashboard, panel, target."""
+    return [
+        (dashboard, panel, target)
+        for dashboard in dashboards()
+        for panel in all_panels(dashboard)
+        for target in panel.get("targets", [])
+        if target["datasource"]["type"] == kind
+    ]
+
+
 def panel_queries() -> list[PanelQuery]:
-    """The queries of all panels of all dashboards."""
+    """The Prometheus queries of all panels of all dashboards."""
     return [
         PanelQuery(dashboard["title"], panel["title"], _filled_in(target["expr"]))
-        for dashboard in map(json.loads, (file.read_text() for file in FILES))
-        for panel in dashboard["panels"]
-        for target in panel.get("targets", [])
-        if "expr" in target
+        for dashboard, panel, target in targets("prometheus")
     ]
 
 

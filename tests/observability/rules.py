@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "charts" / "weir" / "alerts").glob("*.yaml"))
 
 _COMPARISON = re.compile(r"^(.*)\s(?:>|<|==)\s[\d.]+\s*$", re.DOTALL)
+_AND = re.compile(r"^and ", re.MULTILINE)
 
 
 class Alert(NamedTuple):
@@ -23,11 +24,11 @@ class Alert(NamedTuple):
     annotations: dict[str, str]
 
     @property
-    def measured(self) -> str:
-        """The expression without its final comparison, which has a value in any state."""
-        found = _COMPARISON.match(self.expression)
-        assert found is not None, f"{self.name} must end in a comparison with a number"
-        return found[1]
+    def measured(self) -> list[str]:
+        """The compared expressions, which have values in any state."""
+        found = [_COMPARISON.match(part) for part in _AND.split(self.expression)]
+        assert all(found), f"{self.name} must compare with numbers"
+        return [each[1] for each in found if each is not None]
 
 
 def alerts() -> list[Alert]:

@@ -57,7 +57,13 @@ def scraping(stack: Stack, folder: Path, rules: list[Path]) -> Iterator[Promethe
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(path) for path in rules],
         "scrape_configs": [
-            {"job_name": name, "static_configs": [{"targets": [address]}]}
+            {
+                "job_name": name,
+                # As the chart's Prometheus labels its targets.
+                "static_configs": [
+                    {"targets": [address], "labels": {"namespace": "weir", "pod": f"{name}-0"}}
+                ],
+            }
             for name, address in addresses.items()
         ],
     }
