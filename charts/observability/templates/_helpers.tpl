@@ -18,7 +18,7 @@ app.kubernetes.io/component: {{ .component }}
 {{/* Reference of an image. Takes (dict "root" $ "image" …). */}}
 {{- define "observability.image" -}}
 {{- $registry := .root.Values.imageRegistry -}}
-{{- if $registry }}{{ trimSuffix "/" $registry }}/{{ end }}{{ .image.repository }}:{{ .image.tag }}
+{{- if $registry }}{{ trimSuffix "/" $registry }}/{{ end }}{{ .image.repository }}:{{ .image.tag }}{{ with .image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
 {{/* Service account token, pull secrets and securityContext of a pod.
