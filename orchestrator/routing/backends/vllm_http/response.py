@@ -113,6 +113,9 @@ def error_of(
     response: httpx.Response, body: bytes, constraint: OutputConstraint | None
 ) -> MeshError:
     """The error of a response with another status than 200."""
+    if response.status_code == 404 and _is_unknown_path(body):
+        message = "model does not generate text: its engine serves no completions"
+        return MeshError(ErrorKind.INVALID_REQUEST, message, param="model", is_reported=True)
     details, param = _error_text(response.status_code, body)
     error = error_by_status(response.status_code, details, param, constraint)
     if error.kind is ErrorKind.UNAVAILABLE and "retry-after" in response.headers:
@@ -147,6 +150,14 @@ def error_by_status(
             return MeshError(ErrorKind.UNIMPLEMENTED, "the engine does not offer this")
         case _:
             return MeshError(ErrorKind.UNAVAILABLE, f"the engine answered with status {status}")
+
+
+def _is_unknown_path(body: bytes) -> bool:
+    """Whether a 404 is about the path, as of an engine for embeddings, and not about the model."""
+    try:
+        return bool(json.loads(body) == {"detail": "Not Found"})
+    except ValueError:
+        return False
 
 
 def _full() -> MeshError:

@@ -302,6 +302,18 @@ async def test_http_statuses(
     assert (raised.kind, raised.param, raised.retry_after) == (kind, param, retry_after)
 
 
+async def test_an_engine_for_embeddings_refuses_text(backends: Backends) -> None:
+    """It serves no path for completions: the client's mistake, which no replica is lost for."""
+    backends.http_server.refusal = JSONResponse({"detail": "Not Found"}, 404)
+    with pytest.raises(MeshError, match="does not generate text") as caught:
+        await collected(backends.http, GenerateCall(PROMPT, LONG))
+    assert (caught.value.kind, caught.value.param) == (ErrorKind.INVALID_REQUEST, "model")
+    backends.http_server.refusal = JSONResponse({"error": {"message": "no such model"}}, 404)
+    with pytest.raises(MeshError, match="status 404") as caught:
+        await collected(backends.http, GenerateCall(PROMPT, LONG))
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
 async def test_a_long_http_error_is_not_read(backends: Backends) -> None:
     """Its status counts alone."""
     error = {"message": "The engine is currently busy" + "!" * MAX_ERROR_BYTES}
