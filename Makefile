@@ -75,11 +75,26 @@ CHAT_MODEL_STAMP := $(if $(MODEL)$(filter-out undefined,$(origin CHAT_MODEL)),,$
 run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 	@$(BIN)/python -m scripts.run_local
 
+# They have targets of their own, so that `make test` takes less than five minutes on two cores.
+SEPARATE_TESTS := charts chaos rollout wire sdks vllm smg e2e/deployment e2e/observability
+
 ## test: Run the tests
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 --ignore=tests/chaos --ignore=tests/rollout --ignore=tests/wire --ignore=tests/sdks --ignore=tests/vllm --ignore=tests/smg --ignore=tests/charts
+	@$(BIN)/python -m pytest -q --numprocesses=2 $(addprefix --ignore=tests/,$(SEPARATE_TESTS))
+
+## test-deployment: Start and stop the four processes in every order, by `make run-local` and by hand
+.PHONY: test-deployment
+test-deployment: $(VENV)/.dev
+	@echo "Running the tests of starts and stops"
+	@$(BIN)/python -m pytest -q tests/e2e/deployment
+
+## test-observability: Check traces, logs and metrics of the four processes
+.PHONY: test-observability
+test-observability: $(VENV)/.dev
+	@echo "Running the tests of traces, logs and metrics"
+	@$(BIN)/python -m pytest -q --numprocesses=2 tests/e2e/observability
 
 ## test-charts: Render the charts with all values and check the manifests
 .PHONY: test-charts
@@ -360,7 +375,7 @@ chart-check: $(VENV)/.dev
 .PHONY: ci
 # A failed test runs once more: it fails CI only if it fails twice, and the log names it in either case.
 ci: export PYTEST_ADDOPTS := --reruns 1 -rR
-ci: lint proto-check chart-check test test-charts test-gpu-code chaos-short wire-short rollout-short
+ci: lint proto-check chart-check test test-deployment test-observability test-charts test-gpu-code chaos-short wire-short rollout-short
 
 # helm from PATH if it is recent enough, or a downloaded one.
 HELM ?= $(shell $(BIN)/python -m scripts.find_helm)

@@ -23,6 +23,9 @@ _SERVICES = {
 }
 """Names in the health service by which protocols are found, the preferred one first."""
 
+IDENTIFY_SECONDS = 10.0
+"""Timeout of a question for the protocol, so that an engine that never answers is asked again."""
+
 
 class EngineConnection:
     """Holds the channel to one engine. Close it after use."""
@@ -66,13 +69,14 @@ class EngineConnection:
 async def identify(channel: grpc.aio.Channel) -> EngineProtocol:
     """The protocol of the engine at the other end, by the names in its health service.
 
-    Waits until the engine can be reached. Raises MeshError: UNIMPLEMENTED if it is no engine.
+    Waits some time until the engine can be reached. Raises MeshError: UNIMPLEMENTED if it is no
+    engine, DEADLINE or UNAVAILABLE if it does not answer.
     """
     health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
     for service, protocol in _SERVICES.items():
         try:
             request = health_pb2.HealthCheckRequest(service=service)
-            await health.Check(request, wait_for_ready=True)
+            await health.Check(request, wait_for_ready=True, timeout=IDENTIFY_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
                 raise from_rpc_error(error) from error
