@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--keep",
         type=int,
-        default=200,
+        default=2000,
         help="maximum traces in memory (default: %(default)s)",
     )
     parser.add_argument(

@@ -48,10 +48,13 @@ class Span:
 
 
 class Row(NamedTuple):
-    """A row of a waterfall: a span and its depth in the tree."""
+    """A row of a waterfall."""
 
     span: Span
     depth: int
+    """Number of ancestors."""
+    self_time: int
+    """Nanoseconds of the span in which none of its children is open."""
 
 
 def waterfall(spans: Iterable[Span]) -> list[Row]:
@@ -74,8 +77,19 @@ def _descendants(
     for span in children.get(parent, ()):
         if span.span_id not in seen:  # received parent ids may form a cycle
             seen.add(span.span_id)
-            yield Row(span, depth)
+            yield Row(span, depth, _self_time(span, children.get(span.span_id, ())))
             yield from _descendants(span.span_id, children, depth + 1, seen)
+
+
+def _self_time(span: Span, children: Iterable[Span]) -> int:
+    """`children` in the order of their starts; they may overlap and exceed the span."""
+    covered, reached = 0, span.start
+    for child in children:
+        begin, end = max(child.start, reached), min(child.end, span.end)
+        if end > begin:
+            covered += end - begin
+            reached = end
+    return span.end - span.start - covered
 
 
 class Summary(NamedTuple):
@@ -91,6 +105,8 @@ class Summary(NamedTuple):
     num_spans: int
     complete: bool
     """Whether the root span has been received."""
+    num_failovers: int
+    """How often the request continued on another replica."""
 
 
 def summarize(trace_id: str, spans: Sequence[Span]) -> Summary:
@@ -108,4 +124,17 @@ def summarize(trace_id: str, spans: Sequence[Span]) -> Summary:
         failed=shown.failed,
         num_spans=len(spans),
         complete=root is not None,
+        num_failovers=sum(e.name == semconv.FAILOVER for s in spans for e in s.events),
     )
+
+
+def text_of(trace_id: str, spans: Iterable[Span]) -> str:
+    """What a search for text looks at, in lower case: ids, names, messages, `attribute=value`."""
+    found = {trace_id}
+    for span in spans:
+        found |= {span.service, span.name, span.message, span.outcome}
+        found |= {f"{name}={value}" for name, value in span.attributes.items()}
+        for event in span.events:
+            found.add(event.name)
+            found |= {f"{name}={value}" for name, value in event.attributes.items()}
+    return "\n".join(found).lower()

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from mesh.observability import semconv
-from scripts.traceview.spans import Span, Summary, summarize
+from scripts.traceview.query import Found, Query, found_of
+from scripts.traceview.spans import Span, Summary, summarize, text_of
 
 MAX_SPANS = 2000
 """Maximum spans of one trace; further spans are dropped."""
@@ -16,15 +17,57 @@ MAX_STEPS = 200
 """Maximum engine steps stored for one trace."""
 
 
+class _Trace:
+    """The spans of one trace; its summary and text are made when they are needed first."""
+
+    __slots__ = ("_id", "_spans", "_summary", "_text")
+
+    def __init__(self, trace_id: str) -> None:
+        self._id = trace_id
+        self._spans: dict[str, Span] = {}
+        self._summary: Summary | None = None
+        self._text: str | None = None
+
+    def add(self, span: Span) -> bool:
+        """Add or replace a span; whether there is room for it."""
+        if len(self._spans) >= MAX_SPANS:
+            return False
+        self._spans[span.span_id] = span
+        self._summary = self._text = None
+        return True
+
+    @property
+    def spans(self) -> list[Span]:
+        return list(self._spans.values())
+
+    @property
+    def summary(self) -> Summary:
+        if self._summary is None:
+            self._summary = summarize(self._id, self.spans)
+        return self._summary
+
+    @property
+    def text(self) -> str:
+        if self._text is None:
+            self._text = text_of(self._id, self.spans)
+        return self._text
+
+
 class Store:
     """Stores the spans of the last `keep` traces; evicts the oldest trace first."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
-        self._traces: OrderedDict[str, dict[str, Span]] = OrderedDict()
+        self._traces: OrderedDict[str, _Trace] = OrderedDict()
         self._steps: OrderedDict[str, list[Span]] = OrderedDict()
         self._lock = threading.Lock()
+        self._version = 0
         self._on_change: Callable[[set[str]], None] = lambda trace_ids: None
+
+    @property
+    def version(self) -> int:
+        """Changes with every change of the traces."""
+        return self._version
 
     def on_change(self, callback: Callable[[set[str]], None]) -> None:
         """Sets `callback`, called with the ids of changed traces in the thread that calls `add`."""
@@ -38,26 +81,31 @@ class Store:
                 if span.name == semconv.ENGINE_STEP:
                     _append(self._steps, span.trace_id, span, self._keep)
                     continue
-                trace = self._traces.setdefault(span.trace_id, {})
-                if len(trace) < MAX_SPANS:
-                    trace[span.span_id] = span
+                trace = self._traces.setdefault(span.trace_id, _Trace(span.trace_id))
+                if trace.add(span):
                     changed.add(span.trace_id)
             while len(self._traces) > self._keep:
                 self._traces.popitem(last=False)
+            self._version += bool(changed)
         if changed:
             self._on_change(changed)
 
     def summaries(self) -> list[Summary]:
         """Summaries of all traces, newest first."""
+        return list(self.find(Query()).traces)
+
+    def find(self, query: Query) -> Found:
+        """The traces that match a query, newest first."""
         with self._lock:
-            traces = [(trace_id, list(spans.values())) for trace_id, spans in self._traces.items()]
-        found = [summarize(trace_id, spans) for trace_id, spans in traces if spans]
-        return sorted(found, key=lambda summary: -summary.start)
+            version = self._version
+            traces = [trace.summary for trace in self._traces.values() if query.matches_text(trace)]
+        return found_of(query, traces, version)
 
     def spans(self, trace_id: str) -> list[Span]:
         """The spans received of a trace; empty if it is unknown or evicted."""
         with self._lock:
-            return list(self._traces.get(trace_id, {}).values())
+            trace = self._traces.get(trace_id)
+            return [] if trace is None else trace.spans
 
     def steps(self, trace_id: str) -> list[Span]:
         """The sampled engine steps of this trace."""

@@ -1,7 +1,8 @@
 """HTTP server: receives OTLP over HTTP, and serves the web page and the traces as JSON.
 
 GET  /, /trace/ID       the web page
-GET  /api/traces        summaries of all traces
+GET  /api/traces        summaries, filtered by q, outcome, min_ms and max_ms; with version=N, the
+                        last one seen, 204 if nothing has changed since
 GET  /api/traces/ID     one trace
 POST /v1/traces         an OTLP export in protobuf, optionally compressed with gzip
 """
@@ -18,20 +19,23 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from google.protobuf.message import DecodeError
 
 from mesh.process.threaded_server import serve_in_thread
 from mesh.rpc.targets import AddressError
 from scripts.traceview.otlp import MAX_MESSAGE_BYTES, empty_response, parse_bytes
-from scripts.traceview.spans import Span, waterfall
+from scripts.traceview.query import Query, parse_query
+from scripts.traceview.spans import Row, Span, waterfall
 from scripts.traceview.store import Store
 
 FOLDER = Path(__file__).parent / "static"
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/traceview.css": ("traceview.css", "text/css; charset=utf-8"),
-    "/traceview.js": ("traceview.js", "text/javascript; charset=utf-8"),
+    "/list.js": ("list.js", "text/javascript; charset=utf-8"),
+    "/trace.js": ("trace.js", "text/javascript; charset=utf-8"),
 }
 HEADERS = {
     "Cache-Control": "no-cache",
@@ -67,8 +71,16 @@ def trace_json(store: Store, trace_id: str) -> dict[str, Any] | None:
     return {
         "trace_id": trace_id,
         "duration_ms": (max(span.end for span in spans) - start) / 1e6,
-        "spans": [{**_span_json(row.span, start), "depth": row.depth} for row in waterfall(spans)],
+        "spans": [_row_json(row, start) for row in waterfall(spans)],
         "steps": [_span_json(step, start) for step in store.steps(trace_id)],
+    }
+
+
+def _row_json(row: Row, start: int) -> dict[str, Any]:
+    return {
+        **_span_json(row.span, start),
+        "depth": row.depth,
+        "self_ms": row.self_time / 1e6,
     }
 
 
@@ -91,15 +103,21 @@ def _span_json(span: Span, start: int) -> dict[str, Any]:
     }
 
 
-def _list_json(store: Store) -> list[dict[str, Any]]:
-    return [
-        {
-            **summary._asdict(),
-            "start": summary.start / 1e6,
-            "duration_ms": summary.duration / 1e6,
-        }
-        for summary in store.summaries()
-    ]
+def list_json(store: Store, query: Query) -> dict[str, Any]:
+    """The traces that match a query, times in milliseconds."""
+    found = store.find(query)
+    return {
+        "version": found.version,
+        "outcomes": found.outcomes,
+        "traces": [
+            {
+                **summary._asdict(),
+                "start": summary.start / 1e6,
+                "duration_ms": summary.duration / 1e6,
+            }
+            for summary in found.traces
+        ],
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,15 +128,17 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
         if _TRACE_PAGE.fullmatch(path):
             path = "/"
         match = _TRACE.fullmatch(path)
         if path in FILES:
             name, content_type = FILES[path]
             self._respond(HTTPStatus.OK, (FOLDER / name).read_bytes(), content_type)
+        elif path == "/favicon.ico":
+            self._respond(HTTPStatus.NO_CONTENT, b"")
         elif path == "/api/traces":
-            self._respond_json(_list_json(self.store))
+            self._respond_list(dict(parse_qsl(query)))
         elif match is not None:
             trace = trace_json(self.store, match[1])
             status = HTTPStatus.NOT_FOUND if trace is None else HTTPStatus.OK
@@ -146,6 +166,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._respond(HTTPStatus.OK, empty_response(), "application/x-protobuf")
 
+    def _respond_list(self, fields: dict[str, str]) -> None:
+        if fields.get("version") == str(self.store.version):
+            self._respond(HTTPStatus.NO_CONTENT, b"")
+            return
+        try:
+            wanted = parse_query(fields)
+        except ValueError as error:
+            self._respond(HTTPStatus.BAD_REQUEST, f"{error}\n".encode())
+            return
+        self._respond_json(list_json(self.store, wanted))
+
     def _respond_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
         self._respond(status, json.dumps(value).encode(), "application/json")
 
@@ -153,7 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in {**HEADERS, "Content-Type": content_type}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if status is not HTTPStatus.NO_CONTENT:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from scripts.traceview.otlp import grpc_receiver
-from scripts.traceview.spans import Span, summarize, waterfall
+from scripts.traceview.spans import Event, Span, summarize, waterfall
 from scripts.traceview.store import MAX_SPANS, Store
 from scripts.traceview.terminal import Printer, duration, render
 from scripts.traceview.web import web_server
@@ -110,7 +110,7 @@ def test_spans_are_received_over_http(
             "/v1/traces", content=gzip.compress(body) if compressed else body, headers=headers
         )
         assert sent.status_code == 200
-        [summary] = http.get("/api/traces").json()
+        [summary] = http.get("/api/traces").json()["traces"]
         trace = http.get(f"/api/traces/{trace_id}").json()
     assert summary["name"] == "bake"
     assert summary["outcome"] == "failed"
@@ -127,7 +127,7 @@ def client(port: int) -> httpx.Client:
 def test_the_page_is_self_contained(store: Store) -> None:
     """The page, its style sheet and its script are served, and load nothing from other hosts."""
     with web_server("127.0.0.1:0", store) as port, client(port) as http:
-        for path in ("/", f"/trace/{TRACE}", "/traceview.css", "/traceview.js"):
+        for path in ("/", f"/trace/{TRACE}", "/traceview.css", "/list.js", "/trace.js"):
             response = http.get(path)
             assert response.status_code == 200
             assert "default-src 'self'" in response.headers["content-security-policy"]
@@ -145,7 +145,7 @@ def test_an_invalid_export_is_refused(store: Store, body: bytes) -> None:
         assert http.post("/v1/traces", content=body).status_code == 400
         headers = {"content-encoding": "gzip"}
         assert http.post("/v1/traces", content=body, headers=headers).status_code == 400
-        assert http.get("/api/traces").json() == []
+        assert http.get("/api/traces").json()["traces"] == []
 
 
 def test_the_oldest_trace_is_evicted(store: Store) -> None:
@@ -170,10 +170,94 @@ def test_a_waterfall_contains_every_span_once() -> None:
     assert rows == [("root", 0), ("early", 1), ("inner", 2), ("late", 1), ("lost", 0)]
 
 
+def test_self_time_is_outside_of_children() -> None:
+    """Children may overlap each other, and end after their parent."""
+    spans = [
+        span("root", 0, 10),
+        span("first", 1, 4, parent="root"),
+        span("overlapping", 3, 5, parent="root"),
+        span("inside", 3, 4, parent="root"),
+        span("late", 9, 12, parent="root"),
+    ]
+    times = {row.span.name: row.self_time / 1e6 for row in waterfall(spans)}
+    assert times == {"root": 5, "first": 3, "overlapping": 2, "inside": 1, "late": 3}
+
+
+def stored(store: Store) -> None:
+    """Three requests: 10 ms, 200 ms and a failover, 3 s and failed."""
+    failover = Event("weir.failover", 5, {"server.address": "10.0.0.7"})
+    store.add(
+        [
+            span("GET /a", 0, 10, trace_id="a" * 32, attributes={"weir.outcome": "ok"}),
+            span("POST /b", 1000, 1200, trace_id="b" * 32, attributes={"gen_ai.model": "Demo"}),
+            span("Generate", 1100, 1150, trace_id="b" * 32, parent="POST /b", events=(failover,)),
+            span("GET /c", 2000, 5000, trace_id="c" * 32, failed=True, message="no reply"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", "cba"),
+        ("q=get", "ca"),
+        ("q=get+reply", "c"),
+        ("q=GEN_AI.model%3Ddemo", "b"),
+        ("q=10.0.0.7", "b"),
+        ("q=aaaaaaaa", "a"),
+        ("q=absent", ""),
+        ("outcome=failed", "c"),
+        ("outcome=ok", "ba"),
+        ("outcome=failovers", "b"),
+        ("min_ms=10&max_ms=200", "ba"),
+        ("min_ms=200.5", "c"),
+        ("q=get&max_ms=100&outcome=ok", "a"),
+    ],
+)
+def test_the_list_is_filtered(store: Store, query: str, found: str) -> None:
+    """By text, outcome and duration."""
+    stored(store)
+    with web_server("127.0.0.1:0", store) as port, client(port) as http:
+        traces = http.get(f"/api/traces?{query}").json()["traces"]
+    assert "".join(trace["trace_id"][0] for trace in traces) == found
+
+
+def test_the_list_counts_outcomes(store: Store) -> None:
+    """Of the traces that match the other filters."""
+    stored(store)
+    with web_server("127.0.0.1:0", store) as port, client(port) as http:
+        answer = http.get("/api/traces?outcome=failed&max_ms=4000").json()
+    assert answer["outcomes"] == {"ok": 2, "failed": 1, "failovers": 1}
+    [trace] = answer["traces"]
+    assert (trace["num_failovers"], trace["duration_ms"]) == (0, 3000)
+
+
+def test_an_unchanged_list_is_not_sent_again(store: Store) -> None:
+    """The page polls with the version that it has."""
+    stored(store)
+    with web_server("127.0.0.1:0", store) as port, client(port) as http:
+        path = f"/api/traces?version={http.get('/api/traces').json()['version']}"
+        assert http.get(path).status_code == 204
+        store.add([span("more", 0, 1)])
+        assert http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["min_ms=-1", "max_ms=nan", "min_ms=x", f"q={'x' * 201}"])
+def test_a_bad_filter_is_refused(store: Store, query: str) -> None:
+    """The message names it and the given value."""
+    with web_server("127.0.0.1:0", store) as port, client(port) as http:
+        answer = http.get(f"/api/traces?{query}")
+    assert answer.status_code == 400
+    name, _, value = query.partition("=")
+    assert answer.text.startswith(f"{name} must ")
+    assert answer.text.endswith(f", given {'201' if name == 'q' else repr(value)}\n")
+
+
 def test_a_trace_is_open_until_its_root_is_received() -> None:
     """Before that, its first span names it."""
     spans = [span("child", 1, 3, parent="root")]
-    assert summarize(TRACE, spans)[1:] == ("child", "gateway", 1e6, 2e6, "open", False, 1, False)
+    found = summarize(TRACE, spans)
+    assert found[1:] == ("child", "gateway", 1e6, 2e6, "open", False, 1, False, 0)
     spans.append(span("root", 0, 4, attributes={"weir.outcome": "cancelled"}))
     assert summarize(TRACE, spans).outcome == "cancelled"
     assert summarize(TRACE, spans).complete
