@@ -76,7 +76,7 @@ run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 	@$(BIN)/python -m scripts.run_local
 
 # They have targets of their own, so that `make test` takes less than five minutes on two cores.
-SEPARATE_TESTS := charts chaos rollout wire sdks vllm smg e2e/deployment e2e/observability
+SEPARATE_TESTS := charts chaos rollout wire sdks vllm smg e2e/deployment e2e/observability tracing
 
 ## test: Run the tests
 .PHONY: test
@@ -95,6 +95,18 @@ test-deployment: $(VENV)/.dev
 test-observability: $(VENV)/.dev
 	@echo "Running the tests of traces, logs and metrics"
 	@$(BIN)/python -m pytest -q --numprocesses=2 tests/e2e/observability
+
+## test-tracing: Check the traces of 200 requests at once over both protocols of OTLP, 2,000 open streams and silent collectors (minutes)
+.PHONY: test-tracing
+test-tracing: $(VENV)/.dev
+	@echo "Running the tests of tracing under load"
+	@$(BIN)/python -m pytest -q tests/tracing
+
+## tracing-short: Check the traces of 40 requests at once over HTTP
+.PHONY: tracing-short
+tracing-short: $(VENV)/.dev
+	@echo "Checking the traces of 40 requests at once"
+	@REQUESTS=40 $(BIN)/python -m pytest -q tests/tracing/test_kept_traces.py -k http
 
 ## test-charts: Render the charts with all values and check the manifests
 .PHONY: test-charts
@@ -375,7 +387,7 @@ chart-check: $(VENV)/.dev
 .PHONY: ci
 # A failed test runs once more: it fails CI only if it fails twice, and the log names it in either case.
 ci: export PYTEST_ADDOPTS := --reruns 1 -rR
-ci: lint proto-check chart-check test test-deployment test-observability test-charts test-gpu-code chaos-short wire-short rollout-short
+ci: lint proto-check chart-check test test-deployment test-observability test-charts test-gpu-code chaos-short wire-short rollout-short tracing-short
 
 # helm from PATH if it is recent enough, or a downloaded one.
 HELM ?= $(shell $(BIN)/python -m scripts.find_helm)

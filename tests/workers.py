@@ -11,7 +11,6 @@ E2E_FOLDER = "tests/e2e"
 OWN_PROCESSES = (
     f"{E2E_FOLDER}/deployment/test_processes.py",
     f"{E2E_FOLDER}/deployment/test_run_local.py",
-    f"{E2E_FOLDER}/observability/test_kept_traces.py",
     f"{E2E_FOLDER}/observability/test_traces.py",
 )
 """Those that start processes of their own, for which any worker will do."""

@@ -1,4 +1,4 @@
-"""An OTLP collector for tests: a gRPC server that stores the spans it receives."""
+"""An OTLP collector for tests, over gRPC or HTTP, that stores the spans it receives."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
+
+GRPC, HTTP = "grpc", "http/protobuf"
+"""Values of `OTEL_EXPORTER_OTLP_PROTOCOL`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +52,9 @@ class Span:
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Stores exported spans. Thread-safe."""
 
-    def __init__(self) -> None:
-        self.endpoint = ""
+    def __init__(self, endpoint: str = "", protocol: str = GRPC) -> None:
+        self.endpoint = endpoint
+        self.protocol = protocol
         self._spans: list[Span] = []
         self._changed = threading.Condition()
 
@@ -85,17 +90,56 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextmanager
-def running_collector() -> Iterator[Collector]:
+def running_collector(protocol: str = GRPC) -> Iterator[Collector]:
     """Runs a collector on a free port of 127.0.0.1."""
-    collector = Collector()
+    collector = Collector(protocol=protocol)
+    with _over_http(collector) if protocol == HTTP else _over_grpc(collector):
+        yield collector
+
+
+@contextmanager
+def _over_grpc(collector: Collector) -> Iterator[None]:
     server = grpc.server(ThreadPoolExecutor(4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
     collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
-        yield collector
+        yield
     finally:
         server.stop(None).wait()
+
+
+@contextmanager
+def _over_http(collector: Collector) -> Iterator[None]:
+    handler = type("_BoundHandler", (_HttpHandler,), {"collector": collector})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        collector.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, name="otlp-http")
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _HttpHandler(BaseHTTPRequestHandler):
+    collector: Collector
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        assert self.path == "/v1/traces", self.path
+        body = self.rfile.read(int(self.headers["content-length"]))
+        request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
+        response = self.collector.Export(request, None).SerializeToString()
+        self.send_response(200)
+        self.send_header("content-type", "application/x-protobuf")
+        self.send_header("content-length", str(len(response)))
+        self.end_headers()
+        self.wfile.write(response)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing."""
 
 
 def _span(

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import tracemalloc
+from collections.abc import Callable, Sequence
 
 import pytest
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, TraceFlags
+from opentelemetry.trace import SpanContext, TraceFlags, set_span_in_context
 
 from mesh.observability.recording import traces
 from mesh.observability.recording.span import RecordedSpan
+from mesh.observability.recording.tracer import RecordingProvider
 from mesh.observability.recording.traces import Traces
 from mesh.observability.semconv import OUTCOME, Outcome
 
 Make = Callable[..., Traces]
+
+MAX_HELD_BYTES = 20e6
 
 
 @pytest.fixture
@@ -90,3 +103,70 @@ def test_the_rate_of_kept_traces_is_limited(
     end_span(held, 10**6, outcome=Outcome.DEADLINE)
     others = most if outcome is Outcome.FAILED else most + 1
     assert others <= len(exporter.get_finished_spans()) < 1.5 * most
+
+
+NUM_OPEN = 2000
+SPANS_EACH = 8
+"""Spans of a stream that have ended while it is open, in an orchestrator with a failover."""
+
+
+def test_the_memory_of_held_spans_is_bounded() -> None:
+    """Of 2,000 streams that are open at once, with attributes and events."""
+    tracemalloc.start()
+    try:
+        provider = RecordingProvider(
+            Resource({}), ALWAYS_OFF, [], InstrumentationScope("weir"), holds=True
+        )
+        tracer = provider.get_tracer("t")
+        before, _ = tracemalloc.get_traced_memory()
+        roots = [tracer.start_span("request", context=Context()) for _ in range(NUM_OPEN)]
+        open_bytes = tracemalloc.get_traced_memory()[0] - before
+        for root in roots:
+            parent = set_span_in_context(root, Context())
+            for number in range(SPANS_EACH):
+                span = tracer.start_span(f"stage {number}", context=parent)
+                span.set_attributes({f"weir.attribute.{name}": name for name in range(6)})
+                span.add_event("weir.event", {"number": number})
+                span.end()
+        held_bytes = tracemalloc.get_traced_memory()[0] - before - open_bytes
+        assert provider.traces.num_held <= traces.MAX_HELD_SPANS
+        assert held_bytes < MAX_HELD_BYTES
+        for root in roots:
+            root.end()
+        assert provider.traces.num_held == 0
+        left = tracemalloc.get_traced_memory()[0] - before - open_bytes
+        assert left < MAX_HELD_BYTES / 50
+    finally:
+        tracemalloc.stop()
+
+
+class StuckExporter(SpanExporter):
+    """Waits for a collector that never answers."""
+
+    def __init__(self) -> None:
+        self.is_waiting, self.answer = threading.Event(), threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.is_waiting.set()
+        self.answer.wait()
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Nothing to do."""
+
+
+def test_a_collector_that_is_slow_holds_up_no_span() -> None:
+    """Also when the queue of the export is full: further spans are dropped."""
+    exporter = StuckExporter()
+    processor = BatchSpanProcessor(exporter, max_queue_size=64, max_export_batch_size=16)
+    held = Traces([processor], Resource({}), InstrumentationScope("weir"))
+    try:
+        held.keep(1)
+        while not exporter.is_waiting.is_set():
+            end_span(held, 1)
+        for _ in range(1000):
+            end_span(held, 1)  # would never return if it waited
+        assert held.num_held == 0
+    finally:
+        exporter.answer.set()
+        processor.shutdown()

@@ -1,0 +1,1 @@
+"""Traces of hundreds of requests at once, in a target of their own: `make test-tracing`."""
