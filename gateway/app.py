@@ -24,6 +24,7 @@ from gateway.api.models import Models
 from gateway.api.page import STATIC_FILES, Page
 from gateway.api.probes import Probes
 from gateway.api.responses import CANCEL_ROUTE as RESPONSE_CANCEL
+from gateway.api.responses import INPUT_ROUTE as RESPONSE_INPUT
 from gateway.api.responses import ONE_ROUTE as RESPONSE
 from gateway.api.responses import ROUTE as RESPONSES
 from gateway.api.responses import Responses
@@ -50,7 +51,8 @@ from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from gateway.schemas.models import Model, ModelList
-from gateway.schemas.responses.answer import DeletedResponse, ResponseAnswer
+from gateway.schemas.responses.answer import DeletedResponse, InputItemList, ResponseAnswer
+from gateway.schemas.responses.queries import InputItemsQuery, RetrieveQuery
 from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.search import SearchAnswer, SearchRequest, ValidationAnswer
 from gateway.schemas.similarity import (
@@ -239,7 +241,19 @@ def _responses_routes(dependencies: Dependencies) -> list[ApiRoute]:
         streams=True,
         secured=True,
     )
-    get = Operation(summary="Return a stored response.", answer=ResponseAnswer, secured=True)
+    get = Operation(
+        summary="Return a stored response.",
+        query=RetrieveQuery,
+        answer=ResponseAnswer,
+        streams=True,
+        secured=True,
+    )
+    given = Operation(
+        summary="List the items that a response was generated from.",
+        query=InputItemsQuery,
+        answer=InputItemList,
+        secured=True,
+    )
     cancel = Operation(
         summary="End a response in the background.", answer=ResponseAnswer, secured=True
     )
@@ -247,6 +261,7 @@ def _responses_routes(dependencies: Dependencies) -> list[ApiRoute]:
     return [
         ApiRoute(RESPONSES, responses.create, create, methods=("POST",)),
         ApiRoute(RESPONSE, responses.get, get),
+        ApiRoute(RESPONSE_INPUT, responses.input_items, given),
         ApiRoute(RESPONSE, responses.delete, delete, methods=("DELETE",)),
         ApiRoute(RESPONSE_CANCEL, responses.cancel, cancel, methods=("POST",)),
     ]

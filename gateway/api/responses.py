@@ -1,4 +1,4 @@
-"""`POST /v1/responses`, and `GET`, `DELETE` and cancel of `/v1/responses/{id}`."""
+"""`POST /v1/responses`; `GET`, `DELETE`, cancel and input items of `/v1/responses/{id}`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from gateway.http.errors import HttpError
 from gateway.http.json_text import json_response
 from gateway.keys.owner import owner_of
 from gateway.observability.request_record import RequestRecord
+from gateway.responses.background.event_reader import response_of
 from gateway.responses.conversation import conversation
+from gateway.responses.input_items import input_page, with_included
 from gateway.responses.items import Json
-from gateway.responses.kept import items_of, response_of
+from gateway.responses.kept import input_and_output, items_of, output_of
 from gateway.responses.run import ROUTE, Run
 from gateway.schemas.responses.items import parse_item
+from gateway.schemas.responses.queries import LISTS, InputItemsQuery, RetrieveQuery
 from gateway.schemas.responses.request import ResponsesRequest
 from gateway.streaming.event_stream import EventStream
-from gateway.validation.body import off_loop, read_json
+from gateway.validation.body import off_loop, read_json, read_query
 from mesh.errors import invalid
 
-__all__ = ["CANCEL_ROUTE", "ONE_ROUTE", "ROUTE", "Responses"]
+__all__ = ["CANCEL_ROUTE", "INPUT_ROUTE", "ONE_ROUTE", "ROUTE", "Responses"]
 
 ONE_ROUTE = "/v1/responses/{id}"
 CANCEL_ROUTE = "/v1/responses/{id}/cancel"
+INPUT_ROUTE = "/v1/responses/{id}/input_items"
 
 
 class Responses:
@@ -45,8 +49,10 @@ class Responses:
         num_bytes = record.body_bytes + (0 if stored is None else len(stored.items))
         previous, run = await off_loop(num_bytes, lambda: self._run(body, stored, record))
         if body.background:
-            items = [*previous, *body.input_items()]
-            return json_response(await self._kept.start(owner, run, items))
+            queued = await self._kept.start(owner, run, [*previous, *body.input_items()])
+            return (
+                await self._events(owner, run.response.id) if body.stream else json_response(queued)
+            )
         if body.store:
             run.on_end = lambda: self._kept.keep(owner, run, [*previous, *body.input_items()])
         if body.stream:
@@ -56,12 +62,29 @@ class Responses:
                 pass
         return json_response(run.response.json())
 
-    async def get(self, request: Request) -> Response:
-        """Return a stored response."""
-        if request.query_params.get("stream") == "true":
-            raise invalid("stream", "stream must be false, given true")
+    async def get(self, request: Request) -> Response | EventStream:
+        """Return a stored response, or the events of one in the background."""
+        query = read_query(request, RetrieveQuery, LISTS)
+        owner, id = owner_of(request.scope), request.path_params["id"]
+        if query.stream:
+            return await self._events(owner, id, query.begin)
+        stored = await self._kept.find(owner, id)
+        response = response_of(stored)
+        if query.include:
+            _, output = await off_loop(len(stored.items), lambda: input_and_output(stored))
+            with_included(output_of(response), output, query.include)
+        return json_response(response)
+
+    async def input_items(self, request: Request) -> Response:
+        """List what a stored response was generated from."""
+        query = read_query(request, InputItemsQuery, LISTS)
         stored = await self._kept.find(owner_of(request.scope), request.path_params["id"])
-        return json_response(response_of(stored))
+        given, _ = await off_loop(len(stored.items), lambda: input_and_output(stored))
+        return json_response(input_page(given, query))
+
+    async def _events(self, owner: str, id: str, begin: int = 0) -> EventStream:
+        reader = await self._kept.reader(owner, id, begin)
+        return self._dependencies.event_stream(reader.frames(), reader.failed)
 
     async def cancel(self, request: Request) -> Response:
         """End a response in the background."""

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from gateway.conversations.store import RUNNING, ResponseStore, StoredResponse, StoreLimits
+from gateway.conversations.store import (
+    MAX_CHUNKS,
+    RUNNING,
+    EventChunk,
+    ResponseStore,
+    StoredEvents,
+    StoredResponse,
+    StoreLimits,
+)
 
 
 @dataclass(slots=True)
@@ -15,6 +23,19 @@ class _Entry:
     expires: float
     lease: float
     """Absolute, in `time.monotonic()`, as `expires`."""
+    chunks: list[EventChunk] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stored.num_bytes + sum(len(chunk.data) for chunk in self.chunks)
+
+    @property
+    def is_running(self) -> bool:
+        return self.stored.status in RUNNING
+
+    @property
+    def is_abandoned(self) -> bool:
+        return self.is_running and self.lease < time.monotonic()
 
 
 FULL_OWNERS = 4
@@ -48,17 +69,32 @@ class MemoryStore(ResponseStore):
         entry = self._find(owner, id)
         if entry is None:
             return None
-        abandoned = entry.stored.status in RUNNING and entry.lease < time.monotonic()
-        return replace(entry.stored, abandoned=abandoned)
+        return replace(entry.stored, abandoned=entry.is_abandoned)
 
     async def finish(self, stored: StoredResponse) -> bool:
         entry = self._find(stored.owner, stored.id)
-        if entry is None or entry.stored.status not in RUNNING:
+        if entry is None or not entry.is_running:
             return False
         self._count(stored.owner, stored.num_bytes - entry.stored.num_bytes)
         entry.stored = stored
         self._trim(stored.owner)
         return True
+
+    async def append_events(self, owner: str, id: str, chunk: EventChunk) -> bool:
+        entry = self._find(owner, id)
+        if entry is None or not entry.is_running:
+            return False
+        entry.chunks.append(chunk)
+        self._count(owner, len(chunk.data))
+        self._trim(owner)
+        return True
+
+    async def events(self, owner: str, id: str, begin: int) -> StoredEvents | None:
+        entry = self._find(owner, id)
+        if entry is None:
+            return None
+        chunks = [chunk for chunk in entry.chunks if chunk.end > begin]
+        return StoredEvents(entry.is_running and not entry.is_abandoned, chunks[:MAX_CHUNKS])
 
     async def delete(self, owner: str, id: str) -> bool:
         if self._find(owner, id) is None:
@@ -71,7 +107,7 @@ class MemoryStore(ResponseStore):
         running = set()
         for id in ids:
             entry = self._entries.get(id)
-            if entry is not None and entry.stored.status in RUNNING:
+            if entry is not None and entry.is_running:
                 entry.lease = lease
                 running.add(id)
         return running
@@ -101,11 +137,12 @@ class MemoryStore(ResponseStore):
             self._remove(next(iter(self._owned[largest])))
 
     def _remove(self, id: str) -> None:
-        stored = self._entries.pop(id).stored
-        self._owned[stored.owner].pop(id)
-        self._count(stored.owner, -stored.num_bytes)
-        if not self._owned[stored.owner]:
-            del self._owned[stored.owner], self._num_bytes[stored.owner]
+        entry = self._entries.pop(id)
+        owner = entry.stored.owner
+        self._owned[owner].pop(id)
+        self._count(owner, -entry.num_bytes)
+        if not self._owned[owner]:
+            del self._owned[owner], self._num_bytes[owner]
 
     def _count(self, owner: str, num_bytes: int) -> None:
         self._num_bytes[owner] = self._num_bytes.get(owner, 0) + num_bytes

@@ -10,7 +10,10 @@ from typing import TypeVar
 import asyncpg
 
 from gateway.conversations.store import (
+    MAX_CHUNKS,
+    EventChunk,
     ResponseStore,
+    StoredEvents,
     StoredResponse,
     StoreLimits,
     TrimSchedule,
@@ -24,6 +27,7 @@ TIMEOUT_SECONDS = 5.0
 """Timeout in seconds of a connection attempt, and of a statement."""
 
 TABLE = "weir_responses"
+EVENTS = "weir_response_events"
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (
@@ -39,6 +43,13 @@ CREATE TABLE IF NOT EXISTS {TABLE} (
 );
 CREATE INDEX IF NOT EXISTS {TABLE}_owner ON {TABLE} (owner, created) INCLUDE (num_bytes);
 CREATE INDEX IF NOT EXISTS {TABLE}_expires ON {TABLE} (expires);
+CREATE TABLE IF NOT EXISTS {EVENTS} (
+    id text NOT NULL REFERENCES {TABLE} ON DELETE CASCADE,
+    first integer NOT NULL,
+    "end" integer NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (id, first)
+);
 """
 """Created by the first gateway, if its user may; otherwise create it before."""
 
@@ -58,7 +69,23 @@ WHERE id = $1 AND owner = $2 AND expires > now()
 """
 _FINISH = f"""
 UPDATE {TABLE} SET status = $3, response = $4, items = $5, num_bytes = $6
+ + coalesce((SELECT sum(octet_length(data)) FROM {EVENTS} AS e WHERE e.id = {TABLE}.id), 0)
 WHERE id = $1 AND owner = $2 AND expires > now() AND {_RUNNING} RETURNING id
+"""
+_APPEND = f"""
+WITH running AS (
+    UPDATE {TABLE} SET num_bytes = num_bytes + octet_length($5::bytea)
+    WHERE id = $1 AND owner = $2 AND expires > now() AND {_RUNNING} RETURNING id
+)
+INSERT INTO {EVENTS} SELECT id, $3, $4, $5 FROM running RETURNING id
+"""
+_STATE = f"""
+SELECT {_RUNNING} AND lease >= now() AS running FROM {TABLE}
+WHERE id = $1 AND owner = $2 AND expires > now()
+"""
+_EVENTS = f"""
+SELECT first, "end", data FROM {EVENTS} WHERE id = $1 AND "end" > $2
+ORDER BY first LIMIT {MAX_CHUNKS}
 """
 _DELETE = f"DELETE FROM {TABLE} WHERE id = $1 AND owner = $2 AND expires > now() RETURNING id"
 _RENEW = f"""
@@ -119,6 +146,26 @@ class PostgresStore(ResponseStore):
         )
         return found is not None
 
+    async def append_events(self, owner: str, id: str, chunk: EventChunk) -> bool:
+        async def append() -> bool:
+            added = await self._pool.fetchval(_APPEND, id, owner, *chunk)
+            if self._trims.is_due(owner, len(chunk.data)):
+                await self._pool.execute(_TRIM, owner, self._limits.max_bytes)
+            return added is not None
+
+        return await self._run(append)
+
+    async def events(self, owner: str, id: str, begin: int) -> StoredEvents | None:
+        async def read() -> StoredEvents | None:
+            # The state first: after the end of a response no events are added.
+            state = await self._pool.fetchrow(_STATE, id, owner)
+            if state is None:
+                return None
+            rows = await self._pool.fetch(_EVENTS, id, begin)
+            return StoredEvents(state["running"], [EventChunk(*row) for row in rows])
+
+        return await self._run(read)
+
     async def delete(self, owner: str, id: str) -> bool:
         return await self._run(lambda: self._pool.fetchval(_DELETE, id, owner)) is not None
 
@@ -152,6 +199,6 @@ class PostgresStore(ResponseStore):
             await self._pool  # asyncpg forbids to open a pool concurrently
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-                if await connection.fetchval("SELECT to_regclass($1)", TABLE) is None:
+                if await connection.fetchval("SELECT to_regclass($1)", EVENTS) is None:
                     await connection.execute(SCHEMA)
             self._is_open = True

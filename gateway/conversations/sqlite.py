@@ -11,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from gateway.conversations.store import (
+    MAX_CHUNKS,
+    EventChunk,
     ResponseStore,
+    StoredEvents,
     StoredResponse,
     StoreLimits,
     TrimSchedule,
@@ -29,6 +32,7 @@ RETRY_SECONDS = 0.02
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
+PRAGMA foreign_keys = ON;
 CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY,
     owner TEXT NOT NULL,
@@ -42,6 +46,13 @@ CREATE TABLE IF NOT EXISTS responses (
 );
 CREATE INDEX IF NOT EXISTS responses_owner ON responses (owner, created, num_bytes);
 CREATE INDEX IF NOT EXISTS responses_expires ON responses (expires);
+CREATE TABLE IF NOT EXISTS response_events (
+    id TEXT NOT NULL REFERENCES responses ON DELETE CASCADE,
+    first INTEGER NOT NULL,
+    "end" INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (id, first)
+) WITHOUT ROWID;
 """
 _RUNNING = "status IN ('queued', 'in_progress')"
 _TRIM = """
@@ -103,7 +114,8 @@ class SqliteStore(ResponseStore):
 
     async def finish(self, stored: StoredResponse) -> bool:
         update = (
-            "UPDATE responses SET status = ?, response = ?, items = ?, num_bytes = ? "
+            "UPDATE responses SET status = ?, response = ?, items = ?, num_bytes = ? + coalesce("
+            "(SELECT sum(length(data)) FROM response_events AS e WHERE e.id = responses.id), 0) "
             f"WHERE id = ? AND owner = ? AND expires > ? AND {_RUNNING}"
         )
         values = (
@@ -111,6 +123,44 @@ class SqliteStore(ResponseStore):
             *(stored.id, stored.owner, time.time()),
         )
         return await self._run(lambda c: c.execute(update, values).rowcount) > 0
+
+    async def append_events(self, owner: str, id: str, chunk: EventChunk) -> bool:
+        size = len(chunk.data)
+        trims = self._trims.is_due(owner, size)
+        count = (
+            "UPDATE responses SET num_bytes = num_bytes + ? "
+            f"WHERE id = ? AND owner = ? AND expires > ? AND {_RUNNING}"
+        )
+
+        def append(connection: sqlite3.Connection) -> bool:
+            if not connection.execute(count, (size, id, owner, time.time())).rowcount:
+                return False
+            connection.execute("INSERT INTO response_events VALUES (?, ?, ?, ?)", (id, *chunk))
+            if trims:
+                connection.execute(_TRIM, (owner, self._limits.max_bytes))
+            return True
+
+        return await self._run(append)
+
+    async def events(self, owner: str, id: str, begin: int) -> StoredEvents | None:
+        now = time.time()
+        state = (
+            f"SELECT {_RUNNING} AND lease >= ? FROM responses "
+            "WHERE id = ? AND owner = ? AND expires > ?"
+        )
+        newer = (
+            'SELECT first, "end", data FROM response_events '
+            f'WHERE id = ? AND "end" > ? ORDER BY first LIMIT {MAX_CHUNKS}'
+        )
+
+        def read(connection: sqlite3.Connection) -> StoredEvents | None:
+            row = connection.execute(state, (now, id, owner, now)).fetchone()
+            if row is None:
+                return None
+            chunks = connection.execute(newer, (id, begin)).fetchall()
+            return StoredEvents(bool(row[0]), [EventChunk(*chunk) for chunk in chunks])
+
+        return await self._run(read)
 
     async def delete(self, owner: str, id: str) -> bool:
         statement = "DELETE FROM responses WHERE id = ? AND owner = ? AND expires > ?"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mesh.errors import ErrorKind, MeshError
 
@@ -39,6 +40,29 @@ class StoredResponse:
         return len(self.response) + len(self.items) + ENTRY_BYTES
 
 
+class EventChunk(NamedTuple):
+    """Consecutive events of a response's stream."""
+
+    first: int
+    """Number of the first event."""
+    end: int
+    """Number of the event after the last one."""
+    data: bytes
+
+
+MAX_CHUNKS = 16
+"""Most chunks in one result of `events`."""
+
+
+class StoredEvents(NamedTuple):
+    """The next events of a response's stream."""
+
+    is_running: bool
+    """Whether more events may follow those in the store."""
+    chunks: Sequence[EventChunk]
+    """At most `MAX_CHUNKS`, in order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreLimits:
     """Bounds of a store."""
@@ -69,8 +93,16 @@ class ResponseStore(ABC):
         """Replace a running response; False, and no change, if it is complete or gone."""
 
     @abstractmethod
+    async def append_events(self, owner: str, id: str, chunk: EventChunk) -> bool:
+        """Add the next events of a running response; False, and no change, if it does not run."""
+
+    @abstractmethod
+    async def events(self, owner: str, id: str, begin: int) -> StoredEvents | None:
+        """Return the chunks with events from number `begin` on; None if there is no response."""
+
+    @abstractmethod
     async def delete(self, owner: str, id: str) -> bool:
-        """Remove a response; False if there is none."""
+        """Remove a response and its events; False if there is none."""
 
     @abstractmethod
     async def renew(self, ids: Collection[str]) -> set[str]:

@@ -20,8 +20,9 @@ _DELTA = {
 class Frames:
     """Encodes events. Everything except the text of a delta is encoded once for each block."""
 
-    def __init__(self) -> None:
-        self._number = 0
+    def __init__(self, number: int = 0) -> None:
+        """`number` is that of the first event."""
+        self._number = number
         self._before = self._after = ""
         self._place: Json = {}
 

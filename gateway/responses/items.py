@@ -22,6 +22,11 @@ _CITATION = re.compile(r"\s*\[([0-9][0-9, \t]*)\]")
 
 MAX_QUERY_CHARACTERS = 500
 
+SOURCES = "web_search_call.action.sources"
+RESULTS = "file_search_call.results"
+SEARCH_FIELDS = (SOURCES, RESULTS)
+"""Values of `include` that add to the items of searches."""
+
 
 @dataclass(slots=True, eq=False)
 class SearchCall:
@@ -109,7 +114,7 @@ def search_item(call: SearchCall, id: str, include: Sequence[str]) -> Json:
     """The item of a search."""
     if call.name == FILE_SEARCH:
         results = None
-        if "file_search_call.results" in include:
+        if RESULTS in include:
             results = [_file_result(result) for result in call.results]
         return {
             "id": id,
@@ -119,7 +124,7 @@ def search_item(call: SearchCall, id: str, include: Sequence[str]) -> Json:
             "results": results,
         }
     action: Json = {"type": "search", "query": call.query}
-    if "web_search_call.action.sources" in include:
+    if SOURCES in include:
         action["sources"] = [{"type": "url", "url": result.url} for result in call.results]
     return {"id": id, "type": "web_search_call", "status": call.status, "action": action}
 

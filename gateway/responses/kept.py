@@ -14,15 +14,18 @@ from starlette.types import Message
 from gateway.conversations.store import RUNNING, ResponseStore, StoredResponse
 from gateway.http.drain import Drain
 from gateway.http.errors import HttpError
+from gateway.responses.background.event_log import EventLog
+from gateway.responses.background.event_reader import EventReader, response_of
 from gateway.responses.items import Json
 from gateway.responses.run import Run
 from gateway.streaming.cancel_scope import CancelScope
-from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError, invalid
 
 logger = logging.getLogger("gateway.responses")
 
 RENEW_SECONDS = 1.0
-"""Interval in which running responses are renewed, and cancellations of other gateways seen."""
+"""Interval in which running responses are renewed, their events are stored, and cancellations of
+other gateways seen."""
 
 SWEEP_SECONDS = 60.0
 """Interval in which expired responses are removed."""
@@ -43,6 +46,8 @@ class KeptResponses:
         self._drain = drain
         self._max_bytes = max_bytes
         self._runs: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._logs: dict[str, EventLog] = {}
+        """Of the runs that stream."""
         self._starting: list[str] = []
         """Owners of the runs that are being stored before they begin."""
 
@@ -75,18 +80,31 @@ class KeptResponses:
     async def start(self, owner: str, run: Run, items: Sequence[Json]) -> Json:
         """Generate a response in the background; returns the queued response. Raises MeshError."""
         self._check_number(owner)
-        queued = run.response.json()
+        id, queued = run.response.id, run.response.json()
+        log = EventLog(self._store, owner, id) if run.is_streamed else None
+        if log is not None:
+            log.append(run.queued())
         run.response.status = "in_progress"
+        run.on_end = lambda: self._check_length(owner, run, items)
         # Counted from here on: others start while the store writes.
         self._starting.append(owner)
         try:
             await self._store.put(_stored(owner, run, items))
+            if log is not None:
+                await log.flush()  # other gateways recognise a stream by its first events
+                self._logs[id] = log
             task = asyncio.create_task(self._finish(owner, run, items), name="background response")
-            self._runs[run.response.id] = owner, task
+            self._runs[id] = owner, task
         finally:
             self._starting.remove(owner)
-        task.add_done_callback(lambda _: self._runs.pop(run.response.id))
+        task.add_done_callback(lambda _: self._ended(id))
         return queued
+
+    def _ended(self, id: str) -> None:
+        self._runs.pop(id)
+        log = self._logs.pop(id, None)
+        if log is not None:
+            log.wake()
 
     def _check_number(self, owner: str) -> None:
         owners = [*self._starting, *(each for each, _ in self._runs.values())]
@@ -97,6 +115,23 @@ class KeptResponses:
                 "generated in the background at once",
                 retry_after=1.0,
             )
+
+    async def reader(self, owner: str, id: str, begin: int) -> EventReader:
+        """A reader of the events of a response from number `begin` on.
+
+        Raises HttpError (404), or MeshError if the response has no events.
+        """
+        if self._log_of(owner, id) is None:
+            await self.find(owner, id)
+            found = await self._store.events(owner, id, 0)
+            if found is None or not found.chunks:
+                needed = "must be false for a response created without background and stream"
+                raise invalid("stream", f"stream {needed}, given true")
+        return EventReader(self._store, owner, id, begin, lambda: self._log_of(owner, id))
+
+    def _log_of(self, owner: str, id: str) -> EventLog | None:
+        run = self._runs.get(id)
+        return self._logs.get(id) if run is not None and run[0] == owner else None
 
     async def cancel(self, owner: str, id: str) -> Json:
         """End a response in the background; returns it. Raises HttpError, 404 or 400."""
@@ -133,6 +168,9 @@ class KeptResponses:
         swept = time.monotonic()
         while True:
             await asyncio.sleep(RENEW_SECONDS)
+            # The next attempt has the events of one that fails.
+            flushes = [log.flush() for log in self._logs.values()]
+            await asyncio.gather(*flushes, return_exceptions=True)
             try:
                 await self._renew()
                 if time.monotonic() - swept >= SWEEP_SECONDS:
@@ -166,29 +204,40 @@ class KeptResponses:
                 await self._generate(run)
                 await self._save(owner, run, items)
         except MeshError as error:  # a drain has begun before the task
-            run.response.fail(error)
+            self._record(run, run.failed(error))
             await self._save(owner, run, items)
 
     async def _generate(self, run: Run) -> None:
         try:
             async with CancelScope(_never, self._drain):
-                async for _ in run.steps():
-                    pass
+                async for frame in run.steps():
+                    self._record(run, frame)
         except MeshError as error:
-            run.response.fail(error)
+            self._record(run, run.failed(error))
         except Exception:
             logger.exception("unexpected error in the background")
-            run.response.fail(MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE))
+            failure = MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+            self._record(run, run.failed(failure))
 
-    async def _save(self, owner: str, run: Run, items: Sequence[Json]) -> None:
-        stored = _stored(owner, run, items)
-        if stored.num_bytes > self._max_bytes:
+    def _record(self, run: Run, frame: bytes) -> None:
+        log = self._logs.get(run.response.id)
+        if log is not None:
+            log.append(frame)
+
+    async def _check_length(self, owner: str, run: Run, items: Sequence[Json]) -> None:
+        """A response that is too long to be stored has failed."""
+        if _stored(owner, run, items).num_bytes > self._max_bytes:
             run.response.output.clear()
             message = "the response is too long to be stored"
             run.response.fail(MeshError(ErrorKind.INTERNAL, message))
-            stored = _stored(owner, run, items)
+
+    async def _save(self, owner: str, run: Run, items: Sequence[Json]) -> None:
+        log = self._logs.get(run.response.id)
         try:
-            await self._store.finish(stored)
+            await self._check_length(owner, run, items)
+            if log is not None:
+                await log.flush()
+            await self._store.finish(_stored(owner, run, items))
         except MeshError as error:
             # The lease ends, and the response counts as failed.
             logger.error("background response lost", extra={"error": error.message})
@@ -200,19 +249,26 @@ async def _never() -> Message:
     raise AssertionError("a future without a result has ended")
 
 
-def response_of(stored: StoredResponse) -> Json:
-    """The response object; one whose gateway has stopped has failed."""
-    response: Json = json.loads(stored.response)
-    if stored.abandoned:
-        message = "the gateway that generated the response has stopped"
-        response |= {"status": "failed", "error": {"code": "server_error", "message": message}}
-    return response
-
-
 def items_of(stored: StoredResponse) -> list[Json]:
     """The items of the conversation up to the response."""
     items: list[Json] = json.loads(stored.items)
     return items
+
+
+def output_of(response: Json) -> list[Json]:
+    """The output of a stored response object."""
+    output = response["output"]
+    assert isinstance(output, list), "as `ResponseObject.json` makes it"
+    return output
+
+
+def input_and_output(stored: StoredResponse) -> tuple[list[Json], list[Json]]:
+    """The items that a response was generated from, and those of its output with all fields."""
+    items = items_of(stored)
+    for number, item in enumerate(items):
+        item.setdefault("id", f"item_{stored.id.removeprefix('resp_')}{number}")  # of old stores
+    num_given = len(items) - len(output_of(response_of(stored)))
+    return items[:num_given], items[num_given:]
 
 
 def _stored(owner: str, run: Run, items: Sequence[Json]) -> StoredResponse:
@@ -222,7 +278,7 @@ def _stored(owner: str, run: Run, items: Sequence[Json]) -> StoredResponse:
         owner=owner,
         status=response.status,
         response=_encoded(response.json()),
-        items=_encoded([*items, *response.output]),
+        items=_encoded([*items, *run.full_output]),
     )
 
 

@@ -18,6 +18,7 @@ from gateway.responses.conversation import Placed, without_oldest
 from gateway.responses.frames import Frames
 from gateway.responses.generations import Progress, generation
 from gateway.responses.items import (
+    SEARCH_FIELDS,
     Json,
     SearchCall,
     citations_of,
@@ -75,17 +76,36 @@ class Run:
         self._calls: list[SearchCall] = []
         self._called = False
         """Whether the model has called a function of the client."""
+        self._searches: dict[int, Json] = {}
+        """The items of searches with all that can be included, by their place in the output."""
         self._sources: list[Source] | None = None
         self._finish = GenerationFinish(FinishReason.STOP, Usage())
         self._num_generations = self._num_searches = 0
         self.on_end: Callable[[], Awaitable[None]] | None = None
         """Called when the response is complete, before its last event."""
 
+    @property
+    def full_output(self) -> list[Json]:
+        """The output with what `include` can ask for later."""
+        output = self.response.output
+        return [self._searches.get(number, item) for number, item in enumerate(output)]
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether `steps` yields events."""
+        return self._frames is not None
+
     def event(self) -> bytes:
         """The event of the response's status; it contains the whole response so far."""
         if self._frames is None:
             return b""
         return self._frames.of_response(self.response.json(), self.response.status)
+
+    def queued(self) -> bytes:
+        """The first events of a stream in the background, before the request is accepted."""
+        if self._frames is None:
+            return b""
+        return self._frames.of_response(self.response.json(), "created", "queued")
 
     def failed(self, error: MeshError) -> bytes:
         """The last event of a stream that fails."""
@@ -146,7 +166,8 @@ class Run:
         self.response.status = "in_progress"
         if self._frames is None:
             return b""
-        return self._frames.of_response(self.response.json(), "created", "in_progress")
+        begun = () if self._body.background else ("created",)  # which `queued` has sent
+        return self._frames.of_response(self.response.json(), *begun, "in_progress")
 
     def _delta(self, delta: Delta) -> bytes:
         number = self._num_generations - 1
@@ -296,6 +317,7 @@ class Run:
         id = search_id(call, self.response.id, index)
         item = search_item(call, id, self._body.include)
         self.response.output[index] = item
+        self._searches[index] = search_item(call, id, SEARCH_FIELDS)
         return b"" if self._frames is None else began + self._frames.search_ended(call, item, index)
 
     async def _retrieve(self, call: SearchCall) -> None:

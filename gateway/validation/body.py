@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
@@ -114,15 +114,21 @@ def _object(body: bytes, max_values: int = MAX_VALUES) -> Fields:
     return Fields({key: field for key, field in value.items() if field is not None}, problem)
 
 
-def read_query(request: Request, model: type[Model]) -> Model:
-    """Parse and validate the query string. Raises MeshError."""
+def read_query(request: Request, model: type[Model], lists: Sequence[str] = ()) -> Model:
+    """Parse and validate the query string. Raises MeshError.
+
+    `lists`: fields that may be repeated, also with `[]` after their name.
+    """
     query: bytes = request.scope["query_string"]
     try:
         fields = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
         raise _invalid("the query string must be percent-encoded UTF-8") from None
+    values: dict[str, object] = dict(fields)
+    for name in lists:
+        values[name] = [value for key, value in fields if key in (name, f"{name}[]")]
     try:
-        return model.model_validate(dict(fields))
+        return model.model_validate(values)
     except ValidationError as error:
         raise problem_of(error) from None
 

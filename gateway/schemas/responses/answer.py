@@ -156,6 +156,16 @@ class ResponseAnswer(Answer):
     user: str | None
 
 
+class InputItemList(Answer):
+    """A page of the items that a response was generated from."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class DeletedResponse(Answer):
     """The result of a deletion."""
 

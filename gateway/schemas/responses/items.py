@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
@@ -119,14 +120,10 @@ class UnsupportedItem(NamedTuple):
     type: str
 
 
-Item: TypeAlias = (
-    InputMessage
-    | FunctionCallItem
-    | FunctionCallOutputItem
-    | ReasoningItem
-    | SearchCallItem
-    | UnsupportedItem
-)
+KeptItem: TypeAlias = InputMessage | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
+"""An item that the model sees."""
+
+Item: TypeAlias = KeptItem | SearchCallItem | UnsupportedItem
 
 _MODELS: Mapping[str, type[Body]] = {
     "message": InputMessage,
@@ -135,6 +132,21 @@ _MODELS: Mapping[str, type[Body]] = {
     "reasoning": ReasoningItem,
 }
 _SEARCH_CALLS = ("web_search_call", "file_search_call")
+
+
+_ID_PREFIXES: Mapping[str, str] = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+}
+
+
+def new_item_id(
+    item: InputMessage | FunctionCallItem | FunctionCallOutputItem | ReasoningItem,
+) -> str:
+    """An id for an item that the client gave none."""
+    return f"{_ID_PREFIXES[item.type]}_{secrets.token_hex(24)}"
 
 
 def parse_item(value: object) -> Item:
@@ -183,8 +195,7 @@ Input = Annotated[
     list[Item],
     PlainValidator(
         _input,
-        json_schema_input_type=str
-        | list[InputMessage | FunctionCallItem | FunctionCallOutputItem | ReasoningItem],
+        json_schema_input_type=str | list[KeptItem],
     ),
 ]
 """A text, or a list of items."""

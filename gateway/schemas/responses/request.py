@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from gateway.schemas.common import Body
-from gateway.schemas.responses.items import IGNORED, Input, SearchCallItem, UnsupportedItem
+from gateway.schemas.responses.items import (
+    IGNORED,
+    Input,
+    SearchCallItem,
+    UnsupportedItem,
+    new_item_id,
+)
 from gateway.schemas.responses.tools import (
     Choice,
     FunctionTool,
@@ -61,7 +67,9 @@ class ResponsesRequest(SamplingParameters):
     )
     store: bool = Field(True, description="Keep the response and its conversation for a time.")
     background: bool = Field(
-        False, description="Respond at once and generate afterwards; needs store."
+        False,
+        description="Generate independently of the connection; needs store. Without stream the "
+        "response is returned at once.",
     )
     tools: ResponseTools = Field(
         [],
@@ -116,8 +124,6 @@ class ResponsesRequest(SamplingParameters):
                 raise FieldError("must be null: it is not supported", name)
         if self.background and not self.store:
             raise FieldError("must be true where background is true, given false", "store")
-        if self.background and self.stream:
-            raise FieldError("must be false where background is true, given true", "stream")
         if not self.input and self.previous_response_id is None and self.instructions is None:
             raise FieldError("is required", "input")
         if self.text.format.type == "json_schema" and self.text.format.schema_ is None:
@@ -170,10 +176,10 @@ class ResponsesRequest(SamplingParameters):
         return [*tools, *items]
 
     def input_items(self) -> list[dict[str, object]]:
-        """The items to keep for the next response, as JSON values."""
+        """The items to keep for the next response, as JSON values with ids."""
         left_out = (UnsupportedItem, SearchCallItem)
         return [
-            item.model_dump(exclude_none=True)
+            {"id": new_item_id(item), **item.model_dump(exclude_none=True)}
             for item in self.input
             if not isinstance(item, left_out)
         ]

@@ -12,7 +12,14 @@ import pytest
 from gateway.conversations.memory import MemoryStore
 from gateway.conversations.postgres import PostgresStore
 from gateway.conversations.sqlite import SqliteStore
-from gateway.conversations.store import ENTRY_BYTES, ResponseStore, StoredResponse, StoreLimits
+from gateway.conversations.store import (
+    ENTRY_BYTES,
+    MAX_CHUNKS,
+    EventChunk,
+    ResponseStore,
+    StoredResponse,
+    StoreLimits,
+)
 from mesh.errors import ErrorKind, MeshError
 from tests.helpers import eventually
 from tests.orchestrator.search.retrievers.postgres import needs_postgres
@@ -104,6 +111,52 @@ async def test_only_a_running_response_is_replaced(open_store: Open) -> None:
     assert not await store.finish(replace(done, status="cancelled"))
     assert await store.get("a", one.id) == done
     assert not await store.finish(stored())
+
+
+async def test_events_of_a_running_response(open_store: Open) -> None:
+    """Read from any number on, by its owner; none are added after its end."""
+    store, one = open_store(), stored(status="in_progress")
+    chunks = [EventChunk(0, 2, b"a"), EventChunk(2, 3, b"b"), EventChunk(3, 9, b"c")]
+    await store.put(one)
+    assert await store.events("a", one.id, 0) == (True, [])
+    for chunk in chunks:
+        assert await store.append_events("a", one.id, chunk)
+    assert not await store.append_events("b", one.id, EventChunk(9, 10, b"d"))
+    for begin, rest in ((0, chunks), (1, chunks), (2, chunks[1:]), (8, chunks[2:]), (9, [])):
+        assert await store.events("a", one.id, begin) == (True, rest)
+    assert await store.events("b", one.id, 0) is None
+    assert await store.finish(replace(one, status="completed"))
+    assert not await store.append_events("a", one.id, EventChunk(9, 10, b"d"))
+    assert await store.events("a", one.id, 0) == (False, chunks)
+    await store.delete("a", one.id)
+    assert await store.events("a", one.id, 0) is None
+    await store.put(one)
+    assert await store.events("a", one.id, 0) == (True, [])
+
+
+async def test_events_are_read_in_parts_and_counted(open_store: Open) -> None:
+    """A long stream is not read at once; its bytes count towards the owner's limit."""
+    store = open_store(max_bytes=64 * ENTRY_BYTES)
+    older, one = stored(), stored(status="in_progress")
+    for each in (older, one):
+        await store.put(each)
+    chunks = [EventChunk(n, n + 1, b"x" * ENTRY_BYTES) for n in range(MAX_CHUNKS + 2)]
+    for chunk in chunks:
+        await store.append_events("a", one.id, chunk)
+    assert await store.events("a", one.id, 0) == (True, chunks[:MAX_CHUNKS])
+    assert await store.events("a", one.id, MAX_CHUNKS) == (True, chunks[MAX_CHUNKS:])
+    assert await store.finish(replace(one, status="completed"))
+    for _ in range(48):
+        await store.put(stored())
+    assert await store.get("a", older.id) is None
+
+
+async def test_the_events_of_an_abandoned_response_end(open_store: Open) -> None:
+    store, one = open_store(lease_seconds=0.02), stored(status="in_progress")
+    await store.put(one)
+    await store.append_events("a", one.id, EventChunk(0, 1, b"a"))
+    await asyncio.sleep(0.04)
+    assert await store.events("a", one.id, 0) == (False, [EventChunk(0, 1, b"a")])
 
 
 async def test_leases_of_running_responses(open_store: Open) -> None:

@@ -157,7 +157,6 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
         ({"input": "x", "top_logprobs": 99}, "top_logprobs"),
         ({"input": "x", "metadata": {"a": 1}}, "metadata.a"),
         ({"input": "x", "background": True, "store": False}, "store"),
-        ({"input": "x", "background": True, "stream": True}, "stream"),
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "truncation": "always"}, "truncation"),
 ]  # fmt: skip
