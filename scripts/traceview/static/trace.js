@@ -47,9 +47,10 @@ function badge(outcome) {
   return element("b", { class: `badge ${kind}` }, outcome.replaceAll("_", " "));
 }
 
-// Ticks at multiples of 1, 2 or 5 times a power of ten: three to six of them.
+// Ticks at multiples of 1, 2 or 5 times a power of ten: at most six, with room for their labels.
 function roundTicks(total) {
-  const least = total / (window.innerWidth < 600 ? 3 : 5);
+  const width = scale.querySelector(".track").clientWidth;
+  const least = total / Math.min(5, Math.max(2, Math.floor(width / 90)));
   const power = 10 ** Math.floor(Math.log10(least));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= least * 0.999);
   const [size, unit] = total >= 1000 ? [1000, "s"] : total >= 1 ? [1, "ms"] : [0.001, "µs"];
@@ -204,10 +205,10 @@ function showTrace(trace) {
     element("p", {}, ...services.map((service) => element("span", { class: "legend" },
       element("i", { class: colorOf(service) }), service)),
     element("span", { class: "id" }, `trace ${trace.trace_id}`)));
+  tools.hidden = scale.hidden = false;
   const ticks = roundTicks(trace.duration_ms);
   showScale(trace.duration_ms, ticks);
   rows.replaceChildren(...trace.spans.map((span) => spanRow(span, trace, ticks)));
-  tools.hidden = scale.hidden = false;
   showTree();
   select(trace.spans.find((span) => span.id === shown.selected) || root);
   if (isNew) window.scrollTo(0, 0);
