@@ -16,6 +16,10 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "SmolLM3ForCausalLM": "smollm3",
+    "GemmaForCausalLM": "gemma",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+    "Phi3ForCausalLM": "phi3",
 }
 PERMUTED = ("llama", "smollm3")
 
@@ -57,6 +61,8 @@ def write_gguf(
     config = model.config
     architecture = ARCHITECTURES[type(model).__name__]
     writer = gguf.GGUFWriter(path, architecture)
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     metadata: dict[str, Any] = {
         f"{architecture}.block_count": config.num_hidden_layers,
@@ -67,7 +73,8 @@ def write_gguf(
         f"{architecture}.attention.head_count_kv": config.num_key_value_heads,
         f"{architecture}.attention.key_length": head_dim,
         f"{architecture}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        f"{architecture}.rope.freq_base": config.rope_parameters["rope_theta"],
+        f"{architecture}.rope.freq_base": rope["rope_theta"],
+        **{f"{architecture}.{key}": value for key, value in _own_metadata(config, rope).items()},
         **{f"tokenizer.{key}": value for key, value in vocabulary.items()},
         **(changes or {}),
     }
@@ -82,6 +89,28 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _own_metadata(config: Any, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that Llama's files do not have."""
+    values: dict[str, Any] = {}
+    for key, name in (
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+        ("attention.sliding_window", "sliding_window"),
+    ):
+        if getattr(config, name, None) and config.model_type not in ("qwen2", "mistral"):
+            values[key] = getattr(config, name)
+    if config.model_type == "gemma3_text":
+        values["attention.sliding_window_pattern"] = config.layer_types.index("full_attention") + 1
+    if rope["rope_type"] == "linear":
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] == "longrope":
+        values |= {
+            "rope.dimension_count": 2 * len(rope["long_factor"]),
+            "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+        }
+    return values
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -99,6 +128,10 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, np.ndarray]]:
     config = model.config
+    for name in ("long_factor", "short_factor"):
+        if name in config.rope_parameters:
+            stem = f"rope_factors_{name.removesuffix('_factor')}"
+            yield f"{stem}.weight", np.array(config.rope_parameters[name], dtype=np.float32)
     kind = gguf.MODEL_ARCH[architecture.upper()]
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
@@ -110,4 +143,6 @@ def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, np.ndarray]]:
             if f".{projection}." in name and architecture in PERMUTED:
                 rows = values.reshape(num_heads, 2, -1, *values.shape[1:])
                 values = rows.swapaxes(1, 2).reshape(values.shape)
+        if architecture.startswith("gemma") and "norm" in name:
+            values = values + 1
         yield names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(values)

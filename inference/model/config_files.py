@@ -23,6 +23,9 @@ MAX_IDS = 1 << 24
 
 MAX_SHOWN_CHARACTERS = 80
 
+CLAMP = 7.0
+"""gpt-oss' limit of the feed-forward's inner values; there are no models with another one."""
+
 
 def _whole(value: object) -> object:
     """2.0 is a whole number: some tools write sizes in this way."""
@@ -38,6 +41,8 @@ Size = Annotated[Whole, Field(ge=1, le=MAX_SIZE)]
 Layers = Annotated[Whole, Field(ge=1, le=10_000)]
 Positions = Annotated[Whole, Field(ge=1, le=MAX_POSITIONS)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Experts = Annotated[Whole, Field(ge=1, le=10_000)]
 TokenId = Annotated[Whole, Field(ge=0, lt=MAX_IDS)]
 EndTokens = Annotated[list[TokenId], BeforeValidator(_listed)]
 
@@ -53,10 +58,21 @@ class RopeFields(_Fields):
 
     kind: str = Field("default", validation_alias=AliasChoices("rope_type", "type"))
     rope_theta: Positive | None = None
+    partial_rotary_factor: Share | None = None
     factor: Positive | None = None
     low_freq_factor: Positive = 1.0
     high_freq_factor: Positive = 4.0
-    original_max_position_embeddings: Positions = 8192
+    original_max_position_embeddings: Positions | None = None
+    attention_factor: Positive | None = None
+    mscale: Positive | None = None
+    mscale_all_dim: Positive | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: bool = True
+    short_factor: list[Positive] = []
+    long_factor: list[Positive] = []
+    full_attention: RopeFields | None = None
+    sliding_attention: RopeFields | None = None
 
 
 class ConfigFields(_Fields):
@@ -70,20 +86,42 @@ class ConfigFields(_Fields):
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
     max_position_embeddings: Positions
-    hidden_act: str = "silu"
+    hidden_act: str | None = None
+    hidden_activation: str | None = None
     rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
     rope_theta: Positive | None = None
     rope_parameters: RopeFields | None = None
     rope_scaling: RopeFields | None = None
+    rope_local_base_freq: Positive | None = None
+    partial_rotary_factor: Share | None = None
+    original_max_position_embeddings: Positions | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
     sliding_window: Positions | None = None
-    use_sliding_window: bool = False
+    use_sliding_window: bool | None = None
+    sliding_window_pattern: Layers = 6
     max_window_layers: Annotated[Whole, Field(ge=0)] = 28
     layer_types: list[str] | None = None
     no_rope_layers: list[Whole] | None = None
     no_rope_layer_interval: Layers = 4
+    query_pre_attn_scalar: Positive | None = None
+    attention_multiplier: Positive | None = None
+    embedding_multiplier: Positive = 1.0
+    residual_multiplier: Positive = 1.0
+    logits_scaling: Positive = 1.0
+    attn_logit_softcapping: Positive | None = None
+    final_logit_softcapping: Positive | None = None
+    num_experts: Experts | None = Field(
+        None, validation_alias=AliasChoices("num_local_experts", "num_experts")
+    )
+    num_experts_per_tok: Experts | None = None
+    moe_intermediate_size: Size | None = None
+    shared_expert_intermediate_size: Size | None = None
+    norm_topk_prob: bool = False
+    decoder_sparse_step: Layers = 1
+    mlp_only_layers: list[Whole] = []
+    swiglu_limit: Positive = CLAMP
     dtype: str | None = None
     torch_dtype: str | None = None
     eos_token_id: EndTokens = []
@@ -100,6 +138,12 @@ class ArchitectureFields(_Fields):
     """The first field of config.json that is read: the others depend on it."""
 
     architectures: list[str] = []
+
+
+class TextFields(_Fields):
+    """config.json of a model of several modalities."""
+
+    text_config: dict[str, object] = {}
 
 
 F = TypeVar("F", bound=_Fields)

@@ -13,10 +13,11 @@ from inference.engine.errors import ModelLoadError
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
 from inference.model.layers.torch_operations import TorchOperations
-from inference.model.llama import Llama, MakeOperations, Quantisation
+from inference.model.llama import Llama, MakeOperations
 from inference.model.native import decoder
 from inference.model.native.decoder import NativeDecoder
 from inference.model.native.packing import WeightType
+from inference.model.weights.reader import Quantisation
 from inference.model.weights.weights import Weights
 from inference.runner.step import Step
 

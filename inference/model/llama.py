@@ -1,4 +1,4 @@
-"""The Llama family's decoder, for inference only: Llama, Mistral, Qwen2, Qwen3, SmolLM.
+"""The decoder of all families, for inference only; `families` has what distinguishes them.
 
 The tokens of all sequences of a step are one flat batch [num_tokens, hidden_size]; only the
 attention distinguishes sequences. `Operations` compute everything between the matrix products:
@@ -9,7 +9,6 @@ gate, up).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,52 +16,72 @@ from torch import Tensor
 
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
-from inference.model.layers.linear import Fp8Linear, Int8Linear, Linear
+from inference.model.layers.experts import Experts, FeedForward
+from inference.model.layers.linear import Linear
 from inference.model.layers.operations import Attention, Operations
-from inference.model.layers.quantise import Quantise, quantise_rows
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.layers.torch_operations import TorchOperations
+from inference.model.weights.reader import Quantisation, Reader
 from inference.model.weights.weights import Weights
 from inference.runner.step import Step
 from inference.runner.step_inputs import StepInputs, make_inputs
 
 MakeOperations = Callable[[ModelConfig, RotaryEmbedding], Operations]
-Quantisation = Literal["int8", "fp8"]
+
+
+def embedding_multiplier(config: ModelConfig, dtype: torch.dtype) -> float:
+    """What embeddings are multiplied with, for activations of this type.
+
+    The residual is kept divided by `residual_multiplier`, see `ModelConfig.norm_eps`.
+    """
+    multiplier = config.embedding_multiplier
+    if config.family.scales_embeddings:
+        multiplier = float(torch.tensor(multiplier, dtype=dtype))  # as Gemma was trained
+    return multiplier / config.residual_multiplier
+
+
+def adjust_logits(logits: Tensor, config: ModelConfig) -> Tensor:
+    """Divides and limits the logits, for the families that do."""
+    if config.logits_divisor != 1.0:
+        logits = logits / config.logits_divisor
+    if config.logits_softcap is not None:
+        logits = torch.tanh(logits / config.logits_softcap) * config.logits_softcap
+    return logits
 
 
 class Layer:
-    """One decoder layer: attention, then a gated feed-forward, each on a normed residual."""
+    """One decoder layer: attention, then a gated feed-forward or experts, on a normed residual."""
 
     def __init__(self, config: ModelConfig, reader: Reader, number: int) -> None:
-        hidden, head_dim = config.hidden_size, config.head_dim
+        hidden = config.hidden_size
         self._number = number
-        q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
         self.rotates = number not in config.no_rope_layers
-        prefix = f"model.layers.{number}"
-        self.input_norm = reader.tensor(f"{prefix}.input_layernorm.weight", hidden)
-        self.post_norm = reader.tensor(f"{prefix}.post_attention_layernorm.weight", hidden)
+        prefix, names = f"model.layers.{number}", config.family.norms
         attention = f"{prefix}.self_attn"
-        self.qkv = reader.merged(
-            [
-                (f"{attention}.{name}_proj", size)
-                for name, size in zip("qkv", (q_size, kv_size, kv_size), strict=True)
-            ],
+
+        def norm(name: str | None) -> Tensor | None:
+            return reader.norm(None if name is None else f"{prefix}.{name}", hidden)
+
+        self.input_norm = norm(names.before_attention)
+        self.attended_norm = norm(names.after_attention)
+        self.post_norm = norm(names.before_mlp)
+        self.mlp_norm = norm(names.after_mlp)
+        self.qkv = reader.qkv(attention)
+        self.out = reader.matrix(
+            f"{attention}.o_proj",
             hidden,
-            bias=config.attention_bias,
+            config.num_heads * config.head_dim,
+            bias=config.output_bias,
         )
-        self.out = reader.merged([(f"{attention}.o_proj", hidden)], q_size, bias=config.output_bias)
-        self.qk_norms: tuple[Tensor, Tensor] | None = None
-        if config.qk_norm:
-            self.qk_norms = (
-                reader.tensor(f"{attention}.q_norm.weight", head_dim),
-                reader.tensor(f"{attention}.k_norm.weight", head_dim),
-            )
-        inner = config.intermediate_size
-        mlp = f"{prefix}.mlp"
-        self.gate_up = reader.merged(
-            [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)], hidden, bias=config.mlp_bias
-        )
-        self.down = reader.merged([(f"{mlp}.down_proj", hidden)], inner, bias=config.mlp_bias)
+        self.qk_norms = reader.qk_norms(attention)
+        self.sinks: Tensor | None = None
+        if config.family.sinks:
+            self.sinks = reader.tensor(f"{attention}.sinks", config.num_heads)
+        self.mlp: FeedForward | Experts
+        if config.experts is not None and number in config.experts.layers:
+            self.mlp = reader.experts(prefix, config.experts)
+        else:
+            self.mlp = reader.feed_forward(f"{prefix}.mlp", config.intermediate_size)
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, operations: Operations, attention: Attention
@@ -71,16 +90,27 @@ class Layer:
 
         Takes the same two of the previous layer; the first layer takes the embeddings and None.
         """
-        if residual is None:
-            normed, residual = operations.norm(x, self.input_norm), x
-        else:
-            normed, residual = operations.add_norm(x, residual, self.input_norm)
+        normed, residual = _add_norm(x, residual, self.input_norm, operations)
         qkv = operations.multiply(normed, self.qkv)
-        heads = attention(qkv, self._number, self.qk_norms, rotates=self.rotates)
+        heads = attention(qkv, self._number, self.qk_norms, rotates=self.rotates, sinks=self.sinks)
         attended = operations.multiply(heads, self.out)
-        normed, residual = operations.add_norm(attended, residual, self.post_norm)
-        gated = operations.multiply_gate(normed, self.gate_up)
-        return operations.multiply(gated, self.down), residual
+        if self.attended_norm is not None:
+            attended = operations.norm(attended, self.attended_norm)
+        normed, residual = _add_norm(attended, residual, self.post_norm, operations)
+        output = self.mlp(normed, operations)
+        if self.mlp_norm is not None:
+            output = operations.norm(output, self.mlp_norm)
+        return output, residual
+
+
+def _add_norm(
+    x: Tensor, residual: Tensor | None, norm: Tensor | None, operations: Operations
+) -> tuple[Tensor, Tensor]:
+    """The norm of the sum, and the sum; without a norm twice the sum."""
+    if residual is not None and norm is not None:
+        return operations.add_norm(x, residual, norm)
+    total = x if residual is None else x + residual
+    return (total if norm is None else operations.norm(total, norm)), total
 
 
 class Llama:
@@ -108,11 +138,14 @@ class Llama:
         self.batch_invariant_operations = self.operations.batch_invariant()
         """For batch-invariant steps; the same object as `operations` if they are invariant."""
         quantise = self.operations.quantise
-        reader = Reader(weights, dtype, device, quantisation=quantisation, quantise=quantise)
-        self._embeddings, head = reader.embeddings_and_head(config)
+        reader = Reader(
+            config, weights, dtype, device, quantisation=quantisation, quantise=quantise
+        )
+        self._embeddings, head = reader.embeddings_and_head()
+        self._multiplier = embedding_multiplier(config, dtype)
         self._head = Linear(head)
         self._layers = [Layer(config, reader, number) for number in range(config.num_layers)]
-        self._norm = reader.tensor("model.norm.weight", config.hidden_size)
+        self._norm = reader.norm("model.norm", config.hidden_size)
         self.num_parameters = reader.num_parameters
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
@@ -131,7 +164,8 @@ class Llama:
 
     def logits(self, states: Tensor, *, is_invariant: bool = False) -> Tensor:
         """Logits [num_rows, vocab_size], float32, of last hidden states [num_rows, hidden_size]."""
-        return self._operations(is_invariant).multiply(states, self._head).float()
+        logits = self._operations(is_invariant).multiply(states, self._head).float()
+        return adjust_logits(logits, self.config)
 
     def states(self, inputs: StepInputs, cache: KVCache, *, is_invariant: bool = False) -> Tensor:
         """Last hidden states [num_tokens, hidden_size].
@@ -142,56 +176,12 @@ class Llama:
         operations = self._operations(is_invariant)
         attention = operations.attention(inputs, cache)
         x, residual = F.embedding(inputs.token_ids, self._embeddings), None
+        if self._multiplier != 1.0:
+            x = x * self._multiplier
         for layer in self._layers:
             x, residual = layer(x, residual, operations, attention)
         assert residual is not None, "a model has at least one layer"
-        return operations.add_norm(x, residual, self._norm)[0]
+        return _add_norm(x, residual, self._norm, operations)[0]
 
     def _operations(self, is_invariant: bool) -> Operations:
         return self.batch_invariant_operations if is_invariant else self.operations
-
-
-class Reader:
-    """Reads tensors of a checkpoint, converts them to a type, and counts parameters."""
-
-    def __init__(
-        self,
-        weights: Weights,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        quantisation: Quantisation | None = None,
-        quantise: Quantise = quantise_rows,
-    ) -> None:
-        self._quantisation = quantisation
-        self._quantise = quantise
-        self._weights = weights
-        self._dtype = dtype
-        self._device = device
-        self.num_parameters = 0
-
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """Reads a tensor of this name and shape."""
-        tensor = self._weights.take(name, shape)
-        self.num_parameters += tensor.numel()
-        return tensor.to(device=self._device, dtype=self._dtype)
-
-    def embeddings_and_head(self, config: ModelConfig) -> tuple[Tensor, Tensor]:
-        """Input and output embeddings, each [vocab_size, hidden_size]; the same tensor if tied."""
-        shape = (config.vocab_size, config.hidden_size)
-        embeddings = self.tensor("model.embed_tokens.weight", *shape)
-        if config.tie_word_embeddings:
-            self._weights.skip("lm_head.weight")  # a copy of the embeddings in some checkpoints
-            return embeddings, embeddings
-        return embeddings, self.tensor("lm_head.weight", *shape)
-
-    def merged(self, parts: list[tuple[str, int]], num_inputs: int, *, bias: bool) -> Linear:
-        """Merges matrices with the same input; each part is a name and its number of outputs."""
-        matrices = [self.tensor(f"{name}.weight", size, num_inputs) for name, size in parts]
-        biases = [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else []
-        matrix, bias_vector = torch.cat(matrices), torch.cat(biases) if biases else None
-        if self._quantisation == "fp8":
-            return Fp8Linear(matrix, bias_vector, self._quantise)
-        if self._quantisation == "int8":
-            return Int8Linear(matrix, bias_vector)
-        return Linear(matrix, bias_vector)

@@ -60,10 +60,10 @@ class TritonOperations(Operations):
         )
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return norm(x, weight, self.config.rms_norm_eps)
+        return norm(x, weight, self.config.norm_eps)
 
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return add_norm(x, residual, weight, self.config.rms_norm_eps)
+        return add_norm(x, residual, weight, self.config.norm_eps)
 
     def gate(self, gate_up: Tensor) -> Tensor:
         return gate(gate_up)
@@ -130,8 +130,15 @@ class TritonAttention:
         )
 
     def __call__(
-        self, qkv: Tensor, layer: int, norms: tuple[Tensor, Tensor] | None, *, rotates: bool
+        self,
+        qkv: Tensor,
+        layer: int,
+        norms: tuple[Tensor, Tensor] | None,
+        *,
+        rotates: bool,
+        sinks: Tensor | None = None,
     ) -> Tensor:
+        assert sinks is None, "`unsupported_reason` refuses models with sinks"
         inputs, stored = self._inputs, self._cache.layer(layer)
         queries = rotate_and_store(
             qkv,
@@ -168,6 +175,8 @@ def unsupported_reason(
     config: ModelConfig, dtype: torch.dtype, block_size: int, device: torch.device
 ) -> str | None:
     """Why these kernels cannot compute the model on this device; None if they can."""
+    if config.unusual_features:
+        return f"the model has {config.unusual_features[0]}"
     if not knobs.runtime.interpret:
         if device.type != "cuda":
             return f"the device is {device.type}"

@@ -19,14 +19,20 @@ class Attention(Protocol):
     """The attention of one step; all layers use the same object."""
 
     def __call__(
-        self, qkv: Tensor, layer: int, norms: tuple[Tensor, Tensor] | None, *, rotates: bool
+        self,
+        qkv: Tensor,
+        layer: int,
+        norms: tuple[Tensor, Tensor] | None,
+        *,
+        rotates: bool,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Stores the keys and values of the step's tokens in the cache and computes attention.
 
         `qkv` is [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]; the result is
         [num_tokens, num_heads * head_dim]. `norms` are the weights [head_dim] of the RMS norms on
         each head's query and key, for models that have them. `rotates` enables the rotary
-        embedding.
+        embedding. `sinks` [num_heads] are scores that take part in the softmax, without a value.
         """
         ...
 
@@ -49,7 +55,10 @@ class Operations(Protocol):
         ...
 
     def gate(self, gate_up: Tensor) -> Tensor:
-        """SwiGLU: silu(left half) * right half of [num_tokens, 2 * intermediate_size]."""
+        """The gated values: [num_tokens, 2 * intermediate_size] to half of it.
+
+        SwiGLU, silu(left half) * right half, or the family's activation in place of silu.
+        """
         ...
 
     def quantise(self, x: Tensor) -> Quantised:

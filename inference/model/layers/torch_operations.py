@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
-from inference.model.layers.attention import attend
+from inference.model.layers.activations import ACTIVATIONS
+from inference.model.layers.attention import Scores, attend
 from inference.model.layers.operations import Attention, Operations
 from inference.model.layers.plan import make_plan
 from inference.model.layers.quantise import Quantised, quantise_rows
@@ -22,11 +22,18 @@ class TorchOperations(Operations):
     def __init__(self, config: ModelConfig, rotary: RotaryEmbedding) -> None:
         self.config = config
         self.rotary = rotary
+        self.local_rotary = rotary
+        if config.local_rope_theta is not None:
+            max_position, device = len(rotary.tables[0]), rotary.tables[0].device
+            self.local_rotary = RotaryEmbedding(config, max_position, device, is_local=True)
+        self._eps = config.norm_eps
+        self._gate = ACTIVATIONS[config.activation]
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
-        return (wide * scale).to(x.dtype) * weight
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
+        # Weights with an offset are in float32, and the product with them, too.
+        return ((wide * scale).to(weight.dtype) * weight).to(x.dtype)
 
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         total = residual + x
@@ -34,7 +41,7 @@ class TorchOperations(Operations):
 
     def gate(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return self._gate(gate, up)
 
     def quantise(self, x: Tensor) -> Quantised:
         return quantise_rows(x)
@@ -48,20 +55,42 @@ class TorchAttention:
 
     def __init__(self, operations: TorchOperations, inputs: StepInputs, cache: KVCache) -> None:
         config = operations.config
+        self._config = config
         self._norm = operations.norm
         self._cache = cache
-        self._plan = make_plan(inputs, cache, config.sliding_window)
-        self._rotation = operations.rotary.at(inputs.positions.long(), cache.dtype)
+        windows = {config.window(layer) for layer in range(config.num_layers)}
+        self._plans = {window: make_plan(inputs, cache, window) for window in windows}
+        positions = inputs.positions.long()
+        self._rotation = operations.rotary.at(positions, cache.dtype)
+        self._local_rotation = self._rotation
+        if operations.local_rotary is not operations.rotary:
+            self._local_rotation = operations.local_rotary.at(positions, cache.dtype)
         self._num_heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self._head_dim = config.head_dim
 
     def __call__(
-        self, qkv: Tensor, layer: int, norms: tuple[Tensor, Tensor] | None, *, rotates: bool
+        self,
+        qkv: Tensor,
+        layer: int,
+        norms: tuple[Tensor, Tensor] | None,
+        *,
+        rotates: bool,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         heads = qkv.view(len(qkv), -1, self._head_dim)
         q, k, v = torch.split(heads, self._num_heads, dim=1)
         if norms is not None:
-            q, k = self._norm(q, norms[0]), self._norm(k, norms[1])
+            q, k = self._norm_heads(q, norms[0]), self._norm_heads(k, norms[1])
+        window = self._config.window(layer)
         if rotates:
-            q, k = rotate(q, *self._rotation), rotate(k, *self._rotation)
-        return attend(q, k, v, self._cache.layer(layer), self._plan)
+            rotation = self._rotation if window is None else self._local_rotation
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        plan = self._plans[window]
+        scores = Scores(self._config.attention_softcap, sinks)
+        return attend(q, k, v, self._cache.layer(layer), plan, scores)
+
+    def _norm_heads(self, heads: Tensor, weight: Tensor) -> Tensor:
+        """Of each head, or of all heads together if there is a weight for each of their values."""
+        if len(weight) == self._head_dim:
+            return self._norm(heads, weight)
+        return self._norm(heads.flatten(1), weight).view(heads.shape)

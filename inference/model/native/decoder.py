@@ -11,11 +11,13 @@ from torch import Tensor
 
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
+from inference.model.layers.experts import FeedForward
 from inference.model.layers.rotary import RotaryEmbedding
-from inference.model.llama import Layer, Reader
+from inference.model.llama import Layer, adjust_logits, embedding_multiplier
 from inference.model.native import library
 from inference.model.native.packing import MatrixPointers, PackedMatrix, WeightType
 from inference.model.native.pool import ThreadPool
+from inference.model.weights.reader import Reader
 from inference.model.weights.weights import Weights
 from inference.runner.step import Step
 
@@ -88,6 +90,8 @@ def unsupported_reason(config: ModelConfig, block_size: int) -> str | None:
         lanes = library.lanes()
     except library.Unavailable as error:
         return str(error)
+    if config.unusual_features:
+        return f"the model has {config.unusual_features[0]}"
     for name, value, multiple in (
         ("hidden_size", config.hidden_size, 2 * lanes),
         ("intermediate_size", config.intermediate_size, lanes),
@@ -120,17 +124,19 @@ class NativeDecoder:
         Raises ModelLoadError if a weight is missing or has another shape.
         """
         read_as = torch.float32 if kind == "float32" else torch.bfloat16
-        reader = Reader(weights, read_as, torch.device("cpu"))
+        reader = Reader(config, weights, read_as, torch.device("cpu"))
         self.config = config
         self._kind = kind
         self._library = library.load()
         self._lanes = library.lanes()
-        self._embeddings, head = reader.embeddings_and_head(config)
+        self._embeddings, head = reader.embeddings_and_head()
         self._kept_alive: list[object] = []
         self._layers = [
             self._pack(Layer(config, reader, number)) for number in range(config.num_layers)
         ]
-        self._norm = reader.tensor("model.norm.weight", config.hidden_size).float()
+        norm = reader.norm("model.norm", config.hidden_size)
+        assert norm is not None, "it has a name"
+        self._norm = norm.float().contiguous()
         self._head = PackedMatrix(head, None, kind, self._lanes)
         self._cosines, self._sines = RotaryEmbedding(
             config, max_context, torch.device("cpu")
@@ -138,6 +144,7 @@ class NativeDecoder:
         self.num_parameters = reader.num_parameters
         self.dtype = torch.float32 if kind == "float32" else torch.bfloat16
         self.device = torch.device("cpu")
+        self._multiplier = embedding_multiplier(config, self.dtype)
         self._library.weir_decoder_new.restype = ctypes.c_void_p
         self.pool = ThreadPool(threads)
         self._handle: int | None = self._open()
@@ -147,7 +154,9 @@ class NativeDecoder:
         """Logits [len(step.outputs), vocab_size] in float32; None if `step.outputs` is empty."""
         logits = torch.empty(len(step.outputs), self._head.num_outputs)
         self._run(step, cache, step.outputs, logits=logits)
-        return logits[:, : self.config.vocab_size] if step.outputs else None
+        if not step.outputs:
+            return None
+        return adjust_logits(logits[:, : self.config.vocab_size], self.config)
 
     def hidden(self, step: Step, cache: KVCache) -> Tensor:
         """Last hidden states [num_tokens, hidden_size] of all tokens."""
@@ -165,6 +174,8 @@ class NativeDecoder:
         normed: Tensor | None = None,
     ) -> None:
         hidden = F.embedding(torch.tensor(step.token_ids), self._embeddings).float()
+        if self._multiplier != 1.0:
+            hidden *= self._multiplier
         stride = max(len(table) for table in step.block_tables)
         tables = [[*table, *[0] * (stride - len(table))] for table in step.block_tables]
         arrays = [
@@ -221,7 +232,7 @@ class NativeDecoder:
             config.head_dim,
             config.sliding_window or 0,
             int(config.qk_norm),
-            config.rms_norm_eps,
+            config.norm_eps,
         )
         layers = (_Layer * config.num_layers)(*self._layers)
         handle = self._library.weir_decoder_new(
@@ -239,17 +250,21 @@ class NativeDecoder:
         return int(handle)
 
     def _pack(self, layer: Layer) -> _Layer:
+        mlp, input_norm, post_norm = layer.mlp, layer.input_norm, layer.post_norm
+        assert isinstance(mlp, FeedForward), "`unsupported_reason` refuses experts"
+        assert input_norm is not None, "and other places of norms"
+        assert post_norm is not None, "and other places of norms"
         matrices = [
             PackedMatrix(
                 linear.weight,
                 linear.bias,
                 self._kind,
                 self._lanes,
-                gated=linear is layer.gate_up,
+                gated=linear is mlp.gate_up,
             )
-            for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)
+            for linear in (layer.qkv, layer.out, mlp.gate_up, mlp.down)
         ]
-        norms = [layer.input_norm, layer.post_norm, *(layer.qk_norms or ())]
+        norms = [input_norm, post_norm, *(layer.qk_norms or ())]
         floats = [norm.float().contiguous() for norm in norms]
         self._kept_alive += [matrices, floats]
         pointers = [norm.data_ptr() for norm in floats] + [None] * (4 - len(floats))

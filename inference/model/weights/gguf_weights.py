@@ -29,17 +29,35 @@ _LAYER_NAMES: Mapping[str, str] = {
     "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    "self_attn.qkv_proj": "attn_qkv",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_NORMS_AROUND: Mapping[str, str] = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+_LAYER_NAMES_OF: Mapping[str, Mapping[str, str]] = {
+    "gemma2": _NORMS_AROUND,
+    "gemma3": _NORMS_AROUND,
+    "phi3": {"mlp.gate_up_proj": "ffn_up"},
+}
+"""Names that are different in some architectures."""
+
 _LAYER = re.compile(r"model\.layers\.(?P<number>\d+)\.(?P<name>.+)")
 
 _INTERLEAVED = ("llama", "smollm3")
 """Architectures whose q and k rows are stored in the order that llama.cpp rotates them in."""
 
-_COMPUTED = frozenset(["rope_freqs.weight"])
-"""Tensors that follow from the configuration."""
+_COMPUTED = frozenset(
+    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"]
+)
+"""Tensors that the configuration is made of."""
+
+_WITH_OFFSET = ("gemma", "gemma2", "gemma3")
+"""Architectures whose files have one added to the weights of norms."""
 
 
 class GgufWeights:
@@ -57,6 +75,8 @@ class GgufWeights:
         for reader in readers:
             self._tensors.update((tensor.name, tensor) for tensor in reader.tensors)
         architecture = _value(readers[0], "general.architecture")
+        self._layer_names = {**_LAYER_NAMES, **_LAYER_NAMES_OF.get(architecture, {})}
+        self._norm_offset = 1.0 if architecture in _WITH_OFFSET else 0.0
         num_heads = _value(readers[0], f"{architecture}.attention.head_count") or 1
         num_kv_heads = _value(readers[0], f"{architecture}.attention.head_count_kv") or num_heads
         self._num_heads = (
@@ -66,11 +86,11 @@ class GgufWeights:
         )
 
     def __contains__(self, name: str) -> bool:
-        return _gguf_name(name) in self._tensors
+        return self._gguf_name(name) in self._tensors
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Reads a tensor. Raises ModelLoadError if it is missing or has another shape."""
-        source = _gguf_name(name)
+        source = self._gguf_name(name)
         tensor = self._tensors.get(source)
         if tensor is None:
             raise ModelLoadError(f"{self._paths[0]}: tensor {source} is missing")
@@ -82,6 +102,8 @@ class GgufWeights:
             )
         self._used.add(source)
         values = self._expand(tensor).reshape(shape)
+        if self._norm_offset and "norm" in name:
+            values = values - self._norm_offset
         for suffix, num_heads in self._num_heads.items():
             if f".{suffix}." in name:
                 values = _rotated_by_halves(values, num_heads)
@@ -89,7 +111,11 @@ class GgufWeights:
 
     def skip(self, name: str) -> None:
         """Counts a redundant tensor as used, whether the file has it or not."""
-        self._used.add(_gguf_name(name))
+        self._used.add(self._gguf_name(name))
+
+    def skip_all(self, prefix: str) -> None:
+        """Counts all tensors whose names begin so as used."""
+        self._used.update(name for name in self._tensors if name.startswith(prefix))
 
     def samples(self) -> Iterator[bytes]:
         """Of each tensor: name, type, shape, and evenly spaced rows as they are stored."""
@@ -103,6 +129,13 @@ class GgufWeights:
     def unused(self) -> list[str]:
         """GGUF names of tensors that were neither taken nor skipped."""
         return sorted(self._tensors.keys() - self._used - _COMPUTED)
+
+    def _gguf_name(self, name: str) -> str:
+        stem, _, kind = name.rpartition(".")
+        if match := _LAYER.fullmatch(stem):
+            layer_name = self._layer_names.get(match["name"], match["name"])
+            return f"blk.{match['number']}.{layer_name}.{kind}"
+        return f"{_NAMES.get(stem, stem)}.{kind}"
 
     def _expand(self, tensor: ReaderTensor) -> np.ndarray:
         try:
@@ -118,13 +151,6 @@ class GgufWeights:
 def _value(reader: GGUFReader, key: str) -> Any:
     field = reader.get_field(key)
     return None if field is None else field.contents()
-
-
-def _gguf_name(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    if match := _LAYER.fullmatch(stem):
-        return f"blk.{match['number']}.{_LAYER_NAMES.get(match['name'], match['name'])}.{kind}"
-    return f"{_NAMES.get(stem, stem)}.{kind}"
 
 
 def _rotated_by_halves(values: np.ndarray, num_heads: int) -> np.ndarray:

@@ -65,9 +65,23 @@ class SafetensorsWeights:
         self._used.add(name)
         return tensor
 
+    def take_stored(self, name: str) -> torch.Tensor:
+        """Reads a tensor of any type and shape. Raises ModelLoadError if it is missing."""
+        path = self._file_of.get(name)
+        if path is None:
+            raise ModelLoadError(f"{self._folder}: tensor {name} is missing")
+        self._used.add(name)
+        with safe_open(path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
     def skip(self, name: str) -> None:
         """Counts a redundant tensor as used, whether the checkpoint has it or not."""
         self._used.add(name)
+
+    def skip_all(self, prefix: str) -> None:
+        """Counts all tensors whose names begin so as used."""
+        self._used.update(name for name in self._file_of if name.startswith(prefix))
 
     def samples(self) -> Iterator[bytes]:
         """Of each tensor: name, type, shape, and evenly spaced rows."""

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from inference.model.config_files import read_json
+from inference.model.weights.quantised_weights import expanded
 from inference.model.weights.safetensors_weights import SafetensorsWeights
 
 
@@ -22,6 +24,10 @@ class Weights(Protocol):
 
     def skip(self, name: str) -> None:
         """Counts a redundant tensor as used, whether the checkpoint has it or not."""
+        ...
+
+    def skip_all(self, prefix: str) -> None:
+        """Counts all tensors whose names begin so as used: those of another modality."""
         ...
 
     def samples(self) -> Iterator[bytes]:
@@ -49,4 +55,7 @@ def open_weights(folder: Path) -> Weights:
         from inference.model.weights.gguf_weights import GgufWeights
 
         return GgufWeights(gguf)
-    return SafetensorsWeights(folder)
+    weights = SafetensorsWeights(folder)
+    path = folder / "config.json"
+    method = read_json(path, required=False).get("quantization_config")
+    return weights if method is None else expanded(weights, method, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mesh.hub.gguf.metadata import GgufError, Metadata
@@ -14,11 +14,18 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
 """The classes of transformers by llama.cpp's names of architectures."""
 
 END_TOKENS = frozenset(
-    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>"]
+    [
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>"),
+        *("<end_of_turn>", "<|end|>"),
+    ]
 )
 """Control tokens that end a generation if a vocabulary has them, as in llama.cpp."""
 
@@ -60,12 +67,64 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
         "rms_norm_eps": float(metadata.require("attention.layer_norm_rms_epsilon")),
         "rope_theta": float(metadata.get("rope.freq_base") or 10_000.0),
         "rope_scaling": _rope_scaling(metadata, head_dim),
-        "hidden_act": "silu",
+        "hidden_act": "gelu_pytorch_tanh" if name.startswith("gemma") else "silu",
         "tie_word_embeddings": "output.weight" not in metadata.shapes,
         "attention_bias": "blk.0.attn_q.bias" in metadata.shapes,
         "torch_dtype": _dtype(metadata),
         "eos_token_id": _end_token_ids(metadata),
+        **_OF_ARCHITECTURE.get(name, _nothing)(metadata, head_dim),
     }
+
+
+def _nothing(metadata: Metadata, head_dim: int) -> dict[str, Any]:
+    return {}
+
+
+def _gemma2(metadata: Metadata, head_dim: int) -> dict[str, Any]:
+    """The fields of Gemma 2 and 3 that Llama does not have."""
+    fields: dict[str, Any] = {"query_pre_attn_scalar": head_dim}
+    if metadata.require("block_count") in _GEMMA_27B_LAYERS:
+        # Files do not have it; llama.cpp, too, recognises these models by their size.
+        heads = metadata.require("attention.head_count")
+        fields["query_pre_attn_scalar"] = metadata.require("embedding_length") / heads
+    for theirs, ours in (
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+        ("attention.sliding_window", "sliding_window"),
+        ("attention.sliding_window_pattern", "sliding_window_pattern"),
+    ):
+        if metadata.get(theirs):
+            fields[ours] = metadata.get(theirs)
+    return fields
+
+
+def _phi3(metadata: Metadata, head_dim: int) -> dict[str, Any]:
+    """The fields of Phi-3 and Phi-4 that Llama does not have."""
+    rotary_dim = int(metadata.get("rope.dimension_count") or head_dim)
+    fields: dict[str, Any] = {"partial_rotary_factor": rotary_dim / head_dim}
+    window = int(metadata.get("attention.sliding_window") or 0)
+    if 0 < window < metadata.require("context_length"):
+        fields["sliding_window"] = window
+    if _LONG_FACTORS in metadata.shapes:
+        fields["rope_scaling"] = {
+            "rope_type": "longrope",
+            "short_factor": list(metadata.floats(_SHORT_FACTORS)),
+            "long_factor": list(metadata.floats(_LONG_FACTORS)),
+            "original_max_position_embeddings": int(
+                metadata.require("rope.scaling.original_context_length")
+            ),
+            "attention_factor": metadata.get("rope.scaling.attn_factor"),
+        }
+    return fields
+
+
+_OF_ARCHITECTURE: Mapping[str, Callable[[Metadata, int], dict[str, Any]]] = {
+    "gemma2": _gemma2,
+    "gemma3": _gemma2,
+    "phi3": _phi3,
+}
+_GEMMA_27B_LAYERS = (46, 62)
+_LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 def generation_config(metadata: Metadata) -> dict[str, Any]:
@@ -113,9 +172,10 @@ def _rope_scaling(metadata: Metadata, head_dim: int) -> dict[str, Any] | None:
     kind = metadata.get("rope.scaling.type", "none")
     if kind == "linear":
         return {"rope_type": "linear", "factor": float(metadata.require("rope.scaling.factor"))}
-    if kind != "none":
+    if kind not in ("none", "longrope"):
         raise GgufError(
-            f"{metadata.path}: rope scaling {kind!r} is not supported; supported are linear, llama3"
+            f"{metadata.path}: rope scaling {kind!r} is not supported; supported are linear, "
+            "llama3, longrope"
         )
     if _ROPE_FACTORS not in metadata.shapes:
         return None

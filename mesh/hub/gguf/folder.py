@@ -13,7 +13,7 @@ from mesh.hub.gguf.config import generation_config, model_config
 from mesh.hub.gguf.metadata import Metadata, parts
 from mesh.hub.gguf.tokenizer import tokenizer_config, tokenizer_json
 
-_VERSION = 2
+_VERSION = 3
 """Increase it when the derived files change, so that older ones are not used."""
 
 

@@ -38,6 +38,11 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _byte_level(*, use_regex: bool) -> dict[str, Any]:
@@ -71,6 +76,7 @@ PRE_TOKENIZERS: Mapping[str, dict[str, Any]] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx"), _split(_LLAMA3)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _split(_QWEN2)),
     "tekken": _split(_TEKKEN),
+    "gpt-4o": _split(_O200K),
 }
 """The pre-tokenizers of byte-level BPE, by `tokenizer.ggml.pre`."""
 

@@ -82,13 +82,123 @@ FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 32}),
 }
 
+_SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+_OWN_HEADS = {name: value for name, value in _SMALL.items() if name != "head_dim"}
+"""For the classes whose heads share hidden_size."""
+_GEMMA = {**_SMALL, "num_attention_heads": 2, "query_pre_attn_scalar": 12, "sliding_window": 8}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.0, 2.0, 4.0],
+    "original_max_position_embeddings": 32,
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 0.75,
+}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 150_000.0,
+}
+
+TABLE_FAMILIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "gemma": (transformers.GemmaConfig, _SMALL),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {**_GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+    ),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        {
+            **_GEMMA,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "phi3": (
+        transformers.Phi3Config,
+        {**_SMALL, "hidden_size": 64, "sliding_window": 24, "tie_word_embeddings": True},
+    ),
+    "phi4-mini-longrope": (
+        transformers.Phi3Config,
+        {
+            **_OWN_HEADS,
+            "rope_parameters": _LONGROPE,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "olmo2": (transformers.Olmo2Config, {**_OWN_HEADS, "attention_bias": True}),
+    "granite": (
+        transformers.GraniteConfig,
+        {
+            **_OWN_HEADS,
+            "hidden_size": 64,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.05,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "glm": (transformers.GlmConfig, {**_SMALL, "hidden_size": 64, "eos_token_id": [198]}),
+    "glm4": (transformers.Glm4Config, {**_SMALL, "attention_bias": True, "eos_token_id": [198]}),
+    "qwen2-moe": (
+        transformers.Qwen2MoeConfig,
+        {
+            **_OWN_HEADS,
+            **_EXPERTS,
+            "num_experts": 5,
+            "shared_expert_intermediate_size": 40,
+            "mlp_only_layers": [0],
+            "use_sliding_window": True,
+            "sliding_window": 8,
+        },
+    ),
+    "qwen3-moe": (
+        transformers.Qwen3MoeConfig,
+        {**_SMALL, **_EXPERTS, "num_experts": 4, "norm_topk_prob": True},
+    ),
+    "mixtral": (
+        transformers.MixtralConfig,
+        {**_OWN_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "gpt-oss": (
+        transformers.GptOssConfig,
+        {
+            **_SMALL,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_parameters": _GPT_OSS_ROPE,
+        },
+    ),
+    "llama-yarn": (
+        transformers.LlamaConfig,
+        {**_SMALL, "hidden_size": 64, "rope_parameters": {**_GPT_OSS_ROPE, "truncate": True}},
+    ),
+}
+"""The families that differ from Llama in more than options; two layers each."""
+
 
 @cache
 def reference(family: str) -> Any:
     """The model in transformers: reproducible random weights, with large biases and norms."""
-    config_class, values = FAMILIES[family]
+    config_class, values = {**FAMILIES, **TABLE_FAMILIES}[family]
     torch.manual_seed(sum(map(ord, family)))
-    config = config_class(**_SHAPE, **values)
+    config = config_class(**{**_SHAPE, **values})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, weight in model.named_parameters():

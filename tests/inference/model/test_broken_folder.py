@@ -42,6 +42,13 @@ COMPLETE: dict[str, Any] = {
     "head_dim": 16,
     "tie_word_embeddings": True,
     "torch_dtype": "float32",
+    "partial_rotary_factor": 0.5,
+    "original_max_position_embeddings": 64,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.5,
+    "num_experts_per_tok": 1,
+    "mlp_only_layers": [1],
+    "final_logit_softcapping": 3.0,
 }
 """Optional fields of config.json, so that a test can break each."""
 
@@ -125,7 +132,7 @@ def test_every_field_of_the_generation_config_may_be_broken(folder: Path) -> Non
         ({"head_dim": 15}, "must be even and at least 2. Given: 15"),
         ({"eos_token_id": [1, 99_999]}, r"eos_token_id must be below vocab_size .*Given: 99999"),
         ({"hidden_size": "64"}, "hidden_size must be a valid integer. Given: '64'"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only silu"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported, only silu, gelu"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a valid list"),
     ],
 )

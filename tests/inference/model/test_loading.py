@@ -134,21 +134,39 @@ def test_eos_ids_are_one_several_or_none(folder: Path, eos: Any, expected: tuple
         ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 0}, 20),
         ("Qwen3ForCausalLM", {"layer_types": ["full_attention"] * 3}, None),
         ("Qwen3ForCausalLM", {"layer_types": ["sliding_attention"] * 3}, 20),
-        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 1}, "some"),
         ("SmolLM3ForCausalLM", {"use_sliding_window": True}, None),
-        ("SmolLM3ForCausalLM", {"use_sliding_window": True, "no_rope_layers": [1, 0, 1]}, "some"),
     ],
 )
 def test_a_window_is_on_all_layers_or_none(
-    folder: Path, architecture: str, values: dict[str, Any], window: int | str | None
+    folder: Path, architecture: str, values: dict[str, Any], window: int | None
 ) -> None:
-    """Each family configures it differently; a mixture of layers is rejected."""
+    """Each family configures it differently."""
     change_config(folder, architectures=[architecture], **{"sliding_window": 20, **values})
-    if window == "some":
-        with pytest.raises(ModelLoadError, match="on some layers only"):
-            load_config(folder)
-    else:
-        assert load_config(folder).sliding_window == window
+    config = load_config(folder)
+    assert (config.sliding_window, config.full_layers) == (window, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "full"),
+    [
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 1}, {0}),
+        ("SmolLM3ForCausalLM", {"use_sliding_window": True, "no_rope_layers": [1, 0, 1]}, {0, 2}),
+        ("Qwen2MoeForCausalLM", {"use_sliding_window": True, "num_experts": 2}, {1}),
+        ("Gemma2ForCausalLM", {}, {1}),
+        ("Gemma3ForCausalLM", {"sliding_window_pattern": 2}, {1}),
+    ],
+)
+def test_a_window_is_on_some_layers(
+    folder: Path, architecture: str, values: dict[str, Any], full: set[int]
+) -> None:
+    """The other layers see all tokens."""
+    known = {"sliding_window": 20, "num_experts_per_tok": 1}
+    change_config(folder, architectures=[architecture], **{**known, **values})
+    config = load_config(folder)
+    assert config.full_layers == full
+    assert [config.window(layer) for layer in range(3)] == [
+        None if layer in full else 20 for layer in range(3)
+    ]
 
 
 def test_every_fourth_layer_has_no_positions(folder: Path) -> None:
@@ -172,7 +190,12 @@ def test_every_fourth_layer_has_no_positions(folder: Path) -> None:
         ({"hidden_size": None}, "hidden_size"),
         ({"intermediate_size": 128}, r"must have shape \[128, 64\], has \[96, 64\]"),
         ({"num_hidden_layers": 4}, r"model\.layers\.3\..* is missing"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic' is not supp"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' needs a factor"),
+        ({"rope_parameters": {"rope_type": "su", "factor": 4.0}}, "short_factor with 8 numbers"),
+        ({"layer_types": ["linear"], "sliding_window": 4}, "layer_types must be of"),
+        ({"partial_rotary_factor": 0.2}, r"even number of dimensions of a head \(16\). Given: 3"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'bitsandbytes' is not supp"),
     ],
 )
 def test_a_config_that_does_not_match_is_rejected(
