@@ -222,6 +222,12 @@ chaos-short: $(VENV)/.dev
 	@SEED=1 $(BIN)/python -m pytest -q tests/chaos/test_lost_peers.py -k short
 	@SEED=1 DURATION=2 $(BIN)/python -m pytest -q tests/chaos/test_embeddings_flood.py
 	@SEED=1 DURATION=6 $(BIN)/python -m pytest -q tests/chaos/test_poison.py
+	@SEED=1 DURATION=2 $(BIN)/python -m pytest -q tests/chaos/test_key_flood.py -k limited
+
+## flood: Measure other clients while one key floods two gateways and two orchestrators (DURATION=… in seconds)
+.PHONY: flood
+flood: $(VENV)/.dev
+	@DURATION=$(or $(DURATION),120) $(BIN)/python -m pytest -q -s tests/chaos/test_key_flood.py
 
 # vLLM for CPUs, 3.5 GB with torch, in an environment that its own dependencies do not change.
 VLLM_VENV := $(VENV)-vllm

@@ -11,6 +11,7 @@ from mesh.process.settings import Address, OptionalAddress, ServiceSettings, is_
 from mesh.rpc.targets import with_default_port
 
 ORCHESTRATOR_PORT = 50051
+PEERS_PORT = 50054
 INTERNAL_HOSTS = "internal"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MEMORY_STORE = "memory"
@@ -65,6 +66,16 @@ class GatewaySettings(ServiceSettings):
         le=60,
         description="Seconds after the loss of the last ready orchestrator in which requests wait "
         "for the next one; later ones are refused with 503 at once. 0: always refused at once.",
+    )
+    peers_listen: OptionalAddress = Field(
+        "",
+        description="Address, HOST:PORT, of the gRPC server that other gateways call. Empty: none.",
+    )
+    peers_host: str = Field(
+        "",
+        description="Name of all gateways, HOST or HOST:PORT (default port 50054), this one "
+        "included; separate several by commas. They apply the limits of API keys together, and "
+        "read each other's resumable streams. Empty: this gateway works alone.",
     )
     request_timeout_seconds: float = Field(
         300.0,
@@ -200,6 +211,11 @@ class GatewaySettings(ServiceSettings):
         """Addresses of the orchestrators, each HOST:PORT, separated by commas."""
         hosts = _split(self.orchestrator_host)
         return ",".join(with_default_port(host, ORCHESTRATOR_PORT) for host in hosts)
+
+    @property
+    def peers_target(self) -> str:
+        """Addresses of all gateways, each HOST:PORT, separated by commas; empty: none."""
+        return ",".join(with_default_port(host, PEERS_PORT) for host in _split(self.peers_host))
 
     @property
     def api_key_list(self) -> tuple[str, ...]:

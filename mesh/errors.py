@@ -27,6 +27,7 @@ logger = logging.getLogger("mesh.errors")
 KIND_METADATA = "mesh-error-kind"
 """Trailing metadata with the kind: gRPC itself also raises some of the status codes."""
 
+FINAL_METADATA = "mesh-error-final"
 PARAM_METADATA = "mesh-error-param"
 """Trailing metadata with the name of the invalid request field."""
 
@@ -144,8 +145,11 @@ class MeshError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
         is_reported: bool = False,
+        is_final: bool = False,
     ) -> None:
         """`param` names the invalid request field; `retry_after` is in seconds.
+
+        `is_final`: another replica of the service that refuses would refuse as well.
 
         `is_reported`: an upstream service sent this error; False: it arose here, or gRPC raised it.
         Longer texts than `MAX_MESSAGE_BYTES` and `MAX_PARAM_BYTES` are truncated.
@@ -156,6 +160,7 @@ class MeshError(Exception):
         super().__init__(self.message)
         self.retry_after = retry_after
         self.is_reported = is_reported
+        self.is_final = is_final
 
     @property
     def for_the_log(self) -> str:
@@ -181,6 +186,7 @@ class MeshError(Exception):
             param=param,
             retry_after=self.retry_after,
             is_reported=self.is_reported,
+            is_final=self.is_final,
         )
 
     def __repr__(self) -> str:
@@ -230,6 +236,8 @@ def status_of(error: MeshError) -> RpcStatus:
             if ascii_param
             else (PARAM_BYTES_METADATA, error.param.encode("utf-8", "replace"))
         )
+    if error.is_final:
+        metadata.append((FINAL_METADATA, "1"))
     if error.retry_after is not None:
         metadata.append((STATUS_DETAILS_METADATA, _retry_details(code, error)))
     return RpcStatus(code, error.message, tuple(metadata))
@@ -256,6 +264,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
         param=param.decode("utf-8", "replace") if isinstance(param, bytes) else param,
         retry_after=_retry_after(trailers.get(STATUS_DETAILS_METADATA)),
         is_reported=is_reported,
+        is_final=FINAL_METADATA in trailers,
     )
 
 

@@ -15,6 +15,7 @@ from orchestrator.pipeline import Pipeline
 from orchestrator.readiness import Readiness
 from orchestrator.routing.policies.factory import make_policy
 from orchestrator.routing.replicas import Replicas
+from orchestrator.routing.waking import WakingSettings
 from orchestrator.search.retrieval import Retriever
 from orchestrator.search.retrievers.factory import open_retriever
 from orchestrator.search.retrievers.index_file import IndexUnusable
@@ -49,8 +50,19 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 settings.hold_seconds,
                 policy=make_policy(settings.routing_policy, settings.prefix_index_blocks),
                 follows_caches=settings.follow_kv_events,
+                named=settings.model_targets,
+                waking=WakingSettings(
+                    settings.wake_hold_seconds,
+                    settings.wake_max_held,
+                    settings.wake_expected_seconds,
+                ),
             )
             await stack.enter_async_context(replicas.running())
+            metrics.NUM_REQUESTS_HELD.set_function(lambda: replicas.waking.num_held)
+            for model in settings.model_targets:
+                # From zero: Prometheus sees no increase in the first value of a series.
+                metrics.MODEL_REQUESTS.labels(model)
+                metrics.NUM_MODEL_REQUESTS.labels(model)
             pipeline = Pipeline(
                 admission=Admission(
                     settings.max_concurrent_requests, settings.max_outstanding_tokens

@@ -239,13 +239,19 @@ class Pipeline:
 
         Waits a moment for a model whose last replica was just lost.
         """
+        known = self._replicas.known
+        if not name and len(known) == 1:
+            [name] = known
+        if name in known:
+            active.account.asks_for(name)
         await self._is_served(name, active)
         served = list(self._replicas.models.values())
-        if not served:
+        is_known = name in known and not self._serves(name)
+        if is_known or not (served or self._replicas.all_are_named):
             problems = self._replicas.problems
             reason = f": {problems[0]}" if problems else ""
             raise MeshError(ErrorKind.UNAVAILABLE, f"no engine is ready{reason}", retry_after=1.0)
-        model = choose_model(name, served)
+        model = choose_model(name, served, known)
         if not (model.eos_token_ids or model.model_sha256):  # vLLM's HTTP server reports neither
             eos = self._tokenizers.of(model.name).eos_token_ids
             model = model._replace(eos_token_ids=eos)
@@ -274,7 +280,11 @@ class Pipeline:
         if self._serves(name):
             return True
         async with active.cancellable():
-            return await self._replicas.wait_ready(name, lambda: self._serves(name))
+            if await self._replicas.wait_ready(name, lambda: self._serves(name)):
+                return True
+            if not self._replicas.problems:
+                await self._replicas.wait_awake(name, lambda: self._serves(name))
+        return self._serves(name)
 
     async def prompt(
         self, request: GenerationRequest, model: ModelInfo, active: ActiveRequest

@@ -39,10 +39,11 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether at least one model can be used now."""
-        return any(
-            self._tokenizers.target_of(model) in self._serving for model in self._replicas.models
-        )
+        """Whether at least one model can be used now, or woken by a request."""
+        usable = set(self._replicas.models)
+        if self._replicas.waking.holds:
+            usable |= self._replicas.sleeping.keys()
+        return any(self._tokenizers.target_of(model) in self._serving for model in usable)
 
     async def watch(self, set_ready: SetReady) -> None:
         """Calls `set_ready` at every change, until cancelled."""

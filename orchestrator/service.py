@@ -266,16 +266,16 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     async def ListModels(
         self, request: orchestrator_pb2.ListModelsRequest, context: Context
     ) -> orchestrator_pb2.ListModelsResponse:
-        models = self._replicas.models
+        models = {**self._replicas.sleeping, **self._replicas.models}
         now = int(time.time())
         return orchestrator_pb2.ListModelsResponse(
             models=[
                 orchestrator_pb2.Model(
                     name=name,
-                    context_length=models[name].context_length,
+                    context_length=0 if model is None else model.context_length,
                     created_unix_seconds=self._first_seen.setdefault(name, now),
                 )
-                for name in sorted(models)
+                for name, model in sorted(models.items())
             ],
             problems=self._replicas.problems,
         )

@@ -9,7 +9,12 @@ from pydantic_settings import SettingsConfigDict
 
 from mesh.process.settings import Address, ServiceSettings
 from mesh.rpc.targets import with_default_port
-from orchestrator.routing.backends.target import DEFAULT_PORTS, EngineProtocol, parse_target
+from orchestrator.routing.backends.target import (
+    DEFAULT_PORTS,
+    EngineProtocol,
+    parse_target,
+    split_model,
+)
 from orchestrator.routing.policies.factory import PolicyName
 from orchestrator.routing.policies.prefix_index import DEFAULT_MAX_BLOCKS
 from orchestrator.text.format_choice import parse_choice
@@ -39,7 +44,8 @@ class OrchestratorSettings(ServiceSettings):
         description="Inference engines, HOST or HOST:PORT (default port 50053), comma-separated; "
         "each address that a name resolves to is a replica. vllm+grpc://HOST:PORT and "
         "vllm+http://HOST:PORT are vLLM engines (default ports 50051 and 8000); vLLM's gRPC server "
-        "is also recognised without a scheme.",
+        "is also recognised without a scheme. MODEL=HOST:PORT names the engines' model, which is "
+        "then known without an engine as well: requests for it get 503 or wait, instead of 404.",
     )
     max_concurrent_requests: int = Field(
         64, ge=1, le=100_000, description="Maximum concurrent requests; more are refused."
@@ -121,6 +127,29 @@ class OrchestratorSettings(ServiceSettings):
         "always refused at once.",
     )
 
+    wake_hold_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="Longest wait of a request for a model of INFERENCE_HOST that has no ready "
+        "engine, because it is scaled to zero; it begins again when an engine has an address. "
+        "Later it gets 503. 0: requests get 503 at once.",
+    )
+    wake_max_held: int = Field(
+        16,
+        ge=1,
+        le=100_000,
+        description="Most requests that wait for models without a ready engine; more get 503 at "
+        "once. They count as concurrent requests.",
+    )
+    wake_expected_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Seconds from the first request for a model that is scaled to zero until an "
+        "engine is ready, for Retry-After; replaced by the measured time after the first start.",
+    )
+
     @field_validator("tool_parser")
     @classmethod
     def _check_tool_parser(cls, setting: str) -> str:
@@ -158,7 +187,7 @@ class OrchestratorSettings(ServiceSettings):
     @classmethod
     def _check_engines(cls, hosts: str) -> str:
         for host in hosts.split(","):
-            parse_target(host.strip())
+            parse_target(split_model(host)[1])
         return hosts
 
     @model_validator(mode="after")
@@ -203,5 +232,18 @@ class OrchestratorSettings(ServiceSettings):
     @property
     def inference_targets(self) -> tuple[str, ...]:
         """Addresses of the engines, each HOST:PORT or SCHEME://HOST:PORT. Raises ValueError."""
-        names = (name.strip() for name in self.inference_host.split(","))
-        return tuple(str(parse_target(name)) for name in names if name)
+        return tuple(dict.fromkeys(target for _, target in self._named_targets))
+
+    @property
+    def model_targets(self) -> dict[str, tuple[str, ...]]:
+        """Addresses of the engines, each HOST:PORT, of the models that are known by name."""
+        found: dict[str, tuple[str, ...]] = {}
+        for model, target in self._named_targets:
+            if model:
+                found[model] = (*found.get(model, ()), parse_target(target).address)
+        return found
+
+    @property
+    def _named_targets(self) -> list[tuple[str, str]]:
+        entries = map(split_model, self.inference_host.split(","))
+        return [(model, str(parse_target(target))) for model, target in entries if target]

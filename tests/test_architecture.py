@@ -26,6 +26,7 @@ GENERATED_TYPES_IN = {
     "mesh/hub/vllm_tokenizer.py",
     "mesh/protocol",
     "gateway/upstream/client.py",
+    "gateway/peers",
     "orchestrator/clients",
     "orchestrator/routing/backends",
     "orchestrator/routing/backends/vllm_grpc",

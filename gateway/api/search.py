@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -59,14 +59,14 @@ class SearchEndpoint:
     async def stop(self, request: Request) -> Response:
         """Stop a resumable stream at once, instead of after its grace period."""
         stream = request.path_params["stream"]
-        if not self._dependencies.resumable_streams.stop(stream):
+        if not await self._dependencies.resumable_streams.stop(stream):
             raise HttpError(404, f"there is no stream {stream[:80]!r}", code="not_found")
         return Response(status_code=204)
 
     async def _answer(self, request: Request, params: SearchRequest) -> Response | EventStream:
         accept = headers_of(request.scope).get("accept", "")
         if params.streaming or prefers(accept, EVENT_STREAM, JSON):
-            return self._stream(request, params)
+            return await self._stream(request, params)
         events = self._dependencies.orchestrator.search(_search(params, stream=False))
         record = RequestRecord.of(request.scope)
         texts: list[str] = []
@@ -82,7 +82,7 @@ class SearchEndpoint:
                     return json_response(_whole(found, "".join(texts), event, record))
         raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
-    def _stream(self, request: Request, params: SearchRequest) -> Response | EventStream:
+    async def _stream(self, request: Request, params: SearchRequest) -> Response | EventStream:
         resumable_streams = self._dependencies.resumable_streams
         headers = headers_of(request.scope)
         last_event_id = headers.get("last-event-id", "")
@@ -90,7 +90,8 @@ class SearchEndpoint:
             place = parse_event_id(last_event_id)
             if place.is_last:
                 # The client has every event. 204 makes an EventSource stop reconnecting.
-                resumable_streams.stop(place.stream)
+                with suppress(MeshError):  # it ends by itself after its grace period
+                    await resumable_streams.stop(place.stream)
                 return Response(status_code=204)
             frames = resumable_streams.resume(place)
             return self._dependencies.event_stream(

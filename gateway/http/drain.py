@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mesh.errors import ErrorKind, MeshError
 
@@ -32,10 +33,27 @@ class Drain:
             raise MeshError(
                 ErrorKind.UNAVAILABLE, "this server is stopping; try again", retry_after=1.0
             )
+        self._begin()
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    @contextmanager
+    def waiting(self, cut_off: CutOff) -> Iterator[None]:
+        """Count what another gateway reads here while the block runs, also while draining."""
+        self._begin()
+        self.register(cut_off)
+        try:
+            yield
+        finally:
+            self.unregister(cut_off)
+            self._end()
+
+    def _begin(self) -> None:
         self._num_active += 1
         self._idle.clear()
 
-    def __exit__(self, *_: object) -> None:
+    def _end(self) -> None:
         self._num_active -= 1
         if not self._num_active:
             self._idle.set()

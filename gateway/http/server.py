@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import uvicorn
 
@@ -23,6 +23,9 @@ from gateway.dependencies import Dependencies
 from gateway.http.drain import Drain
 from gateway.keys.key_file import KeyFileError
 from gateway.keys.key_ring import KeyRing
+from gateway.keys.shared_usage import SharedUsage
+from gateway.peers.gateways import OtherGateways
+from gateway.peers.service import GatewayService
 from gateway.responses.kept import KeptResponses
 from gateway.settings import GatewaySettings
 from gateway.streaming.resumable_streams import ResumableStreams
@@ -34,6 +37,7 @@ from mesh.process.lifecycle import StartupError
 from mesh.process.watched_files import WatchedFiles
 from mesh.rpc.kept_traces import kept_traces, passing_on
 from mesh.rpc.peers.balanced_channel import BalancedChannel
+from mesh.rpc.server import Server
 from mesh.rpc.targets import AddressError, at_port
 from mesh.rpc.tls import TlsError, TlsFiles
 
@@ -160,13 +164,42 @@ async def running(
         resumable_streams=ResumableStreams(settings.resume_seconds),
         responses=KeptResponses(make_store(settings), drain, settings.response_store_bytes),
     )
-    async with channel.running(), passing_on(kept_traces(channel.channels)):
+    async with (
+        channel.running(),
+        passing_on(kept_traces(channel.channels)),
+        _among_gateways(settings, dependencies),
+    ):
         try:
             async with _serving(settings, dependencies) as running_server:
                 yield running_server
         finally:
             await dependencies.resumable_streams.close()
             await dependencies.responses.close()
+
+
+@asynccontextmanager
+async def _among_gateways(
+    settings: GatewaySettings, dependencies: Dependencies
+) -> AsyncIterator[None]:
+    """Follow the other gateways inside the block, and serve them, also while this one drains."""
+    streams, tls = dependencies.resumable_streams, TlsFiles.of(settings)
+    usage = SharedUsage(dependencies.keys)
+    others = OtherGateways(
+        settings.peers_target, streams.instance, usage, settings.dns_refresh_seconds, tls
+    )
+    streams.elsewhere = others
+    async with AsyncExitStack() as stack:
+        if settings.peers_listen:
+            service = GatewayService(usage, streams, dependencies.drain, others.look_up)
+            server = Server([service.servicer], tls)
+            port = await server.start(settings.peers_listen)
+            stack.push_async_callback(server.drain, 0)
+            await server.set_ready(True)
+            address = at_port(settings.peers_listen, port)
+            logger.info("listening for gateways", extra={"address": address})
+        if settings.peers_target:
+            await stack.enter_async_context(others.running())
+        yield
 
 
 @asynccontextmanager

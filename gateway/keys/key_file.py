@@ -51,6 +51,12 @@ class Limits:
     min_priority: int | None = None
     """Lowest `priority` of a request; None: 0."""
 
+    @property
+    def any_use(self) -> bool:
+        """Whether the key's use is limited."""
+        limits = (self.requests_per_second, self.tokens_per_minute, self.max_concurrent)
+        return any(limit is not None for limit in limits)
+
 
 NO_LIMITS = Limits()
 

@@ -1,16 +1,17 @@
 """Limits of one API key: requests a second, tokens a minute, concurrent requests.
 
 Tokens are charged as they are generated: a key that has overdrawn is refused until the bucket
-has refilled. Each gateway counts separately, so a key has its limits at each of them.
+has refilled. The use at other gateways counts as well (`gateway.keys.shared_usage`).
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 from gateway.keys.key_file import Limits
 from gateway.observability import metrics
@@ -51,12 +52,32 @@ class Bucket:
         return self._level
 
 
+class KeyUsage(NamedTuple):
+    """What a key uses at one gateway; the totals count from the start of the process."""
+
+    name: str
+    num_running: int = 0
+    num_requests: int = 0
+    num_tokens: int = 0
+
+
+def _ignore() -> None:
+    """Nothing follows the changes."""
+
+
 class RateLimiter:
     """The limits of one key. Not thread-safe."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, on_change: Callable[[], None] = _ignore) -> None:
+        """`on_change` is called when a request begins or ends."""
         self.limits = limits
         self.num_running = 0
+        self.num_requests = 0
+        self.num_tokens = 0
+        self._on_change = on_change
+        self._elsewhere: dict[str, int] = {}
+        """Running requests by gateway."""
+        self._num_elsewhere = 0
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
         if (rate := limits.requests_per_second) is not None:
@@ -71,21 +92,45 @@ class RateLimiter:
         if self._requests is not None:
             self._requests.take(1)
         self.num_running += 1
+        self.num_requests += 1
         token = _current.set(self)
+        self._on_change()
         try:
             yield
         finally:
             _current.reset(token)
             self.num_running -= 1
+            self._on_change()
 
     def spend(self, num_tokens: int) -> None:
         """Charge tokens to the key; negative if fewer were used than charged before."""
         if self._tokens is not None and num_tokens:
             self._tokens.take(num_tokens)
+            self.num_tokens += num_tokens
+
+    def used_elsewhere(self, gateway: str, before: KeyUsage, now: KeyUsage) -> None:
+        """Count what changed at another gateway between two of its reports."""
+        self._elsewhere[gateway] = now.num_running
+        self._num_elsewhere = sum(self._elsewhere.values())
+        if self._requests is not None:
+            self._requests.take(max(0, now.num_requests - before.num_requests))
+        if self._tokens is not None:
+            # A request may be charged less at its end than before.
+            self._tokens.take(now.num_tokens - before.num_tokens)
+
+    def forget(self, gateway: str) -> None:
+        """The requests of another gateway do not count any more."""
+        self._elsewhere.pop(gateway, None)
+        self._num_elsewhere = sum(self._elsewhere.values())
+
+    def continue_from(self, old: RateLimiter) -> None:
+        """Take over what is known of other gateways from the limiter that this one replaces."""
+        self._elsewhere, self._num_elsewhere = old._elsewhere, old._num_elsewhere
 
     def _check(self) -> None:
         limits = self.limits
-        if limits.max_concurrent is not None and self.num_running >= limits.max_concurrent:
+        num_running = self.num_running + self._num_elsewhere
+        if limits.max_concurrent is not None and num_running >= limits.max_concurrent:
             _refuse(
                 "max_concurrent",
                 f"this key may run {limits.max_concurrent} requests at once",

@@ -33,6 +33,10 @@ ERRORS = Counter(
     "Failed requests by ErrorKind, before or after the first byte.",
     ["kind"],
 )
+GATEWAYS_CONNECTED = Gauge(
+    "gateway_peers_connected",
+    "Other gateways whose use of API keys counts against the keys' limits here.",
+)
 KEY_REFUSALS = Counter(
     "gateway_key_refusals_total",
     "Requests refused because their API key reached a limit, by limit.",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -31,7 +33,9 @@ class EventStream:
     """Sends `frames`, which it owns and always closes.
 
     An exception before the first frame is raised, so that it gets its HTTP status; a later one
-    becomes the last event, encoded by `error_frame`.
+    becomes the last event, encoded by `error_frame`. If the first frame takes longer than
+    `keep_alive_seconds`, such as while an engine starts, the response begins with comments: proxies
+    would close a silent connection.
     """
 
     def __init__(
@@ -67,9 +71,16 @@ class EventStream:
     async def _send(self, writer: EventWriter, receive: Receive) -> None:
         cancel_scope = CancelScope(receive, self._drain, lambda: writer.complete)
         async with cancel_scope, aclosing(self._frames) as frames:
-            first = await anext(frames)
+            waiting = asyncio.get_running_loop().call_later(
+                self._keep_alive[0], partial(writer.start, HEADERS, alive=True)
+            )
+            try:
+                first = await anext(frames)
+            finally:
+                waiting.cancel()
             with metrics.STREAMS_ACTIVE.track_inprogress():
-                writer.start(HEADERS)
+                if not writer.started:
+                    writer.start(HEADERS)
                 await writer.write(first)
                 async for frame in frames:
                     await writer.write(frame)

@@ -52,8 +52,13 @@ class EventWriter:
         """Whether the status has been sent."""
         return self._task is not None
 
-    def start(self, headers: Headers) -> None:
-        """Send status 200 and the headers, together with the frames written meanwhile."""
+    def start(self, headers: Headers, *, alive: bool = False) -> None:
+        """Send status 200 and the headers, together with the frames written meanwhile.
+
+        `alive`: send a keep-alive frame at once.
+        """
+        if alive:
+            self._put(self._keep_alive_frame)
         self._loop = asyncio.get_running_loop()
         self._last_sent = self._loop.time()
         self._task = asyncio.create_task(self._run(headers), name="event writer")

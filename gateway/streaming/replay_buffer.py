@@ -87,11 +87,11 @@ class ReplayBuffer:
                 self._reader = None
                 self._leave()
 
-    def close(self) -> None:
-        """End the stream; its reader gets MeshError (CANCELLED)."""
+    def close(self, error: Exception | None = None) -> None:
+        """End the stream; its reader gets `error`, by default MeshError (CANCELLED)."""
         self._stop_timer()
         if not self.task.done():
-            self._error = MeshError(ErrorKind.CANCELLED, "the stream was stopped")
+            self._error = error or MeshError(ErrorKind.CANCELLED, "the stream was stopped")
             self.task.cancel()
         if self._on_end is not None:
             self._on_end()

@@ -4,6 +4,8 @@ A browser's EventSource reconnects by itself; it is recognised by `Accept: text/
 with `Cache-Control: no-cache`. Other clients send `resumable=true`. Event ids are then
 `STREAM.PLACE`, so that `Last-Event-ID` names the stream and the place in it. The ids of all other
 streams are the place alone, and such a stream ends with its connection.
+
+The name of a stream begins with the identity of its gateway, so that any gateway can read it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gateway.http.errors import HttpError
 from gateway.observability import metrics
@@ -28,6 +30,11 @@ RETRY_MILLISECONDS = 1000
 
 MAX_STREAMS = 1000
 """Most resumable streams; further ones end with their connections."""
+
+INSTANCE_BYTES = 9
+"""Size of a gateway's random identity."""
+
+_INSTANCE_LENGTH = INSTANCE_BYTES * 4 // 3
 
 _MAX_DIGITS = 9
 
@@ -80,11 +87,26 @@ class _KeptStream:
     key_name: str
 
 
+class Elsewhere(Protocol):
+    """The streams of other gateways, each named by its identity."""
+
+    def resume(self, instance: str, place: Place) -> AsyncGenerator[bytes]:
+        """The frames after `place`. Reading raises HttpError (410)."""
+        ...
+
+    async def stop(self, instance: str, stream: str) -> bool:
+        """End a stream; False if it does not exist. Raises MeshError."""
+        ...
+
+
 class ResumableStreams:
     """The streams that can be resumed. Not thread-safe; `close` ends them."""
 
     def __init__(self, grace_seconds: float) -> None:
         """`grace_seconds` of 0 disables resumption."""
+        self.instance = secrets.token_urlsafe(INSTANCE_BYTES)
+        """The identity of this gateway."""
+        self.elsewhere: Elsewhere | None = None
         self._grace_seconds = grace_seconds
         self._streams: dict[str, _KeptStream] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -99,14 +121,28 @@ class ResumableStreams:
 
     def start(self, make: Callable[[str], AsyncGenerator[bytes]]) -> Started:
         """Start the stream that `make` creates, given the prefix of its event ids."""
-        stream = secrets.token_urlsafe(16)
+        stream = self.instance + secrets.token_urlsafe(16)
         id_prefix = f"{stream}."
         replay = ReplayBuffer(make(id_prefix), self._grace_seconds, lambda: self._forget(stream))
         self._streams[stream] = _KeptStream(replay, _key_name())
         return Started(replay.read(0), id_prefix)
 
     def resume(self, place: Place) -> AsyncGenerator[bytes]:
-        """The frames after `place`. Raises HttpError (410)."""
+        """The frames after `place`, of whichever gateway. Raises HttpError (410), or reading it."""
+        instance = place.stream[:_INSTANCE_LENGTH]
+        if self.elsewhere is None or instance == self.instance:
+            return self.resume_here(place)
+        return self.elsewhere.resume(instance, place)
+
+    async def stop(self, stream: str) -> bool:
+        """End a stream, of whichever gateway, at once; False if it does not exist."""
+        instance = stream[:_INSTANCE_LENGTH]
+        if self.elsewhere is None or instance == self.instance:
+            return self.stop_here(stream)
+        return await self.elsewhere.stop(instance, stream)
+
+    def resume_here(self, place: Place) -> AsyncGenerator[bytes]:
+        """The frames after `place` of a stream of this gateway. Raises HttpError (410)."""
         kept = self._find(place.stream)
         if kept is None or not kept.replay.has(place.begin):
             metrics.STREAMS_RESUMED.labels("gone").inc()
@@ -114,13 +150,19 @@ class ResumableStreams:
         metrics.STREAMS_RESUMED.labels("resumed").inc()
         return kept.replay.read(place.begin)
 
-    def stop(self, stream: str) -> bool:
-        """End a stream at once; False if it does not exist."""
+    def stop_here(self, stream: str) -> bool:
+        """End a stream of this gateway at once; False if it does not exist."""
         kept = self._find(stream)
         if kept is None:
             return False
         kept.replay.close()
         return True
+
+    def cut_off(self, stream: str, error: Exception) -> None:
+        """End a stream of this gateway, if it still exists; its reader gets `error`."""
+        kept = self._streams.get(stream)
+        if kept is not None:
+            kept.replay.close(error)
 
     async def close(self) -> None:
         """End all streams and wait for them."""

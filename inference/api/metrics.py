@@ -62,6 +62,10 @@ OWN_NUM_REQUESTS_RUNNING = Gauge(
 OWN_NUM_REQUESTS_WAITING = Gauge(
     "inference_num_requests_waiting", "As vllm:num_requests_waiting, for autoscalers."
 )
+NUM_TOKENS_WAITING = Gauge(
+    "inference_num_tokens_waiting",
+    "Tokens of the sequences in the waiting queue, for autoscalers.",
+)
 OWN_KV_CACHE_USAGE = Gauge(
     "inference_kv_cache_usage", "As vllm:kv_cache_usage_perc, for autoscalers."
 )
@@ -192,6 +196,7 @@ def watch(engine: EngineClient) -> None:
         gauge.set_function(lambda: engine.load().num_running)
     for gauge in (NUM_REQUESTS_WAITING.labels(*labels), OWN_NUM_REQUESTS_WAITING):
         gauge.set_function(lambda: engine.load().num_waiting)
+    NUM_TOKENS_WAITING.set_function(lambda: engine.load().num_waiting_tokens)
     for gauge in (KV_CACHE_USAGE.labels(*labels), OWN_KV_CACHE_USAGE):
         gauge.set_function(lambda: engine.load().kv_usage)
     load = engine.load()

@@ -139,6 +139,7 @@ class Engine:
         return Load(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
+            num_waiting_tokens=self._scheduler.num_waiting_tokens,
             kv_usage=blocks.num_used_blocks / blocks.num_blocks,
             num_cached_tokens=blocks.num_cached_tokens,
             max_num_seqs=self._scheduler.max_num_seqs,

@@ -161,6 +161,8 @@ class Load:
     """Since the start."""
     block_size: int = 1
     """Tokens in a block of the KV cache."""
+    num_waiting_tokens: int = 0
+    """Tokens of the sequences that wait, as of the last step."""
 
 
 class EngineClient(Protocol):

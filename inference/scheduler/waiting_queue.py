@@ -21,6 +21,8 @@ class WaitingQueue:
     def __init__(self) -> None:
         # An ordered dict serves as a deque with removal from the middle in O(1), for aborts.
         self._sequences: OrderedDict[str, Sequence] = OrderedDict()
+        self.num_tokens = 0
+        """Tokens of all sequences together, which do not change while they wait."""
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -37,6 +39,7 @@ class WaitingQueue:
         queue = self._sequences
         last = next(reversed(queue.values()), None)
         queue[sequence.request_id] = sequence
+        self.num_tokens += sequence.num_tokens
         if last is None or last.priority <= sequence.priority:
             return
         later = [each for each in queue.values() if each.priority > sequence.priority]
@@ -48,10 +51,12 @@ class WaitingQueue:
         """Add a preempted sequence before all others."""
         self._sequences[sequence.request_id] = sequence
         self._sequences.move_to_end(sequence.request_id, last=False)
+        self.num_tokens += sequence.num_tokens
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence that has ended."""
         del self._sequences[sequence.request_id]
+        self.num_tokens -= sequence.num_tokens
 
     def may_start(self, sequence: Sequence) -> bool:
         """Whether a sequence is one of `startable`."""

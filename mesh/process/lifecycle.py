@@ -113,8 +113,8 @@ def _address_problem(settings: ServiceSettings, error: AddressError) -> str:
     variable = next(
         (
             variable_name(type(settings), field)
-            for field in ("listen", "metrics_listen", "health_listen")
-            if getattr(settings, field) == error.address
+            for field in ("listen", "metrics_listen", "health_listen", "peers_listen")
+            if getattr(settings, field, None) == error.address
         ),
         "the address",
     )

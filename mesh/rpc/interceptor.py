@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # generic in the stubs only
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 
-ENDLESS_METHODS = frozenset({"SubscribeKvEvents"})
+ENDLESS_METHODS = frozenset({"SubscribeKvEvents", "WatchKeyUsage"})
 """Streams that end with the server only, so a drain does not wait for them."""
 
 POLLED_METHODS = frozenset({"ListModels"})

@@ -6,7 +6,7 @@ Messages name the field of the RPC's request, the limit and the given value.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mesh.errors import ErrorKind, MeshError, context_too_long_message, invalid
 from mesh.protocol.sampling_params import (
@@ -133,14 +133,15 @@ def check_vocabulary(vocabulary_sha256: str, model: ModelInfo) -> None:
         )
 
 
-def choose_model(name: str, served: Sequence[ModelInfo]) -> ModelInfo:
+def choose_model(name: str, served: Sequence[ModelInfo], known: Collection[str] = ()) -> ModelInfo:
     """The model of this name; "" is the only one.
 
-    Raises MeshError: INVALID_REQUEST for "" if there are several, else MODEL_NOT_FOUND.
+    `known` are the names of the models, those without a ready engine included. Raises MeshError:
+    INVALID_REQUEST for "" if there are several, else MODEL_NOT_FOUND.
     """
-    if not name and len(served) == 1:
+    if not name and len(served) == 1 and len(known) <= 1:
         return served[0]
-    names = ", ".join(sorted(model.name for model in served))
+    names = ", ".join(sorted({*known, *(model.name for model in served)}))
     if not name:
         raise invalid("model", f"model must be one of {names}, given none")
     for model in served:

@@ -29,6 +29,20 @@ REFUSED = Counter(
     "(token limit, or tokenizer or engines full), no_engine (no engine is ready).",
     ["method", "reason"],
 )
+MODEL_REQUESTS = Counter(
+    "orchestrator_model_requests_total",
+    "Requests that arrived for a model, with or without a ready engine; starts engines that are "
+    "scaled to zero.",
+    ["model"],
+)
+NUM_MODEL_REQUESTS = Gauge(
+    "orchestrator_num_model_requests",
+    "Requests for a model in progress, those that wait for its first engine included.",
+    ["model"],
+)
+NUM_REQUESTS_HELD = Gauge(
+    "orchestrator_num_requests_held", "Requests that wait for a model without a ready engine."
+)
 FAILOVERS = Counter(
     "orchestrator_failovers_total", "Failovers: a stream continued on another replica."
 )

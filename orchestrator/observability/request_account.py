@@ -49,6 +49,7 @@ class RequestAccount:
         self.generation = spans.NO_SPAN
         """Span of the generation that runs for this request."""
         self.arrived = time.monotonic()
+        self._asked = ""
         self._failover_causes: list[str] = []
         self._num_resumptions = 0
         self._unreported_ttft = False
@@ -69,6 +70,13 @@ class RequestAccount:
     def accepted(self) -> None:
         """Record the admission. The outcome is cancelled until success or failure is recorded."""
         self.outcome = metrics.CANCELLED
+
+    def asks_for(self, model: str) -> None:
+        """Record that the request is for this model, which may have no engine yet."""
+        if not self._asked:
+            self._asked = model
+            labelled(metrics.MODEL_REQUESTS, model).inc()
+            labelled(metrics.NUM_MODEL_REQUESTS, model).inc()
 
     def chosen(self, model: ModelInfo) -> None:
         """Record the model that answers."""
@@ -153,6 +161,8 @@ class RequestAccount:
         """Report the request's end to metrics and to the access log line. Called once."""
         self.report_first_text()
         self._observe()
+        if self._asked:
+            labelled(metrics.NUM_MODEL_REQUESTS, self._asked).dec()
         if self.model:
             annotate(model=self.model, prompt_tokens=self.prompt_tokens)
             if self.operation != Operation.EMBEDDINGS:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
 import grpc.aio
@@ -26,6 +27,7 @@ from orchestrator.routing.policies.prefix import Prefix
 from orchestrator.routing.policies.prefix_index import BLOCK_TOKENS
 from orchestrator.routing.policies.simple import Affinity
 from orchestrator.routing.replica import Replica
+from orchestrator.routing.waking import Waking, WakingSettings
 
 logger = logging.getLogger("orchestrator.routing.replicas")
 
@@ -77,6 +79,8 @@ class Replicas:
         resolve: Resolve = resolve,
         policy: RoutingPolicy | None = None,
         follows_caches: bool = False,
+        named: Mapping[str, Collection[str]] = MappingProxyType({}),
+        waking: WakingSettings = WakingSettings(),  # noqa: B008 - it is immutable
     ) -> None:
         """`targets` are HOST:PORT; each address that a host resolves to is a replica.
 
@@ -85,7 +89,14 @@ class Replicas:
         `hold_seconds` is the time after the loss of a model's last replica in which `wait_ready`
         waits for the next one. `policy` is `Prefix` by default.
         `follows_caches`: engines that report changes of their prefix caches correct it.
+        `named` has the targets (HOST:PORT) of the models that are known by name, and `waking` says
+        what happens to requests for one without an engine.
         """
+        self.waking = Waking(named, waking, self._has_address)
+        addresses = {parse_target(each).address for each in targets}
+        self.all_are_named = addresses == {each for those in named.values() for each in those}
+        """Whether the models of all engines are known, so that any other name is unknown."""
+        self._last_known: dict[str, ModelInfo] = {}
         self._follows_caches = follows_caches
         self._policy = policy or Prefix()
         self._stateless = Affinity()
@@ -143,6 +154,19 @@ class Replicas:
         return self._agreement.choose([replica.model for replica in self.ready if replica.model])
 
     @property
+    def sleeping(self) -> dict[str, ModelInfo | None]:
+        """The models without a ready engine that are known by name, as they were last served."""
+        served = self._served
+        return {
+            name: self._last_known.get(name) for name in self.waking.names if name not in served
+        }
+
+    @property
+    def known(self) -> set[str]:
+        """Names of the models that are served, or known by name without a ready engine."""
+        return {*self._served, *self.waking.names}
+
+    @property
     def problems(self) -> list[str]:
         """Why ready replicas get no requests, a sentence for each; empty if all agree."""
         return sorted({refused.reason for refused in self._refused()})
@@ -170,6 +194,17 @@ class Replicas:
             except TimeoutError:
                 pass
         return True
+
+    async def wait_awake(self, name: str, usable: Callable[[], bool]) -> None:
+        """Waits until `usable()` for a model that has no engine, if it is known by name.
+
+        Raises MeshError (UNAVAILABLE).
+        """
+        self._discovery.hurry()
+        await self.waking.wait(name, usable, self.next_change)
+
+    def _has_address(self, targets: Collection[str]) -> bool:
+        return any(target in targets for target in self._discovery.addresses.values())
 
     def pick(
         self,
@@ -290,6 +325,8 @@ class Replicas:
             for name, lost in self._lost.items()
             if name not in served and now - lost < self._hold_seconds
         }
+        self._last_known |= {each.model.name: each.model for each in self.ready if each.model}
+        self.waking.served(served)
         self._served = served
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.charts.rendered import CHART, COMPONENTS, NAMESPACE, ROOT, environment, render
+from tests.charts.rendered import CHART, COMPONENTS, NAMESPACE, ROOT, Release, environment, render
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -69,8 +69,71 @@ def test_an_hpa_uses_custom_metrics_if_enabled() -> None:
         "weir-gateway": ["cpu", "gateway_num_streams_active"],
         "weir-orchestrator": ["cpu", "orchestrator_num_requests_running"],
         "weir-tokenizer-demo": ["cpu", "tokenizer_num_requests_running"],
-        "weir-inference-demo": ["inference_kv_cache_usage", "inference_num_requests_waiting"],
+        "weir-inference-demo": [
+            "inference_kv_cache_usage",
+            "inference_num_tokens_waiting",
+            "inference_num_requests_waiting",
+        ],
     }
+
+
+def test_a_sleeping_model_is_woken_by_the_requests_for_it() -> None:
+    """KEDA counts those of this model only, the refused ones too; the orchestrator holds some."""
+    release = render("keda", values={"models": [{"name": "demo"}, {"name": "org/b.c"}]})
+    scaled = release.named("ScaledObject", "weir-inference-org-b-c")["spec"]
+    assert (scaled["minReplicaCount"], scaled["cooldownPeriod"]) == (0, 600)
+    running, arrived, *others = [each["metadata"] for each in scaled["triggers"]]
+    pods = 'namespace="prod",pod=~"weir-orchestrator-[0-9a-z]+-[0-9a-z]+",model="org/b.c"'
+    assert running["query"] == f"sum(orchestrator_num_model_requests{{{pods}}})"
+    assert arrived["query"] == f"sum(increase(orchestrator_model_requests_total{{{pods}}}[1m]))"
+    assert running["activationThreshold"] == arrived["activationThreshold"] == "0"
+    # As many requests as an engine runs at once are the share of one engine.
+    assert running["threshold"] == "64"
+    assert all("model=" not in each["query"] for each in others)
+    assert variables_of(release, "orchestrator")["ORCHESTRATOR_WAKE_HOLD_SECONDS"] == "120"
+    awake = variables_of(render("minimal"), "orchestrator")
+    assert not [name for name in awake if "WAKE" in name]
+    assert "cooldownPeriod" not in release.named("ScaledObject", "weir-gateway")["spec"]
+
+
+@pytest.mark.parametrize(
+    ("orchestrators", "engines", "given", "expected"),
+    [
+        (2, 2, "auto", "true"),
+        (1, 2, "auto", "false"),
+        (2, 1, "auto", "false"),
+        (1, 1, "always", "true"),
+        (2, 2, "never", "false"),
+    ],
+)
+def test_several_orchestrators_follow_the_caches_of_several_engines(
+    orchestrators: int, engines: int, given: str, expected: str
+) -> None:
+    """With one of either there is nothing to agree about."""
+    values = {
+        "orchestrator": {"replicas": orchestrators, "routing": {"followKvEvents": given}},
+        "inference": {"replicas": engines},
+    }
+    variables = variables_of(render(values=values), "orchestrator")
+    assert variables["ORCHESTRATOR_FOLLOW_KV_EVENTS"] == expected
+
+
+def test_gateways_find_one_another() -> None:
+    """By a headless Service that lists those that drain, whose streams still run."""
+    release = render("tls")
+    variables = variables_of(release, "gateway")
+    name, _, port = variables["GATEWAY_PEERS_HOST"].partition(":")
+    service = release.named("Service", name)["spec"]
+    assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+    assert [each["port"] for each in service["ports"]] == [int(port)]
+    certificate = release.named("Certificate", "weir-gateway")["spec"]
+    assert name in certificate["dnsNames"]
+
+
+def variables_of(release: Release, component: str) -> dict[str, str]:
+    """The environment of a component's container."""
+    pod = release.deployment(component)["spec"]["template"]["spec"]
+    return environment(pod["containers"][0])
 
 
 def test_gpu_values_set_all_that_gpus_need() -> None:
@@ -107,8 +170,9 @@ def test_each_model_has_an_engine_and_a_tokenizer() -> None:
         "Qwen/Qwen3-4B": "weir-tokenizer-qwen-qwen3-0-6b:50052",
     }
     services = {each["metadata"]["name"] for each in release.of_kind("Service")}
-    hosts = {each.partition(":")[0] for each in variables["INFERENCE_HOST"].split(",")}
-    assert hosts < services
+    engines = dict(each.split("=") for each in variables["INFERENCE_HOST"].split(","))
+    assert sorted(engines) == sorted(names)
+    assert {each.partition(":")[0] for each in engines.values()} < services
 
 
 def test_a_model_from_the_hub_is_downloaded_once() -> None:

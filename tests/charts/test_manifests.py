@@ -28,7 +28,7 @@ CUSTOM_RESOURCES = yaml.safe_load((Path(__file__).parent / "custom_resources.yam
 """Schemas of the specs of custom resources, by API version and kind."""
 
 SETS = {
-    "minimal": {"Deployment": 4, "Service": 4, "NetworkPolicy": 6, "Pod": 1},
+    "minimal": {"Deployment": 4, "Service": 5, "NetworkPolicy": 6, "Pod": 1},
     "multi-model": {"Deployment": 7, "PersistentVolumeClaim": 2},
     "keda": {"ScaledObject": 4},
     "gpu": {"HorizontalPodAutoscaler": 3, "ServiceMonitor": 1, "PriorityClass": 1},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.settings import ORCHESTRATOR_PORT, GatewaySettings
+from gateway.settings import ORCHESTRATOR_PORT, PEERS_PORT, GatewaySettings
 from inference.settings import InferenceSettings
 from mesh.process.settings import ServiceSettings, variable_name
 from orchestrator.settings import INFERENCE_PORT, TOKENIZER_PORT, OrchestratorSettings
@@ -79,7 +79,8 @@ def test_defaults_equal_those_of_the_services(component: str) -> None:
     for name, value in environment(container_of(render("minimal"), component)).items():
         if name in fields and not DEPLOYMENT_SPECIFIC.fullmatch(name):
             default = settings.model_fields[fields[name]].default
-            assert type(default)(value) == default, name
+            given = value == "true" if isinstance(default, bool) else type(default)(value)
+            assert given == default, name
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -108,6 +109,8 @@ def test_upstream_ports_agree() -> None:
     orchestrator = environment(container_of(render("minimal"), "orchestrator"))
     gateway = environment(container_of(render("minimal"), "gateway"))
     assert port_of(gateway["ORCHESTRATOR_HOST"]) == ORCHESTRATOR_PORT
+    assert port_of(gateway["GATEWAY_PEERS_HOST"]) == PEERS_PORT
+    assert port_of(gateway["GATEWAY_PEERS_LISTEN"]) == PEERS_PORT
     assert port_of(orchestrator["TOKENIZER_HOST"]) == TOKENIZER_PORT
     assert port_of(orchestrator["INFERENCE_HOST"]) == INFERENCE_PORT
 
@@ -205,6 +208,6 @@ def test_scaling_metrics_exist() -> None:
         for trigger in scaled["spec"]["triggers"]
         if trigger["type"] == "prometheus"
     ]
-    names = {re.findall(r"sum\((\w+){", query)[0] for query in queries}
-    assert len(queries) == len(names) == 5
+    names = {re.findall(r"(?:sum|increase)\((\w+){", query)[0] for query in queries}
+    assert len(queries) == len(names) == 8
     assert [name for name in names if f'"{name}"' not in sources] == []

@@ -54,6 +54,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"autoscaling": {"engine": "keda"}, "networkPolicy": {"enabled": False}},
         "set autoscaling.prometheusAddress",
     ),
+    "hpa to zero": (
+        {
+            "autoscaling": {"customMetrics": True},
+            "inference": {"autoscaling": {"enabled": True, "minReplicas": 0}},
+        },
+        "only KEDA scales to zero: set autoscaling.engine to keda",
+    ),
     "no metric to scale on": (
         {"inference": {"autoscaling": {"enabled": True}}},
         "has no metric to scale on",

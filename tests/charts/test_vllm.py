@@ -26,9 +26,9 @@ def test_the_orchestrator_gets_the_address_of_every_engine() -> None:
     container = render("vllm", values={"models": [*MIXED]}).deployment("orchestrator")
     hosts = environment(container["spec"]["template"]["spec"]["containers"][0])["INFERENCE_HOST"]
     assert hosts.split(",") == [
-        "weir-inference-demo:50053",
-        "vllm+http://weir-vllm-a:8000",
-        "vllm+grpc://weir-vllm-b:50051",
+        "demo=weir-inference-demo:50053",
+        "a=vllm+http://weir-vllm-a:8000",
+        "b=vllm+grpc://weir-vllm-b:50051",
         "vllm+http://llama.models.svc:8000",
         "10.0.0.7:50053",
     ]

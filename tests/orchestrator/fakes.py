@@ -264,9 +264,11 @@ async def orchestrator(
             servicer = Servicer("mesh.v1.InferenceService", add, engine)
             upstreams.append(await stack.enter_async_context(serve(servicer)))
         loaded = OrchestratorSettings(
-            tokenizer_host=tokenizer_served.address,
-            inference_host=",".join(each.address for each in upstreams) or UNUSED_ADDRESS,
-            **settings,
+            **{
+                "tokenizer_host": tokenizer_served.address,
+                "inference_host": ",".join(each.address for each in upstreams) or UNUSED_ADDRESS,
+                **settings,
+            }
         )
         service = await stack.enter_async_context(application(loaded))
         served = await stack.enter_async_context(serve(*service.servicers))

@@ -34,6 +34,11 @@ vllm, vllm-worker, lws, pool, model or test) and, for the objects of one model, 
 {{- if .slug -}}{{ printf "%s-%s" $name .slug }}{{- else -}}{{ $name }}{{- end -}}
 {{- end -}}
 
+{{/* Name of the Service by which gateways find one another. */}}
+{{- define "weir.gatewayPeersName" -}}
+{{- include "weir.componentName" (dict "root" . "component" "gateway") }}-peers
+{{- end -}}
+
 {{/* Name of the ConfigMap with the script of `helm test`. */}}
 {{- define "weir.testScriptName" -}}
 {{- include "weir.componentName" (dict "root" . "component" "test") }}-script
@@ -116,7 +121,10 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* The address of every engine: HOST:PORT, with the scheme of its protocol for vLLM. */}}
+{{/*
+The address of every engine: MODEL=HOST:PORT, with the scheme of its protocol for vLLM. Named, a model
+is known without a ready engine as well. External engines may serve several models.
+*/}}
 {{- define "weir.inferenceAddress" -}}
 {{- if .Values.orchestrator.inferenceAddress -}}
 {{- .Values.orchestrator.inferenceAddress -}}
@@ -127,10 +135,10 @@ annotations:
 {{- $addresses = concat $addresses .external.addresses -}}
 {{- else if eq .engine "vllm" -}}
 {{- $name := include "weir.componentName" (dict "root" $ "component" "vllm" "slug" .slug) -}}
-{{- $addresses = append $addresses (printf "vllm+%s://%s:%d" .vllm.protocol $name (include "weir.vllmPort" .vllm | int)) -}}
+{{- $addresses = append $addresses (printf "%s=vllm+%s://%s:%d" .name .vllm.protocol $name (include "weir.vllmPort" .vllm | int)) -}}
 {{- else -}}
 {{- $name := include "weir.componentName" (dict "root" $ "component" "inference" "slug" .slug) -}}
-{{- $addresses = append $addresses (printf "%s:%d" $name (int .inference.port)) -}}
+{{- $addresses = append $addresses (printf "%s=%s:%d" .name $name (int .inference.port)) -}}
 {{- end -}}
 {{- end -}}
 {{- $addresses | join "," -}}

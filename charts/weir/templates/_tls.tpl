@@ -34,6 +34,7 @@
 {{- end -}}
 {{- else -}}
 {{- $services = append $services (include "weir.componentName" .) -}}
+{{- if eq .component "gateway" }}{{ $services = append $services (include "weir.gatewayPeersName" .root) }}{{ end -}}
 {{- end -}}
 {{- $namespace := .root.Release.Namespace -}}
 {{- $names := list -}}

@@ -163,12 +163,15 @@ autoscaling.engine is keda: set autoscaling.prometheusAddress to the Prometheus 
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) }}
 {{ .path }}.autoscaling: minReplicas {{ int $scaling.minReplicas }} is above maxReplicas {{ int $scaling.maxReplicas }}; lower minReplicas or raise maxReplicas
 {{- end }}
+{{- if and (not (int $scaling.minReplicas)) (ne .root.Values.autoscaling.engine "keda") }}
+{{ .path }}.autoscaling.minReplicas is 0, but only KEDA scales to zero: set autoscaling.engine to keda
+{{- end }}
 {{- $requests := default dict .values.resources.requests }}
 {{- if and $scaling.targetCPU (not (get $requests "cpu")) }}
 {{ .path }}.autoscaling.targetCPU is a percentage of the CPU request: set {{ .path }}.resources.requests.cpu, or targetCPU to 0
 {{- end }}
 {{- $ours := or (eq .root.Values.autoscaling.engine "keda") .root.Values.autoscaling.customMetrics }}
-{{- $pods := or $scaling.targetInFlight $scaling.targetWaiting $scaling.targetKvUsage }}
+{{- $pods := or $scaling.targetInFlight $scaling.targetWaiting $scaling.targetWaitingTokens $scaling.targetKvUsage }}
 {{- if not (or $scaling.targetCPU (and $ours $pods)) }}
 {{ .path }}.autoscaling has no metric to scale on: set a target other than 0; targets of the pods' own metrics need autoscaling.engine keda, or autoscaling.customMetrics and an adapter
 {{- end }}

@@ -322,7 +322,7 @@ class BalancedAttempts(Attempts):
         peer = self._peer
         assert peer is not None, "failed() without next()"
         self.end()
-        if self._last_resort:
+        if self._last_resort or error.is_final:
             raise error
         if error.kind is ErrorKind.UNAVAILABLE and error.is_reported:
             if await peer.confirm():

@@ -43,6 +43,12 @@ class EngineTarget(NamedTuple):
         return self.address.rpartition(":")[0].strip("[]")
 
 
+def split_model(text: str) -> tuple[str, str]:
+    """The model and the target of `MODEL=TARGET`; an empty model if there is none."""
+    model, _, target = text.strip().rpartition("=")
+    return model.strip(), target.strip()
+
+
 def parse_target(text: str) -> EngineTarget:
     """The target of `HOST`, `HOST:PORT` or `SCHEME://HOST:PORT`. Raises ValueError."""
     scheme, found, host = text.rpartition("://")

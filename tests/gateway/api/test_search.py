@@ -116,6 +116,22 @@ async def test_tokens_arrive_one_by_one(
     assert names == ["search_results", *["token"] * 5, "complete"]
 
 
+async def test_a_late_first_event_is_preceded_by_comments(
+    start_gateway: StartGateway, orchestrator: FakeOrchestrator
+) -> None:
+    """While an engine starts, proxies see a living stream; a refusal is then its last event."""
+    full = MeshError(ErrorKind.UNAVAILABLE, "no engine is ready", retry_after=9)
+    async with start_gateway(keep_alive_seconds=0.02) as server, client_of(server) as client:
+        for refusal in (None, full):
+            orchestrator.script = Script(seconds_before_first_event=0.3, refusal=refusal)
+            async with client.stream("GET", "/api/v1/search", params=STREAM) as response:
+                assert response.status_code == 200
+                text = (await response.aread()).decode()
+            assert text.startswith(": keep-alive\n\n")
+            assert ("event: search_results" in text) is (refusal is None)
+            assert ('"message":"no engine is ready"' in text) is (refusal is full)
+
+
 async def test_an_idle_stream_gets_keep_alive_comments(
     start_gateway: StartGateway, orchestrator: FakeOrchestrator
 ) -> None:
@@ -125,8 +141,8 @@ async def test_an_idle_stream_gets_keep_alive_comments(
         response = await client.get("/api/v1/search", params=STREAM)
     frames = response.text.split("\n\n")
     kinds = [frame.partition("\n")[0] for frame in frames[:-1]]
+    kinds = kinds[kinds.index("event: search_results") :]
     first, second = kinds.index("event: token"), len(kinds) - 2
-    assert kinds[0] == "event: search_results"
     assert set(kinds[1:first]) == set(kinds[first + 1 : second]) == {": keep-alive"}
     assert first - 1 >= 2
     assert kinds[-2:] == ["event: token", "event: complete"]

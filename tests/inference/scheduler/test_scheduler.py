@@ -113,6 +113,8 @@ class Traffic:
         assert all(count > 0 for count in counts)
         assert sum(counts) <= self.scheduler.max_num_batched_tokens
         assert self.scheduler.num_running <= self.scheduler.max_num_seqs
+        waiting = list(self.scheduler.sequences)[self.scheduler.num_running :]
+        assert self.scheduler.num_waiting_tokens == sum(each.num_tokens for each in waiting)
         for scheduled in batch.scheduled:
             sequence = scheduled.sequence
             end = sequence.num_computed_tokens + scheduled.num_tokens

@@ -366,3 +366,15 @@ async def test_a_drain_is_logged_as_routine_and_a_loss_as_a_warning(
         await eventually(lambda: logged()[-1:] == [("INFO", "peer ready")], "it is back")
         await served.server._server.stop(grace=None)
         await eventually(lambda: logged()[-1:] == [("WARNING", "peer lost")], "it is lost")
+
+
+async def test_a_final_refusal_is_not_tried_at_another_replica() -> None:
+    """The replica says that another one would refuse as well."""
+    one, two = Replica(), Replica()
+    for each in (one, two):
+        each.failure = MeshError(ErrorKind.UNAVAILABLE, "asleep", retry_after=7, is_final=True)
+    async with two_replicas(one, two) as (client, *_):
+        with pytest.raises(MeshError) as caught:
+            await client.encode()
+    assert one.num_calls + two.num_calls == 1
+    assert (caught.value.retry_after, caught.value.is_final) == (7, True)
