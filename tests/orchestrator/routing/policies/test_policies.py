@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from orchestrator.routing.policies.cache_mirror import CacheMirror
 from orchestrator.routing.policies.factory import PolicyName, make_policy
 from orchestrator.routing.policies.prefix import LOAD_WEIGHT, Prefix
 from orchestrator.routing.policies.prefix_index import (
@@ -106,3 +107,43 @@ def test_hashes_are_of_full_blocks_and_all_tokens_before() -> None:
     assert not set(block_hashes(one)) & set(block_hashes(other))
     assert block_hashes(one) == block_hashes(one + [7] * 5)[: len(block_hashes(one))]
     assert len(block_hashes([1] * (BLOCK_TOKENS * (MAX_PROMPT_BLOCKS + 5)))) == MAX_PROMPT_BLOCKS
+
+
+def num_moved(*, follows: bool) -> int:
+    """How many turns of conversations with one template leave the engine that has them cached.
+
+    Two orchestrators are asked in turn. `follows`: the engines' reports reach both.
+    """
+    orchestrators = (Prefix(), Prefix())
+    mirrors = {each: [policy.mirror(each) for policy in orchestrators] for each in IDLE}
+    rng = random.Random(1)
+    homes: dict[int, str] = {}
+    moved = 0
+    for turn in range(4):
+        for number in range(12):
+            prompt = prompt_of(number, 2 * turn + 2)
+            # The first turns are spread by load; in any order of the replicas.
+            loads = {
+                each: rng.uniform(0, 9000) if turn == 0 else 0.0 for each in rng.sample("abc", 3)
+            }
+            chosen = orchestrators[(turn + number) % 2].choose(loads, prompt)
+            moved += homes.setdefault(number, chosen) != chosen
+            homes[number] = chosen
+            for mirror in mirrors[chosen] if follows else ():
+                store(mirror, prompt)
+    return moved
+
+
+def test_orchestrators_that_follow_the_engines_agree() -> None:
+    """Both know where a conversation is cached, whichever of them sent it there."""
+    assert num_moved(follows=True) == 0
+    assert num_moved(follows=False) > 0
+
+
+def store(mirror: CacheMirror, prompt: list[int]) -> None:
+    """What an engine with blocks of 16 tokens reports for a prompt."""
+    parent: int | None = None
+    for end in range(16, len(prompt) + 1, 16):
+        block = hash(tuple(prompt[:end]))
+        mirror.stored(block, parent, tuple(prompt[end - 16 : end]))
+        parent = block
