@@ -180,6 +180,8 @@ class Cancellation(NamedTuple):
     time: float
     """In `time.monotonic()` seconds."""
     trace_id: dict[str, str] | None
+    num_taken: int
+    """Completion tokens that were counted, or that another replica had generated."""
 
 
 class _Engine:
@@ -211,10 +213,10 @@ def watch(engine: EngineClient) -> None:
         metric.labels(*labels)
 
 
-def observe_step(num_tokens: int, seconds: float) -> None:
-    """Record a step that computed `num_tokens`."""
-    labelled(ITERATION_TOKENS, *_Engine.labels).observe(num_tokens)
-    labelled(STEP_SECONDS, *_Engine.labels).observe(seconds)
+def observe_step(num_tokens: int, seconds: float, trace_id: dict[str, str] | None = None) -> None:
+    """Record a step that computed `num_tokens`; `trace_id` is that of a request in it."""
+    labelled(ITERATION_TOKENS, *_Engine.labels).observe(num_tokens, trace_id)
+    labelled(STEP_SECONDS, *_Engine.labels).observe(seconds, trace_id)
 
 
 def observe_embeddings(num_tokens: int) -> None:
@@ -264,13 +266,16 @@ def observe_finish(finish: Finish, trace_id: dict[str, str] | None = None) -> No
         labelled(TIME_PER_OUTPUT_TOKEN, *labels).observe(per_token, trace_id)
 
 
-def cancellation() -> Cancellation:
+def cancellation(num_taken: int) -> Cancellation:
     """The arrival of a cancellation now; call in the context of the request."""
-    return Cancellation(time.monotonic(), exemplar())
+    return Cancellation(time.monotonic(), exemplar(), num_taken)
 
 
 def observe_cancelled(finish: Finish, cancelled: Cancellation) -> None:
     """Record a cancelled sequence whose blocks are free now. Safe to call from any thread."""
     seconds = time.monotonic() - cancelled.time
     labelled(CANCEL_TO_SLOT_FREE, *_Engine.labels).observe(seconds, cancelled.trace_id)
+    # Generated while the cancellation was on its way.
+    num_untaken = max(0, finish.num_completion_tokens - cancelled.num_taken)
+    labelled(GENERATION_TOKENS, *_Engine.labels).inc(num_untaken)
     observe_finish(finish, cancelled.trace_id)

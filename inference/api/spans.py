@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
+from inference.api import metrics
 from inference.engine.errors import DeadlineExceeded
 from inference.engine.interface import Finish, PrefillChunk, StepRecord
 from inference.sampling.sampling_params import SamplingParams
@@ -131,8 +132,18 @@ class StepSpans:
             del self._live[request_id]
 
     def record(self, step: StepRecord) -> None:
-        """Record the spans of a step whose requests are sampled. Call it in the event loop."""
+        """Record a step's metrics, with an exemplar, and its spans in the requests' traces.
+
+        Call it in the event loop.
+        """
         requests = [self._live[each] for each in step.request_ids if each in self._live]
+        if not step.failed:
+            trace_id = f"{requests[0].get_span_context().trace_id:032x}" if requests else ""
+            metrics.observe_step(
+                step.num_prefill_tokens + step.num_decode_tokens,
+                step.end - step.start,
+                {"trace_id": trace_id} if requests else None,
+            )
         for request in requests[:MAX_STEP_SPANS]:
             self._record(step, request)
 

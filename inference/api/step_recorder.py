@@ -1,4 +1,4 @@
-"""Builds a `StepRecord` of every n-th engine step, for tracing."""
+"""Builds a `StepRecord` of every n-th engine step, for spans and for metrics with exemplars."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ class StepRecorder:
         self._number = 0
         self._num_preemptions = 0
         self._describe: Callable[[bool], StepRecord] | None = None
+
+    @property
+    def describes(self) -> bool:
+        """Whether the step that was scheduled last is recorded."""
+        return self._describe is not None
 
     def before_schedule(self, scheduler: Scheduler) -> None:
         """Call before a step is scheduled."""

@@ -260,8 +260,8 @@ class AsyncEngine:
     def _submit_embedding(self, call: EmbeddingCall) -> EngineError | None:
         return None if self._command(partial(_embed, call)) else self._closed
 
-    def _abort(self, request_id: str) -> None:
-        cancelled = metrics.cancellation()
+    def _abort(self, request_id: str, num_taken: int) -> None:
+        cancelled = metrics.cancellation(num_taken)
         self._command(lambda engine: self._free(engine, request_id, cancelled))
 
     def _command(self, command: Command) -> bool:

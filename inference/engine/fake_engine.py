@@ -159,11 +159,11 @@ class FakeEngine:
             # At full speed, the first token is ready before the consumer waits for it.
             self._streams.deliver(self._step([sequence]))
 
-    def _abort(self, request_id: str) -> None:
+    def _abort(self, request_id: str, num_taken: int) -> None:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             finish = sequence.end(FinishReason.ABORT, time.monotonic())
-            metrics.observe_cancelled(finish, metrics.cancellation())
+            metrics.observe_cancelled(finish, metrics.cancellation(num_taken))
 
     async def _run(self) -> None:
         due = time.monotonic()

@@ -180,7 +180,8 @@ class StepLoop:
 
     def _apply(self, plan: SchedulerOutput, result: StepResult, start: float) -> list[StepOutput]:
         self._num_consecutive_failures = 0
-        metrics.observe_step(plan.num_tokens, time.monotonic() - start)
+        if self.recorder is None or not self.recorder.describes:
+            metrics.observe_step(plan.num_tokens, time.monotonic() - start)
         sampling = plan.sampling
         accepted = accept(sampling, result.tokens)
         if not all(accepted):

@@ -37,6 +37,7 @@ class SequenceStream:
         "_prompt",
         "_token_ids",
         "_waiter",
+        "num_taken",
         "sequence",
         "taken",
     )
@@ -45,6 +46,8 @@ class SequenceStream:
         self.sequence = sequence
         self.taken: float | None = None
         """When the last output was taken, by the loop's clock; None: none yet."""
+        self.num_taken = sequence.num_completion_tokens
+        """Tokens of the completion that the consumer has, those of an earlier attempt included."""
         self._loop = loop
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -108,6 +111,7 @@ class SequenceStream:
             finish=self._finish,
             intervals=self._intervals,
         )
+        self.num_taken += len(self._token_ids)
         self._token_ids, self._logprobs, self._prompt, self._intervals = [], [], [], []
         self.taken = self._loop.time()
         return output
@@ -129,11 +133,13 @@ class Streams:
         self,
         *,
         submit: Callable[[Sequence], None],
-        abort: Callable[[str], None],
+        abort: Callable[[str, int], None],
         on_demand: Callable[[], None] = lambda: None,
         max_messages_per_second: float = 0.0,
     ) -> None:
         """`submit` and `abort` pass to the engine; `on_demand` runs when a consumer waits.
+
+        `abort` gets the request id, and the number of completion tokens that the consumer has.
 
         `max_messages_per_second` limits the outputs of all streams together, in equal shares;
         0: no limit. First and last outputs are never delayed.
@@ -181,7 +187,7 @@ class Streams:
             # The id may belong to a later sequence by now: only this one's stream is closed.
             if self._streams.get(sequence.request_id) is stream:
                 self._remove(sequence.request_id)
-                self._abort(sequence.request_id)
+                self._abort(sequence.request_id, stream.num_taken)
 
     def deliver(self, outputs: abc.Sequence[StepOutput]) -> None:
         """Pass a step's outputs to the consumers that are still there, in the order of `_rank`."""

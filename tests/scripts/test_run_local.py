@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import honcho.manager
 import pytest
@@ -16,6 +18,7 @@ from scripts.run_local import (
     ServiceManager,
     addresses,
     chat_environment,
+    has_engines,
     port_problem,
     service_environment,
     stop_seconds,
@@ -159,3 +162,29 @@ def test_a_second_signal_kills_what_still_drains(monkeypatch: pytest.MonkeyPatch
         if output.num_signals == 1:
             manager.terminate()  # when the first service has stopped
     assert forced == [False, True]
+
+
+@pytest.mark.parametrize(("number", "has"), [("0.0", False), ("1.0", False), ("2.0", True)])
+def test_the_engines_of_both_models_are_awaited_without_a_traced_request(
+    number: str, has: bool
+) -> None:
+    """Only the orchestrator's metrics are read: a request of the API would have a trace."""
+    paths: list[str] = []
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"a 1.0\norchestrator_replicas_ready {number}\n".encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.handle_request).start()
+        listen = f"127.0.0.1:{server.server_port}"
+        environment = {"CHAT_MODEL": "chat", "ORCHESTRATOR_METRICS_LISTEN": listen}
+        assert has_engines(environment) is has
+    assert paths == ["/metrics"]
+    assert has_engines({"CHAT_MODEL": ""}), "there is no second model"

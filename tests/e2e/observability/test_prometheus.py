@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -23,7 +24,7 @@ from tests.e2e.support.load import MAX_CONCURRENT, Load, Recorded, write_keys
 from tests.e2e.support.prometheus import Prometheus, scraping, until
 from tests.e2e.support.snapshot import COUNT, TTFT, EventLoopLag, Snapshot, check_times
 from tests.e2e.support.stack import SERVICES, Stack, free_ports
-from tests.observability.dashboards import panel_queries
+from tests.observability.dashboards import metric_names, panel_queries, targets
 from tests.observability.rules import FILES, alerts
 from tests.observability.test_metrics_table import documented
 
@@ -187,6 +188,22 @@ def test_every_alert_has_data_and_none_fires(
     assert {alert.name for alert in alerts()} >= NEEDS_A_FAILURE
 
 
+def test_every_panel_that_asks_for_exemplars_gets_some(prometheus: Prometheus) -> None:
+    """Each of its metrics has a trace id with at least one observation."""
+    names = {
+        name
+        for _, _, target in targets("prometheus")
+        if target.get("exemplar")
+        for name in metric_names(target["expr"])
+    }
+    assert {"inference_step_seconds_bucket", "vllm:iteration_tokens_total_bucket"} <= names
+
+    def without() -> list[str]:
+        return sorted(name for name in names if not prometheus.exemplars(name))
+
+    until(lambda: not without(), lambda: f"no exemplars: {without()}", 30)
+
+
 def test_exemplars_have_the_trace_ids_of_requests(prometheus: Prometheus, sent: Load) -> None:
     """The time-to-first-token exemplars have trace ids from response headers."""
     trace_ids: set[str] = set()
@@ -262,8 +279,21 @@ def test_a_failover_is_counted_once(prometheus: Prometheus, watched: Stack, sent
     """An engine is killed: its streams continue, are successes, and are counted."""
     before = prometheus.query("sum(orchestrator_failovers_total)")
     assert values(before) == [0.0]
-    threading.Timer(0.5, watched.processes["inference-2"].kill).start()
+    address = watched.metrics["inference-2"]
+
+    def kill_when_busy() -> None:
+        def is_busy() -> bool:
+            page = httpx.get(f"http://{address}/metrics", trust_env=False).text
+            found = re.findall(r"^vllm:num_requests_running\S* (\S+)$", page, re.MULTILINE)
+            return float(found[0]) > 0
+
+        until(is_busy, lambda: "the second engine got no request")
+        watched.processes["inference-2"].kill()
+
+    killer = threading.Thread(target=kill_when_busy)
+    killer.start()
     recorded = sent.stream_long(MAX_CONCURRENT)
+    killer.join()
     assert {each.status for each in recorded} == {200}
     wait_scraped(prometheus)
     [number] = values(prometheus.query("sum(orchestrator_failovers_total)"))

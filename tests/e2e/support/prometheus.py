@@ -95,4 +95,4 @@ def until(condition: Callable[[], bool], what: Callable[[], str], timeout: float
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, what()
-        time.sleep(0.25)
+        time.sleep(0.1)

@@ -86,6 +86,8 @@ async def test_a_cancelled_sequence_is_counted_when_its_blocks_are_free(watched:
     aborted = change.of("vllm:request_success_total", model_name=MODEL, finished_reason="abort")
     assert aborted == 1
     assert change.of("vllm:prompt_tokens_total", model_name=MODEL) == len(PROMPT)
+    counted = change.of("vllm:generation_tokens_total", model_name=MODEL)
+    assert counted == change.of("vllm:request_generation_tokens_sum", model_name=MODEL)
 
 
 async def test_a_refusal_counts_as_no_sequence(watched: Stub) -> None:

@@ -21,7 +21,7 @@ class Engine:
         self.sequences: dict[str, Sequence] = {}
         self.streams = Streams(
             submit=lambda sequence: self.sequences.update({sequence.request_id: sequence}),
-            abort=lambda _: None,
+            abort=lambda *_: None,
             max_messages_per_second=max_messages_per_second,
         )
         self._tasks = [asyncio.create_task(self._consume(name)) for name in names]
