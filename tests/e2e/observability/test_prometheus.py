@@ -274,7 +274,7 @@ def expected_counts(recorded: Sequence[Recorded]) -> dict[tuple[str, str], int]:
     )
 
 
-@pytest.mark.skipif(not WITH_FAILOVER, reason="`make test-observability` has a second engine")
+@pytest.mark.skipif(not WITH_FAILOVER, reason="`make test-prometheus` has a second engine")
 def test_a_failover_is_counted_once(prometheus: Prometheus, watched: Stack, sent: Load) -> None:
     """An engine is killed: its streams continue, are successes, and are counted."""
     before = prometheus.query("sum(orchestrator_failovers_total)")
