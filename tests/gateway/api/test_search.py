@@ -93,11 +93,14 @@ async def test_fields_reach_the_orchestrator(
 ) -> None:
     """GET and POST send the same request; absent fields have the documented defaults."""
     fields = {"query": "AI", "num_results": 3, "max_tokens": 9, "safe_search": True, "model": "m"}
-    await client.get("/api/v1/search", params=fields)
-    await client.post("/api/v1/search", json=fields)
+    headers = {"x-request-id": "r-1"}
+    await client.get("/api/v1/search", params=fields, headers=headers)
+    await client.post("/api/v1/search", json=fields, headers=headers)
     await client.get("/api/v1/search", params={"query": "AI"})
     first, second, third = orchestrator.requests
     assert first == second
+    assert first.api_request.response_id == "r-1"  # type: ignore[attr-defined]
+    assert not first.api_request.stream  # type: ignore[attr-defined]
     assert (first.num_results, first.max_tokens, first.safe_search) == (3, 9, True)  # type: ignore[attr-defined]
     assert (third.num_results, third.max_tokens, third.safe_search) == (5, 256, False)  # type: ignore[attr-defined]
 
