@@ -49,6 +49,10 @@ async def test_n_choices_of_a_chat(
     assert answer["usage"]["prompt_tokens"] == 7
     assert answer["usage"]["completion_tokens"] == 9
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
+    described = [request.api_request for request in orchestrator.requests]  # type: ignore[attr-defined]
+    numbers = [(each.num_choices, each.choice_index) for each in described]
+    assert sorted(numbers) == [(3, 0), (3, 1), (3, 2)]
+    assert {(each.response_id, each.stream) for each in described} == {(answer["id"], False)}
 
 
 async def test_streamed_choices_are_interleaved(
