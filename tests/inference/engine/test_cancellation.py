@@ -50,9 +50,9 @@ class Watched:
         """Record the step at which the streams request an abort."""
         request = streams._abort
 
-        def requested(request_id: str) -> None:
+        def requested(request_id: str, num_taken: int) -> None:
             self.requested_after.append(self.num_steps)
-            request(request_id)
+            request(request_id, num_taken)
 
         streams._abort = requested
 
