@@ -264,11 +264,13 @@ wire-short: $(VENV)/.dev
 	@echo "Sending random raw HTTP for 4 seconds, and requests of the JDK's client"
 	@SEED=1 DURATION=4 $(BIN)/python -m pytest -q tests/wire
 
-## rollout: Restart, scale and kill all services under load, without Kubernetes (a quarter of an hour; SEED=… repeats a run)
+## rollout: Restart, upgrade, scale, kill and evict all services under load, without Kubernetes (a quarter of an hour; SEED=… repeats a run)
 .PHONY: rollout
 rollout: $(VENV)/.dev
 	@echo "Rehearsing every change of a cluster in a network namespace"
 	@$(BIN)/python -m tests.rollout.rehearsal --seed $(or $(SEED),1)
+	@echo "Draining a node, with a preStop hook that is longer than the start of a pod"
+	@$(BIN)/python -m tests.rollout.rehearsal --seed $(or $(SEED),1) --changes drain --pre-stop 30
 
 ## rollout-dns: Restart the orchestrator while DNS is late, silent or wrong, and show what clients see (minutes)
 .PHONY: rollout-dns
@@ -376,7 +378,8 @@ release: $(VENV)/.dev
 	@$(MAKE) --no-print-directory push
 	@$(MAKE) --no-print-directory images.tar sbom
 	@BASE_IMAGE=$(BASE_IMAGE) VARIANT=$(VARIANT) TAG=$(TAG) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
-	  $(BIN)/python -m scripts.release --registry $(REGISTRY) --sbom $(SBOM) $(if $(SIGN),--sign) $(IMAGES)
+	  $(BIN)/python -m scripts.release --registry $(REGISTRY) --sbom $(SBOM) $(if $(SIGN),--sign) \
+	  $(if $(HELM_KEY),--key '$(HELM_KEY)' --keyring $(HELM_KEYRING) --key-url $(HELM_KEY_URL)) $(IMAGES)
 
 ## chart: Generate the chart's schema, README and list of images from its values.yaml
 .PHONY: chart

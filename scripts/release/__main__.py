@@ -18,10 +18,14 @@ import httpx
 
 from scripts.find_helm import NoHelmError
 from scripts.release import provenance
-from scripts.release.chart import ChartError, package, push
+from scripts.release.chart import ChartError, SigningKey, package, push
 from scripts.release.registry import Image, Registry, RegistryError
 
 SBOM = "application/vnd.cyclonedx+json"
+
+
+class IncompleteError(Exception):
+    """The registry lacks something of the release; the message says what."""
 
 
 class SignError(Exception):
@@ -48,6 +52,23 @@ def attach_all(references: list[str], bills: Path, parameters: dict[str, str]) -
     return digests
 
 
+def check(digests: dict[str, str]) -> None:
+    """Reads back what refers to each image. Raises IncompleteError and RegistryError."""
+    for reference, digest in digests.items():
+        image = Image.parse(reference)
+        with Registry(image.host) as registry:
+            if registry.digest(image)[0] != digest:
+                raise IncompleteError(f"{reference} was replaced during the release")
+            found = {each.get("artifactType"): each for each in registry.referrers(image)}
+            for what, kind in (("SBOM", SBOM), ("provenance", provenance.TYPE)):
+                if kind not in found:
+                    raise IncompleteError(f"{reference} has no {what} in the registry")
+            read = registry.artifact(image.repository, found[provenance.TYPE]["digest"])
+        subjects = [each["digest"]["sha256"] for each in json.loads(read)["subject"]]
+        if subjects != [digest.removeprefix("sha256:")]:
+            raise IncompleteError(f"the provenance of {reference} is about another image")
+
+
 def sign(reference: str) -> None:
     """Signs by digest with cosign: keyless, or with the key of COSIGN_KEY. Raises SignError."""
     cosign = shutil.which("cosign")
@@ -65,13 +86,23 @@ def release(arguments: argparse.Namespace) -> None:
     parameters = {name: os.environ[name] for name in names if os.environ.get(name)}
     digests = attach_all(arguments.images, arguments.sbom, parameters)
     with tempfile.TemporaryDirectory() as scratch:
-        archive = package(arguments.registry, digests, Path(scratch))
+        archive = package(arguments.registry, digests, Path(scratch), _key(arguments))
         chart = push(archive, arguments.registry)
+    check(digests)
     print(f"{chart}: pushed", flush=True)
     if arguments.sign:
         for reference, digest in digests.items():
             sign(f"{reference.rpartition(':')[0]}@{digest}")
         sign(chart)
+
+
+def _key(arguments: argparse.Namespace) -> SigningKey | None:
+    if not arguments.key:
+        return None
+    if not (arguments.keyring and arguments.key_url):
+        raise ValueError("--key needs --keyring and --key-url")
+    passphrase = os.environ.get("HELM_PASSPHRASE_FILE", "")
+    return SigningKey(arguments.key, Path(arguments.keyring), arguments.key_url, passphrase)
 
 
 def main() -> None:
@@ -80,10 +111,15 @@ def main() -> None:
     parser.add_argument("--registry", required=True, help="HOST/PATH of the images")
     parser.add_argument("--sbom", type=Path, required=True, help="folder made by `make sbom`")
     parser.add_argument("--sign", action="store_true", help="sign images and chart with cosign")
+    parser.add_argument("--key", help="name of the PGP key that signs the chart")
+    parser.add_argument("--keyring", help="file with that secret key")
+    parser.add_argument("--key-url", help="URL of the public key, for the chart's users")
     parser.add_argument("images", nargs="+", help="pushed images, HOST/PATH/NAME:TAG")
     try:
         release(parser.parse_args())
-    except (ChartError, NoHelmError, RegistryError, SignError, ValueError, OSError) as error:
+    except (ChartError, IncompleteError, NoHelmError, RegistryError, SignError) as error:
+        sys.exit(f"release: {error}")
+    except (ValueError, OSError) as error:
         sys.exit(f"release: {error}")
     except httpx.HTTPError as error:
         sys.exit(f"release: the registry is not reachable: {error}")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -18,13 +19,38 @@ CHART = ROOT / "charts" / "weir"
 
 
 class ChartError(Exception):
-    """helm failed; the message is helm's."""
+    """helm or gpg failed; the message is theirs."""
 
 
-def package(registry: str, digests: Mapping[str, str], folder: Path) -> Path:
+class SigningKey(NamedTuple):
+    """The PGP key that signs the chart."""
+
+    name: str
+    """User id, or a part of it, of the key in the keyring."""
+    keyring: Path
+    """File with the secret key, as `gpg --export-secret-keys` writes it."""
+    url: str
+    """Where users find the public key."""
+    passphrase_file: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Raises ChartError."""
+        command = ["gpg", "--show-keys", "--with-colons", str(self.keyring)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = re.search(r"^fpr:+([0-9A-F]{40}):", done.stdout, re.MULTILINE)
+        if done.returncode or found is None:
+            raise ChartError(f"{self.keyring} has no PGP key: {done.stderr.strip()}")
+        return found[1]
+
+
+def package(
+    registry: str, digests: Mapping[str, str], folder: Path, key: SigningKey | None = None
+) -> Path:
     """Writes the chart's archive to `folder`, for images below HOST/PATH; returns its path.
 
-    `digests` are the images' by reference. Raises ChartError.
+    `digests` are the images' by reference. With a key the signature is beside the archive. Raises
+    ChartError.
     """
     chart = folder / "weir"
     shutil.rmtree(chart, ignore_errors=True)
@@ -32,14 +58,22 @@ def package(registry: str, digests: Mapping[str, str], folder: Path) -> Path:
     _name_images(chart, registry)
     for name, text in generate(chart).items():
         (chart / name).write_text(text)
-    _annotate(chart / "Chart.yaml", digests)
-    helm("package", str(chart), "--destination", str(folder))
+    _annotate(chart / "Chart.yaml", digests, key)
+    signing: list[str] = []
+    if key is not None:
+        signing = ["--sign", "--key", key.name, "--keyring", str(key.keyring)]
+        if key.passphrase_file:
+            signing += ["--passphrase-file", key.passphrase_file]
+    helm("package", str(chart), "--destination", str(folder), *signing)
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
     return folder / f"weir-{about['version']}.tgz"
 
 
 def push(archive: Path, registry: str) -> str:
-    """Pushes the archive to oci://REGISTRY/charts; returns its reference by digest."""
+    """Pushes the archive, with its signature if there is one, to oci://REGISTRY/charts.
+
+    Returns its reference by digest.
+    """
     host = registry.partition("/")[0]
     plain = ["--plain-http"] if host.partition(":")[0] in ("localhost", "127.0.0.1") else []
     output = helm("push", str(archive), f"oci://{registry}/charts", *plain)
@@ -73,12 +107,15 @@ def _name_images(chart: Path, registry: str) -> None:
     values.write_text(head + image + tail)
 
 
-def _annotate(file: Path, digests: Mapping[str, str]) -> None:
-    """Adds the images with their digests to Chart.yaml, in ArtifactHub's form."""
+def _annotate(file: Path, digests: Mapping[str, str], key: SigningKey | None) -> None:
+    """Adds the images with their digests, and the key, to Chart.yaml, in ArtifactHub's form."""
     about = yaml.safe_load(file.read_text())
     images = [
         {"name": reference.rpartition("/")[2].replace(":", "-"), "image": f"{reference}@{digest}"}
         for reference, digest in digests.items()
     ]
     about["annotations"]["artifacthub.io/images"] = yaml.safe_dump(images, sort_keys=False)
+    if key is not None:
+        signed = {"fingerprint": key.fingerprint, "url": key.url}
+        about["annotations"]["artifacthub.io/signKey"] = yaml.safe_dump(signed, sort_keys=False)
     file.write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True))

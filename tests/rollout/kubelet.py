@@ -38,14 +38,21 @@ class Pod:
         folder: Path,
         settings: Mapping[str, str],
         on_change: Callable[[Pod], None],
+        node: str = "",
     ) -> None:
-        """Runs the service of `code`; `on_change` is called when `ready` or `ended` changes."""
+        """Runs the service of `code` on `node`.
+
+        `on_change` is called when `ready`, `serving` or `ended` changes.
+        """
+        self.node = node
         number = next(_numbers)
         self.address = f"127.10.{number // 250}.{number % 250 + 1}"
         self.spec: Manifest = deployment["spec"]["template"]["spec"]
         self.container: Manifest = self.spec["containers"][0]
         self.service: str = self.container["name"]
         self.ready = False
+        self.serving = False
+        """Whether the readiness probe succeeds, also while the pod terminates."""
         self.terminating = False
         self.ended = False
         self.killed = False
@@ -163,9 +170,9 @@ class Pod:
         return int(next(p["containerPort"] for p in self.container["ports"] if p["name"] == name))
 
     def _set_ready(self, ready: bool) -> None:
-        ready = ready and not self.terminating
-        if ready != self.ready:
-            self.ready = ready
+        serving, ready = ready, ready and not self.terminating
+        if (serving, ready) != (self.serving, self.ready):
+            self.serving, self.ready = serving, ready
             self._on_change(self)
 
     async def _terminate(self) -> None:

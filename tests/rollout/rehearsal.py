@@ -24,7 +24,7 @@ import yaml
 
 from scripts.find_helm import find_helm
 from tests.chaos.load import PROMPTS, CompletionRequest, Oracle
-from tests.rollout.deployment import Deployment
+from tests.rollout.deployment import Deployment, Nodes
 from tests.rollout.dns_faults import faults
 from tests.rollout.kubelet import Manifest
 from tests.rollout.load_balancer import Clients, Counts
@@ -75,17 +75,27 @@ def render(code: Path, values: Mapping[str, object]) -> list[Manifest]:
 class Rehearsal:
     """The cluster of one run."""
 
-    def __init__(self, arguments: argparse.Namespace, manifests: Sequence[Manifest]) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        manifests: Sequence[Manifest],
+        upgraded: Sequence[Manifest],
+    ) -> None:
+        """`upgraded` are the manifests with a changed value."""
         self._arguments = arguments
+        self._upgrades = [manifests, upgraded]
+        self.nodes = Nodes("a", "b")
         self._random = random.Random(arguments.seed)
         self.names = NameServer(arguments.late)
         folder = Path(arguments.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.deployments = {
             service: Deployment(
-                _of(manifests, "Deployment", service),
+                _of(manifests, "Deployment", service)[0],
                 _of(manifests, "Service", service),
+                _of(manifests, "PodDisruptionBudget", service)[0],
                 self.names,
+                self.nodes,
                 Path(arguments.code),
                 folder,
                 ENGINE,
@@ -133,10 +143,35 @@ class Rehearsal:
                 changes += [(f"scale {service} up", up), (f"scale {service} down", down)]
             if "kill" in kinds and service in KILLED:
                 changes.append((f"kill {service}", partial(self._kill, deployment)))
+        if "upgrade" in kinds:
+            changes.append(("helm upgrade", self._upgrade))
+        if "drain" in kinds:
+            changes.append(("drain a node", self._drain_node))
         if "dns" in kinds:
             orchestrator = self.deployments["orchestrator"]
             changes += faults(self.names, orchestrator, orchestrator.port)
         return changes
+
+    async def _upgrade(self) -> None:
+        """`helm upgrade` with a changed value, which all four Deployments have."""
+        self._upgrades.reverse()
+        manifests = self._upgrades[0]
+        await asyncio.gather(
+            *(
+                deployment.upgrade(_of(manifests, "Deployment", service)[0])
+                for service, deployment in self.deployments.items()
+            )
+        )
+
+    async def _drain_node(self) -> None:
+        """`kubectl drain` of the node with the most pods, of all services at the same time."""
+        pods = [pod for each in self.deployments.values() for pod in each.pods]
+        node = max(self.nodes.names, key=lambda name: sum(pod.node == name for pod in pods))
+        self.nodes.cordoned.add(node)
+        try:
+            await asyncio.gather(*(each.evict(node) for each in self.deployments.values()))
+        finally:
+            self.nodes.cordoned.discard(node)
 
     async def _kill(self, deployment: Deployment) -> None:
         victim = self._random.choice(deployment.available)
@@ -173,13 +208,15 @@ class Rehearsal:
                 await asyncio.sleep(0.1)
 
 
-def _of(manifests: Sequence[Manifest], kind: str, component: str) -> Manifest:
+def _of(manifests: Sequence[Manifest], kind: str, component: str) -> list[Manifest]:
+    """The objects of a component, in the order of their names."""
     label = "app.kubernetes.io/component"
-    return next(
+    found = [
         each
         for each in manifests
         if each["kind"] == kind and each["metadata"]["labels"].get(label) == component
-    )
+    ]
+    return sorted(found, key=lambda each: str(each["metadata"]["name"]))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -207,9 +244,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=200, help="tokens of the longest streams")
     parser.add_argument("--late", type=float, default=5.0, help="seconds by which DNS is late")
     parser.add_argument("--drain", type=int, default=30, help="drain.seconds of the chart")
+    parser.add_argument(
+        "--pre-stop", type=int, default=0, help="drain.preStopSeconds; 0: the chart's default"
+    )
     parser.add_argument("--probe", type=int, default=5, help="pod.probePeriodSeconds")
     parser.add_argument("--settle", type=float, default=SETTLE_SECONDS)
-    parser.add_argument("--changes", nargs="+", default=["restart", "scale", "kill"])
+    parser.add_argument("--changes", nargs="+", default=["restart", "upgrade", "scale", "kill"])
     parser.add_argument("--code", default=str(ROOT), help="working tree whose services run")
     parser.add_argument("--folder", default="", help="folder for the pods' logs")
     parser.add_argument("--out", default="", help="file for the rows as JSON")
@@ -227,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return NOT_PERMITTED
     with tempfile.TemporaryDirectory() as scratch:
         values = {
-            "drain": {"seconds": arguments.drain},
+            "drain": {"seconds": arguments.drain, "preStopSeconds": arguments.pre_stop},
             # The time without readiness after which a pod is no endpoint stays the chart's.
             "pod": {
                 "probePeriodSeconds": arguments.probe,
@@ -235,7 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             },
         }
         path = Path(scratch) / "manifests.json"
-        path.write_text(json.dumps(render(Path(arguments.code), values)))
+        upgraded = {**values, "gateway": {"keepAliveSeconds": 14}, "log": {"level": "DEBUG"}}
+        code = Path(arguments.code)
+        path.write_text(json.dumps([render(code, each) for each in (values, upgraded)]))
         folder = arguments.folder or f"{scratch}/logs"
         command = [*UNSHARE, sys.executable, "-m", "tests.rollout.rehearsal", *given]
         environment = {**os.environ, INSIDE: str(path)}
@@ -248,7 +290,7 @@ UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 
 
 def _inside(arguments: argparse.Namespace) -> int:
-    manifests = json.loads(Path(os.environ[INSIDE]).read_text())
+    manifests, upgraded = json.loads(Path(os.environ[INSIDE]).read_text())
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
         file.write(
@@ -258,7 +300,7 @@ def _inside(arguments: argparse.Namespace) -> int:
         )
         file.flush()
         subprocess.run(["mount", "--bind", file.name, "/etc/resolv.conf"], check=True)
-        rows = asyncio.run(Rehearsal(arguments, manifests).run())
+        rows = asyncio.run(Rehearsal(arguments, manifests, upgraded).run())
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))

@@ -17,7 +17,7 @@ import yaml
 
 from scripts.release import __main__ as command
 from scripts.release import provenance
-from scripts.release.chart import helm
+from scripts.release.chart import SigningKey, helm, package
 from scripts.release.registry import MANIFEST, Image, Registry, RegistryError
 from scripts.version import PLACES, outdated, version, write
 
@@ -99,6 +99,48 @@ def test_a_release_is_complete(
         for name, digest in digests.items():
             check_artifacts(client, Image.parse(f"{registry}/team/weir/{name}:{tag}"), digest)
     check_chart(registry, tmp_path / "pulled", digests)
+
+
+def test_an_incomplete_release_is_refused(registry: str, tmp_path: Path) -> None:
+    """An image without provenance, or with that of another image, fails the release."""
+    digest = push_image(registry, "team/half/gateway", "1")
+    reference = f"{registry}/team/half/gateway:1"
+    image = Image.parse(reference)
+    with pytest.raises(command.IncompleteError, match="no SBOM"):
+        command.check({reference: digest})
+    with Registry(registry) as client:
+        client.attach(image, command.SBOM, b"{}", "bill")
+        with pytest.raises(command.IncompleteError, match="no provenance"):
+            command.check({reference: digest})
+        other = json.dumps(provenance.statement("x", f"sha256:{'0' * 64}", {})).encode()
+        client.attach(image, provenance.TYPE, other, "built")
+    with pytest.raises(command.IncompleteError, match="about another image"):
+        command.check({reference: digest})
+    with pytest.raises(command.IncompleteError, match="was replaced"):
+        command.check({reference: f"sha256:{'1' * 64}"})
+
+
+def test_the_chart_is_signed_with_a_pgp_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """helm verifies the archive, and ArtifactHub's annotation names the key."""
+    if shutil.which("gpg") is None:
+        pytest.skip("THE CHART'S SIGNATURE IS NOT TESTED: gpg is not installed")
+    home = tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    gpg = ["gpg", "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+    subprocess.run([*gpg, "--quick-gen-key", "Weir <w@example.org>", "rsa2048", "sign"], check=True)
+    for kind, file in (("--export-secret-keys", "secret"), ("--export", "public")):
+        subprocess.run([*gpg, "--output", str(tmp_path / file), kind], check=True)
+    subprocess.run(["gpgconf", "--kill", "all"], check=False)
+    key = SigningKey("Weir", tmp_path / "secret", "https://example.org/key.asc")
+    archive = package("example.org/weir", {}, tmp_path, key)
+    helm("verify", str(archive), "--keyring", str(tmp_path / "public"))
+    about = yaml.safe_load((tmp_path / "weir/Chart.yaml").read_text())["annotations"]
+    signed = yaml.safe_load(about["artifacthub.io/signKey"])
+    assert signed == {"fingerprint": key.fingerprint, "url": "https://example.org/key.asc"}
+    assert len(key.fingerprint) == 40
 
 
 def check_artifacts(client: Registry, image: Image, digest: str) -> None:
