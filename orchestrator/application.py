@@ -17,7 +17,7 @@ from orchestrator.routing.policies.factory import make_policy
 from orchestrator.routing.replicas import Replicas
 from orchestrator.routing.waking import WakingSettings
 from orchestrator.search.retrieval import Retriever
-from orchestrator.search.retrievers.factory import open_retriever
+from orchestrator.search.retrievers.factory import add_models, open_retriever
 from orchestrator.search.retrievers.index_file import IndexUnusable
 from orchestrator.search.search import Search
 from orchestrator.service import OrchestratorService
@@ -63,6 +63,7 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 # From zero: Prometheus sees no increase in the first value of a series.
                 metrics.MODEL_REQUESTS.labels(model)
                 metrics.NUM_MODEL_REQUESTS.labels(model)
+            retriever = add_models(settings, retriever, tokenizers, replicas)
             pipeline = Pipeline(
                 admission=Admission(
                     settings.max_concurrent_requests, settings.max_outstanding_tokens

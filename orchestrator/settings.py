@@ -73,7 +73,15 @@ class OrchestratorSettings(ServiceSettings):
         description="Table, NAME or SCHEMA.NAME, with columns title, url, text, unsafe, vector.",
     )
     postgres_language: str = Field(
-        "english", min_length=1, description="Text search configuration of the column vector."
+        "english",
+        min_length=1,
+        description="Text search configuration of the column vector, or several separated by "
+        "commas, whose matches are joined.",
+    )
+    postgres_embedding: str = Field(
+        "",
+        pattern=r"^([^\W\d]\w*)?$",
+        description="Column of pgvector's type vector. Empty: PostgreSQL searches by words only.",
     )
     opensearch_url: SecretStr = Field(
         SecretStr(""), description="OpenSearch server, https://USER:PASSWORD@HOST:9200."
@@ -81,11 +89,52 @@ class OrchestratorSettings(ServiceSettings):
     opensearch_index: str = Field(
         "documents", min_length=1, description="OpenSearch index, with fields title, url, text."
     )
+    opensearch_embedding: str = Field(
+        "",
+        description="Field of OpenSearch's type knn_vector. Empty: OpenSearch searches by words "
+        "only.",
+    )
     searxng_url: SecretStr = Field(
         SecretStr(""), description="SearXNG server; its settings must allow the format json."
     )
     retrieval_timeout_seconds: float = Field(
         2.0, gt=0, description="Timeout of document retrieval; the answer then has no documents."
+    )
+    embedding_model: str = Field(
+        "",
+        description="Encoder of queries, the one that embedded the documents: searches by words "
+        "and by vectors are fused. Empty: search by words only.",
+    )
+    embedding_url: str = Field(
+        "",
+        description="Server with OpenAI's /embeddings below this URL, https://HOST/v1. Empty: the "
+        "encoder is a model of the engines in INFERENCE_HOST.",
+    )
+    embedding_api_key: SecretStr = Field(
+        SecretStr(""), description="Bearer token for ORCHESTRATOR_EMBEDDING_URL."
+    )
+    embedding_timeout_seconds: float = Field(
+        0.5,
+        gt=0,
+        description="Timeout of embedding a query and searching by its vector; the search then "
+        "uses words only.",
+    )
+    embedding_query_prefix: str = Field(
+        "",
+        max_length=1000,
+        description="Text before each query, if the encoder expects one, such as `query: ` (E5).",
+    )
+    rerank_url: str = Field(
+        "",
+        description="Server with Cohere's and Jina's /rerank below this URL, https://HOST/v1, "
+        "which sorts the best 30 passages again. Empty: no reranking.",
+    )
+    rerank_model: str = Field("", description="Model of ORCHESTRATOR_RERANK_URL.")
+    rerank_api_key: SecretStr = Field(
+        SecretStr(""), description="Bearer token for ORCHESTRATOR_RERANK_URL."
+    )
+    rerank_timeout_seconds: float = Field(
+        1.0, gt=0, description="Timeout of reranking; the passages then keep their order."
     )
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="Deadline of requests that arrive without one."
@@ -209,6 +258,23 @@ class OrchestratorSettings(ServiceSettings):
         if kind in schemes and not needed[kind][1].startswith(schemes[kind]):
             # Without the value, which may contain a password.
             raise ValueError(f"{needed[kind][0]} must begin with {' or '.join(schemes[kind])}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        for name, url, model in (
+            ("EMBEDDING", self.embedding_url, self.embedding_model),
+            ("RERANK", self.rerank_url, self.rerank_model),
+        ):
+            if url and not url.startswith(("http://", "https://")):
+                raise ValueError(f"ORCHESTRATOR_{name}_URL must begin with http:// or https://")
+            if url and not model:
+                raise ValueError(f"ORCHESTRATOR_{name}_URL needs ORCHESTRATOR_{name}_MODEL")
+        if self.embedding_model and self.retrieval_kind in ("searxng", "none"):
+            raise ValueError(
+                "ORCHESTRATOR_EMBEDDING_MODEL needs ORCHESTRATOR_RETRIEVAL index, postgres or "
+                f"opensearch, given {self.retrieval_kind}"
+            )
         return self
 
     @property

@@ -8,35 +8,21 @@ transaction, so readers see either the old index or the new one.
 from __future__ import annotations
 
 import argparse
-import hashlib
+import asyncio
 import os
-import sqlite3
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote
 
-from tqdm import tqdm
+from orchestrator.index.database import sqlite3
+from orchestrator.index.documents import SUFFIXES
+from orchestrator.index.embedding import embed_passages
+from orchestrator.index.writer import IndexBuildError, IndexWriter, SourceFile
+from orchestrator.search.embedders import HttpEmbedder
 
-from orchestrator.index.documents import SUFFIXES, Document, UnreadableDocument, parse
-from orchestrator.index.schema import MAX_PASSAGES, SCHEMA, SCHEMA_VERSION
-
-MAX_BYTES = 16 * 1024 * 1024
-"""Maximum size of a document's file."""
-
-
-class SourceFile(NamedTuple):
-    """A document's file, and its name in the index: its path relative to the given folder."""
-
-    path: Path
-    name: str
-
-
-class IndexBuildError(Exception):
-    """The index cannot be built; the message contains the reason."""
+EMBEDDING_TIMEOUT_SECONDS = 120.0
+"""For one batch."""
 
 
 def find_sources(roots: Sequence[Path]) -> list[SourceFile]:
@@ -71,145 +57,6 @@ def _name(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode(errors="replace")
 
 
-def indexed_title(title: str) -> str:
-    """The title with its initials appended, so that queries such as AI, NLP or TLS match it."""
-    initials = "".join(word[0] for word in title.split() if word[0].isalpha())
-    return f"{title} {initials}" if 2 <= len(initials) <= 5 else title
-
-
-class IndexWriter:
-    """Writes an index file; only one writer may be open at a time."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens or creates the file. Raises IndexBuildError if it is not an index."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        # A new index gets its name when it is complete, so that readers see no part of it.
-        self._file = path if path.exists() else path.with_name(f"{path.name}.new")
-        if self._file != path:
-            self._remove_file()
-        self._connection = sqlite3.connect(self._file, isolation_level=None)
-        try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and self._has_tables():
-                raise IndexBuildError(f"{path} is another SQLite database, not a search index")
-            if version == 0:
-                self._connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
-            elif version != SCHEMA_VERSION:
-                raise IndexBuildError(f"{path} has version {version}, not {SCHEMA_VERSION}")
-        except sqlite3.DatabaseError as error:
-            raise IndexBuildError(f"{path} is not a search index: {error}") from error
-
-    def _has_tables(self) -> bool:
-        return bool(self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
-
-    def close(self) -> None:
-        """Merges the write-ahead log into the file, so that it can be copied as one file.
-
-        A new index without documents is removed.
-        """
-        [has_documents] = self._connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM documents)"
-        ).fetchone()
-        self._connection.execute("INSERT INTO passages(passages) VALUES ('optimize')")
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        # SQLite refuses this while a reader is connected; the next update then does it.
-        with suppress(sqlite3.OperationalError):
-            self._connection.execute("PRAGMA journal_mode = DELETE")
-        self._connection.close()
-        if self._file != self._path:
-            if has_documents:
-                self._file.replace(self._path)
-            else:
-                self._remove_file()
-
-    def _remove_file(self) -> None:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
-
-    def update(self, sources: Sequence[SourceFile], base_url: str) -> Counter[str]:
-        """Makes the index match `sources` in one transaction; returns the number of each action."""
-        counts: Counter[str] = Counter()
-        known = {row[1]: row for row in self._connection.execute("SELECT id, path FROM documents")}
-        with self._transaction():
-            for source in tqdm(sources, desc="indexing", unit="doc", file=sys.stderr):
-                counts[self._update_one(source, base_url)] += 1
-            for path in known.keys() - {source.name for source in sources}:
-                self._remove(path)
-                counts["removed"] += 1
-        return counts
-
-    def _update_one(self, source: SourceFile, base_url: str) -> str:
-        try:
-            return self._read_one(source, base_url)
-        except (OSError, UnreadableDocument) as error:
-            tqdm.write(f"skipped {source.name}: {error}", file=sys.stderr)
-            self._remove(source.name)
-            return "skipped"
-
-    def _read_one(self, source: SourceFile, base_url: str) -> str:
-        status = source.path.stat()
-        row = self._connection.execute(
-            "SELECT modified_ns, size, sha256, url FROM documents WHERE path = ?", (source.name,)
-        ).fetchone()
-        default_url = f"{base_url}{quote(source.name)}"
-        if row and (status.st_mtime_ns, status.st_size) == row[:2] and row[3] == default_url:
-            return "unchanged"
-        if status.st_size > MAX_BYTES:
-            raise UnreadableDocument(f"must be at most {MAX_BYTES} bytes, has {status.st_size}")
-        content = source.path.read_bytes()
-        document = parse(source.path, content)
-        sha256 = hashlib.sha256(content).hexdigest()
-        url = document.url or default_url
-        stamp = (status.st_mtime_ns, status.st_size)
-        if row and row[2] == sha256 and row[3] == url:
-            self._connection.execute(
-                "UPDATE documents SET modified_ns = ?, size = ? WHERE path = ?",
-                (*stamp, source.name),
-            )
-            return "unchanged"
-        self._remove(source.name)
-        self._add(source.name, url, document, (*stamp, sha256))
-        return "indexed"
-
-    def _add(self, name: str, url: str, document: Document, stamp: tuple[int, int, str]) -> None:
-        cursor = self._connection.execute(
-            "INSERT INTO documents (path, url, title, unsafe, modified_ns, size, sha256) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (name, url, document.title, document.unsafe, *stamp),
-        )
-        first = (cursor.lastrowid or 0) * MAX_PASSAGES
-        self._connection.executemany(
-            "INSERT INTO passages (rowid, title, heading, text) VALUES (?, ?, ?, ?)",
-            [
-                (first + number, indexed_title(document.title), passage.heading, passage.text)
-                for number, passage in enumerate(document.passages[:MAX_PASSAGES])
-            ],
-        )
-
-    def _remove(self, name: str) -> None:
-        row = self._connection.execute(
-            "DELETE FROM documents WHERE path = ? RETURNING id", (name,)
-        ).fetchone()
-        if row:
-            first = row[0] * MAX_PASSAGES
-            self._connection.execute(
-                "DELETE FROM passages WHERE rowid BETWEEN ? AND ?",
-                (first, first + MAX_PASSAGES - 1),
-            )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code, which `--help` documents."""
     parser = argparse.ArgumentParser(
@@ -230,19 +77,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="",
         help="prefix of each document's URL; the document's relative path is appended",
     )
+    add_embedding_arguments(parser)
     arguments = parser.parse_args(argv)
+    return build(arguments)
+
+
+def add_embedding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of an encoder, for the search by vectors."""
+    group = parser.add_argument_group(
+        "search by vectors", "Without an encoder the index is searched by words only."
+    )
+    group.add_argument(
+        "--embedding-model", metavar="NAME", default="", help="encoder of the passages"
+    )
+    group.add_argument(
+        "--embedding-url",
+        metavar="URL",
+        default="http://127.0.0.1:8080/v1",
+        help="server with OpenAI's /embeddings below this URL, such as Weir's gateway or vLLM "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--embedding-key-file", metavar="FILE", type=Path, help="file with the server's API key"
+    )
+    group.add_argument(
+        "--embedding-batch",
+        metavar="N",
+        type=int,
+        choices=range(1, 2049),
+        default=64,
+        help="passages in each request, 1 to 2048 (default: %(default)s)",
+    )
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """Builds or updates the index once; returns the exit code."""
     try:
         sources = find_sources(arguments.docs)
         with closing(IndexWriter(arguments.out)) as index:
             counts = index.update(sources, arguments.base_url)
-    except (IndexBuildError, OSError, sqlite3.Error) as error:
+        # From here the index is complete for the search by words, and readers use it.
+        counts["embedded"] = asyncio.run(embed(arguments)) if arguments.embedding_model else 0
+    except (IndexBuildError, OSError, ImportError, AttributeError, sqlite3.Error) as error:
         print(f"cannot build the index: {error}", file=sys.stderr)
         return 1
-    actions = ("indexed", "unchanged", "removed", "skipped")
+    actions = ["indexed", "unchanged", "removed", "skipped"]
+    actions += ["embedded"] if arguments.embedding_model else []
     print(f"{arguments.out}: " + ", ".join(f"{counts[action]} {action}" for action in actions))
     if not (counts["indexed"] or counts["unchanged"]):
         return 1
     return 3 if counts["skipped"] else 0
+
+
+async def embed(arguments: argparse.Namespace) -> int:
+    """Embeds the passages that have no vector; returns their number. Raises IndexBuildError."""
+    if not arguments.out.exists():
+        return 0  # no document could be read
+    key = arguments.embedding_key_file.read_text().strip() if arguments.embedding_key_file else ""
+    embedder = HttpEmbedder(
+        arguments.embedding_url, arguments.embedding_model, key, EMBEDDING_TIMEOUT_SECONDS
+    )
+    try:
+        with closing(IndexWriter(arguments.out)) as index:
+            return await embed_passages(index.vectors, embedder, arguments.embedding_batch)
+    finally:
+        await embedder.close()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from bs4.element import NavigableString
 from markdown_it import MarkdownIt
 
 from orchestrator.search.grounding.sentences import split_sentences
+from orchestrator.search.language.languages import detect_language
+from orchestrator.search.language.words import count_words
 from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, MAX_URL_CHARACTERS
 
 SUFFIXES = (".md", ".markdown", ".txt", ".text", ".html", ".htm")
@@ -29,6 +31,11 @@ Several short passages match a query more precisely than few long ones.
 PASSAGE_CHARACTERS = 800
 """Length in characters at which a passage ends even with fewer words, and maximum length of a part
 of a sentence: text without spaces, such as Chinese or base64, counts as one word."""
+
+MAX_TITLE_WORDS = 12
+"""Words of a plain text's first paragraph, if it is the title."""
+
+_SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\u0964", "\u061f", "\u06d4")
 
 OVERLAP_SENTENCES = 1
 """Number of sentences that two consecutive passages share."""
@@ -66,6 +73,8 @@ class Document:
     title: str
     url: str
     unsafe: bool
+    language: str
+    """See `languages.detect_language`."""
     passages: Sequence[DocumentPassage]
 
 
@@ -80,7 +89,11 @@ def parse(path: Path, content: bytes) -> Document:
         properties, text = _front_matter(text)
         plain = path.suffix.lower() in (".txt", ".text")
         title, sections = _plain(text) if plain else _markdown(text)
-    passages = [passage for section in sections for passage in split_section(section)]
+    prose = "\n".join(paragraph for section in sections for paragraph in section.paragraphs)
+    language = detect_language(prose)
+    passages = [
+        passage for section in sections for passage in split_section(section, language or "en")
+    ]
     if not passages:
         raise UnreadableDocument("has no prose")
     title = properties.get("title") or title or path.stem.replace("-", " ").replace("_", " ")
@@ -89,11 +102,12 @@ def parse(path: Path, content: bytes) -> Document:
         title=title[:MAX_TITLE_CHARACTERS],
         url=url if len(url) <= MAX_URL_CHARACTERS else "",
         unsafe=properties.get("unsafe", "").lower() == "true",
+        language=language,
         passages=passages,
     )
 
 
-def split_section(section: Section) -> Iterator[DocumentPassage]:
+def split_section(section: Section, language: str = "en") -> Iterator[DocumentPassage]:
     """Splits at sentence boundaries into overlapping passages of about `PASSAGE_WORDS` words.
 
     No passage has more than 2 × `PASSAGE_CHARACTERS` characters.
@@ -101,7 +115,7 @@ def split_section(section: Section) -> Iterator[DocumentPassage]:
     sentences = [
         part
         for paragraph in section.paragraphs
-        for sentence in split_sentences(paragraph)
+        for sentence in split_sentences(paragraph, language)
         for part in _split_sentence(sentence)
     ]
     begin = 0
@@ -112,7 +126,7 @@ def split_section(section: Section) -> Iterator[DocumentPassage]:
             and num_words < PASSAGE_WORDS
             and num_characters < PASSAGE_CHARACTERS
         ):
-            num_words += len(sentences[end].split())
+            num_words += count_words(sentences[end])
             num_characters += len(sentences[end]) + 1
             end += 1
         text = " ".join(sentences[begin:end])
@@ -194,6 +208,7 @@ def _block(name: str, pieces: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _plain(text: str) -> tuple[str, list[Section]]:
     paragraphs = [" ".join(block.split()) for block in re.split(r"\n\s*\n", text)]
-    first = paragraphs[0] if paragraphs else ""
-    is_title = 0 < len(first.split()) <= 12 and not first.endswith((".", "!", "?"))
+    paragraphs = list(filter(None, paragraphs))
+    first = paragraphs[0] if len(paragraphs) > 1 else ""
+    is_title = 0 < count_words(first) <= MAX_TITLE_WORDS and not first.endswith(_SENTENCE_ENDS)
     return (first, [Section("", paragraphs[1:])]) if is_title else ("", [Section("", paragraphs)])

@@ -1,8 +1,9 @@
-"""The file format of the search index: SQLite with FTS5."""
+"""The file format of the search index: SQLite with FTS5, and vectors of sqlite-vec."""
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had English terms only, and no vectors."""
 
 MAX_PASSAGES = 1 << 20
 """Maximum passages of a document; those of document `d` have row ids from `d * MAX_PASSAGES`."""
@@ -15,13 +16,36 @@ CREATE TABLE documents (
     path TEXT NOT NULL UNIQUE,
     url TEXT NOT NULL,
     title TEXT NOT NULL,
+    language TEXT NOT NULL,
     unsafe INTEGER NOT NULL,
     modified_ns INTEGER NOT NULL,
     size INTEGER NOT NULL,
     sha256 TEXT NOT NULL
 );
 
-CREATE VIRTUAL TABLE passages USING fts5 (
-    title, heading, text, tokenize = "porter unicode61 remove_diacritics 2"
+CREATE INDEX unsafe_documents ON documents (id) WHERE unsafe;
+
+CREATE TABLE passages (
+    id INTEGER PRIMARY KEY,
+    heading TEXT NOT NULL,
+    text TEXT NOT NULL
 );
+
+-- The terms are split, folded and stemmed already; the tokenizer splits them at spaces only.
+CREATE VIRTUAL TABLE terms USING fts5 (
+    title, heading, text, content = '',
+    tokenize = "unicode61 remove_diacritics 0 categories 'L* M* N* P* S* C*'"
+);
+
+-- Encoder and number of dimensions of the vectors; no row without vectors.
+CREATE TABLE embedding (model TEXT NOT NULL, dimensions INTEGER NOT NULL);
 """
+
+VECTORS = """
+CREATE VIRTUAL TABLE vectors USING vec0 (
+    coarse bit[{dimensions}],
+    fine int8[{dimensions}] distance_metric=cosine,
+    unsafe boolean
+)
+"""
+"""A vector for each passage, by its id: the signs of its numbers, and 8-bit numbers."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from orchestrator.search.grounding.stemming import STOP_WORDS, split_words, stem
+from orchestrator.search.language.languages import STOP_WORDS, stem
+from orchestrator.search.language.words import split_words
 from orchestrator.search.retrieval import SearchResult
 
 NUM_CANDIDATES = 40

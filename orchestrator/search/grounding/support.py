@@ -13,7 +13,8 @@ from itertools import chain
 from typing import NamedTuple
 
 from orchestrator.search.grounding.sentences import Span, sentence_spans
-from orchestrator.search.grounding.stemming import STOP_WORDS, split_words, stem
+from orchestrator.search.language.languages import STOP_WORDS, stem
+from orchestrator.search.language.words import split_words
 
 MIN_WORDS_SHARE = 0.7
 """Fraction of a sentence's words that must occur in the supporting span."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from orchestrator.index.database import load_vectors, sqlite3
 from orchestrator.index.schema import SCHEMA_VERSION
+from orchestrator.index.vectors import EmbeddingModel, embedding_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,17 @@ class FileVersion(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
+class OpenIndex(NamedTuple):
+    """An open index file, and what does not change as long as it is open."""
+
+    connection: sqlite3.Connection
+    languages: frozenset[str]
+    """Languages of its documents."""
+    embedding: EmbeddingModel | None
+    """Encoder of its vectors; None if it has none, or if they cannot be searched here."""
+    num_passages: int
+
+
 class IndexConnection:
     """One read-only connection, for one thread at a time.
 
@@ -49,30 +61,30 @@ class IndexConnection:
         # Before the file is opened: if it is replaced in between, it is opened once more.
         self._version = FileVersion.of(path)
         self._refused: FileVersion | None = self._version
-        self._connection = _open(path)
+        self._index = _open(path)
 
-    def current(self) -> sqlite3.Connection:
-        """A connection to the newest usable file. Blocks for a stat call, or to open the file."""
+    def current(self) -> OpenIndex:
+        """The newest usable file. Blocks for a stat call, or to open the file."""
         version = FileVersion.of(self._path)
         if version != self._version:
             self._replace(version)
-        return self._connection
+        return self._index
 
     def close(self) -> None:
         """Closes the file."""
-        self._connection.close()
+        self._index.connection.close()
 
-    def reopen(self) -> sqlite3.Connection:
+    def reopen(self) -> OpenIndex:
         """Opens the file again after a failed query. Raises IndexUnusable."""
         version = FileVersion.of(self._path)
-        connection = _open(self._path)
-        self._connection.close()
-        self._connection, self._version = connection, version
-        return connection
+        index = _open(self._path)
+        self._index.connection.close()
+        self._index, self._version = index, version
+        return index
 
     def _replace(self, version: FileVersion | None) -> None:
         try:
-            connection = _open(self._path, complete=True)
+            index = _open(self._path, complete=True)
         except IndexUnusable as error:
             if version != self._refused:
                 self._refused = version
@@ -81,11 +93,11 @@ class IndexConnection:
                     extra={"path": str(self._path), "error": str(error)},
                 )
             return
-        self._connection.close()
-        self._connection, self._version, self._refused = connection, version, version
+        self._index.connection.close()
+        self._index, self._version, self._refused = index, version, version
 
 
-def _open(path: Path, *, complete: bool = False) -> sqlite3.Connection:
+def _open(path: Path, *, complete: bool = False) -> OpenIndex:
     """Raises IndexUnusable; if `complete`, also for a file that is still being written."""
     if not path.is_file():
         raise IndexUnusable(f"{path} is missing; build it with python -m orchestrator.index")
@@ -96,20 +108,39 @@ def _open(path: Path, *, complete: bool = False) -> sqlite3.Connection:
         raise IndexUnusable(f"{path} is not a search index: {error}") from error
     try:
         problem = _problem(path, connection, complete)
+        if problem is None:
+            return _opened(connection)
     except (OSError, sqlite3.Error) as error:
         problem = f"{path} is not a search index: {error}"
-    if problem is None:
-        return connection
     connection.close()
     raise IndexUnusable(problem)
+
+
+def _opened(connection: sqlite3.Connection) -> OpenIndex:
+    rows = connection.execute("SELECT DISTINCT language FROM documents").fetchall()
+    [num_passages] = connection.execute("SELECT count(*) FROM passages").fetchone()
+    model = embedding_model(connection)
+    if model is not None:
+        try:
+            load_vectors(connection)
+        except (ImportError, AttributeError, sqlite3.Error) as error:
+            logger.warning(
+                "vectors of the index are not searched: sqlite-vec cannot be loaded",
+                extra={"error": str(error)},
+            )
+            model = None
+    return OpenIndex(connection, frozenset(row[0] for row in rows), model, num_passages)
 
 
 def _problem(path: Path, connection: sqlite3.Connection, complete: bool) -> str | None:
     """Why the file is unusable; None if it is usable."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
-        return f"{path} has version {version}, not {SCHEMA_VERSION}; rebuild it"
-    connection.execute("SELECT 1 FROM documents, passages LIMIT 0")
+        return (
+            f"{path} has version {version}, not {SCHEMA_VERSION}; "
+            "rebuild it with python -m orchestrator.index"
+        )
+    connection.execute("SELECT 1 FROM documents, passages, terms, embedding LIMIT 0")
     if not complete:
         return None
     if connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrator.search.retrieval import SearchResult
-from orchestrator.search.retrievers.passages import rank_passages
-from orchestrator.search.retrievers.search_engine import (
-    SearchEngineClient,
-    SearchEngineError,
+from orchestrator.search.http_json import (
+    HttpJsonClient,
+    HttpJsonError,
     number_field,
     text_field,
 )
+from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.retrievers.passages import rank_passages
 
 SAFE, NOT_SAFE = "2", "0"
 """Values of SearXNG's parameter `safesearch`: strict and none."""
@@ -21,14 +21,14 @@ class SearxngRetriever:
     name = "searxng"
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
-        self._client = SearchEngineClient(url, timeout_seconds)
+        self._client = HttpJsonClient(url, timeout_seconds)
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         params = {"q": query, "format": "json", "safesearch": SAFE if safe_search else NOT_SAFE}
         response = await self._client.request("GET", "/search", params=params)
         found = response.get("results")
         if not isinstance(found, list):
-            raise SearchEngineError("response must have the list results")
+            raise HttpJsonError("response must have the list results")
         documents = [
             SearchResult(
                 title=text_field(each, "title"),

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from orchestrator.index.database import sqlite3
 from orchestrator.index.schema import MAX_PASSAGES
-from orchestrator.search.grounding.stemming import STOP_WORDS
+from orchestrator.index.vectors import EmbeddingModel, quantize
+from orchestrator.search.language.terms import query_terms
 from orchestrator.search.retrieval import (
     MAX_TEXT_CHARACTERS,
     MAX_TITLE_CHARACTERS,
     SearchResult,
 )
-from orchestrator.search.retrievers.index_file import IndexConnection
+from orchestrator.search.retrievers.index_file import IndexConnection, OpenIndex
 
 NUM_THREADS = 2
 MAX_CANDIDATES = 500
@@ -27,6 +27,12 @@ MAX_CANDIDATES = 500
 
 PROGRESS_HANDLER_STEPS = 10_000
 """SQLite instructions between two checks for cancellation; about 0.1 ms."""
+
+MAX_EXACT_PASSAGES = 10_000
+"""Passages of which all vectors are compared in 8 bits; of more, the signs are compared first."""
+
+COARSE_CANDIDATES = 8
+"""Candidates by signs for each wanted result. With 8, as good as all of them in 8 bits."""
 
 # A match in the title counts more than one in the text.
 _TITLE_WEIGHT, _HEADING_WEIGHT, _TEXT_WEIGHT = 6.0, 2.0, 1.0
@@ -37,14 +43,17 @@ _LEAD_BONUS = 0.25
 _OTHERS_SHARE = 0.2
 """Weight of the other matching passages of the same document in a passage's score."""
 
-_WORD = re.compile(r"\w+")
-
 _TITLE_SHARE_BONUS = 0.5
 """Relative bonus of a document whose title matches completely."""
 
+_PREFIX_CHARACTERS = 5
+"""Two words that begin alike for this length count as equal in a title."""
+
+Found = TypeVar("Found")
+
 
 class IndexRetriever:
-    """Full-text search by BM25 (SQLite FTS5), in a small thread pool."""
+    """Full-text search by BM25 (SQLite FTS5) and by vectors, in a small thread pool."""
 
     name = "embedded"
 
@@ -56,70 +65,143 @@ class IndexRetriever:
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="retrieval")
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
-        cancelled = threading.Event()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._search, query, limit, safe_search, cancelled
-            )
-        finally:
-            # An abandoned query must not occupy a thread that later queries need.
-            cancelled.set()
+        def find(index: OpenIndex, cancelled: threading.Event) -> list[SearchResult]:
+            terms = query_terms(query, index.languages)
+            hits = _find(index.connection, terms, safe_search, cancelled) if terms else []
+            return rank_hits(hits, terms)[:limit]
+
+        return await self._run(find)
+
+    async def embedding_model(self) -> EmbeddingModel | None:
+        return await self._run(lambda index, _: index.embedding)
+
+    async def search_vectors(
+        self, query: str, vector: Sequence[float], limit: int, safe_search: bool
+    ) -> list[SearchResult]:
+        def find(index: OpenIndex, cancelled: threading.Event) -> list[SearchResult]:
+            # The file may have been replaced since the query was embedded.
+            if index.embedding is None or index.embedding.dimensions != len(vector):
+                return []
+            return _find_nearest(index, vector, limit, safe_search, cancelled)
+
+        return await self._run(find)
 
     async def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         for connection in self._connections:
             connection.close()
 
-    def _search(
-        self, query: str, limit: int, safe_search: bool, cancelled: threading.Event
-    ) -> list[SearchResult]:
-        words = query_words(query)
-        if not words:
-            return []
+    async def _run(self, find: Callable[[OpenIndex, threading.Event], Found]) -> Found:
+        cancelled = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._find, find, cancelled
+            )
+        finally:
+            # An abandoned query must not occupy a thread that later queries need.
+            cancelled.set()
+
+    def _find(
+        self, find: Callable[[OpenIndex, threading.Event], Found], cancelled: threading.Event
+    ) -> Found:
         index = self._free.pop()
         try:
             try:
-                hits = _find(index.current(), words, safe_search, cancelled)
+                return find(index.current(), cancelled)
             except sqlite3.Error:
                 if cancelled.is_set():
                     raise
                 # The file may have been overwritten since it was opened.
-                hits = _find(index.reopen(), words, safe_search, cancelled)
+                return find(index.reopen(), cancelled)
         finally:
             self._free.append(index)
-        return rank_hits(hits, words)[:limit]
+
+
+_SELECT = f"""
+SELECT best.id, best.score, substr(documents.title, 1, ?), documents.url,
+    substr(passages.text, 1, ?)
+FROM best JOIN passages ON passages.id = best.id
+JOIN documents ON documents.id = best.id / {MAX_PASSAGES}
+ORDER BY best.score DESC, best.id
+"""
+
+_MATCH = f"""
+WITH best AS MATERIALIZED (
+    SELECT rowid AS id, -bm25(terms, ?, ?, ?) AS score FROM terms
+    WHERE terms MATCH ? AND NOT (
+        ? AND rowid / {MAX_PASSAGES} IN (SELECT id FROM documents WHERE unsafe)
+    )
+    ORDER BY score DESC LIMIT ?
+)
+"""
+
+_NEAREST = """
+WITH best AS MATERIALIZED (
+    SELECT rowid AS id, 1 - distance AS score FROM vectors
+    WHERE fine MATCH vec_int8(?) AND k = ? {safe}
+)
+"""
+
+_NEAREST_BY_SIGNS = """
+WITH near AS MATERIALIZED (
+    SELECT rowid AS id FROM vectors WHERE coarse MATCH vec_bit(?) AND k = ? {safe}
+), best AS MATERIALIZED (
+    SELECT near.id, 1 - vec_distance_cosine(vectors.fine, vec_int8(?)) AS score
+    FROM near JOIN vectors ON vectors.rowid = near.id
+    ORDER BY score DESC LIMIT ?
+)
+"""
 
 
 def _find(
     connection: sqlite3.Connection,
-    words: Sequence[str],
+    terms: Sequence[str],
     safe_search: bool,
     cancelled: threading.Event,
 ) -> list[Hit]:
     """The best matches; raises sqlite3.OperationalError soon after `cancelled` is set."""
     connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
+    quoted = (term.replace('"', '""') for term in terms)
     rows = connection.execute(
-        "SELECT passages.rowid, -bm25(passages, ?, ?, ?) AS score, "
-        "substr(documents.title, 1, ?), documents.url, substr(passages.text, 1, ?) FROM passages "
-        f"JOIN documents ON documents.id = passages.rowid / {MAX_PASSAGES} "
-        "WHERE passages MATCH ? AND NOT (? AND documents.unsafe) "
-        "ORDER BY score DESC LIMIT ?",
+        _MATCH + _SELECT,
         (
             _TITLE_WEIGHT,
             _HEADING_WEIGHT,
             _TEXT_WEIGHT,
-            MAX_TITLE_CHARACTERS,
-            MAX_TEXT_CHARACTERS,
-            " OR ".join(f'"{word}"' for word in words),
+            " OR ".join(f'"{term}"' for term in quoted),
             safe_search,
             MAX_CANDIDATES,
+            MAX_TITLE_CHARACTERS,
+            MAX_TEXT_CHARACTERS,
         ),
     )
     return [Hit(*row) for row in rows]
 
 
+def _find_nearest(
+    index: OpenIndex,
+    vector: Sequence[float],
+    limit: int,
+    safe_search: bool,
+    cancelled: threading.Event,
+) -> list[SearchResult]:
+    index.connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
+    coarse, fine = quantize(vector)
+    safe = "AND unsafe = 0" if safe_search else ""
+    arguments: tuple[object, ...]
+    if index.num_passages <= MAX_EXACT_PASSAGES:
+        query, arguments = _NEAREST, (fine, limit)
+    else:
+        query, arguments = _NEAREST_BY_SIGNS, (coarse, COARSE_CANDIDATES * limit, fine, limit)
+    rows = index.connection.execute(
+        query.format(safe=safe) + _SELECT, (*arguments, MAX_TITLE_CHARACTERS, MAX_TEXT_CHARACTERS)
+    )
+    hits = [Hit(*row) for row in rows]
+    return [SearchResult(hit.title, hit.url, hit.score, hit.text) for hit in hits]
+
+
 class Hit(NamedTuple):
-    """A passage that matches the query, with its BM25 score."""
+    """A passage that matches the query, with its BM25 score or its cosine similarity."""
 
     rowid: int
     score: float
@@ -138,28 +220,26 @@ class Hit(NamedTuple):
         return self.score * (1 + _LEAD_BONUS * (self.rowid % MAX_PASSAGES == 0))
 
 
-def rank_hits(hits: Sequence[Hit], words: Sequence[str]) -> list[SearchResult]:
+def rank_hits(hits: Sequence[Hit], terms: Sequence[str]) -> list[SearchResult]:
     """Ranks passages, best first; other matches in the same document raise a passage's score."""
     totals: defaultdict[int, float] = defaultdict(float)
+    factors: dict[int, float] = {}
     for hit in hits:
         totals[hit.document] += hit.score
+        if hit.document not in factors:
+            factors[hit.document] = _title_factor(hit.title, terms)
     results = []
     for hit in hits:
         others = totals[hit.document] - hit.score
-        score = (hit.weight + _OTHERS_SHARE * others) * _title_factor(hit, words)
+        score = (hit.weight + _OTHERS_SHARE * others) * factors[hit.document]
         results.append(SearchResult(title=hit.title, url=hit.url, score=score, text=hit.text))
     return sorted(results, key=lambda result: -result.score)
 
 
-def _title_factor(hit: Hit, words: Sequence[str]) -> float:
-    title = [word for word in _WORD.findall(hit.title.lower()) if word not in STOP_WORDS]
-    initials = "".join(word[0] for word in title)
-    matched = sum(any(word.startswith(queried[:5]) for queried in words) for word in title)
-    share = 1.0 if initials in words else matched / max(len(title), 1)
+def _title_factor(title: str, terms: Sequence[str]) -> float:
+    words = query_terms(title, ())
+    initials = "".join(word[0] for word in words)
+    prefixes = tuple(term[:_PREFIX_CHARACTERS] for term in terms)
+    matched = sum(word.startswith(prefixes) for word in words)
+    share = 1.0 if initials in terms else matched / max(len(words), 1)
     return 1 + _TITLE_SHARE_BONUS * share
-
-
-def query_words(query: str) -> list[str]:
-    """The query's distinct words, lower case; stop words only if there are no others."""
-    words = list(dict.fromkeys(_WORD.findall(query.lower())))
-    return [word for word in words if word not in STOP_WORDS] or words

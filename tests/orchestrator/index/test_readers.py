@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from orchestrator.index.build import IndexBuildError, IndexWriter, find_sources, main
-from orchestrator.search.retrievers.index_file import IndexConnection
+from orchestrator.index.build import find_sources, main
+from orchestrator.index.writer import IndexBuildError, IndexWriter
+from orchestrator.search.retrievers.index_file import IndexConnection, IndexUnusable
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 
 NUM_DOCUMENTS = 20
@@ -57,7 +60,7 @@ def test_a_finished_index_is_one_file(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "docs"), "--out", str(tmp_path / "i")]
     assert main(arguments) == 0
     index = IndexWriter(tmp_path / "i")
-    reader = IndexConnection(tmp_path / "i").current()
+    reader = IndexConnection(tmp_path / "i").current().connection
     assert reader.execute("SELECT count(*) FROM documents").fetchone() == (NUM_DOCUMENTS,)
     index.close()
     reader.close()
@@ -70,7 +73,7 @@ async def test_a_cancelled_search_frees_its_thread(tmp_path: Path) -> None:
     write(tmp_path / "docs", "x")
     assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "i")]) == 0
     retriever = IndexRetriever(tmp_path / "i")
-    connection = retriever._connections[0].current()
+    connection = retriever._connections[0].current().connection
     cancelled = threading.Event()
     connection.set_progress_handler(cancelled.is_set, 1000)
     cancelled.set()
@@ -89,9 +92,9 @@ async def test_a_cancelled_search_frees_its_thread(tmp_path: Path) -> None:
 def test_a_failed_update_is_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An update is one transaction."""
     docs, path = tmp_path / "docs", tmp_path / "i.sqlite3"
-    write(docs, "before")
+    write(docs, "old")
     assert main([str(docs), "--out", str(path)]) == 0
-    write(docs, "after")
+    write(docs, "new")
     index = IndexWriter(path)
     real = index._update_one
 
@@ -103,9 +106,9 @@ def test_a_failed_update_is_rolled_back(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(index, "_update_one", fail_at_last)
     with pytest.raises(OSError, match="disk full"):
         index.update(find_sources([docs]), "")
-    count = "SELECT count(*) FROM passages WHERE passages MATCH ?"
-    assert index._connection.execute(count, ("before",)).fetchone() == (NUM_DOCUMENTS,)
-    assert index._connection.execute(count, ("after",)).fetchone() == (0,)
+    count = "SELECT count(*) FROM terms WHERE terms MATCH ?"
+    assert index._connection.execute(count, ("old",)).fetchone() == (NUM_DOCUMENTS,)
+    assert index._connection.execute(count, ("new",)).fetchone() == (0,)
     index.close()
 
 
@@ -117,3 +120,34 @@ def test_two_documents_with_the_same_name_are_refused(tmp_path: Path) -> None:
         find_sources([tmp_path / "one", tmp_path / "two"])
     twice = find_sources([tmp_path / "one", tmp_path / "one" / "3.txt"])
     assert len(twice) == NUM_DOCUMENTS
+
+
+async def test_an_index_of_an_older_version_is_built_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reader refuses it and says how to rebuild it; the next build replaces it."""
+    write(tmp_path / "docs", "x")
+    path = tmp_path / "i"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript("PRAGMA user_version = 1; CREATE TABLE documents (id INTEGER);")
+    with pytest.raises(IndexUnusable, match="version 1, not 2; rebuild it with python -m"):
+        IndexRetriever(path)
+    assert main([str(tmp_path / "docs"), "--out", str(path)]) == 0
+    assert "has version 1, not 2: rebuilding it" in capsys.readouterr().err
+    retriever = IndexRetriever(path)
+    assert len(await retriever.search("word", NUM_DOCUMENTS, False)) == NUM_DOCUMENTS
+    await retriever.close()
+
+
+def test_an_index_of_a_newer_version_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program that does not know its format leaves it unchanged."""
+    write(tmp_path / "docs", "x")
+    path = tmp_path / "i"
+    with closing(sqlite3.connect(path)) as newer:
+        newer.executescript("PRAGMA user_version = 99; CREATE TABLE documents (id INTEGER);")
+    content = path.read_bytes()
+    assert main([str(tmp_path / "docs"), "--out", str(path)]) == 1
+    assert "has version 99, newer than 2" in capsys.readouterr().err
+    assert path.read_bytes() == content

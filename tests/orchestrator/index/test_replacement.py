@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.index.build import IndexWriter, main
+from orchestrator.index.build import main
+from orchestrator.index.writer import IndexWriter
 from orchestrator.search.retrieval import MAX_TEXT_CHARACTERS
 from orchestrator.search.retrievers.sqlite_index import NUM_THREADS, IndexRetriever
 
@@ -122,10 +123,8 @@ async def test_a_damaged_index_recovers_without_a_restart(
     assert await found(retriever) == NEW
 
 
-async def test_a_long_passage_of_an_older_index_is_cut(
-    retriever: IndexRetriever, tmp_path: Path
-) -> None:
-    """Older versions indexed a line without spaces as one passage."""
+async def test_a_long_passage_of_an_index_is_cut(retriever: IndexRetriever, tmp_path: Path) -> None:
+    """A result has a maximum length, whatever the file contains."""
     with closing(sqlite3.connect(tmp_path / "index.sqlite3")) as connection:
         connection.execute("UPDATE passages SET text = text || ?", ("x" * 1_000_000,))
         connection.commit()

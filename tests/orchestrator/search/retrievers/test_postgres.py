@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import unicodedata
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -17,6 +18,7 @@ from orchestrator.search.summary import RETRIEVAL_FAILED
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.search.retrievers.documents import DOCUMENTS
 from tests.orchestrator.search.retrievers.postgres import needs_postgres
+from tests.orchestrator.search.test_multilingual import MIN_SHARE, PASSAGES
 
 pytestmark = [needs_postgres, pytest.mark.timeout(180)]
 
@@ -76,6 +78,39 @@ async def test_no_query_is_parsed_as_syntax(retriever: PostgresRetriever, query:
     """The search succeeds, and the table still exists."""
     await retriever.search(query, 3, True)
     assert await retriever.search("fox", 1, False)
+
+
+async def test_the_right_passage_is_first_in_ten_languages(database: str) -> None:
+    """For 95 % of all queries: each row has the text search configuration of its language."""
+    configurations = {
+        "ar": "arabic", "de": "german", "es": "spanish", "fr": "french", "hi": "hindi",
+        "ru": "russian",
+    }  # fmt: skip
+    connection = await asyncpg.connect(database)
+    await connection.execute(SCHEMA.replace("documents", "multilingual"))
+    await connection.executemany(
+        "INSERT INTO multilingual (title, url, text, language) VALUES ('', $1, $2, $3::regconfig)",
+        [
+            (
+                f"{each['language']}-{each['number']}",
+                each["passage"],
+                configurations.get(each["language"], "simple"),
+            )
+            for each in PASSAGES
+        ],
+    )
+    await connection.close()
+    languages = ",".join(["simple", *configurations.values()])
+    retriever = PostgresRetriever(database, "multilingual", languages, 30.0)
+    wrong = []
+    for each in PASSAGES:
+        found = await retriever.search(each["query"], 1, False)
+        if not found or found[0].url != f"{each['language']}-{each['number']}":
+            wrong.append(each["query"])
+    decomposed = await retriever.search(unicodedata.normalize("NFD", "Nürnberg"), 1, False)
+    await retriever.close()
+    assert len(wrong) <= (1 - MIN_SHARE) * len(PASSAGES), wrong
+    assert "Nürnberg" in decomposed[0].text
 
 
 async def test_searches_run_concurrently(retriever: PostgresRetriever) -> None:

@@ -1,4 +1,4 @@
-"""HTTP client of search engines that answer in JSON; limits the size of a response."""
+"""HTTP client of servers that answer in JSON: search engines, encoders, rerankers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ MAX_BYTES = 8 * 1024 * 1024
 """Maximum size of a response body."""
 
 
-class SearchEngineError(Exception):
-    """The search engine returned an invalid response; the message contains no credentials."""
+class HttpJsonError(Exception):
+    """The server returned an invalid response; the message contains no credentials."""
 
 
-class SearchEngineClient:
-    """Client of one search engine; its base URL may contain a user and a password."""
+class HttpJsonClient:
+    """Client of one server; its base URL may contain a user and a password."""
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
-        """Opens no connection. Raises httpx.InvalidURL."""
+    def __init__(self, url: str, timeout_seconds: float, *, key: str = "") -> None:
+        """Opens no connection. `key` is a bearer token. Raises httpx.InvalidURL."""
         parsed = httpx.URL(url)
         auth = (parsed.username, parsed.password) if parsed.userinfo else None
         self._base = str(parsed.copy_with(userinfo=b"")).rstrip("/")
@@ -27,7 +27,10 @@ class SearchEngineClient:
             auth=auth,
             timeout=timeout_seconds,
             trust_env=False,
-            headers={"accept": "application/json"},
+            headers={
+                "accept": "application/json",
+                **({"authorization": f"Bearer {key}"} if key else {}),
+            },
         )
 
     async def request(
@@ -38,23 +41,23 @@ class SearchEngineClient:
         params: Mapping[str, str] | None = None,
         body: object = None,
     ) -> Mapping[str, object]:
-        """Returns the response's JSON object. Raises SearchEngineError or httpx.HTTPError."""
+        """Returns the response's JSON object. Raises HttpJsonError or httpx.HTTPError."""
         async with self._client.stream(
             method, f"{self._base}{path}", params=params, json=body
         ) as response:
             if response.status_code != httpx.codes.OK:
-                raise SearchEngineError(f"search engine returned HTTP {response.status_code}")
+                raise HttpJsonError(f"server returned HTTP {response.status_code}")
             content = bytearray()
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_BYTES:
-                    raise SearchEngineError(f"response must be at most {MAX_BYTES} bytes")
+                    raise HttpJsonError(f"response must be at most {MAX_BYTES} bytes")
         try:
             answer = json.loads(bytes(content))
         except ValueError as error:
-            raise SearchEngineError("response must be JSON") from error
+            raise HttpJsonError("response must be JSON") from error
         if not isinstance(answer, dict):
-            raise SearchEngineError("response must be a JSON object")
+            raise HttpJsonError("response must be a JSON object")
         return answer
 
     async def close(self) -> None:

@@ -1,0 +1,88 @@
+"""Encoders of queries and passages: Weir's own engines, or an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from orchestrator.admission.validation import choose_model
+from orchestrator.clients.tokenizers import Tokenizers
+from orchestrator.embedding import check_inputs, embed_batch, encode_inputs, split_batches
+from orchestrator.routing.replicas import Replicas
+from orchestrator.search.http_json import HttpJsonClient, HttpJsonError
+
+MAX_DIMENSIONS = 8192
+"""Maximum numbers in a vector that a server returns."""
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors whose angles are small for texts of similar meaning."""
+
+    model: str
+    """Name of the encoder; vectors of different encoders are not comparable."""
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """The vectors of `texts`, in order. May raise any exception."""
+        ...
+
+    async def close(self) -> None:
+        """Closes connections."""
+        ...
+
+
+class EngineEmbedder:
+    """Embeds with a model that Weir's engines serve."""
+
+    def __init__(self, model: str, tokenizers: Tokenizers, replicas: Replicas) -> None:
+        self.model = model
+        self._tokenizers = tokenizers
+        self._replicas = replicas
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """Raises MeshError."""
+        check_inputs(texts)
+        model = choose_model(self.model, list(self._replicas.models.values()))
+        encoded = await encode_inputs(texts, model, self._tokenizers.of(model.name))
+        vectors: list[Sequence[float]] = []
+        for batch in split_batches(encoded):
+            vectors += await embed_batch(batch, model, self._replicas)
+        return vectors
+
+    async def close(self) -> None:
+        """Does nothing: the channels belong to the application."""
+
+
+class HttpEmbedder:
+    """Embeds with `POST URL/embeddings`, as OpenAI, vLLM, TEI and Weir's own gateway serve it."""
+
+    def __init__(self, url: str, model: str, key: str, timeout_seconds: float) -> None:
+        """`url` ends before `/embeddings`, such as `http://host:8080/v1`. Opens no connection."""
+        self.model = model
+        self._client = HttpJsonClient(url, timeout_seconds, key=key)
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """Raises HttpJsonError or httpx.HTTPError."""
+        body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        response = await self._client.request("POST", "/embeddings", body=body)
+        data = response.get("data")
+        if not isinstance(data, list) or len(data) != len(texts):
+            raise HttpJsonError(f"response must have the list data with {len(texts)} embeddings")
+        vectors: dict[int, Sequence[float]] = {}
+        for place, each in enumerate(data):
+            if not isinstance(each, dict) or not _is_vector(each.get("embedding")):
+                raise HttpJsonError(f"data[{place}].embedding must be a list of numbers")
+            vectors[each.get("index", place)] = each["embedding"]
+        if vectors.keys() != set(range(len(texts))):
+            raise HttpJsonError("data must have each index once")
+        return [vectors[number] for number in range(len(texts))]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _is_vector(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= MAX_DIMENSIONS
+        and all(isinstance(number, int | float) for number in value)
+    )

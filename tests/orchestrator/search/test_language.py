@@ -1,0 +1,143 @@
+"""Folding, words, languages and stems, and what queries of unusual characters find."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.index.build import main
+from orchestrator.search.language.languages import detect_language, stem
+from orchestrator.search.language.terms import index_terms, query_terms
+from orchestrator.search.language.words import count_words, fold, split_words
+from orchestrator.search.retrievers.sqlite_index import IndexRetriever
+
+DOCUMENTS = {
+    "zurich": "Zürich is a city on a lake.",
+    "rich": "Rich people own much.",
+    "cpp": "The increment operator of C++ is ++, and a != b compares.",
+    "cat": "自然言語処理は人工知能の一分野です。",
+    "thai": "แมวชอบกินปลาทุกวัน",
+    "emoji": "A message may contain 🦊 or 👩‍💻 and nothing else.",
+    "hamlet": "To be or not to be, that is the question.",
+    "currency": "The price is 5 € a day.",
+}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of `DOCUMENTS`."""
+    folder = tmp_path_factory.mktemp("language")
+    (folder / "docs").mkdir()
+    for name, text in DOCUMENTS.items():
+        (folder / "docs" / f"{name}.txt").write_text(text)
+    assert main([str(folder / "docs"), "--out", str(folder / "index")]) == 0
+    return folder / "index"
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("Zürich", ["zurich"]),
+        (unicodedata.normalize("NFD", "Zürich"), ["zurich"]),
+        ("zurich", ["zurich"]),
+        ("ＺＵＲＩＣＨ", ["zurich"]),
+        ("言語", ["cat"]),
+        ("知", ["cat"]),
+        ("ปลา", ["thai"]),
+        ("🦊", ["emoji"]),
+        ("💻", ["emoji"]),
+        ("🐙", []),
+        ("++", ["cpp"]),
+        ("!=", ["cpp"]),
+        ("€", ["currency"]),
+        ('"', []),
+        ("()[]{};", []),
+        ("AND OR NOT", ["hamlet"]),
+        ("what is to be", ["hamlet"]),
+        ('"rich people"', ["rich"]),
+        ("", []),
+    ],
+)
+async def test_a_query_finds_what_literally_matches(
+    index: Path, query: str, names: list[str]
+) -> None:
+    """Diacritics in any form, words within text without spaces, emoji, operators, stop words."""
+    retriever = IndexRetriever(index)
+    found = await retriever.search(query, 1, False)
+    await retriever.close()
+    assert [result.url.removesuffix(".txt") for result in found] == names
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ÉCOLE", "école"),
+        ("Straße", "STRASSE"),
+        ("Łódź", "lodz"),
+        ("كِتَابٌ", "كتاب"),
+        ("أحمد", "احمد"),
+        ("ёлка", "елка"),
+        ("ﬁne", "fine"),
+        ("ﾃｽﾄ", "テスト"),
+        ("ΑΘΉΝΑ", "αθηνα"),
+    ],
+)
+def test_spellings_of_one_word_fold_to_the_same(one: str, other: str) -> None:
+    """Case, width, ligatures and diacritics."""
+    assert fold(one) == fold(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("が", "か"), ("й", "и"), ("कि", "क"), ("กา", "ก")])
+def test_marks_that_make_another_letter_are_kept(one: str, other: str) -> None:
+    """Voiced kana, the Cyrillic short i, and vowel signs."""
+    assert fold(one) != fold(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The cat is on the table and it sleeps.", "en"),
+        ("Die Katze liegt auf dem Tisch und schläft.", "de"),
+        ("Le chat est sur la table et il dort.", "fr"),
+        ("Кошка лежит на столе, и она спит.", "ru"),
+        ("猫は机の上で寝ています。", "ja"),
+        ("猫在桌子上睡觉。", "zh"),
+        ("แมวนอนบนโต๊ะ", "th"),
+        ("बिल्ली मेज़ पर सोती है।", "hi"),
+        ("نام القط على الطاولة في البيت.", "ar"),
+        ("12345", ""),
+    ],
+)
+def test_the_language_of_a_text_is_detected(text: str, language: str) -> None:
+    """By script, then by function words."""
+    assert detect_language(text) == language
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "language"),
+    [
+        ("caches", "caching", "en"),
+        ("kosten", "kostet", "de"),
+        ("maisons", "maison", "fr"),
+        ("кошки", "кошками", "ru"),
+        ("two", "2", "en"),
+    ],
+)
+def test_inflected_forms_have_one_stem(one: str, other: str, language: str) -> None:
+    """Snowball's stems of the language."""
+    assert stem(one, language) == stem(other, language)
+
+
+@given(text=st.text(max_size=40))
+def test_every_word_of_a_text_is_a_term_of_its_query(text: str) -> None:
+    """A passage that is searched by its own text matches, and folding is idempotent."""
+    language = detect_language(text)
+    terms = set(index_terms(text, language))
+    assert set(query_terms(text, [language])) & terms or not terms
+    assert fold(fold(text)) == fold(text)
+    assert all(map(str.strip, split_words(text)))
+    assert count_words(text) >= 0
