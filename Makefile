@@ -194,7 +194,7 @@ $(VENV)-sdks/.ready: tests/sdks/requirements.txt
 test-sdks: $(VENV)/.dev $(VENV)-sdks/.ready
 	@SDKS_PYTHON=$(VENV)-sdks/bin/python $(BIN)/python -m pytest -q tests/sdks
 
-## fuzz-responses: Send 2,000 generated bodies to /v1/responses
+## fuzz-responses: Send 2,000 generated bodies, ids and queries to each path of the Responses API
 .PHONY: fuzz-responses
 fuzz-responses: $(VENV)/.dev
 	@BODY_CASES=2000 $(BIN)/python -m pytest -q -s --override-ini timeout=0 tests/gateway/responses/test_generated_bodies.py

@@ -127,10 +127,13 @@ def read_query(request: Request, model: type[Model], lists: Sequence[str] = ()) 
     values: dict[str, object] = dict(fields)
     for name in lists:
         values[name] = [value for key, value in fields if key in (name, f"{name}[]")]
+        values.pop(f"{name}[]", None)
     try:
-        return model.model_validate(values)
+        made = model.model_validate(values)
     except ValidationError as error:
         raise problem_of(error) from None
+    RequestRecord.of(request.scope).ignored = ignored_fields(values, made)
+    return made
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -73,7 +73,8 @@ async def test_the_client_streams(
     assert isinstance(seen["completion"], str)
     assert (seen["refusal"], seen["code"]) == (404, "model_not_found")
     assert seen["size"] == 256
-    assert seen["response"] == seen["streamed"] != ""
+    assert seen["response"] == seen["streamed"] == seen["resumed"] != ""
+    assert seen["inputs"] == ["message"]
     assert isinstance(seen["parsed"]["warm"], bool)
     assert isinstance(seen["called"]["warm"], bool)
     async with asyncio.timeout(30):

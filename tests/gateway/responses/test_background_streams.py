@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from gateway.responses import kept
@@ -110,6 +111,31 @@ async def test_a_client_that_disconnects_resumes(
         range(last + 1, len(rest) + last + 1)
     )
     assert rest[-1]["type"] == "response.completed"
+
+
+async def test_the_sdk_resumes_a_stream(
+    official: openai.AsyncOpenAI, orchestrator: FakeOrchestrator
+) -> None:
+    """By the number of the last event that it has; it lists the input items in pages."""
+    orchestrator.script = Script(deltas=[f"word{number} " for number in range(30)])
+    given: Any = [{"role": "user", "content": str(number)} for number in range(25)]
+    texts = []
+    async with await official.responses.create(
+        input=given, model="fake", background=True, stream=True
+    ) as begun:
+        async for event in begun:
+            if event.type == "response.created":
+                id = event.response.id
+            if event.type == "response.output_text.delta":
+                texts.append(event.delta)
+                break
+    last = event.sequence_number
+    rest = await official.responses.retrieve(id, stream=True, starting_after=last)
+    texts += [event.delta async for event in rest if event.type == "response.output_text.delta"]
+    assert "".join(texts) == (await official.responses.retrieve(id)).output_text
+    assert len(texts) == 30
+    listed = [item async for item in official.responses.input_items.list(id, order="asc")]
+    assert [item.content[0].text for item in listed] == [m["content"] for m in given]  # type: ignore[union-attr]
 
 
 async def test_another_gateway_streams_the_rest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -11,7 +11,6 @@ import pytest
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from gateway.http.server import GatewayServer
 from mesh.errors import ErrorKind, MeshError
 from mesh.v1 import orchestrator_pb2
 from tests.gateway.fakes import ABORT, LENGTH, FakeOrchestrator, Script
@@ -45,19 +44,6 @@ MIXED: Sequence[str | orchestrator_pb2.Delta] = (
     call(0, "1}"),
     call(1, "{}", "find", "call_2"),
 )
-
-
-@pytest.fixture
-async def official(gateway: GatewayServer) -> AsyncIterator[openai.AsyncOpenAI]:
-    """OpenAI's client with its defaults, except for the address and no retries."""
-    http = openai.DefaultAsyncHttpxClient(trust_env=False)
-    async with openai.AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{gateway.port}/v1",
-        api_key="none",
-        max_retries=0,
-        http_client=http,
-    ) as official:
-        yield official
 
 
 async def test_each_part_of_an_answer_is_an_item_with_its_events(

@@ -66,7 +66,23 @@ const called = await client.responses.create({
 });
 const call = called.output.find((item) => item.type === "function_call");
 
+let id = "";
+let last = -1;
+let resumed = "";
+for await (const event of await client.responses.create({ ...given, background: true, stream: true })) {
+  if (event.type === "response.created") id = event.response.id;
+  last = event.sequence_number;
+  if (event.type !== "response.output_text.delta") continue;
+  resumed += event.delta;
+  break;
+}
+for await (const event of await client.responses.retrieve(id, { stream: true, starting_after: last })) {
+  if (event.type === "response.output_text.delta") resumed += event.delta;
+}
+const inputs = await client.responses.inputItems.list(id);
+
 console.log(JSON.stringify({
+  resumed, inputs: inputs.data.map((item) => item.type),
   response: response.output_text, streamed, parsed: parsed.output_parsed,
   called: call?.type === "function_call" ? JSON.parse(call.arguments) : null,
   whole: whole.choices[0]?.message.content, text, reason, usage, completion, refusal, code,
