@@ -270,7 +270,7 @@ rollout: $(VENV)/.dev
 	@echo "Rehearsing every change of a cluster in a network namespace"
 	@$(BIN)/python -m tests.rollout.rehearsal --seed $(or $(SEED),1)
 	@echo "Draining a node, with a preStop hook that is longer than the start of a pod"
-	@$(BIN)/python -m tests.rollout.rehearsal --seed $(or $(SEED),1) --changes drain --pre-stop 30
+	@$(BIN)/python -m tests.rollout.rehearsal --seed $(or $(SEED),1) --changes drain --pre-stop 60
 
 ## rollout-dns: Restart the orchestrator while DNS is late, silent or wrong, and show what clients see (minutes)
 .PHONY: rollout-dns

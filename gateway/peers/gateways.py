@@ -152,6 +152,8 @@ class OtherGateways:
     async def _read_reports(self, gateway: _Gateway) -> None:
         """Read the reports of a gateway until it disconnects, or is found to be this one."""
         request = gateway_pb2.WatchKeyUsageRequest()
+        # Pods that start are listed too: a call would fail, and be logged, every half second.
+        await gateway.channel.channel_ready()
         try:
             async with open_stream(gateway.stub.WatchKeyUsage, request) as responses:
                 async for response in responses:

@@ -228,3 +228,22 @@ def test_use_before_the_first_report_is_not_charged_again(tmp_path: Path) -> Non
         pass
     with pytest.raises(Exception, match="requests a second"), keys.rate_limiter_of("bob").request():  # type: ignore[union-attr]
         pass
+
+
+async def test_a_gateway_that_does_not_listen_yet_is_not_logged(
+    start_gateway: StartGateway, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods that start are listed: the others connect when they listen."""
+    monkeypatch.setattr("gateway.peers.gateways.RETRY_SECONDS", 0.01)
+    caplog.set_level("INFO")
+    here, there = (f"127.0.0.1:{port}" for port in free_ports(2))
+    async with start_gateway(peers_listen=here, peers_host=f"{here},{there}") as server:
+        elsewhere = server.dependencies.resumable_streams.elsewhere
+        await eventually(
+            lambda: any(each.is_this for each in elsewhere._gateways.values()),  # type: ignore[union-attr]
+            "it has found itself",
+        )
+        await asyncio.sleep(0.2)
+        assert "call failed" not in caplog.text
+        async with start_gateway(peers_listen=there):
+            await eventually(lambda: num_connected(server) == 1, "it has found the other one", 10)
