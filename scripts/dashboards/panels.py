@@ -265,12 +265,16 @@ def text(content: str) -> Panel:
 
 
 def row(title: str, *, repeat: str = "", panels: Sequence[Panel] = ()) -> dashboard.Row:
-    """The heading of the panels below it, or of `panels` for each value of a variable."""
+    """The heading of the panels below it.
+
+    With `panels` it is closed at first, and then asks for no data; `repeat` makes one row for each
+    value of a variable.
+    """
     made = dashboard.Row(title)
     if repeat:
         made = made.repeat(repeat)
-        for panel in panels:
-            made = made.with_panel(panel)
+    for panel in panels:
+        made = made.with_panel(panel)
     return made
 
 

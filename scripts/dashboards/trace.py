@@ -5,6 +5,7 @@ from __future__ import annotations
 from scripts.dashboards.panels import (
     Item,
     Json,
+    Panel,
     build,
     data_source,
     found_traces,
@@ -64,11 +65,8 @@ def weir_trace() -> Json:
                 "Trace of the request",
                 "The spans of the trace with the id above. `{ false }` selects none.",
             ),
-            logs(
-                "Log lines of the request",
-                "The lines of all services with the trace id above, if logs are collected.",
-                '{namespace=~"$namespace"} | json | trace_id = `$trace_id`',
-            ),
+            # Closed, because Loki need not be installed.
+            row("Log lines of the request", panels=[_log_lines()]),
         ],
     )
 
@@ -139,3 +137,11 @@ def _lists() -> list[Item]:
             w=12,
         ),
     ]
+
+
+def _log_lines() -> Panel:
+    return logs(
+        "Log lines of the request",
+        "The lines of all services with the trace id above, if Loki is installed.",
+        '{namespace=~"$namespace"} | json | trace_id = `$trace_id`',
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts.dashboards.panels import all_panels
 from scripts.find_helm import find_helm
 from tests.charts.rendered import ROOT, Manifest, Release
 
@@ -236,7 +237,7 @@ def boards() -> list[dict[str, Any]]:
 
 def panels() -> Iterator[str]:
     for board in boards():
-        for panel in board["panels"]:
+        for panel in all_panels(board):
             if "datasource" in panel:
                 yield panel["datasource"]["type"]
 
