@@ -103,6 +103,8 @@ class Generation:
         self._assembler = assembler
         self._model = model
         self._active = active
+        span = active.account.generation
+        self._recorded = span if span.span.is_recording() else None
         # Reports the time to first token, once. Call it after each message was sent.
         self.report_first_text = active.account.report_first_text
 
@@ -142,10 +144,8 @@ class Generation:
             finish = active.account.finished(finish)
         for delta in deltas:
             self._record_delta(delta)
-        if not deltas:
-            active.account.generation.hold()
-        elif active.account.generation.held_since is not None:
-            active.account.generation.release()
+        if self._recorded is not None and chunk.token_ids:
+            self._recorded.pushed(has_text=bool(deltas))
         started = None if active.started else start(self._model, active)
         if len(deltas) < 2:  # at most one message: nothing is sent if the text is held back
             if deltas or started is not None or finish is not None:

@@ -35,7 +35,7 @@ class GenerationSpan:
 
     def __init__(self, span: Span, captures_content: bool) -> None:
         self.span = span
-        self.held_since: float | None = None
+        self._held_since: float | None = None
         """Time (`time.monotonic`) since which tokens have arrived but no text could be sent."""
         self._held_seconds = 0.0
         self._num_held = self._num_releases = 0
@@ -43,16 +43,19 @@ class GenerationSpan:
         self._num_failovers = 0
         self._texts: list[str] | None = [] if captures_content else None
 
-    def hold(self) -> None:
-        """Records that tokens have arrived whose text cannot be sent yet."""
-        if self.held_since is None and self.span.is_recording():
-            self.held_since = time.monotonic()
+    def pushed(self, *, has_text: bool) -> None:
+        """Records that tokens have arrived, and whether a text could be sent."""
+        if has_text:
+            self._release()
+        elif self._held_since is None:
+            self._held_since = time.monotonic()
 
-    def release(self) -> None:
-        """Records that the text which was held back is decided."""
-        assert self.held_since is not None, "text is held back"
-        seconds = time.monotonic() - self.held_since
-        self.held_since = None
+    def _release(self) -> None:
+        """Records that the text which was held back, if any, is decided."""
+        if self._held_since is None:
+            return
+        seconds = time.monotonic() - self._held_since
+        self._held_since = None
         self._held_seconds += seconds
         self._num_held += 1
         if seconds >= RELEASE_SECONDS and self._num_releases < MAX_RELEASES:
@@ -87,8 +90,7 @@ class GenerationSpan:
         """Sets the attributes that are known at the end of the generation."""
         if not self.span.is_recording():
             return
-        if self.held_since is not None:
-            self.release()
+        self._release()
         reason = "" if finish is None else finish.reason.value
         result: dict[str, AttributeValue] = {
             semconv.GEN_AI_USAGE_INPUT_TOKENS: usage.prompt_tokens,

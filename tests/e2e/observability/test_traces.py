@@ -290,12 +290,16 @@ async def test_embeddings(stack: TracedStack, client: httpx.AsyncClient) -> None
 async def test_text_that_is_held_back(stack: TracedStack, client: httpx.AsyncClient) -> None:
     """The generation has the time in which the text could still become a stop string."""
     body: dict[str, Any] = {"prompt": "Once", "max_tokens": 24, "temperature": 0, "n": 1}
-    text = (await client.post(COMPLETIONS, json=body)).json()["choices"][0]["text"]
+    plain = await client.post(COMPLETIONS, json=body)
+    text = plain.json()["choices"][0]["text"]
     almost = text[: len(text) // 2] + "\x07"
     response = await client.post(COMPLETIONS, json={**body, "stop": [almost]})
     assert response.json()["choices"][0]["text"] == text
-    stages = ("queue ok", "prefill ok", "decode ok")
-    found = await tree(stack, response.headers["x-trace-id"], completion("ok", *stages))
+    stages = completion("ok", "queue ok", "prefill ok", "decode ok")
+    found = await tree(stack, plain.headers["x-trace-id"], stages)
+    held = [name for name in found.find("text_completion demo").attributes if "held" in name]
+    assert held == [], "waiting for the first token is not holding back"
+    found = await tree(stack, response.headers["x-trace-id"], stages)
     generation = found.find("text_completion demo")
     seconds = generation.attributes["weir.held_text.seconds"]
     assert 0 < seconds <= generation.seconds
