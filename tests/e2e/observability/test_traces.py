@@ -248,7 +248,8 @@ async def test_the_choices_of_a_request(stack: TracedStack, client: httpx.AsyncC
     trace_id = response.headers["x-trace-id"]
 
     def complete(spans: list[Span]) -> bool:
-        return {"chat demo", "POST /v1/chat/completions"} <= {span.name for span in spans}
+        names = [span.name for span in spans]
+        return names.count("chat demo") == 2 and "POST /v1/chat/completions" in names
 
     found = SpanTree(await asyncio.to_thread(stack.collector.wait, trace_id, complete))
     generations = found.find_all("chat demo")
@@ -356,9 +357,17 @@ async def test_a_request_that_exceeds_its_deadline(stack: TracedStack) -> None:
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
         response = await client.post(url, json=body)
     assert response.status_code == 504
-    stages = ("queue ok", "prefill ok", "decode deadline!")
-    expected = completion("deadline!", *stages)
-    found = await tree(stack, response.headers["x-trace-id"], expected)
+    trace_id = response.headers["x-trace-id"]
+
+    def complete(spans: list[Span]) -> bool:
+        return (ENGINE, "server") in {(span.name, span.kind) for span in spans}
+
+    # On a busy machine the deadline may pass during the prefill.
+    spans = await asyncio.to_thread(stack.collector.wait, trace_id, complete)
+    decodes = any(span.name == "decode" for span in spans)
+    stages = ("prefill ok", "decode deadline!") if decodes else ("prefill deadline!",)
+    expected = completion("deadline!", "queue ok", *stages)
+    found = await tree(stack, trace_id, expected)
     found.assert_nested(HOP_SECONDS)
     assert found.coverage() >= 0.95, found
     attributes(found.roots[0], http__response__status_code=504, error__type="deadline")
