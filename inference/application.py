@@ -101,12 +101,18 @@ async def _engine(
     # Imported here, because the fake model needs no torch, and importing torch takes seconds. The
     # objects that an import makes stay alive, so garbage collection would waste 0.25 s.
     gc.disable()
+    from inference.encoder.config import is_encoder
     from inference.engine.engine_thread import AsyncEngine
     from inference.model.loading import EngineOptions, load_engine, uses_gpu
     from inference.structured_output.compiler import CompileLimits
 
     gc.enable()
 
+    try:
+        if is_encoder(folder):
+            return _encoder_engine(settings, folder)
+    except EngineError as error:
+        raise StartupError(str(error)) from error
     options = EngineOptions.from_settings(settings, folder)
     return AsyncEngine(
         lambda: load_engine(options),
@@ -119,4 +125,16 @@ async def _engine(
             max_seconds=settings.max_constraint_seconds,
             max_bytes=settings.max_constraint_megabytes * 2**20,
         ),
+    )
+
+
+def _encoder_engine(settings: InferenceSettings, folder: Path) -> EngineClient:
+    from inference.encoder.engine import EncoderEngine
+    from inference.encoder.loading import load_encoder
+    from inference.model.loading import uses_gpu
+
+    return EncoderEngine(
+        lambda: load_encoder(settings, folder),
+        on_cpu=not uses_gpu(settings.device),
+        step_timeout=settings.step_timeout_seconds,
     )

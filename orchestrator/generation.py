@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
+from mesh.protocol.model_kind import ModelKind
 
 
 class ModelInfo(NamedTuple):
@@ -18,6 +19,9 @@ class ModelInfo(NamedTuple):
     """Digest of the vocabulary; empty if the replica does not report it."""
     model_sha256: str = ""
     """Digest of weights, their type and settings; empty if the replica does not report it."""
+    kind: ModelKind = ModelKind.GENERATION
+    embedding_length: int = 0
+    """Number of values of an embedding; 0: unknown, or the model has none."""
 
 
 class Progress(NamedTuple):

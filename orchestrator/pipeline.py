@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from mesh.protocol.chat import ChatPrompt, ToolChoice
 from mesh.protocol.constraints import ConstraintForm
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
+from mesh.protocol.model_kind import ModelKind
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS, Source
@@ -38,19 +39,32 @@ from orchestrator.admission.request_table import (
 )
 from orchestrator.admission.timeouts import TokenSource, with_timeouts
 from orchestrator.admission.validation import (
+    GENERATES,
     check_min_tokens,
     check_vocabulary,
     choose_model,
+    of_kinds,
+    only_name,
     room_for_completion,
     with_context_length,
 )
+from orchestrator.clients.tokenizer import EncodedText, TextOptions
 from orchestrator.clients.tokenizers import Tokenizers
-from orchestrator.embedding import Batch, Input, embed_batch, encode_inputs, split_batches
+from orchestrator.embedding import (
+    Batch,
+    FieldOf,
+    Input,
+    embed_batch,
+    encode_inputs,
+    input_field,
+    split_batches,
+)
 from orchestrator.generation import ModelInfo, Progress
 from orchestrator.observability import metrics, spans
 from orchestrator.observability.request_account import RequestAccount
 from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
+from orchestrator.scoring import Scorer
 from orchestrator.search.grounded_answer import ground_prompt
 from orchestrator.search.search import RetrievalOutcome, Search, SummaryPrompt
 from orchestrator.search.summary import SearchRequest, SummaryAssembler, SummaryFinish
@@ -234,33 +248,37 @@ class Pipeline:
         finally:
             account.report()
 
-    async def choose_model(self, name: str, active: ActiveRequest) -> ModelInfo:
-        """The served model of this name; "" is the only one. Raises MeshError.
+    async def choose_model(
+        self, name: str, active: ActiveRequest, kinds: Sequence[ModelKind] = GENERATES
+    ) -> ModelInfo:
+        """The served model of this name; "" is the only one of the first of `kinds` that is served.
 
-        Waits a moment for a model whose last replica was just lost.
+        Waits a moment for a model whose last replica was just lost. Raises MeshError.
         """
-        known = self._replicas.known
-        if not name and len(known) == 1:
-            [name] = known
+        known = {**self._replicas.sleeping, **self._replicas.models}
+        name = name or only_name(known, kinds)
         if name in known:
             active.account.asks_for(name)
-        await self._is_served(name, active)
+        await self._is_served(name, active, kinds)
         served = list(self._replicas.models.values())
-        is_known = name in known and not self._serves(name)
+        is_known = name in known and not self._serves(name, kinds)
         if is_known or not (served or self._replicas.all_are_named):
             problems = self._replicas.problems
             reason = f": {problems[0]}" if problems else ""
             raise MeshError(ErrorKind.UNAVAILABLE, f"no engine is ready{reason}", retry_after=1.0)
-        model = choose_model(name, served, known)
+        if not name and not of_kinds(known, kinds):
+            message = "no engine that generates text is ready"
+            raise MeshError(ErrorKind.UNAVAILABLE, message, retry_after=1.0)
+        model = choose_model(name, served, known, kinds)
         if not (model.eos_token_ids or model.model_sha256):  # vLLM's HTTP server reports neither
             eos = self._tokenizers.of(model.name).eos_token_ids
             model = model._replace(eos_token_ids=eos)
         active.account.chosen(model)
         return model
 
-    def _serves(self, name: str) -> bool:
+    def _serves(self, name: str, kinds: Sequence[ModelKind]) -> bool:
         models = self._replicas.models
-        return name in models if name else bool(models)
+        return name in models if name else bool(of_kinds(models, kinds))
 
     async def choose_search_model(self, name: str, active: ActiveRequest) -> ModelInfo:
         """The model of a search; "" is the configured one, or else the only one.
@@ -268,7 +286,7 @@ class Pipeline:
         Raises MeshError (UNAVAILABLE if the configured one has no engine).
         """
         configured = self._search_model
-        if not name and configured and not await self._is_served(configured, active):
+        if not name and configured and not await self._is_served(configured, active, GENERATES):
             raise MeshError(
                 ErrorKind.UNAVAILABLE,
                 f"no engine is ready for {configured}, the model of searches",
@@ -276,15 +294,17 @@ class Pipeline:
             )
         return await self.choose_model(name or configured, active)
 
-    async def _is_served(self, name: str, active: ActiveRequest) -> bool:
-        if self._serves(name):
+    async def _is_served(
+        self, name: str, active: ActiveRequest, kinds: Sequence[ModelKind]
+    ) -> bool:
+        if self._serves(name, kinds):
             return True
         async with active.cancellable():
-            if await self._replicas.wait_ready(name, lambda: self._serves(name)):
+            if await self._replicas.wait_ready(name, lambda: self._serves(name, kinds)):
                 return True
             if not self._replicas.problems:
-                await self._replicas.wait_awake(name, lambda: self._serves(name))
-        return self._serves(name)
+                await self._replicas.wait_awake(name, lambda: self._serves(name, kinds))
+        return self._serves(name, kinds)
 
     async def prompt(
         self, request: GenerationRequest, model: ModelInfo, active: ActiveRequest
@@ -449,15 +469,31 @@ class Pipeline:
         return events
 
     async def encode_inputs(
-        self, inputs: Sequence[Input], model: ModelInfo, active: ActiveRequest
+        self,
+        inputs: Sequence[Input],
+        model: ModelInfo,
+        options: TextOptions,
+        active: ActiveRequest,
     ) -> Iterator[Batch]:
         """Encodes and reserves the tokens of all inputs to embed, in batches. Raises MeshError."""
+        tokenizer = self._tokenizers.of(model.name)
+        return await self._reserve(encode_inputs(inputs, model, tokenizer, options), active)
+
+    async def encode_pairs(
+        self, scorer: Scorer, options: TextOptions, is_search: bool, active: ActiveRequest
+    ) -> Iterator[Batch]:
+        """The same for pairs of texts that are scored."""
+        tokenizer = self._tokenizers.of(scorer.model.name)
+        return await self._reserve(scorer.encode(tokenizer, options, is_search), active)
+
+    async def _reserve(
+        self, encoding: Coroutine[None, None, Sequence[EncodedText]], active: ActiveRequest
+    ) -> Iterator[Batch]:
         active.state = RequestState.ENCODING
         with tracing.stage(semconv.ENCODE) as span:
             async with active.cancellable():
-                tokenizer = self._tokenizers.of(model.name)
-                encoded = await encode_inputs(inputs, model, tokenizer)
-            num_tokens = sum(map(len, encoded))
+                encoded = await encoding
+            num_tokens = sum(len(each.token_ids) for each in encoded)
             span.set_attribute(semconv.NUM_TOKENS, num_tokens)
         active.permit.reserve(num_tokens)
         active.account.encoded(num_tokens, Operation.EMBEDDINGS)
@@ -465,13 +501,21 @@ class Pipeline:
         return split_batches(encoded)
 
     async def embed(
-        self, batch: Batch, model: ModelInfo, active: ActiveRequest, span: Span
+        self,
+        batch: Batch,
+        model: ModelInfo,
+        active: ActiveRequest,
+        span: Span,
+        field_of: FieldOf = input_field,
     ) -> Sequence[Sequence[float]]:
-        """The vectors of one batch; its calls' spans are in `span`. Raises MeshError."""
+        """The vectors of one batch; of a cross-encoder the scores. Raises MeshError.
+
+        The spans of its calls are in `span`.
+        """
         with CurrentSpan(span):
             async with active.cancellable():
-                vectors = await embed_batch(batch, model, self._replicas)
-        if vectors and span.is_recording():
+                vectors = await embed_batch(batch, model, self._replicas, field_of)
+        if vectors and span.is_recording() and model.kind is not ModelKind.SCORE:
             span.set_attribute(semconv.GEN_AI_EMBEDDINGS_DIMENSION_COUNT, len(vectors[0]))
         active.permit.progress(batch.num_tokens)
         return vectors

@@ -21,6 +21,7 @@ from mesh.protocol.finish import (
     finish_to_proto,
     started_to_proto,
 )
+from mesh.protocol.model_kind import KIND_TO_PROTO, ModelKind, input_use_from_proto
 from mesh.protocol.prompt import prompt_from_proto
 from mesh.protocol.sampling_params import SamplingParams, sampling_from_proto
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS, Source
@@ -30,17 +31,22 @@ from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.admission.request_table import RequestAborted, RequestState, RequestTable
 from orchestrator.admission.validation import (
+    EMBEDS,
+    SCORES,
+    TOKENIZES,
     check_num_results,
     check_query,
     check_sampling,
     check_stop,
 )
+from orchestrator.clients.tokenizer import TextOptions
 from orchestrator.embedding import Input, check_inputs
 from orchestrator.generation import Progress
 from orchestrator.observability.spans import describe_search, embeddings
 from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
+from orchestrator.scoring import Pairs, ScoreMethod, Scorer, check_pairs
 from orchestrator.search.grounded_answer import CheckedProgress, GroundedAnswer
 from orchestrator.search.grounding.grounding import Citation
 from orchestrator.search.selection import select_for_prompt
@@ -59,6 +65,11 @@ SERVICE = "mesh.v1.OrchestratorService"
 
 MANY_TOKENS = 16_384
 """Number of tokens above which a response is built in a thread."""
+
+_METHODS = {
+    ScoreMethod.EMBEDDING_SIMILARITY: orchestrator_pb2.SCORE_METHOD_EMBEDDING_SIMILARITY,
+    ScoreMethod.CROSS_ENCODER: orchestrator_pb2.SCORE_METHOD_CROSS_ENCODER,
+}
 
 _STATES = {
     RequestState.RETRIEVING: orchestrator_pb2.REQUEST_STATE_RETRIEVING,
@@ -150,7 +161,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.CountTokensResponse:
         prompt = prompt_from_proto(request)
         with self._pipeline.admitted("CountTokens") as active, _ended_by_operator():
-            model = await self._pipeline.choose_model(request.model, active)
+            model = await self._pipeline.choose_model(request.model, active, TOKENIZES)
             num_tokens = await self._pipeline.count_tokens(prompt, model, active)
             return orchestrator_pb2.CountTokensResponse(model=model.name, num_tokens=num_tokens)
 
@@ -159,7 +170,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.TokenizeResponse:
         prompt = _text_or_chat(request)
         with self._pipeline.admitted("Tokenize") as active, _ended_by_operator():
-            model = await self._pipeline.choose_model(request.model, active)
+            model = await self._pipeline.choose_model(request.model, active, TOKENIZES)
             special = request.add_special_tokens
             tokens = await self._pipeline.tokenize(prompt, model, special, active)
 
@@ -179,7 +190,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self, request: orchestrator_pb2.DetokenizeRequest, context: Context
     ) -> orchestrator_pb2.DetokenizeResponse:
         with self._pipeline.admitted("Detokenize") as active, _ended_by_operator():
-            model = await self._pipeline.choose_model(request.model, active)
+            model = await self._pipeline.choose_model(request.model, active, TOKENIZES)
             text = await self._pipeline.detokenize(request.token_ids, model, active)
             return orchestrator_pb2.DetokenizeResponse(model=model.name, text=text)
 
@@ -250,16 +261,40 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> AsyncIterator[orchestrator_pb2.EmbedResponse]:
         inputs = _inputs(request)
         check_inputs(inputs)
+        use = input_use_from_proto(request.input_type)
+        options = TextOptions(request.max_tokens, request.truncate, request.prompt_name, use)
         pipeline = self._pipeline
         with pipeline.admitted("Embed") as active:
-            model = await pipeline.choose_model(request.model, active)
-            batches = await pipeline.encode_inputs(inputs, model, active)
+            model = await pipeline.choose_model(request.model, active, EMBEDS)
+            batches = await pipeline.encode_inputs(inputs, model, options, active)
             with embeddings(model, len(inputs), active.account.prompt_tokens) as span:
                 for batch in batches:
                     vectors = await pipeline.embed(batch, model, active, span)
                     yield orchestrator_pb2.EmbedResponse(
                         model=model.name,
                         embeddings=[common_pb2.Embedding(values=vector) for vector in vectors],
+                        prompt_tokens=batch.num_tokens,
+                    )
+
+    async def Score(
+        self, request: orchestrator_pb2.ScoreRequest, context: Context
+    ) -> AsyncIterator[orchestrator_pb2.ScoreResponse]:
+        pairs = Pairs(request.first_texts, request.second_texts)
+        check_pairs(pairs)
+        options = TextOptions(request.max_tokens, request.truncate)
+        pipeline = self._pipeline
+        with pipeline.admitted("Score") as active:
+            model = await pipeline.choose_model(request.model, active, SCORES)
+            scorer = Scorer(pairs, model)
+            batches = await pipeline.encode_pairs(scorer, options, request.is_search, active)
+            with embeddings(model, len(pairs.second), active.account.prompt_tokens) as span:
+                for batch in batches:
+                    rows = await pipeline.embed(batch, model, active, span, scorer.field_of)
+                    yield orchestrator_pb2.ScoreResponse(
+                        model=model.name,
+                        method=_METHODS[scorer.method],
+                        # In a thread: the cosines of long vectors take milliseconds.
+                        scores=await asyncio.to_thread(scorer.scores, rows),
                         prompt_tokens=batch.num_tokens,
                     )
 
@@ -274,6 +309,8 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     name=name,
                     context_length=0 if model is None else model.context_length,
                     created_unix_seconds=self._first_seen.setdefault(name, now),
+                    kind=KIND_TO_PROTO[ModelKind.GENERATION if model is None else model.kind],
+                    embedding_length=0 if model is None else model.embedding_length,
                 )
                 for name, model in sorted(models.items())
             ],

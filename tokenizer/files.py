@@ -24,6 +24,7 @@ FILE_PATTERNS = (
     TEMPLATE_FILE,
     f"{NAMED_TEMPLATES}/*.jinja",
     "generation_config.json",
+    "config_sentence_transformers.json",
 )
 
 

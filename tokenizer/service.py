@@ -17,6 +17,7 @@ from mesh.observability import semconv
 from mesh.observability.metrics import exemplar, labelled
 from mesh.process.lifecycle import SetReady
 from mesh.protocol.chat import MAX_MESSAGES, ToolPrompt, tool_prompt_to_proto
+from mesh.protocol.model_kind import input_use_from_proto
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from tokenizer.executor import BoundedExecutor
@@ -32,6 +33,9 @@ if TYPE_CHECKING:  # generic in the stubs only
 
 FILE_PART_BYTES = 1024 * 1024
 """Maximum bytes of a file in one GetTokenizer response."""
+
+MAX_TEXTS = 64
+"""Maximum texts of one EncodeTexts request, as the proto file states."""
 
 MAX_DECODED_BYTES = 8 * 1024 * 1024
 """Maximum bytes of the text of a Decode response: half of what a message may have."""
@@ -101,6 +105,45 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
         _record(num_tokens=num_tokens)
         labelled(TOKENS, "encode").inc(num_tokens)
         labelled(ENCODE_SECONDS, kind).observe(time.monotonic() - started, exemplar())
+        return response
+
+    async def EncodeTexts(
+        self, request: tokenizer_pb2.EncodeTextsRequest, context: Context
+    ) -> tokenizer_pb2.EncodeTextsResponse:
+        """Encodes texts or pairs of texts.
+
+        Raises MeshError: INVALID_REQUEST, CONTEXT_TOO_LONG, or OVERLOADED if the queue is full.
+        """
+        started = time.monotonic()
+        texts, seconds = request.texts, request.second_texts
+        _check_num_texts(request)
+        prompt = self._tokenizer.prompts.choose(
+            request.prompt_name, input_use_from_proto(request.input_type)
+        )
+        lengths = [len(prompt) + len(text) for text in texts]
+        for number, second in enumerate(seconds):
+            lengths[number] += len(second)
+        _record(input="texts", num_texts=len(texts), num_characters=sum(lengths))
+        for number, length in enumerate(lengths):
+            self._check_length(f"texts[{number}]", length)
+            if not request.truncate:
+                self._tokenizer.check_fits(length, request.max_tokens, f"texts[{number}]")
+
+        def encode() -> tokenizer_pb2.EncodeTextsResponse:
+            limit = request.max_tokens if request.truncate else 0
+            prompted = [prompt + text for text in texts] if prompt else texts
+            encoded = self._tokenizer.texts.encode(prompted, seconds, limit)
+            return tokenizer_pb2.EncodeTextsResponse(
+                encoded=[tokenizer_pb2.EncodedText(**each._asdict()) for each in encoded],
+                tokenizer_sha256=self._tokenizer.sha256,
+            )
+
+        is_short = sum(lengths) <= SHORT_CHARACTERS
+        response = encode() if is_short else await self._executor.run(encode)
+        num_tokens = sum(len(each.token_ids) for each in response.encoded)
+        _record(num_tokens=num_tokens)
+        labelled(TOKENS, "encode").inc(num_tokens)
+        labelled(ENCODE_SECONDS, "texts").observe(time.monotonic() - started, exemplar())
         return response
 
     async def Decode(
@@ -217,6 +260,18 @@ def _record(**fields: str | int) -> None:
     if span.is_recording():
         for name, value in fields.items():
             span.set_attribute(f"{semconv.TOKENIZER_PREFIX}{name}", value)
+
+
+def _check_num_texts(request: tokenizer_pb2.EncodeTextsRequest) -> None:
+    num_texts, num_second = len(request.texts), len(request.second_texts)
+    if not 1 <= num_texts <= MAX_TEXTS:
+        raise invalid("texts", f"texts must have 1 to {MAX_TEXTS} items, given {num_texts}")
+    if num_second not in (0, num_texts):
+        raise invalid(
+            "second_texts",
+            f"second_texts must have as many items as texts ({num_texts}) or none, "
+            f"given {num_second}",
+        )
 
 
 def _check_num_messages(chat: common_pb2.ChatPrompt) -> None:

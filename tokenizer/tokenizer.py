@@ -16,7 +16,9 @@ from mesh.process.lifecycle import StartupError
 from tokenizer.chat.prompt_format import PromptFormat
 from tokenizer.chat.rendered_prompt import RenderedSegment
 from tokenizer.config import special_tokens, template_sources
+from tokenizer.embedding_prompts import read_prompts
 from tokenizer.files import TOKENIZER_FILE, TokenizerFiles
+from tokenizer.texts import TextEncoder
 
 SHORT_CHARACTERS = 512
 """Maximum length of a text that is encoded in the calling thread, with the GIL held.
@@ -41,6 +43,8 @@ class Tokenizer:
             special_tokens=[token.content for token in added if token.special],
             ordinary_tokens=[token.content for token in added if not token.special],
         )
+        self.texts = TextEncoder(self._library)
+        self.prompts = read_prompts(files.contents)
         self._literal_ids: dict[str, list[int]] = {}
         self._added_around: tuple[list[int], list[int]] | None = None
         self._characters_per_token = _longest_token(self._library)

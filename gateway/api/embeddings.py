@@ -39,11 +39,11 @@ class Embeddings:
             MAX_VALUES_WITH_IDS,
         )
         record = RequestRecord.of(request.scope)
-        inputs = await off_loop(record.body_bytes, body.inputs)
+        embedding = await off_loop(record.body_bytes, body.embedding)
         usage = record.usage
         usage.prompt_tokens = 0
         data: list[str] = []
-        batches = self._dependencies.orchestrator.embed(inputs, body.model, body.names())
+        batches = self._dependencies.orchestrator.embed(embedding)
         async with self._dependencies.cancel_scope(request), aclosing(batches):
             async for batch in batches:
                 record.model = batch.model

@@ -51,6 +51,7 @@ def _model(model: ServedModel) -> dict[str, object]:
         "object": "model",
         "created": model.created,
         "owned_by": "weir",
+        "kind": model.kind.value,
         # The field's name in vLLM, which several clients read.
         "max_model_len": model.context_length,
     }

@@ -14,6 +14,7 @@ class Model(Answer):
     object: Literal["model"]
     created: int
     owned_by: str
+    kind: Literal["generation", "embedding", "score"]
     max_model_len: int
 
 

@@ -7,26 +7,31 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from gateway.schemas.common import Answer, Body
-from gateway.schemas.embeddings import EmbeddingUsage
+from gateway.schemas.embeddings import (
+    LIMIT_NAMES,
+    TRUNCATE_TOKENS,
+    EmbeddingUsage,
+    TruncateTokens,
+    text_limit,
+)
 from gateway.upstream.field_names import FieldNames
+from gateway.upstream.generation import TextPairs
 from gateway.validation.field_error import FieldError
 from gateway.validation.problems import given_value
+
+Method = Literal["embedding_similarity", "cross_encoder"]
+"""How scores are made: the cosine of the angle between two embeddings, or by a model that has read
+both texts together."""
 
 MAX_TEXTS = 1000
 """Maximum documents of a reranking, and texts on each side of a scoring, as Cohere recommends."""
 
-METHOD = "embedding_similarity"
-"""How scores are made: the cosine of the angle between the embeddings of two texts."""
-
-
-class Comparison(NamedTuple):
-    """Texts to embed, and which of them to compare."""
-
-    texts: list[str]
-    """One text and those to compare it with, or pairs: a, b, a, b, …"""
-    is_pairs: bool
-    names: FieldNames
-    """Names of the fields in errors."""
+MODEL = Field(
+    "",
+    max_length=500,
+    description="Name of a served model, as /v1/models lists it. May be empty if one model of the "
+    "kind score is served, or if there is none, one of the kind embedding, or one other model.",
+)
 
 
 class Document(Body):
@@ -55,12 +60,7 @@ def _not_too_many(value: object) -> object:
 class RerankRequest(Body):
     """Documents to sort by their similarity to a query."""
 
-    model: str = Field(
-        "",
-        max_length=500,
-        description="Name of a served model, as /v1/models lists it. May be empty if one is "
-        "served.",
-    )
+    model: str = MODEL
     query: str = Field(min_length=1)
     documents: Annotated[
         list[
@@ -74,12 +74,19 @@ class RerankRequest(Body):
     )
     return_documents: bool = Field(True, description="Return the text of each document, too.")
 
-    def comparison(self) -> Comparison:
+    truncate_prompt_tokens: TruncateTokens = TRUNCATE_TOKENS
+
+    def pairs(self) -> TextPairs:
         """The query and the documents."""
-        renamed = {"input": "documents", "input[0]": "query"}
-        renamed |= {f"input[{n + 1}]": f"documents[{n}]" for n in range(len(self.documents))}
-        texts = [self.query, *(document.text for document in self.documents)]
-        return Comparison(texts, False, FieldNames(RerankRequest.model_fields, renamed))
+        renamed = {"first_texts[0]": "query", "second_texts": "documents", "input": "documents"}
+        return TextPairs(
+            self.model,
+            [self.query],
+            [document.text for document in self.documents],
+            FieldNames(RerankRequest.model_fields, {**LIMIT_NAMES, **renamed}),
+            text_limit(self.truncate_prompt_tokens),
+            is_search=True,
+        )
 
 
 class Texts(NamedTuple):
@@ -88,9 +95,9 @@ class Texts(NamedTuple):
     items: list[str]
     is_list: bool
 
-    def path(self, field: str, number: int) -> str:
-        """The path of text `number` in a body that has the texts in `field`."""
-        return f"{field}[{number}]" if self.is_list else field
+    def paths(self, upstream: str, field: str) -> dict[str, str]:
+        """The path in a body that has the texts in `field`, by the services' path."""
+        return {upstream: field} if self.is_list else {f"{upstream}[0]": field}
 
 
 def _texts(value: object) -> Texts:
@@ -115,17 +122,14 @@ TextsField = Annotated[Texts, PlainValidator(_texts, json_schema_input_type=str 
 class ScoreRequest(Body):
     """Pairs of texts to compare."""
 
-    model: str = Field(
-        "",
-        max_length=500,
-        description="Name of a served model, as /v1/models lists it. May be empty if one is "
-        "served.",
-    )
+    model: str = MODEL
     text_1: TextsField = Field(description="A text, or a list of up to 1000.")
     text_2: TextsField = Field(
         description="A text or a list of up to 1000: one for each of text_1, or any number if "
         "text_1 is one text."
     )
+
+    truncate_prompt_tokens: TruncateTokens = TRUNCATE_TOKENS
 
     @model_validator(mode="after")
     def _check(self) -> ScoreRequest:
@@ -136,23 +140,18 @@ class ScoreRequest(Body):
             )
         return self
 
-    def comparison(self) -> Comparison:
-        """One text and those to compare it with, or pairs of texts."""
+    def pairs(self) -> TextPairs:
+        """One text and those to compare it with, or as many on both sides."""
         first, second = self.text_1, self.text_2
-        is_pairs = len(first.items) > 1
-        renamed = {"input": "text_2"}
-        if not is_pairs:
-            renamed["input[0]"] = first.path("text_1", 0)
-            for number in range(len(second.items)):
-                renamed[f"input[{number + 1}]"] = second.path("text_2", number)
-            names = FieldNames(ScoreRequest.model_fields, renamed)
-            return Comparison([*first.items, *second.items], False, names)
-        for number in range(len(first.items)):
-            renamed[f"input[{2 * number}]"] = f"text_1[{number}]"
-            renamed[f"input[{2 * number + 1}]"] = f"text_2[{number}]"
-        pairs = zip(first.items, second.items, strict=True)
-        texts = [text for pair in pairs for text in pair]
-        return Comparison(texts, True, FieldNames(ScoreRequest.model_fields, renamed))
+        renamed = {"input": "text_2", **first.paths("first_texts", "text_1")}
+        renamed |= second.paths("second_texts", "text_2")
+        return TextPairs(
+            self.model,
+            first.items,
+            second.items,
+            FieldNames(ScoreRequest.model_fields, {**LIMIT_NAMES, **renamed}),
+            text_limit(self.truncate_prompt_tokens),
+        )
 
 
 class RerankResult(Answer):
@@ -168,7 +167,7 @@ class RerankAnswer(Answer):
 
     id: str
     model: str
-    method: Literal["embedding_similarity"]
+    method: Method
     results: list[RerankResult]
     usage: EmbeddingUsage
 
@@ -188,6 +187,6 @@ class ScoreAnswer(Answer):
     object: Literal["list"]
     created: int
     model: str
-    method: Literal["embedding_similarity"]
+    method: Method
     data: list[Score]
     usage: EmbeddingUsage

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 import grpc.aio
@@ -14,13 +15,16 @@ from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
     Citation,
     Embedded,
+    EmbeddingInputs,
     Event,
     Generation,
     Retrieved,
+    Scored,
     Search,
     SearchResults,
     ServedModel,
     SummaryFinish,
+    TextPairs,
 )
 from gateway.upstream.tokenization import (
     Detokenization,
@@ -39,6 +43,7 @@ from mesh.protocol.finish import (
     reason_from_proto,
     started_from_proto,
 )
+from mesh.protocol.model_kind import INPUT_TYPES, kind_from_proto
 from mesh.protocol.prompt import set_prompt
 from mesh.protocol.sampling_params import sampling_to_proto
 from mesh.protocol.search import Source
@@ -58,6 +63,12 @@ LONG_CONVERSATION = 256
 LONG_PROMPT = 32_768
 """Number of token ids above which a prompt is."""
 
+_SCORE_METHODS: dict[int, str] = {
+    orchestrator_pb2.SCORE_METHOD_EMBEDDING_SIMILARITY: "embedding_similarity",
+    orchestrator_pb2.SCORE_METHOD_CROSS_ENCODER: "cross_encoder",
+}
+
+Batch = TypeVar("Batch", Embedded, Scored)
 Value = TypeVar("Value", Generation, Search)
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -84,23 +95,19 @@ class Orchestrator:
             summarize_events,
         )
 
-    async def embed(
-        self, inputs: Sequence[str | TokenIds], model: str, names: FieldNames
-    ) -> AsyncGenerator[Embedded]:
+    async def embed(self, embedding: EmbeddingInputs) -> AsyncGenerator[Embedded]:
         """Embeddings, batch by batch; raises MeshError. Close it to cancel the call."""
-        charge = TokenCharge()
-        num_tokens = 0
-        request = embed_request(inputs, model)
-        try:
-            async with open_stream(self._stub.Embed, request) as responses:
-                async for response in responses:
-                    batch = embedded(response)
-                    num_tokens += batch.prompt_tokens
-                    charge.add(batch.prompt_tokens)
-                    yield batch
-        except MeshError as error:
-            raise names.public(error) from error
-        charge.settle(num_tokens)
+        call = _batches(self._stub.Embed, embed_request(embedding), embedded, embedding.names)
+        async with aclosing(call) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def score(self, pairs: TextPairs) -> AsyncGenerator[Scored]:
+        """Scores, batch by batch; raises MeshError. Close it to cancel the call."""
+        call = _batches(self._stub.Score, score_request(pairs), scored, pairs.names)
+        async with aclosing(call) as batches:
+            async for batch in batches:
+                yield batch
 
     async def retrieve(self, query: str, num_results: int) -> Retrieved:
         """Search without a summary; raises MeshError."""
@@ -140,7 +147,12 @@ class Orchestrator:
         """The served models; raises MeshError."""
         response = await call_unary(self._stub.ListModels, orchestrator_pb2.ListModelsRequest())
         return tuple(
-            ServedModel(model.name, model.context_length, model.created_unix_seconds)
+            ServedModel(
+                model.name,
+                model.context_length,
+                model.created_unix_seconds,
+                kind_from_proto(model.kind),
+            )
             for model in response.models
         )
 
@@ -161,6 +173,26 @@ class Orchestrator:
     async def wait_changed(self) -> None:
         """Returns when an orchestrator has become ready or has stopped being ready."""
         await self._channel.next_change().wait()
+
+
+async def _batches(
+    call: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+    request: Request,
+    batch_of: Callable[[Response], Batch],
+    names: FieldNames,
+) -> AsyncGenerator[Batch]:
+    charge = TokenCharge()
+    num_tokens = 0
+    try:
+        async with open_stream(call, request) as responses:
+            async for response in responses:
+                batch = batch_of(response)
+                num_tokens += batch.prompt_tokens
+                charge.add(batch.prompt_tokens)
+                yield batch
+    except MeshError as error:
+        raise names.public(error) from error
+    charge.settle(num_tokens)
 
 
 async def _events(
@@ -336,16 +368,40 @@ def _reason(number: int) -> FinishReason:
         raise broken(str(error)) from None
 
 
-def embed_request(inputs: Sequence[str | TokenIds], model: str) -> orchestrator_pb2.EmbedRequest:
+def embed_request(embedding: EmbeddingInputs) -> orchestrator_pb2.EmbedRequest:
     """Convert to protobuf."""
-    request = orchestrator_pb2.EmbedRequest(model=model)
-    for each in inputs:
+    request = orchestrator_pb2.EmbedRequest(
+        model=embedding.model,
+        **embedding.limit._asdict(),
+        prompt_name=embedding.prompt_name,
+        input_type=INPUT_TYPES[embedding.use],
+    )
+    for each in embedding.inputs:
         added = request.inputs.add()
         if isinstance(each, str):
             added.text = each
         else:
             added.token_ids.ids.extend(each.ids)
     return request
+
+
+def score_request(pairs: TextPairs) -> orchestrator_pb2.ScoreRequest:
+    """Convert to protobuf."""
+    return orchestrator_pb2.ScoreRequest(
+        model=pairs.model,
+        first_texts=pairs.first,
+        second_texts=pairs.second,
+        **pairs.limit._asdict(),
+        is_search=pairs.is_search,
+    )
+
+
+def scored(response: orchestrator_pb2.ScoreResponse) -> Scored:
+    """Convert from protobuf. Raises MeshError."""
+    method = _SCORE_METHODS.get(response.method)
+    if method is None:
+        raise broken(f"unknown method of scores: {response.method}")
+    return Scored(response.model, method, response.scores, response.prompt_tokens)
 
 
 def embedded(response: orchestrator_pb2.EmbedResponse) -> Embedded:

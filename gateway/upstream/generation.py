@@ -11,9 +11,11 @@ from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ToolChoice
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish, GenerationStarted
+from mesh.protocol.model_kind import InputUse, ModelKind
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.search import Source
+from mesh.protocol.tokens import TokenIds
 
 
 class Generation(NamedTuple):
@@ -96,6 +98,51 @@ class Retrieved(NamedTuple):
     """The retrieval failed, so no results do not mean that nothing matches."""
 
 
+class TextLimit(NamedTuple):
+    """What happens to texts that are longer than a limit."""
+
+    max_tokens: int = 0
+    """0: the model's context length."""
+    truncate: bool = False
+    """Cut off their ends instead of refusing them."""
+
+
+class EmbeddingInputs(NamedTuple):
+    """Texts or token ids to embed; an empty `model` selects the only served one."""
+
+    model: str
+    inputs: Sequence[str | TokenIds]
+    names: FieldNames
+    """Names of the fields in errors."""
+    limit: TextLimit = TextLimit()
+    prompt_name: str = ""
+    """Name of the model's prompt to put before each text; empty: the one for the use."""
+    use: InputUse = ""
+
+
+class TextPairs(NamedTuple):
+    """Pairs of texts to score; an empty `model` selects the only served one."""
+
+    model: str
+    first: Sequence[str]
+    """One text, or one for each of `second`."""
+    second: Sequence[str]
+    names: FieldNames
+    """Names of the fields in errors."""
+    limit: TextLimit = TextLimit()
+    is_search: bool = False
+    """The first texts are queries and the second ones documents."""
+
+
+class Scored(NamedTuple):
+    """The scores of the next pairs, how they were made, and the number of their tokens."""
+
+    model: str
+    method: str
+    scores: Sequence[float]
+    prompt_tokens: int
+
+
 class Embedded(NamedTuple):
     """The embeddings of the next inputs, and the number of their tokens."""
 
@@ -110,6 +157,7 @@ class ServedModel(NamedTuple):
     name: str
     context_length: int
     created: int
+    kind: ModelKind = ModelKind.GENERATION
 
 
 Event: TypeAlias = GenerationStarted | SearchResults | Delta | GenerationFinish

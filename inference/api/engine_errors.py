@@ -13,6 +13,7 @@ _KIND_OF_ERROR: tuple[tuple[type[errors.EngineError], ErrorKind], ...] = (
     (errors.InvalidSamplingParams, ErrorKind.INVALID_REQUEST),
     (errors.InvalidPrompt, ErrorKind.INVALID_REQUEST),
     (errors.ContextTooLong, ErrorKind.CONTEXT_TOO_LONG),
+    (errors.UnsupportedCall, ErrorKind.UNIMPLEMENTED),
     (errors.Overloaded, ErrorKind.OVERLOADED),
     (errors.DeadlineExceeded, ErrorKind.DEADLINE),
     # A caller should retry both on another replica.

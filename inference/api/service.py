@@ -13,12 +13,13 @@ from inference.api.engine_errors import engine_errors
 from inference.api.request_account import RequestAccount, num_expected_tokens
 from inference.api.spans import StepSpans
 from inference.engine import errors
-from inference.engine.interface import EngineClient, Finish, SequenceOutput
+from inference.engine.interface import EngineClient, Finish, SequenceOutput, TokenPair
 from inference.sampling.sampling_params import SamplingParams
 from mesh.context import annotate, current_request, new_request_id
 from mesh.process.backlog import Backlog
 from mesh.protocol.finish import REASON_TO_PROTO
 from mesh.protocol.logprobs import token_logprob_to_proto
+from mesh.protocol.model_kind import KIND_TO_PROTO
 from mesh.protocol.sampling_params import sampling_values
 from mesh.protocol.usage import Usage, usage_to_proto
 from mesh.rpc.server import Servicer
@@ -106,6 +107,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
         )
 
+    async def Score(
+        self, request: inference_pb2.InferenceServiceScoreRequest, context: Context
+    ) -> inference_pb2.InferenceServiceScoreResponse:
+        pairs = [TokenPair(list(each.token_ids), each.num_first_tokens) for each in request.inputs]
+        num_tokens = sum(len(pair.token_ids) for pair in pairs)
+        annotate(num_inputs=len(pairs), prompt_tokens=num_tokens)
+        with engine_errors(self._backlog), self._backlog.work() as work:
+            self._check_model(request.model_sha256)
+            spans.describe_embeddings(self._engine.model_info.name, len(pairs), num_tokens)
+            work.expect(num_tokens)
+            scores = await self._engine.score(pairs)
+            work.done(num_tokens)
+        return inference_pb2.InferenceServiceScoreResponse(scores=scores)
+
     async def GetModel(
         self, request: inference_pb2.GetModelRequest, context: Context
     ) -> inference_pb2.GetModelResponse:
@@ -121,6 +136,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             num_parameters=info.num_parameters,
             vocabulary_sha256=info.vocabulary_sha256,
             model_sha256=info.model_sha256,
+            kind=KIND_TO_PROTO[info.kind],
+            embedding_length=info.embedding_length,
         )
 
     async def GetLoad(

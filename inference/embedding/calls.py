@@ -34,12 +34,14 @@ Inputs = Sequence[Sequence[int]]
 class EmbeddingCall:
     """Checked inputs, and their vectors so far. Made by `EmbeddingCalls`; the engine fills it."""
 
-    __slots__ = ("abandoned", "begin", "error", "inputs", "vectors")
+    __slots__ = ("abandoned", "begin", "error", "inputs", "num_first_tokens", "vectors")
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, num_first_tokens: Sequence[int] = ()) -> None:
         self.inputs = [array("q", token_ids) for token_ids in inputs]
+        self.num_first_tokens = num_first_tokens
+        """Of pairs of texts: how many tokens of each input are of type 0. Empty: all are."""
         self.vectors: list[list[float]] = []
-        """Of the first inputs, in order, each [hidden_size] of length 1."""
+        """Of the first inputs, in order: each [hidden_size], or of a pair its score [1]."""
         self.error: EngineError | None = None
         """Why the call has ended without all vectors."""
         self.begin: float | None = None
@@ -66,14 +68,16 @@ class EmbeddingCalls:
     def num_live(self) -> int:
         return len(self._ended)
 
-    async def embed(self, inputs: Inputs) -> list[list[float]]:
+    async def embed(
+        self, inputs: Inputs, num_first_tokens: Sequence[int] = ()
+    ) -> list[list[float]]:
         """Return the vectors of checked inputs; cancelling ends the call within one piece.
 
         Raises Overloaded beyond `MAX_CALLS` or `MAX_LIVE_TOKENS`, or the error that ended the call.
         """
         num_tokens = sum(map(len, inputs))
         self._check_limits(num_tokens)
-        call = EmbeddingCall(inputs)
+        call = EmbeddingCall(inputs, num_first_tokens)
         ended = self._ended[call] = asyncio.get_running_loop().create_future()
         self._num_tokens += num_tokens
         self.empty.update(is_empty=False)

@@ -22,8 +22,15 @@ from inference.api.step_recorder import StepRecorder
 from inference.embedding.calls import EmbeddingCall, EmbeddingCalls, check_inputs
 from inference.engine.block_feed import BlockFeed
 from inference.engine.engine import Engine
-from inference.engine.errors import EngineError, EngineUnavailable
-from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, StepRecord
+from inference.engine.errors import EngineError, EngineUnavailable, UnsupportedCall
+from inference.engine.interface import (
+    Finish,
+    Load,
+    ModelInfo,
+    SequenceOutput,
+    StepRecord,
+    TokenPair,
+)
 from inference.engine.streams import Streams
 from inference.engine.threads import lower_priority, stack_of
 from inference.engine.watchdog import STEP_TIMEOUT_SECONDS, StepState, Watchdog
@@ -196,6 +203,9 @@ class AsyncEngine:
         capacity = engine.admission.kv_capacity_tokens
         check_inputs(inputs, engine.model_info, capacity)
         return await self._embeddings.embed(inputs)
+
+    async def score(self, pairs: abc.Sequence[TokenPair]) -> list[float]:
+        raise UnsupportedCall(f"{self.model_info.name} is no cross-encoder")
 
     def load(self) -> Load:
         load = self._load

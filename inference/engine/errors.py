@@ -4,6 +4,7 @@ EngineError
 ├── InvalidSamplingParams   a sampling field is outside its limit
 ├── InvalidPrompt           the prompt is empty or has an id outside the vocabulary
 ├── ContextTooLong          prompt + max_tokens exceed the context or the KV cache
+├── UnsupportedCall         the served model cannot compute what the call asks for
 ├── DuplicateRequest        a live sequence already has this request id
 ├── Overloaded              the running and waiting queues are full; retry later
 ├── DeadlineExceeded        the sequence's deadline passed before it finished
@@ -37,6 +38,10 @@ class InvalidPrompt(EngineError, ValueError):
 
 class ContextTooLong(EngineError, ValueError):
     """Prompt and max_tokens together exceed the context or the KV cache."""
+
+
+class UnsupportedCall(EngineError):
+    """The served model cannot compute it: text by an encoder, scores by a generation model."""
 
 
 class DuplicateRequest(EngineError, ValueError):

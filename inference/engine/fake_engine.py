@@ -16,8 +16,13 @@ from zlib import crc32
 from inference.api import metrics
 from inference.embedding.calls import check_inputs
 from inference.engine.admission import Admission
-from inference.engine.errors import DeadlineExceeded, EngineError, EngineUnavailable
-from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput
+from inference.engine.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineUnavailable,
+    UnsupportedCall,
+)
+from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, TokenPair
 from inference.engine.streams import Streams
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence, SequenceStatus
@@ -135,6 +140,9 @@ class FakeEngine:
         axes = [sum(token_ids) % EMBEDDING_SIZE for token_ids in inputs]
         return [[float(place == axis) for place in range(EMBEDDING_SIZE)] for axis in axes]
 
+    async def score(self, pairs: abc.Sequence[TokenPair]) -> list[float]:
+        raise UnsupportedCall(f"{self.model_info.name} is no cross-encoder")
+
     def load(self) -> Load:
         running = [s for s in self._live() if s.status is SequenceStatus.RUNNING]
         num_tokens = sum(sequence.num_tokens for sequence in running)
@@ -233,6 +241,7 @@ def _model_info(name: str, max_context: int, vocab_size: int) -> ModelInfo:
         max_context=max_context,
         num_parameters=0,
         eos_token_ids=(),
+        embedding_length=EMBEDDING_SIZE,
     )
 
 

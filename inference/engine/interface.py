@@ -15,6 +15,7 @@ from inference.engine.errors import EngineError
 from inference.sampling.sampling_params import SamplingParams
 from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
+from mesh.protocol.model_kind import ModelKind
 
 
 class PrefillChunk(NamedTuple):
@@ -142,6 +143,17 @@ class ModelInfo:
     """Digest of the ids and their tokens (`mesh.hub.vocabulary`); empty if unknown."""
     model_sha256: str = ""
     """Digest of all that decides the tokens (`inference.model.identity`); empty if unknown."""
+    kind: ModelKind = ModelKind.GENERATION
+    embedding_length: int = 0
+    """Number of values of an embedding; 0: unknown, or the model has none."""
+
+
+class TokenPair(NamedTuple):
+    """Two texts, encoded together."""
+
+    token_ids: Sequence[int]
+    num_first_tokens: int
+    """Number of first ids whose token type is 0; the others have type 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,10 +233,17 @@ class EngineClient(Protocol):
         ...
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return a vector of length 1 for each input, computed in pieces beside generation.
+        """Return a vector for each input, computed in pieces beside generation.
 
-        Cancelling ends the work within one piece. Raises `InvalidPrompt`, `ContextTooLong`,
-        `Overloaded`, `EngineUnavailable`, `StepFailed` or `SequenceFailed`.
+        Cancelling ends the work within one piece. Raises `UnsupportedCall`, `InvalidPrompt`,
+        `ContextTooLong`, `Overloaded`, `EngineUnavailable`, `StepFailed` or `SequenceFailed`.
+        """
+        ...
+
+    async def score(self, pairs: Sequence[TokenPair]) -> list[float]:
+        """Return the score of each pair of texts, by a cross-encoder; otherwise as `embed`.
+
+        Raises `UnsupportedCall` for another model.
         """
         ...
 

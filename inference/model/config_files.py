@@ -47,13 +47,13 @@ TokenId = Annotated[Whole, Field(ge=0, lt=MAX_IDS)]
 EndTokens = Annotated[list[TokenId], BeforeValidator(_listed)]
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
     """Known fields are strict, others are ignored; null is the same as no field."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
-class RopeFields(_Fields):
+class RopeFields(Fields):
     """rope_parameters (transformers 5) or rope_scaling (transformers 4)."""
 
     kind: str = Field("default", validation_alias=AliasChoices("rope_type", "type"))
@@ -75,7 +75,7 @@ class RopeFields(_Fields):
     sliding_attention: RopeFields | None = None
 
 
-class ConfigFields(_Fields):
+class ConfigFields(Fields):
     """config.json; fields without a default are required."""
 
     vocab_size: Annotated[Whole, Field(ge=1, le=MAX_IDS)]
@@ -127,26 +127,26 @@ class ConfigFields(_Fields):
     eos_token_id: EndTokens = []
 
 
-class GenerationFields(_Fields):
+class GenerationFields(Fields):
     """generation_config.json; its sampling parameters are checked with the API's bounds."""
 
     eos_token_id: EndTokens | None = None
     do_sample: bool = False
 
 
-class ArchitectureFields(_Fields):
+class ArchitectureFields(Fields):
     """The first field of config.json that is read: the others depend on it."""
 
     architectures: list[str] = []
 
 
-class TextFields(_Fields):
+class TextFields(Fields):
     """config.json of a model of several modalities."""
 
     text_config: dict[str, object] = {}
 
 
-F = TypeVar("F", bound=_Fields)
+F = TypeVar("F", bound=Fields)
 
 
 def parse_fields(kind: type[F], content: dict[str, object], path: Path) -> F:
@@ -163,15 +163,27 @@ def read_json(path: Path, *, required: bool) -> dict[str, object]:
         if required:
             raise ModelLoadError(f"{path} is missing")
         return {}
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} is not a JSON object")
+    return content
+
+
+def read_json_list(path: Path) -> list[dict[str, object]]:
+    """A file's JSON list of objects. Raises ModelLoadError."""
+    content = _read(path)
+    if not isinstance(content, list) or not all(isinstance(each, dict) for each in content):
+        raise ModelLoadError(f"{path} is not a JSON list of objects")
+    return content
+
+
+def _read(path: Path) -> object:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} is not a JSON object")
-    return content
 
 
 def _without_null(content: dict[str, object]) -> dict[str, object]:

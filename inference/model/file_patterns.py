@@ -7,6 +7,8 @@ FILE_PATTERNS = (
     "*.safetensors.index.json",
     "config.json",
     "*_config.json",
+    "modules.json",
+    "*_Pooling/config.json",
     "tokenizer.json",
     "special_tokens_map.json",
     "*.jinja",

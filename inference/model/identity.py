@@ -6,15 +6,18 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inference.engine.errors import ModelLoadError
-from inference.model.config import ModelConfig
 from inference.model.weights.weights import Weights
 from mesh.hub.vocabulary import VocabularyError, vocabulary_sha256
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def model_sha256(config: ModelConfig, dtype: str, vocabulary: str, weights: Weights) -> str:
-    """Hexadecimal SHA-256 of all that decides the tokens of a model. Reads the files.
+
+def model_sha256(config: DataclassInstance, dtype: str, vocabulary: str, weights: Weights) -> str:
+    """Hexadecimal SHA-256 of all that decides what a model computes. Reads the files.
 
     `dtype` is the type of the weights in memory, `vocabulary` the digest of the vocabulary.
     """

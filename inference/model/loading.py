@@ -119,7 +119,7 @@ def load_engine(options: EngineOptions) -> Engine:
 
 def _load_engine(options: EngineOptions) -> Engine:
     started = time.monotonic()
-    device = _device(options.device)
+    device = select_device(options.device)
     threads = options.threads or available_cpus()
     if device.type == "cpu":
         torch.set_num_threads(threads)
@@ -205,6 +205,15 @@ def _load_decoder(
 ) -> Llama | NativeDecoder:
     """Reads the weights; logs a warning about tensors that the architecture does not use."""
     decoder = make_model(config, weights, device, options)
+    log_unused(weights)
+    if isinstance(decoder, NativeDecoder):
+        # The decoder has its own thread pool; torch's threads would spin on the same cores.
+        torch.set_num_threads(1)
+    return decoder
+
+
+def log_unused(weights: Weights) -> None:
+    """Log a warning if a loaded checkpoint has further tensors."""
     unused = weights.unused
     if unused:
         logger.warning(
@@ -214,10 +223,6 @@ def _load_decoder(
                 "tensors": ", ".join(unused[:MAX_LOGGED_TENSORS]),
             },
         )
-    if isinstance(decoder, NativeDecoder):
-        # The decoder has its own thread pool; torch's threads would spin on the same cores.
-        torch.set_num_threads(1)
-    return decoder
 
 
 def _build_engine(options: EngineOptions, loaded: _LoadedModel, vocabulary: Vocabulary) -> Engine:
@@ -259,7 +264,7 @@ def _model_info(options: EngineOptions, loaded: _LoadedModel) -> ModelInfo:
         name=options.name,
         architecture=loaded.config.architecture,
         dtype=loaded.weight_type,
-        device=_device_name(loaded.model.device),
+        device=device_name(loaded.model.device),
         vocab_size=loaded.config.vocab_size,
         max_context=loaded.max_context,
         num_parameters=loaded.model.num_parameters,
@@ -267,6 +272,7 @@ def _model_info(options: EngineOptions, loaded: _LoadedModel) -> ModelInfo:
         default_sampling=loaded.config.default_sampling,
         vocabulary_sha256=loaded.vocabulary_sha256,
         model_sha256=loaded.model_sha256,
+        embedding_length=loaded.config.hidden_size,
     )
 
 
@@ -335,13 +341,15 @@ def uses_gpu(wanted: str) -> bool:
     return wanted != "cpu" and torch.cuda.is_available()
 
 
-def _device(wanted: str) -> torch.device:
+def select_device(wanted: str) -> torch.device:
+    """The device of INFERENCE_DEVICE = `wanted`. Raises ModelLoadError if it is not visible."""
     if wanted == "cuda" and not uses_gpu(wanted):
         raise ModelLoadError("INFERENCE_DEVICE is cuda, but no CUDA device is visible")
     return torch.device("cuda" if uses_gpu(wanted) else "cpu")
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """As `GetModel` reports it."""
     if device.type == "cuda":
         return f"cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}"
     return "cpu"

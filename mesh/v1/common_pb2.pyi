@@ -73,6 +73,60 @@ TOOL_PROMPT_GENERIC: ToolPrompt.ValueType  # 2
 does not render tools.
 """
 
+class _ModelKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelKindEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ModelKind.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
+    """Sent by services of earlier versions: a generation model."""
+    MODEL_KIND_GENERATION: _ModelKind.ValueType  # 1
+    """Generates text. Its hidden states also give embeddings."""
+    MODEL_KIND_EMBEDDING: _ModelKind.ValueType  # 2
+    """An encoder: embeddings, no text."""
+    MODEL_KIND_SCORE: _ModelKind.ValueType  # 3
+    """A cross-encoder: a score for a pair of texts, no text and no embeddings."""
+
+class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
+    """What a model computes."""
+
+MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
+"""Sent by services of earlier versions: a generation model."""
+MODEL_KIND_GENERATION: ModelKind.ValueType  # 1
+"""Generates text. Its hidden states also give embeddings."""
+MODEL_KIND_EMBEDDING: ModelKind.ValueType  # 2
+"""An encoder: embeddings, no text."""
+MODEL_KIND_SCORE: ModelKind.ValueType  # 3
+"""A cross-encoder: a score for a pair of texts, no text and no embeddings."""
+
+class _InputType:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InputTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_InputType.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    INPUT_TYPE_UNSPECIFIED: _InputType.ValueType  # 0
+    """The model's default prompt, if it has one."""
+    INPUT_TYPE_QUERY: _InputType.ValueType  # 1
+    """A search query: the model's prompt "query", else its default prompt, else none."""
+    INPUT_TYPE_DOCUMENT: _InputType.ValueType  # 2
+    """A document to be found: the model's prompt "document", "passage" or "corpus", else its default
+    prompt, else none.
+    """
+
+class InputType(_InputType, metaclass=_InputTypeEnumTypeWrapper):
+    """What a text to embed is used for. Some models have a prompt for each use."""
+
+INPUT_TYPE_UNSPECIFIED: InputType.ValueType  # 0
+"""The model's default prompt, if it has one."""
+INPUT_TYPE_QUERY: InputType.ValueType  # 1
+"""A search query: the model's prompt "query", else its default prompt, else none."""
+INPUT_TYPE_DOCUMENT: InputType.ValueType  # 2
+"""A document to be found: the model's prompt "document", "passage" or "corpus", else its default
+prompt, else none.
+"""
+
 @typing.final
 class SamplingParams(message.Message):
     """Sampling parameters. If a field is absent, the default of the served model applies (its
@@ -503,7 +557,9 @@ class Embedding(message.Message):
     VALUES_FIELD_NUMBER: builtins.int
     @builtins.property
     def values(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Mean of the last layer's hidden states over all tokens, normalised to length 1."""
+        """Of a generation model: the mean of the last layer's hidden states over all tokens, of length 1.
+        Of an encoder: as its files define the pooling and the normalisation.
+        """
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mesh.v1 import common_pb2 as mesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/inference.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"\x91\x01\n\x1fInferenceServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12)\n\x08sampling\x18\x02 \x01(\x0b\x32\x17.mesh.v1.SamplingParams\x12\x1a\n\x12num_resumed_tokens\x18\x03 \x01(\r\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\"q\n InferenceServiceGenerateResponse\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x13.mesh.v1.TokenChunk\x12)\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x19.mesh.v1.GenerationFinish\"x\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\'\n\x08logprobs\x18\x02 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\x12.\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\"\xa0\x01\n\x10GenerationFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\"W\n\x1cInferenceServiceEmbedRequest\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.mesh.v1.TokenIds\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"G\n\x1dInferenceServiceEmbedResponse\x12&\n\nembeddings\x18\x01 \x03(\x0b\x32\x12.mesh.v1.Embedding\"\x11\n\x0fGetModelRequest\"\xe1\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\x19\n\x11vocabulary_sha256\x18\t \x01(\t\x12\x14\n\x0cmodel_sha256\x18\n \x01(\t\"\x10\n\x0eGetLoadRequest\"\xb8\x01\n\x0fGetLoadResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12 \n\x18kv_cache_capacity_tokens\x18\x06 \x01(\x04\x32\xcc\x02\n\x10InferenceService\x12\x61\n\x08Generate\x12(.mesh.v1.InferenceServiceGenerateRequest\x1a).mesh.v1.InferenceServiceGenerateResponse0\x01\x12V\n\x05\x45mbed\x12%.mesh.v1.InferenceServiceEmbedRequest\x1a&.mesh.v1.InferenceServiceEmbedResponse\x12?\n\x08GetModel\x12\x18.mesh.v1.GetModelRequest\x1a\x19.mesh.v1.GetModelResponse\x12<\n\x07GetLoad\x12\x17.mesh.v1.GetLoadRequest\x1a\x18.mesh.v1.GetLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/inference.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"\x91\x01\n\x1fInferenceServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12)\n\x08sampling\x18\x02 \x01(\x0b\x32\x17.mesh.v1.SamplingParams\x12\x1a\n\x12num_resumed_tokens\x18\x03 \x01(\r\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\"q\n InferenceServiceGenerateResponse\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x13.mesh.v1.TokenChunk\x12)\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x19.mesh.v1.GenerationFinish\"x\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\'\n\x08logprobs\x18\x02 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\x12.\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\"\xa0\x01\n\x10GenerationFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\"W\n\x1cInferenceServiceEmbedRequest\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.mesh.v1.TokenIds\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"G\n\x1dInferenceServiceEmbedResponse\x12&\n\nembeddings\x18\x01 \x03(\x0b\x32\x12.mesh.v1.Embedding\"X\n\x1cInferenceServiceScoreRequest\x12\"\n\x06inputs\x18\x01 \x03(\x0b\x32\x12.mesh.v1.TokenPair\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"/\n\x1dInferenceServiceScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\"8\n\tTokenPair\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x18\n\x10num_first_tokens\x18\x02 \x01(\r\"\x11\n\x0fGetModelRequest\"\x9d\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\x19\n\x11vocabulary_sha256\x18\t \x01(\t\x12\x14\n\x0cmodel_sha256\x18\n \x01(\t\x12 \n\x04kind\x18\x0b \x01(\x0e\x32\x12.mesh.v1.ModelKind\x12\x18\n\x10\x65mbedding_length\x18\x0c \x01(\r\"\x10\n\x0eGetLoadRequest\"\xb8\x01\n\x0fGetLoadResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12 \n\x18kv_cache_capacity_tokens\x18\x06 \x01(\x04\x32\xa4\x03\n\x10InferenceService\x12\x61\n\x08Generate\x12(.mesh.v1.InferenceServiceGenerateRequest\x1a).mesh.v1.InferenceServiceGenerateResponse0\x01\x12V\n\x05\x45mbed\x12%.mesh.v1.InferenceServiceEmbedRequest\x1a&.mesh.v1.InferenceServiceEmbedResponse\x12V\n\x05Score\x12%.mesh.v1.InferenceServiceScoreRequest\x1a&.mesh.v1.InferenceServiceScoreResponse\x12?\n\x08GetModel\x12\x18.mesh.v1.GetModelRequest\x1a\x19.mesh.v1.GetModelResponse\x12<\n\x07GetLoad\x12\x17.mesh.v1.GetLoadRequest\x1a\x18.mesh.v1.GetLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,14 +44,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCESERVICEEMBEDREQUEST']._serialized_end=693
   _globals['_INFERENCESERVICEEMBEDRESPONSE']._serialized_start=695
   _globals['_INFERENCESERVICEEMBEDRESPONSE']._serialized_end=766
-  _globals['_GETMODELREQUEST']._serialized_start=768
-  _globals['_GETMODELREQUEST']._serialized_end=785
-  _globals['_GETMODELRESPONSE']._serialized_start=788
-  _globals['_GETMODELRESPONSE']._serialized_end=1013
-  _globals['_GETLOADREQUEST']._serialized_start=1015
-  _globals['_GETLOADREQUEST']._serialized_end=1031
-  _globals['_GETLOADRESPONSE']._serialized_start=1034
-  _globals['_GETLOADRESPONSE']._serialized_end=1218
-  _globals['_INFERENCESERVICE']._serialized_start=1221
-  _globals['_INFERENCESERVICE']._serialized_end=1553
+  _globals['_INFERENCESERVICESCOREREQUEST']._serialized_start=768
+  _globals['_INFERENCESERVICESCOREREQUEST']._serialized_end=856
+  _globals['_INFERENCESERVICESCORERESPONSE']._serialized_start=858
+  _globals['_INFERENCESERVICESCORERESPONSE']._serialized_end=905
+  _globals['_TOKENPAIR']._serialized_start=907
+  _globals['_TOKENPAIR']._serialized_end=963
+  _globals['_GETMODELREQUEST']._serialized_start=965
+  _globals['_GETMODELREQUEST']._serialized_end=982
+  _globals['_GETMODELRESPONSE']._serialized_start=985
+  _globals['_GETMODELRESPONSE']._serialized_end=1270
+  _globals['_GETLOADREQUEST']._serialized_start=1272
+  _globals['_GETLOADREQUEST']._serialized_end=1288
+  _globals['_GETLOADRESPONSE']._serialized_start=1291
+  _globals['_GETLOADRESPONSE']._serialized_end=1475
+  _globals['_INFERENCESERVICE']._serialized_start=1478
+  _globals['_INFERENCESERVICE']._serialized_end=1898
 # @@protoc_insertion_point(module_scope)

@@ -204,6 +204,78 @@ class InferenceServiceEmbedResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class InferenceServiceScoreRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: builtins.int
+    MODEL_SHA256_FIELD_NUMBER: builtins.int
+    model_sha256: builtins.str
+    """As in InferenceServiceEmbedRequest."""
+    @builtins.property
+    def inputs(self) -> containers.RepeatedCompositeFieldContainer[TokenPair]:
+        """1 to 64 pairs."""
+
+    def __init__(
+        self,
+        *,
+        inputs: abc.Iterable[TokenPair] | None = ...,
+        model_sha256: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["inputs", b"inputs", "model_sha256", b"model_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class InferenceServiceScoreResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def scores(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One for each pair, in the same order: higher is more similar or relevant. With the activation
+        that the model's files name, else the sigmoid function: 0 to 1.
+        """
+
+    def __init__(
+        self,
+        *,
+        scores: abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class TokenPair(message.Message):
+    """Two texts, encoded together."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    NUM_FIRST_TOKENS_FIELD_NUMBER: builtins.int
+    num_first_tokens: builtins.int
+    """Number of first ids whose token type is 0; the others have type 1."""
+    @builtins.property
+    def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The ids, in order."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: abc.Iterable[builtins.int] | None = ...,
+        num_first_tokens: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["num_first_tokens", b"num_first_tokens", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class GetModelRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
@@ -230,6 +302,8 @@ class GetModelResponse(message.Message):
     NUM_PARAMETERS_FIELD_NUMBER: builtins.int
     VOCABULARY_SHA256_FIELD_NUMBER: builtins.int
     MODEL_SHA256_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    EMBEDDING_LENGTH_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model in requests."""
     architecture: builtins.str
@@ -253,6 +327,10 @@ class GetModelResponse(message.Message):
     vocabulary, and samples of the weights. Replicas with the same value can replace each other.
     Empty: unknown.
     """
+    kind: common_pb2.ModelKind.ValueType
+    """What the model computes."""
+    embedding_length: builtins.int
+    """Number of values of an embedding; 0: unknown, or the model has none."""
     @builtins.property
     def eos_token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids of the end-of-sequence tokens."""
@@ -270,10 +348,12 @@ class GetModelResponse(message.Message):
         num_parameters: builtins.int = ...,
         vocabulary_sha256: builtins.str = ...,
         model_sha256: builtins.str = ...,
+        kind: common_pb2.ModelKind.ValueType = ...,
+        embedding_length: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "model_sha256", b"model_sha256", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size", "vocabulary_sha256", b"vocabulary_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "embedding_length", b"embedding_length", "eos_token_ids", b"eos_token_ids", "kind", b"kind", "model_sha256", b"model_sha256", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size", "vocabulary_sha256", b"vocabulary_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

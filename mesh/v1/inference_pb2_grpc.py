@@ -44,6 +44,11 @@ class InferenceServiceStub:
                 request_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/mesh.v1.InferenceService/Score',
+                request_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceScoreRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceScoreResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/mesh.v1.InferenceService/GetModel',
                 request_serializer=mesh_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
@@ -77,6 +82,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Scores pairs of texts, by a cross-encoder: UNIMPLEMENTED for other models. Other errors and the
+        limits are as for Embed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Describes the served model.
         """
@@ -103,6 +116,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceScoreRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_inference__pb2.InferenceServiceScoreResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -169,6 +187,33 @@ class InferenceService:
             '/mesh.v1.InferenceService/Embed',
             mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedRequest.SerializeToString,
             mesh_dot_v1_dot_inference__pb2.InferenceServiceEmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.InferenceService/Score',
+            mesh_dot_v1_dot_inference__pb2.InferenceServiceScoreRequest.SerializeToString,
+            mesh_dot_v1_dot_inference__pb2.InferenceServiceScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class InferenceServiceStub:
     input is empty or longer than the context; RESOURCE_EXHAUSTED if live calls have too many
     tokens. Cancelling the call ends its work.
     """
+    Score: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InferenceServiceScoreRequest, _inference_pb2.InferenceServiceScoreResponse]
+    """Scores pairs of texts, by a cross-encoder: UNIMPLEMENTED for other models. Other errors and the
+    limits are as for Embed.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]
     """Describes the served model."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetLoadRequest, _inference_pb2.GetLoadResponse]
@@ -58,6 +62,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Embeds token ids, in short forward passes between those of generation. INVALID_ARGUMENT if an
     input is empty or longer than the context; RESOURCE_EXHAUSTED if live calls have too many
     tokens. Cancelling the call ends its work.
+    """
+    Score: _aio.UnaryUnaryMultiCallable[_inference_pb2.InferenceServiceScoreRequest, _inference_pb2.InferenceServiceScoreResponse]  # type: ignore[assignment]
+    """Scores pairs of texts, by a cross-encoder: UNIMPLEMENTED for other models. Other errors and the
+    limits are as for Embed.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes the served model."""
@@ -85,6 +93,16 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Embeds token ids, in short forward passes between those of generation. INVALID_ARGUMENT if an
         input is empty or longer than the context; RESOURCE_EXHAUSTED if live calls have too many
         tokens. Cancelling the call ends its work.
+        """
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _inference_pb2.InferenceServiceScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.InferenceServiceScoreResponse, _abc.Awaitable[_inference_pb2.InferenceServiceScoreResponse]]:
+        """Scores pairs of texts, by a cross-encoder: UNIMPLEMENTED for other models. Other errors and the
+        limits are as for Embed.
         """
 
     @_abc_1.abstractmethod

@@ -20,6 +20,29 @@ else:
 
 DESCRIPTOR: descriptor.FileDescriptor
 
+class _ScoreMethod:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScoreMethodEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ScoreMethod.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    SCORE_METHOD_UNSPECIFIED: _ScoreMethod.ValueType  # 0
+    """Not sent."""
+    SCORE_METHOD_EMBEDDING_SIMILARITY: _ScoreMethod.ValueType  # 1
+    """The cosine of the angle between two embeddings, -1 to 1."""
+    SCORE_METHOD_CROSS_ENCODER: _ScoreMethod.ValueType  # 2
+    """A cross-encoder has read both texts together."""
+
+class ScoreMethod(_ScoreMethod, metaclass=_ScoreMethodEnumTypeWrapper):
+    """How scores are made."""
+
+SCORE_METHOD_UNSPECIFIED: ScoreMethod.ValueType  # 0
+"""Not sent."""
+SCORE_METHOD_EMBEDDING_SIMILARITY: ScoreMethod.ValueType  # 1
+"""The cosine of the angle between two embeddings, -1 to 1."""
+SCORE_METHOD_CROSS_ENCODER: ScoreMethod.ValueType  # 2
+"""A cross-encoder has read both texts together."""
+
 class _RequestState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -961,10 +984,26 @@ class EmbedRequest(message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    TRUNCATE_FIELD_NUMBER: builtins.int
+    PROMPT_NAME_FIELD_NUMBER: builtins.int
+    INPUT_TYPE_FIELD_NUMBER: builtins.int
     model: builtins.str
-    """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
-    INVALID_ARGUMENT if there are several.
+    """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only encoder for embeddings
+    that is served, or if there is none, the only model; INVALID_ARGUMENT if there are several.
     """
+    max_tokens: builtins.int
+    """Tokens that an input may have, special tokens included; at most the model's context length,
+    which 0 stands for.
+    """
+    truncate: builtins.bool
+    """Cut off the end of longer inputs instead of refusing them."""
+    prompt_name: builtins.str
+    """Name of the model's prompt (config_sentence_transformers.json) to put before each text;
+    INVALID_ARGUMENT if it has no such prompt. Empty: the prompt for input_type.
+    """
+    input_type: common_pb2.InputType.ValueType
+    """What the texts are used for."""
     @builtins.property
     def inputs(self) -> containers.RepeatedCompositeFieldContainer[EmbedInput]:
         """1 to 2048 inputs."""
@@ -974,10 +1013,14 @@ class EmbedRequest(message.Message):
         *,
         model: builtins.str = ...,
         inputs: abc.Iterable[EmbedInput] | None = ...,
+        max_tokens: builtins.int = ...,
+        truncate: builtins.bool = ...,
+        prompt_name: builtins.str = ...,
+        input_type: common_pb2.InputType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["inputs", b"inputs", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["input_type", b"input_type", "inputs", b"inputs", "max_tokens", b"max_tokens", "model", b"model", "prompt_name", b"prompt_name", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1036,6 +1079,84 @@ class EmbedResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class ScoreRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    FIRST_TEXTS_FIELD_NUMBER: builtins.int
+    SECOND_TEXTS_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    TRUNCATE_FIELD_NUMBER: builtins.int
+    IS_SEARCH_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """As in EmbedRequest; empty: the only cross-encoder that is served, or if there is none, the
+    model that EmbedRequest chooses.
+    """
+    max_tokens: builtins.int
+    """As in EmbedRequest, for a pair that a cross-encoder reads, else for each text."""
+    truncate: builtins.bool
+    """Cut off the end of longer texts, of a pair that of the longer one."""
+    is_search: builtins.bool
+    """The first texts are queries and the second ones documents: an embedding model puts its prompts
+    for these before them.
+    """
+    @builtins.property
+    def first_texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """1 to 1000 first texts, or one that is paired with each of the second texts."""
+
+    @builtins.property
+    def second_texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """1 to 1000 second texts."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        first_texts: abc.Iterable[builtins.str] | None = ...,
+        second_texts: abc.Iterable[builtins.str] | None = ...,
+        max_tokens: builtins.int = ...,
+        truncate: builtins.bool = ...,
+        is_search: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["first_texts", b"first_texts", "is_search", b"is_search", "max_tokens", b"max_tokens", "model", b"model", "second_texts", b"second_texts", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ScoreResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Name of the model."""
+    method: ScoreMethod.ValueType
+    """How the scores are made; the same in every message."""
+    prompt_tokens: builtins.int
+    """Number of tokens that were computed for them."""
+    @builtins.property
+    def scores(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The next scores, in the order of the pairs; higher is more similar or relevant."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        method: ScoreMethod.ValueType = ...,
+        scores: abc.Iterable[builtins.float] | None = ...,
+        prompt_tokens: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["method", b"method", "model", b"model", "prompt_tokens", b"prompt_tokens", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class ListModelsRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
@@ -1083,22 +1204,30 @@ class Model(message.Message):
     NAME_FIELD_NUMBER: builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: builtins.int
     CREATED_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    EMBEDDING_LENGTH_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model in requests."""
     context_length: builtins.int
     """Maximum number of prompt and completion tokens together."""
     created_unix_seconds: builtins.int
     """When this process first saw the model: Unix time in seconds."""
+    kind: common_pb2.ModelKind.ValueType
+    """What the model computes."""
+    embedding_length: builtins.int
+    """Number of values of an embedding; 0: unknown, or the model has none."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         context_length: builtins.int = ...,
         created_unix_seconds: builtins.int = ...,
+        kind: common_pb2.ModelKind.ValueType = ...,
+        embedding_length: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["context_length", b"context_length", "created_unix_seconds", b"created_unix_seconds", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["context_length", b"context_length", "created_unix_seconds", b"created_unix_seconds", "embedding_length", b"embedding_length", "kind", b"kind", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

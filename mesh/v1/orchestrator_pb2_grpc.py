@@ -74,6 +74,11 @@ class OrchestratorServiceStub:
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_stream(
+                '/mesh.v1.OrchestratorService/Score',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/mesh.v1.OrchestratorService/ListModels',
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.ListModelsRequest.SerializeToString,
@@ -153,6 +158,14 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Scores pairs of texts: by a cross-encoder, or by the cosine of their embeddings. The scores are
+        streamed in the order of the pairs, in batches.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the models that ready replicas serve.
         """
@@ -216,6 +229,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_orchestrator__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_stream_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.ScoreRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.ScoreResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -449,6 +467,33 @@ class OrchestratorService:
             '/mesh.v1.OrchestratorService/Embed',
             mesh_dot_v1_dot_orchestrator__pb2.EmbedRequest.SerializeToString,
             mesh_dot_v1_dot_orchestrator__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/Score',
+            mesh_dot_v1_dot_orchestrator__pb2.ScoreRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class OrchestratorServiceStub:
     """
     Embed: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]
     """Embeds texts. The embeddings are streamed in the order of the inputs, in batches."""
+    Score: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.ScoreRequest, _orchestrator_pb2.ScoreResponse]
+    """Scores pairs of texts: by a cross-encoder, or by the cosine of their embeddings. The scores are
+    streamed in the order of the pairs, in batches.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]
     """Lists the models that ready replicas serve."""
     ListRequests: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRequestsRequest, _orchestrator_pb2.ListRequestsResponse]
@@ -83,6 +87,10 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """
     Embed: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.EmbedRequest, _orchestrator_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embeds texts. The embeddings are streamed in the order of the inputs, in batches."""
+    Score: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.ScoreRequest, _orchestrator_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Scores pairs of texts: by a cross-encoder, or by the cosine of their embeddings. The scores are
+    streamed in the order of the pairs, in batches.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListModelsRequest, _orchestrator_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that ready replicas serve."""
     ListRequests: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRequestsRequest, _orchestrator_pb2.ListRequestsResponse]  # type: ignore[assignment]
@@ -159,6 +167,16 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.EmbedResponse], _abc.AsyncIterator[_orchestrator_pb2.EmbedResponse]]:
         """Embeds texts. The embeddings are streamed in the order of the inputs, in batches."""
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _orchestrator_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.ScoreResponse], _abc.AsyncIterator[_orchestrator_pb2.ScoreResponse]]:
+        """Scores pairs of texts: by a cross-encoder, or by the cosine of their embeddings. The scores are
+        streamed in the order of the pairs, in batches.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mesh.v1 import common_pb2 as mesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/tokenizer.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"}\n\rEncodeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12#\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x13.mesh.v1.ChatPromptH\x00\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08\x12\x12\n\nmax_tokens\x18\x04 \x01(\rB\x07\n\x05input\"g\n\x0e\x45ncodeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\x12(\n\x0btool_prompt\x18\x03 \x01(\x0e\x32\x13.mesh.v1.ToolPrompt\"?\n\rDecodeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1b\n\x13skip_special_tokens\x18\x02 \x01(\x08\"8\n\x0e\x44\x65\x63odeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\"+\n\x13GetTokenizerRequest\x12\x14\n\x0cknown_sha256\x18\x01 \x01(\t\"Q\n\x14GetTokenizerResponse\x12\x18\n\x10tokenizer_sha256\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\xd7\x01\n\x10TokenizerService\x12\x39\n\x06\x45ncode\x12\x16.mesh.v1.EncodeRequest\x1a\x17.mesh.v1.EncodeResponse\x12\x39\n\x06\x44\x65\x63ode\x12\x16.mesh.v1.DecodeRequest\x1a\x17.mesh.v1.DecodeResponse\x12M\n\x0cGetTokenizer\x12\x1c.mesh.v1.GetTokenizerRequest\x1a\x1d.mesh.v1.GetTokenizerResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/tokenizer.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"}\n\rEncodeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12#\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x13.mesh.v1.ChatPromptH\x00\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08\x12\x12\n\nmax_tokens\x18\x04 \x01(\rB\x07\n\x05input\"g\n\x0e\x45ncodeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\x12(\n\x0btool_prompt\x18\x03 \x01(\x0e\x32\x13.mesh.v1.ToolPrompt\"\x9c\x01\n\x12\x45ncodeTextsRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x14\n\x0csecond_texts\x18\x02 \x03(\t\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x13\n\x0bprompt_name\x18\x05 \x01(\t\x12&\n\ninput_type\x18\x06 \x01(\x0e\x32\x12.mesh.v1.InputType\"V\n\x13\x45ncodeTextsResponse\x12%\n\x07\x65ncoded\x18\x01 \x03(\x0b\x32\x14.mesh.v1.EncodedText\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\":\n\x0b\x45ncodedText\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x18\n\x10num_first_tokens\x18\x02 \x01(\r\"?\n\rDecodeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1b\n\x13skip_special_tokens\x18\x02 \x01(\x08\"8\n\x0e\x44\x65\x63odeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\"+\n\x13GetTokenizerRequest\x12\x14\n\x0cknown_sha256\x18\x01 \x01(\t\"Q\n\x14GetTokenizerResponse\x12\x18\n\x10tokenizer_sha256\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32\xa1\x02\n\x10TokenizerService\x12\x39\n\x06\x45ncode\x12\x16.mesh.v1.EncodeRequest\x1a\x17.mesh.v1.EncodeResponse\x12H\n\x0b\x45ncodeTexts\x12\x1b.mesh.v1.EncodeTextsRequest\x1a\x1c.mesh.v1.EncodeTextsResponse\x12\x39\n\x06\x44\x65\x63ode\x12\x16.mesh.v1.DecodeRequest\x1a\x17.mesh.v1.DecodeResponse\x12M\n\x0cGetTokenizer\x12\x1c.mesh.v1.GetTokenizerRequest\x1a\x1d.mesh.v1.GetTokenizerResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODEREQUEST']._serialized_end=183
   _globals['_ENCODERESPONSE']._serialized_start=185
   _globals['_ENCODERESPONSE']._serialized_end=288
-  _globals['_DECODEREQUEST']._serialized_start=290
-  _globals['_DECODEREQUEST']._serialized_end=353
-  _globals['_DECODERESPONSE']._serialized_start=355
-  _globals['_DECODERESPONSE']._serialized_end=411
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=413
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=456
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=458
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=539
-  _globals['_TOKENIZERSERVICE']._serialized_start=542
-  _globals['_TOKENIZERSERVICE']._serialized_end=757
+  _globals['_ENCODETEXTSREQUEST']._serialized_start=291
+  _globals['_ENCODETEXTSREQUEST']._serialized_end=447
+  _globals['_ENCODETEXTSRESPONSE']._serialized_start=449
+  _globals['_ENCODETEXTSRESPONSE']._serialized_end=535
+  _globals['_ENCODEDTEXT']._serialized_start=537
+  _globals['_ENCODEDTEXT']._serialized_end=595
+  _globals['_DECODEREQUEST']._serialized_start=597
+  _globals['_DECODEREQUEST']._serialized_end=660
+  _globals['_DECODERESPONSE']._serialized_start=662
+  _globals['_DECODERESPONSE']._serialized_end=718
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=720
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=763
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=765
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=846
+  _globals['_TOKENIZERSERVICE']._serialized_start=849
+  _globals['_TOKENIZERSERVICE']._serialized_end=1138
 # @@protoc_insertion_point(module_scope)

@@ -84,6 +84,102 @@ class EncodeResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class EncodeTextsRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: builtins.int
+    SECOND_TEXTS_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    TRUNCATE_FIELD_NUMBER: builtins.int
+    PROMPT_NAME_FIELD_NUMBER: builtins.int
+    INPUT_TYPE_FIELD_NUMBER: builtins.int
+    max_tokens: builtins.int
+    """Tokens that a text or a pair may have, special tokens included; 0: unlimited. One that
+    certainly has more is refused before it is encoded.
+    """
+    truncate: builtins.bool
+    """Shorten longer texts to max_tokens instead of refusing them: their end is cut off; of a pair,
+    the end of the longer text.
+    """
+    prompt_name: builtins.str
+    """Name of the model's prompt to put before each text; INVALID_ARGUMENT if it has no such prompt.
+    Empty: the prompt for input_type.
+    """
+    input_type: common_pb2.InputType.ValueType
+    """Chooses the model's prompt, for single texts."""
+    @builtins.property
+    def texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """1 to 64 texts."""
+
+    @builtins.property
+    def second_texts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """For pairs: the second text of each of `texts`. Empty: single texts."""
+
+    def __init__(
+        self,
+        *,
+        texts: abc.Iterable[builtins.str] | None = ...,
+        second_texts: abc.Iterable[builtins.str] | None = ...,
+        max_tokens: builtins.int = ...,
+        truncate: builtins.bool = ...,
+        prompt_name: builtins.str = ...,
+        input_type: common_pb2.InputType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["input_type", b"input_type", "max_tokens", b"max_tokens", "prompt_name", b"prompt_name", "second_texts", b"second_texts", "texts", b"texts", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class EncodeTextsResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    ENCODED_FIELD_NUMBER: builtins.int
+    TOKENIZER_SHA256_FIELD_NUMBER: builtins.int
+    tokenizer_sha256: builtins.str
+    """SHA-256 of the tokenizer's files, hexadecimal."""
+    @builtins.property
+    def encoded(self) -> containers.RepeatedCompositeFieldContainer[EncodedText]:
+        """One for each text, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        encoded: abc.Iterable[EncodedText] | None = ...,
+        tokenizer_sha256: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["encoded", b"encoded", "tokenizer_sha256", b"tokenizer_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class EncodedText(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    NUM_FIRST_TOKENS_FIELD_NUMBER: builtins.int
+    num_first_tokens: builtins.int
+    """Number of first ids whose token type is 0; the others are the second text's and have type 1."""
+    @builtins.property
+    def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The ids, in order."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: abc.Iterable[builtins.int] | None = ...,
+        num_first_tokens: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["num_first_tokens", b"num_first_tokens", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class DecodeRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 

@@ -39,6 +39,11 @@ class TokenizerServiceStub:
                 request_serializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeResponse.FromString,
                 _registered_method=True)
+        self.EncodeTexts = channel.unary_unary(
+                '/mesh.v1.TokenizerService/EncodeTexts',
+                request_serializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeTextsRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeTextsResponse.FromString,
+                _registered_method=True)
         self.Decode = channel.unary_unary(
                 '/mesh.v1.TokenizerService/Decode',
                 request_serializer=mesh_dot_v1_dot_tokenizer__pb2.DecodeRequest.SerializeToString,
@@ -57,6 +62,14 @@ class TokenizerServiceServicer:
     def Encode(self, request, context):
         """Encodes text or a conversation, which the chat template renders first. INVALID_ARGUMENT if
         the template rejects the messages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EncodeTexts(self, request, context):
+        """Encodes several texts, or pairs of texts, with special tokens, for an encoder. INVALID_ARGUMENT
+        names the text as texts[n].
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,6 +96,11 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     servicer.Encode,
                     request_deserializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeResponse.SerializeToString,
+            ),
+            'EncodeTexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.EncodeTexts,
+                    request_deserializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeTextsRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_tokenizer__pb2.EncodeTextsResponse.SerializeToString,
             ),
             'Decode': grpc.unary_unary_rpc_method_handler(
                     servicer.Decode,
@@ -122,6 +140,33 @@ class TokenizerService:
             '/mesh.v1.TokenizerService/Encode',
             mesh_dot_v1_dot_tokenizer__pb2.EncodeRequest.SerializeToString,
             mesh_dot_v1_dot_tokenizer__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodeTexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.TokenizerService/EncodeTexts',
+            mesh_dot_v1_dot_tokenizer__pb2.EncodeTextsRequest.SerializeToString,
+            mesh_dot_v1_dot_tokenizer__pb2.EncodeTextsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class TokenizerServiceStub:
     """Encodes text or a conversation, which the chat template renders first. INVALID_ARGUMENT if
     the template rejects the messages.
     """
+    EncodeTexts: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.EncodeTextsRequest, _tokenizer_pb2.EncodeTextsResponse]
+    """Encodes several texts, or pairs of texts, with special tokens, for an encoder. INVALID_ARGUMENT
+    names the text as texts[n].
+    """
     Decode: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.DecodeRequest, _tokenizer_pb2.DecodeResponse]
     """Decodes ids to text. INVALID_ARGUMENT if an id is not in the vocabulary."""
     GetTokenizer: _grpc.UnaryStreamMultiCallable[_tokenizer_pb2.GetTokenizerRequest, _tokenizer_pb2.GetTokenizerResponse]
@@ -46,6 +50,10 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     Encode: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.EncodeRequest, _tokenizer_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encodes text or a conversation, which the chat template renders first. INVALID_ARGUMENT if
     the template rejects the messages.
+    """
+    EncodeTexts: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.EncodeTextsRequest, _tokenizer_pb2.EncodeTextsResponse]  # type: ignore[assignment]
+    """Encodes several texts, or pairs of texts, with special tokens, for an encoder. INVALID_ARGUMENT
+    names the text as texts[n].
     """
     Decode: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.DecodeRequest, _tokenizer_pb2.DecodeResponse]  # type: ignore[assignment]
     """Decodes ids to text. INVALID_ARGUMENT if an id is not in the vocabulary."""
@@ -61,6 +69,16 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tokenizer_pb2.EncodeResponse, _abc.Awaitable[_tokenizer_pb2.EncodeResponse]]:
         """Encodes text or a conversation, which the chat template renders first. INVALID_ARGUMENT if
         the template rejects the messages.
+        """
+
+    @_abc_1.abstractmethod
+    def EncodeTexts(
+        self,
+        request: _tokenizer_pb2.EncodeTextsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenizer_pb2.EncodeTextsResponse, _abc.Awaitable[_tokenizer_pb2.EncodeTextsResponse]]:
+        """Encodes several texts, or pairs of texts, with special tokens, for an encoder. INVALID_ARGUMENT
+        names the text as texts[n].
         """
 
     @_abc_1.abstractmethod

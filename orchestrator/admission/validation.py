@@ -6,9 +6,10 @@ Messages name the field of the RPC's request, the limit and the given value.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mesh.errors import ErrorKind, MeshError, context_too_long_message, invalid
+from mesh.protocol.model_kind import ModelKind
 from mesh.protocol.sampling_params import (
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
@@ -133,19 +134,66 @@ def check_vocabulary(vocabulary_sha256: str, model: ModelInfo) -> None:
         )
 
 
-def choose_model(name: str, served: Sequence[ModelInfo], known: Collection[str] = ()) -> ModelInfo:
-    """The model of this name; "" is the only one.
+GENERATES = (ModelKind.GENERATION,)
+EMBEDS = (ModelKind.EMBEDDING, ModelKind.GENERATION)
+SCORES = (ModelKind.SCORE, ModelKind.EMBEDDING, ModelKind.GENERATION)
+TOKENIZES = (ModelKind.GENERATION, ModelKind.EMBEDDING, ModelKind.SCORE)
+"""The kinds of models that each operation can use, the preferred one first."""
+
+_LACKING = {
+    ModelKind.EMBEDDING: "is an embedding model, which generates no text",
+    ModelKind.SCORE: "is a cross-encoder, which gives scores for pairs of texts only",
+}
+
+
+def of_kinds(
+    models: Mapping[str, ModelInfo | None], kinds: Sequence[ModelKind]
+) -> dict[str, ModelKind]:
+    """The models, by name, that have one of `kinds`, with their kinds.
+
+    A model that was never served, None, is assumed to generate.
+    """
+    known = {
+        name: ModelKind.GENERATION if model is None else model.kind
+        for name, model in models.items()
+    }
+    return {name: kind for name, kind in known.items() if kind in kinds}
+
+
+def only_name(models: Mapping[str, ModelInfo | None], kinds: Sequence[ModelKind]) -> str:
+    """The name of the only model of the first of `kinds` that there is; "" if there are several."""
+    usable = of_kinds(models, kinds)
+    for kind in kinds:
+        preferred = [name for name in usable if usable[name] is kind]
+        if preferred:
+            return preferred[0] if len(preferred) == 1 else ""
+    return ""
+
+
+def choose_model(
+    name: str,
+    served: Sequence[ModelInfo],
+    known: Collection[str] = (),
+    kinds: Sequence[ModelKind] = GENERATES,
+) -> ModelInfo:
+    """The model of this name; "" is the only one of the first of `kinds` that is served.
 
     `known` are the names of the models, those without a ready engine included. Raises MeshError:
-    INVALID_REQUEST for "" if there are several, else MODEL_NOT_FOUND.
+    INVALID_REQUEST for "" if there are several, or for a model of another kind, else
+    MODEL_NOT_FOUND.
     """
-    if not name and len(served) == 1 and len(known) <= 1:
-        return served[0]
-    names = ", ".join(sorted({*known, *(model.name for model in served)}))
+    by_name = {model.name: model for model in served}
+    if not name and by_name.keys() >= set(known):
+        name = only_name(by_name, kinds)
+    everything: dict[str, ModelInfo | None] = {**dict.fromkeys(known), **by_name}
     if not name:
+        names = ", ".join(sorted(of_kinds(everything, kinds)))
         raise invalid("model", f"model must be one of {names}, given none")
-    for model in served:
-        if model.name == name:
-            return model
-    message = f"no model {name!r} is served; served models: {names}"
-    raise MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+    if name not in by_name:
+        names = ", ".join(sorted(everything))
+        message = f"no model {name!r} is served; served models: {names}"
+        raise MeshError(ErrorKind.MODEL_NOT_FOUND, message, param="model")
+    model = by_name[name]
+    if model.kind not in kinds:
+        raise invalid("model", f"model {name!r} {_LACKING[model.kind]}")
+    return model

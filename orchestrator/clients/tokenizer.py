@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from mesh.errors import ErrorKind, MeshError
 from mesh.hub import vocabulary
 from mesh.protocol.chat import ChatPrompt, ToolPrompt, chat_to_proto, tool_prompt_from_proto
+from mesh.protocol.model_kind import INPUT_TYPES, InputUse
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.text.detokenizer import Decoder
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -34,6 +35,38 @@ class Encoded(NamedTuple):
     vocabulary_sha256: str = ""
     """Digest of the vocabulary of the token ids."""
     tool_prompt: ToolPrompt = ToolPrompt.NONE
+
+
+class TextOptions(NamedTuple):
+    """How texts are encoded for an encoder."""
+
+    max_tokens: int = 0
+    """Tokens that a text or a pair may have, special tokens included; 0: unlimited."""
+    truncate: bool = False
+    """Cut off the end of longer texts; otherwise those that certainly have more are refused."""
+    prompt_name: str = ""
+    """Name of the model's prompt to put before each text; empty: the one for the use."""
+    use: InputUse = ""
+    """What the texts are used for."""
+
+
+PLAIN = TextOptions()
+
+
+class EncodedText(NamedTuple):
+    """Token ids of a text or a pair of texts, with special tokens."""
+
+    token_ids: Sequence[int]
+    num_first_tokens: int
+    """Number of first ids whose token type is 0; the others are the second text's."""
+
+
+class EncodedTexts(NamedTuple):
+    """Encoded texts, in order."""
+
+    texts: Sequence[EncodedText]
+    vocabulary_sha256: str
+    """Digest of the vocabulary of the token ids."""
 
 
 class LocalTokenizer(NamedTuple):
@@ -108,6 +141,43 @@ class TokenizerClient:
             text=text, add_special_tokens=add_special_tokens, max_tokens=max_tokens
         )
         return await self._encode(request, text, field)
+
+    async def encode_texts(
+        self,
+        texts: Sequence[str],
+        second_texts: Sequence[str] = (),
+        options: TextOptions = PLAIN,
+    ) -> EncodedTexts:
+        """Encodes at most 64 texts, or pairs of them. Raises MeshError that names `texts[n]`."""
+        request = tokenizer_pb2.EncodeTextsRequest(
+            texts=texts,
+            second_texts=second_texts,
+            max_tokens=options.max_tokens,
+            truncate=options.truncate,
+            prompt_name=options.prompt_name,
+            input_type=INPUT_TYPES[options.use],
+        )
+        try:
+            response = await call_unary(self._stub.EncodeTexts, request)
+        except MeshError as error:
+            is_plain = not (second_texts or options.truncate or options.prompt_name)
+            if error.kind is not ErrorKind.UNIMPLEMENTED or not is_plain:
+                raise
+            return await self._encode_each(texts, options.max_tokens)
+        tokenizer = await self._local(response.tokenizer_sha256)
+        encoded = [EncodedText(each.token_ids, each.num_first_tokens) for each in response.encoded]
+        return EncodedTexts(encoded, tokenizer.vocabulary_sha256)
+
+    async def _encode_each(self, texts: Sequence[str], max_tokens: int) -> EncodedTexts:
+        """By a tokenizer of a version without EncodeTexts, as in a rollout."""
+        encoded = [
+            await self.encode_text(text, f"texts[{number}]", max_tokens)
+            for number, text in enumerate(texts)
+        ]
+        return EncodedTexts(
+            [EncodedText(each.token_ids, len(each.token_ids)) for each in encoded],
+            encoded[0].vocabulary_sha256,
+        )
 
     async def decode(
         self, token_ids: Sequence[int], field: str = "prompt", *, skip_special_tokens: bool = True

@@ -89,7 +89,8 @@ def can_replace(model: ModelInfo | None, other: ModelInfo) -> bool:
     if model is None:
         return False
     if model.model_sha256 and other.model_sha256:
-        return model == other
+        # Engines of earlier versions do not report the length of their embeddings.
+        return model._replace(embedding_length=other.embedding_length) == other
     return (
         model.name == other.name
         and model.context_length == other.context_length

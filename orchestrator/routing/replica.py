@@ -15,7 +15,7 @@ from mesh.rpc.peers.change_report import ChangeReport
 from mesh.rpc.peers.health_watch import Health
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenStream
+from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenPair, TokenStream
 from orchestrator.routing.backends.connection import EngineConnection
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
 from orchestrator.routing.circuit import Circuit, SlowStart
@@ -138,6 +138,11 @@ class Replica:
         """One vector for each of at most 64 inputs. Raises MeshError."""
         assert self._backend is not None, "the replica was ready"
         return await self._backend.embed(inputs, model_sha256)
+
+    async def score(self, pairs: Sequence[TokenPair], model_sha256: str = "") -> Sequence[float]:
+        """One score for each of at most 64 pairs, by a cross-encoder. Raises MeshError."""
+        assert self._backend is not None, "the replica was ready"
+        return await self._backend.score(pairs, model_sha256)
 
     async def _follow_health(self) -> None:
         backend = self._backend = await self._connection.backend()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -23,19 +23,22 @@ from gateway.upstream.client import (
     detokenize_request,
     embed_request,
     generate_request,
+    score_request,
     summarize_request,
     tokenize_request,
 )
-from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
     Embedded,
+    EmbeddingInputs,
     Event,
     Generation,
     Retrieved,
+    Scored,
     Search,
     SearchResults,
     ServedModel,
     SummaryFinish,
+    TextPairs,
 )
 from gateway.upstream.readiness import Readiness
 from gateway.upstream.tokenization import (
@@ -46,7 +49,6 @@ from gateway.upstream.tokenization import (
 )
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationStarted
-from mesh.protocol.tokens import TokenIds
 from mesh.protocol.usage import Usage
 
 FINISH = SummaryFinish(FinishReason.STOP, Usage(1, 1, 0))
@@ -82,12 +84,16 @@ class DirectOrchestrator:
         """Find nothing."""
         return Retrieved((), 0, failed=False)
 
-    async def embed(
-        self, inputs: Sequence[str | TokenIds], model: str, names: FieldNames
-    ) -> AsyncGenerator[Embedded]:
+    async def embed(self, embedding: EmbeddingInputs) -> AsyncGenerator[Embedded]:
         """Return one vector per input."""
-        assert embed_request(inputs, model).SerializeToString()
+        assert embed_request(embedding).SerializeToString()
+        inputs = embedding.inputs
         yield Embedded("fake", tuple((1.0, 0.0) for _ in inputs), len(inputs))
+
+    async def score(self, pairs: TextPairs) -> AsyncGenerator[Scored]:
+        """Return the same score for each pair."""
+        assert score_request(pairs).SerializeToString()
+        yield Scored("fake", "cross_encoder", [0.5 for _ in pairs.second], len(pairs.second))
 
     async def search(self, search: Search) -> AsyncGenerator[Event]:
         """Return no search results."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.upstream.readiness import PROBLEMS_TIMEOUT_SECONDS
@@ -46,6 +46,11 @@ class Script:
     citation_details: Sequence[tuple[int, tuple[int, int], tuple[int, int] | None]] = (
         (1, (0, 5), (2, 9)),
         (0, (6, 11), None),
+    )
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Scores of second texts; of another text minus the number of its pair."""
+    score_method: orchestrator_pb2.ScoreMethod.ValueType = (
+        orchestrator_pb2.SCORE_METHOD_EMBEDDING_SIMILARITY
     )
     results: Sequence[tuple[str, str, str]] = (
         ("Weir", "https://example.org/weir", "A low dam that regulates a river."),
@@ -168,6 +173,21 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 model="fake",
                 embeddings=[common_pb2.Embedding(values=[sizes[n], n + 0.1]) for n in batch],
                 prompt_tokens=sum(sizes[n] for n in batch),
+            )
+
+    async def Score(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
+        """Send two scores per message; a score is -1 by the number of the pair."""
+        self._record(request)
+        if self.script.refusal is not None:
+            raise self.script.refusal
+        texts = request.second_texts
+        for begin in range(0, len(texts), 2):
+            batch = range(begin, min(begin + 2, len(texts)))
+            yield orchestrator_pb2.ScoreResponse(
+                model="fake",
+                method=self.script.score_method,
+                scores=[self.script.scores.get(texts[n], -n) for n in batch],
+                prompt_tokens=sum(len(texts[n]) for n in batch),
             )
 
     async def ListModels(self, request, context):  # type: ignore[no-untyped-def]

@@ -50,6 +50,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.decoded: list[list[int]] = []
         self.delay = 0.0
         self.max_tokens: list[int] = []
+        self.text_requests: list[tokenizer_pb2.EncodeTextsRequest] = []
         self.tool_prompt = common_pb2.TOOL_PROMPT_UNSPECIFIED
         self.num_checks = 0
         """Calls of GetTokenizer."""
@@ -77,6 +78,23 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return tokenizer_pb2.EncodeResponse(
             token_ids=ids, tokenizer_sha256=self.sha256, tool_prompt=self.tool_prompt
         )
+
+    async def EncodeTexts(self, request: Any, context: Any) -> tokenizer_pb2.EncodeTextsResponse:
+        self.max_tokens.append(request.max_tokens)
+        self.text_requests.append(request)
+        await asyncio.sleep(self.delay)
+        encoded = []
+        for number, text in enumerate(request.texts):
+            first = byte_level().encode(text, add_special_tokens=False).ids
+            second: list[int] = []
+            if request.second_texts:
+                second = byte_level().encode(request.second_texts[number]).ids
+            ids = [*first, *second]
+            if request.truncate:
+                ids = ids[: request.max_tokens]
+            num_first = min(len(first), len(ids))
+            encoded.append(tokenizer_pb2.EncodedText(token_ids=ids, num_first_tokens=num_first))
+        return tokenizer_pb2.EncodeTextsResponse(encoded=encoded, tokenizer_sha256=self.sha256)
 
     async def Decode(self, request: Any, context: Any) -> tokenizer_pb2.DecodeResponse:
         self.decoded.append(list(request.token_ids))
@@ -127,6 +145,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.refusal: MeshError | None = None
         self.prompt_logprobs = True
         self.embedded: list[list[list[int]]] = []
+        self.scored: list[list[list[int]]] = []
+        self.kind = common_pb2.MODEL_KIND_UNSPECIFIED
         self.requests: list[inference_pb2.InferenceServiceGenerateRequest] = []
         self.num_open = 0
 
@@ -191,6 +211,15 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             embeddings=[common_pb2.Embedding(values=vector) for vector in vectors]
         )
 
+    async def Score(
+        self, request: inference_pb2.InferenceServiceScoreRequest, context: Any
+    ) -> inference_pb2.InferenceServiceScoreResponse:
+        if self.refusal is not None:
+            raise self.refusal
+        self.scored.append([list(each.token_ids) for each in request.inputs])
+        scores = [each.num_first_tokens / len(each.token_ids) for each in request.inputs]
+        return inference_pb2.InferenceServiceScoreResponse(scores=scores)
+
     async def GetModel(self, request: Any, context: Any) -> inference_pb2.GetModelResponse:
         return inference_pb2.GetModelResponse(
             name=self.name,
@@ -199,6 +228,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             eos_token_ids=self.eos_token_ids,
             vocabulary_sha256=self.vocabulary_sha256,
             model_sha256=self.model_sha256,
+            kind=self.kind,
         )
 
 

@@ -140,7 +140,7 @@ async def test_the_tokenizer_knows_the_context_length() -> None:
     """So that it refuses an input that cannot fit before it encodes it."""
     async with orchestrator(FakeInference(context_length=321)) as running:
         await embed(running, texts("a", "b"))
-        assert running.tokenizer.max_tokens == [321, 321]
+        assert running.tokenizer.max_tokens == [321]
 
 
 async def test_batches_are_limited_in_tokens() -> None:

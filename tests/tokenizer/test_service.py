@@ -401,3 +401,68 @@ async def test_cancellation_and_drain_end_a_template(make_model: MakeModel) -> N
         with pytest.raises(MeshError):
             await running
         await eventually(lambda: service._executor.num_pending == 0, "thread free")
+
+
+Texts = tokenizer_pb2.EncodeTextsRequest
+
+
+async def test_texts_are_encoded_in_one_call(stub: Stub, service: TokenizerService) -> None:
+    """As Encode encodes each; short ones and long ones."""
+    for texts in (["A weir", "dam"], ["A weir " * 200, "", "dam"]):
+        response = await call_unary(stub.EncodeTexts, Texts(texts=texts))
+        expected = [
+            await call_unary(stub.Encode, Encode(text=text, add_special_tokens=True))
+            for text in texts
+        ]
+        assert [list(each.token_ids) for each in response.encoded] == [
+            list(each.token_ids) for each in expected
+        ]
+        assert response.tokenizer_sha256 == service._files.sha256
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "param", "words"),
+    [
+        (Texts(), ErrorKind.INVALID_REQUEST, "texts", "1 to 64 items, given 0"),
+        (Texts(texts=["a"] * 65), ErrorKind.INVALID_REQUEST, "texts", "given 65"),
+        (
+            Texts(texts=["a", "b"], second_texts=["c"]),
+            ErrorKind.INVALID_REQUEST,
+            "second_texts",
+            "as many items as texts (2) or none, given 1",
+        ),
+        (
+            Texts(texts=["a"], prompt_name="query"),
+            ErrorKind.INVALID_REQUEST,
+            "prompt_name",
+            "must be one of the model's prompts (none), given 'query'",
+        ),
+        (
+            Texts(texts=["a", "b " * 4000], max_tokens=8),
+            ErrorKind.CONTEXT_TOO_LONG,
+            "texts[1]",
+            "at most 8 tokens",
+        ),
+    ],
+)
+async def test_bad_texts_are_refused(
+    stub: Stub, request_: Texts, kind: ErrorKind, param: str, words: str
+) -> None:
+    """The error names the text."""
+    with pytest.raises(MeshError) as caught:
+        await call_unary(stub.EncodeTexts, request_)
+    assert (caught.value.kind, caught.value.param) == (kind, param)
+    assert words in caught.value.message
+
+
+async def test_long_texts_are_cut_on_request(stub: Stub, service: TokenizerService) -> None:
+    """To `max_tokens`, special tokens included; the service's own limit stays."""
+    most = service._settings.max_input_characters
+    too_long = Texts(texts=["a", "b" * (most + 1)], max_tokens=5, truncate=True)
+    with pytest.raises(MeshError, match=rf"texts\[1\] must be at most {most} characters"):
+        await call_unary(stub.EncodeTexts, too_long)
+    request = Texts(texts=["a", "dam " * 400], max_tokens=5, truncate=True)
+    short, long = (await call_unary(stub.EncodeTexts, request)).encoded
+    assert len(short.token_ids) == 2
+    assert len(long.token_ids) == 5
+    assert long.token_ids[0] == SPECIAL.index("<s>")

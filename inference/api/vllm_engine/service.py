@@ -31,6 +31,7 @@ from mesh.context import annotate, current_request, new_request_id
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.process.backlog import Backlog, Work
 from mesh.protocol.finish import FinishReason
+from mesh.protocol.model_kind import ModelKind
 from mesh.rpc.server import Servicer
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ class VllmEngineService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignor
         folder = "" if files.folder is None else str(files.folder)
         return vllm_engine_pb2.GetModelInfoResponse(
             model_path=folder or info.name,
-            is_generation=True,
+            is_generation=info.kind is ModelKind.GENERATION,
             max_context_length=info.max_context,
             vocab_size=info.vocab_size,
             served_model_name=info.name,

@@ -4,6 +4,7 @@
 // to, and mirrors the structs. Activations are float32; a product converts them to the type of its
 // weights.
 #include "attention.h"
+#include "buffers.h"
 #include "gemm.h"
 #include "pool.h"
 
@@ -56,24 +57,7 @@ typedef struct {
 // Lanes of a vector, for inference/model/native/packing.py.
 int weir_lanes(void) { return LANES; }
 
-static void *aligned(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64 + 64); }
-
 static int max_int(int a, int b) { return a > b ? a : b; }
-
-static void activations_free(Activations *rows) {
-    free(rows->parts);
-    free(rows->scales);
-    free(rows->starts);
-    *rows = (Activations){NULL, NULL, NULL};
-}
-
-static int activations_allocate(Activations *rows, int num_rows, int num_values) {
-    const size_t size = padded(INT8, (size_t)num_values), num_blocks = size / BLOCK;
-    rows->parts = aligned((size_t)num_rows * size * 4);
-    rows->scales = aligned((size_t)num_rows * num_blocks * 4);
-    rows->starts = aligned((size_t)num_rows * num_blocks * 4);
-    return rows->parts && rows->scales && rows->starts;
-}
 
 static void buffers_free(Decoder *d) {
     activations_free(&d->narrow);
@@ -156,10 +140,6 @@ static void rotate(float *x, const float *cosines, const float *sines, int half)
         x[i] = low * cosines[i] - high * sines[i];
         x[i + half] = high * cosines[i] + low * sines[i];
     }
-}
-
-static int share(int count, int thread, int num_threads) {
-    return (int)((int64_t)count * thread / num_threads);
 }
 
 // Norms and rotates a token's heads, and stores its keys and values; the queries stay in qkv.
@@ -272,16 +252,6 @@ static void run_step(void *argument, int thread) {
     pool_barrier(d->pool);
     multiply(type, &d->head, &d->narrow, step->num_outputs,
              &(Output){STORE, step->logits, d->head.num_outputs}, thread, n);
-}
-
-// Grows an array to `count` values of four bytes. Returns 0 if memory is short.
-static int reserve(int32_t **values, int32_t *capacity, int count) {
-    if (count <= *capacity) return 1;
-    int32_t *larger = realloc(*values, (size_t)count * 4);
-    if (!larger) return 0;
-    *values = larger;
-    *capacity = count;
-    return 1;
 }
 
 // Converts block tables to pages and splits the attention into units. Returns 0 if memory is short.

@@ -23,11 +23,12 @@ from inference.model.c_compiler import CompileError, find_compiler, run_compiler
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("decoder.c", "sampler.c", "pool.c")
+SOURCES = ("decoder.c", "encoder.c", "sampler.c", "pool.c")
 HEADERS = (
     "attention.h",
     "avx2.h",
     "avx512.h",
+    "buffers.h",
     "sample.h",
     "gemm.h",
     "noise.h",

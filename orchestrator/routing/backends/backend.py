@@ -45,6 +45,14 @@ class GenerateCall(NamedTuple):
         return len(self.token_ids) - self.num_resumed_tokens
 
 
+class TokenPair(NamedTuple):
+    """Two texts, encoded together for a cross-encoder."""
+
+    token_ids: Sequence[int]
+    num_first_tokens: int
+    """Number of first ids whose token type is 0; the others have type 1."""
+
+
 class TokenStream(Protocol):
     """The chunks of one generation, as an async iterator; the last one has the finish.
 
@@ -100,6 +108,9 @@ class Backend(Protocol):
         self, inputs: Sequence[Sequence[int]], model_sha256: str = ""
     ) -> list[Sequence[float]]:
         """One vector for each of at most 64 inputs."""
+
+    async def score(self, pairs: Sequence[TokenPair], model_sha256: str = "") -> Sequence[float]:
+        """One score for each of at most 64 pairs. UNIMPLEMENTED unless it is a cross-encoder."""
 
     async def close(self) -> None:
         """Ends all calls."""

@@ -10,12 +10,18 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
+from mesh.protocol.model_kind import kind_from_proto
 from mesh.protocol.sampling_params import sampling_to_proto
 from mesh.protocol.tokens import TokenChunk, token_chunk_from_proto
 from mesh.rpc.channel import ResponseStream, call_unary, open_stream
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.backends.backend import CHECK_SECONDS, EngineLoad, GenerateCall
+from orchestrator.routing.backends.backend import (
+    CHECK_SECONDS,
+    EngineLoad,
+    GenerateCall,
+    TokenPair,
+)
 
 SERVICE = "mesh.v1.InferenceService"
 
@@ -107,6 +113,8 @@ class WeirBackend:
             frozenset(info.eos_token_ids),
             info.vocabulary_sha256,
             info.model_sha256,
+            kind_from_proto(info.kind),
+            info.embedding_length,
         )
 
     async def load(self) -> EngineLoad:
@@ -134,6 +142,14 @@ class WeirBackend:
         )
         response = await call_unary(self._stub.Embed, request)
         return [embedding.values for embedding in response.embeddings]
+
+    async def score(self, pairs: Sequence[TokenPair], model_sha256: str = "") -> Sequence[float]:
+        """Refused with UNAVAILABLE by an engine whose model has another digest."""
+        request = inference_pb2.InferenceServiceScoreRequest(
+            inputs=[inference_pb2.TokenPair(**pair._asdict()) for pair in pairs],
+            model_sha256=model_sha256,
+        )
+        return (await call_unary(self._stub.Score, request)).scores
 
     async def close(self) -> None:
         """Does nothing: the caller closes the channel."""

@@ -14,6 +14,7 @@ import pytest
 from gateway.api import embeddings
 from gateway.validation import body as body_module
 from mesh.errors import ErrorKind, MeshError
+from mesh.v1 import common_pb2, orchestrator_pb2
 from tests.gateway.api.test_openai import official as official  # a fixture
 from tests.gateway.fakes import FakeOrchestrator, Script
 
@@ -87,6 +88,31 @@ async def test_the_official_client_shortens_vectors(
         assert list(vector) == pytest.approx(first)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"truncate_prompt_tokens": -1}, {"truncate": True}),
+        ({"truncate_prompt_tokens": 9}, {"truncate": True, "max_tokens": 9}),
+        ({"prompt_name": "query"}, {"prompt_name": "query"}),
+        ({"input_type": "search_query"}, {"input_type": common_pb2.INPUT_TYPE_QUERY}),
+        ({"input_type": "passage"}, {"input_type": common_pb2.INPUT_TYPE_DOCUMENT}),
+    ],
+)
+async def test_options_of_encoders(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    given: dict[str, Any],
+    expected: dict[str, Any],
+) -> None:
+    """Truncation and prompts reach the orchestrator."""
+    response = await client.post(PATH, json={"input": "a", **given})
+    assert response.status_code == 200
+    assert "x-ignored-fields" not in response.headers
+    [request] = orchestrator.requests
+    assert request == orchestrator_pb2.EmbedRequest(inputs=[{"text": "a"}], **expected)  # type: ignore[list-item]
+
+
 def test_a_shortened_vector_has_length_1() -> None:
     """A vector of zeros stays one; a whole vector is not changed."""
     assert embeddings.shortened([3.0, 4.0, 9.0], 2) == [0.6, 0.8]
@@ -103,6 +129,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": [-1]}, "input[0] must be a token id from 0"),
     ({"input": "a", "dimensions": 64}, "dimensions must be at most 2, given 64"),
     ({"input": "a", "dimensions": 0}, "dimensions must be at least 1, given 0"),
+    (
+        {"input": "a", "truncate_prompt_tokens": 0},
+        "truncate_prompt_tokens must be -1 or",
+    ),
+    ({"input": "a", "input_type": "poem"}, "input_type must be 'query', 'search_query'"),
     ({"input": "a", "encoding_format": "hex"}, "encoding_format must be 'float' or 'base64'"),
 ]
 

@@ -2,68 +2,37 @@
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from gateway.api import similarity
-from gateway.validation import body as body_module
 from mesh.errors import ErrorKind, MeshError, invalid
-from mesh.v1 import common_pb2, orchestrator_pb2
+from mesh.v1 import orchestrator_pb2
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.fakes import FakeOrchestrator, Script
 
-VECTORS = {
-    "east": (2.0, 0.0),
-    "north": (0.0, 1.0),
-    "northeast": (1.0, 1.0),
-    "west": (-3.0, 0.0),
-    "nowhere": (0.0, 0.0),
-}
-DIAGONAL = pytest.approx(math.sqrt(0.5))
-
-
-class Compass(FakeOrchestrator):
-    """Embeds directions, two vectors a message; a text costs one token a character."""
-
-    async def Embed(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def, override]
-        self._record(request)
-        if self.script.refusal is not None:
-            raise self.script.refusal
-        texts = [each.text for each in request.inputs]
-        for begin in range(0, len(texts), 2):
-            some = texts[begin : begin + 2]
-            yield orchestrator_pb2.EmbedResponse(
-                model="fake",
-                embeddings=[common_pb2.Embedding(values=VECTORS[text]) for text in some],
-                prompt_tokens=sum(map(len, some)),
-            )
-
-
-@pytest.fixture
-def orchestrator() -> FakeOrchestrator:
-    return Compass()
+CROSS_ENCODER = orchestrator_pb2.SCORE_METHOD_CROSS_ENCODER
 
 
 @pytest.mark.parametrize("path", similarity.RERANK_ROUTES)
-async def test_documents_are_ranked_by_cosine(
+async def test_documents_are_ranked_by_their_scores(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator, path: str
 ) -> None:
-    """Best first, equal ones in the order of the request; one call embeds all texts."""
+    """Best first, equal ones in the order of the request; the orchestrator gets all at once."""
+    scores = {"west": -1.0, "northeast": 0.75, "nowhere": 0.0, "north": 0.0, "east": 1.0}
+    orchestrator.script = Script(scores=scores)
     documents = ["west", {"text": "northeast"}, "nowhere", "north", "east"]
     answer = (await client.post(path, json={"query": "east", "documents": documents})).json()
     assert answer.pop("id").startswith("rerank-")
-    num_tokens = len("easteastwestnortheastnorthnowhere")
+    num_tokens = len("eastwestnortheastnorthnowhere")
     assert answer == {
         "model": "fake",
         "method": "embedding_similarity",
         "results": [
             {"index": 4, "relevance_score": 1.0, "document": {"text": "east"}},
-            {"index": 1, "relevance_score": DIAGONAL, "document": {"text": "northeast"}},
+            {"index": 1, "relevance_score": 0.75, "document": {"text": "northeast"}},
             {"index": 2, "relevance_score": 0.0, "document": {"text": "nowhere"}},
             {"index": 3, "relevance_score": 0.0, "document": {"text": "north"}},
             {"index": 0, "relevance_score": -1.0, "document": {"text": "west"}},
@@ -71,15 +40,55 @@ async def test_documents_are_ranked_by_cosine(
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
     [request] = orchestrator.requests
-    texts = [each.text for each in request.inputs]  # type: ignore[attr-defined]
-    assert texts == ["east", "west", "northeast", "nowhere", "north", "east"]
+    assert isinstance(request, orchestrator_pb2.ScoreRequest)
+    assert list(request.first_texts) == ["east"]
+    assert list(request.second_texts) == ["west", "northeast", "nowhere", "north", "east"]
+    assert request.is_search
+    assert not request.truncate
+
+
+@pytest.mark.parametrize(
+    ("given", "max_tokens", "truncate"), [(-1, 0, True), (7, 7, True), (None, 0, False)]
+)
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"query": "east", "documents": ["west"]}),
+        ("/score", {"text_1": "a", "text_2": "b"}),
+    ],
+)
+async def test_long_texts_are_cut_on_request(
+    client: httpx.AsyncClient,
+    orchestrator: FakeOrchestrator,
+    path: str,
+    body: dict[str, Any],
+    given: int | None,
+    max_tokens: int,
+    truncate: bool,
+) -> None:
+    """truncate_prompt_tokens: -1 is the model's context; without it, long texts are refused."""
+    asked = body if given is None else {**body, "truncate_prompt_tokens": given}
+    assert (await client.post(path, json=asked)).status_code == 200
+    [request] = orchestrator.requests
+    assert isinstance(request, orchestrator_pb2.ScoreRequest)
+    assert (request.max_tokens, request.truncate) == (max_tokens, truncate)
+
+
+async def test_the_method_of_a_cross_encoder(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """Both endpoints say how the scores are made."""
+    orchestrator.script = Script(score_method=CROSS_ENCODER)
+    for path, body in (("/rerank", GOOD), ("/score", PAIRS)):
+        assert (await client.post(path, json=body)).json()["method"] == "cross_encoder"
 
 
 @pytest.mark.parametrize(("top_n", "indexes"), [(1, [1]), (2, [1, 0]), (9, [1, 0]), (0, [1, 0])])
 async def test_the_first_results_without_documents(
-    client: httpx.AsyncClient, top_n: int, indexes: list[int]
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, top_n: int, indexes: list[int]
 ) -> None:
     """A top_n of 0, vLLM's default, means all."""
+    orchestrator.script = Script(scores={"east": 1.0})
     asked = {"query": "east", "documents": ["north", "east"], "return_documents": False}
     answer = (await client.post("/rerank", json={**asked, "top_n": top_n})).json()
     assert [result["index"] for result in answer["results"]] == indexes
@@ -88,60 +97,27 @@ async def test_the_first_results_without_documents(
 
 @pytest.mark.parametrize("path", similarity.SCORE_ROUTES)
 @pytest.mark.parametrize(
-    ("first", "second", "scores", "texts"),
-    [
-        ("east", "west", [-1.0], ["east", "west"]),
-        (["east"], "east", [1.0], ["east", "east"]),
-        ("east", ["north", "northeast"], [0.0, DIAGONAL], ["east", "north", "northeast"]),
-        (
-            ["east", "north", "west"],
-            ["east", "northeast", "nowhere"],
-            [1.0, DIAGONAL, 0.0],
-            ["east", "east", "north", "northeast", "west", "nowhere"],
-        ),
-    ],
+    ("first", "second"),
+    [("a", "b"), (["a"], "b"), ("a", ["b", "c", "d"]), (["a", "b", "c"], ["d", "e", "f"])],
 )
 async def test_pairs_are_scored(
-    client: httpx.AsyncClient,
-    orchestrator: FakeOrchestrator,
-    path: str,
-    first: Any,
-    second: Any,
-    scores: list[float],
-    texts: list[str],
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator, path: str, first: Any, second: Any
 ) -> None:
     """One text with one, one with several, several with as many."""
+    texts = second if isinstance(second, list) else [second]
+    orchestrator.script = Script(scores={text: number / 4 for number, text in enumerate(texts)})
     answer = (await client.post(path, json={"text_1": first, "text_2": second})).json()
     assert answer["data"] == [
-        {"object": "score", "index": index, "score": score} for index, score in enumerate(scores)
+        {"object": "score", "index": index, "score": index / 4} for index in range(len(texts))
     ]
     assert (answer["object"], answer["model"]) == ("list", "fake")
     assert answer["method"] == "embedding_similarity"
-    assert answer["usage"]["total_tokens"] == sum(map(len, texts))
+    assert answer["usage"]["total_tokens"] == len(texts)
     [request] = orchestrator.requests
-    assert [each.text for each in request.inputs] == texts  # type: ignore[attr-defined]
-
-
-async def test_large_batches_are_compared_in_a_thread(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The response is the same."""
-    threads: set[int] = set()
-    compare = similarity.cosine
-
-    def record(*arguments: Any) -> float:
-        threads.add(threading.get_ident())
-        return compare(*arguments)
-
-    monkeypatch.setattr(similarity, "cosine", record)
-    body = {"text_1": "east", "text_2": ["north", "west"]}
-    small = (await client.post("/score", json=body)).json()
-    assert threads == {threading.get_ident()}
-    threads.clear()
-    monkeypatch.setattr(body_module, "LARGE_BODY_BYTES", 1)
-    assert (await client.post("/score", json=body)).json()["data"] == small["data"]
-    assert threads
-    assert threading.get_ident() not in threads
+    assert isinstance(request, orchestrator_pb2.ScoreRequest)
+    assert list(request.first_texts) == (first if isinstance(first, list) else [first])
+    assert list(request.second_texts) == texts
+    assert not request.is_search
 
 
 MANY = ["east"] * 1001
@@ -163,6 +139,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         "documents[0] must be a string or an object with text, given 5",
     ),
     ("/rerank", {**GOOD, "documents": [{"title": "a"}]}, "documents[0].text is required"),
+    (
+        "/rerank",
+        {**GOOD, "truncate_prompt_tokens": 0},
+        "truncate_prompt_tokens must be -1 or at least 1, given 0",
+    ),
     ("/rerank", {**GOOD, "top_n": -1}, "top_n must be at least 0, given -1"),
     ("/score", {"text_1": "a"}, "text_2 is required"),
     (
@@ -199,15 +180,17 @@ PAIRS = {"text_1": ["a", "b"], "text_2": ["c", "d"]}
 @pytest.mark.parametrize(
     ("path", "body", "param", "public"),
     [
-        ("/rerank", GOOD, "input[0]", "query"),
-        ("/rerank", GOOD, "input[1]", "documents[0]"),
+        ("/rerank", GOOD, "first_texts[0]", "query"),
+        ("/rerank", GOOD, "second_texts[0]", "documents[0]"),
         ("/rerank", GOOD, "input", "documents"),
-        ("/score", PAIRS, "input[2]", "text_1[1]"),
-        ("/score", PAIRS, "input[3]", "text_2[1]"),
-        ("/score", {"text_1": ["a"], "text_2": "b"}, "input[0]", "text_1[0]"),
-        ("/score", {"text_1": "a", "text_2": "b"}, "input[0]", "text_1"),
-        ("/score", {"text_1": "a", "text_2": "b"}, "input[1]", "text_2"),
-        ("/score", {"text_1": "a", "text_2": ["b", "c"]}, "input[2]", "text_2[1]"),
+        ("/rerank", GOOD, "max_tokens", "truncate_prompt_tokens"),
+        ("/score", PAIRS, "first_texts[1]", "text_1[1]"),
+        ("/score", PAIRS, "second_texts[1]", "text_2[1]"),
+        ("/score", PAIRS, "max_tokens", "truncate_prompt_tokens"),
+        ("/score", {"text_1": ["a"], "text_2": "b"}, "first_texts[0]", "text_1[0]"),
+        ("/score", {"text_1": "a", "text_2": "b"}, "first_texts[0]", "text_1"),
+        ("/score", {"text_1": "a", "text_2": "b"}, "second_texts[0]", "text_2"),
+        ("/score", {"text_1": "a", "text_2": ["b", "c"]}, "second_texts[1]", "text_2[1]"),
     ],
 )
 async def test_an_upstream_error_names_the_bodys_field(

@@ -14,7 +14,7 @@ from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import orchestrator_pb2
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
-from orchestrator.routing.agreement import Agreement
+from orchestrator.routing.agreement import Agreement, can_replace
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FILE, SCRIPT, FakeInference, Orchestrator, orchestrator
 from tests.orchestrator.test_embedding import embed, texts
@@ -63,6 +63,16 @@ def test_only_replicas_with_the_tokenizers_vocabulary_are_chosen() -> None:
     assert chosen(Agreement(lambda _: ""), [other]) == other
     unknown = ModelInfo("m", 100)
     assert chosen(Agreement(lambda _: VOCABULARY), [unknown]) == unknown
+
+
+def test_an_engine_of_an_earlier_version_can_take_over() -> None:
+    """It does not report the length of its embeddings."""
+    agreement = Agreement(lambda _: VOCABULARY)
+    newer = OLD._replace(embedding_length=384)
+    assert can_replace(OLD, newer)
+    assert can_replace(newer, OLD)
+    assert not agreement.refused({"old": OLD, "new": newer})
+    assert not can_replace(NEW, newer)
 
 
 async def problems(running: Orchestrator) -> list[str]:

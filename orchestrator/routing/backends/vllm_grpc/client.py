@@ -22,7 +22,12 @@ from mesh.hub.vllm_tokenizer import fetch_tokenizer
 from mesh.protocol.tokens import TokenChunk
 from mesh.rpc.channel import ResponseStream, call_unary, open_stream
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.backends.backend import CHECK_SECONDS, EngineLoad, GenerateCall
+from orchestrator.routing.backends.backend import (
+    CHECK_SECONDS,
+    EngineLoad,
+    GenerateCall,
+    TokenPair,
+)
 from orchestrator.routing.backends.polled_health import PolledHealth
 from orchestrator.routing.backends.vllm_grpc.errors import engine_error
 from orchestrator.routing.backends.vllm_grpc.model import ModelFiles, SamplingDefaults, read_files
@@ -174,6 +179,10 @@ class VllmBackend(PolledHealth):
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         return [task.result() for task in running]
+
+    async def score(self, pairs: Sequence[TokenPair], model_sha256: str = "") -> Sequence[float]:
+        """Not implemented."""
+        raise MeshError(ErrorKind.UNIMPLEMENTED, "vLLM's cross-encoders are not used")
 
     def abort(self, request_id: str) -> None:
         """Aborts a request in the background. Cancelling its stream frees its slot as well,

@@ -18,7 +18,12 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
 from mesh.protocol.tokens import TokenChunk
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.backends.backend import CHECK_SECONDS, EngineLoad, GenerateCall
+from orchestrator.routing.backends.backend import (
+    CHECK_SECONDS,
+    EngineLoad,
+    GenerateCall,
+    TokenPair,
+)
 from orchestrator.routing.backends.polled_health import PolledHealth
 from orchestrator.routing.backends.vllm_http.request import generate_body, prompt_logprobs_body
 from orchestrator.routing.backends.vllm_http.response import (
@@ -193,6 +198,10 @@ class VllmHttpBackend(PolledHealth):
         }
         answer = await self.post("/v1/embeddings", body)
         return [entry["embedding"] for entry in sorted(answer["data"], key=_index)]
+
+    async def score(self, pairs: Sequence[TokenPair], model_sha256: str = "") -> Sequence[float]:
+        """Not implemented."""
+        raise MeshError(ErrorKind.UNIMPLEMENTED, "vLLM's cross-encoders are not used")
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON object of a response. Raises MeshError."""

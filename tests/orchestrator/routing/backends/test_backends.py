@@ -17,6 +17,7 @@ from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
 from mesh.rpc.server import Servicer
 from mesh.v1 import tokenizer_pb2_grpc
+from orchestrator.generation import ModelInfo
 from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenStream
 from orchestrator.routing.backends.connection import EngineConnection, identify
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
@@ -126,8 +127,9 @@ async def test_model_load_and_vectors(backends: Backends) -> None:
     """Name, context, end tokens and vocabulary are the same; vLLM's protocol has no digest."""
     own, other = await backends.weir.model(), await backends.vllm.model()
     assert own.model_sha256
-    assert other == own._replace(model_sha256="")
-    assert await backends.http.model() == (own.name, own.context_length, frozenset(), "", "")
+    assert own.embedding_length > 0
+    assert other == own._replace(model_sha256="", embedding_length=0)
+    assert await backends.http.model() == ModelInfo(own.name, own.context_length)
     for backend in (backends.weir, backends.vllm, backends.http):
         assert await backend.load() == (0, 0, 0.0)
     inputs = [[1, 2, 3], [4], [5] * 9]
