@@ -1,8 +1,8 @@
 """Builds the search index: python -m orchestrator.index DOCS… --out FILE
 
-Indexes Markdown, HTML and text files, and folders of them. Run it again to update the index: it
-reads only files that changed, and removes documents whose file is gone. An update is one
-transaction, so readers see either the old index or the new one.
+Indexes Markdown, HTML, text, CSV, PDF and DOCX files, and folders of them. Run it again to update
+the index: it reads only files that changed, and removes documents whose file is gone. An update is
+one transaction, so readers see either the old index or the new one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 from orchestrator.index.database import sqlite3
 from orchestrator.index.documents import SUFFIXES
 from orchestrator.index.embedding import embed_passages
 from orchestrator.index.writer import IndexBuildError, IndexWriter, SourceFile
 from orchestrator.search.embedders import HttpEmbedder
+from orchestrator.search.retrievers.index_file import FileVersion
 
 EMBEDDING_TIMEOUT_SECONDS = 120.0
 """For one batch."""
@@ -61,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code, which `--help` documents."""
     parser = argparse.ArgumentParser(
         prog="python -m orchestrator.index",
-        description="Builds or updates the search index from Markdown, HTML and text files.",
+        description="Builds or updates the search index from Markdown, HTML, text, CSV, PDF and "
+        "DOCX files.",
         epilog="Exit codes: 0, all files are indexed; 1, the index could not be built; 2, invalid "
         "arguments; 3, the index is built, but some files were skipped.",
     )
@@ -77,9 +81,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="",
         help="prefix of each document's URL; the document's relative path is appended",
     )
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        type=_seconds,
+        help="keep running, and update the index when files change; they are listed every SECONDS",
+    )
     add_embedding_arguments(parser)
     arguments = parser.parse_args(argv)
-    return build(arguments)
+    if arguments.watch is None:
+        return build(arguments)
+    try:
+        watch(arguments)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"must be more than 0, given {text}")
+    return seconds
+
+
+def watch(arguments: argparse.Namespace) -> NoReturn:
+    """Updates the index whenever a file is added, changed or deleted.
+
+    Files are listed in intervals: notifications of the kernel do not exist for network volumes.
+    """
+    known: object = None
+    while True:
+        found = _versions(arguments.docs)
+        if found != known:
+            # A failed build is repeated: its cause, such as the encoder, is not in the files.
+            known = found if build(arguments) != 1 else None
+        time.sleep(arguments.watch)
+
+
+def _versions(roots: Sequence[Path]) -> list[tuple[str, FileVersion | None]]:
+    """The name and the version of each document; empty if there is none."""
+    try:
+        sources = find_sources(roots)
+    except IndexBuildError:
+        return []
+    return [(str(source.path), FileVersion.of(source.path)) for source in sources]
 
 
 def add_embedding_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
-"""Parses Markdown, HTML and plain text into a title and passages of plain prose.
+"""Parses documents into a title and passages of plain prose; the file's suffix is its format.
 
-Code, tables and navigation are left out, because a summary quotes sentences.
+Navigation is left out. Each row of a table becomes a sentence; code is kept as it is.
 """
 
 from __future__ import annotations
@@ -12,15 +12,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bs4 import BeautifulSoup
-from bs4.element import NavigableString
+from bs4.element import NavigableString, Tag
 from markdown_it import MarkdownIt
 
+from orchestrator.index.formats import (
+    Content,
+    Section,
+    UnreadableDocument,
+    decode,
+    read_docx,
+    read_pdf,
+    read_table,
+    row_sentences,
+)
 from orchestrator.search.grounding.sentences import split_sentences
 from orchestrator.search.language.languages import detect_language
 from orchestrator.search.language.words import count_words
 from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, MAX_URL_CHARACTERS
 
-SUFFIXES = (".md", ".markdown", ".txt", ".text", ".html", ".htm")
+MARKDOWN, HTML, TABLES = (".md", ".markdown"), (".html", ".htm"), (".csv", ".tsv")
+SUFFIXES = (*MARKDOWN, ".txt", ".text", *HTML, *TABLES, ".pdf", ".docx")
 
 PASSAGE_WORDS = 50
 """Target length of a passage in words: it ends with the sentence that reaches it.
@@ -37,26 +48,22 @@ MAX_TITLE_WORDS = 12
 
 _SENTENCE_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\u0964", "\u061f", "\u06d4")
 
+MAX_CELL_CHARACTERS = 300
+"""Longest text of a cell in a table of data; longer ones lay out a page."""
+
+MIN_ARTICLE = 250
+"""Characters of an article that is taken out of a web page; shorter pages are kept as a whole."""
+
 OVERLAP_SENTENCES = 1
 """Number of sentences that two consecutive passages share."""
 
-_NOT_PROSE = ("script", "style", "pre", "table", "nav", "header", "footer", "aside", "form", "svg")
+_NOT_PROSE = ("script", "style", "nav", "header", "footer", "aside", "form", "svg")
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _BLOCKS = (
     *_HEADINGS, "p", "li", "blockquote", "dd", "dt", "div", "section", "article", "main", "body",
+    "pre", "td", "th",
 )  # fmt: skip
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-
-
-class UnreadableDocument(Exception):
-    """The file is not text or contains no prose; the message contains the reason."""
-
-
-class Section(NamedTuple):
-    """The prose under one heading; text before the first heading has an empty one."""
-
-    heading: str
-    paragraphs: Sequence[str]
 
 
 class DocumentPassage(NamedTuple):
@@ -80,15 +87,7 @@ class Document:
 
 def parse(path: Path, content: bytes) -> Document:
     """Parses a file; the suffix of `path` selects the format. Raises UnreadableDocument."""
-    if b"\0" in content[:8192]:
-        raise UnreadableDocument("is binary")
-    text = content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
-    if path.suffix.lower() in (".html", ".htm"):
-        title, sections, properties = *_html(text), dict[str, str]()
-    else:
-        properties, text = _front_matter(text)
-        plain = path.suffix.lower() in (".txt", ".text")
-        title, sections = _plain(text) if plain else _markdown(text)
+    properties, (title, sections) = _read(path.suffix.lower(), content)
     prose = "\n".join(paragraph for section in sections for paragraph in section.paragraphs)
     language = detect_language(prose)
     passages = [
@@ -105,6 +104,21 @@ def parse(path: Path, content: bytes) -> Document:
         language=language,
         passages=passages,
     )
+
+
+def _read(suffix: str, content: bytes) -> tuple[dict[str, str], Content]:
+    """The front matter and the content of a file. Raises UnreadableDocument."""
+    if suffix == ".pdf":
+        return {}, read_pdf(content)
+    if suffix == ".docx":
+        return {}, read_docx(content)
+    text = decode(content, is_html=suffix in HTML).replace("\r\n", "\n")
+    if suffix in TABLES:
+        return {}, read_table(text)
+    if suffix in HTML:
+        return {}, _article(text)
+    properties, text = _front_matter(text)
+    return properties, _markdown(text) if suffix in MARKDOWN else _plain(text)
 
 
 def split_section(section: Section, language: str = "en") -> Iterator[DocumentPassage]:
@@ -161,16 +175,39 @@ def _front_matter(text: str) -> tuple[dict[str, str], str]:
     return properties, text[found.end() :]
 
 
-def _markdown(text: str) -> tuple[str, list[Section]]:
+def _article(text: str) -> Content:
+    """A web page without its boilerplate, if trafilatura is installed and finds the article."""
+    page = _html(text)
+    try:
+        from trafilatura import extract
+    except ImportError:
+        return page
+    soup = BeautifulSoup(text, "html.parser")
+    for element in soup(_NOT_PROSE):
+        element.decompose()
+    article = extract(
+        str(soup), output_format="html", include_formatting=True, include_tables=True,
+        include_comments=False, favor_recall=True,
+    )  # fmt: skip
+    content = _html(article or "")
+    # It takes any text of a short page, navigation too.
+    if sum(len(each) for section in content.sections for each in section.paragraphs) < MIN_ARTICLE:
+        return page
+    return Content(page.title or content.title, content.sections)
+
+
+def _markdown(text: str) -> Content:
     # Embedded HTML is rendered as HTML, so that its tags and comments are removed too.
     return _html(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
 
 
-def _html(text: str) -> tuple[str, list[Section]]:
+def _html(text: str) -> Content:
     soup = BeautifulSoup(text, "html.parser")
     page_title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for element in soup([*_NOT_PROSE, "title"]):
         element.decompose()
+    for table in soup("table"):
+        _replace_table(table)
     for line_break in soup("br"):
         line_break.replace_with(" ")
     title = ""
@@ -182,7 +219,27 @@ def _html(text: str) -> tuple[str, list[Section]]:
             sections.append((prose, []))
         else:
             sections[-1][1].append(prose)
-    return title or page_title, [Section(heading, prose) for heading, prose in sections]
+    return Content(title or page_title, [Section(heading, prose) for heading, prose in sections])
+
+
+def _replace_table(table: Tag) -> None:
+    """Replaces a table of data by a paragraph for each row; one that only lays out stays."""
+    rows = [row.find_all(["th", "td"]) for row in table("tr")]
+    texts = [[" ".join(cell.get_text(" ").split()) for cell in row] for row in rows]
+    is_data = (
+        len(texts) > 1
+        and max(map(len, texts)) > 1
+        and table.find("table") is None
+        and all(len(text) <= MAX_CELL_CHARACTERS for row in texts for text in row)
+    )
+    if not is_data:
+        return
+    for sentence in row_sentences(texts):
+        paragraph = BeautifulSoup("<p></p>", "html.parser").p
+        assert paragraph is not None
+        paragraph.string = sentence
+        table.insert_before(paragraph)
+    table.decompose()
 
 
 def _blocks(soup: BeautifulSoup) -> Iterator[tuple[str, str]]:
@@ -206,9 +263,11 @@ def _block(name: str, pieces: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield name, text
 
 
-def _plain(text: str) -> tuple[str, list[Section]]:
+def _plain(text: str) -> Content:
     paragraphs = [" ".join(block.split()) for block in re.split(r"\n\s*\n", text)]
     paragraphs = list(filter(None, paragraphs))
     first = paragraphs[0] if len(paragraphs) > 1 else ""
     is_title = 0 < count_words(first) <= MAX_TITLE_WORDS and not first.endswith(_SENTENCE_ENDS)
-    return (first, [Section("", paragraphs[1:])]) if is_title else ("", [Section("", paragraphs)])
+    if is_title:
+        return Content(first, [Section("", paragraphs[1:])])
+    return Content("", [Section("", paragraphs)])

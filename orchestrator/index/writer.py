@@ -14,7 +14,8 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from orchestrator.index.database import sqlite3
-from orchestrator.index.documents import Document, UnreadableDocument, parse
+from orchestrator.index.documents import Document, parse
+from orchestrator.index.formats import UnreadableDocument
 from orchestrator.index.schema import MAX_PASSAGES, SCHEMA, SCHEMA_VERSION
 from orchestrator.index.vectors import VectorTable
 from orchestrator.search.language.terms import index_terms

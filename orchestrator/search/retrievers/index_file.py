@@ -84,7 +84,9 @@ class IndexConnection:
 
     def _replace(self, version: FileVersion | None) -> None:
         try:
-            index = _open(self._path, complete=True)
+            # An update in place is a transaction; another file may be damaged anywhere.
+            is_other = version and self._version and version.inode != self._version.inode
+            index = _open(self._path, complete=True, check=bool(is_other))
         except IndexUnusable as error:
             if version != self._refused:
                 self._refused = version
@@ -97,8 +99,11 @@ class IndexConnection:
         self._index, self._version, self._refused = index, version, version
 
 
-def _open(path: Path, *, complete: bool = False) -> OpenIndex:
-    """Raises IndexUnusable; if `complete`, also for a file that is still being written."""
+def _open(path: Path, *, complete: bool = False, check: bool = False) -> OpenIndex:
+    """Raises IndexUnusable; if `complete`, also for a file that is still being written.
+
+    `check` reads the whole file to find damage.
+    """
     if not path.is_file():
         raise IndexUnusable(f"{path} is missing; build it with python -m orchestrator.index")
     uri = f"file:{quote(str(path.absolute()))}?mode=ro"
@@ -108,6 +113,9 @@ def _open(path: Path, *, complete: bool = False) -> OpenIndex:
         raise IndexUnusable(f"{path} is not a search index: {error}") from error
     try:
         problem = _problem(path, connection, complete)
+        if problem is None and check:
+            [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
+            problem = None if found == "ok" else f"{path} is damaged: {found}"
         if problem is None:
             return _opened(connection)
     except (OSError, sqlite3.Error) as error:

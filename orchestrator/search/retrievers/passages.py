@@ -9,7 +9,8 @@ from itertools import chain
 from math import log
 from typing import NamedTuple
 
-from orchestrator.index.documents import Section, split_section
+from orchestrator.index.documents import split_section
+from orchestrator.index.formats import Section
 from orchestrator.search.language.languages import detect_language
 from orchestrator.search.language.terms import index_terms, query_groups
 from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, SearchResult

@@ -12,12 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.index.build import main
-from orchestrator.index.documents import (
-    PASSAGE_CHARACTERS,
-    PASSAGE_WORDS,
-    UnreadableDocument,
-    parse,
-)
+from orchestrator.index.documents import PASSAGE_CHARACTERS, PASSAGE_WORDS, parse
+from orchestrator.index.formats import UnreadableDocument
 from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, NoRetriever
 from orchestrator.search.retrievers.index_file import IndexUnusable
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
@@ -76,15 +72,17 @@ async def titles(index: Path, query: str, num_results: int = 10) -> list[str]:
 
 
 def test_markdown_is_converted_to_prose() -> None:
-    """Markup, code, tables and link targets are removed; headings and front matter are kept."""
+    """Markup and link targets are removed; a row of a table is a sentence, code stays."""
     document = parse(Path("cats.md"), MARKDOWN)
     text = " ".join(passage.text for passage in document.passages)
     assert document.title == "All about cats"
     assert document.url == "https://example.com/cats"
     assert text.startswith("Cats are small carnivores. They sleep a lot.")
-    assert "rm -rf" not in text
-    assert "1" not in text
-    assert "fish & mice. They hunt at night. Fish is food for cats. So is meat." in text
+    assert "rm -rf cats" in text
+    assert (
+        "a: 1; b: 2. Cats eat fish & mice. They hunt at night. Fish is food for cats. So is meat."
+        in text
+    )
     assert "people" not in text
     assert [passage.heading for passage in document.passages] == ["", "Food"]
 
@@ -143,9 +141,9 @@ def test_titles_headings_and_urls_are_limited() -> None:
     assert [passage.heading for passage in document.passages] == ["h" * MAX_TITLE_CHARACTERS]
 
 
-@pytest.mark.parametrize("content", [b"\x00\x01\x02", b"", b"```\ncode\n```\n"])
+@pytest.mark.parametrize("content", [b"\x00\x01\x02", b"", b"---\ntitle: x\n---\n"])
 def test_files_without_prose_are_unreadable(content: bytes) -> None:
-    """Binary files, empty files and files with code only."""
+    """Binary files, empty files and files with a title only."""
     with pytest.raises(UnreadableDocument):
         parse(Path("x.md"), content)
 

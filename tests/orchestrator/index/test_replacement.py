@@ -68,7 +68,7 @@ async def test_a_removed_index_is_kept_until_it_is_rebuilt(
     assert await found(retriever) == NEW
 
 
-@pytest.mark.parametrize("content", ["text", "empty", "truncated", "version", "folder"])
+@pytest.mark.parametrize("content", ["text", "empty", "truncated", "damaged", "version", "folder"])
 async def test_the_last_good_index_is_kept(
     content: str, retriever: IndexRetriever, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,6 +76,10 @@ async def test_the_last_good_index_is_kept(
     path, bad = tmp_path / "index.sqlite3", build(tmp_path, "bad", "bad")
     if content == "truncated":
         bad.write_bytes(bad.read_bytes()[:-4096])
+    elif content == "damaged":
+        data = bytearray(bad.read_bytes())
+        data[3 * 4096 : -4096] = b"x" * (len(data) - 4 * 4096)
+        bad.write_bytes(data)
     elif content == "version":
         with closing(sqlite3.connect(bad)) as connection:
             connection.execute("PRAGMA user_version = 99")
