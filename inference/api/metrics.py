@@ -275,6 +275,14 @@ def observe_cancelled(finish: Finish, cancelled: Cancellation) -> None:
     """Record a cancelled sequence whose blocks are free now. Safe to call from any thread."""
     seconds = time.monotonic() - cancelled.time
     labelled(CANCEL_TO_SLOT_FREE, *_Engine.labels).observe(seconds, cancelled.trace_id)
+    observe_unread(finish, cancelled)
+
+
+def observe_unread(finish: Finish, cancelled: Cancellation) -> None:
+    """Record a finished sequence whose consumer left before the last output.
+
+    Safe to call from any thread.
+    """
     # Generated while the cancellation was on its way.
     num_untaken = max(0, finish.num_completion_tokens - cancelled.num_taken)
     labelled(GENERATION_TOKENS, *_Engine.labels).inc(num_untaken)

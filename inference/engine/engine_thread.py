@@ -270,9 +270,9 @@ class AsyncEngine:
     def _submit_embedding(self, call: EmbeddingCall) -> EngineError | None:
         return None if self._command(partial(_embed, call)) else self._closed
 
-    def _abort(self, request_id: str, num_taken: int) -> None:
+    def _abort(self, sequence: Sequence, num_taken: int) -> None:
         cancelled = metrics.cancellation(num_taken)
-        self._command(lambda engine: self._free(engine, request_id, cancelled))
+        self._command(lambda engine: self._free(engine, sequence, cancelled))
 
     def _command(self, command: Command) -> bool:
         """Pass a command to the thread; False if the thread has closed."""
@@ -294,9 +294,12 @@ class AsyncEngine:
             return StepOutput(sequence.request_id, [], [], finish)
         return None
 
-    def _free(self, engine: Engine, request_id: str, cancelled: metrics.Cancellation) -> None:
+    def _free(self, engine: Engine, sequence: Sequence, cancelled: metrics.Cancellation) -> None:
         # The consumer has left, so only metrics record the end.
-        output = engine.abort(request_id)
+        if sequence.finish is not None:
+            metrics.observe_unread(sequence.finish, cancelled)
+            return
+        output = engine.abort(sequence.request_id)
         if output is not None and output.finish is not None:
             metrics.observe_cancelled(output.finish, cancelled)
 

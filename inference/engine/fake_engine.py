@@ -167,11 +167,13 @@ class FakeEngine:
             # At full speed, the first token is ready before the consumer waits for it.
             self._streams.deliver(self._step([sequence]))
 
-    def _abort(self, request_id: str, num_taken: int) -> None:
-        sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
+    def _abort(self, sequence: Sequence, num_taken: int) -> None:
+        cancelled = metrics.cancellation(num_taken)
+        if sequence.finish is not None:
+            metrics.observe_unread(sequence.finish, cancelled)
+        elif self._sequences.pop(sequence.request_id, None) is not None:
             finish = sequence.end(FinishReason.ABORT, time.monotonic())
-            metrics.observe_cancelled(finish, metrics.cancellation(num_taken))
+            metrics.observe_cancelled(finish, cancelled)
 
     async def _run(self) -> None:
         due = time.monotonic()

@@ -133,13 +133,14 @@ class Streams:
         self,
         *,
         submit: Callable[[Sequence], None],
-        abort: Callable[[str, int], None],
+        abort: Callable[[Sequence, int], None],
         on_demand: Callable[[], None] = lambda: None,
         max_messages_per_second: float = 0.0,
     ) -> None:
         """`submit` and `abort` pass to the engine; `on_demand` runs when a consumer waits.
 
-        `abort` gets the request id, and the number of completion tokens that the consumer has.
+        `abort` gets a sequence whose consumer leaves, and the number of completion tokens that the
+        consumer has. The sequence may have ended: its last output is not read then.
 
         `max_messages_per_second` limits the outputs of all streams together, in equal shares;
         0: no limit. First and last outputs are never delayed.
@@ -185,9 +186,11 @@ class Streams:
             raise
         finally:
             # The id may belong to a later sequence by now: only this one's stream is closed.
-            if self._streams.get(sequence.request_id) is stream:
+            is_live = self._streams.get(sequence.request_id) is stream
+            if is_live:
                 self._remove(sequence.request_id)
-                self._abort(sequence.request_id, stream.num_taken)
+            if is_live or not finished:
+                self._abort(sequence, stream.num_taken)
 
     def deliver(self, outputs: abc.Sequence[StepOutput]) -> None:
         """Pass a step's outputs to the consumers that are still there, in the order of `_rank`."""

@@ -13,6 +13,7 @@ from inference.api.service import InferenceService
 from inference.engine.engine import Engine
 from inference.engine.engine_thread import AsyncEngine
 from inference.engine.fake_engine import FakeEngine
+from inference.sampling.sampling_params import SamplingParams
 from mesh.errors import MeshError
 from mesh.v1 import inference_pb2_grpc
 from tests.helpers import eventually, serve
@@ -88,6 +89,33 @@ async def test_a_cancelled_sequence_is_counted_when_its_blocks_are_free(watched:
     assert change.of("vllm:prompt_tokens_total", model_name=MODEL) == len(PROMPT)
     counted = change.of("vllm:generation_tokens_total", model_name=MODEL)
     assert counted == change.of("vllm:request_generation_tokens_sum", model_name=MODEL)
+
+
+async def test_a_sequence_whose_last_output_is_not_read_is_counted(
+    make_slow_engine: Callable[..., Engine],
+) -> None:
+    """Its client left when it had just ended: its tokens and its end are counted once."""
+    engine = AsyncEngine(lambda: make_slow_engine(max_num_seqs=2))
+    await engine.start()
+    metrics.watch(engine)
+    try:
+        change = Change()
+        outputs = engine.generate("unread", PROMPT, SamplingParams(max_tokens=3))
+        await anext(outputs)  # accepted
+
+        def has_ended() -> bool:
+            load = engine.load()
+            return load.num_running + load.num_waiting == 0
+
+        await eventually(has_ended, "the sequence ended")
+        await outputs.aclose()
+        ended = {"model_name": MODEL, "finished_reason": "length"}
+        await eventually(lambda: change.of("vllm:request_success_total", **ended) == 1, "counted")
+    finally:
+        await engine.stop()
+    assert change.of("vllm:generation_tokens_total", model_name=MODEL) == 3
+    assert change.of("vllm:request_generation_tokens_sum", model_name=MODEL) == 3
+    assert change.of("inference_cancel_to_slot_free_seconds_count", model_name=MODEL) == 0
 
 
 async def test_a_refusal_counts_as_no_sequence(watched: Stub) -> None:

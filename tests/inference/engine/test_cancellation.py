@@ -12,6 +12,7 @@ from inference.engine.engine_thread import AsyncEngine
 from inference.engine.interface import SequenceOutput
 from inference.engine.streams import Streams
 from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
 from tests.helpers import eventually
 
 pytestmark = pytest.mark.timeout(60)
@@ -50,9 +51,9 @@ class Watched:
         """Record the step at which the streams request an abort."""
         request = streams._abort
 
-        def requested(request_id: str, num_taken: int) -> None:
+        def requested(sequence: Sequence, num_taken: int) -> None:
             self.requested_after.append(self.num_steps)
-            request(request_id, num_taken)
+            request(sequence, num_taken)
 
         streams._abort = requested
 
