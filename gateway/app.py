@@ -28,6 +28,7 @@ from gateway.api.responses import INPUT_ROUTE as RESPONSE_INPUT
 from gateway.api.responses import ONE_ROUTE as RESPONSE
 from gateway.api.responses import ROUTE as RESPONSES
 from gateway.api.responses import Responses
+from gateway.api.search import EXAMPLES_ROUTE as SEARCH_EXAMPLES
 from gateway.api.search import ROUTE as SEARCH
 from gateway.api.search import STREAM_ROUTE as SEARCH_STREAM
 from gateway.api.search import SearchEndpoint
@@ -54,7 +55,7 @@ from gateway.schemas.models import Model, ModelList
 from gateway.schemas.responses.answer import DeletedResponse, InputItemList, ResponseAnswer
 from gateway.schemas.responses.queries import InputItemsQuery, RetrieveQuery
 from gateway.schemas.responses.request import ResponsesRequest
-from gateway.schemas.search import SearchAnswer, SearchRequest, ValidationAnswer
+from gateway.schemas.search import ExamplesAnswer, SearchAnswer, SearchRequest, ValidationAnswer
 from gateway.schemas.similarity import (
     RerankAnswer,
     RerankRequest,
@@ -131,6 +132,11 @@ def _search_routes(dependencies: Dependencies) -> list[ApiRoute]:
         summary=summary, body=SearchRequest, answer=SearchAnswer, streams=True, secured=True
     )
     stop = Operation(summary="Stop a resumable search.", status=204, secured=True)
+    examples = Operation(
+        summary="Suggest questions that the documents answer.",
+        answer=ExamplesAnswer,
+        secured=True,
+    )
     check = Operation(
         summary="Validate a search without running it.",
         body=SearchRequest,
@@ -141,6 +147,7 @@ def _search_routes(dependencies: Dependencies) -> list[ApiRoute]:
         ApiRoute(SEARCH, search.get, by_query),
         ApiRoute(SEARCH, search.post, by_body, methods=("POST",)),
         ApiRoute(SEARCH_STREAM, search.stop, stop, methods=("DELETE",)),
+        ApiRoute(SEARCH_EXAMPLES, search.examples, examples),
         ApiRoute(VALIDATE, validate.check, check, methods=("POST",)),
     ]
 

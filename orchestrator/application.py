@@ -64,6 +64,8 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 metrics.MODEL_REQUESTS.labels(model)
                 metrics.NUM_MODEL_REQUESTS.labels(model)
             retriever = add_models(settings, retriever, tokenizers, replicas)
+            formats = FormatChoices(settings.tool_parser, settings.reasoning_parser)
+            timeout = settings.retrieval_timeout_seconds
             pipeline = Pipeline(
                 admission=Admission(
                     settings.max_concurrent_requests, settings.max_outstanding_tokens
@@ -71,11 +73,12 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 requests=requests,
                 tokenizers=tokenizers,
                 replicas=replicas,
-                search=Search(retriever, tokenizers, settings.retrieval_timeout_seconds),
+                search=Search(retriever, tokenizers, timeout, formats),
                 request_timeout_seconds=settings.request_timeout_seconds,
                 max_summary_characters=settings.max_summary_characters,
                 search_model=settings.search_model,
-                formats=FormatChoices(settings.tool_parser, settings.reasoning_parser),
+                formats=formats,
+                rewrite_timeout_seconds=settings.rewrite_timeout_seconds,
             )
             readiness = Readiness(tokenizers, replicas)
             yield OrchestratorService(
@@ -84,6 +87,7 @@ async def application(settings: OrchestratorSettings) -> AsyncIterator[Orchestra
                 replicas,
                 readiness,
                 lambda: [*tokenizers.channels(), *replicas.channels()],
+                settings.grounded,
             )
     finally:
         await retriever.close()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from mesh.observability import semconv, tracing
 from mesh.observability.semconv import Operation
 from mesh.observability.telemetry import CurrentSpan
 from mesh.protocol.api_request import ApiRequest
-from mesh.protocol.chat import ChatPrompt, ToolChoice
+from mesh.protocol.chat import ChatMessage, ChatPrompt, ToolChoice
 from mesh.protocol.constraints import ConstraintForm
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
@@ -29,6 +30,7 @@ from mesh.protocol.model_kind import ModelKind
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS, Source
+from mesh.protocol.summary import Grounded, SummaryFinish
 from mesh.protocol.tokens import TokenChunk
 from orchestrator.admission.admission import Admission, Permit
 from orchestrator.admission.request_table import (
@@ -65,13 +67,26 @@ from orchestrator.observability.request_account import RequestAccount
 from orchestrator.routing import failover
 from orchestrator.routing.replicas import Replicas
 from orchestrator.scoring import Scorer
+from orchestrator.search.answering.line_marks import marks_lines
+from orchestrator.search.conversation.examples import Examples
+from orchestrator.search.conversation.related import related_questions
+from orchestrator.search.conversation.rewriting import (
+    MAX_TOKENS,
+    Rewrite,
+    add_subject,
+    parse_rewrite,
+    rewrite_constraint,
+    rewrite_messages,
+)
 from orchestrator.search.grounded_answer import ground_prompt
 from orchestrator.search.search import RetrievalOutcome, Search, SummaryPrompt
-from orchestrator.search.summary import SearchRequest, SummaryAssembler, SummaryFinish
+from orchestrator.search.summary import SearchRequest, SummaryAssembler
 from orchestrator.text.assembler import TextAssembler
 from orchestrator.text.format_choice import FormatChoices
-from orchestrator.text.preparation import PreparedPrompt, prepare
+from orchestrator.text.preparation import PreparedPrompt, bind, prepare
 from orchestrator.text.tokens import Tokens, encode
+
+logger = logging.getLogger("orchestrator.pipeline")
 
 ANY_TOOL = ToolChoice()
 JSON_FORMS = frozenset({ConstraintForm.JSON_OBJECT, ConstraintForm.JSON_SCHEMA})
@@ -204,6 +219,7 @@ class Pipeline:
         max_summary_characters: int,
         search_model: str = "",
         formats: FormatChoices = DETECTED,
+        rewrite_timeout_seconds: float = 2.0,
     ) -> None:
         """`request_timeout_seconds` limits requests that arrive without a deadline.
 
@@ -214,10 +230,12 @@ class Pipeline:
         self._tokenizers = tokenizers
         self._replicas = replicas
         self._search = search
+        self._examples = Examples(search)
         self._request_timeout_seconds = request_timeout_seconds
         self._max_summary_characters = max_summary_characters
         self._search_model = search_model
         self._formats = formats
+        self._rewrite_timeout_seconds = rewrite_timeout_seconds
         metrics.NUM_REQUESTS_RUNNING.set_function(lambda: len(requests))
 
     @contextmanager
@@ -381,13 +399,88 @@ class Pipeline:
             tokenizer = self._tokenizers.of(model.name)
             return await tokenizer.decode(token_ids, "token_ids", skip_special_tokens=False)
 
-    async def retrieve(self, request: SearchRequest, active: ActiveRequest) -> RetrievalOutcome:
-        """Finds passages for a query; none if an operator ends the request meanwhile."""
+    async def rewrite(
+        self, request: SearchRequest, model: ModelInfo, active: ActiveRequest
+    ) -> Rewrite:
+        """The question without its conversation; by the model if it can, else by its words.
+
+        Takes at most the configured time.
+        """
+        with tracing.stage(semconv.REWRITE) as span:
+            try:
+                async with asyncio.timeout(self._rewrite_timeout_seconds), active.cancellable():
+                    made = await self._rewrite(request, model, active)
+            except RequestAborted:
+                made = None  # `search_prompt` raises it again
+            except (MeshError, TimeoutError) as error:
+                logger.warning("question cannot be rewritten", extra={"error": str(error)})
+                tracing.set_outcome(span, semconv.Outcome.FAILED, type(error).__name__)
+                made = None
+        return made or add_subject(request.query, request.history)
+
+    async def _rewrite(
+        self, request: SearchRequest, model: ModelInfo, active: ActiveRequest
+    ) -> Rewrite | None:
+        """The model's rewriting; None if it fails, or if the model does nothing but quote."""
+        client = self._tokenizers.of(model.name)
+        local = await client.current()
+        if marks_lines(local.decoder.token_id):
+            return None
+        messages = [
+            ChatMessage(role=each.role, content=each.content)
+            for each in rewrite_messages(request.query, request.history)
+        ]
+        encoded = await client.encode_chat(ChatPrompt(messages=messages), model.context_length)
+        constraint = rewrite_constraint(request.max_searches)
+        prompt = bind(encoded, local, constraint, self._formats.of(model.name))
+        text = await self._complete(prompt, model, MAX_TOKENS, active)
+        return parse_rewrite(text, request.max_searches)
+
+    async def _complete(
+        self, prompt: PreparedPrompt, model: ModelInfo, max_tokens: int, active: ActiveRequest
+    ) -> str:
+        """A short text that the model writes for the orchestrator. Raises MeshError."""
+        check_vocabulary(prompt.encoded.vocabulary_sha256, model)
+        token_ids = prompt.encoded.token_ids
+        limit = room_for_completion(len(token_ids), max_tokens, model, "history")
+        sampling = SamplingParams(temperature=0.0, max_tokens=limit, constraint=prompt.constraint)
+        assembler = TextAssembler(prompt, model, sampling, ())
+        texts: list[str] = []
+        requested = spans.Requested(model, sampling, (), active.account.api_request, True)
+        with active.account.side_generation(prompt.encoded, requested) as side:
+            tokens = failover.generate(self._replicas, model, token_ids, sampling, active)
+            async with aclosing(tokens):
+                async for chunk in tokens:
+                    texts += [delta.text for delta in assembler.push(chunk)]
+                    side.add(chunk)
+        return "".join(texts)
+
+    async def related(
+        self, request: SearchRequest, question: Rewrite, retrieved: RetrievalOutcome
+    ) -> list[str]:
+        """Questions near this one that the documents can answer; none after a failure."""
+        asked = [question.question, request.query, *(turn.query for turn in request.history)]
+        with tracing.stage(semconv.RELATED):
+            # In a thread: the words of 40 passages are split.
+            return await asyncio.to_thread(
+                related_questions, asked, retrieved.candidates, request.num_related
+            )
+
+    async def examples(self, number: int, active: ActiveRequest) -> Sequence[str]:
+        """Questions that the documents answer. Raises RequestAborted."""
+        active.state = RequestState.RETRIEVING
+        async with active.cancellable():
+            return await self._examples.questions(number)
+
+    async def retrieve(
+        self, request: SearchRequest, searches: Sequence[str], active: ActiveRequest
+    ) -> RetrievalOutcome:
+        """Finds passages for queries; none if an operator ends the request meanwhile."""
         active.state = RequestState.RETRIEVING
         try:
             async with active.cancellable():
                 return await self._search.retrieve(
-                    request.query, request.num_results, request.safe_search
+                    searches, request.num_results, request.safe_search
                 )
         except RequestAborted:
             return RetrievalOutcome(())  # `search_prompt` raises it again
@@ -395,6 +488,7 @@ class Pipeline:
     async def search_prompt(
         self,
         request: SearchRequest,
+        question: Rewrite,
         retrieved: RetrievalOutcome,
         model: ModelInfo,
         active: ActiveRequest,
@@ -404,9 +498,13 @@ class Pipeline:
         with tracing.stage(semconv.ENCODE) as span:
             async with active.cancellable():
                 prompt = await self._search.build_prompt(
-                    request.query, retrieved.results, request.max_tokens, model
+                    question,
+                    retrieved.results,
+                    request.max_tokens,
+                    model,
+                    request.grounded,
                 )
-            span.set_attribute(semconv.NUM_TOKENS, len(prompt.encoded.token_ids))
+            span.set_attribute(semconv.NUM_TOKENS, len(prompt.prepared.encoded.token_ids))
         return prompt
 
     def generate(
@@ -418,11 +516,13 @@ class Pipeline:
         active: ActiveRequest,
         *,
         fit_max_tokens: bool = False,
+        again: bool = False,
     ) -> Generation:
         """A generation, to be entered at once.
 
-        `fit_max_tokens`: lower the limit of tokens to the room in the context. Raises MeshError if
-        the prompt is too long, or not of the model's vocabulary.
+        `fit_max_tokens`: lower the limit of tokens to the room in the context. `again`: after one
+        with the same prompt that was refused. Raises MeshError if the prompt is too long, or not of
+        the model's vocabulary.
         """
         check_vocabulary(prompt.encoded.vocabulary_sha256, model)
         num_tokens = len(prompt.encoded.token_ids)
@@ -432,9 +532,10 @@ class Pipeline:
             limit = min(limit, max(1, model.context_length - num_tokens))
         max_tokens = room_for_completion(num_tokens, limit, model, field)
         check_min_tokens(sampling.min_tokens, max_tokens)
-        active.permit.reserve(num_tokens + max_tokens)
         account = active.account
-        account.encoded(num_tokens, spans.operation_of(prompt.encoded))
+        if not again:
+            active.permit.reserve(num_tokens + max_tokens)
+            account.encoded(num_tokens, spans.operation_of(prompt.encoded))
         constraint = sampling.constraint
         is_json = constraint is not None and constraint.form in JSON_FORMS
         # Explicit, because a replica that takes over during the stream needs the same limit.
@@ -452,9 +553,9 @@ class Pipeline:
         source = with_timeouts(tokens, current_request())
         return Generation(source, assembler, model, active, prompt.constraint_field)
 
-    def new_summary(self) -> SummaryAssembler:
+    def new_summary(self, grounded: Grounded) -> SummaryAssembler:
         """Assembles the summary of one search; its text is limited in length."""
-        return SummaryAssembler(self._max_summary_characters)
+        return SummaryAssembler(self._max_summary_characters, grounded)
 
     async def ground(
         self, summary: SummaryAssembler, finish: GenerationFinish

@@ -15,17 +15,22 @@ from mesh.process.lifecycle import SetReady
 from mesh.protocol.api_request import api_request_from_proto
 from mesh.protocol.chat import ChatPrompt, chat_from_proto, tool_choice_from_proto
 from mesh.protocol.deltas import Delta, delta_to_proto
-from mesh.protocol.finish import (
-    REASON_TO_PROTO,
-    FinishReason,
-    finish_to_proto,
-    started_to_proto,
-)
+from mesh.protocol.finish import finish_to_proto, started_to_proto
 from mesh.protocol.model_kind import KIND_TO_PROTO, ModelKind, input_use_from_proto
 from mesh.protocol.prompt import prompt_from_proto
-from mesh.protocol.sampling_params import SamplingParams, sampling_from_proto
+from mesh.protocol.sampling_params import sampling_from_proto
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS, Source
-from mesh.protocol.usage import Usage, usage_to_proto
+from mesh.protocol.summary import (
+    Grounded,
+    RelatedQuestions,
+    SearchStatus,
+    SummaryFinish,
+    Turn,
+    citation_to_proto,
+    grounded_from_proto,
+    status_to_proto,
+    summary_finish_to_proto,
+)
 from mesh.rpc.kept_traces import Channels
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
@@ -34,6 +39,10 @@ from orchestrator.admission.validation import (
     EMBEDS,
     SCORES,
     TOKENIZES,
+    check_history,
+    check_max_searches,
+    check_num_questions,
+    check_num_related,
     check_num_results,
     check_query,
     check_sampling,
@@ -42,20 +51,15 @@ from orchestrator.admission.validation import (
 from orchestrator.clients.tokenizer import TextOptions
 from orchestrator.embedding import Input, check_inputs
 from orchestrator.generation import Progress
-from orchestrator.observability.spans import describe_search, embeddings
+from orchestrator.observability.spans import embeddings
 from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
 from orchestrator.routing.replicas import Replicas
 from orchestrator.scoring import Pairs, ScoreMethod, Scorer, check_pairs
 from orchestrator.search.grounded_answer import CheckedProgress, GroundedAnswer
-from orchestrator.search.grounding.grounding import Citation
 from orchestrator.search.selection import select_for_prompt
-from orchestrator.search.summary import (
-    RETRIEVAL_FAILED,
-    SearchRequest,
-    SummaryFinish,
-    to_sources,
-)
+from orchestrator.search.summary import SearchRequest, to_sources
+from orchestrator.summarization import Event, Found, summarize
 from orchestrator.text.preparation import PreparedPrompt
 
 if TYPE_CHECKING:
@@ -89,8 +93,13 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         replicas: Replicas,
         readiness: Readiness,
         called_channels: Channels = tuple,
+        grounded: Grounded = Grounded.QUOTE,
     ) -> None:
-        """`called_channels`: to all tokenizers and engines."""
+        """`called_channels`: to all tokenizers and engines.
+
+        `grounded`: of searches that do not name it.
+        """
+        self._grounded = grounded
         self.called_channels = called_channels
         self._pipeline = pipeline
         self._requests = requests
@@ -149,12 +158,20 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             safe_search=request.safe_search,
         )
         with self._pipeline.admitted("Retrieve") as active:
-            found = await self._pipeline.retrieve(search, active)
+            found = await self._pipeline.retrieve(search, [search.query], active)
             return orchestrator_pb2.RetrieveResponse(
                 results=_results(search.query, to_sources(found.results)),
                 num_relevant=len(select_for_prompt(found.results)),
                 failed=found.failed,
             )
+
+    async def SuggestQuestions(
+        self, request: orchestrator_pb2.SuggestQuestionsRequest, context: Context
+    ) -> orchestrator_pb2.SuggestQuestionsResponse:
+        number = check_num_questions(request.num_questions)
+        with self._pipeline.admitted("SuggestQuestions") as active, _ended_by_operator():
+            questions = await self._pipeline.examples(number, active)
+            return orchestrator_pb2.SuggestQuestionsResponse(questions=questions)
 
     async def CountTokens(
         self, request: orchestrator_pb2.CountTokensRequest, context: Context
@@ -213,47 +230,18 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                         summary.append(event.delta.text)
                     case "finish":
                         response.finish.CopyFrom(event.finish)
+                    case "related":
+                        response.related.CopyFrom(event.related)
         response.summary = "".join(summary)
         return response
 
     async def _summarize(
         self, request: orchestrator_pb2.SummarizeRequest, method: str
     ) -> AsyncGenerator[orchestrator_pb2.SummarizeStreamResponse, None]:
-        """Retrieves, builds the prompt, generates, grounds."""
-        parsed = _search_request(request)
-        pipeline = self._pipeline
-        describe_search()
-        with pipeline.admitted(method) as active:
-            active.account.api_request = api_request_from_proto(request)
-            model = await pipeline.choose_search_model(parsed.model, active)
-            retrieved = await pipeline.retrieve(parsed, active)
-            sources = to_sources(retrieved.results)
-            yield _search_results(parsed.query, sources, model.name)
-            if retrieved.failed:
-                yield _summary_event(Delta(RETRIEVAL_FAILED, 0))
-                yield _summary_event(SummaryFinish(FinishReason.STOP, Usage()))
-                return
-            summary = pipeline.new_summary()
-            try:
-                prompt = await pipeline.search_prompt(parsed, retrieved, model, active)
-                summary.set_sources(sources[: prompt.num_passages])
-                # Greedy, so that the same question about the same documents has one answer.
-                sampling = SamplingParams(temperature=0.0, max_tokens=parsed.max_tokens)
-                async with pipeline.generate(
-                    PreparedPrompt(prompt.encoded), model, sampling, (), active
-                ) as generation:
-                    async for chunk in generation.tokens:
-                        for progress in generation.push(chunk):
-                            if progress.delta is not None:
-                                for delta in summary.push(progress.delta):
-                                    yield _summary_event(delta)
-                            generation.report_first_text()
-                        if summary.reached_limit:
-                            break
-                finish = active.account.finish or active.account.end_early(FinishReason.LENGTH)
-            except RequestAborted:
-                finish = active.account.end_early(FinishReason.ABORT)
-            for event in await pipeline.ground(summary, finish):
+        search = _search_request(request, self._grounded)
+        api_request = api_request_from_proto(request)
+        async with aclosing(summarize(self._pipeline, search, method, api_request)) as events:
+            async for event in events:
                 yield _summary_event(event)
 
     async def Embed(
@@ -404,7 +392,7 @@ def _checked_progress(checked: CheckedProgress) -> orchestrator_pb2.GenerateResp
     """One message of an answer with sources."""
     message = _progress(checked.progress)
     if checked.citations:
-        message.finish.citation_details.extend(map(_citation_detail, checked.citations))
+        message.finish.citation_details.extend(map(citation_to_proto, checked.citations))
     return message
 
 
@@ -428,7 +416,9 @@ def _sources(grounding: orchestrator_pb2.Grounding) -> list[Source]:
     return sources
 
 
-def _search_request(request: orchestrator_pb2.SummarizeRequest) -> SearchRequest:
+def _search_request(
+    request: orchestrator_pb2.SummarizeRequest, grounded: Grounded
+) -> SearchRequest:
     """The query and its parameters. Raises MeshError (INVALID_REQUEST) if one is out of bounds."""
     return SearchRequest(
         query=check_query(request.query),
@@ -436,14 +426,11 @@ def _search_request(request: orchestrator_pb2.SummarizeRequest) -> SearchRequest
         max_tokens=request.max_tokens or DEFAULT_SUMMARY_TOKENS,
         model=request.model,
         safe_search=request.safe_search,
+        grounded=grounded_from_proto(request.grounded) or grounded,
+        history=check_history([Turn(each.query, each.summary) for each in request.history]),
+        max_searches=check_max_searches(request.max_searches, bool(request.history)),
+        num_related=check_num_related(request.num_related),
     )
-
-
-def _search_results(
-    query: str, sources: Sequence[Source], model: str
-) -> orchestrator_pb2.SummarizeStreamResponse:
-    """The first message of a summary."""
-    return orchestrator_pb2.SummarizeStreamResponse(results=_results(query, sources, model))
 
 
 def _results(
@@ -453,26 +440,20 @@ def _results(
     return orchestrator_pb2.SearchResults(query=query, results=results, model=model)
 
 
-def _summary_event(event: Delta | SummaryFinish) -> orchestrator_pb2.SummarizeStreamResponse:
-    """A later message of a summary."""
-    if isinstance(event, Delta):
-        return orchestrator_pb2.SummarizeStreamResponse(delta=delta_to_proto(event))
-    return orchestrator_pb2.SummarizeStreamResponse(
-        finish=orchestrator_pb2.SummarizeFinish(
-            reason=REASON_TO_PROTO[event.reason],
-            usage=usage_to_proto(event.usage),
-            citations=event.citations,
-            citation_details=map(_citation_detail, event.details),
-            num_resumptions=event.num_resumptions,
-            num_failovers=len(event.failover_causes),
-            failover_causes=event.failover_causes,
-        )
-    )
-
-
-def _citation_detail(citation: Citation) -> orchestrator_pb2.CitationDetail:
-    return orchestrator_pb2.CitationDetail(
-        position=citation.position,
-        sentence=orchestrator_pb2.TextSpan(**citation.sentence._asdict()),
-        span=citation.span and orchestrator_pb2.TextSpan(**citation.span._asdict()),
-    )
+def _summary_event(event: Event) -> orchestrator_pb2.SummarizeStreamResponse:
+    """One message of a summary."""
+    response = orchestrator_pb2.SummarizeStreamResponse
+    match event:
+        case Delta():
+            return response(delta=delta_to_proto(event))
+        case SummaryFinish():
+            return response(finish=summary_finish_to_proto(event))
+        case Found():
+            results = _results(event.query, event.sources, event.model)
+            results.searches.extend(event.searches)
+            return response(results=results)
+        case SearchStatus():
+            return response(status=status_to_proto(event))
+        case RelatedQuestions():
+            related = orchestrator_pb2.RelatedQuestions(questions=event.questions)
+            return response(related=related)

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from mesh.process.settings import Address, ServiceSettings
+from mesh.protocol.summary import Grounded
 from mesh.rpc.targets import with_default_port
 from orchestrator.routing.backends.target import (
     DEFAULT_PORTS,
@@ -136,6 +137,12 @@ class OrchestratorSettings(ServiceSettings):
     rerank_timeout_seconds: float = Field(
         1.0, gt=0, description="Timeout of reranking; the passages then keep their order."
     )
+    rewrite_timeout_seconds: float = Field(
+        2.0,
+        gt=0,
+        description="Timeout of the rewriting of a question by the model, for a search with a "
+        "conversation; the question is then searched with the words of the earlier one.",
+    )
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="Deadline of requests that arrive without one."
     )
@@ -155,6 +162,12 @@ class OrchestratorSettings(ServiceSettings):
         description="Tags of a model's reasoning: auto (what its chat template shows), "
         f"{', '.join(REASONING_FORMATS)}, or none (reasoning stays text). MODEL=NAME is for one "
         "model; separate several entries by commas.",
+    )
+    grounded: Grounded = Field(
+        Grounded.QUOTE,
+        description="How summaries are bound to the results. quote: each sentence is one of a "
+        "passage, which suits models of any size; cite: the model writes the sentences, each with "
+        "the number of a passage, and they are verified. Requests can choose.",
     )
     max_summary_characters: int = Field(
         20_000,

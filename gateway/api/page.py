@@ -24,6 +24,8 @@ STATIC_FILES = {
     "search.css": "text/css",
     "search.js": "text/javascript",
     "answer.js": "text/javascript",
+    "figures.js": "text/javascript",
+    "markdown.js": "text/javascript",
     "stream.js": "text/javascript",
 }
 

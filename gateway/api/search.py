@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
@@ -26,8 +26,8 @@ from gateway.streaming.resumable_streams import (
     client_resumes,
     parse_event_id,
 )
-from gateway.streaming.sse import EVENT_STREAM, named_frame, token_frame
-from gateway.upstream.generation import Event, Search, SearchResults, SummaryFinish
+from gateway.streaming.sse import EVENT_STREAM, named_frame, token_frame, typed_frame
+from gateway.upstream.generation import Event, Search, SearchResults
 from gateway.validation.body import read_json, read_query
 from mesh.accept import prefers
 from mesh.context import current_request
@@ -35,8 +35,10 @@ from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.observability.telemetry import trace_id
 from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.deltas import Delta
+from mesh.protocol.summary import RelatedQuestions, SearchStage, SearchStatus, SummaryFinish
 
 ROUTE = "/api/v1/search"
+EXAMPLES_ROUTE = "/api/v1/examples"
 STREAM_ROUTE = "/api/v1/search/{stream}"
 JSON = "application/json"
 
@@ -56,6 +58,12 @@ class SearchEndpoint:
         limit = self._dependencies.settings.max_body_bytes
         return await self._answer(request, await read_json(request, SearchRequest, limit))
 
+    async def examples(self, request: Request) -> Response:
+        """Questions that the documents answer."""
+        async with self._dependencies.cancel_scope(request):
+            questions = await self._dependencies.orchestrator.examples()
+        return json_response({"questions": list(questions)})
+
     async def stop(self, request: Request) -> Response:
         """Stop a resumable stream at once, instead of after its grace period."""
         stream = request.path_params["stream"]
@@ -70,24 +78,32 @@ class SearchEndpoint:
         events = self._dependencies.orchestrator.search(_search(params, stream=False))
         record = RequestRecord.of(request.scope)
         texts: list[str] = []
+        answer: dict[str, object] | None = None
         async with self._dependencies.cancel_scope(request), aclosing(events):
-            found = await _first_results(events)
+            found = await _results(events)
             record.accept(ROUTE, model=found.model)
             async for event in events:
-                if isinstance(event, Delta):
-                    record.usage.add(0, event)
-                    texts.append(event.text)
-                elif isinstance(event, SummaryFinish):
-                    record.finish(0, event)
-                    return json_response(_whole(found, "".join(texts), event, record))
-        raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+                match event:
+                    case Delta():
+                        record.usage.add(0, event)
+                        texts.append(event.text)
+                    case SummaryFinish():
+                        record.finish(0, event)
+                        answer = _whole(found, "".join(texts), event, record)
+                        if not params.related:
+                            break
+                    case RelatedQuestions() if answer is not None:
+                        answer["related"] = list(event.questions)
+        if answer is None:
+            raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
+        return json_response(answer)
 
     async def _stream(self, request: Request, params: SearchRequest) -> Response | EventStream:
         resumable_streams = self._dependencies.resumable_streams
         headers = headers_of(request.scope)
         last_event_id = headers.get("last-event-id", "")
         if last_event_id:
-            place = parse_event_id(last_event_id)
+            place = parse_event_id(last_event_id, params.num_statuses)
             if place.is_last:
                 # The client has every event. 204 makes an EventSource stop reconnecting.
                 with suppress(MeshError):  # it ends by itself after its grace period
@@ -117,12 +133,14 @@ def _search(params: SearchRequest, *, stream: bool) -> Search:
     return replace(params.search(), api_request=ApiRequest(request_id, stream))
 
 
-async def _first_results(events: AsyncGenerator[Event]) -> SearchResults:
-    """Return the first event, which reports that the search is accepted. Raises MeshError."""
-    event = await anext(events)
-    if not isinstance(event, SearchResults):
-        raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
-    return event
+async def _results(events: AsyncGenerator[Event]) -> SearchResults:
+    """The results, which report that the search is accepted. Raises MeshError."""
+    async for event in events:
+        if isinstance(event, SearchResults):
+            return event
+        if not isinstance(event, SearchStatus):
+            break
+    raise MeshError(ErrorKind.INTERNAL, INTERNAL_MESSAGE)
 
 
 async def _frames(
@@ -130,22 +148,29 @@ async def _frames(
 ) -> AsyncGenerator[bytes]:
     """Frames of one search; with an `id_prefix` the stream can be resumed."""
     async with aclosing(events):
-        found = await _first_results(events)
-        record.accept(ROUTE, model=found.model)
-        fields: dict[str, object]
-        fields = {"type": "search_results", "query": found.query, "results": _results(found)}
-        retry = RETRY_MILLISECONDS if id_prefix else None
-        yield named_frame("search_results", fields, id_prefix + RESULTS, retry)
         position = 0
         async for event in events:
-            if isinstance(event, Delta):
-                record.delta(0, event)
-                yield token_frame(event.text, position, id_prefix)
-                position += 1
-            elif isinstance(event, SummaryFinish):
-                record.finish(0, event)
-                fields = {"type": "complete", **_end(event, record)}
-                yield named_frame("complete", fields, id_prefix + COMPLETE)
+            match event:
+                case Delta():
+                    record.delta(0, event)
+                    yield token_frame(event.text, position, id_prefix)
+                    position += 1
+                case SearchStatus():
+                    if event.stage is not SearchStage.READING:
+                        record.accept(ROUTE)
+                    yield typed_frame("status", _status(event))
+                case SearchResults():
+                    record.accept(ROUTE, model=event.model)
+                    retry = RETRY_MILLISECONDS if id_prefix else None
+                    fields = {"type": "search_results", **_found(event)}
+                    yield named_frame("search_results", fields, id_prefix + RESULTS, retry)
+                case SummaryFinish():
+                    record.finish(0, event)
+                    fields = {"type": "complete", **_end(event, record)}
+                    yield named_frame("complete", fields, id_prefix + COMPLETE)
+                case RelatedQuestions():
+                    fields = {"type": "related", "questions": list(event.questions)}
+                    yield typed_frame("related", fields)
 
 
 def _error_frame(id_prefix: str, error: MeshError) -> bytes:
@@ -162,14 +187,27 @@ def _whole(
     return {
         "query": found.query,
         "status": "completed",
-        "search_results": _results(found),
+        "search_results": [result._asdict() for result in found.results],
         "summary": summary,
         **_end(finish, record),
+        **_searches(found.searches),
     }
 
 
-def _results(found: SearchResults) -> list[dict[str, object]]:
-    return [result._asdict() for result in found.results]
+def _found(found: SearchResults) -> dict[str, object]:
+    return {
+        "query": found.query,
+        "results": [result._asdict() for result in found.results],
+        **_searches(found.searches),
+    }
+
+
+def _status(status: SearchStatus) -> dict[str, object]:
+    return {"type": "status", "status": status.stage, **_searches(status.searches)}
+
+
+def _searches(searches: Sequence[str]) -> dict[str, object]:
+    return {"searches": list(searches)} if searches else {}
 
 
 def _end(finish: SummaryFinish, record: RequestRecord) -> dict[str, object]:
@@ -182,10 +220,12 @@ def _end(finish: SummaryFinish, record: RequestRecord) -> dict[str, object]:
                 "n": each.number,
                 "span": each.span,
                 "supported": each.span is not None,
+                "attributed": each.attributed,
                 "sentence": each.sentence,
             }
             for each in finish.citation_details
         ],
+        "nothing_found": finish.nothing_found,
         "usage": finish.usage._asdict(),
         **resumed(finish),
         "request_id": "" if request is None else request.request_id,

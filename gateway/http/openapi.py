@@ -78,9 +78,16 @@ def _operation(route: ApiRoute, operation: Operation, schemas: Schema) -> Schema
 def _query_parameters(schema: Schema) -> list[Schema]:
     required = schema.get("required", ())
     return [
-        {"name": name, "in": "query", "required": name in required, "schema": field}
+        {"name": name, "in": "query", "required": name in required, **_query_schema(field)}
         for name, field in schema["properties"].items()
     ]
+
+
+def _query_schema(field: Schema) -> Schema:
+    """The schema of a parameter; an array is JSON text."""
+    if field.get("type") == "array":
+        return {"content": {"application/json": {"schema": field}}}
+    return {"schema": field}
 
 
 def _responses(operation: Operation) -> Schema:

@@ -11,8 +11,8 @@ from typing import TypeAlias
 from gateway.openai.responses import chat_logprobs
 from gateway.schemas.responses.tools import FILE_SEARCH
 from gateway.upstream.blocks import Block, BlockKind
-from gateway.upstream.generation import Citation
 from mesh.protocol.search import Source
+from mesh.protocol.summary import Citation
 
 Json: TypeAlias = dict[str, object]
 

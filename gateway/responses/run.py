@@ -36,13 +36,14 @@ from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.responses.tools import SearchTool
 from gateway.upstream.blocks import Block, BlockEvent, BlockKind, Blocks, BlockStep
 from gateway.upstream.client import Orchestrator
-from gateway.upstream.generation import Event, SummaryFinish
+from gateway.upstream.generation import Event
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ChatMessage
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
 from mesh.protocol.search import DEFAULT_RESULTS, MAX_RESULTS, Source
+from mesh.protocol.summary import SummaryFinish
 from mesh.protocol.usage import Usage
 
 ROUTE = "/v1/responses"

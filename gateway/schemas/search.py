@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo
 
 from gateway.schemas.common import MAX_UINT32, Answer, Body, UsageAnswer
 from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import Search
 from gateway.validation.field_error import FieldError
+from gateway.validation.problems import given_value
 from mesh.protocol.search import (
     DEFAULT_RESULTS,
     DEFAULT_SUMMARY_TOKENS,
     MAX_QUERY_CHARACTERS,
+    MAX_RELATED,
     MAX_RESULTS,
+    MAX_SEARCHES,
+    MAX_TURN_CHARACTERS,
+    MAX_TURNS,
 )
+from mesh.protocol.summary import Grounded, Turn
 
 
 def _no_control_characters(query: str) -> str:
@@ -36,6 +43,25 @@ Query = Annotated[
 ]
 
 
+def _array(value: object, info: ValidationInfo) -> object:
+    """An array, which is JSON text in a query string."""
+    if info.context is None or not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise FieldError(f"must be a JSON array, given {given_value(value)}") from None
+
+
+class SearchTurnBody(Body):
+    """An earlier question of the conversation."""
+
+    query: Query = Field(description="The question.")
+    summary: str = Field(
+        "", max_length=MAX_TURN_CHARACTERS, description="The summary that answered it."
+    )
+
+
 class SearchRequest(Body):
     """A search and its summary: the same fields as a query string and as a JSON body."""
 
@@ -51,6 +77,24 @@ class SearchRequest(Body):
         DEFAULT_SUMMARY_TOKENS, ge=1, le=MAX_UINT32, description="Most tokens of the summary."
     )
     safe_search: bool = Field(False, description="Leave out documents that are marked as unsafe.")
+    grounded: Literal["quote", "cite"] | None = Field(
+        None,
+        description="`quote`: each sentence of the summary is one of a result; `cite`: the model "
+        "writes the sentences, and each cites a result. Default: the service's setting.",
+    )
+    history: Annotated[list[SearchTurnBody], BeforeValidator(_array)] = Field(
+        default_factory=list,
+        max_length=MAX_TURNS,
+        description="Earlier questions of the conversation and their summaries, oldest first; JSON "
+        "text in a query string. The query is rewritten so that it can be understood alone.",
+    )
+    max_searches: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_SEARCHES,
+        description="Most queries that the question is split into. Default: 1, or 3 with history.",
+    )
+    related: int = Field(0, ge=0, le=MAX_RELATED, description="Most related questions to return.")
     model: str = Field(
         "",
         max_length=500,
@@ -63,6 +107,13 @@ class SearchRequest(Body):
         "resume with Last-Event-ID. Default: true for an EventSource.",
     )
 
+    @property
+    def num_statuses(self) -> int:
+        """Number of `status` events before the results."""
+        if self.history or (self.max_searches or 1) > 1:
+            return 2
+        return 1 if self.related else 0
+
     def search(self) -> Search:
         """The search for the orchestrator."""
         return Search(
@@ -71,12 +122,18 @@ class SearchRequest(Body):
             max_tokens=self.max_tokens,
             model=self.model,
             safe_search=self.safe_search,
+            history=tuple(Turn(turn.query, turn.summary) for turn in self.history),
+            max_searches=self.max_searches or 0,
+            num_related=self.related,
+            grounded=None if self.grounded is None else Grounded(self.grounded),
             names=NAMES,
         )
 
 
 # The conversation of a search has the query in its messages.
-NAMES = FieldNames(SearchRequest.model_fields, {"messages": "query", "prompt": "query"})
+NAMES = FieldNames(
+    SearchRequest.model_fields, {"messages": "query", "prompt": "query", "num_related": "related"}
+)
 
 
 class SearchResultAnswer(Answer):
@@ -101,6 +158,9 @@ class CitationAnswer(Answer):
         description="The supporting part of the result's snippet; null if there is none."
     )
     supported: bool
+    attributed: bool = Field(
+        description="The sentence cites nothing; the result was found to support it."
+    )
     sentence: tuple[int, int] = Field(description="Begin and end of the sentence in the summary.")
 
 
@@ -111,13 +171,32 @@ class SearchAnswer(Answer):
     status: Literal["completed"]
     search_results: list[SearchResultAnswer]
     summary: str
-    citations: list[int] = Field(description="Positions of the cited results, ascending.")
+    citations: list[int] = Field(
+        description="Positions of the cited and attributed results, ascending."
+    )
     citation_details: list[CitationAnswer]
+    nothing_found: bool = Field(
+        description="The results do not answer the query, and the summary says so."
+    )
     finish_reason: Literal["stop", "length", "abort"]
     usage: UsageAnswer
     request_id: str
     trace_id: str
     trace_sampled: bool = Field(description="Whether the trace is exported.")
+    searches: list[str] = Field(
+        default_factory=list,
+        description="The queries that were searched; only in a conversation.",
+    )
+    related: list[str] = Field(
+        default_factory=list,
+        description="Questions that the documents can answer; only if `related` is given.",
+    )
+
+
+class ExamplesAnswer(Answer):
+    """Questions that the documents answer."""
+
+    questions: list[str]
 
 
 class Problem(Answer):

@@ -29,11 +29,12 @@ function headers(more = {}) {
 export class SearchStream {
   #abort = new AbortController();
   #lastEventId = "";
-  #url;
+  #body;
 
-  constructor(query) {
-    const fields = new URLSearchParams({ query, streaming: "true", resumable: "true" });
-    this.#url = `/api/v1/search?${fields}`;
+  // `history` has the earlier questions and their answers.
+  constructor(query, history, related) {
+    const fields = { query, history, related, streaming: true, resumable: true };
+    this.#body = JSON.stringify(fields);
   }
 
   get stopped() {
@@ -50,21 +51,25 @@ export class SearchStream {
     fetch(url, { method: "DELETE", keepalive: true, headers: headers() }).catch(() => {});
   }
 
-  // Events until `complete` or `error`, each once; `onLost` is called before each new attempt.
+  // Events until `related` or `error`, each once; `onLost` is called before each new attempt.
   // Throws Refusal, TypeError where the server cannot be reached, AbortError after `stop`.
   async *events(onLost) {
     let attempt = 0;
+    let isComplete = false;
     for (;;) {
       try {
         for await (const event of this.#connection()) {
           attempt = 0;
           yield event;
-          if (event.name === "complete" || event.name === "error") return;
+          isComplete ||= event.name === "complete";
+          if (event.name === "related" || event.name === "error") return;
         }
+        if (isComplete) return;
         throw new TypeError("The connection was lost.");
       } catch (problem) {
         const hopeless = problem instanceof Refusal && problem.status !== 503;
         const tried = attempt >= RETRY_MILLISECONDS.length;
+        if (isComplete) return; // only the related questions are missing
         if (this.stopped || hopeless || !this.#lastEventId || tried) throw problem;
         onLost();
         await new Promise((resolve) => setTimeout(resolve, RETRY_MILLISECONDS[attempt++]));
@@ -75,9 +80,12 @@ export class SearchStream {
 
   async *#connection() {
     const resume = this.#lastEventId ? { "last-event-id": this.#lastEventId } : {};
-    const response = await fetch(this.#url, {
+    const type = { "content-type": "application/json", accept: "text/event-stream" };
+    const response = await fetch("/api/v1/search", {
+      method: "POST",
+      body: this.#body,
       signal: this.#abort.signal,
-      headers: headers({ accept: "text/event-stream", ...resume }),
+      headers: headers({ ...type, ...resume }),
       cache: "no-store",
     });
     if (!response.ok) throw await refusal(response);
@@ -85,6 +93,16 @@ export class SearchStream {
       yield event;
       if (event.id) this.#lastEventId = event.id;
     }
+  }
+}
+
+// Questions that the documents answer; none where they cannot be fetched.
+export async function exampleQuestions() {
+  try {
+    const response = await fetch("/api/v1/examples", { headers: headers(), cache: "no-store" });
+    return response.ok ? (await response.json()).questions : [];
+  } catch {
+    return [];
   }
 }
 

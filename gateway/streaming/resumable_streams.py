@@ -57,15 +57,19 @@ class Started(NamedTuple):
     id_prefix: str
 
 
-def parse_event_id(text: str) -> Place:
-    """Parse an event id. Raises HttpError (410) if it is not one of this gateway's."""
+def parse_event_id(text: str, num_statuses: int = 0) -> Place:
+    """Parse an event id. Raises HttpError (410) if it is not one of this gateway's.
+
+    `num_statuses` is the number of `status` frames before that of the results, which have no ids.
+    If there are any, one more follows the results.
+    """
     stream, _, place = text.rpartition(".")
     if place in (COMPLETE, ERROR):
         return Place(stream, 0, True)
     if place == RESULTS:
-        return Place(stream, 1, False)
+        return Place(stream, num_statuses + 1, False)
     if place.isascii() and place.isdecimal() and len(place) <= _MAX_DIGITS:
-        return Place(stream, int(place) + 2, False)
+        return Place(stream, int(place) + 2 + num_statuses + (num_statuses > 0), False)
     raise stream_gone()
 
 

@@ -13,7 +13,6 @@ import grpc.aio
 from gateway.keys.rate_limiter import TokenCharge, check_priority
 from gateway.upstream.field_names import FieldNames
 from gateway.upstream.generation import (
-    Citation,
     Embedded,
     EmbeddingInputs,
     Event,
@@ -23,7 +22,6 @@ from gateway.upstream.generation import (
     Search,
     SearchResults,
     ServedModel,
-    SummaryFinish,
     TextPairs,
 )
 from gateway.upstream.tokenization import (
@@ -47,6 +45,15 @@ from mesh.protocol.model_kind import INPUT_TYPES, kind_from_proto
 from mesh.protocol.prompt import set_prompt
 from mesh.protocol.sampling_params import sampling_to_proto
 from mesh.protocol.search import Source
+from mesh.protocol.summary import (
+    GROUNDED_TO_PROTO,
+    RelatedQuestions,
+    SummaryFinish,
+    citation_from_proto,
+    failover_causes,
+    status_from_proto,
+    summary_finish_from_proto,
+)
 from mesh.protocol.tokens import TokenIds
 from mesh.protocol.usage import usage_from_proto
 from mesh.rpc.channel import call_unary, open_stream
@@ -87,7 +94,10 @@ class Orchestrator:
         return _events(self._stub.Generate, generation, generate_request, generate_events)
 
     def search(self, search: Search) -> AsyncGenerator[Event]:
-        """SearchResults, deltas, one finish; raises MeshError. Close it to cancel the call."""
+        """SearchResults, deltas, one finish; raises MeshError. Close it to cancel the call.
+
+        Of a conversation also SearchStatus before the deltas and RelatedQuestions after the finish.
+        """
         return _events(
             self._stub.SummarizeStream,
             search,
@@ -115,6 +125,12 @@ class Orchestrator:
         response = await call_unary(self._stub.Retrieve, request)
         results = _results(response.results).results
         return Retrieved(results, response.num_relevant, response.failed)
+
+    async def examples(self) -> tuple[str, ...]:
+        """Questions that the documents answer; raises MeshError."""
+        request = orchestrator_pb2.SuggestQuestionsRequest()
+        response = await call_unary(self._stub.SuggestQuestions, request)
+        return tuple(response.questions)
 
     async def count_tokens(self, generation: Generation) -> int:
         """The number of tokens of the prompt of `generation`; raises MeshError."""
@@ -201,22 +217,25 @@ async def _events(
     request_of: Callable[[Value], Request],
     events_of: Callable[[Response], list[Event]],
 ) -> AsyncGenerator[Event]:
-    last: Event | None = None
+    is_finished = False
+    follows = isinstance(value, Search) and value.num_related > 0
     request = await asyncio.to_thread(request_of, value) if _is_long(value) else request_of(value)
     charge = TokenCharge()
     try:
         async with open_stream(call, request) as responses:
             async for response in responses:
-                for last in events_of(response):
-                    _charge(charge, last)
-                    if isinstance(last, GenerationFinish):
-                        responses.has_last()
-                    yield last
+                for event in events_of(response):
+                    _charge(charge, event)
+                    if isinstance(event, GenerationFinish):
+                        is_finished = True
+                        if not follows:
+                            responses.has_last()
+                    yield event
     except MeshError as error:
         if value.names is None:
             raise
         raise value.names.public(error) from error
-    if not isinstance(last, GenerationFinish):
+    if not is_finished:
         raise broken("the stream ended without a finish")
 
 
@@ -266,13 +285,6 @@ def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest
     return request
 
 
-def _causes(
-    finish: orchestrator_pb2.GenerateFinish | orchestrator_pb2.SummarizeFinish,
-) -> tuple[str, ...]:
-    """One for each failover; an older orchestrator reports their number only."""
-    return tuple(finish.failover_causes) or ("unknown",) * finish.num_failovers
-
-
 def count_tokens_request(generation: Generation) -> orchestrator_pb2.CountTokensRequest:
     """Convert to protobuf."""
     request = orchestrator_pb2.CountTokensRequest(model=generation.model)
@@ -290,9 +302,9 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
     if response.HasField("finish"):
         finish = response.finish
         reason, usage = _reason(finish.reason), usage_from_proto(finish.usage)
-        losses = (finish.num_resumptions, _causes(finish))
+        losses = (finish.num_resumptions, failover_causes(finish))
         if finish.citation_details:
-            details = tuple(map(_citation, finish.citation_details))
+            details = tuple(map(citation_from_proto, finish.citation_details))
             events.append(
                 SummaryFinish(reason, usage, finish.stop_string, *losses, citation_details=details)
             )
@@ -306,14 +318,21 @@ def generate_events(response: orchestrator_pb2.GenerateResponse) -> list[Event]:
 def summarize_request(search: Search) -> orchestrator_pb2.SummarizeRequest:
     """Convert to protobuf."""
     api = search.api_request
-    return orchestrator_pb2.SummarizeRequest(
+    request = orchestrator_pb2.SummarizeRequest(
         query=search.query,
         num_results=search.num_results,
         max_tokens=search.max_tokens,
         model=search.model,
         safe_search=search.safe_search,
         api_request=None if api is None else api_request_to_proto(api),
+        max_searches=search.max_searches,
+        num_related=search.num_related,
     )
+    if search.grounded is not None:
+        request.grounded = GROUNDED_TO_PROTO[search.grounded]
+    for turn in search.history:
+        request.history.add(query=turn.query, summary=turn.summary)
+    return request
 
 
 def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list[Event]:
@@ -323,21 +342,15 @@ def summarize_events(response: orchestrator_pb2.SummarizeStreamResponse) -> list
         return [delta_from_proto(response.delta)]
     if kind == "results":
         return [_results(response.results)]
-    if kind == "finish":
-        finish = response.finish
-        details = tuple(map(_citation, finish.citation_details))
-        citations = tuple(finish.citations)
-        usage = usage_from_proto(finish.usage)
-        return [
-            SummaryFinish(
-                _reason(finish.reason),
-                usage,
-                num_resumptions=finish.num_resumptions,
-                failover_causes=_causes(finish),
-                citations=citations,
-                citation_details=details,
-            )
-        ]
+    if kind == "related":
+        return [RelatedQuestions(tuple(response.related.questions))]
+    try:
+        if kind == "status":
+            return [status_from_proto(response.status)]
+        if kind == "finish":
+            return [summary_finish_from_proto(response.finish)]
+    except ValueError as error:
+        raise broken(str(error)) from None
     raise broken("a message without an event")
 
 
@@ -349,15 +362,7 @@ def _results(results: orchestrator_pb2.SearchResults) -> SearchResults:
             for each in results.results
         ),
         results.model,
-    )
-
-
-def _citation(detail: orchestrator_pb2.CitationDetail) -> Citation:
-    sentence, span = detail.sentence, detail.span
-    return Citation(
-        detail.position or None,
-        (sentence.begin, sentence.end),
-        (span.begin, span.end) if detail.HasField("span") else None,
+        tuple(results.searches),
     )
 
 

@@ -15,6 +15,7 @@ from mesh.protocol.model_kind import InputUse, ModelKind
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.search import Source
+from mesh.protocol.summary import Grounded, RelatedQuestions, SearchStatus, Turn
 from mesh.protocol.tokens import TokenIds
 
 
@@ -45,6 +46,12 @@ class Search:
     max_tokens: int
     model: str = ""
     safe_search: bool = False
+    grounded: Grounded | None = None
+    """How the summary is bound to the results; None: the orchestrator's setting."""
+    history: tuple[Turn, ...] = ()
+    max_searches: int = 0
+    """Most queries that the question is split into; 0: the orchestrator's default."""
+    num_related: int = 0
     names: FieldNames | None = None
     """Names of the fields in errors; None: the services' own."""
     api_request: ApiRequest | None = None
@@ -60,25 +67,6 @@ def choices_of(
     ]
 
 
-class Citation(NamedTuple):
-    """A sentence of a summary and its source, as half-open ranges of code points."""
-
-    number: int | None
-    """The cited result's position; None if the sentence cites none."""
-    sentence: tuple[int, int]
-    """In the summary."""
-    span: tuple[int, int] | None
-    """In the result's snippet; None if it does not support the sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class SummaryFinish(GenerationFinish):
-    """The end of a search's summary."""
-
-    citations: tuple[int, ...] = ()
-    citation_details: tuple[Citation, ...] = ()
-
-
 class SearchResults(NamedTuple):
     """The results, best first."""
 
@@ -86,6 +74,8 @@ class SearchResults(NamedTuple):
     results: tuple[Source, ...]
     model: str = ""
     """Name of the model that writes the summary."""
+    searches: tuple[str, ...] = ()
+    """The queries that were searched; empty if the request does not ask for them."""
 
 
 class Retrieved(NamedTuple):
@@ -160,5 +150,7 @@ class ServedModel(NamedTuple):
     kind: ModelKind = ModelKind.GENERATION
 
 
-Event: TypeAlias = GenerationStarted | SearchResults | Delta | GenerationFinish
+Event: TypeAlias = (
+    GenerationStarted | SearchStatus | SearchResults | Delta | GenerationFinish | RelatedQuestions
+)
 """First GenerationStarted or SearchResults, then deltas, last exactly one finish."""

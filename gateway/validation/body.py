@@ -28,6 +28,9 @@ from mesh.errors import ErrorKind, MeshError, invalid
 BODY_GRACE_SECONDS = 30.0
 """Time after which a client must have sent its body at the minimum rate."""
 
+QUERY = {"source": "query"}
+"""Validation context of a query string, in which an array is JSON text."""
+
 _UNCODED = ("", "identity")
 _CLOSE = {"connection": "close"}
 """For a request whose body is not read to its end."""
@@ -129,7 +132,7 @@ def read_query(request: Request, model: type[Model], lists: Sequence[str] = ()) 
         values[name] = [value for key, value in fields if key in (name, f"{name}[]")]
         values.pop(f"{name}[]", None)
     try:
-        made = model.model_validate(values)
+        made = model.model_validate(values, context=QUERY)
     except ValidationError as error:
         raise problem_of(error) from None
     RequestRecord.of(request.scope).ignored = ignored_fields(values, made)

@@ -20,6 +20,56 @@ else:
 
 DESCRIPTOR: descriptor.FileDescriptor
 
+class _Grounded:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroundedEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Grounded.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    GROUNDED_UNSPECIFIED: _Grounded.ValueType  # 0
+    """Not set."""
+    GROUNDED_QUOTE: _Grounded.ValueType  # 1
+    """Each sentence is a whole sentence of a passage, followed by the passage's number."""
+    GROUNDED_CITE: _Grounded.ValueType  # 2
+    """Each sentence is the model's own, followed by the number of a passage."""
+
+class Grounded(_Grounded, metaclass=_GroundedEnumTypeWrapper):
+    """How a summary is bound to the passages that were found."""
+
+GROUNDED_UNSPECIFIED: Grounded.ValueType  # 0
+"""Not set."""
+GROUNDED_QUOTE: Grounded.ValueType  # 1
+"""Each sentence is a whole sentence of a passage, followed by the passage's number."""
+GROUNDED_CITE: Grounded.ValueType  # 2
+"""Each sentence is the model's own, followed by the number of a passage."""
+
+class _SearchStage:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchStageEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_SearchStage.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    SEARCH_STAGE_UNSPECIFIED: _SearchStage.ValueType  # 0
+    """Not sent."""
+    SEARCH_STAGE_REWRITING: _SearchStage.ValueType  # 1
+    """Rewriting the query so that it can be understood without the conversation."""
+    SEARCH_STAGE_SEARCHING: _SearchStage.ValueType  # 2
+    """Searching the documents."""
+    SEARCH_STAGE_READING: _SearchStage.ValueType  # 3
+    """The model reads the results."""
+
+class SearchStage(_SearchStage, metaclass=_SearchStageEnumTypeWrapper):
+    """A stage of a search."""
+
+SEARCH_STAGE_UNSPECIFIED: SearchStage.ValueType  # 0
+"""Not sent."""
+SEARCH_STAGE_REWRITING: SearchStage.ValueType  # 1
+"""Rewriting the query so that it can be understood without the conversation."""
+SEARCH_STAGE_SEARCHING: SearchStage.ValueType  # 2
+"""Searching the documents."""
+SEARCH_STAGE_READING: SearchStage.ValueType  # 3
+"""The model reads the results."""
+
 class _ScoreMethod:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -650,6 +700,10 @@ class SummarizeRequest(message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     SAFE_SEARCH_FIELD_NUMBER: builtins.int
     API_REQUEST_FIELD_NUMBER: builtins.int
+    GROUNDED_FIELD_NUMBER: builtins.int
+    HISTORY_FIELD_NUMBER: builtins.int
+    MAX_SEARCHES_FIELD_NUMBER: builtins.int
+    NUM_RELATED_FIELD_NUMBER: builtins.int
     query: builtins.str
     """The query: 1 to 500 characters after white space at both ends is trimmed."""
     num_results: builtins.int
@@ -662,9 +716,23 @@ class SummarizeRequest(message.Message):
     """
     safe_search: builtins.bool
     """Exclude documents that are marked as unsafe."""
+    grounded: Grounded.ValueType
+    """How the summary is bound to the results. Unspecified: the orchestrator's setting."""
+    max_searches: builtins.int
+    """Maximum number of queries that are searched for the question, 1 to 5; 0 means 1, or 3 with
+    `history`.
+    """
+    num_related: builtins.int
+    """Maximum number of related questions to return, 0 to 3."""
     @builtins.property
     def api_request(self) -> ApiRequest:
         """The API request that the summary is for. Absent: unknown."""
+
+    @builtins.property
+    def history(self) -> containers.RepeatedCompositeFieldContainer[SearchTurn]:
+        """Earlier questions of the conversation and their summaries, oldest first; at most 20. The query
+        is then rewritten so that it can be understood alone.
+        """
 
     def __init__(
         self,
@@ -675,10 +743,38 @@ class SummarizeRequest(message.Message):
         model: builtins.str = ...,
         safe_search: builtins.bool = ...,
         api_request: ApiRequest | None = ...,
+        grounded: Grounded.ValueType = ...,
+        history: abc.Iterable[SearchTurn] | None = ...,
+        max_searches: builtins.int = ...,
+        num_related: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "max_tokens", b"max_tokens", "model", b"model", "num_results", b"num_results", "query", b"query", "safe_search", b"safe_search"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "grounded", b"grounded", "history", b"history", "max_searches", b"max_searches", "max_tokens", b"max_tokens", "model", b"model", "num_related", b"num_related", "num_results", b"num_results", "query", b"query", "safe_search", b"safe_search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SearchTurn(message.Message):
+    """An earlier question of a conversation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    query: builtins.str
+    """The question: 1 to 500 characters."""
+    summary: builtins.str
+    """The summary that answered it: at most 20,000 characters."""
+    def __init__(
+        self,
+        *,
+        query: builtins.str = ...,
+        summary: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["query", b"query", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -689,9 +785,11 @@ class SummarizeStreamResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     DELTA_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    RELATED_FIELD_NUMBER: builtins.int
     @builtins.property
     def results(self) -> SearchResults:
-        """The results; the first event."""
+        """The results; the first event apart from `status`."""
 
     @builtins.property
     def delta(self) -> Delta:
@@ -699,7 +797,15 @@ class SummarizeStreamResponse(message.Message):
 
     @builtins.property
     def finish(self) -> SummarizeFinish:
-        """The end; the stream's last event."""
+        """The end of the summary; the stream's last event apart from `related`."""
+
+    @builtins.property
+    def status(self) -> SearchStatus:
+        """What is done now."""
+
+    @builtins.property
+    def related(self) -> RelatedQuestions:
+        """Questions that the documents can answer; only if `num_related` is set."""
 
     def __init__(
         self,
@@ -707,14 +813,60 @@ class SummarizeStreamResponse(message.Message):
         results: SearchResults | None = ...,
         delta: Delta | None = ...,
         finish: SummarizeFinish | None = ...,
+        status: SearchStatus | None = ...,
+        related: RelatedQuestions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "results", b"results"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "related", b"related", "results", b"results", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["delta", b"delta", "event", b"event", "finish", b"finish", "related", b"related", "results", b"results", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["results", "delta", "finish"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["results", "delta", "finish", "status", "related"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class SearchStatus(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: builtins.int
+    SEARCHES_FIELD_NUMBER: builtins.int
+    stage: SearchStage.ValueType
+    """The stage that begins."""
+    @builtins.property
+    def searches(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The queries that are searched, in the stage SEARCHING."""
+
+    def __init__(
+        self,
+        *,
+        stage: SearchStage.ValueType = ...,
+        searches: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["searches", b"searches", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RelatedQuestions(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUESTIONS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def questions(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The questions."""
+
+    def __init__(
+        self,
+        *,
+        questions: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["questions", b"questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class SearchResults(message.Message):
@@ -723,6 +875,7 @@ class SearchResults(message.Message):
     QUERY_FIELD_NUMBER: builtins.int
     RESULTS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    SEARCHES_FIELD_NUMBER: builtins.int
     query: builtins.str
     """The query, trimmed."""
     model: builtins.str
@@ -733,16 +886,21 @@ class SearchResults(message.Message):
         first; then the others, best first. Empty if retrieval failed, which the summary then says.
         """
 
+    @builtins.property
+    def searches(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The queries that were searched, if the request has `history` or `max_searches`."""
+
     def __init__(
         self,
         *,
         query: builtins.str = ...,
         results: abc.Iterable[SearchResult] | None = ...,
         model: builtins.str = ...,
+        searches: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "query", b"query", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "query", b"query", "results", b"results", "searches", b"searches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -795,20 +953,24 @@ class SummarizeFinish(message.Message):
     NUM_RESUMPTIONS_FIELD_NUMBER: builtins.int
     NUM_FAILOVERS_FIELD_NUMBER: builtins.int
     FAILOVER_CAUSES_FIELD_NUMBER: builtins.int
+    NOTHING_FOUND_FIELD_NUMBER: builtins.int
     reason: common_pb2.FinishReason.ValueType
     """Why the generation ended."""
     num_resumptions: builtins.int
     """Times that another engine continued the generation after its first tokens."""
     num_failovers: builtins.int
     """As in GenerateFinish."""
+    nothing_found: builtins.bool
+    """The results do not answer the query, and the summary says so."""
     @builtins.property
     def usage(self) -> common_pb2.Usage:
         """Token counts."""
 
     @builtins.property
     def citations(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Positions of the results that the summary cites, in ascending order, without duplicates.
-        Citations of numbers that were not in the model's prompt are removed from the text.
+        """Positions of the results that the summary cites or that support a sentence without citation,
+        in ascending order, without duplicates. Citations of numbers that were not in the model's
+        prompt are removed from the text.
         """
 
     @builtins.property
@@ -829,10 +991,11 @@ class SummarizeFinish(message.Message):
         num_resumptions: builtins.int = ...,
         num_failovers: builtins.int = ...,
         failover_causes: abc.Iterable[builtins.str] | None = ...,
+        nothing_found: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "failover_causes", b"failover_causes", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["citation_details", b"citation_details", "citations", b"citations", "failover_causes", b"failover_causes", "nothing_found", b"nothing_found", "num_failovers", b"num_failovers", "num_resumptions", b"num_resumptions", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -845,8 +1008,11 @@ class CitationDetail(message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     SENTENCE_FIELD_NUMBER: builtins.int
     SPAN_FIELD_NUMBER: builtins.int
+    ATTRIBUTED_FIELD_NUMBER: builtins.int
     position: builtins.int
     """Position of the cited result; 0 if the sentence cites none."""
+    attributed: builtins.bool
+    """The sentence cites nothing; the result was found to support it."""
     @builtins.property
     def sentence(self) -> TextSpan:
         """Span of the sentence in the concatenated text of all deltas, without its trailing citations."""
@@ -863,10 +1029,11 @@ class CitationDetail(message.Message):
         position: builtins.int = ...,
         sentence: TextSpan | None = ...,
         span: TextSpan | None = ...,
+        attributed: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["sentence", b"sentence", "span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["position", b"position", "sentence", b"sentence", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attributed", b"attributed", "position", b"position", "sentence", b"sentence", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -901,6 +1068,7 @@ class SummarizeResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     SUMMARY_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
+    RELATED_FIELD_NUMBER: builtins.int
     summary: builtins.str
     """The whole summary."""
     @builtins.property
@@ -911,16 +1079,21 @@ class SummarizeResponse(message.Message):
     def finish(self) -> SummarizeFinish:
         """The end of the summary."""
 
+    @builtins.property
+    def related(self) -> RelatedQuestions:
+        """Questions that the documents can answer; only if `num_related` is set."""
+
     def __init__(
         self,
         *,
         results: SearchResults | None = ...,
         summary: builtins.str = ...,
         finish: SummarizeFinish | None = ...,
+        related: RelatedQuestions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "results", b"results"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "related", b"related", "results", b"results"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "results", b"results", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["finish", b"finish", "related", b"related", "results", b"results", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -975,6 +1148,44 @@ class RetrieveResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["results", b"results"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["failed", b"failed", "num_relevant", b"num_relevant", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SuggestQuestionsRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    NUM_QUESTIONS_FIELD_NUMBER: builtins.int
+    num_questions: builtins.int
+    """Maximum number of questions, 1 to 10; 0 means 6."""
+    def __init__(
+        self,
+        *,
+        num_questions: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["num_questions", b"num_questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SuggestQuestionsResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUESTIONS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def questions(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The questions; none if the documents define nothing or cannot be searched."""
+
+    def __init__(
+        self,
+        *,
+        questions: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["questions", b"questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

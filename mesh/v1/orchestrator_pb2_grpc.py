@@ -54,6 +54,11 @@ class OrchestratorServiceStub:
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveResponse.FromString,
                 _registered_method=True)
+        self.SuggestQuestions = channel.unary_unary(
+                '/mesh.v1.OrchestratorService/SuggestQuestions',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.SuggestQuestionsRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SuggestQuestionsResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/mesh.v1.OrchestratorService/CountTokens',
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.CountTokensRequest.SerializeToString,
@@ -109,7 +114,9 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SummarizeStream(self, request, context):
-        """Retrieves documents and summarises them: first `results`, then deltas, last one finish.
+        """Retrieves documents and summarises them: first `results`, then deltas, last one finish. A
+        request with `history`, `max_searches` or `num_related` also gets `status` before the results
+        and before the deltas, and may get `related` after the finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +131,13 @@ class OrchestratorServiceServicer:
 
     def Retrieve(self, request, context):
         """Retrieves documents, without a summary.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuggestQuestions(self, request, context):
+        """Suggests questions that the documents answer, without a query.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +223,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.Retrieve,
                     request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_orchestrator__pb2.RetrieveResponse.SerializeToString,
+            ),
+            'SuggestQuestions': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuggestQuestions,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.SuggestQuestionsRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.SuggestQuestionsResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -359,6 +378,33 @@ class OrchestratorService:
             '/mesh.v1.OrchestratorService/Retrieve',
             mesh_dot_v1_dot_orchestrator__pb2.RetrieveRequest.SerializeToString,
             mesh_dot_v1_dot_orchestrator__pb2.RetrieveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuggestQuestions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/SuggestQuestions',
+            mesh_dot_v1_dot_orchestrator__pb2.SuggestQuestionsRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.SuggestQuestionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,11 +37,16 @@ class OrchestratorServiceStub:
     Events that are ready at the same time are sent in one message.
     """
     SummarizeStream: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeStreamResponse]
-    """Retrieves documents and summarises them: first `results`, then deltas, last one finish."""
+    """Retrieves documents and summarises them: first `results`, then deltas, last one finish. A
+    request with `history`, `max_searches` or `num_related` also gets `status` before the results
+    and before the deltas, and may get `related` after the finish.
+    """
     Summarize: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]
     """Unary form of SummarizeStream."""
     Retrieve: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.RetrieveRequest, _orchestrator_pb2.RetrieveResponse]
     """Retrieves documents, without a summary."""
+    SuggestQuestions: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.SuggestQuestionsRequest, _orchestrator_pb2.SuggestQuestionsResponse]
+    """Suggests questions that the documents answer, without a query."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]
     """Counts the tokens of a prompt, without generating."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.TokenizeRequest, _orchestrator_pb2.TokenizeResponse]
@@ -72,11 +77,16 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     Events that are ready at the same time are sent in one message.
     """
     SummarizeStream: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeStreamResponse]  # type: ignore[assignment]
-    """Retrieves documents and summarises them: first `results`, then deltas, last one finish."""
+    """Retrieves documents and summarises them: first `results`, then deltas, last one finish. A
+    request with `history`, `max_searches` or `num_related` also gets `status` before the results
+    and before the deltas, and may get `related` after the finish.
+    """
     Summarize: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.SummarizeRequest, _orchestrator_pb2.SummarizeResponse]  # type: ignore[assignment]
     """Unary form of SummarizeStream."""
     Retrieve: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.RetrieveRequest, _orchestrator_pb2.RetrieveResponse]  # type: ignore[assignment]
     """Retrieves documents, without a summary."""
+    SuggestQuestions: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.SuggestQuestionsRequest, _orchestrator_pb2.SuggestQuestionsResponse]  # type: ignore[assignment]
+    """Suggests questions that the documents answer, without a query."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CountTokensRequest, _orchestrator_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a prompt, without generating."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.TokenizeRequest, _orchestrator_pb2.TokenizeResponse]  # type: ignore[assignment]
@@ -116,7 +126,10 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.SummarizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_pb2.SummarizeStreamResponse], _abc.AsyncIterator[_orchestrator_pb2.SummarizeStreamResponse]]:
-        """Retrieves documents and summarises them: first `results`, then deltas, last one finish."""
+        """Retrieves documents and summarises them: first `results`, then deltas, last one finish. A
+        request with `history`, `max_searches` or `num_related` also gets `status` before the results
+        and before the deltas, and may get `related` after the finish.
+        """
 
     @_abc_1.abstractmethod
     def Summarize(
@@ -133,6 +146,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.RetrieveResponse, _abc.Awaitable[_orchestrator_pb2.RetrieveResponse]]:
         """Retrieves documents, without a summary."""
+
+    @_abc_1.abstractmethod
+    def SuggestQuestions(
+        self,
+        request: _orchestrator_pb2.SuggestQuestionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.SuggestQuestionsResponse, _abc.Awaitable[_orchestrator_pb2.SuggestQuestionsResponse]]:
+        """Suggests questions that the documents answer, without a query."""
 
     @_abc_1.abstractmethod
     def CountTokens(

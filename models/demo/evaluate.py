@@ -1,8 +1,9 @@
 """Evaluates the demo model on held-out documents: python -m models.demo.evaluate
 
-Answers held-out questions with the project's engine and chat template, with greedy decoding. The
-report has the shares of answers in whole sentences, copied text, correct citations, repetition,
-and coverage of the question's key words.
+Answers held-out questions with the project's engine and chat template, with greedy decoding, under
+the constraint of a search (`--grounded`) or without one. The report has the shares of answers in
+whole sentences, copied text, correct citations, repetition, and coverage of the question's key
+words; of sentences that their passage supports; and of right decisions whether anything was found.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +25,22 @@ from inference.engine.engine import Engine
 from inference.model.loading import EngineOptions, load_engine
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence as EngineSequence
+from mesh.hub.model_folder import model_folder
+from mesh.protocol.summary import Grounded
 from models.demo import corpus
+from models.demo.decisions import decision_cases
+from models.demo.grounding_figures import (
+    decision_summary,
+    grounding_of,
+    grounding_summary,
+)
 from models.demo.pairs import Difficulty, Pair, Pairs, Passage
 from models.demo.rule import key_words, stems
 from orchestrator.index.documents import parse
+from orchestrator.search.answering.constraint import answer_constraint
+from orchestrator.search.answering.line_marks import line_marks
+from orchestrator.search.answering.relevance import PassageWords, Verdict
+from orchestrator.search.answering.relevance import judge as judge_relevance
 from orchestrator.search.grounding.sentences import split_sentences
 from orchestrator.search.prompt import NOTHING_FOUND, search_messages
 from orchestrator.search.prompt import Passage as PromptPassage
@@ -100,17 +113,32 @@ def sources_of(sentence: str, texts: Sequence[str]) -> set[int]:
     return {number for number, count in enumerate(shared, 1) if count and count == max(shared)}
 
 
-def answer_all(engine: Engine, tokenizer: object, pairs: Sequence[Pair]) -> list[str]:
-    """Greedy answers, batched by the engine."""
-    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0)
+def answer_all(
+    engine: Engine,
+    tokenizer: object,
+    pairs: Sequence[Pair],
+    grounded: Grounded | None = None,
+    eos_token_ids: Sequence[int] = (1,),
+) -> list[str]:
+    """Greedy answers, batched by the engine; `grounded` adds the constraint of a search."""
     sequences = []
     for number, pair in enumerate(pairs):
         passages = [PromptPassage(p.title, " ".join(p.sentences)) for p in pair.passages]
+        words = [part for each in passages for part in PassageWords.windows(each.title, each.text)]
+        verdict = judge_relevance(pair.question, words)
+        if grounded is not None and verdict is Verdict.NOTHING:
+            passages = []
         messages = [m._asdict() for m in search_messages(pair.question, passages)]
         ids = tokenizer.apply_chat_template(  # type: ignore[attr-defined]
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-        sequence = EngineSequence(str(number), ids, params, eos_token_ids=[1])
+        constraint = None
+        if grounded is not None:
+            num_lines = sum(len(split_sentences(each.text)) for each in passages)
+            marks = line_marks(ids, num_lines, _token_id(tokenizer))
+            constraint = answer_constraint(grounded, pair.question, passages, verdict, marks)
+        params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0, constraint=constraint)
+        sequence = EngineSequence(str(number), ids, params, eos_token_ids=list(eos_token_ids))
         engine.add(sequence)
         sequences.append(sequence)
     while engine.has_work:
@@ -119,6 +147,11 @@ def answer_all(engine: Engine, tokenizer: object, pairs: Sequence[Pair]) -> list
         tokenizer.decode(list(s.token_ids[s.num_prompt_tokens :]), skip_special_tokens=True)  # type: ignore[attr-defined]
         for s in sequences
     ]
+
+
+def _token_id(tokenizer: object) -> Callable[[str], int | None]:
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
+    return vocabulary.get
 
 
 def summary(judged: Iterable[Judged]) -> dict[str, float | int | None]:
@@ -177,6 +210,23 @@ def sample_held_out(number: int) -> None:
             out.write(json.dumps({"question": pair.question, "passages": passages}) + "\n")
 
 
+def figures_of(
+    source: str, pairs: Sequence[Pair], answers: Sequence[str]
+) -> dict[str, Mapping[str, float | int | None]]:
+    """The figures of the answers to the questions of one source, by their names."""
+    judged = [judge(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    by_length = defaultdict(list)
+    for pair, each in zip(pairs, judged, strict=True):
+        by_length[min(len(key_words(pair.question)), 3)].append(each)
+    figures: dict[str, Mapping[str, float | int | None]] = {source: summary(judged)}
+    for length, rows in sorted(by_length.items()):
+        words = "1 key word" if length == 1 else f"{length}{'+' * (length == 3)} key words"
+        figures[f"{source}, {words}"] = summary(rows)
+    sentences = [grounding_of(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    figures[f"{source}, sentences"] = grounding_summary(sentences)
+    return figures
+
+
 def main() -> None:
     """The command-line entry point."""
     parser = argparse.ArgumentParser(prog="python -m models.demo.evaluate", description=__doc__)
@@ -184,32 +234,37 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="maximum number of pairs per source")
     parser.add_argument("--show", type=int, default=0, help="number of answers to print")
     parser.add_argument("--draw", action="store_true", help="sample new held-out pairs")
+    parser.add_argument(
+        "--grounded", choices=[*Grounded, "none"], default=Grounded.QUOTE, help="the constraint"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     if arguments.draw:
         sample_held_out(arguments.limit)
-    options = EngineOptions.defaults(arguments.model, "demo")
+    folder = model_folder(str(arguments.model), ["*"])
+    options = EngineOptions.defaults(folder, "demo")
     engine = load_engine(replace(options, max_num_waiting=10_000, num_speculative_tokens=0))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    grounded = None if arguments.grounded == "none" else Grounded(arguments.grounded)
     sources = {
         "held-out packages": held_out_pairs()[: arguments.limit],
         "examples/corpus": corpus_pairs(arguments.limit),
     }
-    figures = {}
+    figures: dict[str, Mapping[str, float | int | None]] = {}
     for source, pairs in sources.items():
         started = time.monotonic()
-        answers = answer_all(engine, tokenizer, pairs)
-        judged = [judge(pair, answer) for pair, answer in zip(pairs, answers, strict=True)]
-        by_length = defaultdict(list)
-        for pair, each in zip(pairs, judged, strict=True):
-            by_length[min(len(key_words(pair.question)), 3)].append(each)
-        figures[source] = summary(judged)
-        for length, rows in sorted(by_length.items()):
-            words = "1 key word" if length == 1 else f"{length}{'+' * (length == 3)} key words"
-            figures[f"{source}, {words}"] = summary(rows)
+
+        def answer(asked: Sequence[Pair]) -> list[str]:
+            return answer_all(engine, tokenizer, asked, grounded, [tokenizer.eos_token_id])
+
+        answers = answer(pairs)
+        figures |= figures_of(source, pairs, answers)
+        cases = decision_cases(pairs)
+        decided = answer([case.pair for case in cases])
+        figures[f"{source}, decisions"] = decision_summary(cases, decided)
         print(f"{source}: {len(pairs)} answers in {time.monotonic() - started:.0f} s")
-        for pair, answer in list(zip(pairs, answers, strict=True))[: arguments.show]:
-            print(f"\n  {pair.question}\n    {answer}")
+        for pair, text in list(zip(pairs, answers, strict=True))[: arguments.show]:
+            print(f"\n  {pair.question}\n    {text}")
     for source, row in figures.items():
         print(f"\n{source}")
         for name, value in row.items():

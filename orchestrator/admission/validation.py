@@ -16,7 +16,19 @@ from mesh.protocol.sampling_params import (
     SamplingParams,
     first_violation,
 )
-from mesh.protocol.search import DEFAULT_RESULTS, MAX_QUERY_CHARACTERS, MAX_RESULTS
+from mesh.protocol.search import (
+    DEFAULT_EXAMPLES,
+    DEFAULT_RESULTS,
+    DEFAULT_SEARCHES,
+    MAX_EXAMPLES,
+    MAX_QUERY_CHARACTERS,
+    MAX_RELATED,
+    MAX_RESULTS,
+    MAX_SEARCHES,
+    MAX_TURN_CHARACTERS,
+    MAX_TURNS,
+)
+from mesh.protocol.summary import Turn
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.agreement import same_vocabulary
 
@@ -43,22 +55,63 @@ def check_stop(stop: Sequence[str]) -> None:
             )
 
 
-def check_query(query: str) -> str:
-    """The query without surrounding white space.
+def check_history(history: Sequence[Turn]) -> Sequence[Turn]:
+    """Raises MeshError (INVALID_REQUEST) for too many or too long turns."""
+    if len(history) > MAX_TURNS:
+        raise invalid(
+            "history", f"history must have at most {MAX_TURNS} items, given {len(history)}"
+        )
+    for number, turn in enumerate(history):
+        check_query(turn.query, f"history[{number}].query")
+        if len(turn.summary) > MAX_TURN_CHARACTERS:
+            raise invalid(
+                f"history[{number}].summary",
+                f"history[{number}].summary must have at most {MAX_TURN_CHARACTERS} characters, "
+                f"given {len(turn.summary)}",
+            )
+    return history
+
+
+def check_max_searches(max_searches: int, has_history: bool) -> int:
+    """The number of queries; 0 is the default. Raises MeshError (INVALID_REQUEST)."""
+    if max_searches > MAX_SEARCHES:
+        message = f"max_searches must be between 1 and {MAX_SEARCHES}, given {max_searches}"
+        raise invalid("max_searches", message)
+    return max_searches or (DEFAULT_SEARCHES if has_history else 1)
+
+
+def check_num_related(num_related: int) -> int:
+    """Raises MeshError (INVALID_REQUEST) if the number is out of bounds."""
+    if num_related > MAX_RELATED:
+        message = f"num_related must be between 0 and {MAX_RELATED}, given {num_related}"
+        raise invalid("num_related", message)
+    return num_related
+
+
+def check_num_questions(number: int) -> int:
+    """The number of examples; 0 is the default. Raises MeshError (INVALID_REQUEST)."""
+    if number > MAX_EXAMPLES:
+        message = f"num_questions must be between 1 and {MAX_EXAMPLES}, given {number}"
+        raise invalid("num_questions", message)
+    return number or DEFAULT_EXAMPLES
+
+
+def check_query(query: str, field: str = "query") -> str:
+    """The query without surrounding white space; `field` is its name for errors.
 
     Raises MeshError (INVALID_REQUEST) for its length or for control characters.
     """
     query = query.strip()
     if not 1 <= len(query) <= MAX_QUERY_CHARACTERS:
         raise invalid(
-            "query",
-            f"query must have 1 to {MAX_QUERY_CHARACTERS} characters, given {len(query)}",
+            field,
+            f"{field} must have 1 to {MAX_QUERY_CHARACTERS} characters, given {len(query)}",
         )
     for place, character in enumerate(query, 1):
         if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
             raise invalid(
-                "query",
-                "query must have no control characters but tabs and line ends, "
+                field,
+                f"{field} must have no control characters but tabs and line ends, "
                 f"given U+{ord(character):04X} as character {place}",
             )
     return query

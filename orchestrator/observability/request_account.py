@@ -7,7 +7,8 @@ agree.
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import TracebackType
 
@@ -21,10 +22,30 @@ from mesh.observability.semconv import Operation
 from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish
+from mesh.protocol.tokens import TokenChunk
 from mesh.protocol.usage import Usage
 from orchestrator.clients.tokenizer import Encoded
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics, spans
+
+
+class SideGeneration:
+    """Counts the tokens of a generation whose text is not part of the answer."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.finish: GenerationFinish | None = None
+        self.usage = Usage(prompt_tokens)
+
+    def add(self, chunk: TokenChunk) -> None:
+        """Counts a chunk; the engine's own usage replaces the count."""
+        completion_tokens = self.usage.completion_tokens + len(chunk.token_ids)
+        self.usage = self.usage._replace(completion_tokens=completion_tokens)
+        if chunk.finish is not None:
+            self.finish, self.usage = chunk.finish, chunk.finish.usage
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(*(a + b for a, b in zip(one, other, strict=True)))
 
 
 class RequestAccount:
@@ -51,6 +72,7 @@ class RequestAccount:
         self.arrived = time.monotonic()
         self._asked = ""
         self._failover_causes: list[str] = []
+        self._side_usage = Usage()
         self._num_resumptions = 0
         self._unreported_ttft = False
         self._span_block: AbstractContextManager[spans.GenerationSpan] = nullcontext(spans.NO_SPAN)
@@ -104,6 +126,25 @@ class RequestAccount:
         self.generation.set_result(self.usage, self.finish)
         self._span_block.__exit__(kind, error, traceback)
 
+    @contextmanager
+    def side_generation(
+        self, prompt: Encoded, requested: spans.Requested
+    ) -> Iterator[SideGeneration]:
+        """A generation for the orchestrator itself, before that of the answer.
+
+        Its tokens are part of the request's usage.
+        """
+        side = SideGeneration(len(prompt.token_ids))
+        metrics.PROMPT_TOKENS.inc(side.usage.prompt_tokens)
+        with spans.generation(prompt, requested) as self.generation:
+            try:
+                yield side
+            finally:
+                self.generation.set_result(side.usage, side.finish)
+                self.generation = spans.NO_SPAN
+                metrics.GENERATION_TOKENS.inc(side.usage.completion_tokens)
+                self._side_usage = side.usage
+
     def generated(self, num_tokens: int) -> None:
         """Record tokens that arrived from a replica."""
         self.completion_tokens += num_tokens
@@ -124,6 +165,8 @@ class RequestAccount:
 
     def finished(self, finish: GenerationFinish) -> GenerationFinish:
         """Record the finish of the generation; returns it with the number of failovers."""
+        if self._side_usage.prompt_tokens:
+            finish = replace(finish, usage=_sum(finish.usage, self._side_usage))
         if self._failover_causes:
             finish = replace(
                 finish,

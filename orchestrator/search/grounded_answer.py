@@ -13,9 +13,10 @@ from mesh.protocol.chat import ChatMessage, ChatPrompt
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import GenerationFinish
 from mesh.protocol.search import Source
+from mesh.protocol.summary import Citation
 from orchestrator.generation import Progress
 from orchestrator.search.grounding.citations import CitationFilter
-from orchestrator.search.grounding.grounding import Citation, ground
+from orchestrator.search.grounding.grounding import ground
 from orchestrator.search.prompt import INSTRUCTIONS, Passage, format_source, search_messages
 from orchestrator.search.search import PROMPT_OVERHEAD_TOKENS, fitted_passages
 from orchestrator.text.preparation import PreparedPrompt

@@ -19,7 +19,7 @@ INSTRUCTIONS = (
 )
 
 NOTHING_FOUND = "Nothing was found about this in the sources."
-"""The answer that the demo model is trained to give when no source answers the question."""
+"""The whole answer where no source answers the question."""
 
 
 class Passage(NamedTuple):

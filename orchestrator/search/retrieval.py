@@ -21,6 +21,8 @@ class SearchResult(NamedTuple):
     """Relevance; higher is better. Comparable only within the results of one search."""
     text: str
     """Whole sentences of plain prose, about `documents.PASSAGE_WORDS` words."""
+    similarity: float | None = None
+    """Similarity of the passage's vector to the query's; None if it was not found by its vector."""
 
     @property
     def document(self) -> str:

@@ -19,14 +19,25 @@ from mesh.observability import semconv, telemetry, tracing
 from mesh.observability.metrics import exemplar
 from mesh.observability.semconv import Operation, Outcome
 from mesh.protocol.chat import ChatMessage, ChatPrompt
+from mesh.protocol.constraints import OutputConstraint
+from mesh.protocol.summary import Grounded
 from orchestrator.clients.tokenizer import Encoded
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
+from orchestrator.search.answering.constraint import answer_constraint
+from orchestrator.search.answering.line_marks import line_marks
+from orchestrator.search.answering.relevance import PassageWords, Verdict, judge
+from orchestrator.search.conversation.merging import merge
+from orchestrator.search.conversation.rewriting import Rewrite
 from orchestrator.search.grounding.sentences import split_sentences
 from orchestrator.search.prompt import Passage, format_source, search_messages
 from orchestrator.search.retrieval import Retriever, SearchResult
 from orchestrator.search.selection import NUM_CANDIDATES, select_for_prompt, select_results
+from orchestrator.text.format_choice import FormatChoices
+from orchestrator.text.preparation import PreparedPrompt, bind
+
+DETECTED = FormatChoices()
 
 logger = logging.getLogger("orchestrator.search.search")
 
@@ -40,12 +51,17 @@ class RetrievalOutcome(NamedTuple):
     results: Sequence[SearchResult]
     failed: bool = False
     """The retrieval failed or timed out, so an empty list does not mean that nothing matches."""
+    candidates: Sequence[SearchResult] = ()
+    """All passages that were found, best first."""
 
 
 class SummaryPrompt(NamedTuple):
-    """An encoded prompt, and how many results it quotes: the first `num_passages` of them."""
+    """A prompt with the constraint of its answer, and how many results it quotes: the first ones.
 
-    encoded: Encoded
+    None of them if they do not answer the query.
+    """
+
+    prepared: PreparedPrompt
     num_passages: int
 
 
@@ -53,27 +69,36 @@ class Search:
     """Retrieves passages and builds the prompt for their summary."""
 
     def __init__(
-        self, retriever: Retriever, tokenizers: Tokenizers, timeout_seconds: float
+        self,
+        retriever: Retriever,
+        tokenizers: Tokenizers,
+        timeout_seconds: float,
+        formats: FormatChoices = DETECTED,
     ) -> None:
+        self._formats = formats
         self._retriever = retriever
         self._tokenizers = tokenizers
         self._timeout_seconds = timeout_seconds
 
-    async def retrieve(self, query: str, num_results: int, safe_search: bool) -> RetrievalOutcome:
-        """Returns at most `num_results` passages; none if the retrieval fails or times out."""
+    async def retrieve(
+        self, queries: Sequence[str], num_results: int, safe_search: bool
+    ) -> RetrievalOutcome:
+        """Returns at most `num_results` passages; none if the retrieval fails or times out.
+
+        The queries are searched at the same time. One that fails is left out, unless all fail.
+        """
         started = time.monotonic()
         with tracing.stage(
             Operation.RETRIEVAL, {semconv.GEN_AI_OPERATION_NAME: Operation.RETRIEVAL}
         ) as span:
             outcome = "failed"
             results: list[SearchResult] = []
+            found: list[SearchResult] = []
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    found = await self._retriever.search(query, NUM_CANDIDATES, safe_search)
+                    found = await self._search(queries, safe_search)
                 # In a thread: the words of 40 passages are compared in pairs.
-                results = await asyncio.to_thread(
-                    lambda: select_results([each.shortened() for each in found], num_results)
-                )
+                results = await asyncio.to_thread(select_results, found, num_results)
                 outcome = "found" if results else "empty"
             except TimeoutError:
                 outcome = "timeout"
@@ -85,37 +110,89 @@ class Search:
             metrics.RETRIEVAL.labels(self._retriever.name, outcome).observe(
                 time.monotonic() - started, exemplar()
             )
-            _record_outcome(span, query, results, outcome)
+            _record_outcome(span, queries, results, outcome)
             annotate(num_results=len(results), retrieval=outcome)
-            return RetrievalOutcome(results, failed=outcome in ("timeout", "failed"))
+            failed = outcome in ("timeout", "failed")
+            return RetrievalOutcome(results, failed=failed, candidates=found)
+
+    async def _search(self, queries: Sequence[str], safe_search: bool) -> list[SearchResult]:
+        """The merged results of all queries. Raises the error of the first if all fail."""
+        calls = (self._retriever.search(each, NUM_CANDIDATES, safe_search) for each in queries)
+        if len(queries) == 1:
+            lists = [await next(calls)]
+        else:
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            lists = [each for each in outcomes if not isinstance(each, BaseException)]
+            errors = [each for each in outcomes if isinstance(each, BaseException)]
+            if errors:
+                logger.warning("retrieval of a query failed", extra={"error": str(errors[0])})
+                if not lists:
+                    raise errors[0]
+        return [each.shortened() for each in merge(lists)]
 
     async def build_prompt(
-        self, query: str, results: Sequence[SearchResult], max_tokens: int, model: ModelInfo
+        self,
+        question: Rewrite,
+        results: Sequence[SearchResult],
+        max_tokens: int,
+        model: ModelInfo,
+        grounded: Grounded,
     ) -> SummaryPrompt:
         """Encodes a prompt that leaves `max_tokens` of the model's context for the summary.
 
-        Drops passages and sentences from the end of the prompt until it fits. Raises MeshError
-        (CONTEXT_TOO_LONG) if the prompt does not fit even without passages.
+        Without passages if they are about something else than the question. Drops passages and
+        sentences from the end of the prompt until it fits. Raises MeshError (CONTEXT_TOO_LONG) if
+        the prompt does not fit even without passages.
         """
         limit = model.context_length - max_tokens
         client = self._tokenizers.of(model.name)
-        tokenizer = (await client.current()).tokenizer
-        passages = [Passage(result.title, result.text) for result in select_for_prompt(results)]
+        local = await client.current()
+        found = select_for_prompt(results)
+        verdict = await asyncio.to_thread(_judge, question, found)
+        if verdict is Verdict.NOTHING:
+            found = ()
+        passages = [Passage(result.title, result.text) for result in found]
         # The real overhead is known only after encoding; the estimate is then corrected.
         overhead = PROMPT_OVERHEAD_TOKENS
         while True:
-            fitting = await fitted_passages(passages, limit - overhead, tokenizer)
-            messages = search_messages(query, fitting)
+            fitting = await fitted_passages(passages, limit - overhead, local.tokenizer)
+            messages = search_messages(question.question, fitting)
             prompt = ChatPrompt(
                 messages=[ChatMessage(role=m.role, content=m.content) for m in messages]
             )
             encoded = await client.encode_chat(prompt)
             excess = len(encoded.token_ids) - limit
             if excess <= 0:
-                return SummaryPrompt(encoded, len(fitting))
+                constraint = await asyncio.to_thread(
+                    _constraint, grounded, question, fitting, verdict, encoded
+                )
+                prepared = bind(encoded, local, constraint, self._formats.of(model.name))
+                return SummaryPrompt(prepared, len(fitting))
             if not fitting:
                 raise _too_long(model, len(encoded.token_ids), max_tokens)
             overhead += excess
+
+
+def _judge(question: Rewrite, passages: Sequence[SearchResult]) -> Verdict:
+    """The best verdict on the question and the searches that it was split into."""
+    words = [part for each in passages for part in PassageWords.windows(each.title, each.text)]
+    similarity = max((each.similarity or 0.0 for each in passages), default=0.0)
+    queries = (question.question, *question.searches)
+    return max(judge(query, words, similarity) for query in queries)
+
+
+def _constraint(
+    grounded: Grounded,
+    question: Rewrite,
+    passages: Sequence[Passage],
+    verdict: Verdict,
+    encoded: Encoded,
+) -> OutputConstraint:
+    """The constraint of the answer to an encoded prompt."""
+    num_lines = sum(len(split_sentences(each.text)) for each in passages)
+    marks = line_marks(encoded.token_ids, num_lines, encoded.decoder.token_id)
+    query = " ".join(dict.fromkeys([question.question, *question.searches]))
+    return answer_constraint(grounded, query, passages, verdict, marks)
 
 
 def _too_long(model: ModelInfo, prompt_tokens: int, max_tokens: int) -> MeshError:
@@ -128,7 +205,9 @@ def _too_long(model: ModelInfo, prompt_tokens: int, max_tokens: int) -> MeshErro
     return MeshError(ErrorKind.CONTEXT_TOO_LONG, message, param=param)
 
 
-def _record_outcome(span: Span, query: str, results: Sequence[SearchResult], outcome: str) -> None:
+def _record_outcome(
+    span: Span, queries: Sequence[str], results: Sequence[SearchResult], outcome: str
+) -> None:
     """Sets the outcome on the retrieval span; a failed retrieval does not fail the request."""
     span.set_attributes({semconv.RETRIEVAL_OUTCOME: outcome, semconv.NUM_RESULTS: len(results)})
     if outcome == "timeout":
@@ -137,7 +216,7 @@ def _record_outcome(span: Span, query: str, results: Sequence[SearchResult], out
         tracing.set_outcome(span, Outcome.FAILED, outcome)
     if span.is_recording() and telemetry.captures_content():
         documents = [{"id": result.url, "score": result.score} for result in results]
-        span.set_attribute(semconv.GEN_AI_RETRIEVAL_QUERY_TEXT, query)
+        span.set_attribute(semconv.GEN_AI_RETRIEVAL_QUERY_TEXT, "\n".join(queries))
         span.set_attribute(semconv.GEN_AI_RETRIEVAL_DOCUMENTS, json.dumps(documents))
 
 

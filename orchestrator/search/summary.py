@@ -9,10 +9,12 @@ from typing import NamedTuple
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish
 from mesh.protocol.search import Source
-from mesh.protocol.usage import Usage
+from mesh.protocol.summary import Grounded, SummaryFinish, Turn
+from orchestrator.generation import Progress
 from orchestrator.search.grounding.citations import cited_numbers
-from orchestrator.search.grounding.grounding import Citation, ground
+from orchestrator.search.grounding.grounding import ground
 from orchestrator.search.markup import sanitize
+from orchestrator.search.prompt import NOTHING_FOUND
 from orchestrator.search.retrieval import SearchResult
 from orchestrator.search.summary_filter import SummaryFilter
 
@@ -31,19 +33,20 @@ class SearchRequest(NamedTuple):
     max_tokens: int
     model: str = ""
     safe_search: bool = False
+    grounded: Grounded = Grounded.QUOTE
+    history: Sequence[Turn] = ()
+    max_searches: int = 1
+    num_related: int = 0
 
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the query is rewritten before it is searched for."""
+        return bool(self.history) or self.max_searches > 1
 
-class SummaryFinish(NamedTuple):
-    """The last event of a summary."""
-
-    reason: FinishReason
-    usage: Usage
-    citations: Sequence[int] = ()
-    """Positions of the cited sources, in ascending order, without duplicates."""
-    details: Sequence[Citation] = ()
-    """The citations of each sentence."""
-    num_resumptions: int = 0
-    failover_causes: Sequence[str] = ()
+    @property
+    def reports_status(self) -> bool:
+        """Whether the client knows the events of a conversation."""
+        return self.is_rewritten or self.num_related > 0
 
 
 def to_sources(results: Sequence[SearchResult]) -> list[Source]:
@@ -69,8 +72,9 @@ def _safe_url(url: str) -> str:
 class SummaryAssembler:
     """Turns the model's deltas into filtered deltas and a finish with grounded citations."""
 
-    def __init__(self, max_characters: int) -> None:
+    def __init__(self, max_characters: int, grounded: Grounded) -> None:
         self._max_characters = max_characters
+        self._grounded = grounded
         self.set_sources(())
         # Tokens of text that the filter holds back.
         self._num_held = 0
@@ -89,19 +93,28 @@ class SummaryAssembler:
         """Adds a delta; yields the text that has passed the filter."""
         yield from self._delta(self._filter.push(delta.text), delta.num_tokens)
 
+    def read(self, messages: Sequence[Progress]) -> Iterator[Delta]:
+        """Adds the deltas of messages; yields the text that has passed the filter."""
+        for message in messages:
+            if message.delta is not None:
+                yield from self.push(message.delta)
+
     def finish(self, finish: GenerationFinish) -> Iterator[Delta | SummaryFinish]:
         """Yields the text that was held back, then the summary's finish."""
         yield from self._delta(self._filter.flush(), 0)
         reason = FinishReason.LENGTH if self.reached_limit else finish.reason
         text = self._filter.text
-        details = ground(text, self._snippets)
+        is_quoted = self._grounded is Grounded.QUOTE
+        details = ground(text, self._snippets, quoted=is_quoted)
+        attributed = {each.number for each in details if each.attributed and each.number}
         yield SummaryFinish(
             reason,
             finish.usage,
-            cited_numbers(text),
-            details,
-            finish.num_resumptions,
-            finish.failover_causes,
+            num_resumptions=finish.num_resumptions,
+            failover_causes=finish.failover_causes,
+            citations=sorted(attributed.union(cited_numbers(text))),
+            citation_details=details,
+            nothing_found=text.strip() == NOTHING_FOUND,
         )
 
     def _delta(self, text: str, num_tokens: int) -> Iterator[Delta]:

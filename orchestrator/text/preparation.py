@@ -124,6 +124,28 @@ async def _prepare_chat(
     )
 
 
+def bind(
+    encoded: Encoded, local: LocalTokenizer, constraint: OutputConstraint, formats: FormatChoice
+) -> PreparedPrompt:
+    """An encoded conversation whose answer is `constraint` alone.
+
+    Without reasoning, unless the prompt begins it or the format requires its place.
+    """
+    format = formats.of(local.format)
+    begun = _thinking_begun(format, encoded, local)
+    reasoning = format.reasoning if begun else None
+    token_id = local.decoder.token_id
+    if format.is_harmony:
+        constraint = in_channels(constraint, token_id, final=True)
+    elif reasoning is not None:
+        constraint = with_thinking(constraint, reasoning, token_id, begun=True)
+    answer = _parser(
+        replace(format, reasoning=reasoning), (), ToolChoice(), begun=begun, forced=False
+    )
+    kept = format.markers if answer is not None else frozenset[str]()
+    return PreparedPrompt(encoded, answer=answer, constraint=constraint, kept=kept)
+
+
 def _parser(
     format: AnswerFormat, tools: Sequence[Tool], choice: ToolChoice, *, begun: bool, forced: bool
 ) -> AnswerParser | HarmonyParser | None:

@@ -37,7 +37,6 @@ from gateway.upstream.generation import (
     Search,
     SearchResults,
     ServedModel,
-    SummaryFinish,
     TextPairs,
 )
 from gateway.upstream.readiness import Readiness
@@ -49,6 +48,7 @@ from gateway.upstream.tokenization import (
 )
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationStarted
+from mesh.protocol.summary import SummaryFinish
 from mesh.protocol.usage import Usage
 
 FINISH = SummaryFinish(FinishReason.STOP, Usage(1, 1, 0))

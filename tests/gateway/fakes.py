@@ -105,6 +105,12 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not script.without_finish:
             yield orchestrator_pb2.GenerateResponse(finish=finish)
 
+    async def SuggestQuestions(self, request, context):  # type: ignore[no-untyped-def]
+        """Suggest two questions."""
+        if self.script.refusal is not None:
+            raise self.script.refusal
+        return orchestrator_pb2.SuggestQuestionsResponse(questions=["What is a weir?", "Dams"])
+
     async def CountTokens(self, request, context):  # type: ignore[no-untyped-def]
         """Count seven tokens."""
         self._record(request)
@@ -139,8 +145,15 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         script = self.script
         response = orchestrator_pb2.SummarizeStreamResponse
         first = response(results=results(request.query, script))
+        follows = bool(request.history) or request.num_related > 0
+        if follows:
+            first.results.searches.append(request.query)
+            for stage in range(1 if request.history else 2, 3):
+                yield response(status=orchestrator_pb2.SearchStatus(stage=stage))
         async for event in self._stream(request, script, first, response):
             yield event
+            if follows and event is first:
+                yield response(status=orchestrator_pb2.SearchStatus(stage=3))
         if not script.without_finish:
             finish = orchestrator_pb2.SummarizeFinish(
                 reason=script.reason,
@@ -150,6 +163,9 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 num_resumptions=script.num_resumptions,
             )
             yield response(finish=finish)
+            if request.num_related:
+                questions = ["What is a dam?"][: request.num_related]
+                yield response(related=orchestrator_pb2.RelatedQuestions(questions=questions))
 
     async def Retrieve(self, request, context):  # type: ignore[no-untyped-def]
         """Return the results of the script, all of them relevant."""

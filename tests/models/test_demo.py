@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from inference.model.loading import EngineOptions, load_engine
+from mesh.protocol.summary import Grounded
 from models.demo.evaluate import answer_all
 from models.demo.examples import Format
+from models.demo.grounding_figures import grounding_of
 from models.demo.network import Network, Shape
 from models.demo.pairs import Pair, Passage
 from models.demo.rule import key_words
@@ -131,3 +133,9 @@ def test_the_model_quotes_the_answering_sentence(
     assert "Lighthouses warn ships of rocks with a bright light. [2]" in answers[0]
     assert re.fullmatch(r"(.+?[.!?] \[\d\] ?)+", answers[0])
     assert answers[2] == NOTHING_FOUND
+    bound = answer_all(engine, tokenizer, [PAIR, nothing, empty], Grounded.QUOTE)
+    assert bound[0].startswith("Lighthouses warn ships of rocks with a bright light. [2]")
+    assert bound[1:] == [NOTHING_FOUND, NOTHING_FOUND]
+    rows = [grounding_of(pair, text) for pair, text in zip([PAIR, nothing], bound, strict=False)]
+    assert rows[0].sentences == rows[0].quoted == rows[0].supported >= 1
+    assert [row.answered for row in rows] == [True, False]

@@ -11,12 +11,13 @@ import pytest
 
 from mesh.protocol.finish import FinishReason, GenerationFinish
 from mesh.protocol.sampling_params import MAX_STOP_CHARACTERS
+from mesh.protocol.summary import Citation, Grounded
 from mesh.protocol.usage import Usage
 from mesh.text.detokenizer import Decoder
 from mesh.text.stop_strings import StopStrings
 from orchestrator.search import summary as summary_module
 from orchestrator.search.grounding.citations import CitationFilter, cited_numbers
-from orchestrator.search.grounding.grounding import Citation, ground
+from orchestrator.search.grounding.grounding import ground
 from orchestrator.search.grounding.sentences import (
     MAX_BLOCK_CHARACTERS,
     sentence_spans,
@@ -174,7 +175,9 @@ async def test_grounding_leaves_the_event_loop(monkeypatch: pytest.MonkeyPatch) 
     """The loop serves others while a long summary is grounded."""
     began, proceed = threading.Event(), threading.Event()
 
-    def slow_ground(text: str, passages: Mapping[int, str]) -> list[Citation]:
+    def slow_ground(
+        text: str, passages: Mapping[int, str], *, quoted: bool = False
+    ) -> list[Citation]:
         began.set()
         assert proceed.wait(10), "the event loop is blocked"
         return []
@@ -183,7 +186,9 @@ async def test_grounding_leaves_the_event_loop(monkeypatch: pytest.MonkeyPatch) 
     async with orchestrator(FakeInference()) as running:
         pipeline = running.service._pipeline
         finish = GenerationFinish(FinishReason.STOP, Usage())
-        grounding = asyncio.create_task(pipeline.ground(pipeline.new_summary(), finish))
+        grounding = asyncio.create_task(
+            pipeline.ground(pipeline.new_summary(Grounded.CITE), finish)
+        )
         while not began.is_set():
             await asyncio.sleep(0.001)
         proceed.set()

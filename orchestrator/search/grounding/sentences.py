@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from sentencex import segment
+
+from mesh.protocol.summary import Span
 
 MAX_BLOCK_CHARACTERS = 2000
 """Longest text that is segmented at once: `segment` takes quadratic time for Chinese text."""
 
 _BREAK = re.compile(r"\n\s*\n|[\u3002\uff01\uff1f]|[.!?]['\")\]]*\s+")
 """Where a longer text is cut: after a paragraph or a sentence."""
-
-
-class Span(NamedTuple):
-    """A range of characters in a text; `end` is exclusive."""
-
-    begin: int
-    end: int
 
 
 def split_sentences(text: str, language: str = "en") -> list[str]:

@@ -1,18 +1,21 @@
 """Finds the span of a passage that supports a sentence, by comparing their words.
 
 The comparison is lexical, not semantic: a passage supports a sentence if up to three consecutive
-sentences of it contain most of the sentence's words, all its numbers and the same negation,
-mostly in the same order. Offsets count characters (Unicode code points).
+sentences of it contain most of the sentence's words, all its numbers and names and the same
+negation, mostly in the same order. A sentence that nearly is a copy must have no other words at
+all: one changed word makes a true sentence false. Offsets count characters (Unicode code points).
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import NamedTuple
 
-from orchestrator.search.grounding.sentences import Span, sentence_spans
+from mesh.protocol.summary import Span
+from orchestrator.search.grounding.sentences import sentence_spans
 from orchestrator.search.language.languages import STOP_WORDS, stem
 from orchestrator.search.language.words import split_words
 
@@ -22,11 +25,22 @@ MIN_WORDS_SHARE = 0.7
 MIN_ORDER_SHARE = 0.5
 """Fraction of a sentence's words that must occur in the span in the same order."""
 
+NEAR_COPY_SHARE = 0.8
+"""Fraction of a sentence's words in the same order above which it is a copy, so that all its words
+must occur."""
+
 MAX_SENTENCES = 3
 """Maximum consecutive sentences of a passage that support one sentence."""
 
 _NEGATIONS = frozenset(("no", "not", "never", "none", "nor", "neither", "without", "cannot"))
 _NEGATION_STEMS = frozenset(map(stem, _NEGATIONS))
+
+# Words that a copy may add without another meaning.
+_LINKING_STEMS = frozenset(
+    map(stem, "also any both however its such then therefore these those thus while".split())
+)
+_STOP_STEMS = frozenset(map(stem, STOP_WORDS))
+_CAPITALIZED = re.compile(r"[^\W\d_]\w*")
 
 
 class _Window(NamedTuple):
@@ -47,32 +61,53 @@ class SupportFinder:
         self._windows = list(_windows(sentences, words))
         self._counts = Counter(chain.from_iterable(words))
 
-    def find(self, sentence: str) -> Span | None:
-        """The span of the passage that supports `sentence`; None if there is none."""
+    def find_copy(self, sentence: str) -> Span | None:
+        """The span of the passage that equals `sentence`, except for case and white space."""
         quoted = _fold(sentence)[0].strip()
         place = self._folded.find(quoted)
-        if place >= 0:
-            return Span(self._offsets[place], self._offsets[place + len(quoted) - 1] + 1)
+        if place < 0 or not quoted:
+            return None
+        return Span(self._offsets[place], self._offsets[place + len(quoted) - 1] + 1)
+
+    def find(self, sentence: str) -> Span | None:
+        """The span of the passage that supports `sentence`; None if there is none."""
+        copied = self.find_copy(sentence)
+        if copied is not None:
+            return copied
         words = split_words(sentence)
         claimed = Counter(stem(word) for word in words if word not in STOP_WORDS - _NEGATIONS)
         least = MIN_WORDS_SHARE * claimed.total()
         if not claimed or _num_shared(claimed, self._counts) < least:
             return None
-        best = self._best_window(claimed)
+        best = self._best_window(claimed, _names(sentence))
         if best is None or _num_shared(claimed, best.counts) < least:
             return None
         claimed_words = [stem(word) for word in words if stem(word) in claimed]
         in_order = _common_subsequence_length(claimed_words, best.words)
+        if in_order > NEAR_COPY_SHARE * claimed.total():
+            return best.span if claimed.keys() - _LINKING_STEMS <= best.counts.keys() else None
         return best.span if in_order >= MIN_ORDER_SHARE * claimed.total() else None
 
-    def _best_window(self, claimed: Counter[str]) -> _Window | None:
+    def _best_window(self, claimed: Counter[str], names: Set[str]) -> _Window | None:
         """The first of the windows with the same facts that share most words with `claimed`."""
         best, best_shared = None, 0
         for window in self._windows:
             shared = _num_shared(claimed, window.counts)
-            if shared > best_shared and _same_facts(claimed, window.counts):
+            has_names = names <= window.counts.keys()
+            if shared > best_shared and has_names and _same_facts(claimed, window.counts):
                 best, best_shared = window, shared
         return best
+
+
+def _names(sentence: str) -> Set[str]:
+    """The stems of words that are names: in capitals, and not only because they come first."""
+    found = list(_CAPITALIZED.finditer(sentence))
+    names = [
+        each[0]
+        for number, each in enumerate(found)
+        if (each[0] if number == 0 else each[0][:1]).isupper() and len(each[0]) > 1
+    ]
+    return {stem(word) for name in names for word in split_words(name)} - _STOP_STEMS
 
 
 def _fold(text: str) -> tuple[str, list[int]]:

@@ -52,7 +52,7 @@ async def test_a_search_from_query_to_stop(
     with browser(tmp_path) as tab:
         await asyncio.to_thread(tab.driver.get, stack.url)
         await asyncio.to_thread(type_query, tab, "what is backpressure")
-        await until(lambda: len(tab.all("#results li")) == 5, "results are shown")
+        await until(lambda: len(tab.all("#results .passage")) == 5, "results are shown")
         one = await until(lambda: len(tab.text("#summary")), "text is shown")
         await until(lambda: len(tab.text("#summary")) > one + 10, "the text grows")
         assert await num_running(inference) == 1
@@ -65,6 +65,7 @@ async def test_a_search_from_query_to_stop(
         await asyncio.to_thread(type_query, tab, "kubernetes")
         await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
         assert await asyncio.to_thread(tab.all, ".citation")
+        await asyncio.to_thread(tab.run, "document.querySelector('.current details').open = true")
         figures = await asyncio.to_thread(tab.text, "#figures")
         assert "First token" in figures
         assert "tokens/s" in figures

@@ -25,11 +25,15 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Browser:
         yield opened
 
 
+OPEN = "document.querySelector('.current details').open = true"
+"""Shows the technical figures."""
+
 WATCH = """
 window.grown = [];
-const summary = document.getElementById("summary");
-const note = () => grown.push([performance.now(), summary.textContent.length]);
-new MutationObserver(note).observe(summary, {childList: true});
+const length = () => document.getElementById("summary")?.textContent.length ?? 0;
+const note = () => length() && grown.push([performance.now(), length()]);
+const conversation = document.getElementById("conversation");
+new MutationObserver(note).observe(conversation, {childList: true, subtree: true});
 """
 """Records [time in ms, length of the summary] at each change of the summary."""
 
@@ -50,10 +54,11 @@ async def test_results_come_first_and_the_summary_grows(
     async with page(start_gateway, tab, trace_url_template=template):
         await act(lambda: tab.run(WATCH))
         await ask(tab)
-        await until(lambda: len(tab.all("#results li")) == 2, "two results are shown")
+        await until(lambda: len(tab.all("#results .passage")) == 2, "two results are shown")
         await until(lambda: "Done" in tab.text("#status"), "the answer is complete")
         assert (await act(lambda: tab.text("#summary"))).split() == "".join(WORDS).split()
         grown = await act(lambda: tab.run("return grown"))
+        await act(lambda: tab.run(OPEN))
         figures = await act(lambda: tab.text("#figures"))
         trace = await act(lambda: tab.one("#figures a").get_attribute("href"))
         assert await act(tab.errors) == []
@@ -201,12 +206,12 @@ async def test_a_citation_highlights_its_source(
         assert await act(lambda: tab.all("#results li:nth-child(2) a")) == []
         assert "It is <i>red</i>." in await act(lambda: tab.text(".unsupported"))
         assert "1 sentence is not supported" in await act(lambda: tab.text("#flagged"))
-        assert await act(lambda: tab.all("mark")) == []
+        assert await act(lambda: tab.all("mark.active")) == []
         await act(lambda: tab.one(".citation").click())
-        assert await act(lambda: tab.text("mark")) == "A low dam <b> regulates the 🦫 river."
+        assert await act(lambda: tab.text("mark.active")) == "A low dam <b> regulates the 🦫 river."
         assert await act(lambda: tab.run("return document.activeElement.id")) == "source-1"
         await act(lambda: tab.one("#query").click())
-        for _ in range(12):
+        for _ in range(15):
             await act(lambda: tab.driver.switch_to.active_element.send_keys(Keys.TAB))
             label = await act(
                 lambda: tab.driver.switch_to.active_element.get_attribute("aria-label")

@@ -298,6 +298,7 @@ async def test_openapi_lists_all_routes_and_schemas() -> None:
     assert references <= set(schemas)
     assert set(document["paths"]) == {
         "/api/v1/search",
+        "/api/v1/examples",
         "/api/v1/search/{stream}",
         "/api/v1/validate",
         "/v1/chat/completions",
@@ -368,6 +369,6 @@ async def test_the_page_loads_only_from_the_gateway() -> None:
     scripts = "".join(path.read_text() for path in sorted(FOLDER.glob("*.js")))
     assert "innerHTML" not in scripts
     used = set(re.findall(r'(?:getElementById|find)\("([\w-]+)"\)', scripts))
-    assert {"query", "summary", "results"} <= used <= page.ids
+    assert {"query", "conversation", "turn"} <= used <= page.ids
     imported = set(re.findall(r'from "/([\w.]+)"', scripts))
     assert imported | {"search.js", "search.css"} == set(STATIC_FILES)

@@ -32,8 +32,9 @@ data: {"type":"token","token":" \\"wör\\nld\\"","position":1}
 
 event: complete
 data: {"type":"complete","finish_reason":"stop","citations":[1],"citation_details":[\
-{"n":1,"span":[2,9],"supported":true,"sentence":[0,5]},\
-{"n":null,"span":null,"supported":false,"sentence":[6,11]}],"usage":{"prompt_tokens":7,\
+{"n":1,"span":[2,9],"supported":true,"attributed":false,"sentence":[0,5]},\
+{"n":null,"span":null,"supported":false,"attributed":false,"sentence":[6,11]}],"nothing_found":false,\
+"usage":{"prompt_tokens":7,\
 "completion_tokens":2,"cached_tokens":4},"request_id":"r-1","trace_id":"TRACE",\
 "trace_sampled":false}
 id: complete
@@ -79,9 +80,22 @@ async def test_json_response_without_streaming(client: httpx.AsyncClient) -> Non
             "summary": "Hello world",
             "citations": [1],
             "citation_details": [
-                {"n": 1, "span": [2, 9], "supported": True, "sentence": [0, 5]},
-                {"n": None, "span": None, "supported": False, "sentence": [6, 11]},
+                {
+                    "n": 1,
+                    "span": [2, 9],
+                    "supported": True,
+                    "attributed": False,
+                    "sentence": [0, 5],
+                },
+                {
+                    "n": None,
+                    "span": None,
+                    "supported": False,
+                    "attributed": False,
+                    "sentence": [6, 11],
+                },
             ],
+            "nothing_found": False,
             "finish_reason": "stop",
             "usage": {"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 4},
             "trace_sampled": False,

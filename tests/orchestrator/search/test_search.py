@@ -10,6 +10,7 @@ import pytest
 
 from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.chat import ChatPrompt
+from mesh.protocol.summary import Grounded
 from mesh.text.detokenizer import Decoder
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer
 from orchestrator.generation import ModelInfo
@@ -52,10 +53,12 @@ async def build(
     """The encoded prompt for a limit of `limit` tokens, and the lines of each of its sources."""
     tokenizer: Any = FakeTokenizer()
     search = Search(FakeRetriever(), tokenizer, 5.0)
-    prompt = await search.build_prompt("fox", results, 100, ModelInfo("m", limit + 100))
+    prompt = await search.build_prompt(
+        "fox", results, 100, ModelInfo("m", limit + 100), Grounded.QUOTE
+    )
     sources = tokenizer.prompt.split("Sources:\n\n")[1].split("\n\n")[:-1]
     assert prompt.num_passages == (0 if sources == ["None."] else len(sources))
-    return prompt.encoded, [source.splitlines() for source in sources]
+    return prompt.prepared.encoded, [source.splitlines() for source in sources]
 
 
 WHOLE = [

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.index.build import main as build_index
+from orchestrator.search.prompt import NOTHING_FOUND
 from orchestrator.search.summary import RETRIEVAL_FAILED
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 
@@ -136,6 +138,48 @@ async def test_a_summary_ends_at_the_maximum_length(index: str) -> None:
     assert text_of(events) == whole.summary == ("word " * 300)[:20]
     assert events[-1].finish.reason == common_pb2.FINISH_REASON_LENGTH
     assert 0 < events[-1].finish.usage.completion_tokens < len(running.engine.ids) / 2
+
+
+async def test_the_answer_is_bound_to_the_passages(index: str) -> None:
+    """By a grammar of the prompt's sentences, or of cited ones, or that nothing was found."""
+    async with orchestrator(FakeInference(), index=index, grounded="cite") as running:
+        for fields in (
+            {"query": "fox", "grounded": orchestrator_pb2.GROUNDED_QUOTE},
+            {"query": "fox"},
+            {"query": "the telephone of a fox"},
+        ):
+            await call_unary(running.stub.Summarize, orchestrator_pb2.SummarizeRequest(**fields))
+        quoted, cited, nothing = (
+            request.sampling.constraint.grammar for request in running.engine.requests
+        )
+    assert '"A fox is a small wild dog. [1]"' in quoted
+    assert "SENTENCE" in cited
+    assert nothing == f'start: "{NOTHING_FOUND}"\n'
+    assert "None." in running.tokenizer.prompts[2]
+
+
+class WithoutConstraints(FakeInference):
+    """An engine that refuses constraints."""
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.sampling.HasField("constraint"):
+            self.requests.append(request)
+            raise invalid("constraint", "constraint is not supported by this engine")
+        async for response in super().Generate(request, context):
+            yield response
+
+
+async def test_an_engine_without_constraints_answers(index: str) -> None:
+    """Once more without the constraint; the citations are verified as always."""
+    async with orchestrator(WithoutConstraints(NOTHING_FOUND), index=index) as running:
+        request = orchestrator_pb2.SummarizeRequest(query="fox")
+        whole = await call_unary(running.stub.Summarize, request)
+        first, second = running.engine.requests
+    assert first.sampling.HasField("constraint")
+    assert not second.sampling.HasField("constraint")
+    assert whole.summary == NOTHING_FOUND
+    assert whole.finish.nothing_found
+    assert whole.finish.usage.prompt_tokens == len(second.token_ids)
 
 
 @pytest.mark.parametrize("error", [None, OSError("disk")])

@@ -16,13 +16,13 @@ PASSAGES = {
 }
 
 
-def grounded(summary: str) -> list[tuple[int, str, str | None]]:
+def grounded(summary: str) -> list[tuple[int | None, str, str | None]]:
     """Citation number, sentence and supporting text of each citation."""
     return [
         (
-            each.position,
+            each.number,
             summary[slice(*each.sentence)],
-            None if each.span is None else PASSAGES[each.position][slice(*each.span)],
+            None if each.span is None else PASSAGES[each.number or 0][slice(*each.span)],
         )
         for each in ground(summary, PASSAGES)
     ]
@@ -48,12 +48,36 @@ def test_the_wrong_passage_supports_nothing() -> None:
     ]
 
 
-def test_a_sentence_without_a_citation_is_unsupported() -> None:
-    """Its citation has number 0 and no span."""
+def test_a_sentence_that_no_passage_supports_has_no_number() -> None:
+    """Nor a span, if it cites nothing."""
     assert grounded("Raft is old. It elects one leader per term. [1]") == [
-        (0, "Raft is old.", None),
+        (None, "Raft is old.", None),
         (1, "It elects one leader per term.", "It elects one leader per term."),
     ]
+
+
+def test_a_sentence_without_a_citation_is_attributed() -> None:
+    """To the passage that has the same sentence, or else to the first that supports it."""
+    summary = "Caches expire entries after 60 seconds. A leader often sends the heartbeats."
+    assert grounded(summary) == [
+        (2, "Caches expire entries after 60 seconds.", "Caches expire entries after 60 seconds."),
+        (1, "A leader often sends the heartbeats.", "A leader sends heartbeats."),
+    ]
+    assert [each.attributed for each in ground(summary + " [2]", PASSAGES)] == [True, False]
+
+
+def test_quotations_end_where_their_citations_begin() -> None:
+    """Lines without an end of a sentence are quoted whole; other text is grounded as usual."""
+    passages = {1: "Ports to open Use 443 for TLS", 2: "Use 80 for HTTP"}
+    summary = "Ports to open [1] Use 80 for HTTP [2]"
+    found = ground(summary, passages, quoted=True)
+    assert [(each.number, summary[slice(*each.sentence)]) for each in found] == [
+        (1, "Ports to open"),
+        (2, "Use 80 for HTTP"),
+    ]
+    assert [each.span for each in found] == [(0, 13), (0, 15)]
+    for other in ("Ports to open [2]", "Ports to open [1] and more", "[1] Ports to open [1]"):
+        assert ground(other, passages, quoted=True) == ground(other, passages)
 
 
 def test_several_citations_are_grounded_separately() -> None:
@@ -83,6 +107,9 @@ def test_the_nothing_found_sentence_needs_no_source() -> None:
         ("It elects no leader per term.", None),
         ("Entirely different words occur here.", None),
         ("It is.", None),
+        ("It elects one leader per Paxos term.", None),
+        ("In Paxos it elects one leader per term.", None),
+        ("PAXOS elects one leader per term.", None),
     ],
 )
 def test_a_sentence_is_supported_by_words_in_order(sentence: str, support: str | None) -> None:
@@ -95,6 +122,15 @@ def test_a_negated_sentence_is_supported_only_by_a_negated_one() -> None:
     """A negated passage does not support the positive statement."""
     assert SupportFinder(PASSAGES[2]).find("A cache will not store any passwords.") is not None
     assert SupportFinder(PASSAGES[2]).find("A cache does store passwords.") is None
+
+
+def test_one_changed_word_in_a_copy_is_not_supported() -> None:
+    """Seven of eight words are in the passage, but the sentence says something else."""
+    passage = "The proxy retries a failed idempotent request twice before it returns an error."
+    changed = "The proxy drops a failed idempotent request twice before it returns an error."
+    assert SupportFinder(passage).find(changed) is None
+    free = "Before it returns an error, the proxy retries a failed request."
+    assert SupportFinder(passage).find(free) is not None
 
 
 def test_scripts_without_spaces_are_compared_by_character() -> None:

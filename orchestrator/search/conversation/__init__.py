@@ -1,0 +1,1 @@
+"""Questions that follow others: their rewriting, and the related questions that could follow."""

@@ -1,0 +1,70 @@
+"""The decision between an answer and that nothing was found."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.search.answering.relevance import PassageWords, Verdict, judge
+
+PASSAGES = [
+    PassageWords.of("Artificial intelligence", "AI is a field of computer science. Models learn."),
+    PassageWords.of("Tuning", "A base model may invent answers that it does not know."),
+    PassageWords.of("Distributed hash table", "Each node compresses the keys of its neighbours."),
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "verdict"),
+    [
+        ("AI", Verdict.ANSWER),
+        ("What is artificial intelligence?", Verdict.ANSWER),
+        ("artificial intelligence guide", Verdict.ANSWER),
+        ("dht compression", Verdict.ANSWER),
+        ("Who invented the telephone?", Verdict.NOTHING),
+        ("invented answers for the telephone company", Verdict.NOTHING),
+        ("computer science models of the sea", Verdict.ANSWER),
+        ("computer science fields learn sea fishing", Verdict.ANSWER),
+        ("computer science models, sea fishing", Verdict.UNSURE),
+        ("telephone", Verdict.NOTHING),
+        ("who is it", Verdict.NOTHING),
+        ("?!", Verdict.NOTHING),
+    ],
+)
+def test_a_query_is_answered_by_a_passage_with_its_words(query: str, verdict: Verdict) -> None:
+    """Most of the words of the subject must be in one passage and its title."""
+    assert judge(query, PASSAGES) is verdict
+
+
+def test_words_far_from_each_other_do_not_answer() -> None:
+    """Two neighbouring sentences and the title are considered together."""
+    text = "A queue is long. Its server sleeps. Nothing happens. A stream ends."
+    windows = PassageWords.windows("Brokers", text)
+    assert judge("queue server broker", windows) is Verdict.ANSWER
+    assert judge("queue stream", windows) is Verdict.NOTHING
+    assert PassageWords.windows("Brokers", "") == []
+
+
+def test_a_similar_passage_may_answer_in_other_words() -> None:
+    """Found by its vector; the model then decides."""
+    assert judge("telephone", PASSAGES, similarity=0.6) is Verdict.UNSURE
+    assert judge("telephone", PASSAGES, similarity=0.4) is Verdict.NOTHING
+    assert judge("AI", PASSAGES, similarity=0.1) is Verdict.ANSWER
+
+
+@pytest.mark.parametrize(
+    ("query", "verdict"),
+    [
+        ("Wie hei\u00dft die Hauptstadt von Japan?", Verdict.ANSWER),
+        ("Hauptst\u00e4dte Japans", Verdict.ANSWER),
+        ("Wie alt ist das Telefon in Japan?", Verdict.NOTHING),
+    ],
+)
+def test_other_languages_have_their_own_stop_words_and_stems(query: str, verdict: Verdict) -> None:
+    """Those of the query's language and of the passage's."""
+    text = "Die Hauptstadt von Japan ist Tokio. Sie ist die gr\u00f6\u00dfte Stadt des Landes."
+    assert judge(query, [PassageWords.of("Japan", text)]) is verdict
+
+
+def test_no_passages_answer_nothing() -> None:
+    """Whatever the query is."""
+    assert judge("AI", []) is Verdict.NOTHING
