@@ -80,6 +80,9 @@ class DirectOrchestrator:
         assert detokenize_request(detokenization).SerializeToString() is not None
         return Detokenized("fake", "text")
 
+    async def examples(self) -> tuple[str, ...]:
+        return ("What is a weir?",)
+
     async def retrieve(self, query: str, num_results: int) -> Retrieved:
         """Find nothing."""
         return Retrieved((), 0, failed=False)

@@ -73,8 +73,10 @@ async def test_get_and_post_send_the_same_conversation(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator
 ) -> None:
     """An array in a query string is JSON text; the response has the related questions."""
-    got = await client.get("/api/v1/search", params={**ASKED, "history": json.dumps(HISTORY)})
-    posted = await client.post("/api/v1/search", json=ASKED)
+    headers = {"x-request-id": "r-1"}
+    params = {**ASKED, "history": json.dumps(HISTORY)}
+    got = await client.get("/api/v1/search", params=params, headers=headers)
+    posted = await client.post("/api/v1/search", json=ASKED, headers=headers)
     first, second = orchestrator.requests
     assert first == second
     for response in (got, posted):

@@ -309,6 +309,7 @@ async def test_openapi_lists_all_routes_and_schemas() -> None:
         "/v1/responses",
         "/v1/responses/{id}",
         "/v1/responses/{id}/cancel",
+        "/v1/responses/{id}/input_items",
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/rerank",

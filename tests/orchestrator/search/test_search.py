@@ -14,6 +14,7 @@ from mesh.protocol.summary import Grounded
 from mesh.text.detokenizer import Decoder
 from orchestrator.clients.tokenizer import Encoded, LocalTokenizer
 from orchestrator.generation import ModelInfo
+from orchestrator.search.conversation.rewriting import Rewrite
 from orchestrator.search.retrieval import (
     MAX_TEXT_CHARACTERS,
     MAX_TITLE_CHARACTERS,
@@ -54,7 +55,7 @@ async def build(
     tokenizer: Any = FakeTokenizer()
     search = Search(FakeRetriever(), tokenizer, 5.0)
     prompt = await search.build_prompt(
-        "fox", results, 100, ModelInfo("m", limit + 100), Grounded.QUOTE
+        Rewrite("fox", ["fox"]), results, 100, ModelInfo("m", limit + 100), Grounded.QUOTE
     )
     sources = tokenizer.prompt.split("Sources:\n\n")[1].split("\n\n")[:-1]
     assert prompt.num_passages == (0 if sources == ["None."] else len(sources))
@@ -145,7 +146,7 @@ def search(retriever: FakeRetriever, timeout_seconds: float = 5.0) -> Search:
 
 async def test_retrieval_returns_the_results() -> None:
     """In the retriever's order, and not marked as failed."""
-    retrieved = await search(FakeRetriever()).retrieve("fox", 5, False)
+    retrieved = await search(FakeRetriever()).retrieve(["fox"], 5, False)
     assert [result.title for result in retrieved.results] == ["Foxes"]
     assert not retrieved.failed
 
@@ -153,7 +154,7 @@ async def test_retrieval_returns_the_results() -> None:
 async def test_a_result_has_a_size_limit() -> None:
     """Whatever the backend returns: title, URL and text are limited."""
     large = SearchResult("t" * 9000, "http://" + "u" * 9000, 1.0, "x" * 9_000_000)
-    retrieved = await search(FakeRetriever(found=large)).retrieve("fox", 5, False)
+    retrieved = await search(FakeRetriever(found=large)).retrieve(["fox"], 5, False)
     [result] = retrieved.results
     assert result.title == "t" * MAX_TITLE_CHARACTERS
     assert result.url == ""
@@ -166,7 +167,7 @@ async def test_slow_retrieval_times_out() -> None:
     """It takes no longer than the timeout, returns no results, and is cancelled."""
     retriever = FakeRetriever(delay=60)
     begun = asyncio.get_running_loop().time()
-    assert await search(retriever, 0.05).retrieve("fox", 5, False) == ([], True)
+    assert await search(retriever, 0.05).retrieve(["fox"], 5, False) == ([], True, [])
     assert 0.04 <= asyncio.get_running_loop().time() - begun < 2
     assert retriever.cancelled
 
@@ -176,14 +177,14 @@ async def test_failing_retrieval_returns_no_results(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The request continues, the outcome is marked as failed, and the error is logged."""
-    assert await search(FakeRetriever(error=error)).retrieve("fox", 5, False) == ([], True)
+    assert await search(FakeRetriever(error=error)).retrieve(["fox"], 5, False) == ([], True, [])
     assert "retrieval" in caplog.text
 
 
 async def test_cancelling_the_caller_cancels_retrieval() -> None:
     """Cancellation propagates and does not count as a failed retrieval."""
     retriever = FakeRetriever(delay=60)
-    retrieving = asyncio.create_task(search(retriever).retrieve("fox", 5, False))
+    retrieving = asyncio.create_task(search(retriever).retrieve(["fox"], 5, False))
     await asyncio.sleep(0.01)
     retrieving.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.search.grounding.grounding import ground
@@ -142,6 +142,7 @@ def test_scripts_without_spaces_are_compared_by_character() -> None:
     assert SupportFinder(passage).find("大阪の城は美しい。") is None
 
 
+@settings(deadline=None)
 @given(text=st.text("Ab. [1]2,!\n? é日", max_size=80))
 def test_spans_lie_within_their_texts(text: str) -> None:
     """For any text of the model."""
