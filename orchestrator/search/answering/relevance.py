@@ -96,15 +96,18 @@ def subject_words(query: str) -> list[str]:
     return own_words(query) or _content(query, words) or words
 
 
-def own_words(query: str) -> list[str]:
-    """The distinct words of a query that name its subject; none in "why does it matter?"."""
+def own_words(query: str, language: str = "") -> list[str]:
+    """The distinct words of a query that name its subject; none in "why does it matter?".
+
+    `language` is that of the query, if it is known: a few words hardly show theirs.
+    """
     words = dict.fromkeys(split_words(query))
-    return [word for word in _content(query, words) if word not in _FORM_WORDS]
+    return [word for word in _content(query, words, language) if word not in _FORM_WORDS]
 
 
-def _content(query: str, words: Iterable[str]) -> list[str]:
+def _content(query: str, words: Iterable[str], language: str = "") -> list[str]:
     """The words that are no stop words of the query's language, nor of English."""
-    languages = (detect_language(query), "en")
+    languages = (language or detect_language(query), "en")
     return [word for word in words if not is_stop_word(word, languages)]
 
 

@@ -43,8 +43,9 @@ def related_questions(
         if result.document in documents:
             continue
         passage = [PassageWords.of(result.title, result.text)]
-        for question in _candidates(result):
-            subject = frozenset(map(stem, own_words(question)))
+        language = passage[0].language
+        for question in _candidates(result, language):
+            subject = frozenset(map(stem, own_words(question, language)))
             is_new = subject and not any(subject <= each for each in known)
             if is_new and judge(question, passage) is Verdict.ANSWER:
                 known.append(subject)
@@ -56,14 +57,15 @@ def related_questions(
     return questions
 
 
-def _candidates(result: SearchResult) -> Iterator[str]:
+def _candidates(result: SearchResult, language: str) -> Iterator[str]:
     """A question by the first definition in the passage, then the title of its document."""
     title = " ".join(result.title.split())
-    titled = frozenset(map(stem, own_words(title)))
+    titled = frozenset(map(stem, own_words(title, language)))
     for sentence in split_sentences(result.text):
         found = _DEFINITION.match(sentence)
         subject = found["subject"].strip() if found else ""
-        if found and _is_subject(subject) and titled.issuperset(map(stem, own_words(subject))):
+        named = frozenset(map(stem, own_words(subject, language)))
+        if found and _is_subject(subject) and named and named <= titled:
             yield f"What {found['verb']} {_uncapitalized(subject)}?"
             break
     if title and len(title) <= MAX_SUBJECT_CHARACTERS:
@@ -75,7 +77,6 @@ def _is_subject(subject: str) -> bool:
         len(subject) <= MAX_SUBJECT_CHARACTERS
         and len(subject.split()) <= MAX_SUBJECT_WORDS
         and not _NOT_SUBJECTS.match(subject)
-        and bool(own_words(subject))
     )
 
 

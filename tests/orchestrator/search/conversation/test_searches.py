@@ -161,7 +161,7 @@ async def test_suggestions_are_kept_for_a_while() -> None:
     """A failed search is not kept."""
     searches = [RetrievalOutcome((), failed=True)] + [
         RetrievalOutcome((), candidates=[SearchResult(name, name, 1.0, f"{name} is a thing.")])
-        for name in ("Fox", "Den")
+        for name in ("Fox", "Lair")
     ]
 
     class FakeSearch:
@@ -175,5 +175,5 @@ async def test_suggestions_are_kept_for_a_while() -> None:
     assert await examples.questions(3) == ["What is fox?"]
     assert await examples.questions(3) == ["What is fox?"]
     clock.now += MAX_AGE_SECONDS
-    assert await examples.questions(3) == ["What is den?"]
+    assert await examples.questions(3) == ["What is lair?"]
     assert await examples.questions(0) == []
