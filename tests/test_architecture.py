@@ -35,6 +35,7 @@ GENERATED_TYPES_IN = {
     "inference/api/service.py",
     "inference/api/vllm_engine",
     "mesh/rpc/kept_traces.py",
+    "mesh/rpc/multiplex",
 }
 """The only files and folders that import generated protobuf types: servicers, clients and the
 mapping of the shared values."""

@@ -27,6 +27,7 @@ from mesh.observability.tracing import ClientSpan, inject
 from mesh.observability.unary_spans import call_with_span
 from mesh.rpc.attempts import Attempts, PeersMethod
 from mesh.rpc.first_message import read_first
+from mesh.rpc.multiplex.channel import MultiplexChannel
 from mesh.rpc.secure_channel import ReloadingChannel
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from mesh.rpc.transport import channel_options
@@ -51,12 +52,14 @@ def open_channel(
     """
     options = channel_options()
     if not tls.for_channel:
-        return grpc.aio.insecure_channel(target, options=options)
+        return MultiplexChannel(grpc.aio.insecure_channel(target, options=options))
     name = server_name or target.rpartition(":")[0].strip("[]")
     options = [*options, ("grpc.ssl_target_name_override", name)]
-    return ReloadingChannel(
-        tls,
-        lambda credentials: grpc.aio.secure_channel(target, credentials, options),
+    return MultiplexChannel(
+        ReloadingChannel(
+            tls,
+            lambda credentials: grpc.aio.secure_channel(target, credentials, options),
+        )
     )
 
 
@@ -160,6 +163,11 @@ class ResponseStream(Generic[Response]):
                 if self._again is None:
                     raise
                 self._call = await self._again(from_rpc_error(error))
+
+    @property
+    def has_ready(self) -> bool | None:
+        """Whether a response has arrived that is not read yet; None: gRPC holds what arrives."""
+        return getattr(self._call, "has_ready", None)
 
     def has_last(self) -> None:
         """Record that the last message has been read, and only the status is missing."""

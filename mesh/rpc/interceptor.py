@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -32,6 +34,12 @@ logger = logging.getLogger("mesh.rpc")
 if TYPE_CHECKING:  # generic in the stubs only
     ServicerContext = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+@dataclass
+class _Details:
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
 
 
 ENDLESS_METHODS = frozenset({"SubscribeKvEvents", "WatchKeyUsage"})
@@ -89,6 +97,21 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
                 return None  # not cached: callers choose such paths
             observed = self._handlers[path] = self._observed(handler, path)
         return observed
+
+    def handlers_in(
+        self, services: Sequence[grpc.GenericRpcHandler]
+    ) -> Callable[[str], Handler | None]:
+        """Finds the handler of a path as a call to the server does, for calls inside a stream."""
+
+        @cache
+        def handler_of(path: str) -> Handler | None:
+            for service in services:
+                handler = service.service(_Details(path))
+                if handler is not None:
+                    return self._observed(handler, path)
+            return None
+
+        return handler_of
 
     def _observed(self, handler: Handler, path: str) -> Handler:
         service, _, method = path.lstrip("/").partition("/")

@@ -13,6 +13,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from mesh.rpc.interceptor import RpcInterceptor
+from mesh.rpc.multiplex.service import MultiplexService
 from mesh.rpc.targets import bind_error
 from mesh.rpc.tls import NO_TLS, TlsFiles, server_credentials
 from mesh.rpc.transport import server_options
@@ -46,8 +47,10 @@ class _GenericHandlersOnly:
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
+        self.handlers: list[grpc.GenericRpcHandler] = []
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self.handlers += handlers
         self._server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
@@ -74,6 +77,7 @@ class Server:
         registrar = _GenericHandlersOnly(self._server)
         for servicer in servicers:
             servicer.register(servicer.implementation, registrar)
+        MultiplexService(self.interceptor.handlers_in(registrar.handlers)).add_to(registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, registrar)
         self._plain_health: grpc.aio.Server | None = None
         self.health_port = 0

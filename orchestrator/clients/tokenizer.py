@@ -24,6 +24,9 @@ from orchestrator.text.tools.tool_format import AnswerFormat
 
 SERVICE = "mesh.v1.TokenizerService"
 
+SHORT_CHARACTERS = 512
+"""Maximum length of a prompt that is encoded here: it takes less time than a call."""
+
 
 class Encoded(NamedTuple):
     """Token ids, and the decoder of the tokenizer that they belong to."""
@@ -178,6 +181,14 @@ class TokenizerClient:
             [EncodedText(each.token_ids, len(each.token_ids)) for each in encoded],
             encoded[0].vocabulary_sha256,
         )
+
+    async def encode_prompt(self, text: str, max_tokens: int = 0) -> Encoded:
+        """Encodes a text as `encode_text` does, a short one with the local tokenizer."""
+        local = self._tokenizer
+        if local is None or len(text) > SHORT_CHARACTERS:
+            return await self.encode_text(text, max_tokens=max_tokens)
+        token_ids = local.tokenizer.encode(text).ids
+        return Encoded(token_ids, local.decoder, text, local.vocabulary_sha256)
 
     async def decode(
         self, token_ids: Sequence[int], field: str = "prompt", *, skip_special_tokens: bool = True

@@ -19,7 +19,7 @@ from orchestrator.observability import metrics
 from orchestrator.routing.agreement import can_replace
 from orchestrator.routing.backends.backend import GenerateCall
 from orchestrator.routing.failures_alone import FailuresAlone, is_alone
-from orchestrator.routing.read_ahead import ReadAhead
+from orchestrator.routing.read_ahead import read_ahead
 from orchestrator.routing.replica import Replica
 from orchestrator.routing.replicas import Lease, Replicas
 
@@ -193,7 +193,7 @@ async def generate(
         waiting = None if sampling.constraint else replica.first_tokens.begin()
         try:
             with lease:
-                async with call as stream, ReadAhead(stream) as chunks:
+                async with call as stream, read_ahead(stream) as chunks:
                     with active.on_cancel(stream.cancel):
                         async for chunk in chunks:
                             if not accepted and waiting is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Protocol, cast
 
 from mesh.protocol.finish import GenerationFinish
 from mesh.protocol.logprobs import TokenLogprob
@@ -17,11 +18,59 @@ MAX_PENDING_TOKENS = 1024
 """Reading pauses at this limit, so that HTTP/2 flow control slows the engine's stream."""
 
 
-class ReadAhead:
-    """An iterator of merged chunks: each has all tokens since the previous one.
+def read_ahead(tokens: AsyncIterator[TokenChunk]) -> ReadAhead | MergeReady:
+    """An iterator of merged chunks: each has all tokens since the previous one. Enter it at once.
 
-    A separate task reads the stream; it ends with the block.
+    A stream that has `has_ready` holds what arrives, up to a bound of its own; another one is read
+    by a separate task, which ends with the block.
     """
+    if getattr(tokens, "has_ready", None) is None:
+        return ReadAhead(tokens)
+    return MergeReady(cast("HoldingStream", tokens))
+
+
+class HoldingStream(Protocol):
+    """A stream that holds the chunks that have arrived."""
+
+    @property
+    def has_ready(self) -> bool | None:
+        """Whether a chunk has arrived."""
+
+    async def __anext__(self) -> TokenChunk: ...
+
+
+class MergeReady:
+    """Merges what a stream holds; reads it in the consumer's task."""
+
+    def __init__(self, stream: HoldingStream) -> None:
+        self._stream = stream
+
+    async def __aenter__(self) -> MergeReady:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    def __aiter__(self) -> MergeReady:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        """The next chunk, with those that have arrived. Raises the stream's error."""
+        chunk = await self._stream.__anext__()
+        if chunk.finish is not None or not self._stream.has_ready:
+            return chunk
+        token_ids, logprobs = [*chunk.token_ids], [*chunk.logprobs]
+        prompt_logprobs, finish = chunk.prompt_logprobs, chunk.finish
+        while finish is None and self._stream.has_ready and len(token_ids) < MAX_PENDING_TOKENS:
+            chunk = await self._stream.__anext__()
+            token_ids += chunk.token_ids
+            logprobs += chunk.logprobs
+            prompt_logprobs, finish = chunk.prompt_logprobs or prompt_logprobs, chunk.finish
+        return TokenChunk(token_ids, logprobs, prompt_logprobs, finish)
+
+
+class ReadAhead:
+    """Reads a stream in a separate task."""
 
     def __init__(self, tokens: AsyncIterator[TokenChunk]) -> None:
         self._tokens = tokens

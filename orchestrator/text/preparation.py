@@ -68,7 +68,7 @@ async def prepare(
             raise invalid("echo", "echo must be false for a conversation, given true")
         return await _prepare_chat(tokenizer, prompt, constraint, tool_choice, max_tokens, formats)
     if isinstance(prompt, str):
-        encoded = await tokenizer.encode_text(prompt, max_tokens=max_tokens)
+        encoded = await tokenizer.encode_prompt(prompt, max_tokens)
         return PreparedPrompt(
             encoded,
             constraint=constraint,

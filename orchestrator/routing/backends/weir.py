@@ -62,6 +62,11 @@ class WeirStream:
             self._responses.has_last()
         return chunk
 
+    @property
+    def has_ready(self) -> bool | None:
+        """Whether the next chunk has arrived; None if that is not known."""
+        return self._responses.has_ready
+
     def cancel(self) -> None:
         """Cancels the call; reading then raises MeshError (CANCELLED)."""
         self._responses.cancel()

@@ -315,7 +315,7 @@ async def test_a_disconnect_during_prefill(
     """Every hop is cancelled, none is an error, and the engine stops within the prompt."""
     async with stream(client, LONG_PROMPT, max_tokens=50) as response:
         await running_engine(engines)
-    expected = completion("cancelled", "queue ok", "prefill cancelled")
+    expected = completion("cancelled", "queue ok", "prefill cancelled", is_long=True)
     found = await tree(stack, response.headers["x-trace-id"], expected)
     found.assert_nested(HOP_SECONDS)
     assert found.is_covered(STAGES_AND_CALL), found

@@ -133,11 +133,11 @@ async def test_renewed_certificates_are_used_at_both_ends(
         watch = health_pb2_grpc.HealthStub(channel).Watch(CHECK)
         await call_unary(check, CHECK, timeout=10)
         assert (await watch.read()).status
-        first = channel.current()  # type: ignore[attr-defined]
+        first = channel._plain.current()  # type: ignore[attr-defined]
         authority.ca = trustme.CA(key_type=trustme.KeyType.ECDSA)
         authority.files("127.0.0.1")
         await call_unary(check, CHECK, timeout=10)
-        assert channel.current() is not first  # type: ignore[attr-defined]
+        assert channel._plain.current() is not first  # type: ignore[attr-defined]
         assert await refused(address, old_files)
         assert not watch.done()  # it continues over its connection
         watch.cancel()

@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.server import Servicer
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from orchestrator.clients.tokenizer import TokenizerClient
+from orchestrator.clients.tokenizer import SHORT_CHARACTERS, TokenizerClient
 from tests.helpers import serve
 from tests.orchestrator.tokenizers_made import byte_fallback, byte_level
 
@@ -121,3 +123,21 @@ async def test_truncation_and_padding_are_disabled() -> None:
     async with client(Files(json.dumps(settings).encode())) as tokenizer:
         local = (await tokenizer.current()).tokenizer
     assert len(local.encode("a b c d e f g h i j").ids) > 4
+
+
+async def test_a_short_prompt_is_encoded_without_a_call() -> None:
+    """With the special tokens and without the file's truncation, as the service encodes it."""
+    made = Tokenizer.from_str(byte_level().to_str())
+    made.enable_truncation(2)
+    made.post_processor = TemplateProcessing(single="T $A", special_tokens=[("T", 1)])
+    files = Files(made.to_str().encode())
+    made.no_truncation()
+    async with client(files) as tokenizer:
+        first = await tokenizer.encode_prompt("a river")  # no files yet
+        short = await tokenizer.encode_prompt("a river")
+        long = await tokenizer.encode_prompt("x" * (SHORT_CHARACTERS + 1))
+    assert list(first.token_ids) == list(long.token_ids) == [1, 2]  # the service's
+    assert list(short.token_ids) == made.encode("a river").ids
+    assert len(short.token_ids) > 2
+    assert short.token_ids[0] == 1
+    assert (short.source, short.vocabulary_sha256) == ("a river", long.vocabulary_sha256)

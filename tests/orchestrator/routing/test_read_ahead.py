@@ -16,7 +16,7 @@ from mesh.protocol.tokens import TokenChunk
 from mesh.protocol.usage import Usage
 from mesh.rpc.channel import open_stream
 from mesh.v1 import orchestrator_pb2
-from orchestrator.routing.read_ahead import MAX_PENDING_TOKENS, ReadAhead
+from orchestrator.routing.read_ahead import MAX_PENDING_TOKENS, ReadAhead, read_ahead
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, orchestrator
 
@@ -149,3 +149,44 @@ async def test_a_stalled_client_does_not_delay_others() -> None:
         assert "".join(delta.text for delta in deltas) == text
         assert sum(delta.num_tokens for delta in deltas) == num_tokens
         assert max(delta.num_tokens for delta in deltas) > 50
+
+
+class Holding:
+    """A stream that has its first `num_ready` chunks when it is read first, then one at a time."""
+
+    def __init__(self, items: list[TokenChunk], num_ready: int) -> None:
+        self._items = items
+        self._num_ready = num_ready
+
+    @property
+    def has_ready(self) -> bool:
+        return self._num_ready > 0 and bool(self._items)
+
+    def __aiter__(self) -> Holding:
+        return self
+
+    async def __anext__(self) -> TokenChunk:
+        self._num_ready -= 1
+        if not self._items:
+            raise StopAsyncIteration
+        return self._items.pop(0)
+
+
+async def test_what_a_stream_holds_is_merged_without_a_task(no_tasks_left: None) -> None:
+    """The chunks that have arrived, in order; what arrives later is a chunk of its own."""
+    items = [TokenChunk([n], [TokenLogprob(n, -1.0)]) for n in range(4)]
+    before = len(asyncio.all_tasks())
+    async with read_ahead(Holding([TokenChunk([]), *items, END], 4)) as chunks:
+        assert len(asyncio.all_tasks()) == before
+        merged = [chunk async for chunk in chunks]
+    assert [list(chunk.token_ids) for chunk in merged] == [[0, 1, 2], [3], []]
+    assert [each.token_id for each in merged[0].logprobs] == [0, 1, 2]
+    assert [chunk.finish for chunk in merged] == [None, None, FINISH]
+
+
+async def test_a_held_stream_is_merged_up_to_a_bound(no_tasks_left: None) -> None:
+    """And never past its finish."""
+    many = [TokenChunk(list(range(MAX_PENDING_TOKENS // 2))) for _ in range(5)]
+    async with read_ahead(Holding([*many, END], 100)) as chunks:
+        sizes = [len(chunk.token_ids) async for chunk in chunks]
+    assert sizes == [MAX_PENDING_TOKENS, MAX_PENDING_TOKENS, MAX_PENDING_TOKENS // 2]

@@ -9,12 +9,19 @@ ORCHESTRATOR = "mesh.v1.OrchestratorService/Generate"
 EMBED = "mesh.v1.OrchestratorService/Embed"
 ENGINE = "mesh.v1.InferenceService/Generate"
 
-ENCODED = """\
+ENCODED_HERE = """\
       orchestrator: admission ok
       {retrieval}orchestrator: encode ok
+"""
+"""A short text, encoded by the orchestrator."""
+
+ENCODED = (
+    ENCODED_HERE
+    + """\
 {passages}        orchestrator: mesh.v1.TokenizerService/Encode ok
           tokenizer: mesh.v1.TokenizerService/Encode ok
 """
+)
 
 OK = (
     """\
@@ -38,14 +45,18 @@ gateway: GET /api/v1/search ok
 )
 
 
-def completion(end: str, *stages: str) -> str:
-    """The tree of a completion with outcome `end` at every hop and these stages in the engine."""
+def completion(end: str, *stages: str, is_long: bool = False) -> str:
+    """The tree of a completion with outcome `end` at every hop and these stages in the engine.
+
+    `is_long`: the tokenizer service encodes the prompt.
+    """
+    encoded = ENCODED if is_long else ENCODED_HERE
     lines = [f"            inference: {stage}" for stage in stages]
     return f"""\
 gateway: POST /v1/completions {end}
   gateway: {ORCHESTRATOR} {end}
     orchestrator: {ORCHESTRATOR} {end}
-{ENCODED.format(retrieval="", passages="")}\
+{encoded.format(retrieval="", passages="")}\
       orchestrator: text_completion demo {end}
         orchestrator: choose_replica ok
         orchestrator: {ENGINE} {end}
@@ -81,7 +92,7 @@ FAILED_OVER = f"""\
 gateway: POST /v1/completions failed_over
   gateway: {ORCHESTRATOR} ok
     orchestrator: {ORCHESTRATOR} ok
-{ENCODED.format(retrieval="", passages="")}\
+{ENCODED_HERE.format(retrieval="")}\
       orchestrator: text_completion demo failed_over
         orchestrator: choose_replica ok
         orchestrator: {ENGINE} failed!

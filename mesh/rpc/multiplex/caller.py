@@ -1,0 +1,298 @@
+"""The caller's side: one open stream, and the calls in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from mesh.rpc.multiplex.wire import (
+    BATCH_SECONDS,
+    MAX_BATCH_BYTES,
+    MESSAGE_COST_BYTES,
+    WINDOW_BYTES,
+    MetadataItem,
+    metadata_from_proto,
+    metadata_to_proto,
+)
+from mesh.v1 import multiplex_pb2
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+Deserialize = Callable[[bytes], Any]
+
+
+class CallerStream:
+    """A stream that the server has accepted. `run` must run while it has calls."""
+
+    def __init__(self, call: Any) -> None:
+        """`call` is the stream's grpc.aio call, whose first response has been read."""
+        self.opened = time.monotonic()
+        self._call = call
+        self._calls: dict[int, MultiplexedCall] = {}
+        self._last_id = 0
+        self._request = multiplex_pb2.MultiplexRequest()
+        self._request_bytes = 0
+        self._pending = asyncio.Event()
+        self._retired = False
+        self.lost = False
+        """Whether the stream has ended."""
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether a call may begin now."""
+        return not self.lost and self._request_bytes < MAX_BATCH_BYTES
+
+    async def run(self) -> None:
+        """Sends and reads until the stream ends, or until the last call after `retire`.
+
+        Then the calls that are left end with UNAVAILABLE.
+        """
+        sending = asyncio.create_task(self._send(), name="send multiplexed requests")
+        reason = "the connection was lost"
+        try:
+            if self._retired and not self._calls:
+                return
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                self._receive(response)
+        except grpc.aio.AioRpcError as error:
+            reason = error.details() or reason
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The last call has ended after `retire`, or the channel was closed.
+        finally:
+            self.lost = True
+            sending.cancel()
+            self._call.cancel()
+            for call in list(self._calls.values()):
+                call.finish(grpc.StatusCode.UNAVAILABLE, reason)
+            await asyncio.gather(sending, return_exceptions=True)
+
+    def retire(self) -> None:
+        """Ends the stream after its last call; new calls use another one."""
+        self._retired = True
+        self._end_if_unused()
+
+    def begin(
+        self,
+        path: str,
+        request: bytes,
+        metadata: Iterable[MetadataItem],
+        timeout: float | None,
+        deserialize: Deserialize,
+        kind: type[MultiplexedCall],
+    ) -> MultiplexedCall:
+        """Begins a call; `timeout` is in seconds."""
+        self._last_id += 1
+        call = self._calls[self._last_id] = kind(self, self._last_id, deserialize)
+        self._request.begins.add(
+            call_id=self._last_id,
+            path=path,
+            request=request,
+            metadata=metadata_to_proto(metadata),
+            timeout=timeout,
+        )
+        self._request_bytes += len(request)
+        self._pending.set()
+        if timeout is not None:
+            call.end_after(timeout)
+        return call
+
+    def grant(self, call_id: int, num_bytes: int) -> None:
+        """Lets the server send this much more of a call."""
+        self._request.credits.add(call_id=call_id, num_bytes=num_bytes)
+        self._pending.set()
+
+    def cancel(self, call_id: int) -> None:
+        """Cancels a call that has not ended."""
+        self._request.cancelled.append(call_id)
+        self._pending.set()
+
+    def left(self, call_id: int) -> None:
+        """Forgets a call that has ended."""
+        del self._calls[call_id]
+        if self._retired:
+            self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if not self._calls:
+            self._call.cancel()
+
+    async def _send(self) -> None:
+        try:
+            while True:
+                await self._pending.wait()
+                self._pending.clear()
+                request, self._request = self._request, multiplex_pb2.MultiplexRequest()
+                self._request_bytes = 0
+                await self._call.write(request)
+                await asyncio.sleep(BATCH_SECONDS)
+        except (grpc.aio.BaseError, asyncio.InvalidStateError):
+            pass  # the stream has ended, which `run` reads
+
+    def _receive(self, response: multiplex_pb2.MultiplexResponse) -> None:
+        for message in response.messages:
+            if (call := self._calls.get(message.call_id)) is not None:
+                call.receive(message.data, message.more)
+        for end in response.ends:
+            if (call := self._calls.get(end.call_id)) is not None:
+                code = _CODES.get(end.code, grpc.StatusCode.UNKNOWN)
+                call.finish(code, end.details, metadata_from_proto(end.trailing_metadata))
+
+
+class MultiplexedCall:
+    """A call with a stream of responses: what `mesh.rpc.channel` uses of grpc.aio's calls."""
+
+    def __init__(self, stream: CallerStream, call_id: int, deserialize: Deserialize) -> None:
+        self._stream = stream
+        self._id = call_id
+        self._deserialize = deserialize
+        self._messages: deque[bytes] = deque()
+        self._parts: list[bytes] = []
+        self._read_bytes = 0
+        """Bytes that were read and not granted again."""
+        self._code: grpc.StatusCode | None = None
+        self._details = ""
+        self._trailing_metadata: tuple[MetadataItem, ...] = ()
+        self._cancelled = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `read` returns a response at once."""
+        return bool(self._messages)
+
+    async def read(self) -> Any:
+        """The next response, or EOF. Raises AioRpcError, and CancelledError after `cancel`."""
+        while not self._messages:
+            if self._code is not None:
+                return self._end(self._code)
+            try:
+                await self._change()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        data = self._messages.popleft()
+        self._take(len(data) + MESSAGE_COST_BYTES)
+        return self._deserialize(data)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while (response := await self.read()) is not grpc.aio.EOF:
+            yield response
+
+    async def code(self) -> grpc.StatusCode:
+        """The status, once the call has ended."""
+        while self._code is None:
+            await self._change()
+        return self._code
+
+    async def details(self) -> str:
+        """The status's message, once the call has ended."""
+        await self.code()
+        return self._details
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        """What came with the status, once the call has ended."""
+        await self.code()
+        return grpc.aio.Metadata(*self._trailing_metadata)
+
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._code is not None
+
+    def cancelled(self) -> bool:
+        """Whether the call was cancelled."""
+        return self._code is grpc.StatusCode.CANCELLED
+
+    def cancel(self) -> bool:
+        """Cancels the call, at the server too; returns False if it has ended."""
+        if self._code is not None:
+            return False
+        self._cancelled = True
+        self._messages.clear()
+        self._stream.cancel(self._id)
+        self.finish(grpc.StatusCode.CANCELLED, "Locally cancelled by application!")
+        return True
+
+    def end_after(self, timeout: float) -> None:
+        """Ends the call with DEADLINE_EXCEEDED after `timeout` seconds."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(0.0, timeout), self._expire)
+
+    def receive(self, data: bytes, more: bool) -> None:
+        """Takes a message, or a part of one, from the stream."""
+        if more:
+            self._parts.append(data)
+            self._take(len(data) + MESSAGE_COST_BYTES)  # the reader can take the whole only
+            return
+        if self._parts:
+            data = b"".join((*self._parts, data))
+            self._parts.clear()
+        self._messages.append(data)
+        self._wake()
+
+    def finish(
+        self,
+        code: grpc.StatusCode,
+        details: str,
+        trailing_metadata: tuple[MetadataItem, ...] = (),
+    ) -> None:
+        """Ends the call with a status."""
+        self._code, self._details = code, details
+        self._trailing_metadata = trailing_metadata
+        if self._timer is not None:
+            self._timer.cancel()
+        self._stream.left(self._id)
+        self._wake()
+
+    def _expire(self) -> None:
+        self._stream.cancel(self._id)
+        self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def _end(self, code: grpc.StatusCode) -> object:
+        if code is grpc.StatusCode.OK:
+            return grpc.aio.EOF
+        if self._cancelled:
+            raise asyncio.CancelledError
+        trailing = grpc.aio.Metadata(*self._trailing_metadata)
+        raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, self._details)
+
+    def _take(self, num_bytes: int) -> None:
+        self._read_bytes += num_bytes
+        if self._read_bytes >= WINDOW_BYTES // 2 and self._code is None:
+            self._stream.grant(self._id, self._read_bytes)
+            self._read_bytes = 0
+
+    async def _change(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+
+class MultiplexedUnaryCall(MultiplexedCall):
+    """A call with one response, which awaiting it returns."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._response().__await__()
+
+    async def _response(self) -> Any:
+        response = await self.read()
+        if response is grpc.aio.EOF:
+            nothing = grpc.aio.Metadata()
+            message = "the call ended without a response"
+            raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, message)
+        return response
