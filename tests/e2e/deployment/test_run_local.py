@@ -29,6 +29,7 @@ def test_run_local_prints_a_working_command_and_stops_cleanly() -> None:
         **os.environ,
         "PORT_BASE": str(base),
         "CHAT_MODEL": "",
+        "EMBEDDING_MODEL": "",
         "INFERENCE_KV_CACHE_TOKENS": "8192",
     }
     process, terminal = pty.fork()
@@ -64,7 +65,13 @@ def no_process_left(pid: int) -> Iterator[None]:
 
 def run_local(**settings: str) -> tuple[int, list[str]]:
     """Exit code and output lines of a run that does not start."""
-    environment = {**os.environ, "INFERENCE_FAKE_MODEL": "1", "CHAT_MODEL": "", **settings}
+    environment = {
+        **os.environ,
+        "INFERENCE_FAKE_MODEL": "1",
+        "CHAT_MODEL": "",
+        "EMBEDDING_MODEL": "",
+        **settings,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "scripts.run_local"],
         cwd=ROOT,

@@ -29,6 +29,7 @@ def test_a_local_run_has_a_trace_viewer(tmp_path: Path) -> None:
         **{f"{n.upper()}_HOST": a for n, a in zip(SERVICES, addresses, strict=True)},
         "INFERENCE_KV_CACHE_TOKENS": "8192",
         "CHAT_MODEL": "",
+        "EMBEDDING_MODEL": "",
         "OBSERVABILITY": "1",
         "TRACEVIEW_LISTEN": view,
         "TRACEVIEW_GRPC_LISTEN": receiver,
