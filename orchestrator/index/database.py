@@ -17,22 +17,11 @@ else:
     except ImportError:
         import sqlite3
 
-__all__ = ["can_search_vectors", "load_vectors", "sqlite3"]
-
-
-def can_search_vectors() -> bool:
-    """Whether this installation can search vectors: SQLite extensions, and sqlite-vec."""
-    try:
-        connection = sqlite3.connect(":memory:")
-        load_vectors(connection)
-        connection.close()
-    except (ImportError, AttributeError, sqlite3.Error):
-        return False
-    return True
+__all__ = ["load_vectors", "sqlite3"]
 
 
 def load_vectors(connection: sqlite3.Connection) -> None:
-    """Adds sqlite-vec's tables and functions. Raises ImportError, AttributeError, sqlite3.Error."""
+    """Adds sqlite-vec's functions. Raises ImportError, AttributeError, sqlite3.Error."""
     import sqlite_vec  # optional: an index without vectors does not need it
 
     connection.enable_load_extension(True)

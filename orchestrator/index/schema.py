@@ -42,10 +42,11 @@ CREATE TABLE embedding (model TEXT NOT NULL, dimensions INTEGER NOT NULL);
 """
 
 VECTORS = """
-CREATE VIRTUAL TABLE vectors USING vec0 (
-    coarse bit[{dimensions}],
-    fine int8[{dimensions}] distance_metric=cosine,
-    unsafe boolean
-)
+CREATE TABLE signs (id INTEGER PRIMARY KEY, coarse BLOB NOT NULL, unsafe INTEGER NOT NULL);
+CREATE TABLE vectors (id INTEGER PRIMARY KEY, fine BLOB NOT NULL);
 """
-"""A vector for each passage, by its id: the signs of its numbers, and 8-bit numbers."""
+"""A vector for each passage, by its id: the signs of its numbers, and 8-bit numbers.
+
+Two tables, because a search reads the signs of all passages, and the numbers of a few. No virtual
+table of sqlite-vec: its search takes time in proportion to the candidates times the passages.
+"""

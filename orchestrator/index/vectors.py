@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from orchestrator.index.database import load_vectors, sqlite3
+from orchestrator.index.database import sqlite3
 from orchestrator.index.schema import MAX_PASSAGES, VECTORS
 
 
@@ -81,21 +81,13 @@ class VectorTable:
         self._connection = connection
         self.model = embedding_model(connection)
         self._removed: dict[bytes, Quantized] = {}
-        if self.model is not None:
-            load_vectors(connection)
 
     def use(self, model: EmbeddingModel) -> None:
-        """Creates the table for vectors of `model`, unless there is one.
-
-        Raises ImportError, AttributeError or sqlite3.Error if sqlite-vec cannot be loaded.
-        """
+        """Creates the tables for vectors of `model`, unless they exist."""
         if model == self.model:
             return
         assert self.model is None, "vectors of another encoder must be cleared first"
-        load_vectors(self._connection)
-        # sqlite-vec needs a multiple of 8 for the signs.
-        padded = -(-model.dimensions // 8) * 8
-        self._connection.executescript(f"BEGIN; {VECTORS.format(dimensions=padded)};")
+        self._connection.executescript(f"BEGIN; {VECTORS}")
         self._connection.execute("INSERT INTO embedding VALUES (?, ?)", model)
         self._connection.execute("COMMIT")
         self.model = model
@@ -104,7 +96,7 @@ class VectorTable:
         """Removes all vectors."""
         if self.model is not None:
             self._connection.executescript(
-                "BEGIN; DROP TABLE vectors; DELETE FROM embedding; COMMIT;"
+                "BEGIN; DROP TABLE signs; DROP TABLE vectors; DELETE FROM embedding; COMMIT;"
             )
             self.model = None
 
@@ -112,16 +104,16 @@ class VectorTable:
         """Removes the vectors of the passages with ids from `first` to `last`."""
         if self.model is None:
             return
-        # One by one: the table finds a single id without reading all others.
         for row in self._connection.execute(
             f"{_PASSAGES} WHERE passages.id BETWEEN ? AND ?", (first, last)
         ).fetchall():
             stored = self._connection.execute(
-                "SELECT coarse, fine FROM vectors WHERE rowid = ?", row[:1]
+                "SELECT coarse, fine FROM signs JOIN vectors USING (id) WHERE id = ?", row[:1]
             ).fetchone()
             if stored:
                 self._removed[_digest(embedded_text(*row[1:]))] = Quantized(*stored)
-                self._connection.execute("DELETE FROM vectors WHERE rowid = ?", row[:1])
+        for table in ("signs", "vectors"):
+            self._connection.execute(f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", (first, last))
 
     def restore(self) -> None:
         """Stores the remembered vectors for passages with equal text."""
@@ -136,7 +128,7 @@ class VectorTable:
         rows = self._connection.execute(_PASSAGES).fetchall()
         known: set[int] = set()
         if self.model is not None:
-            known = {row[0] for row in self._connection.execute("SELECT rowid FROM vectors")}
+            known = {row[0] for row in self._connection.execute("SELECT id FROM vectors")}
         return [
             UnembeddedPassage(row[0], embedded_text(*row[1:]))
             for row in rows
@@ -161,9 +153,11 @@ class VectorTable:
             "SELECT unsafe FROM documents WHERE id = ?", (passage_id // MAX_PASSAGES,)
         ).fetchone()
         self._connection.execute(
-            "INSERT INTO vectors (rowid, coarse, fine, unsafe) "
-            "VALUES (?, vec_bit(?), vec_int8(?), ?)",
-            (passage_id, *vector, bool(unsafe)),
+            "INSERT INTO signs (id, coarse, unsafe) VALUES (?, ?, ?)",
+            (passage_id, vector.coarse, unsafe),
+        )
+        self._connection.execute(
+            "INSERT INTO vectors (id, fine) VALUES (?, ?)", (passage_id, vector.fine)
         )
 
 

@@ -32,7 +32,7 @@ MAX_EXACT_PASSAGES = 10_000
 """Passages of which all vectors are compared in 8 bits; of more, the signs are compared first."""
 
 COARSE_CANDIDATES = 8
-"""Candidates by signs for each wanted result. With 8, as good as all of them in 8 bits."""
+"""Candidates by signs for each wanted result."""
 
 # A match in the title counts more than one in the text.
 _TITLE_WEIGHT, _HEADING_WEIGHT, _TEXT_WEIGHT = 6.0, 2.0, 1.0
@@ -137,17 +137,19 @@ WITH best AS MATERIALIZED (
 
 _NEAREST = """
 WITH best AS MATERIALIZED (
-    SELECT rowid AS id, 1 - distance AS score FROM vectors
-    WHERE fine MATCH vec_int8(?) AND k = ? {safe}
+    SELECT vectors.id, 1 - vec_distance_cosine(vec_int8(fine), vec_int8(?)) AS score
+    FROM vectors JOIN signs ON signs.id = vectors.id
+    WHERE NOT (? AND unsafe) ORDER BY score DESC LIMIT ?
 )
 """
 
 _NEAREST_BY_SIGNS = """
 WITH near AS MATERIALIZED (
-    SELECT rowid AS id FROM vectors WHERE coarse MATCH vec_bit(?) AND k = ? {safe}
+    SELECT id FROM signs WHERE NOT (? AND unsafe)
+    ORDER BY vec_distance_hamming(vec_bit(coarse), vec_bit(?)) LIMIT ?
 ), best AS MATERIALIZED (
-    SELECT near.id, 1 - vec_distance_cosine(vectors.fine, vec_int8(?)) AS score
-    FROM near JOIN vectors ON vectors.rowid = near.id
+    SELECT near.id, 1 - vec_distance_cosine(vec_int8(fine), vec_int8(?)) AS score
+    FROM near JOIN vectors ON vectors.id = near.id
     ORDER BY score DESC LIMIT ?
 )
 """
@@ -187,14 +189,14 @@ def _find_nearest(
 ) -> list[SearchResult]:
     index.connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
     coarse, fine = quantize(vector)
-    safe = "AND unsafe = 0" if safe_search else ""
     arguments: tuple[object, ...]
     if index.num_passages <= MAX_EXACT_PASSAGES:
-        query, arguments = _NEAREST, (fine, limit)
+        query, arguments = _NEAREST, (fine, safe_search, limit)
     else:
-        query, arguments = _NEAREST_BY_SIGNS, (coarse, COARSE_CANDIDATES * limit, fine, limit)
+        num_near = COARSE_CANDIDATES * limit
+        query, arguments = _NEAREST_BY_SIGNS, (safe_search, coarse, num_near, fine, limit)
     rows = index.connection.execute(
-        query.format(safe=safe) + _SELECT, (*arguments, MAX_TITLE_CHARACTERS, MAX_TEXT_CHARACTERS)
+        query + _SELECT, (*arguments, MAX_TITLE_CHARACTERS, MAX_TEXT_CHARACTERS)
     )
     hits = [Hit(*row) for row in rows]
     return [SearchResult(hit.title, hit.url, hit.score, hit.text) for hit in hits]
