@@ -35,6 +35,9 @@ MOST_SLOWED = 1.5
 JUDGED_SECONDS = 30.0
 """Shortest measurement whose times are judged: a short one has no 99th percentile."""
 
+LEAST_SECONDS = 0.1
+"""A time to the first token below this is not judged: it is noise on a shared machine."""
+
 MEASURED = CompletionRequest(prompt="Light is", max_tokens=5)
 
 pytestmark = pytest.mark.timeout(300 + 4 * SECONDS)
@@ -139,4 +142,6 @@ async def test_a_flood_from_one_key_leaves_others_alone(
     for name, times in (("quiet", quiet), ("flooded", flooded)):
         print(f"first token {name}: {milliseconds(times)}")
     if limits is not NO_LIMITS and SECONDS >= JUDGED_SECONDS:
-        assert percentile(flooded, 0.99) <= MOST_SLOWED * percentile(quiet, 0.99)
+        assert percentile(flooded, 0.99) <= max(
+            MOST_SLOWED * percentile(quiet, 0.99), LEAST_SECONDS
+        )
