@@ -204,6 +204,10 @@ def abort(model: ModelInfo, active: ActiveRequest) -> Progress:
     return Progress(started, finish=active.account.end_early(FinishReason.ABORT))
 
 
+def _has_model(models: Mapping[str, ModelInfo], name: str, kinds: Sequence[ModelKind]) -> bool:
+    return name in models if name else bool(of_kinds(models, kinds))
+
+
 class Pipeline:
     """Works on requests, many at a time, on one event loop."""
 
@@ -273,21 +277,24 @@ class Pipeline:
 
         Waits a moment for a model whose last replica was just lost. Raises MeshError.
         """
-        known = {**self._replicas.sleeping, **self._replicas.models}
+        models = self._replicas.models
+        known = {**self._replicas.sleeping, **models}
         name = name or only_name(known, kinds)
         if name in known:
             active.account.asks_for(name)
-        await self._is_served(name, active, kinds)
-        served = list(self._replicas.models.values())
-        is_known = name in known and not self._serves(name, kinds)
-        if is_known or not (served or self._replicas.all_are_named):
-            problems = self._replicas.problems
-            reason = f": {problems[0]}" if problems else ""
-            raise MeshError(ErrorKind.UNAVAILABLE, f"no engine is ready{reason}", retry_after=1.0)
+        if not _has_model(models, name, kinds):
+            await self._wait_served(name, active, kinds)
+            models = self._replicas.models
+            is_known = name in known and not _has_model(models, name, kinds)
+            if is_known or not (models or self._replicas.all_are_named):
+                problems = self._replicas.problems
+                reason = f": {problems[0]}" if problems else ""
+                message = f"no engine is ready{reason}"
+                raise MeshError(ErrorKind.UNAVAILABLE, message, retry_after=1.0)
         if not name and not of_kinds(known, kinds):
             message = "no engine that generates text is ready"
             raise MeshError(ErrorKind.UNAVAILABLE, message, retry_after=1.0)
-        model = choose_model(name, served, known, kinds)
+        model = choose_model(name, list(models.values()), known, kinds)
         if not (model.eos_token_ids or model.model_sha256):  # vLLM's HTTP server reports neither
             eos = self._tokenizers.of(model.name).eos_token_ids
             model = model._replace(eos_token_ids=eos)
@@ -295,8 +302,7 @@ class Pipeline:
         return model
 
     def _serves(self, name: str, kinds: Sequence[ModelKind]) -> bool:
-        models = self._replicas.models
-        return name in models if name else bool(of_kinds(models, kinds))
+        return _has_model(self._replicas.models, name, kinds)
 
     async def choose_search_model(self, name: str, active: ActiveRequest) -> ModelInfo:
         """The model of a search; "" is the configured one, or else the only one.
@@ -304,25 +310,29 @@ class Pipeline:
         Raises MeshError (UNAVAILABLE if the configured one has no engine).
         """
         configured = self._search_model
-        if not name and configured and not await self._is_served(configured, active, GENERATES):
+        if name or not configured:
+            return await self.choose_model(name, active)
+        try:
+            return await self.choose_model(configured, active)
+        except MeshError as error:
+            if error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.MODEL_NOT_FOUND):
+                raise
             raise MeshError(
                 ErrorKind.UNAVAILABLE,
                 f"no engine is ready for {configured}, the model of searches",
-                retry_after=1.0,
-            )
-        return await self.choose_model(name or configured, active)
+                retry_after=error.retry_after or 1.0,
+                is_final=error.is_final,
+            ) from error
 
-    async def _is_served(
+    async def _wait_served(
         self, name: str, active: ActiveRequest, kinds: Sequence[ModelKind]
-    ) -> bool:
-        if self._serves(name, kinds):
-            return True
+    ) -> None:
+        """Waits while an engine of the model may soon be ready. Raises MeshError (UNAVAILABLE)."""
         async with active.cancellable():
             if await self._replicas.wait_ready(name, lambda: self._serves(name, kinds)):
-                return True
+                return
             if not self._replicas.problems:
                 await self._replicas.wait_awake(name, lambda: self._serves(name, kinds))
-        return self._serves(name, kinds)
 
     async def prompt(
         self, request: GenerationRequest, model: ModelInfo, active: ActiveRequest

@@ -162,11 +162,6 @@ class Replicas:
         }
 
     @property
-    def known(self) -> set[str]:
-        """Names of the models that are served, or known by name without a ready engine."""
-        return {*self._served, *self.waking.names}
-
-    @property
     def problems(self) -> list[str]:
         """Why ready replicas get no requests, a sentence for each; empty if all agree."""
         return sorted({refused.reason for refused in self._refused()})

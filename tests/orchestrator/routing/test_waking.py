@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mesh.errors import ErrorKind, MeshError
-from mesh.rpc.channel import call_unary
+from mesh.rpc.channel import call_unary, open_stream
 from mesh.rpc.server import Servicer
 from mesh.v1 import inference_pb2_grpc, orchestrator_pb2
 from orchestrator.routing import waking
@@ -196,6 +196,22 @@ async def woken(running: Orchestrator) -> bool:
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     return True
+
+
+async def test_a_search_wakes_the_model_of_searches() -> None:
+    """It is counted before it waits, or nothing would start the engine."""
+    labels = {"model": "fake"}
+    before = REGISTRY.get_sample_value("orchestrator_model_requests_total", labels) or 0
+    async with asleep(search_model="fake") as (running, _):
+        query = orchestrator_pb2.SummarizeRequest(query="a", num_results=1)
+        async with open_stream(running.stub.SummarizeStream, query) as responses:
+            waiting = asyncio.ensure_future(anext(responses))
+            waking = running.service._replicas.waking
+            await eventually(lambda: waking.num_held == 1, "it waits")
+            now = REGISTRY.get_sample_value("orchestrator_model_requests_total", labels)
+            assert now == before + 1
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_a_sleeping_model_is_listed() -> None:
