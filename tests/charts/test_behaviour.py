@@ -370,6 +370,16 @@ def test_session_affinity_is_configurable(affinity: str) -> None:
     assert ("nginx.ingress.kubernetes.io/affinity" in annotations) == has_affinity
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_route_keeps_its_sessions_if_asked(wanted: bool) -> None:
+    """By a cookie of the Gateway; by default the field, which is experimental, is absent."""
+    values = {"gateway": {"httpRoute": {"sessionPersistence": wanted}}}
+    (route,) = render("tls", values=values).of_kind("HTTPRoute")
+    (rule,) = route["spec"]["rules"]
+    cookie = {"sessionName": "weir", "type": "Cookie"}
+    assert rule.get("sessionPersistence") == (cookie if wanted else None)
+
+
 @pytest.mark.parametrize(
     ("gateway", "hosts"),
     [
