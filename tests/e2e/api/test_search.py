@@ -87,7 +87,8 @@ async def test_tokens_arrive_as_they_are_generated(client: httpx.AsyncClient) ->
     stream = await search(client, "what is backpressure")
     tokens = [event for event in stream if event.name == "token"]
     arrivals = {round(event.at, 3) for event in tokens}
-    assert len(tokens) >= 10
+    # Quoted text is accepted several tokens at a time (speculative decoding).
+    assert len(tokens) >= 3
     assert len(arrivals) >= len(tokens) / 3
     assert tokens[0].at < tokens[len(tokens) // 2].at < tokens[-1].at
 
