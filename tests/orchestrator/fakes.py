@@ -50,6 +50,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.decoded: list[list[int]] = []
         self.delay = 0.0
         self.max_tokens: list[int] = []
+        self.encodes_texts = True
+        """False: as a tokenizer of a version without EncodeTexts."""
         self.text_requests: list[tokenizer_pb2.EncodeTextsRequest] = []
         self.tool_prompt = common_pb2.TOOL_PROMPT_UNSPECIFIED
         self.num_checks = 0
@@ -80,6 +82,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         )
 
     async def EncodeTexts(self, request: Any, context: Any) -> tokenizer_pb2.EncodeTextsResponse:
+        if not self.encodes_texts:
+            raise MeshError(ErrorKind.UNIMPLEMENTED, "unknown method")
         self.max_tokens.append(request.max_tokens)
         self.text_requests.append(request)
         await asyncio.sleep(self.delay)

@@ -161,6 +161,21 @@ async def test_options_of_embeddings_reach_the_tokenizer() -> None:
     assert [each.values[0] for each in response.embeddings] == [1, 6]
 
 
+async def test_a_tokenizer_of_an_earlier_version_encodes_each_text() -> None:
+    """As in a rollout; what it cannot do is refused."""
+    async with orchestrator(FakeInference()) as running:
+        running.tokenizer.encodes_texts = False
+        [response] = await embed(running, texts("one", "three"))
+        assert [each.values[0] for each in response.embeddings] == [
+            len(ids("one")),
+            len(ids("three")),
+        ]
+        assert running.tokenizer.prompts == ["one", "three"]
+        with pytest.raises(MeshError) as caught:
+            await embed(running, texts("one", truncate=True))
+        assert caught.value.kind is ErrorKind.UNIMPLEMENTED
+
+
 async def test_each_operation_chooses_a_model_of_its_kind() -> None:
     """Without a name; several of a kind, and a model of another kind, are refused."""
     engines = engine(SCORE, "s"), engine(EMBEDDING, "e"), FakeInference()
