@@ -35,11 +35,18 @@ import uvloop
 
 from benchmarks.harness.processes import Processes
 from benchmarks.harness.sse_load import load
-from benchmarks.harness.stack import RELAY, Services, start_collector
+from benchmarks.harness.stack import FAKE_MODEL, RELAY, Services, start_collector
 from benchmarks.harness.untraced import Switch
+from mesh.observability.recording.sampling import BURST
 
 MODES = ("no exporter", "held", "everything")
 IDLE_SECONDS = 10.0
+
+NEVER_SLOW = {
+    "GATEWAY_SLOW_FIRST_TOKEN_SECONDS": "3600",
+    "GATEWAY_SLOW_REQUEST_SECONDS": "3600",
+}
+"""At a fiftieth of the speed every request is slow, and its trace would be kept and exported."""
 
 
 class Round(NamedTuple):
@@ -101,11 +108,13 @@ def measure(mode: str, options: argparse.Namespace) -> list[Round]:
             environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = start_collector(processes)
         if mode == "held":
             environment["OTEL_TRACES_SAMPLER_ARG"] = "0.001"  # the warm-up uses up the burst
+            environment |= NEVER_SLOW
         if mode == "everything":
             environment["OTEL_TRACES_SAMPLER"] = "parentbased_always_on"
         switch = Switch(folder / "switch")
         services = Services(
             processes,
+            engine=(*FAKE_MODEL, "--fake-tokens-per-second", str(options.pace)),
             environment=environment,
             run=("benchmarks.harness.untraced", str(folder / "switch")),
         )
@@ -121,7 +130,8 @@ def measure(mode: str, options: argparse.Namespace) -> list[Round]:
             count = sum(map(processes.instructions, RELAY))
             return (count - idle_rate * (time.monotonic() - began)) / len(streams)
 
-        turn("traced")  # warms up
+        for _ in range(1 + BURST // (options.streams * options.turns)):
+            turn("traced")  # warms up
         time.sleep(IDLE_SECONDS)
         rate = sum(map(processes.instructions, RELAY)) / IDLE_SECONDS
         rounds = []
@@ -155,6 +165,9 @@ def main() -> None:
         "--turns", type=int, default=16, help="streams of a connection, one after another"
     )
     parser.add_argument("--tokens", type=int, default=200, help="tokens of a stream")
+    parser.add_argument(
+        "--pace", type=float, default=0.0, help="tokens per second and stream; 0: full speed"
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     options = parser.parse_args()
     if options.rounds < 2:

@@ -31,12 +31,18 @@ def _nothing(*args: Any, **options: Any) -> bool:
     return False
 
 
-class _NoClientSpan:
+class NoClientSpan:
+    """`tracing.ClientSpan` without a span."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         self.complete = False
         self.error: object = None
+        self.span = INVALID_SPAN
 
-    def __enter__(self) -> _NoClientSpan:
+    def end(self, error: BaseException | None) -> None:
+        """Nothing to end."""
+
+    def __enter__(self) -> NoClientSpan:
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -76,7 +82,7 @@ def main() -> None:
         (tracing, "set_server_status", _nothing),
         (tracing, "set_outcome", _nothing),
         (tracing, "inject", _nothing),
-        (tracing, "ClientSpan", _NoClientSpan),
+        (tracing, "ClientSpan", NoClientSpan),
         (telemetry, "recorded", _nothing),
     ):
         setattr(module, name, switch.either(getattr(module, name), untraced))

@@ -44,13 +44,19 @@ async def run_check(check: Check, server: Server) -> Result:
     return Result(sentence, outcome, time.monotonic() - started, detail.split("\n")[0][:200])
 
 
-async def run(base_url: str, model: str, api_key: str = "", timeout: float = 60) -> list[Result]:
-    """Runs all checks in sequence; an empty `model` selects the first listed one."""
+async def run(
+    base_url: str,
+    model: str,
+    api_key: str = "",
+    timeout: float = 60,
+    checks: Sequence[Check] = CHECKS,
+) -> list[Result]:
+    """Runs checks in sequence; an empty `model` selects the first listed one."""
     server = Server(base_url, model, api_key, timeout)
     try:
         if not model:
             server.model = (await server.get("/v1/models")).json()["data"][0]["id"]
-        return [await run_check(check, server) for check in CHECKS]
+        return [await run_check(check, server) for check in checks]
     finally:
         await server.close()
 

@@ -272,6 +272,38 @@ async def response_continues(server: Server) -> None:
     assert unknown.json()["error"]["message"]
 
 
+async def response_resumes(server: Server) -> None:
+    """the stream of a response in the background can be read again, from any event on"""
+    ask = {"input": "Write.", "max_output_tokens": 16, "temperature": 0, "background": True}
+    streamed = await server.stream(RESPONSES, **ask)
+    if streamed.status in (400, 404):
+        raise Skipped("there are no streams of responses in the background")
+    events = streamed.chunks
+    id = events[0]["response"]["id"]
+    for number in (0, len(events) // 2, len(events) - 2):
+        rest = await server.get(f"{RESPONSES}/{id}?stream=true&starting_after={number}")
+        assert rest.status_code == 200, rest.text
+        lines = [line for line in rest.text.splitlines() if line.startswith("data: {")]
+        assert [json.loads(line.removeprefix("data: ")) for line in lines] == events[number + 1 :]
+
+
+async def response_input_items(server: Server) -> None:
+    """the input items of a response are listed in pages, the newest first"""
+    texts = ["One.", "Two.", "Three."]
+    given = [{"role": "user", "content": text} for text in texts]
+    response = await server.post(RESPONSES, input=given, max_output_tokens=4)
+    path = f"{RESPONSES}/{response.json().get('id')}/input_items"
+    first = await server.get(f"{path}?limit=2")
+    if 404 in (response.status_code, first.status_code):
+        raise Skipped("there are no input items")
+    page = first.json()
+    assert page["has_more"] is True
+    rest = (await server.get(f"{path}?after={page['last_id']}")).json()
+    assert rest["has_more"] is False
+    listed = [item["content"][0]["text"] for item in [*page["data"], *rest["data"]]]
+    assert listed == texts[::-1]
+
+
 async def message_shape(server: Server) -> None:
     """a message has content blocks, a stop reason and usage, and its tokens can be counted"""
     ask = {"messages": MESSAGES, "system": "Be brief."}
@@ -452,6 +484,8 @@ CHECKS: list[Check] = [
     response_shape,
     response_events,
     response_continues,
+    response_resumes,
+    response_input_items,
     message_shape,
     message_events,
     message_errors,
