@@ -68,7 +68,7 @@ EMBEDDED = f"""\
 gateway: POST /v1/embeddings ok
   gateway: {EMBED} ok
     orchestrator: {EMBED} ok
-{ENCODED.format(retrieval="", passages="")}\
+{ENCODED.format(retrieval="", passages="").replace("/Encode ok", "/EncodeTexts ok")}\
       orchestrator: embeddings demo ok
         orchestrator: mesh.v1.InferenceService/Embed ok
           inference: mesh.v1.InferenceService/Embed ok
