@@ -17,6 +17,9 @@ from gateway.api.completions import ROUTE as COMPLETIONS
 from gateway.api.completions import Completions
 from gateway.api.embeddings import ROUTE as EMBEDDINGS
 from gateway.api.embeddings import Embeddings
+from gateway.api.lora import LOAD_ROUTE as LOAD_LORA
+from gateway.api.lora import UNLOAD_ROUTE as UNLOAD_LORA
+from gateway.api.lora import LoraAdapters
 from gateway.api.messages import COUNT_ROUTE as COUNT_TOKENS
 from gateway.api.messages import ROUTE as MESSAGES
 from gateway.api.messages import Messages
@@ -51,6 +54,7 @@ from gateway.schemas.anthropic.messages import CountTokensRequest, MessagesReque
 from gateway.schemas.chat import ChatCompletion, ChatCompletionRequest
 from gateway.schemas.completions import Completion, CompletionRequest
 from gateway.schemas.embeddings import EmbeddingList, EmbeddingRequest
+from gateway.schemas.lora import LoadLoraRequest, UnloadLoraRequest
 from gateway.schemas.models import Model, ModelList
 from gateway.schemas.responses.answer import DeletedResponse, InputItemList, ResponseAnswer
 from gateway.schemas.responses.queries import InputItemsQuery, RetrieveQuery
@@ -116,6 +120,7 @@ def _api_routes(dependencies: Dependencies) -> list[ApiRoute]:
         *_openai_routes(dependencies),
         *_anthropic_routes(dependencies),
         *_tokenizer_routes(dependencies),
+        *(_lora_routes(dependencies) if dependencies.settings.allow_runtime_lora else ()),
         *_similarity_routes(dependencies),
         *_responses_routes(dependencies),
         *_probe_routes(dependencies),
@@ -219,6 +224,16 @@ def _tokenizer_routes(dependencies: Dependencies) -> list[ApiRoute]:
     return [
         ApiRoute(TOKENIZE_ROUTE, api.tokenize, tokenize, methods=("POST",)),
         ApiRoute(DETOKENIZE_ROUTE, api.detokenize, detokenize, methods=("POST",)),
+    ]
+
+
+def _lora_routes(dependencies: Dependencies) -> list[ApiRoute]:
+    adapters = LoraAdapters(dependencies)
+    load = Operation(summary="Load a LoRA adapter.", body=LoadLoraRequest, secured=True)
+    unload = Operation(summary="Unload a LoRA adapter.", body=UnloadLoraRequest, secured=True)
+    return [
+        ApiRoute(LOAD_LORA, adapters.load, load, methods=("POST",)),
+        ApiRoute(UNLOAD_LORA, adapters.unload, unload, methods=("POST",)),
     ]
 
 

@@ -126,6 +126,12 @@ class GatewaySettings(ServiceSettings):
         description="Most MiB of stored responses for each API key, or in all without keys; "
         "beyond it the oldest are removed. In memory all keys together have four times as much.",
     )
+    allow_runtime_lora: bool = Field(
+        False,
+        description="Serve POST /v1/load_lora_adapter and /v1/unload_lora_adapter. Each key may "
+        "then load adapters from the engines' folders and the hub; the engines must allow it too "
+        "(INFERENCE_ALLOW_RUNTIME_LORA).",
+    )
     max_body_bytes: int = Field(
         1024 * 1024,
         ge=1,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from inference.engine.adapters import LoraModule
 from inference.engine.watchdog import STEP_TIMEOUT_SECONDS
 from inference.scheduler.prefill_budget import TARGET_STEP_SECONDS
 from mesh.process.settings import Address, ServiceSettings
@@ -150,6 +151,25 @@ class InferenceSettings(ServiceSettings):
         description="Most memory in MiB to compile a JSON schema, regular expression or grammar; "
         "above it the request is refused. Up to two compile at once in the engine's process.",
     )
+    lora_modules: str = Field(
+        "",
+        description="LoRA adapters to load with the model: NAME=PATH, separated by commas. "
+        "Requests name them as their model. PATH is a folder or a hub id with adapter_config.json "
+        "and adapter_model.safetensors. Adapters are computed by torch or Triton, so the native "
+        "decoder is not used.",
+    )
+    max_loras: int = Field(
+        8, ge=1, le=1024, description="Most LoRA adapters that are loaded at the same time."
+    )
+    max_lora_rank: int = Field(
+        64, ge=1, le=1024, description="Highest rank of a LoRA adapter; higher ones are refused."
+    )
+    allow_runtime_lora: bool = Field(
+        False,
+        description="Load and unload LoRA adapters while the engine runs, by LoadAdapter and "
+        "UnloadAdapter. Allow it only if everyone who can call them may read this machine's "
+        "folders and use its hub token.",
+    )
     fake_model: bool = Field(
         False,
         description="Serve generated ids instead of a model. For tests and benchmarks only.",
@@ -160,6 +180,21 @@ class InferenceSettings(ServiceSettings):
         description="Tokens per second of each stream of the fake model. 0: as fast as the client "
         "reads.",
     )
+
+    @field_validator("lora_modules")
+    @classmethod
+    def _check_lora_modules(cls, value: str) -> str:
+        for part in filter(None, map(str.strip, value.split(","))):
+            name, _, path = part.partition("=")
+            if not name or not path:
+                raise ValueError(f"must be NAME=PATH, separated by commas, given {part}")
+        return value
+
+    @property
+    def lora_module_list(self) -> tuple[LoraModule, ...]:
+        """The parts of `lora_modules`."""
+        parts = filter(None, map(str.strip, self.lora_modules.split(",")))
+        return tuple(LoraModule(*part.split("=", 1)) for part in parts)
 
     @property
     def served_name(self) -> str:

@@ -11,7 +11,6 @@ from mesh.protocol.model_kind import ModelKind
 from orchestrator.admission.validation import check_vocabulary, with_context_length
 from orchestrator.clients.tokenizer import PLAIN, EncodedText, TextOptions, TokenizerClient
 from orchestrator.generation import ModelInfo
-from orchestrator.routing.agreement import can_replace
 from orchestrator.routing.backends.backend import TokenPair
 from orchestrator.routing.failures_alone import FailuresAlone, is_alone
 from orchestrator.routing.replica import Replica
@@ -226,7 +225,7 @@ async def _embed(batch: Batch, model: ModelInfo, replicas: Replicas) -> Sequence
     alone = FailuresAlone()
 
     def ready() -> list[Replica]:
-        return [replica for replica in replicas.ready if can_replace(replica.model, model)]
+        return [replica for replica in replicas.ready if replica.serves(model)]
 
     await replicas.wait_ready(model.name, lambda: bool(ready()))
     while True:

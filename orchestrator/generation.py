@@ -22,6 +22,20 @@ class ModelInfo(NamedTuple):
     kind: ModelKind = ModelKind.GENERATION
     embedding_length: int = 0
     """Number of values of an embedding; 0: unknown, or the model has none."""
+    base: str = ""
+    """Name of the model that this LoRA adapter is for; empty if it is no adapter."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Name of the model whose tokenizer it uses."""
+        return self.base or self.name
+
+
+class ReplicaAdapters(NamedTuple):
+    """The LoRA adapters that a replica serves beside its model."""
+
+    models: tuple[ModelInfo, ...] = ()
+    allows_loading: bool = False
 
 
 class Progress(NamedTuple):

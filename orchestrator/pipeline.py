@@ -296,7 +296,7 @@ class Pipeline:
             raise MeshError(ErrorKind.UNAVAILABLE, message, retry_after=1.0)
         model = choose_model(name, list(models.values()), known, kinds)
         if not (model.eos_token_ids or model.model_sha256):  # vLLM's HTTP server reports neither
-            eos = self._tokenizers.of(model.name).eos_token_ids
+            eos = self._tokenizers.of(model.tokenizer).eos_token_ids
             model = model._replace(eos_token_ids=eos)
         active.account.chosen(model)
         return model
@@ -350,8 +350,8 @@ class Pipeline:
         return prompt
 
     async def _prepare(self, request: GenerationRequest, model: ModelInfo) -> PreparedPrompt:
-        tokenizer = self._tokenizers.of(model.name)
-        formats = self._formats.of(model.name)
+        tokenizer = self._tokenizers.of(model.tokenizer)
+        formats = self._formats.of(model.tokenizer)
 
         async def prepare_one(prompt: Prompt, max_tokens: int = 0) -> PreparedPrompt:
             constraint, choice = request.sampling.constraint, request.tool_choice
@@ -376,7 +376,7 @@ class Pipeline:
 
     async def count_tokens(self, prompt: Prompt, model: ModelInfo, active: ActiveRequest) -> int:
         """The number of tokens of a conversation or text. Raises MeshError."""
-        tokenizer = self._tokenizers.of(model.name)
+        tokenizer = self._tokenizers.of(model.tokenizer)
         active.state = RequestState.ENCODING
         with tracing.stage(semconv.ENCODE) as span:
             async with active.cancellable():
@@ -392,7 +392,7 @@ class Pipeline:
 
         `special`: add the tokenizer's special tokens, to those of a chat template as well.
         """
-        tokenizer = self._tokenizers.of(model.name)
+        tokenizer = self._tokenizers.of(model.tokenizer)
         active.state = RequestState.ENCODING
         with tracing.stage(semconv.ENCODE) as span:
             async with active.cancellable():
@@ -406,7 +406,7 @@ class Pipeline:
         """The text of token ids, with special tokens. Raises MeshError."""
         active.state = RequestState.ENCODING
         async with active.cancellable():
-            tokenizer = self._tokenizers.of(model.name)
+            tokenizer = self._tokenizers.of(model.tokenizer)
             return await tokenizer.decode(token_ids, "token_ids", skip_special_tokens=False)
 
     async def rewrite(
@@ -587,7 +587,7 @@ class Pipeline:
         active: ActiveRequest,
     ) -> Iterator[Batch]:
         """Encodes and reserves the tokens of all inputs to embed, in batches. Raises MeshError."""
-        tokenizer = self._tokenizers.of(model.name)
+        tokenizer = self._tokenizers.of(model.tokenizer)
         return await self._reserve(encode_inputs(inputs, model, tokenizer, options), active)
 
     async def encode_pairs(

@@ -47,6 +47,7 @@ from orchestrator.admission.validation import (
     check_query,
     check_sampling,
     check_stop,
+    choose_model,
 )
 from orchestrator.clients.tokenizer import TextOptions
 from orchestrator.embedding import Input, check_inputs
@@ -54,6 +55,7 @@ from orchestrator.generation import Progress
 from orchestrator.observability.spans import embeddings
 from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
+from orchestrator.routing.adapters import load_adapter, unload_adapter
 from orchestrator.routing.replicas import Replicas
 from orchestrator.scoring import Pairs, ScoreMethod, Scorer, check_pairs
 from orchestrator.search.grounded_answer import CheckedProgress, GroundedAnswer
@@ -322,6 +324,20 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 for active in self._requests
             ]
         )
+
+    async def LoadAdapter(
+        self, request: orchestrator_pb2.OrchestratorServiceLoadAdapterRequest, context: Context
+    ) -> orchestrator_pb2.OrchestratorServiceLoadAdapterResponse:
+        served = [model for model in self._replicas.models.values() if not model.base]
+        model = choose_model(request.model, served)
+        count = await load_adapter(self._replicas, model, request.name, request.path)
+        return orchestrator_pb2.OrchestratorServiceLoadAdapterResponse(num_replicas=count)
+
+    async def UnloadAdapter(
+        self, request: orchestrator_pb2.OrchestratorServiceUnloadAdapterRequest, context: Context
+    ) -> orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse:
+        count = await unload_adapter(self._replicas, request.name)
+        return orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse(num_replicas=count)
 
     async def CancelRequest(
         self, request: orchestrator_pb2.CancelRequestRequest, context: Context

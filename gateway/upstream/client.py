@@ -159,6 +159,18 @@ class Orchestrator:
             raise detokenization.names.public(error) from error
         return Detokenized(response.model, response.text)
 
+    async def load_adapter(self, name: str, path: str, model: str) -> None:
+        """Loads a LoRA adapter on all replicas of a model; raises MeshError."""
+        request = orchestrator_pb2.OrchestratorServiceLoadAdapterRequest(
+            name=name, path=path, model=model
+        )
+        await call_unary(self._stub.LoadAdapter, request)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Unloads a LoRA adapter from all replicas; raises MeshError."""
+        request = orchestrator_pb2.OrchestratorServiceUnloadAdapterRequest(name=name)
+        await call_unary(self._stub.UnloadAdapter, request)
+
     async def models(self) -> tuple[ServedModel, ...]:
         """The served models; raises MeshError."""
         response = await call_unary(self._stub.ListModels, orchestrator_pb2.ListModelsRequest())

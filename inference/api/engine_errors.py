@@ -14,6 +14,9 @@ _KIND_OF_ERROR: tuple[tuple[type[errors.EngineError], ErrorKind], ...] = (
     (errors.InvalidPrompt, ErrorKind.INVALID_REQUEST),
     (errors.ContextTooLong, ErrorKind.CONTEXT_TOO_LONG),
     (errors.UnsupportedCall, ErrorKind.UNIMPLEMENTED),
+    (errors.AdaptersDisabled, ErrorKind.UNIMPLEMENTED),
+    (errors.AdapterNotFound, ErrorKind.MODEL_NOT_FOUND),
+    (errors.InvalidAdapter, ErrorKind.INVALID_REQUEST),
     (errors.Overloaded, ErrorKind.OVERLOADED),
     (errors.DeadlineExceeded, ErrorKind.DEADLINE),
     # A caller should retry both on another replica.

@@ -50,8 +50,8 @@ CACHE_CONFIG = Gauge(
 )
 LORA_REQUESTS = Gauge(
     "vllm:lora_requests_info",
-    "Unix time; the labels list LoRA adapters, of which this engine has none. Endpoint pickers of "
-    "the Gateway API Inference Extension read it.",
+    "Unix time; the labels list the LoRA adapters of running and waiting sequences, and how many "
+    "can be loaded. Endpoint pickers of the Gateway API Inference Extension read it.",
     [*_LABELS, "max_lora", "running_lora_adapters", "waiting_lora_adapters"],
 )
 # The three gauges again under names without a colon, because the custom metrics API of Kubernetes,
@@ -195,7 +195,7 @@ def watch(engine: EngineClient) -> None:
     name = engine.model_info.name
     _Engine.labels = labels = (name, _ENGINE)
     for gauge in (NUM_REQUESTS_RUNNING.labels(*labels), OWN_NUM_REQUESTS_RUNNING):
-        gauge.set_function(lambda: engine.load().num_running)
+        gauge.set_function(lambda: _num_running(engine))
     for gauge in (NUM_REQUESTS_WAITING.labels(*labels), OWN_NUM_REQUESTS_WAITING):
         gauge.set_function(lambda: engine.load().num_waiting)
     NUM_TOKENS_WAITING.set_function(lambda: engine.load().num_waiting_tokens)
@@ -204,7 +204,6 @@ def watch(engine: EngineClient) -> None:
     load = engine.load()
     num_blocks = load.kv_capacity_tokens // load.block_size
     CACHE_CONFIG.labels(*labels, str(load.block_size), str(num_blocks), "true").set(1)
-    LORA_REQUESTS.labels(*labels, "0", "", "").set_function(time.time)
     # Exported as 0 from the start, so that rates are defined before the first event.
     for metric in (
         *(PREEMPTIONS, PREFIX_CACHE_HITS, PREFIX_CACHE_QUERIES),
@@ -217,6 +216,15 @@ def observe_step(num_tokens: int, seconds: float, trace_id: dict[str, str] | Non
     """Record a step that computed `num_tokens`; `trace_id` is that of a request in it."""
     labelled(ITERATION_TOKENS, *_Engine.labels).observe(num_tokens, trace_id)
     labelled(STEP_SECONDS, *_Engine.labels).observe(seconds, trace_id)
+
+
+def _num_running(engine: EngineClient) -> int:
+    """The running sequences; at each scrape, before `LORA_REQUESTS` is read, also sets that."""
+    load = engine.load()
+    used = (",".join(names) for names in (load.running_adapters, load.waiting_adapters))
+    LORA_REQUESTS.clear()
+    LORA_REQUESTS.labels(*_Engine.labels, str(engine.max_adapters), *used).set(time.time())
+    return load.num_running
 
 
 def observe_embeddings(num_tokens: int) -> None:

@@ -65,7 +65,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._backlog.work() as work,
             self._steps.request(request_id),
         ):
-            self._check_model(request.model_sha256)
+            adapter = self._adapter(request.adapter, request.model_sha256)
             params = self._sampling_params(request.sampling)
             spans.describe(self._engine.model_info.name, params, request.num_resumed_tokens)
             num_expected = num_expected_tokens(self._engine, len(request.token_ids), params)
@@ -77,6 +77,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 num_resumed_tokens=request.num_resumed_tokens,
                 deadline=None if current is None else current.deadline,
                 on_abandoned=account.abandoned,
+                adapter=adapter,
             )
             async with aclosing(outputs):
                 async for output in outputs:
@@ -138,7 +139,26 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             model_sha256=info.model_sha256,
             kind=KIND_TO_PROTO[info.kind],
             embedding_length=info.embedding_length,
+            adapters=[
+                inference_pb2.LoadedAdapter(name=each.name, model_sha256=each.model_sha256)
+                for each in self._engine.adapters
+            ],
+            allows_loading_adapters=self._engine.allows_loading_adapters,
         )
+
+    async def LoadAdapter(
+        self, request: inference_pb2.LoadAdapterRequest, context: Context
+    ) -> inference_pb2.LoadAdapterResponse:
+        with engine_errors(self._backlog):
+            info = await self._engine.load_adapter(request.name, request.path)
+        return inference_pb2.LoadAdapterResponse(model_sha256=info.model_sha256)
+
+    async def UnloadAdapter(
+        self, request: inference_pb2.UnloadAdapterRequest, context: Context
+    ) -> inference_pb2.UnloadAdapterResponse:
+        with engine_errors(self._backlog):
+            self._engine.unload_adapter(request.name)
+        return inference_pb2.UnloadAdapterResponse()
 
     async def GetLoad(
         self, request: inference_pb2.GetLoadRequest, context: Context
@@ -152,6 +172,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             max_num_seqs=load.max_num_seqs,
             kv_cache_capacity_tokens=load.kv_capacity_tokens,
         )
+
+    def _adapter(self, name: str, model_sha256: str) -> str:
+        """Name of the adapter that a request wants; "" for none. Raises EngineUnavailable."""
+        for each in self._engine.adapters:
+            if each.model_sha256 == model_sha256 and name in ("", each.name):
+                return each.name
+        self._check_model(model_sha256)
+        return name
 
     def _check_model(self, wanted: str) -> None:
         """Refuses a prompt for another model. Raises EngineUnavailable.

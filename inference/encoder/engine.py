@@ -19,6 +19,7 @@ from typing import NamedTuple
 from inference.api import metrics
 from inference.embedding.calls import MAX_CALLS, EmbeddingCall, EmbeddingCalls, check_inputs
 from inference.encoder.queue import EncoderQueue
+from inference.engine.adapters import WithoutAdapters
 from inference.engine.errors import EngineError, EngineUnavailable, UnsupportedCall
 from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, TokenPair
 from inference.engine.threads import lower_priority, stack_of
@@ -42,7 +43,7 @@ class LoadedEncoder(NamedTuple):
     max_num_batched_tokens: int
 
 
-class EncoderEngine:
+class EncoderEngine(WithoutAdapters):
     """Implements `EngineClient`, without generation. The thread sleeps while it is idle."""
 
     def __init__(
@@ -133,6 +134,7 @@ class EncoderEngine:
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
+        adapter: str = "",
     ) -> AsyncGenerator[SequenceOutput, None]:
         raise UnsupportedCall(f"{self.model_info.name} is an encoder, which generates no text")
         yield  # makes this an async generator, as the interface requires

@@ -7,13 +7,14 @@ import time
 from inference.api.step_recorder import StepRecorder
 from inference.embedding.calls import EmbeddingCall
 from inference.embedding.queue import EmbeddingQueue, InputEmbedder
+from inference.engine.adapters import Adapters
 from inference.engine.admission import Admission
 from inference.engine.errors import EngineError
 from inference.engine.interface import Load, ModelInfo
 from inference.engine.step_loop import Runner, StepLoop
 from inference.scheduler.block_events import BlockEvent
 from inference.scheduler.scheduler import Scheduler
-from inference.scheduler.sequence import Sequence
+from inference.scheduler.sequence import Sequence, SequenceStatus
 from inference.scheduler.step_result import StepOutput
 from inference.structured_output.vocabulary import Vocabulary
 
@@ -30,8 +31,10 @@ class Engine:
         runner: Runner,
         vocabulary: Vocabulary,
         embedder: InputEmbedder | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        """Without `embedder` the engine embeds nothing."""
+        """Without `embedder` the engine embeds nothing, without `adapters` it has none."""
+        self.adapters = adapters or Adapters()
         self.model_info = model_info
         self.admission = admission
         self.steps = StepLoop(scheduler, runner)
@@ -146,4 +149,17 @@ class Engine:
             kv_capacity_tokens=blocks.num_blocks * blocks.block_size,
             num_preemptions=self._scheduler.num_preemptions,
             block_size=blocks.block_size,
+            running_adapters=self._adapters_of(SequenceStatus.RUNNING),
+            waiting_adapters=self._adapters_of(SequenceStatus.WAITING),
         )
+
+    def _adapters_of(self, status: SequenceStatus) -> tuple[str, ...]:
+        """Names of the adapters of the sequences with this status."""
+        if not self.adapters.max_adapters:
+            return ()
+        used = {
+            sequence.adapter.info.name
+            for sequence in self._scheduler.sequences
+            if sequence.status is status and sequence.adapter is not None
+        }
+        return tuple(sorted(used))

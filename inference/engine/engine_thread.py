@@ -24,6 +24,7 @@ from inference.engine.block_feed import BlockFeed
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, EngineUnavailable, UnsupportedCall
 from inference.engine.interface import (
+    AdapterInfo,
     Finish,
     Load,
     ModelInfo,
@@ -167,6 +168,7 @@ class AsyncEngine:
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
+        adapter: str = "",
     ) -> AsyncGenerator[SequenceOutput, None]:
         engine = self._started()
         if self._draining or not self.healthy:
@@ -178,6 +180,7 @@ class AsyncEngine:
             num_resumed_tokens=num_resumed_tokens,
             eos_token_ids=engine.model_info.eos_token_ids,
             deadline=deadline,
+            adapter=engine.adapters.get(adapter),
         )
         engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_compiling)
         if params.constraint is not None:
@@ -185,6 +188,24 @@ class AsyncEngine:
         async with aclosing(self._streams.generate(sequence, on_abandoned)) as outputs:
             async for output in outputs:
                 yield output
+
+    @property
+    def adapters(self) -> list[AdapterInfo]:
+        return self._started().adapters.infos
+
+    @property
+    def max_adapters(self) -> int:
+        return self._started().adapters.max_adapters
+
+    @property
+    def allows_loading_adapters(self) -> bool:
+        return self._started().adapters.allows_loading
+
+    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        return await self._started().adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        self._started().adapters.unload(name)
 
     def end(self, request_id: str, reason: FinishReason) -> None:
         if self._streams.end(request_id, reason) is not None:

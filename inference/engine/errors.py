@@ -11,6 +11,9 @@ EngineError
 ├── EngineUnavailable       the engine is not started, draining, stopped or unhealthy
 ├── StepFailed              a step, or a piece of embeddings, of this request and others failed
 ├── SequenceFailed          this sequence or embedding call failed, and no other
+├── AdaptersDisabled        the engine serves no LoRA adapters, or loads none while it runs
+├── AdapterNotFound         no LoRA adapter of this name is loaded
+├── InvalidAdapter          a LoRA adapter's name or files are invalid
 └── ModelLoadError          the model's files are missing, unsupported or inconsistent
 
 The service maps them to `mesh.errors.ErrorKind`; the engine does not depend on a protocol.
@@ -73,6 +76,18 @@ class SequenceFailed(EngineError):
     Also raised for an embedding call that was alone in a failed piece. The request's content may be
     the cause, so it says nothing about the engine.
     """
+
+
+class AdaptersDisabled(EngineError):
+    """The engine serves no LoRA adapters, or does not load them while it runs."""
+
+
+class AdapterNotFound(EngineError):
+    """No LoRA adapter of this name is loaded."""
+
+
+class InvalidAdapter(EngineError, ValueError):
+    """A LoRA adapter's name is taken, or its files are invalid; the message names the field."""
 
 
 class ModelLoadError(EngineError):

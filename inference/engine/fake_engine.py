@@ -15,6 +15,7 @@ from zlib import crc32
 
 from inference.api import metrics
 from inference.embedding.calls import check_inputs
+from inference.engine.adapters import WithoutAdapters
 from inference.engine.admission import Admission
 from inference.engine.errors import (
     DeadlineExceeded,
@@ -22,7 +23,13 @@ from inference.engine.errors import (
     EngineUnavailable,
     UnsupportedCall,
 )
-from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, TokenPair
+from inference.engine.interface import (
+    Finish,
+    Load,
+    ModelInfo,
+    SequenceOutput,
+    TokenPair,
+)
 from inference.engine.streams import Streams
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence, SequenceStatus
@@ -43,7 +50,7 @@ KV_CAPACITY_TOKENS = 1 << 22
 EMBEDDING_SIZE = 8
 
 
-class FakeEngine:
+class FakeEngine(WithoutAdapters):
     """Implements `EngineClient`. A step gives every running sequence one token."""
 
     def __init__(
@@ -110,6 +117,7 @@ class FakeEngine:
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
+        adapter: str = "",
     ) -> AsyncGenerator[SequenceOutput, None]:
         if self._draining or not self.healthy:
             raise EngineUnavailable("the engine takes no new sequences")

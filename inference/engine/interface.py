@@ -157,6 +157,17 @@ class TokenPair(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """A LoRA adapter that requests can name as their model."""
+
+    name: str
+    path: str
+    """The folder or hub id that it was loaded from."""
+    model_sha256: str
+    """As `ModelInfo.model_sha256`, of the model with this adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """How busy an engine is."""
 
@@ -175,6 +186,9 @@ class Load:
     """Tokens in a block of the KV cache."""
     num_waiting_tokens: int = 0
     """Tokens of the sequences that wait, as of the last step."""
+    running_adapters: tuple[str, ...] = ()
+    waiting_adapters: tuple[str, ...] = ()
+    """Names of the LoRA adapters of running and waiting sequences, sorted."""
 
 
 class EngineClient(Protocol):
@@ -212,6 +226,7 @@ class EngineClient(Protocol):
         num_resumed_tokens: int = 0,
         deadline: float | None = None,
         on_abandoned: Callable[[Finish], None] | None = None,
+        adapter: str = "",
     ) -> AsyncGenerator[SequenceOutput, None]:
         """Stream the completion; the first output signals acceptance, the last has the finish.
 
@@ -219,8 +234,33 @@ class EngineClient(Protocol):
         cancelling the generator aborts the sequence and frees its KV blocks within one step:
         wrap it in `contextlib.aclosing`. `deadline` is in `time.monotonic()` seconds. The last
         `num_resumed_tokens` of the prompt count as completion: another replica generated them.
+        `adapter` is the name of a loaded one; raises `AdapterNotFound`.
         `on_abandoned` is called with the finish so far if the consumer leaves before the end.
         """
+        ...
+
+    @property
+    def adapters(self) -> Sequence[AdapterInfo]:
+        """The LoRA adapters that are loaded."""
+        ...
+
+    @property
+    def max_adapters(self) -> int:
+        """Most adapters that can be loaded; 0: the engine serves none."""
+        ...
+
+    @property
+    def allows_loading_adapters(self) -> bool:
+        """Whether `load_adapter` and `unload_adapter` are allowed."""
+        ...
+
+    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter from a folder or the hub. Raises `AdaptersDisabled`,
+        `InvalidAdapter` or `Overloaded`."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; its sequences run to their end. Raises `AdapterNotFound`."""
         ...
 
     def end(self, request_id: str, reason: FinishReason) -> None:

@@ -8,7 +8,7 @@ gate, up).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from inference.model.layers.linear import Linear
 from inference.model.layers.operations import Attention, Operations
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.layers.torch_operations import TorchOperations
+from inference.model.lora.operations import AdaptedRows, LoraOperations, adapted_rows
 from inference.model.weights.reader import Quantisation, Reader
 from inference.model.weights.weights import Weights
 from inference.runner.step import Step
@@ -144,14 +145,15 @@ class Llama:
         self._embeddings, head = reader.embeddings_and_head()
         self._multiplier = embedding_multiplier(config, dtype)
         self._head = Linear(head)
-        self._layers = [Layer(config, reader, number) for number in range(config.num_layers)]
+        self.layers = [Layer(config, reader, number) for number in range(config.num_layers)]
         self._norm = reader.norm("model.norm", config.hidden_size)
         self.num_parameters = reader.num_parameters
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None if `step.outputs` is empty."""
         inputs = make_inputs(step, cache.block_size, self.device)
-        states = self.states(inputs, cache, is_invariant=step.is_invariant)
+        adapted = adapted_rows(step, self.device) if step.adapters else ()
+        states = self.states(inputs, cache, is_invariant=step.is_invariant, adapted=adapted)
         if not step.outputs:
             return None
         if len(step.outputs) != len(step.token_ids):
@@ -167,18 +169,27 @@ class Llama:
         logits = self._operations(is_invariant).multiply(states, self._head).float()
         return adjust_logits(logits, self.config)
 
-    def states(self, inputs: StepInputs, cache: KVCache, *, is_invariant: bool = False) -> Tensor:
+    def states(
+        self,
+        inputs: StepInputs,
+        cache: KVCache,
+        *,
+        is_invariant: bool = False,
+        adapted: Sequence[AdaptedRows] = (),
+    ) -> Tensor:
         """Last hidden states [num_tokens, hidden_size].
 
         Without `inputs.row_ranges` the launched kernels do not depend on the tensors' values, so a
         CUDA graph can capture them.
         """
         operations = self._operations(is_invariant)
+        if adapted:
+            operations = LoraOperations(operations, adapted)
         attention = operations.attention(inputs, cache)
         x, residual = F.embedding(inputs.token_ids, self._embeddings), None
         if self._multiplier != 1.0:
             x = x * self._multiplier
-        for layer in self._layers:
+        for layer in self.layers:
             x, residual = layer(x, residual, operations, attention)
         assert residual is not None, "a model has at least one layer"
         return _add_norm(x, residual, self._norm, operations)[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from inference.embedding.embedder import HiddenStateEmbedder
+from inference.engine.adapters import Adapters, LoraModule
 from inference.engine.admission import Admission
 from inference.engine.engine import Engine
 from inference.engine.errors import ModelLoadError
@@ -23,6 +24,7 @@ from inference.model.factory import Model, ModelOptions, activation_type, make_m
 from inference.model.identity import model_sha256, read_vocabulary_sha256
 from inference.model.layers.torch_operations import TorchOperations
 from inference.model.llama import Llama
+from inference.model.lora.adapter import AdapterLoader
 from inference.model.native.decoder import NativeDecoder
 from inference.model.native.sampler import NativeSampler
 from inference.model.weights.weights import Weights, open_weights
@@ -72,14 +74,31 @@ class EngineOptions:
     cuda_graphs: bool
     batch_invariance: Invariance
     close_objects: bool
+    lora_modules: tuple[LoraModule, ...] = ()
+    max_loras: int = 0
+    max_lora_rank: int = 64
+    allow_runtime_lora: bool = False
+
+    @property
+    def with_adapters(self) -> bool:
+        """Whether the engine serves LoRA adapters."""
+        return bool(self.lora_modules) or self.allow_runtime_lora
 
     @classmethod
     def from_settings(cls, settings: InferenceSettings, folder: Path) -> EngineOptions:
         """The options that the service's settings give, for the model in `folder`."""
-        names = {field.name for field in fields(cls)} - {"folder", "name", "batch_invariance"}
+        names = {field.name for field in fields(cls)} - {
+            *("folder", "name", "batch_invariance", "lora_modules")
+        }
         values = {name: getattr(settings, name) for name in names}
         invariance = Invariance(settings.batch_invariance)
-        return cls(folder=folder, name=settings.served_name, batch_invariance=invariance, **values)
+        return cls(
+            folder=folder,
+            name=settings.served_name,
+            batch_invariance=invariance,
+            lora_modules=settings.lora_module_list,
+            **values,
+        )
 
     @classmethod
     def defaults(cls, folder: Path, name: str) -> EngineOptions:
@@ -172,6 +191,7 @@ def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _
             max_context=max_context,
             block_size=options.block_size,
             threads=threads,
+            with_adapters=options.with_adapters,
         ),
     )
     invariance = _invariance(options.batch_invariance, decoder)
@@ -256,7 +276,23 @@ def _build_engine(options: EngineOptions, loaded: _LoadedModel, vocabulary: Voca
         ),
         vocabulary=vocabulary,
         embedder=HiddenStateEmbedder(loaded.model, loaded.cache),
+        adapters=_adapters(options, loaded),
     )
+
+
+def _adapters(options: EngineOptions, loaded: _LoadedModel) -> Adapters:
+    """The adapters of the settings, loaded. Raises InvalidAdapter or Overloaded."""
+    if not options.with_adapters:
+        return Adapters()
+    assert isinstance(loaded.decoder, Llama), "the native decoder refuses adapters"
+    adapters = Adapters(
+        AdapterLoader(loaded.decoder, loaded.model_sha256, options.max_lora_rank),
+        model_name=options.name,
+        max_adapters=options.max_loras,
+        allows_loading=options.allow_runtime_lora,
+    )
+    adapters.load_now(options.lora_modules)
+    return adapters
 
 
 def _model_info(options: EngineOptions, loaded: _LoadedModel) -> ModelInfo:

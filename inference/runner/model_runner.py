@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +20,13 @@ from inference.runner.step import Step
 from inference.sampling.logprobs import prompt_logprobs
 from inference.sampling.sampler import Sampler, SamplerOutput, sample_tokens
 from inference.scheduler.scheduler_output import Row, SchedulerOutput, rows_of
+from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepResult
 from inference.structured_output.masks import MaskWorker
 from mesh.protocol.logprobs import TokenLogprob
+
+if TYPE_CHECKING:
+    from inference.model.lora.adapter import Adapter
 
 
 class ModelRunner:
@@ -136,6 +141,7 @@ def _overlapped_step(plan: SchedulerOutput, token_ids: Tensor, is_invariant: boo
         begins=list(range(num_rows + 1)),
         block_tables=[sequence.block_table for sequence in sequences],
         outputs=list(range(num_rows)),
+        adapters=_adapters(sequences),
         device_token_ids=device_token_ids,
         is_invariant=is_invariant,
     )
@@ -162,8 +168,15 @@ def _step(plan: SchedulerOutput, is_invariant: bool) -> Step:
         begins=begins,
         block_tables=[sequence.block_table for sequence in plan.sequences],
         outputs=outputs,
+        adapters=_adapters(plan.sequences),
         is_invariant=is_invariant,
     )
+
+
+def _adapters(sequences: abc.Sequence[Sequence]) -> list[Adapter | None]:
+    """The LoRA adapter of each sequence; empty if none has one."""
+    adapters = [sequence.adapter for sequence in sequences]
+    return adapters if any(adapters) else []
 
 
 def _take_prompt_rows(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from inference.model.lora.adapter import Adapter
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -28,6 +30,8 @@ class Step:
     """Rows whose logits are computed, ascending."""
     device_token_ids: Tensor | None = None
     """[num_tokens] int64 ids on the device, in place of `token_ids`, in an overlapped step."""
+    adapters: abc.Sequence[Adapter | None] = ()
+    """For each sequence: its LoRA adapter; empty if none has one."""
     is_invariant: bool = False
     """Whether to use kernels whose results do not depend on the rest of the batch."""
 

@@ -298,8 +298,10 @@ class BlockManager:
             hashes.append(blake2b(parent + ids, digest_size=_HASH_BYTES).digest())
 
     def _root(self, sequence: Sequence) -> bytes:
-        separate = self._separates_seeded and sequence.is_seeded
-        return _SEEDED_ROOT_HASH if separate else _ROOT_HASH
+        root = _ROOT_HASH
+        if self._separates_seeded and sequence.is_seeded:
+            root = _SEEDED_ROOT_HASH
+        return root if sequence.adapter is None else root + sequence.adapter.root_hash
 
     def _record_stored(self, events: list[BlockEvent], sequence: Sequence, index: int) -> None:
         if self._root(sequence) != _ROOT_HASH:

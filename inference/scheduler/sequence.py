@@ -16,6 +16,7 @@ from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
 
 if TYPE_CHECKING:
+    from inference.model.lora.adapter import Adapter
     from inference.structured_output.matcher import Matcher
 
 _MASK_64 = 2**64 - 1
@@ -55,6 +56,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "arrival_time",
         "block_hashes",
         "block_table",
@@ -94,11 +96,13 @@ class Sequence:
         num_resumed_tokens: int = 0,
         eos_token_ids: Iterable[int] = (),
         deadline: float | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """The last `num_resumed_tokens` of the prompt are completion of an earlier attempt.
 
-        `deadline` is in `time.monotonic()` seconds.
+        `deadline` is in `time.monotonic()` seconds. `adapter` is the LoRA adapter to compute with.
         """
+        self.adapter = adapter
         self.request_id = request_id
         self.params = params
         self.deadline = deadline

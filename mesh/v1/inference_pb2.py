@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mesh.v1 import common_pb2 as mesh_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/inference.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"\x91\x01\n\x1fInferenceServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12)\n\x08sampling\x18\x02 \x01(\x0b\x32\x17.mesh.v1.SamplingParams\x12\x1a\n\x12num_resumed_tokens\x18\x03 \x01(\r\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\"q\n InferenceServiceGenerateResponse\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x13.mesh.v1.TokenChunk\x12)\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x19.mesh.v1.GenerationFinish\"x\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\'\n\x08logprobs\x18\x02 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\x12.\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\"\xa0\x01\n\x10GenerationFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\"W\n\x1cInferenceServiceEmbedRequest\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.mesh.v1.TokenIds\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"G\n\x1dInferenceServiceEmbedResponse\x12&\n\nembeddings\x18\x01 \x03(\x0b\x32\x12.mesh.v1.Embedding\"X\n\x1cInferenceServiceScoreRequest\x12\"\n\x06inputs\x18\x01 \x03(\x0b\x32\x12.mesh.v1.TokenPair\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"/\n\x1dInferenceServiceScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\"8\n\tTokenPair\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x18\n\x10num_first_tokens\x18\x02 \x01(\r\"\x11\n\x0fGetModelRequest\"\x9d\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\x19\n\x11vocabulary_sha256\x18\t \x01(\t\x12\x14\n\x0cmodel_sha256\x18\n \x01(\t\x12 \n\x04kind\x18\x0b \x01(\x0e\x32\x12.mesh.v1.ModelKind\x12\x18\n\x10\x65mbedding_length\x18\x0c \x01(\r\"\x10\n\x0eGetLoadRequest\"\xb8\x01\n\x0fGetLoadResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12 \n\x18kv_cache_capacity_tokens\x18\x06 \x01(\x04\x32\xa4\x03\n\x10InferenceService\x12\x61\n\x08Generate\x12(.mesh.v1.InferenceServiceGenerateRequest\x1a).mesh.v1.InferenceServiceGenerateResponse0\x01\x12V\n\x05\x45mbed\x12%.mesh.v1.InferenceServiceEmbedRequest\x1a&.mesh.v1.InferenceServiceEmbedResponse\x12V\n\x05Score\x12%.mesh.v1.InferenceServiceScoreRequest\x1a&.mesh.v1.InferenceServiceScoreResponse\x12?\n\x08GetModel\x12\x18.mesh.v1.GetModelRequest\x1a\x19.mesh.v1.GetModelResponse\x12<\n\x07GetLoad\x12\x17.mesh.v1.GetLoadRequest\x1a\x18.mesh.v1.GetLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/inference.proto\x12\x07mesh.v1\x1a\x14mesh/v1/common.proto\"\xa2\x01\n\x1fInferenceServiceGenerateRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12)\n\x08sampling\x18\x02 \x01(\x0b\x32\x17.mesh.v1.SamplingParams\x12\x1a\n\x12num_resumed_tokens\x18\x03 \x01(\r\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\"q\n InferenceServiceGenerateResponse\x12\"\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x13.mesh.v1.TokenChunk\x12)\n\x06\x66inish\x18\x02 \x01(\x0b\x32\x19.mesh.v1.GenerationFinish\"x\n\nTokenChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\'\n\x08logprobs\x18\x02 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\x12.\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x15.mesh.v1.TokenLogprob\"\xa0\x01\n\x10GenerationFinish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.mesh.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.mesh.v1.Usage\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\"W\n\x1cInferenceServiceEmbedRequest\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.mesh.v1.TokenIds\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"G\n\x1dInferenceServiceEmbedResponse\x12&\n\nembeddings\x18\x01 \x03(\x0b\x32\x12.mesh.v1.Embedding\"X\n\x1cInferenceServiceScoreRequest\x12\"\n\x06inputs\x18\x01 \x03(\x0b\x32\x12.mesh.v1.TokenPair\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"/\n\x1dInferenceServiceScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\"8\n\tTokenPair\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x18\n\x10num_first_tokens\x18\x02 \x01(\r\"\x11\n\x0fGetModelRequest\"\xe8\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\x19\n\x11vocabulary_sha256\x18\t \x01(\t\x12\x14\n\x0cmodel_sha256\x18\n \x01(\t\x12 \n\x04kind\x18\x0b \x01(\x0e\x32\x12.mesh.v1.ModelKind\x12\x18\n\x10\x65mbedding_length\x18\x0c \x01(\r\x12(\n\x08\x61\x64\x61pters\x18\r \x03(\x0b\x32\x16.mesh.v1.LoadedAdapter\x12\x1f\n\x17\x61llows_loading_adapters\x18\x0e \x01(\x08\"3\n\rLoadedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\t\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"+\n\x13LoadAdapterResponse\x12\x14\n\x0cmodel_sha256\x18\x01 \x01(\t\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"\x10\n\x0eGetLoadRequest\"\xb8\x01\n\x0fGetLoadResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x03 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r\x12 \n\x18kv_cache_capacity_tokens\x18\x06 \x01(\x04\x32\xbe\x04\n\x10InferenceService\x12\x61\n\x08Generate\x12(.mesh.v1.InferenceServiceGenerateRequest\x1a).mesh.v1.InferenceServiceGenerateResponse0\x01\x12V\n\x05\x45mbed\x12%.mesh.v1.InferenceServiceEmbedRequest\x1a&.mesh.v1.InferenceServiceEmbedResponse\x12V\n\x05Score\x12%.mesh.v1.InferenceServiceScoreRequest\x1a&.mesh.v1.InferenceServiceScoreResponse\x12?\n\x08GetModel\x12\x18.mesh.v1.GetModelRequest\x1a\x19.mesh.v1.GetModelResponse\x12<\n\x07GetLoad\x12\x17.mesh.v1.GetLoadRequest\x1a\x18.mesh.v1.GetLoadResponse\x12H\n\x0bLoadAdapter\x12\x1b.mesh.v1.LoadAdapterRequest\x1a\x1c.mesh.v1.LoadAdapterResponse\x12N\n\rUnloadAdapter\x12\x1d.mesh.v1.UnloadAdapterRequest\x1a\x1e.mesh.v1.UnloadAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.v1.inference_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERENCESERVICEGENERATEREQUEST']._serialized_start=59
-  _globals['_INFERENCESERVICEGENERATEREQUEST']._serialized_end=204
-  _globals['_INFERENCESERVICEGENERATERESPONSE']._serialized_start=206
-  _globals['_INFERENCESERVICEGENERATERESPONSE']._serialized_end=319
-  _globals['_TOKENCHUNK']._serialized_start=321
-  _globals['_TOKENCHUNK']._serialized_end=441
-  _globals['_GENERATIONFINISH']._serialized_start=444
-  _globals['_GENERATIONFINISH']._serialized_end=604
-  _globals['_INFERENCESERVICEEMBEDREQUEST']._serialized_start=606
-  _globals['_INFERENCESERVICEEMBEDREQUEST']._serialized_end=693
-  _globals['_INFERENCESERVICEEMBEDRESPONSE']._serialized_start=695
-  _globals['_INFERENCESERVICEEMBEDRESPONSE']._serialized_end=766
-  _globals['_INFERENCESERVICESCOREREQUEST']._serialized_start=768
-  _globals['_INFERENCESERVICESCOREREQUEST']._serialized_end=856
-  _globals['_INFERENCESERVICESCORERESPONSE']._serialized_start=858
-  _globals['_INFERENCESERVICESCORERESPONSE']._serialized_end=905
-  _globals['_TOKENPAIR']._serialized_start=907
-  _globals['_TOKENPAIR']._serialized_end=963
-  _globals['_GETMODELREQUEST']._serialized_start=965
-  _globals['_GETMODELREQUEST']._serialized_end=982
-  _globals['_GETMODELRESPONSE']._serialized_start=985
-  _globals['_GETMODELRESPONSE']._serialized_end=1270
-  _globals['_GETLOADREQUEST']._serialized_start=1272
-  _globals['_GETLOADREQUEST']._serialized_end=1288
-  _globals['_GETLOADRESPONSE']._serialized_start=1291
-  _globals['_GETLOADRESPONSE']._serialized_end=1475
-  _globals['_INFERENCESERVICE']._serialized_start=1478
-  _globals['_INFERENCESERVICE']._serialized_end=1898
+  _globals['_INFERENCESERVICEGENERATEREQUEST']._serialized_end=221
+  _globals['_INFERENCESERVICEGENERATERESPONSE']._serialized_start=223
+  _globals['_INFERENCESERVICEGENERATERESPONSE']._serialized_end=336
+  _globals['_TOKENCHUNK']._serialized_start=338
+  _globals['_TOKENCHUNK']._serialized_end=458
+  _globals['_GENERATIONFINISH']._serialized_start=461
+  _globals['_GENERATIONFINISH']._serialized_end=621
+  _globals['_INFERENCESERVICEEMBEDREQUEST']._serialized_start=623
+  _globals['_INFERENCESERVICEEMBEDREQUEST']._serialized_end=710
+  _globals['_INFERENCESERVICEEMBEDRESPONSE']._serialized_start=712
+  _globals['_INFERENCESERVICEEMBEDRESPONSE']._serialized_end=783
+  _globals['_INFERENCESERVICESCOREREQUEST']._serialized_start=785
+  _globals['_INFERENCESERVICESCOREREQUEST']._serialized_end=873
+  _globals['_INFERENCESERVICESCORERESPONSE']._serialized_start=875
+  _globals['_INFERENCESERVICESCORERESPONSE']._serialized_end=922
+  _globals['_TOKENPAIR']._serialized_start=924
+  _globals['_TOKENPAIR']._serialized_end=980
+  _globals['_GETMODELREQUEST']._serialized_start=982
+  _globals['_GETMODELREQUEST']._serialized_end=999
+  _globals['_GETMODELRESPONSE']._serialized_start=1002
+  _globals['_GETMODELRESPONSE']._serialized_end=1362
+  _globals['_LOADEDADAPTER']._serialized_start=1364
+  _globals['_LOADEDADAPTER']._serialized_end=1415
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1417
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1465
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1467
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1510
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1512
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1548
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1550
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1573
+  _globals['_GETLOADREQUEST']._serialized_start=1575
+  _globals['_GETLOADREQUEST']._serialized_end=1591
+  _globals['_GETLOADRESPONSE']._serialized_start=1594
+  _globals['_GETLOADRESPONSE']._serialized_end=1778
+  _globals['_INFERENCESERVICE']._serialized_start=1781
+  _globals['_INFERENCESERVICE']._serialized_end=2355
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,7 @@ class InferenceServiceGenerateRequest(message.Message):
     SAMPLING_FIELD_NUMBER: builtins.int
     NUM_RESUMED_TOKENS_FIELD_NUMBER: builtins.int
     MODEL_SHA256_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
     num_resumed_tokens: builtins.int
     """Number of ids at the end of token_ids that another replica generated before a failover. They
     count as output for penalties, seeds, min_tokens, max_tokens and usage.
@@ -35,6 +36,8 @@ class InferenceServiceGenerateRequest(message.Message):
     """model_sha256 of the model that the prompt is for: another one refuses it with UNAVAILABLE.
     Empty: any.
     """
+    adapter: builtins.str
+    """Name of the LoRA adapter to use. Empty: that of model_sha256, if that is an adapter's, or none."""
     @builtins.property
     def token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """The prompt: at least one id, each less than vocab_size."""
@@ -50,10 +53,11 @@ class InferenceServiceGenerateRequest(message.Message):
         sampling: common_pb2.SamplingParams | None = ...,
         num_resumed_tokens: builtins.int = ...,
         model_sha256: builtins.str = ...,
+        adapter: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["model_sha256", b"model_sha256", "num_resumed_tokens", b"num_resumed_tokens", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["adapter", b"adapter", "model_sha256", b"model_sha256", "num_resumed_tokens", b"num_resumed_tokens", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,6 +308,8 @@ class GetModelResponse(message.Message):
     MODEL_SHA256_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
     EMBEDDING_LENGTH_FIELD_NUMBER: builtins.int
+    ADAPTERS_FIELD_NUMBER: builtins.int
+    ALLOWS_LOADING_ADAPTERS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model in requests."""
     architecture: builtins.str
@@ -331,9 +337,15 @@ class GetModelResponse(message.Message):
     """What the model computes."""
     embedding_length: builtins.int
     """Number of values of an embedding; 0: unknown, or the model has none."""
+    allows_loading_adapters: builtins.bool
+    """Whether LoadAdapter and UnloadAdapter are allowed, so that the list may change."""
     @builtins.property
     def eos_token_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids of the end-of-sequence tokens."""
+
+    @builtins.property
+    def adapters(self) -> containers.RepeatedCompositeFieldContainer[LoadedAdapter]:
+        """LoRA adapters that are loaded; requests use them as models."""
 
     def __init__(
         self,
@@ -350,10 +362,105 @@ class GetModelResponse(message.Message):
         model_sha256: builtins.str = ...,
         kind: common_pb2.ModelKind.ValueType = ...,
         embedding_length: builtins.int = ...,
+        adapters: abc.Iterable[LoadedAdapter] | None = ...,
+        allows_loading_adapters: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "embedding_length", b"embedding_length", "eos_token_ids", b"eos_token_ids", "kind", b"kind", "model_sha256", b"model_sha256", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size", "vocabulary_sha256", b"vocabulary_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["adapters", b"adapters", "allows_loading_adapters", b"allows_loading_adapters", "architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "embedding_length", b"embedding_length", "eos_token_ids", b"eos_token_ids", "kind", b"kind", "model_sha256", b"model_sha256", "name", b"name", "num_parameters", b"num_parameters", "vocab_size", b"vocab_size", "vocabulary_sha256", b"vocabulary_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class LoadedAdapter(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MODEL_SHA256_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name in requests."""
+    model_sha256: builtins.str
+    """As GetModelResponse.model_sha256, of the model with this adapter."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        model_sha256: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model_sha256", b"model_sha256", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class LoadAdapterRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name in requests, 1 to 256 characters."""
+    path: builtins.str
+    """A folder on the engine's machine, or a repository of the hub."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        path: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class LoadAdapterResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_SHA256_FIELD_NUMBER: builtins.int
+    model_sha256: builtins.str
+    """As in LoadedAdapter."""
+    def __init__(
+        self,
+        *,
+        model_sha256: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model_sha256", b"model_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class UnloadAdapterRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Name in requests."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class UnloadAdapterResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

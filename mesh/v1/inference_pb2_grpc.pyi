@@ -49,6 +49,12 @@ class InferenceServiceStub:
     """Describes the served model."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetLoadRequest, _inference_pb2.GetLoadResponse]
     """Reports the current load of this replica."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_inference_pb2.LoadAdapterRequest, _inference_pb2.LoadAdapterResponse]
+    """Loads a LoRA adapter. UNIMPLEMENTED unless INFERENCE_ALLOW_RUNTIME_LORA is set; INVALID_ARGUMENT
+    if its name is taken or its files are invalid; RESOURCE_EXHAUSTED if too many are loaded.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_inference_pb2.UnloadAdapterRequest, _inference_pb2.UnloadAdapterResponse]
+    """Forgets a LoRA adapter; its running requests continue. NOT_FOUND if there is none of this name."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -71,6 +77,12 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Describes the served model."""
     GetLoad: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetLoadRequest, _inference_pb2.GetLoadResponse]  # type: ignore[assignment]
     """Reports the current load of this replica."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_inference_pb2.LoadAdapterRequest, _inference_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """Loads a LoRA adapter. UNIMPLEMENTED unless INFERENCE_ALLOW_RUNTIME_LORA is set; INVALID_ARGUMENT
+    if its name is taken or its files are invalid; RESOURCE_EXHAUSTED if too many are loaded.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_inference_pb2.UnloadAdapterRequest, _inference_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """Forgets a LoRA adapter; its running requests continue. NOT_FOUND if there is none of this name."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -120,5 +132,23 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.GetLoadResponse, _abc.Awaitable[_inference_pb2.GetLoadResponse]]:
         """Reports the current load of this replica."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _inference_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.LoadAdapterResponse, _abc.Awaitable[_inference_pb2.LoadAdapterResponse]]:
+        """Loads a LoRA adapter. UNIMPLEMENTED unless INFERENCE_ALLOW_RUNTIME_LORA is set; INVALID_ARGUMENT
+        if its name is taken or its files are invalid; RESOURCE_EXHAUSTED if too many are loaded.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _inference_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.UnloadAdapterResponse, _abc.Awaitable[_inference_pb2.UnloadAdapterResponse]]:
+        """Forgets a LoRA adapter; its running requests continue. NOT_FOUND if there is none of this name."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -94,6 +94,16 @@ class OrchestratorServiceStub:
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.ListRequestsRequest.SerializeToString,
                 response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.ListRequestsResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/mesh.v1.OrchestratorService/LoadAdapter',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceLoadAdapterRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceLoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/mesh.v1.OrchestratorService/UnloadAdapter',
+                request_serializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceUnloadAdapterRequest.SerializeToString,
+                response_deserializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceUnloadAdapterResponse.FromString,
+                _registered_method=True)
         self.CancelRequest = channel.unary_unary(
                 '/mesh.v1.OrchestratorService/CancelRequest',
                 request_serializer=mesh_dot_v1_dot_orchestrator__pb2.CancelRequestRequest.SerializeToString,
@@ -194,6 +204,21 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """Loads a LoRA adapter on all ready replicas of a model, or on none: if one refuses, it is unloaded
+        from the others. UNIMPLEMENTED if no replica allows it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Unloads a LoRA adapter from all replicas. NOT_FOUND if none has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelRequest(self, request, context):
         """Ends an active request; its client receives finish reason abort.
         """
@@ -263,6 +288,16 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.ListRequests,
                     request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.ListRequestsRequest.FromString,
                     response_serializer=mesh_dot_v1_dot_orchestrator__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceLoadAdapterRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceLoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceUnloadAdapterRequest.FromString,
+                    response_serializer=mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceUnloadAdapterResponse.SerializeToString,
             ),
             'CancelRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRequest,
@@ -594,6 +629,60 @@ class OrchestratorService:
             '/mesh.v1.OrchestratorService/ListRequests',
             mesh_dot_v1_dot_orchestrator__pb2.ListRequestsRequest.SerializeToString,
             mesh_dot_v1_dot_orchestrator__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/LoadAdapter',
+            mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceLoadAdapterRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceLoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.OrchestratorService/UnloadAdapter',
+            mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceUnloadAdapterRequest.SerializeToString,
+            mesh_dot_v1_dot_orchestrator__pb2.OrchestratorServiceUnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,12 @@ class OrchestratorServiceStub:
     """Lists the models that ready replicas serve."""
     ListRequests: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRequestsRequest, _orchestrator_pb2.ListRequestsResponse]
     """Lists the active requests of this process."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.OrchestratorServiceLoadAdapterRequest, _orchestrator_pb2.OrchestratorServiceLoadAdapterResponse]
+    """Loads a LoRA adapter on all ready replicas of a model, or on none: if one refuses, it is unloaded
+    from the others. UNIMPLEMENTED if no replica allows it.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.OrchestratorServiceUnloadAdapterRequest, _orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse]
+    """Unloads a LoRA adapter from all replicas. NOT_FOUND if none has it."""
     CancelRequest: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRequestRequest, _orchestrator_pb2.CancelRequestResponse]
     """Ends an active request; its client receives finish reason abort."""
 
@@ -105,6 +111,12 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Lists the models that ready replicas serve."""
     ListRequests: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListRequestsRequest, _orchestrator_pb2.ListRequestsResponse]  # type: ignore[assignment]
     """Lists the active requests of this process."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.OrchestratorServiceLoadAdapterRequest, _orchestrator_pb2.OrchestratorServiceLoadAdapterResponse]  # type: ignore[assignment]
+    """Loads a LoRA adapter on all ready replicas of a model, or on none: if one refuses, it is unloaded
+    from the others. UNIMPLEMENTED if no replica allows it.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.OrchestratorServiceUnloadAdapterRequest, _orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse]  # type: ignore[assignment]
+    """Unloads a LoRA adapter from all replicas. NOT_FOUND if none has it."""
     CancelRequest: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelRequestRequest, _orchestrator_pb2.CancelRequestResponse]  # type: ignore[assignment]
     """Ends an active request; its client receives finish reason abort."""
 
@@ -214,6 +226,24 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.ListRequestsResponse, _abc.Awaitable[_orchestrator_pb2.ListRequestsResponse]]:
         """Lists the active requests of this process."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _orchestrator_pb2.OrchestratorServiceLoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.OrchestratorServiceLoadAdapterResponse, _abc.Awaitable[_orchestrator_pb2.OrchestratorServiceLoadAdapterResponse]]:
+        """Loads a LoRA adapter on all ready replicas of a model, or on none: if one refuses, it is unloaded
+        from the others. UNIMPLEMENTED if no replica allows it.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _orchestrator_pb2.OrchestratorServiceUnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse, _abc.Awaitable[_orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse]]:
+        """Unloads a LoRA adapter from all replicas. NOT_FOUND if none has it."""
 
     @_abc_1.abstractmethod
     def CancelRequest(

@@ -214,10 +214,14 @@ def of_kinds(
 
 
 def only_name(models: Mapping[str, ModelInfo | None], kinds: Sequence[ModelKind]) -> str:
-    """The name of the only model of the first of `kinds` that there is; "" if there are several."""
+    """The name of the only model of the first of `kinds` that there is; "" if there are several.
+
+    LoRA adapters do not count: a request must name them.
+    """
+    adapters = {name for name, model in models.items() if model is not None and model.base}
     usable = of_kinds(models, kinds)
     for kind in kinds:
-        preferred = [name for name in usable if usable[name] is kind]
+        preferred = [name for name in usable if usable[name] is kind and name not in adapters]
         if preferred:
             return preferred[0] if len(preferred) == 1 else ""
     return ""

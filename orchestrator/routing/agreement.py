@@ -64,7 +64,7 @@ class Agreement:
         ]
 
     def _has_vocabulary(self, model: ModelInfo) -> bool:
-        return same_vocabulary(model.vocabulary_sha256, self._vocabulary_of(model.name))
+        return same_vocabulary(model.vocabulary_sha256, self._vocabulary_of(model.tokenizer))
 
     def _reason(self, model: ModelInfo, chosen: ModelInfo | None) -> str:
         if not self._has_vocabulary(model):

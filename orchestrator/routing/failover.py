@@ -16,7 +16,6 @@ from mesh.protocol.usage import Usage
 from orchestrator.admission.request_table import ActiveRequest, RequestAborted
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
-from orchestrator.routing.agreement import can_replace
 from orchestrator.routing.backends.backend import GenerateCall
 from orchestrator.routing.failures_alone import FailuresAlone, is_alone
 from orchestrator.routing.read_ahead import read_ahead
@@ -106,7 +105,7 @@ class _Attempts:
         )
 
     def _is_fit(self, replica: Replica) -> bool:
-        return replica not in self._unfit() and can_replace(replica.model, self._model)
+        return replica not in self._unfit() and replica.serves(self._model)
 
     def _unfit(self) -> set[Replica]:
         """Replicas at which the output's form would begin again, after the resumed tokens."""
@@ -156,7 +155,7 @@ class _Attempts:
 
     def succeeded(self, replica: Replica, delivered: Sequence[int]) -> None:
         """Records that a replica has finished the request with these tokens."""
-        self._replicas.computed(replica, self._prompt, delivered)
+        self._replicas.computed(replica, self._model, self._prompt, delivered)
         replica.circuit.success()
         self._alone.blame()
 

@@ -14,7 +14,8 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.peers.change_report import ChangeReport
 from mesh.rpc.peers.health_watch import Health
 from mesh.rpc.tls import NO_TLS, TlsFiles
-from orchestrator.generation import ModelInfo
+from orchestrator.generation import ModelInfo, ReplicaAdapters
+from orchestrator.routing.agreement import can_replace
 from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenPair, TokenStream
 from orchestrator.routing.backends.connection import EngineConnection
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
@@ -49,6 +50,7 @@ class Replica:
         """
         self.address = address
         self.model: ModelInfo | None = None
+        self.adapters = ReplicaAdapters()
         self.outstanding_tokens = 0
         """Prompt and completion tokens of this orchestrator's requests on the replica."""
         self.retired = False
@@ -69,6 +71,15 @@ class Replica:
     def ready(self) -> bool:
         """Whether it can take requests, as far as is known."""
         return self._serving and self.model is not None
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The engine's model, and its LoRA adapters; empty while they are unknown."""
+        return () if self.model is None else (self.model, *self.adapters.models)
+
+    def serves(self, model: ModelInfo) -> bool:
+        """Whether it can run, or continue, requests for exactly this model or adapter."""
+        return any(can_replace(each, model) for each in self.models)
 
     @property
     def channel(self) -> grpc.aio.Channel:
@@ -144,6 +155,25 @@ class Replica:
         assert self._backend is not None, "the replica was ready"
         return await self._backend.score(pairs, model_sha256)
 
+    async def refresh_adapters(self) -> None:
+        """Asks the engine for its adapters again, and reports a change. Raises MeshError."""
+        if self._backend is None or self.model is None:
+            return
+        adapters = await self._backend.adapters()
+        if adapters != self.adapters and self.model is not None:
+            self.adapters = adapters
+            self._on_change()
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Loads a LoRA adapter. Raises MeshError."""
+        assert self._backend is not None, "the replica was ready"
+        await self._backend.load_adapter(name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets a LoRA adapter. Raises MeshError."""
+        assert self._backend is not None, "the replica was ready"
+        await self._backend.unload_adapter(name)
+
     async def _follow_health(self) -> None:
         backend = self._backend = await self._connection.backend()
         async with aclosing(backend.health()) as states:
@@ -160,7 +190,9 @@ class Replica:
 
     async def _update(self, backend: Backend, serving: bool) -> None:
         if serving and self.model is None:
-            self.model = await backend.model()
+            model = await backend.model()
+            self.adapters = await backend.adapters()
+            self.model = model
         self._set_health(Health.SERVING if serving else Health.NOT_SERVING)
 
     def _set_health(self, health: Health) -> None:
@@ -173,5 +205,6 @@ class Replica:
         else:
             # It may serve another model when it comes back.
             self.model = None
+            self.adapters = ReplicaAdapters()
         self._report.changed(health)
         self._on_change()

@@ -19,7 +19,8 @@ from mesh.rpc.peers.resolver import Resolve, resolve
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
-from orchestrator.routing.agreement import Agreement, Refused, can_replace
+from orchestrator.routing.adapters import follow_adapters, routed_ids
+from orchestrator.routing.agreement import Agreement, Refused
 from orchestrator.routing.backends.cache_events import follow_cache
 from orchestrator.routing.backends.target import parse_target
 from orchestrator.routing.policies.policy import RoutingPolicy
@@ -121,10 +122,11 @@ class Replicas:
         finding = asyncio.create_task(
             self._discovery.run(self._reconcile, self._is_complete), name="find replicas"
         )
+        following = asyncio.create_task(follow_adapters(self), name="follow adapters")
         try:
             yield
         finally:
-            tasks = [finding, *(member.watching for member in self._members.values())]
+            tasks = [finding, following, *(member.watching for member in self._members.values())]
             tasks += self._closing
             tasks += (each.following for each in self._members.values() if each.following)
             for task in tasks:
@@ -151,7 +153,7 @@ class Replicas:
     @property
     def models(self) -> dict[str, ModelInfo]:
         """The models served now, by name: of each name one, which `Agreement` chooses."""
-        return self._agreement.choose([replica.model for replica in self.ready if replica.model])
+        return self._agreement.choose([each for replica in self.ready for each in replica.models])
 
     @property
     def sleeping(self) -> dict[str, ModelInfo | None]:
@@ -215,9 +217,7 @@ class Replicas:
         prompt and have it in its prefix cache.
         """
         candidates = [
-            replica
-            for replica in self.ready
-            if replica not in excluded and can_replace(replica.model, model)
+            replica for replica in self.ready if replica not in excluded and replica.serves(model)
         ]
         if not candidates:
             raise MeshError(
@@ -243,13 +243,19 @@ class Replicas:
             for replica in candidates
         }
         policy = self._policy if caches else self._stateless
-        address = policy.choose(load, token_ids)
+        address = policy.choose(load, routed_ids(model, token_ids))
         return next(replica for replica in candidates if replica.address == address)
 
-    def computed(self, replica: Replica, prompt: Sequence[int], completion: Sequence[int]) -> None:
+    def computed(
+        self,
+        replica: Replica,
+        model: ModelInfo,
+        prompt: Sequence[int],
+        completion: Sequence[int],
+    ) -> None:
         """Records that a replica's prefix cache has a prompt and its completion."""
         if replica.ready and len(self._members) > 1 and len(completion) >= BLOCK_TOKENS:
-            self._policy.computed(replica.address, [*prompt, *completion])
+            self._policy.computed(replica.address, routed_ids(model, [*prompt, *completion]))
 
     def _reconcile(self) -> None:
         """Adds the replicas of new addresses, and removes those that are not needed any more."""
@@ -312,7 +318,7 @@ class Replicas:
             if not member.replica.ready:
                 self._policy.forget(address)
         self.check_agreement()
-        served = {replica.model.name for replica in self.ready if replica.model}
+        served = {each.name for replica in self.ready for each in replica.models}
         now = time.monotonic()
         self._lost |= dict.fromkeys(self._served - served, now)
         self._lost = {

@@ -145,7 +145,7 @@ class Search:
         the prompt does not fit even without passages.
         """
         limit = model.context_length - max_tokens
-        client = self._tokenizers.of(model.name)
+        client = self._tokenizers.of(model.tokenizer)
         local = await client.current()
         found = select_for_prompt(results)
         verdict = await asyncio.to_thread(_judge, question, found)

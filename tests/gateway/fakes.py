@@ -72,6 +72,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     scripts: list[Script] = field(default_factory=list)
     """Scripts of the next generations, before `script` is used again."""
     num_listed: int = 0
+    adapter_calls: list[tuple[str, str, str]] = field(default_factory=list)
     """Calls of ListModels."""
     problems: list[str] = field(default_factory=list)
     """Reported by ListModels."""
@@ -205,6 +206,14 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 scores=[self.script.scores.get(texts[n], -n) for n in batch],
                 prompt_tokens=sum(len(texts[n]) for n in batch),
             )
+
+    async def LoadAdapter(self, request, context):  # type: ignore[no-untyped-def]
+        self.adapter_calls.append(("load", request.name, request.path))
+        return orchestrator_pb2.OrchestratorServiceLoadAdapterResponse(num_replicas=1)
+
+    async def UnloadAdapter(self, request, context):  # type: ignore[no-untyped-def]
+        self.adapter_calls.append(("unload", request.name, ""))
+        return orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse(num_replicas=1)
 
     async def ListModels(self, request, context):  # type: ignore[no-untyped-def]
         """List two models; the gateway's own calls, of short deadlines, are not recorded."""

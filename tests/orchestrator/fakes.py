@@ -134,6 +134,10 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.eos_token_ids: list[int] = []
         self.vocabulary_sha256 = ""
         self.model_sha256 = ""
+        self.adapters: dict[str, str] = {}
+        """Digests of LoRA adapters by name."""
+        self.loads_adapters = False
+        self.load_failure: MeshError | None = None
         self.accept_delay = 0.0
         self.delay = 0.0
         """Seconds before each token."""
@@ -158,7 +162,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.InferenceServiceGenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb2.InferenceServiceGenerateResponse]:
         self.requests.append(request)
-        if request.model_sha256 not in ("", self.model_sha256):
+        if request.model_sha256 not in ("", self.model_sha256, *self.adapters.values()):
             raise MeshError(ErrorKind.UNAVAILABLE, "another model")
         if self.refusal is not None:
             raise self.refusal
@@ -233,7 +237,24 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             vocabulary_sha256=self.vocabulary_sha256,
             model_sha256=self.model_sha256,
             kind=self.kind,
+            adapters=[
+                inference_pb2.LoadedAdapter(name=name, model_sha256=digest)
+                for name, digest in self.adapters.items()
+            ],
+            allows_loading_adapters=self.loads_adapters,
         )
+
+    async def LoadAdapter(self, request: Any, context: Any) -> inference_pb2.LoadAdapterResponse:
+        if self.load_failure is not None:
+            raise self.load_failure
+        self.adapters[request.name] = hashlib.sha256(request.path.encode()).hexdigest()
+        return inference_pb2.LoadAdapterResponse(model_sha256=self.adapters[request.name])
+
+    async def UnloadAdapter(
+        self, request: Any, context: Any
+    ) -> inference_pb2.UnloadAdapterResponse:
+        del self.adapters[request.name]
+        return inference_pb2.UnloadAdapterResponse()
 
 
 def chunk(

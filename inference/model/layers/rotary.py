@@ -77,6 +77,22 @@ def half_order(head_dim: int, rotary_dim: int, *, rotates_pairs: bool) -> Tensor
     return torch.cat((firsts, *others[:1], seconds, *others[1:]))
 
 
+def head_order(config: ModelConfig) -> Tensor | None:
+    """`half_order` of a model; None if its checkpoint has that order already."""
+    rotary_dim = config.rotary_dim or config.head_dim
+    if rotary_dim == config.head_dim and not config.family.rotates_pairs:
+        return None
+    return half_order(config.head_dim, rotary_dim, rotates_pairs=config.family.rotates_pairs)
+
+
+def ordered_heads(rows: Tensor, order: Tensor | None, head_dim: int) -> Tensor:
+    """Rows [num_heads * head_dim, ...] with those of each head in this order."""
+    if order is None:
+        return rows
+    heads = rows.view(-1, head_dim, *rows.shape[1:])
+    return heads[:, order.to(rows.device)].view(rows.shape)
+
+
 def plain_frequencies(theta: float, rotary_dim: int) -> Tensor:
     """[rotary_dim / 2] radians per position, without scaling."""
     steps = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim

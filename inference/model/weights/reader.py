@@ -13,7 +13,7 @@ from inference.model.families import ExpertNames
 from inference.model.layers.experts import Experts, FeedForward, SharedExpert
 from inference.model.layers.linear import Fp8Linear, Int8Linear, Linear
 from inference.model.layers.quantise import Quantise, quantise_rows
-from inference.model.layers.rotary import half_order
+from inference.model.layers.rotary import head_order, ordered_heads
 from inference.model.weights.weights import Weights
 
 Quantisation = Literal["int8", "fp8"]
@@ -43,12 +43,7 @@ class Reader:
         self._weights = weights
         self._dtype = dtype
         self._device = device
-        self._order: Tensor | None = None
-        rotary_dim = config.rotary_dim or config.head_dim
-        if rotary_dim != config.head_dim or self._family.rotates_pairs:
-            self._order = half_order(
-                config.head_dim, rotary_dim, rotates_pairs=self._family.rotates_pairs
-            )
+        self._order = head_order(config)
         self.num_parameters = 0
 
     def tensor(self, name: str, *shape: int) -> Tensor:
@@ -220,10 +215,7 @@ class Reader:
 
     def _ordered(self, rows: Tensor) -> Tensor:
         """Rows of all heads, of each head in the order that the rotary embedding needs."""
-        if self._order is None:
-            return rows
-        heads = rows.view(-1, self._config.head_dim, *rows.shape[1:])
-        return heads[:, self._order.to(rows.device)].view(rows.shape)
+        return ordered_heads(rows, self._order, self._config.head_dim)
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._weights.take(self._family.prefix + name, shape)

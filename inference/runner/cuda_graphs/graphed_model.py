@@ -85,6 +85,6 @@ class GraphedModel:
 
     def _serves(self, step: Step) -> bool:
         """Whether a captured graph can run the step."""
-        if not step.outputs or len(step.token_ids) > self._sizes[-1]:
+        if step.adapters or not step.outputs or len(step.token_ids) > self._sizes[-1]:
             return False
         return max(end - begin for begin, end in pairwise(step.begins)) <= MAX_ROWS_EACH

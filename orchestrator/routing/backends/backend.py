@@ -8,12 +8,29 @@ from typing import NamedTuple, Protocol, Self
 
 from opentelemetry.trace import Span
 
+from mesh.errors import ErrorKind, MeshError
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
-from orchestrator.generation import ModelInfo
+from orchestrator.generation import ModelInfo, ReplicaAdapters
 
 CHECK_SECONDS = 5.0
 """Timeout of one question about an engine's health, model or load."""
+
+LOAD_ADAPTER_SECONDS = 300.0
+"""Timeout of the loading of a LoRA adapter, its download included."""
+
+
+class WithoutAdapters:
+    """The part of a backend whose protocol cannot load LoRA adapters."""
+
+    async def adapters(self) -> ReplicaAdapters:
+        return ReplicaAdapters()
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        raise MeshError(ErrorKind.UNIMPLEMENTED, "the engine cannot load LoRA adapters")
+
+    async def unload_adapter(self, name: str) -> None:
+        raise MeshError(ErrorKind.UNIMPLEMENTED, "the engine cannot unload LoRA adapters")
 
 
 class EngineLoad(NamedTuple):
@@ -97,6 +114,15 @@ class Backend(Protocol):
 
     async def model(self) -> ModelInfo:
         """The model that the engine serves."""
+
+    async def adapters(self) -> ReplicaAdapters:
+        """The LoRA adapters that the engine serves."""
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Loads a LoRA adapter."""
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forgets a LoRA adapter."""
 
     async def load(self) -> EngineLoad:
         """The engine's current load."""

@@ -15,9 +15,10 @@ from mesh.protocol.sampling_params import sampling_to_proto
 from mesh.protocol.tokens import TokenChunk, token_chunk_from_proto
 from mesh.rpc.channel import ResponseStream, call_unary, open_stream
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from orchestrator.generation import ModelInfo
+from orchestrator.generation import ModelInfo, ReplicaAdapters
 from orchestrator.routing.backends.backend import (
     CHECK_SECONDS,
+    LOAD_ADAPTER_SECONDS,
     EngineLoad,
     GenerateCall,
     TokenPair,
@@ -110,17 +111,28 @@ class WeirBackend:
         return bool(response.status == _SERVING)
 
     async def model(self) -> ModelInfo:
-        request = inference_pb2.GetModelRequest()
-        info = await call_unary(self._stub.GetModel, request, timeout=CHECK_SECONDS)
-        return ModelInfo(
-            info.name,
-            info.context_length,
-            frozenset(info.eos_token_ids),
-            info.vocabulary_sha256,
-            info.model_sha256,
-            kind_from_proto(info.kind),
-            info.embedding_length,
+        return _model(await self._describe())
+
+    async def adapters(self) -> ReplicaAdapters:
+        info = await self._describe()
+        model = _model(info)
+        adapters = tuple(
+            model._replace(name=each.name, model_sha256=each.model_sha256, base=info.name)
+            for each in info.adapters
         )
+        return ReplicaAdapters(adapters, info.allows_loading_adapters)
+
+    async def _describe(self) -> inference_pb2.GetModelResponse:
+        request = inference_pb2.GetModelRequest()
+        return await call_unary(self._stub.GetModel, request, timeout=CHECK_SECONDS)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        request = inference_pb2.LoadAdapterRequest(name=name, path=path)
+        await call_unary(self._stub.LoadAdapter, request, timeout=LOAD_ADAPTER_SECONDS)
+
+    async def unload_adapter(self, name: str) -> None:
+        request = inference_pb2.UnloadAdapterRequest(name=name)
+        await call_unary(self._stub.UnloadAdapter, request, timeout=CHECK_SECONDS)
 
     async def load(self) -> EngineLoad:
         request = inference_pb2.GetLoadRequest()
@@ -158,3 +170,15 @@ class WeirBackend:
 
     async def close(self) -> None:
         """Does nothing: the caller closes the channel."""
+
+
+def _model(info: inference_pb2.GetModelResponse) -> ModelInfo:
+    return ModelInfo(
+        info.name,
+        info.context_length,
+        frozenset(info.eos_token_ids),
+        info.vocabulary_sha256,
+        info.model_sha256,
+        kind_from_proto(info.kind),
+        info.embedding_length,
+    )

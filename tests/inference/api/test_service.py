@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from inference.api.service import SERVICE
 from inference.engine.engine import Engine
+from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from tests.inference.client import (
@@ -28,6 +30,7 @@ from tests.inference.client import (
 )
 from tests.inference.conftest import LONG_CONTEXT
 from tests.inference.model.families import VOCAB_SIZE, reference_greedy, reference_logits
+from tests.inference.model.lora.adapters import write_adapter
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
@@ -181,3 +184,34 @@ async def test_health_answers_during_a_long_prefill(
         assert finish.prefill_seconds > 0.15, "the prefill was too short to show anything"
         assert len(took) >= 3
         assert statistics.median(took) < 0.05
+
+
+async def test_requests_use_adapters_by_digest_or_name(
+    make_engine: Callable[..., Engine], model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Both give the adapter's tokens; an unknown name is NOT_FOUND, and the list has digests."""
+    path = str(write_adapter(model_folder("llama-tied-gqa"), tmp_path / "a", 0))
+    async with serving(lambda: make_engine(allow_runtime_lora=True, max_loras=2)) as served:
+        stub: Stub = inference_pb2_grpc.InferenceServiceStub(served.channel)  # type: ignore[assignment]
+        base = await generate(stub)
+        load = inference_pb2.LoadAdapterRequest(name="a", path=path)
+        digest = (await call_unary(stub.LoadAdapter, load)).model_sha256
+        model = await call_unary(stub.GetModel, inference_pb2.GetModelRequest())
+        assert [(each.name, each.model_sha256) for each in model.adapters] == [("a", digest)]
+        assert model.allows_loading_adapters
+        found = []
+        for fields in ({"model_sha256": digest}, {"adapter": "a"}):
+            request = make_request()
+            request.MergeFrom(inference_pb2.InferenceServiceGenerateRequest(**fields))
+            messages = await collect(stub, request)
+            found.append([each for message in messages for each in message.chunk.token_ids])
+        assert found[0] == found[1] != base
+        assert await generate(stub) == base
+        unload = inference_pb2.UnloadAdapterRequest(name="a")
+        await call_unary(stub.UnloadAdapter, unload)
+        with pytest.raises(MeshError) as gone:
+            await collect(stub, request)
+        assert gone.value.kind is ErrorKind.MODEL_NOT_FOUND
+        with pytest.raises(MeshError) as unknown:
+            await call_unary(stub.UnloadAdapter, unload)
+        assert unknown.value.kind is ErrorKind.MODEL_NOT_FOUND

@@ -9,6 +9,7 @@ import pytest
 from mesh.errors import MeshError
 from mesh.rpc.targets import with_default_port
 from orchestrator.generation import ModelInfo
+from orchestrator.routing.agreement import can_replace
 from orchestrator.routing.circuit import Circuit, SlowStart
 from orchestrator.routing.first_tokens import FirstTokens
 from orchestrator.routing.policies.prefix import Prefix
@@ -31,6 +32,13 @@ class FakeReplica:
         self.circuit = Circuit()
         self.slow_start = SlowStart()
         self.first_tokens = FirstTokens()
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        return (self.model,)
+
+    def serves(self, model: ModelInfo) -> bool:
+        return can_replace(self.model, model)
 
 
 def replicas(*members: FakeReplica) -> Replicas:
@@ -110,7 +118,7 @@ def test_a_lost_engine_is_forgotten_and_answers_are_known() -> None:
     made._policy = policy
     prompt, completion = [5] * 100, [6] * 100
     home: Any = made.pick(MODEL, prompt)
-    made.computed(home, prompt, completion)
+    made.computed(home, MODEL, prompt, completion)
     known = block_hashes(prompt + completion)
     assert policy.index.num_cached(home.address, known) == len(known)
     made.pick(MODEL, [7] * 100, caches=False)

@@ -27,6 +27,7 @@ from orchestrator.routing.backends.backend import (
     EngineLoad,
     GenerateCall,
     TokenPair,
+    WithoutAdapters,
 )
 from orchestrator.routing.backends.polled_health import PolledHealth
 from orchestrator.routing.backends.vllm_grpc.errors import engine_error
@@ -102,7 +103,7 @@ class VllmStream:
         self._responses.cancel()
 
 
-class VllmBackend(PolledHealth):
+class VllmBackend(PolledHealth, WithoutAdapters):
     """A client of one engine."""
 
     resumes_constraints = False

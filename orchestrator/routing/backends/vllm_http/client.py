@@ -23,6 +23,7 @@ from orchestrator.routing.backends.backend import (
     EngineLoad,
     GenerateCall,
     TokenPair,
+    WithoutAdapters,
 )
 from orchestrator.routing.backends.polled_health import PolledHealth
 from orchestrator.routing.backends.vllm_http.request import generate_body, prompt_logprobs_body
@@ -133,7 +134,7 @@ class HttpStream:
         return lines
 
 
-class VllmHttpBackend(PolledHealth):
+class VllmHttpBackend(PolledHealth, WithoutAdapters):
     """A client of one engine."""
 
     resumes_constraints = False

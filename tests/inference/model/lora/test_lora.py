@@ -1,0 +1,187 @@
+"""LoRA adapters in an engine: their tokens, the prefix cache, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.engine.adapters import LoraModule
+from inference.engine.engine import Engine
+from inference.engine.errors import (
+    AdapterNotFound,
+    AdaptersDisabled,
+    EngineError,
+    InvalidAdapter,
+    Overloaded,
+)
+from inference.model.loading import EngineOptions, load_engine
+from inference.sampling.sampling_params import SamplingParams
+from inference.scheduler.sequence import Sequence
+from tests.inference.model.lora.adapters import merge, write_adapter
+from tests.inference.model.test_parity import GREEDY, prompts, run
+
+NUM_TOKENS = 8
+
+
+def engine_of(folder: Path, **options: Any) -> Engine:
+    """An engine with torch's operations in float32."""
+    defaults = EngineOptions.defaults(folder, "base")
+    return load_engine(
+        replace(
+            defaults,
+            **{"device": "cpu", "dtype": "float32", "kv_cache_tokens": 1024, "threads": 1},
+            **options,
+        )
+    )
+
+
+def run_mixed(engine: Engine, batch: list[tuple[str, list[int]]]) -> list[Sequence]:
+    """Runs prompts with adapters by name, "" for none, in one batch."""
+    params = SamplingParams(max_tokens=NUM_TOKENS, **GREEDY)  # type: ignore[arg-type]
+    sequences = [
+        Sequence(str(number), prompt, params, adapter=engine.adapters.get(name))
+        for number, (name, prompt) in enumerate(batch)
+    ]
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.has_work:
+        engine.step()
+    engine.check_when_idle()
+    return sequences
+
+
+def completion(sequence: Sequence) -> list[int]:
+    return list(sequence.token_ids[sequence.num_prompt_tokens :])
+
+
+@pytest.mark.parametrize("family", ["llama-tied-gqa", "phi3", "glm"])
+def test_a_mixed_batch_equals_merged_weights(
+    family: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Two adapters and the base model in one batch, token for token; merged projections too."""
+    base = model_folder(family)
+    paths = [write_adapter(base, tmp_path / name, seed) for seed, name in enumerate("ab")]
+    modules = tuple(LoraModule(path.name, str(path)) for path in paths)
+    engine = engine_of(base, lora_modules=modules, max_loras=2)
+    batch = prompts(33, 7)
+    expected = {"": run(engine_of(base, kernels="torch"), batch, NUM_TOKENS)}
+    for path in paths:
+        merged = merge(base, path, tmp_path / f"merged-{path.name}")
+        expected[path.name] = run(engine_of(merged, kernels="torch"), batch, NUM_TOKENS)
+    assert expected[""] != expected["a"] != expected["b"] != expected[""]
+    # The same prompts: blocks that another adapter has cached must not be used.
+    for names in (("a", "", "b"), ("b", "a", "")):
+        mixed = [(name, prompt) for name in names for prompt in batch]
+        found = [completion(each) for each in run_mixed(engine, mixed)]
+        assert found == [tokens for name in names for tokens in expected[name]]
+
+
+def test_the_prefix_cache_is_separate_by_adapter(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A prompt is cached for its own adapter; also by the content, not by the name."""
+    base = model_folder("qwen3")
+    path = write_adapter(base, tmp_path / "a", 0)
+    engine = engine_of(base, lora_modules=(LoraModule("a", str(path)),), allow_runtime_lora=True)
+    [prompt] = prompts(50)
+    cached = [run_mixed(engine, [(name, prompt)])[0].num_cached_tokens for name in ("", "a", "a")]
+    assert cached == [0, 0, 48]
+    engine.adapters.unload("a")
+    engine.adapters.load_now([LoraModule("a", str(write_adapter(base, tmp_path / "b", 1)))])
+    assert run_mixed(engine, [("a", prompt)])[0].num_cached_tokens == 0
+
+
+async def test_unloading_does_not_end_running_sequences(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A sequence keeps its adapter; further ones are refused by name."""
+    base = model_folder("qwen3")
+    path = write_adapter(base, tmp_path / "a", 0)
+    engine = engine_of(base, allow_runtime_lora=True, max_loras=1)
+    info = await engine.adapters.load("a", str(path))
+    [prompt] = prompts(20)
+    expected = completion(run_mixed(engine, [("a", prompt)])[0])
+    params = SamplingParams(max_tokens=NUM_TOKENS, **GREEDY)  # type: ignore[arg-type]
+    sequence = Sequence("s", prompt, params, adapter=engine.adapters.get("a"))
+    engine.add(sequence)
+    engine.step()
+    assert engine.load().running_adapters == ("a",)
+    engine.adapters.unload("a")
+    while engine.has_work:
+        engine.step()
+    assert completion(sequence) == expected
+    with pytest.raises(AdapterNotFound, match="no LoRA adapter 'a' is loaded"):
+        engine.adapters.get("a")
+    assert (await engine.adapters.load("a", str(path))) == info
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type must be 'LORA'. Given: 'IA3'"),
+        ({"use_dora": True}, "use_dora must be False. Given: True"),
+        ({"bias": "all"}, "bias must be 'none'. Given: 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save must be empty.*Given: 'lm_head'"),
+        ({"r": None}, "r is missing"),
+    ],
+)
+def test_what_an_adapter_cannot_have_is_named(
+    config: dict[str, Any], message: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The file, the field and the value."""
+    path = write_adapter(model_folder("qwen3"), tmp_path / "a", 0, **config)
+    engine = loader(model_folder)
+    with pytest.raises(InvalidAdapter, match=rf"adapter_config\.json: {message}"):
+        engine.adapters.load_now([LoraModule("a", str(path))])
+
+
+def loader(model_folder: Callable[[str], Path], **options: Any) -> Engine:
+    """An engine that may load adapters."""
+    return engine_of(model_folder("qwen3"), allow_runtime_lora=True, **options)
+
+
+async def test_bad_adapters_and_names_are_refused(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Another model's adapter, a high rank, a taken name, no folder, too many."""
+    base = model_folder("qwen3")
+    good = str(write_adapter(base, tmp_path / "a", 0))
+    other = str(write_adapter(model_folder("llama-tied-gqa"), tmp_path / "other", 0))
+    moe = str(write_adapter(model_folder("mixtral"), tmp_path / "moe", 0))
+    (tmp_path / "empty").mkdir()
+    engine = loader(model_folder, max_loras=1, max_lora_rank=4)
+    cases: list[tuple[str, str, type[EngineError], str]] = [
+        ("x", other, InvalidAdapter, r"q_proj must have 64 inputs and 128 outputs. Given: 64 and"),
+        ("x", moe, InvalidAdapter, "inputs"),
+        ("x", str(tmp_path / "empty"), InvalidAdapter, "adapter_config.json is missing"),
+        ("x", str(tmp_path / "none"), InvalidAdapter, "lora_path: .*neither a folder"),
+        ("base", good, InvalidAdapter, "lora_name 'base' is already served"),
+        ("", good, InvalidAdapter, "1 to 256 characters. Given: 0"),
+    ]
+    for name, path, error, message in cases:
+        with pytest.raises(error, match=message):
+            await engine.adapters.load(name, path)
+    await engine.adapters.load("a", good)
+    with pytest.raises(InvalidAdapter, match="'a' is already served"):
+        await engine.adapters.load("a", good)
+    with pytest.raises(Overloaded, match="at most 1 LoRA adapters"):
+        await engine.adapters.load("b", good)
+    low = loader(model_folder, max_lora_rank=3)
+    with pytest.raises(InvalidAdapter, match=r"rank must be at most 3 .*Given: 4"):
+        await low.adapters.load("a", good)
+
+
+async def test_loading_is_off_unless_allowed(model_folder: Callable[[str], Path]) -> None:
+    """The message names the setting."""
+    engine = engine_of(model_folder("qwen3"))
+    for call in (engine.adapters.load("a", "b"),):
+        with pytest.raises(AdaptersDisabled, match="INFERENCE_ALLOW_RUNTIME_LORA allows it"):
+            await call
+    with pytest.raises(AdaptersDisabled, match="INFERENCE_ALLOW_RUNTIME_LORA allows it"):
+        engine.adapters.unload("a")
+    assert json.dumps([each.name for each in engine.adapters.infos]) == "[]"
