@@ -99,7 +99,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         num_tokens = sum(map(len, inputs))
         annotate(num_inputs=len(inputs), prompt_tokens=num_tokens)
         with engine_errors(self._backlog), self._backlog.work() as work:
-            self._check_model(request.model_sha256)
+            if adapter := self._adapter("", request.model_sha256):
+                raise errors.InvalidAdapter(
+                    f"model must be the base model for embeddings. Given: LoRA adapter {adapter!r}",
+                    field="model",
+                )
             spans.describe_embeddings(self._engine.model_info.name, len(inputs), num_tokens)
             work.expect(num_tokens)
             vectors = await self._engine.embed(inputs)
