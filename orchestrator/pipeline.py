@@ -432,7 +432,7 @@ class Pipeline:
         self, request: SearchRequest, model: ModelInfo, active: ActiveRequest
     ) -> Rewrite | None:
         """The model's rewriting; None if it fails, or if the model does nothing but quote."""
-        client = self._tokenizers.of(model.name)
+        client = self._tokenizers.of(model.tokenizer)
         local = await client.current()
         if marks_lines(local.decoder.token_id):
             return None

@@ -16,7 +16,7 @@ from inference.engine.errors import (
 from inference.engine.interface import AdapterInfo
 
 if TYPE_CHECKING:
-    from inference.model.lora.adapter import Adapter
+    from inference.model.lora.adapted import Adapter
 
 logger = logging.getLogger(__name__)
 

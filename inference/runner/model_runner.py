@@ -26,7 +26,7 @@ from inference.structured_output.masks import MaskWorker
 from mesh.protocol.logprobs import TokenLogprob
 
 if TYPE_CHECKING:
-    from inference.model.lora.adapter import Adapter
+    from inference.model.lora.adapted import Adapter
 
 
 class ModelRunner:

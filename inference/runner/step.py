@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inference.model.lora.adapter import Adapter
+    from inference.model.lora.adapted import Adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

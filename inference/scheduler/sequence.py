@@ -16,7 +16,7 @@ from mesh.protocol.finish import FinishReason
 from mesh.protocol.logprobs import TokenLogprob
 
 if TYPE_CHECKING:
-    from inference.model.lora.adapter import Adapter
+    from inference.model.lora.adapted import Adapter
     from inference.structured_output.matcher import Matcher
 
 _MASK_64 = 2**64 - 1

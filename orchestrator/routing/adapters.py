@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mesh.errors import ErrorKind, MeshError, invalid
 from orchestrator.generation import ModelInfo
@@ -13,13 +13,22 @@ from orchestrator.routing.policies.prefix_index import BLOCK_TOKENS
 
 if TYPE_CHECKING:
     from orchestrator.routing.replica import Replica
-    from orchestrator.routing.replicas import Replicas
 
 logger = logging.getLogger("orchestrator.routing.adapters")
 
 FOLLOW_SECONDS = 5.0
 """Interval of the questions for the adapters of engines that may load others: another orchestrator
 may have asked them to."""
+
+
+class Served(Protocol):
+    """What is needed of `Replicas`."""
+
+    @property
+    def ready(self) -> list[Replica]: ...
+
+    @property
+    def models(self) -> dict[str, ModelInfo]: ...
 
 
 def routed_ids(model: ModelInfo, token_ids: Sequence[int]) -> Sequence[int]:
@@ -34,7 +43,7 @@ def routed_ids(model: ModelInfo, token_ids: Sequence[int]) -> Sequence[int]:
     return [*[mark] * BLOCK_TOKENS, *token_ids]
 
 
-async def follow_adapters(replicas: Replicas) -> None:
+async def follow_adapters(replicas: Served) -> None:
     """Asks engines that may load adapters for them, until cancelled."""
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
@@ -50,7 +59,7 @@ async def _refresh(replica: Replica) -> None:
         logger.debug("adapters unknown", extra={"error": str(error)})
 
 
-async def load_adapter(replicas: Replicas, model: ModelInfo, name: str, path: str) -> int:
+async def load_adapter(replicas: Served, model: ModelInfo, name: str, path: str) -> int:
     """Loads an adapter on all replicas of a model, or on none; returns their number.
 
     Raises MeshError: the first refusal of a replica.
@@ -77,7 +86,7 @@ async def load_adapter(replicas: Replicas, model: ModelInfo, name: str, path: st
     return len(able)
 
 
-async def unload_adapter(replicas: Replicas, name: str) -> int:
+async def unload_adapter(replicas: Served, name: str) -> int:
     """Unloads an adapter from all replicas that have it; returns their number. Raises MeshError."""
     having = [
         replica

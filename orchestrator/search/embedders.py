@@ -42,7 +42,7 @@ class EngineEmbedder:
         """Raises MeshError."""
         check_inputs(texts)
         model = choose_model(self.model, list(self._replicas.models.values()))
-        encoded = await encode_inputs(texts, model, self._tokenizers.of(model.name))
+        encoded = await encode_inputs(texts, model, self._tokenizers.of(model.tokenizer))
         vectors: list[Sequence[float]] = []
         for batch in split_batches(encoded):
             vectors += await embed_batch(batch, model, self._replicas)

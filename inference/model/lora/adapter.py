@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,27 +17,9 @@ from inference.model.layers.experts import FeedForward
 from inference.model.layers.linear import Linear
 from inference.model.layers.rotary import head_order, ordered_heads
 from inference.model.llama import Llama
+from inference.model.lora.adapted import Adapter, LowRank
 from inference.model.lora.files import PATTERNS, AdapterFiles, read_adapter
 from mesh.hub.model_folder import ModelNotFoundError, model_folder
-
-
-class Delta(NamedTuple):
-    """What an adapter adds to a matrix: `up @ down`, in the activations' type."""
-
-    down: Tensor
-    """[rank, num_inputs]; the ranks of merged matrices add up."""
-    up: Tensor
-    """[num_outputs, rank]"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """A loaded adapter. Sequences that use it hold it, so that unloading does not end them."""
-
-    info: AdapterInfo
-    root_hash: bytes = field(repr=False)
-    """Separates its sequences' blocks in the prefix cache from others."""
-    deltas: Mapping[Linear, Delta] = field(repr=False)
 
 
 class _Slot(NamedTuple):
@@ -77,7 +58,7 @@ class AdapterLoader:
             deltas=self._deltas(files),
         )
 
-    def _deltas(self, files: AdapterFiles) -> dict[Linear, Delta]:
+    def _deltas(self, files: AdapterFiles) -> dict[Linear, LowRank]:
         config = self._model.config
         left = set(files.downs)
         deltas = {}
@@ -93,7 +74,7 @@ class AdapterLoader:
             )
         return deltas
 
-    def _delta(self, slot: _Slot, files: AdapterFiles, config: ModelConfig) -> Delta:
+    def _delta(self, slot: _Slot, files: AdapterFiles, config: ModelConfig) -> LowRank:
         downs: list[Tensor] = []
         ups: list[Tensor] = []
         begin, num_outputs = 0, sum(size for _, size in slot.modules)
@@ -115,7 +96,7 @@ class AdapterLoader:
             up[: slot.num_ordered], head_order(config), config.head_dim
         )
         device, dtype = self._model.device, self._model.dtype
-        return Delta(torch.cat(downs).to(device, dtype), up.to(device, dtype))
+        return LowRank(torch.cat(downs).to(device, dtype), up.to(device, dtype))
 
 
 def _slots(model: Llama) -> list[_Slot]:

@@ -17,7 +17,7 @@ from inference.runner.step import Step
 from inference.runner.step_inputs import StepInputs
 
 if TYPE_CHECKING:
-    from inference.model.lora.adapter import Adapter
+    from inference.model.lora.adapted import Adapter
 
 
 class AdaptedRows(NamedTuple):
