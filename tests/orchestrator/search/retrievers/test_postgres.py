@@ -113,6 +113,29 @@ async def test_the_right_passage_is_first_in_ten_languages(database: str) -> Non
     assert "Nürnberg" in decomposed[0].text
 
 
+async def test_vectors_of_pgvector_are_searched(database: str) -> None:
+    """Nearest first, without unsafe rows on demand."""
+    connection = await asyncpg.connect(database)
+    query = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
+    if not await connection.fetch(query):
+        await connection.close()
+        pytest.skip("needs pgvector")
+    await connection.execute(
+        "CREATE EXTENSION vector; CREATE TABLE embedded AS SELECT * FROM documents;"
+        "ALTER TABLE embedded ADD embedding vector(2);"
+        "UPDATE embedded SET embedding = CASE title WHEN 'Hunting' THEN '[1,0]'::vector "
+        "WHEN 'Dogs' THEN '[1,0.5]'::vector ELSE '[0,1]'::vector END"
+    )
+    await connection.close()
+    retriever = PostgresRetriever(database, "embedded", "english", 30.0, "embedding")
+    assert await retriever.embedding_model() == ("", 2)
+    found = await retriever.search_vectors("x", [1.0, 0.0], 2, False)
+    safe = await retriever.search_vectors("x", [1.0, 0.0], 1, True)
+    await retriever.close()
+    assert [result.title for result in found] == ["Hunting", "Dogs"]
+    assert [result.title for result in safe] == ["Dogs"]
+
+
 async def test_searches_run_concurrently(retriever: PostgresRetriever) -> None:
     """More searches than connections, started before the pool is open."""
     found = await asyncio.gather(*(retriever.search("fox", 1, False) for _ in range(20)))
