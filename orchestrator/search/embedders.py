@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from orchestrator.admission.validation import choose_model
+from orchestrator.admission.validation import EMBEDS, choose_model
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.embedding import check_inputs, embed_batch, encode_inputs, split_batches
 from orchestrator.routing.replicas import Replicas
@@ -41,7 +41,7 @@ class EngineEmbedder:
     async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
         """Raises MeshError."""
         check_inputs(texts)
-        model = choose_model(self.model, list(self._replicas.models.values()))
+        model = choose_model(self.model, list(self._replicas.models.values()), kinds=EMBEDS)
         encoded = await encode_inputs(texts, model, self._tokenizers.of(model.tokenizer))
         vectors: list[Sequence[float]] = []
         for batch in split_batches(encoded):

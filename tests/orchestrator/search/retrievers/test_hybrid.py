@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from mesh.rpc.channel import call_unary
-from mesh.v1 import orchestrator_pb2
+from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.index.build import main
 from orchestrator.index.embedding import embed_passages
 from orchestrator.index.writer import IndexWriter
@@ -158,25 +158,29 @@ async def test_the_settings_select_the_encoder(index: Path, spans: InMemorySpanE
     assert dict(span.attributes or {})["weir.retrieval.mode"] == "fused"
 
 
-async def test_an_engine_embeds_the_query(tmp_path: Path) -> None:
-    """Without a URL the encoder is a model of the engines."""
+@pytest.mark.parametrize("kind", ["MODEL_KIND_EMBEDDING", "MODEL_KIND_GENERATION"])
+async def test_an_engine_embeds_the_query(tmp_path: Path, kind: str) -> None:
+    """Without a URL the encoder is a model of the engines, which may be one that only embeds."""
+    engine = FakeInference()
+    engine.name, engine.kind = "encoder", common_pb2.ModelKind.Value(kind)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("A fox runs.\n")
     assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "index")]) == 0
-    encoder = FakeEncoder("fake")
+    encoder = FakeEncoder("encoder")
     encoder.embed = lambda texts: asyncio.sleep(0, [[3.0, 6.0]] * len(texts))  # type: ignore[method-assign]
     with closing(IndexWriter(tmp_path / "index")) as writer:
         await embed_passages(writer.vectors, encoder, 8)
     async with orchestrator(
         FakeInference(),
+        engine,
         index=str(tmp_path / "index"),
-        embedding_model="fake",
+        embedding_model="encoder",
         embedding_timeout_seconds=30,
     ) as running:
-        request = orchestrator_pb2.SummarizeRequest(query="something else")
+        request = orchestrator_pb2.SummarizeRequest(query="something else", model="fake")
         whole = await call_unary(running.stub.Summarize, request)
     assert [result.url for result in whole.results.results] == ["a.md"]
-    assert len(running.engine.embedded) == 1
+    assert len(engine.embedded) == 1
 
 
 async def test_opensearch_searches_vectors_as_its_documentation_says() -> None:
