@@ -2,7 +2,8 @@
 
 Beside the demo model, which answers searches, a chat model is served if its package is installed;
 CHAT_MODEL=… names another one, an empty CHAT_MODEL none. An encoder for embeddings is served in the
-same way: EMBEDDING_MODEL=…, or its package. MODEL=… serves this model alone.
+same way: EMBEDDING_MODEL=…, or its package; searches then find synonyms, as soon as the documents
+are embedded. MODEL=… serves this model alone.
 
 OBSERVABILITY=1 also starts the trace view, and exports the services' traces to it. PORT_BASE=9000
 uses the ports from 9000 on, instead of each service's usual one.
@@ -36,6 +37,7 @@ from honcho.printer import Message, Printer
 
 from inference.settings import InferenceSettings
 from mesh.process.settings import ServiceSettings
+from scripts.corpus_vectors import EmbeddingFailed, embed_index, is_embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / ".run" / "corpus.sqlite3"
@@ -265,6 +267,8 @@ def model_settings(
         engines.append(reachable(listen[f"{prefix}_INFERENCE_LISTEN"]))
     if len(engines) == 1:
         return settings
+    if settings["EMBEDDING_MODEL"] and has_searchable_vectors():
+        settings["ORCHESTRATOR_EMBEDDING_MODEL"] = settings["EMBEDDING_MODEL_NAME"]
     return {
         **settings,
         "TOKENIZER_HOST": ",".join(tokenizers),
@@ -276,6 +280,11 @@ def model_settings(
 def served_models(environment: Mapping[str, str]) -> list[str]:
     """Prefixes of the models that are served beside the demo model."""
     return [prefix for prefix in FURTHER_MODELS if environment.get(f"{prefix}_MODEL")]
+
+
+def has_searchable_vectors() -> bool:
+    """Whether searches are in documents that can have vectors."""
+    return os.environ.get("ORCHESTRATOR_RETRIEVAL", "") not in ("searxng", "none")
 
 
 def served_name(model: str) -> str:
@@ -393,21 +402,51 @@ def announce_ready(environment: Mapping[str, str]) -> None:
         f'\'{{"model": "{name}", "max_tokens": 100, '
         f'"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'\n\n'
     )
-    encoder = environment.get("EMBEDDING_MODEL_NAME", "")
-    semantic = (
-        f"Embeddings for semantic search: {encoder}\n\n"
-        if encoder
-        else "No semantic search: `make embedding-model` installs an encoder (84 MB)\n\n"
-    )
     traces = f"Traces: {url(environment['TRACEVIEW_LISTEN'])}\n\n" if observed() else ""
     print(
         f"\nWeir is ready after {time.monotonic() - started:.1f} s: {gateway}\n\n"
         f'  curl -N -H "Accept: text/event-stream" '
         f'"{gateway}/api/v1/search?query=AI&streaming=true"\n\n'
-        f"{chat if name else ''}{semantic}{traces}"
+        f"{chat if name else ''}{semantic_search_notice(environment)}\n\n{traces}"
         f"Press Ctrl-C to stop.\n",
         flush=True,
     )
+    embed_documents(environment)
+
+
+def semantic_search_notice(environment: Mapping[str, str]) -> str:
+    """What searches find besides the words of the query."""
+    encoder = environment.get("EMBEDDING_MODEL_NAME", "")
+    if not encoder:
+        return "No semantic search: `make embedding-model` installs an encoder (84 MB)"
+    if environment.get("ORCHESTRATOR_EMBEDDING_MODEL") != encoder:
+        return f"Embeddings: {encoder}, which searches do not use"
+    if not searches_demo_index(environment):
+        return f"Semantic search: {encoder}, if the documents have vectors of it"
+    if is_embedded(INDEX, encoder):
+        return f"Semantic search: {encoder}"
+    return f"Semantic search: {encoder}, as soon as the documents are embedded (a minute, once)"
+
+
+def searches_demo_index(environment: Mapping[str, str]) -> bool:
+    """Whether the documents are those of `CORPUS`."""
+    kind = environment.get("ORCHESTRATOR_RETRIEVAL", "")
+    return environment["ORCHESTRATOR_INDEX"] == str(INDEX) and kind in ("", "index")
+
+
+def embed_documents(environment: Mapping[str, str]) -> None:
+    """Embeds what has no vector yet in the index, if searches use vectors; prints the outcome."""
+    encoder = environment.get("EMBEDDING_MODEL_NAME", "")
+    is_used = encoder and environment.get("ORCHESTRATOR_EMBEDDING_MODEL") == encoder
+    if not is_used or not searches_demo_index(environment) or is_embedded(INDEX, encoder):
+        return
+    gateway = f"http://{reachable(environment['GATEWAY_LISTEN'])}/v1"
+    try:
+        num_embedded = embed_index(INDEX, encoder, gateway)
+    except EmbeddingFailed as error:
+        print(f"\nNo semantic search: {error}\n", flush=True)
+    else:
+        print(f"\nSemantic search is ready: {num_embedded} passages embedded\n", flush=True)
 
 
 def is_ready(address: str, instance_id: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+from contextlib import closing
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,6 +14,8 @@ import honcho.manager
 import pytest
 from honcho.printer import Message
 
+from orchestrator.index.writer import IndexWriter, SourceFile
+from scripts import run_local
 from scripts.run_local import (
     PORTS,
     STOP_MARGIN_SECONDS,
@@ -95,6 +99,81 @@ def test_an_encoder_is_served_where_its_package_is_installed(
     assert own["INFERENCE_MODEL"] == own["TOKENIZER_MODEL"] == str(folder / "model")
     assert own["INFERENCE_MODEL_NAME"] == "all-MiniLM-L6-v2"
     assert own["INFERENCE_METRICS_LISTEN"] == "127.0.0.1:9467"
+
+
+@pytest.mark.parametrize(
+    ("given", "encoder", "notice"),
+    [
+        ({}, "MiniLM", "Semantic search: MiniLM, as soon as the documents are embedded"),
+        ({"EMBEDDING_MODEL": ""}, None, "No semantic search: `make embedding-model`"),
+        ({"ORCHESTRATOR_RETRIEVAL": "none"}, None, "Embeddings: MiniLM, which searches do not"),
+        ({"ORCHESTRATOR_INDEX": "my"}, "MiniLM", "Semantic search: MiniLM, if the documents"),
+    ],
+)
+def test_searches_use_the_encoder_that_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    given: dict[str, str],
+    encoder: str | None,
+    notice: str,
+) -> None:
+    """The orchestrator's settings name it, and the output says so."""
+    for name in ("MODEL", "ORCHESTRATOR_INDEX", "ORCHESTRATOR_RETRIEVAL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"CHAT_MODEL": "", "EMBEDDING_MODEL": "MiniLM", **given}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(run_local, "INDEX", tmp_path / "index.sqlite3")
+    with closing(IndexWriter(run_local.INDEX)) as writer:
+        (tmp_path / "a.md").write_text("A fox runs.\n")
+        writer.update([SourceFile(tmp_path / "a.md", "a.md")], "")
+    environment = service_environment("models/demo")
+    assert environment.get("ORCHESTRATOR_EMBEDDING_MODEL") == encoder
+    assert run_local.semantic_search_notice(environment).startswith(notice)
+
+
+def test_documents_without_vectors_are_embedded_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the gateway's API; a second start requests nothing, and a failure is a line of output."""
+    index = tmp_path / "index.sqlite3"
+    monkeypatch.setattr(run_local, "INDEX", index)
+    monkeypatch.setattr("orchestrator.index.embedding.RETRY_SECONDS", 0.0)
+    with closing(IndexWriter(index)) as writer:
+        (tmp_path / "a.md").write_text("A boat sails.\n")
+        writer.update([SourceFile(tmp_path / "a.md", "a.md")], "")
+    requests: list[bytes] = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            requests.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200 if self.path == "/v1/embeddings" else 404)
+            self.end_headers()
+            if len(requests) > 3:
+                self.wfile.write(b'{"data": [{"index": 0, "embedding": [1.0, 2.0]}]}')
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Gateway) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        environment = {
+            "GATEWAY_LISTEN": f"127.0.0.1:{server.server_port}",
+            "EMBEDDING_MODEL_NAME": "MiniLM",
+            "ORCHESTRATOR_EMBEDDING_MODEL": "MiniLM",
+            "ORCHESTRATOR_INDEX": str(index),
+        }
+        outputs = []
+        for _ in range(3):
+            run_local.embed_documents(environment)
+            outputs.append(capsys.readouterr().out.strip())
+        server.shutdown()
+    assert outputs[0].startswith("No semantic search: 0 of 1 passages were embedded")
+    assert outputs[1:] == ["Semantic search is ready: 1 passages embedded", ""]
+    assert len(requests) == 4
+    assert json.loads(requests[3]) == {
+        "model": "MiniLM", "input": ["a\nA boat sails."], "encoding_format": "float",
+    }  # fmt: skip
+    assert run_local.semantic_search_notice(environment) == "Semantic search: MiniLM"
 
 
 def test_another_model_is_served_alone(monkeypatch: pytest.MonkeyPatch) -> None:
