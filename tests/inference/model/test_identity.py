@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -51,6 +51,67 @@ def change_config(folder: Path, file: str, **values: object) -> None:
     path = folder / file
     content = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**content, **values}))
+
+
+PLAIN_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+class OneSample:
+    """Weights whose only sample is fixed."""
+
+    def samples(self) -> Iterator[bytes]:
+        return iter([b"weights"])
+
+
+@pytest.mark.parametrize(
+    ("added", "expected"),
+    [
+        ({}, "c40ca00d15e228df198f930a465e0cbe69408eed1c66f9a3f2f0c2b4afcbdfec"),
+        (
+            {"rope_scaling": LLAMA3_ROPE},
+            "600d903fcc1cb7aad7c2da6c4f21b0a5ce5fdd84171863a51c0b4452dc94598e",
+        ),
+    ],
+)
+def test_a_new_version_does_not_change_the_digest(
+    tmp_path: Path, added: Mapping[str, object], expected: str
+) -> None:
+    """The digests are fixed, so that engines of two versions serve a model together in a rollout."""
+    change_config(tmp_path, "config.json", **PLAIN_LLAMA, **added)
+    if added:
+        change_config(tmp_path, "generation_config.json", temperature=0.6, eos_token_id=[2, 3])
+    weights: Any = OneSample()
+    assert model_sha256(load_config(tmp_path), "bfloat16", "vocabulary", weights) == expected
+
+
+def test_a_feature_that_is_used_is_in_the_digest(tmp_path: Path) -> None:
+    """A field that differs from its default changes it."""
+    weights: Any = OneSample()
+    digests = set()
+    for dims in (1.0, 0.5, 0.25):
+        change_config(tmp_path, "config.json", **PLAIN_LLAMA, partial_rotary_factor=dims)
+        digests.add(model_sha256(load_config(tmp_path), "bfloat16", "vocabulary", weights))
+    assert len(digests) == 3
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
