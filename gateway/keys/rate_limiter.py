@@ -124,7 +124,9 @@ class RateLimiter:
         self._num_elsewhere = sum(self._elsewhere.values())
 
     def continue_from(self, old: RateLimiter) -> None:
-        """Take over what is known of other gateways from the limiter that this one replaces."""
+        """Take over the totals, and what is known of other gateways, of the limiter before this."""
+        # Other gateways compare each total with the one before it.
+        self.num_requests, self.num_tokens = old.num_requests, old.num_tokens
         self._elsewhere, self._num_elsewhere = old._elsewhere, old._num_elsewhere
 
     def _check(self) -> None:

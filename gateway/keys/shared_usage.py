@@ -49,6 +49,9 @@ class SharedUsage:
         for usage in usages:
             # What was used before this gateway knew of the other is not charged again.
             before = seen.get(usage.name, usage if is_first else KeyUsage(usage.name))
+            if usage.num_requests < before.num_requests:
+                # The key was removed there and added again: its totals began again.
+                before = KeyUsage(usage.name)
             seen[usage.name] = usage
             rate_limiter = self._keys.rate_limiter_of(usage.name)
             if rate_limiter is not None:

@@ -212,7 +212,8 @@ class EmbeddingQueue:
         """Forget a call and free its blocks; False if it had ended before."""
         if self._num_begun.pop(call, None) is None:
             return False
-        call.error = error
+        # An error that the event loop has set, of a stuck step, is not replaced.
+        call.error = call.error or error
         if call in self._calls:
             self._calls.remove(call)
         if self._current is not None and self._current.call is call:

@@ -26,6 +26,9 @@ OVERDUE_SHARE = 0.25
 
 MIN_RETRY_SECONDS = 1.0
 
+MAX_START_SECONDS = 3600.0
+"""Longest start that is measured. An engine that is later was not started for that request."""
+
 
 class WakingSettings(NamedTuple):
     """How requests for a model without an engine are treated."""
@@ -43,7 +46,7 @@ class _Model:
 
     def __init__(self, expected_seconds: float) -> None:
         self.asked: float | None = None
-        """When the first request arrived since it has no engine."""
+        """When the first request arrived without an engine, at most `MAX_START_SECONDS` ago."""
         self.expected_seconds = expected_seconds
 
 
@@ -86,11 +89,10 @@ class Waking:
         now = time.monotonic()
         for name, model in self._models.items():
             if name in names and model.asked is not None:
-                model.expected_seconds = max(MIN_RETRY_SECONDS, now - model.asked)
-                model.asked = None
-                logger.info(
-                    "model woke up", extra={"model": name, "seconds": model.expected_seconds}
-                )
+                seconds, model.asked = now - model.asked, None
+                if seconds <= MAX_START_SECONDS:
+                    model.expected_seconds = max(MIN_RETRY_SECONDS, seconds)
+                logger.info("model woke up", extra={"model": name, "seconds": seconds})
 
     async def wait(
         self, name: str, usable: Callable[[], bool], next_change: Callable[[], asyncio.Event]
@@ -103,7 +105,7 @@ class Waking:
         if model is None:
             return
         now = time.monotonic()
-        if model.asked is None:
+        if model.asked is None or now - model.asked > MAX_START_SECONDS:
             model.asked = now
             logger.info("model is asked for without an engine", extra={"model": name})
         if not self._settings.hold_seconds or self._num_held >= self._settings.max_held:

@@ -68,9 +68,9 @@ def read_adapter(folder: Path, max_rank: int) -> AdapterFiles:
         if len(sides) != 2:
             raise InvalidAdapter(f"{folder / WEIGHTS_FILE}: {module} needs lora_A and lora_B")
         down, up = sides["A"], sides["B"]
-        rank = down.shape[0]
-        if down.dim() != 2 or up.dim() != 2 or up.shape[1] != rank:
+        if down.dim() != 2 or up.dim() != 2 or not up.shape[1] == down.shape[0] > 0:
             raise InvalidAdapter(f"{folder / WEIGHTS_FILE}: matrices of {module} do not match")
+        rank = down.shape[0]
         if rank > max_rank:
             raise InvalidAdapter(
                 f"{folder}: the rank must be at most {max_rank} (INFERENCE_MAX_LORA_RANK). "
@@ -84,7 +84,14 @@ def read_adapter(folder: Path, max_rank: int) -> AdapterFiles:
 
 def _alpha(fields: AdapterFields, module: str) -> float:
     for pattern, alpha in fields.alpha_pattern.items():
-        if re.fullmatch(rf"(.*\.)?{pattern}", module):
+        try:
+            matches = re.fullmatch(rf"(.*\.)?{pattern}", module)
+        except re.error as error:
+            raise InvalidAdapter(
+                f"{CONFIG_FILE}: alpha_pattern must have regular expressions. Given: "
+                f"{pattern!r:.80}: {error}"
+            ) from error
+        if matches:
             return alpha
     return fields.lora_alpha
 

@@ -53,10 +53,12 @@ class MultiplexChannel(grpc.aio.Channel):
     def stream(self) -> CallerStream | None:
         """The stream for a call that begins now; None: make it as a plain one."""
         stream, now = self._stream, time.monotonic()
-        usable = stream is not None and not stream.lost
-        if not usable or (stream is not None and now - stream.opened > STREAM_SECONDS):
+        age = 0.0 if stream is None else now - stream.opened
+        if stream is None or stream.lost or age > STREAM_SECONDS:
             self._replace(now)
-        return stream if stream is not None and stream.takes_calls else None
+        # While the channel was idle, the server may have begun to close the stream's connection.
+        is_usable = stream is not None and stream.takes_calls
+        return stream if is_usable and age <= STREAM_SECONDS + ACCEPT_SECONDS else None
 
     def _replace(self, now: float) -> None:
         if self._opening or self._closed or now < self._next_attempt:

@@ -92,7 +92,7 @@ class ServedStream:
 
     async def _send(self, serving: asyncio.Task[Any]) -> None:
         try:
-            await self._context.write(self._batch)
+            await self._context.write(multiplex_pb2.MultiplexResponse())
             while True:
                 await self._pending.wait()
                 self._pending.clear()

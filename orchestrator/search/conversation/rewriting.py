@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from mesh.protocol.search import MAX_QUERY_CHARACTERS
 from mesh.protocol.summary import Turn
@@ -80,14 +82,26 @@ def rewrite_constraint(max_searches: int) -> OutputConstraint:
     return OutputConstraint(ConstraintForm.JSON_SCHEMA, json.dumps(schema))
 
 
+class _Answer(BaseModel):
+    """What the model writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    question: str
+    searches: list[str]
+
+
 def parse_rewrite(text: str, max_searches: int) -> Rewrite | None:
-    """The model's answer; None if it is cut off or has no words."""
+    """The model's answer; None if it is cut off, has no words, or another form.
+
+    Other engines than Weir's may ignore the constraint.
+    """
     try:
-        value = json.loads(text)
-    except ValueError:
+        made = _Answer.model_validate_json(text)
+    except ValidationError:
         return None
-    question = _line(value["question"])[:MAX_QUERY_CHARACTERS].strip()
-    searches = [_line(each)[:MAX_QUERY_CHARACTERS].strip() for each in value["searches"]]
+    question = _line(made.question)[:MAX_QUERY_CHARACTERS].strip()
+    searches = [_line(each)[:MAX_QUERY_CHARACTERS].strip() for each in made.searches]
     if not split_words(question):
         return None
     wanted = [each for each in searches if split_words(each)] or [question]

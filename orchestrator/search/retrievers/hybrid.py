@@ -65,9 +65,12 @@ class HybridRetriever:
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         wanted = max(limit, MIN_CANDIDATES)
-        async with asyncio.TaskGroup() as tasks:
-            by_vector = tasks.create_task(self._search_vectors(query, wanted, safe_search))
-            by_text = tasks.create_task(self._store.search(query, wanted, safe_search))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                by_vector = tasks.create_task(self._search_vectors(query, wanted, safe_search))
+                by_text = tasks.create_task(self._store.search(query, wanted, safe_search))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # only the search by words can fail
         nearest = by_vector.result()
         if not nearest:
             return by_text.result()[:limit]

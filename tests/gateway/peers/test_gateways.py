@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from gateway.http.server import GatewayServer
 from gateway.keys import rate_limiter
 from gateway.keys.key_file import NO_LIMITS, Limits, entry
 from gateway.keys.key_ring import KeyRing
-from gateway.keys.rate_limiter import KeyUsage
+from gateway.keys.rate_limiter import KeyLimitReached, KeyUsage
 from gateway.keys.shared_usage import SharedUsage
 from gateway.observability import metrics
 from tests.clock import Clock
@@ -247,3 +247,31 @@ async def test_a_gateway_that_does_not_listen_yet_is_not_logged(
         assert "call failed" not in caplog.text
         async with start_gateway(peers_listen=there):
             await eventually(lambda: num_connected(server) == 1, "it has found the other one", 10)
+
+
+def test_new_limits_refund_nothing_at_other_gateways(tmp_path: Path) -> None:
+    """The totals of a key go on under new limits; of a key that was removed they begin again."""
+    path = tmp_path / "keys"
+    path.write_text(entry("alice", "one", Limits(tokens_per_minute=10)))
+    keys = KeyRing(str(path), ())
+    limiter = keys.rate_limiter_of("alice")
+    assert limiter is not None
+    with limiter.request():
+        limiter.spend(500)
+    path.write_text(entry("alice", "one", Limits(tokens_per_minute=20)))
+    keys.reload()
+    assert keys.rate_limiter_of("alice") is not limiter
+    assert keys.usage("alice") == KeyUsage("alice", 0, 1, 500)
+
+    usage = SharedUsage(keys)
+    usage.received("a", [])
+    usage.received("a", [KeyUsage("alice", 0, 50, 5000)])
+    usage.received("a", [KeyUsage("alice", 0, 1, 0)])  # removed there, and added again
+    with pytest.raises(KeyLimitReached, match="tokens a minute"), _request(keys):
+        pass
+
+
+def _request(keys: KeyRing) -> AbstractContextManager[None]:
+    limiter = keys.rate_limiter_of("alice")
+    assert limiter is not None
+    return limiter.request()

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference.api.service import InferenceService
-from inference.embedding.calls import MAX_CALLS
+from inference.embedding.calls import MAX_CALLS, EmbeddingCall
 from inference.encoder.batch import EncoderInput
 from inference.encoder.engine import EncoderEngine, LoadedEncoder
 from inference.encoder.queue import MAX_FAILURES, EncoderQueue
@@ -143,6 +143,18 @@ async def test_a_cancelled_call_is_computed_no_further() -> None:
         model.gate.set()
         assert await engine.embed([[2]]) == [[2, 1]]
     assert len(model.batches) == 2
+
+
+def test_the_error_of_an_ended_call_remains() -> None:
+    """A call of a stuck step has its error when the step returns and the call is forgotten."""
+    queue = EncoderQueue(FakeModel(), MAX_TOKENS, 0.0)
+    call = EmbeddingCall([[1], [2]])
+    queue.add(call)
+    error = call.error = EngineUnavailable("a step of the engine does not return")
+    call.abandoned = True
+    assert queue.run_batch() == []
+    assert not queue.has_work
+    assert call.error is error
 
 
 async def test_a_failed_batch_ends_its_calls_alone() -> None:

@@ -96,7 +96,7 @@ class OneSample:
 def test_a_new_version_does_not_change_the_digest(
     tmp_path: Path, added: Mapping[str, object], expected: str
 ) -> None:
-    """The digests are fixed, so that engines of two versions serve a model together in a rollout."""
+    """They are fixed, so that engines of two versions serve a model together in a rollout."""
     change_config(tmp_path, "config.json", **PLAIN_LLAMA, **added)
     if added:
         change_config(tmp_path, "generation_config.json", temperature=0.6, eos_token_id=[2, 3])

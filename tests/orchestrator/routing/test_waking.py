@@ -135,6 +135,21 @@ async def test_retry_after_is_the_rest_of_the_measured_start(
     assert (await refused(engine.wait(model))).retry_after == 100
 
 
+async def test_a_start_that_never_happened_is_not_measured(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request hours before another one, or before an engine, says nothing about its start."""
+    clock = Clock()
+    monkeypatch.setattr(waking, "time", clock)
+    monkeypatch.setattr(waking, "SPREAD", 0.0)
+    model = engine.waking(expected_seconds=40)
+    for _ in range(2):
+        assert (await refused(engine.wait(model))).retry_after == 40
+        clock.now += 10 * 3600
+    model.served(["model"])
+    assert (await refused(engine.wait(model))).retry_after == 40
+
+
 async def test_refused_clients_do_not_return_together(engine: Engine) -> None:
     """Their delays differ by up to a half."""
     model = engine.waking(expected_seconds=100)

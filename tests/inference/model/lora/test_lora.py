@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from inference.engine.adapters import LoraModule
 from inference.engine.engine import Engine
@@ -20,6 +22,7 @@ from inference.engine.errors import (
     Overloaded,
 )
 from inference.model.loading import EngineOptions, load_engine
+from inference.model.lora.files import read_adapter
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from tests.inference.model.lora.adapters import merge, write_adapter
@@ -185,3 +188,30 @@ async def test_loading_is_off_unless_allowed(model_folder: Callable[[str], Path]
     with pytest.raises(AdaptersDisabled, match="INFERENCE_ALLOW_RUNTIME_LORA allows it"):
         engine.adapters.unload("a")
     assert json.dumps([each.name for each in engine.adapters.infos]) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "pattern", "message"),
+    [
+        (((), (8, 1)), {}, "matrices of .* do not match"),
+        (((0, 8), (8, 0)), {}, "matrices of .* do not match"),
+        (((4, 8), (8, 4)), {"(": 1.0}, r"alpha_pattern must have regular expressions. Given: '\('"),
+    ],
+)
+def test_damaged_matrices_and_patterns_are_refused(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    pattern: dict[str, float],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    """They are the adapter's fault, not an internal error."""
+    name = "base_model.model.model.layers.0.mlp.down_proj"
+    tensors = {
+        f"{name}.lora_{side}.weight": torch.zeros(shape)
+        for side, shape in zip("AB", shapes, strict=True)
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    content = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": pattern}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidAdapter, match=message):
+        read_adapter(tmp_path, 8)

@@ -262,6 +262,23 @@ async def test_an_old_stream_is_replaced_without_a_loss(
     assert running.inference.multiplexed == [True, True]
 
 
+async def test_a_call_after_a_long_pause_is_plain(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection of an idle stream may be about to end; its calls would end with it."""
+    assert isinstance(running.channel, MultiplexChannel)
+    old = running.channel.stream()
+    assert old is not None
+    running.channel._next_attempt = 0.0
+    old.opened -= 2 * channel.STREAM_SECONDS
+    assert len(await running.read(3)) == 3
+    assert running.inference.multiplexed == [False]
+    await opened(running.channel)
+    assert running.channel.stream() is not old
+    assert len(await running.read(3)) == 3
+    assert running.inference.multiplexed == [False, True]
+
+
 async def test_a_drain_ends_calls_as_unavailable(running: Running) -> None:
     """The caller gets the drain's error, as of a plain call."""
     async with open_stream(running.stub.Generate, Request(token_ids=[ENDLESS])) as responses:

@@ -72,3 +72,11 @@ def test_the_models_answer_is_checked(answer: object, made: Rewrite | None) -> N
     assert parse_rewrite(text, 2) == made
     assert parse_rewrite(text[:-3], 2) is None
     assert json.loads(rewrite_constraint(2).text)["properties"]["searches"]["maxItems"] == 2
+
+
+@pytest.mark.parametrize(
+    "answer", ['"a"', "[]", '{"question": "a"}', '{"question": 5, "searches": ["a"]}', "null"]
+)
+def test_an_answer_of_another_form_is_no_rewriting(answer: str) -> None:
+    """Such as that of an engine that ignores the constraint; the search goes on without it."""
+    assert parse_rewrite(answer, 2) is None

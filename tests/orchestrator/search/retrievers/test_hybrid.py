@@ -15,6 +15,7 @@ from mesh.rpc.channel import call_unary
 from mesh.v1 import common_pb2, orchestrator_pb2
 from orchestrator.index.build import main
 from orchestrator.index.embedding import embed_passages
+from orchestrator.index.vectors import EmbeddingModel
 from orchestrator.index.writer import IndexWriter
 from orchestrator.search.embedders import Embedder
 from orchestrator.search.retrieval import SearchResult
@@ -48,6 +49,31 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with closing(IndexWriter(folder / "index")) as writer:
         assert asyncio.run(embed_passages(writer.vectors, FakeEncoder(), 2)) == len(TEXTS)
     return folder / "index"
+
+
+class BadStore:
+    """A search backend whose search by words fails."""
+
+    name = "bad"
+
+    async def embedding_model(self) -> EmbeddingModel | None:
+        return None
+
+    async def search(self, *args: object) -> list[SearchResult]:
+        raise ConnectionError("no database")
+
+    async def search_vectors(self, *args: object) -> list[SearchResult]:
+        return []
+
+    async def close(self) -> None:
+        return None
+
+
+async def test_the_failure_of_the_store_is_raised_itself() -> None:
+    """The log of a failed search names the cause, not a group of exceptions."""
+    retriever = HybridRetriever(BadStore(), FakeEncoder(), 1.0)
+    with pytest.raises(ConnectionError, match="no database"):
+        await retriever.search("canine", 3, False)
 
 
 class BadEncoder(FakeEncoder):
