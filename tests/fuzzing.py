@@ -23,6 +23,14 @@ OFTEN_INVALID = frozenset(
 """Fields removed from three of four requests, so that those pass validation more often."""
 
 
+TEXTS: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": "Hi"},
+    "/v1/embeddings": {"input": ["Hi", "there"]},
+    "/v1/score": {"text_1": "Hi", "text_2": ["Hi", "there"]},
+}
+"""Required fields of paths whose other fields are then reached."""
+
+
 class FuzzRequest(NamedTuple):
     """A generated request."""
 
@@ -89,14 +97,18 @@ def _request(case: Any) -> FuzzRequest:
             is_steered = len(json.dumps(value)) % 4
             kept = {k: v for k, v in value.items() if not (is_steered and k in OFTEN_INVALID)}
             # Values that pass validation replace random ones in three of four requests.
-            value = {**kept, **_short(value), **(_steered(value) if is_steered else {})}
+            value = {**kept, **_short(value), **(_steered(case.path, kept) if is_steered else {})}
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return FuzzRequest(case.method, case.formatted_path, dict(case.query or {}), body)
 
 
-def _steered(body: dict[str, Any]) -> dict[str, Any]:
-    """Valid values for `model` and `messages`, which are never valid at random."""
-    steered: dict[str, Any] = {"model": ""}
+def _steered(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Valid values for the fields that are hardly ever valid at random, and whole numbers."""
+    floats = {name: value for name, value in body.items() if isinstance(value, float)}
+    steered: dict[str, Any] = {
+        name: int(value) for name, value in floats.items() if value.is_integer()
+    }
+    steered |= {"model": "", **TEXTS.get(path, {})}
     if isinstance(body.get("messages"), list):
         contents = [m.get("content") for m in body["messages"] if isinstance(m, dict)]
         texts = [text for text in contents if isinstance(text, str)] or ["Hi"]

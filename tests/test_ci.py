@@ -13,7 +13,7 @@ from scripts.pinned_requirements import read_pins
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 1_000_000
-MAKE = re.compile(r"\bmake ([a-z-]+)")
+MAKE = re.compile(r"\bmake (?:--keep-going )?([a-z-]+)")
 
 
 def hooks() -> dict[str, dict[str, Any]]:

@@ -102,11 +102,9 @@ async def test_a_search_is_cited(stack: Stack, kind: str) -> None:
     call, message = events[-1]["response"]["output"]
     assert (call["type"], call["status"]) == (f"{kind}_call", "completed")
     [part] = message["content"]
-    # The same prompt as that of a search has the same answer.
+    # Its sources are those of a search. The answer is not: a conversation has no form to keep.
     found = search.json()
-    assert part["text"] == found["summary"].replace("&lt;", "<").replace("&amp;", "&")
-    supported = [each for each in found["citation_details"] if each["supported"]]
-    assert len(part["annotations"]) == len(supported) > 0
+    assert part["annotations"]
     urls = {result["url"] for result in found["search_results"]}
     for annotation in part["annotations"]:
         cited = part["text"][annotation["start_index"] : annotation["end_index"]]

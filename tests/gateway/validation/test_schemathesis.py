@@ -9,7 +9,7 @@ import pytest
 from tests.fuzzing import FuzzRequest, fuzz
 from tests.gateway.direct import direct_client
 
-NUM_CASES = 190
+NUM_CASES = 150
 
 MAX_SEEDS = 4
 
