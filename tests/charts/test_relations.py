@@ -83,6 +83,48 @@ def test_defaults_equal_those_of_the_services(component: str) -> None:
             assert given == default, name
 
 
+def test_the_models_of_searches_reach_the_orchestrator() -> None:
+    """The encoder and the reranker with their keys; the settings accept all of it."""
+    embedding = {
+        "model": "e5", "url": "https://e.example.org/v1", "existingSecret": "encoder",
+        "timeoutSeconds": 1.5, "queryPrefix": "query: ", "postgresColumn": "embedding",
+        "opensearchField": "vector",
+    }  # fmt: skip
+    rerank = {
+        "model": "cross", "url": "https://r.example.org/v1", "existingSecret": "reranker",
+        "key": "token", "timeoutSeconds": 3,
+    }  # fmt: skip
+    searches = {"grounded": "cite", "rewriteTimeoutSeconds": 4}
+    values = {"orchestrator": {"embedding": embedding, "rerank": rerank, **searches}}
+    container = container_of(render("minimal", values=values), "orchestrator")
+    given = environment(container)
+    settings = OrchestratorSettings(
+        **{
+            name.removeprefix("ORCHESTRATOR_").lower(): given[name]
+            for name in given
+            if re.search("EMBEDDING|RERANK|GROUNDED|REWRITE", name) and "KEY" not in name
+        },
+        index="file",
+    )
+    assert (settings.embedding_model, settings.embedding_url) == ("e5", embedding["url"])
+    assert (settings.embedding_timeout_seconds, settings.rerank_timeout_seconds) == (1.5, 3)
+    assert settings.embedding_query_prefix == "query: "
+    assert (settings.postgres_embedding, settings.opensearch_embedding) == ("embedding", "vector")
+    assert (settings.rerank_model, settings.rerank_url) == ("cross", rerank["url"])
+    assert (settings.grounded, settings.rewrite_timeout_seconds) == ("cite", 4)
+    keys = {
+        each["name"]: each["valueFrom"]["secretKeyRef"]
+        for each in container["env"]
+        if each["name"].endswith("_API_KEY")
+    }
+    assert keys == {
+        "ORCHESTRATOR_EMBEDDING_API_KEY": {"name": "encoder", "key": "api-key"},
+        "ORCHESTRATOR_RERANK_API_KEY": {"name": "reranker", "key": "token"},
+    }
+    defaults = environment(container_of(render("minimal"), "orchestrator"))
+    assert not [name for name in defaults if "EMBEDDING" in name or "RERANK" in name]
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_ports_agree(component: str) -> None:
     """Setting's default, listen address, container port, Service port and EXPOSE are equal."""

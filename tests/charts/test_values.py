@@ -90,6 +90,26 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"orchestrator": {"index": {"source": "pvc"}}},
         "set orchestrator.index.existingClaim",
     ),
+    "encoder that no engine serves": (
+        {"models": [{"name": "demo"}], "orchestrator": {"embedding": {"model": "minilm"}}},
+        "embedding.model is minilm, but models has demo",
+    ),
+    "encoder without name": (
+        {"orchestrator": {"embedding": {"url": "https://h/v1"}}},
+        "embedding.model is empty",
+    ),
+    "key without server": (
+        {"orchestrator": {"embedding": {"model": "demo", "existingSecret": "s"}}},
+        "set the URL of the server that needs the key",
+    ),
+    "reranker without name": (
+        {"orchestrator": {"rerank": {"url": "https://h/v1"}}},
+        "name the model of the server",
+    ),
+    "reranker without server": (
+        {"orchestrator": {"rerank": {"model": "m"}}},
+        "rerank.url is empty",
+    ),
     "query without endpoint": ({"telemetry": {"queryUrl": "http://t:3200"}}, "clear queryUrl"),
     "metrics without a scraper": (
         {"metrics": {"serviceMonitor": {"enabled": True}}},

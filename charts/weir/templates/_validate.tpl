@@ -13,6 +13,7 @@ Helm {{ .Capabilities.HelmVersion.Version }} could install this chart but not up
 orchestrator.index.source is pvc: set orchestrator.index.existingClaim to the claim that holds the index
 {{- end }}
 {{- end }}
+{{- include "weir.mistakes.searchModels" $values.orchestrator -}}
 {{- with $values.tls }}
 {{- if and .enabled .existingSecret .certManager.enabled }}
 tls.existingSecret and tls.certManager.enabled are both set: choose where the certificates come from, and clear the other
@@ -135,6 +136,11 @@ metrics are enabled but networkPolicy.metricsFrom permits no scraper: list Prome
 {{- include "weir.mistakes.rollout" (dict "path" (printf "%s: inference" $path) "values" .inference) }}
 {{- end }}
 {{- end }}
+{{- with $orchestrator.embedding }}
+{{- if and .model (not .url) $models (not (has .model $names)) }}
+orchestrator.embedding.model is {{ .model }}, but models has {{ join ", " $names }}: name one of them, or set orchestrator.embedding.url to the server of the encoder
+{{- end }}
+{{- end }}
 {{- with $orchestrator.searchModel }}
 {{- if and $models (not (has . $names)) }}
 orchestrator.searchModel is {{ . }}, but models has {{ join ", " $names }}: name one of them
@@ -221,3 +227,22 @@ the list of API versions lacks apiregistration.k8s.io, which every cluster has.
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* Mistakes in the encoder and the reranker. Argument: .Values.orchestrator */}}
+{{- define "weir.mistakes.searchModels" -}}
+{{- with .embedding }}
+{{- if and (or .url .postgresColumn .opensearchField) (not .model) }}
+orchestrator.embedding.model is empty, but url, postgresColumn or opensearchField is set: name the encoder, or clear them
+{{- end }}
+{{- if and .existingSecret (not .url) }}
+orchestrator.embedding.existingSecret is set but url is not: set the URL of the server that needs the key, or clear existingSecret
+{{- end }}
+{{- end }}
+{{- with .rerank }}
+{{- if and .url (not .model) }}
+orchestrator.rerank.url is set but orchestrator.rerank.model is not: name the model of the server
+{{- else if and (or .model .existingSecret) (not .url) }}
+orchestrator.rerank.url is empty, but model or existingSecret is set: set the URL of the server, or clear them
+{{- end }}
+{{- end }}
+{{- end }}
