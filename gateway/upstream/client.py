@@ -45,6 +45,7 @@ from mesh.protocol.model_kind import INPUT_TYPES, kind_from_proto
 from mesh.protocol.prompt import set_prompt
 from mesh.protocol.sampling_params import sampling_to_proto
 from mesh.protocol.search import Source
+from mesh.protocol.similarity import Similarities
 from mesh.protocol.summary import (
     GROUNDED_TO_PROTO,
     RelatedQuestions,
@@ -70,8 +71,10 @@ LONG_CONVERSATION = 256
 LONG_PROMPT = 32_768
 """Number of token ids above which a prompt is."""
 
+BY_EMBEDDINGS = "embedding_similarity"
+
 _SCORE_METHODS: dict[int, str] = {
-    orchestrator_pb2.SCORE_METHOD_EMBEDDING_SIMILARITY: "embedding_similarity",
+    orchestrator_pb2.SCORE_METHOD_EMBEDDING_SIMILARITY: BY_EMBEDDINGS,
     orchestrator_pb2.SCORE_METHOD_CROSS_ENCODER: "cross_encoder",
 }
 
@@ -115,9 +118,28 @@ class Orchestrator:
     async def score(self, pairs: TextPairs) -> AsyncGenerator[Scored]:
         """Scores, batch by batch; raises MeshError. Close it to cancel the call."""
         call = _batches(self._stub.Score, score_request(pairs), scored, pairs.names)
-        async with aclosing(call) as batches:
+        try:
+            async with aclosing(call) as batches:
+                async for batch in batches:
+                    yield batch
+            return
+        except MeshError as error:
+            if error.kind is not ErrorKind.UNIMPLEMENTED or error.is_reported:
+                raise
+        # During a rollout: an orchestrator of version 0.1 only embeds.
+        async with aclosing(self._compare(pairs)) as comparisons:
+            async for comparison in comparisons:
+                yield comparison
+
+    async def _compare(self, pairs: TextPairs) -> AsyncGenerator[Scored]:
+        """Scores by embeddings that are compared here."""
+        has_one_first = len(pairs.first) == 1
+        similarities = Similarities(has_one_first=has_one_first)
+        async with aclosing(self.embed(_texts_of(pairs, has_one_first))) as batches:
             async for batch in batches:
-                yield batch
+                # In a thread: the cosines of long vectors take milliseconds.
+                scores = await asyncio.to_thread(similarities.add, batch.vectors)
+                yield Scored(batch.model, BY_EMBEDDINGS, scores, batch.prompt_tokens)
 
     async def retrieve(self, query: str, num_results: int) -> Retrieved:
         """Search without a summary; raises MeshError."""
@@ -411,6 +433,22 @@ def score_request(pairs: TextPairs) -> orchestrator_pb2.ScoreRequest:
         **pairs.limit._asdict(),
         is_search=pairs.is_search,
     )
+
+
+def _texts_of(pairs: TextPairs, has_one_first: bool) -> EmbeddingInputs:
+    """One text and those to compare it with, or a, b, a, b, …"""
+    numbered = [
+        [(text, f"{field}[{number}]") for number, text in enumerate(texts)]
+        for field, texts in (("first_texts", pairs.first), ("second_texts", pairs.second))
+    ]
+    first, second = numbered
+    if has_one_first:
+        ordered = first + second
+    else:
+        ordered = [each for pair in zip(first, second, strict=True) for each in pair]
+    places = {f"input[{n}]": pairs.names.path(field) for n, (_, field) in enumerate(ordered)}
+    texts = [text for text, _ in ordered]
+    return EmbeddingInputs(pairs.model, texts, pairs.names.and_also(places), pairs.limit)
 
 
 def scored(response: orchestrator_pb2.ScoreResponse) -> Scored:

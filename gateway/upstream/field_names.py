@@ -26,7 +26,7 @@ class FieldNames(NamedTuple):
         """The error with the field's path in the body, in `param` and in the message."""
         if error.param is None:
             return error
-        path = self._path(_JSON_TEXT.sub("", error.param))
+        path = self.path(_JSON_TEXT.sub("", error.param))
         if path == error.param and _first_part(path) in self.fields:
             return error
         return error.renamed(path if _first_part(path) in self.fields else None)
@@ -35,7 +35,8 @@ class FieldNames(NamedTuple):
         """These names and those of one request, which take precedence."""
         return self._replace(renamed={**self.renamed, **renamed})
 
-    def _path(self, given: str) -> str:
+    def path(self, given: str) -> str:
+        """The path in the body of a path of the services."""
         ends = [len(given), *(found.start() for found in _SEPARATOR.finditer(given))]
         for end in sorted(ends, reverse=True):
             name = self.renamed.get(given[:end])

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import grpc
+
 from gateway.upstream.readiness import PROBLEMS_TIMEOUT_SECONDS
 from mesh.context import RequestContext, current_request
 from mesh.errors import ErrorKind, MeshError
@@ -47,6 +49,8 @@ class Script:
         (1, (0, 5), (2, 9)),
         (0, (6, 11), None),
     )
+    without_score: bool = False
+    """Refuse `Score` as an earlier version does, which does not have it."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Scores of second texts; of another text minus the number of its pair."""
     score_method: orchestrator_pb2.ScoreMethod.ValueType = (
@@ -194,6 +198,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def Score(self, request, context) -> AsyncIterator[object]:  # type: ignore[no-untyped-def]
         """Send two scores per message; a score is -1 by the number of the pair."""
+        if self.script.without_score:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         self._record(request)
         if self.script.refusal is not None:
             raise self.script.refusal

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.similarity import cosine
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
-from orchestrator.scoring import MAX_TEXTS, Similarities, cosine
+from orchestrator.scoring import MAX_TEXTS
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, Orchestrator, orchestrator
 from tests.orchestrator.test_embedding import embed, texts
@@ -78,18 +78,6 @@ def vector(text: str) -> list[float]:
     """The fake engine's vector of a text."""
     found = ids(text)
     return [float(len(found)), float(sum(found))]
-
-
-def test_cosines_of_vectors_in_batches() -> None:
-    """One with each of the others, or pairs; a vector of zeros has 0."""
-    east, north, both, zero = [2.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]
-    one = Similarities(has_one_first=True)
-    assert one.add([east]) == []
-    assert one.add([east, north]) == [1.0, 0.0]
-    assert one.add([both, zero, [-3.0, 0.0]]) == [pytest.approx(math.sqrt(0.5)), 0.0, -1.0]
-    pairs = Similarities(has_one_first=False)
-    assert pairs.add([east, north, both]) == [0.0]
-    assert pairs.add([both]) == [pytest.approx(1.0)]
 
 
 BAD: list[tuple[list[str], list[str], str, str]] = [

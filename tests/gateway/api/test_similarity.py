@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import httpx
 import pytest
 
 from gateway.api import similarity
+from gateway.schemas.similarity import RerankRequest, ScoreRequest
+from gateway.upstream import client as client_module
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.v1 import orchestrator_pb2
 from tests.gateway.conftest import StartGateway, client_of
@@ -118,6 +121,53 @@ async def test_pairs_are_scored(
     assert list(request.first_texts) == (first if isinstance(first, list) else [first])
     assert list(request.second_texts) == texts
     assert not request.is_search
+
+
+def fake_cosine(one: tuple[str, int], other: tuple[str, int]) -> float:
+    """Of the fake's vectors: the length of a text and its number."""
+    left, right = [(len(text), number + 0.1) for text, number in (one, other)]
+    return (left[0] * right[0] + left[1] * right[1]) / (math.hypot(*left) * math.hypot(*right))
+
+
+async def test_an_orchestrator_without_scores_embeds(
+    client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+) -> None:
+    """During a rollout the gateway may be newer: it compares the embeddings itself."""
+    orchestrator.script = Script(without_score=True)
+    body: dict[str, Any] = {"query": "east", "documents": ["a", "northeast"], "top_n": 1}
+    ranked = (await client.post("/rerank", json=body)).json()
+    assert ranked["method"] == "embedding_similarity"
+    assert ranked["usage"]["total_tokens"] == len("eastanortheast")
+    [best] = ranked["results"]
+    assert best["index"] == 1
+    expected = fake_cosine(("east", 0), ("northeast", 2))
+    assert best["relevance_score"] == pytest.approx(expected, abs=1e-6)
+    pairs = {"text_1": ["aa", "b"], "text_2": ["ccc", "dd"]}
+    data = (await client.post("/score", json=pairs)).json()["data"]
+    expected_scores = [fake_cosine(("aa", 0), ("ccc", 1)), fake_cosine(("b", 2), ("dd", 3))]
+    assert [each["score"] for each in data] == pytest.approx(expected_scores, abs=1e-6)
+    embedded = orchestrator.requests[-1]
+    assert isinstance(embedded, orchestrator_pb2.EmbedRequest)
+    assert [each.text for each in embedded.inputs] == ["aa", "ccc", "b", "dd"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "public"),
+    [
+        ("/rerank", {"query": "a", "documents": ["b", "c"]}, "input[0]", "query"),
+        ("/rerank", {"query": "a", "documents": ["b", "c"]}, "input[2]", "documents[1]"),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["c", "d"]}, "input[3]", "text_2[1]"),
+        ("/score", {"text_1": "a", "text_2": "b"}, "input[1]", "text_2"),
+    ],
+)
+def test_fields_of_embedded_texts_have_the_clients_names(
+    path: str, body: dict[str, Any], field: str, public: str
+) -> None:
+    """Also where an orchestrator only embeds."""
+    request = (RerankRequest if path == "/rerank" else ScoreRequest).model_validate(body)
+    pairs = request.pairs()
+    names = client_module._texts_of(pairs, len(pairs.first) == 1).names
+    assert names.public(invalid(field, f"{field} is too long")).param == public
 
 
 MANY = ["east"] * 1001
