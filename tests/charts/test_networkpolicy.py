@@ -105,14 +105,15 @@ def calls(release: Release) -> set[tuple[str, str, int]]:
                 addresses.append(value.removeprefix("http://"))
         for address in addresses:
             made |= {(name, called, port) for called, port in resolve(release, address)}
-    # The pods of an engine on several nodes use any port of each other.
+    # The pods of an engine on several nodes, of which several are workers, use any port of each
+    # other.
     group = [pod for pod in pods_of(release) if pod.name.startswith("weir-lws-")]
     return made | {
         (caller.name, called.name, port)
         for caller in group
         for called in group
         for port in (*called.ports, *OTHER_PORTS)
-        if caller is not called
+        if caller is not called or caller.name.endswith("-worker")
     }
 
 

@@ -64,6 +64,6 @@ async def test_generation_is_refused(client: httpx.AsyncClient, stack: Stack) ->
     body = {"model": NAME, "prompt": PROMPTS[0], "max_tokens": 2}
     response = await client.post("/v1/completions", json=body)
     assert response.status_code == 400, response.text
-    assert "generat" in response.json()["error"]["message"]
+    assert "gener" in response.json()["error"]["message"]
     assert (await client.get("/readyz")).status_code == 200
     await post(client, "/v1/embeddings", input=PROMPTS[0])
