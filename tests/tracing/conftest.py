@@ -16,6 +16,8 @@ from tests.e2e.support.tracing.collector import Collector, Span
 
 COMPLETIONS = "/v1/completions"
 SHORT_TIMEOUT = "short-timeout"
+LONG_PROMPT = "Once upon a time. " * 40
+"""Longer than the prompts that the orchestrator encodes without the tokenizer service."""
 """Name of the gateway whose requests end after `FAILED_SECONDS`."""
 
 FAILED_SECONDS = 2.0
@@ -69,7 +71,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 def body(seconds: float, tokens_per_second: float) -> dict[str, object]:
     """A completion that takes this time."""
     num_tokens = int(seconds * tokens_per_second)
-    return {"prompt": "Once", "max_tokens": num_tokens, "ignore_eos": True}
+    return {"prompt": LONG_PROMPT, "max_tokens": num_tokens, "ignore_eos": True}
 
 
 async def num_running(
