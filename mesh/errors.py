@@ -227,6 +227,8 @@ class RpcStatus(NamedTuple):
 def status_of(error: MeshError) -> RpcStatus:
     """The gRPC status of an error, with kind and RetryInfo in the trailing metadata."""
     code = GRPC_STATUS[error.kind]
+    # A lone surrogate, as of a path that is not UTF-8, cannot be sent.
+    message = error.message.encode("utf-8", "replace").decode()
     metadata: list[tuple[str, str | bytes]] = [(KIND_METADATA, error.kind.value)]
     if error.param is not None:
         # gRPC refuses other values than ASCII, unless the key ends in -bin.
@@ -239,8 +241,8 @@ def status_of(error: MeshError) -> RpcStatus:
     if error.is_final:
         metadata.append((FINAL_METADATA, "1"))
     if error.retry_after is not None:
-        metadata.append((STATUS_DETAILS_METADATA, _retry_details(code, error)))
-    return RpcStatus(code, error.message, tuple(metadata))
+        metadata.append((STATUS_DETAILS_METADATA, _retry_details(code, message, error.retry_after)))
+    return RpcStatus(code, message, tuple(metadata))
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
@@ -268,13 +270,13 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     )
 
 
-def _retry_details(code: grpc.StatusCode, error: MeshError) -> bytes:
+def _retry_details(code: grpc.StatusCode, message: str, retry_after: float) -> bytes:
     delay = duration_pb2.Duration()
-    delay.FromMicroseconds(round((error.retry_after or 0) * 1e6))
+    delay.FromMicroseconds(round(retry_after * 1e6))
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     number: int = code.value[0]
-    status = status_pb2.Status(code=number, message=error.message, details=[detail])
+    status = status_pb2.Status(code=number, message=message, details=[detail])
     return bytes(status.SerializeToString())
 
 

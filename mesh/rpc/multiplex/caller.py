@@ -89,17 +89,19 @@ class CallerStream:
         deserialize: Deserialize,
         kind: type[MultiplexedCall],
     ) -> MultiplexedCall:
-        """Begins a call; `timeout` is in seconds."""
+        """Begins a call; `timeout` is in seconds. Raises ValueError for text that is no Unicode."""
+        # Before the call is known: metadata that cannot be sent must leave nothing of it.
+        converted = list(metadata_to_proto(metadata))
         self._last_id += 1
         call = self._calls[self._last_id] = kind(self, self._last_id, deserialize)
-        self._request.begins.add(
+        begin = self._request.begins.add(
             call_id=self._last_id,
             path=path,
             request=request,
-            metadata=metadata_to_proto(metadata),
+            metadata=converted,
             timeout=timeout,
         )
-        self._request_bytes += len(request)
+        self._request_bytes += begin.ByteSize()
         self._pending.set()
         if timeout is not None:
             call.end_after(timeout)

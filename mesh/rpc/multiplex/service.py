@@ -85,9 +85,11 @@ class ServedStream:
                     if (call := self._calls.get(call_id)) is not None:
                         call.cancel()
         finally:
-            tasks = [call.task for call in self._calls.values()]
-            for each in (sending, *tasks):
-                each.cancel()
+            calls = list(self._calls.values())
+            tasks = [call.task for call in calls]
+            sending.cancel()
+            for call in calls:
+                call.cancel()
             await asyncio.gather(sending, *tasks, return_exceptions=True)
 
     async def _send(self, serving: asyncio.Task[Any]) -> None:
@@ -141,7 +143,8 @@ class ServedStream:
         self._batch.ends.add(
             call_id=call_id,
             code=number,
-            details=details,
+            # A lone surrogate cannot be sent, and the call must end.
+            details=details.encode(errors="replace").decode(),
             trailing_metadata=metadata_to_proto(trailing_metadata),
         )
         self._pending.set()
@@ -172,6 +175,7 @@ class ServedCall:
         )
         self._started = False
         self._cancelled = False
+        self._cancelling = False
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.task = asyncio.create_task(self._run(begin.request))
@@ -232,6 +236,9 @@ class ServedCall:
         self._cancel()
 
     def _cancel(self) -> None:
+        if self._cancelling:
+            return  # a second cancellation would interrupt what the handler does after the first
+        self._cancelling = True
         self.task.cancel()
         if not self._started:  # then `_run` never runs
             self._started = True

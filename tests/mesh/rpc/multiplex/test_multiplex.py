@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, NamedTuple
 
@@ -16,7 +16,12 @@ from mesh.rpc.channel import call_unary, open_channel, open_stream
 from mesh.rpc.multiplex import caller, channel, service
 from mesh.rpc.multiplex.channel import MultiplexChannel
 from mesh.rpc.multiplex.service import ServedCall
-from mesh.rpc.multiplex.wire import MAX_REQUEST_BYTES, MESSAGE_COST_BYTES, WINDOW_BYTES
+from mesh.rpc.multiplex.wire import (
+    MAX_BATCH_BYTES,
+    MAX_REQUEST_BYTES,
+    MESSAGE_COST_BYTES,
+    WINDOW_BYTES,
+)
 from mesh.rpc.server import Servicer
 from mesh.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from tests.chaos.proxy import Proxy
@@ -36,6 +41,8 @@ class CountingInference(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self) -> None:
         self.ids_each = 1
         self.fail_after = ENDLESS
+        self.message = "full: é"
+        self.closing: Callable[[], Awaitable[None]] | None = None
         self.num_sent = 0
         self.num_running = 0
         self.multiplexed: list[bool] = []
@@ -50,12 +57,14 @@ class CountingInference(inference_pb2_grpc.InferenceServiceServicer):
         try:
             for number in range(request.token_ids[0]):
                 if number == self.fail_after:
-                    raise MeshError(ErrorKind.OVERLOADED, "full: é", retry_after=1.5)
+                    raise MeshError(ErrorKind.OVERLOADED, self.message, retry_after=1.5)
                 ids = [number % 128] * self.ids_each
                 yield Response(chunk=inference_pb2.TokenChunk(token_ids=ids))
                 self.num_sent += 1
         finally:
             self.num_running -= 1
+            if self.closing is not None:
+                await self.closing()
 
 
 async def read_into(responses: AsyncIterator[Response], received: list[Response]) -> None:
@@ -316,3 +325,67 @@ async def test_without_the_service_calls_are_plain(no_tasks_left: None) -> None:
         await plain.close()
         await server.stop(None)
     assert inference.multiplexed == [False] * 3
+
+
+async def test_an_end_that_is_no_unicode_ends_its_call(running: Running) -> None:
+    """A lone surrogate in the message is replaced; the caller does not wait for ever."""
+    running.inference.fail_after, running.inference.message = 0, "full: \ud800"
+    async with asyncio.timeout(10):
+        with pytest.raises(MeshError) as caught:
+            await running.read(1)
+    assert (caught.value.kind, caught.value.message) == (ErrorKind.OVERLOADED, "full: ?")
+
+
+async def test_metadata_that_cannot_be_sent_leaves_no_call(running: Running) -> None:
+    """The caller gets the error, and the stream has neither the call nor a part of it."""
+    assert isinstance(running.channel, MultiplexChannel)
+    stream = running.channel.stream()
+    assert stream is not None
+    with pytest.raises(UnicodeEncodeError):
+        running.stub.Generate(Request(token_ids=[1]), metadata=(("key", "\ud800"),))
+    assert not stream._calls
+    assert len(await running.read(3)) == 3
+
+
+async def test_waiting_calls_are_counted_with_their_metadata(running: Running) -> None:
+    """Calls of a stalled connection do not become a message that is larger than gRPC allows."""
+    assert isinstance(running.channel, MultiplexChannel)
+    calls: list[Any] = []
+    metadata = (("key", "a" * 8000),)
+    while running.channel.stream() is not None and len(calls) < 100:
+        calls.append(running.stub.Generate(Request(token_ids=[1]), metadata=metadata))
+    assert 1 < len(calls) <= MAX_BATCH_BYTES // 8000 + 1
+    assert running.inference.multiplexed == []
+    assert [await each.code() for each in calls] == [grpc.StatusCode.OK] * len(calls)
+    assert running.channel.stream() is not None
+
+
+async def test_a_handler_is_cancelled_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does after a deadline is not interrupted by the caller's cancellation."""
+    cleaning, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def closing() -> None:
+        cleaning.set()
+        await asyncio.sleep(0.1)
+        cleaned.set()
+
+    running.inference.closing = closing
+    expired: list[ServedCall] = []
+    expire = ServedCall._expire
+
+    def remembering(self: ServedCall) -> None:
+        expired.append(self)
+        expire(self)
+
+    monkeypatch.setattr(ServedCall, "_expire", remembering)
+    request = Request(token_ids=[ENDLESS])
+    async with open_stream(running.stub.Generate, request, timeout=0.1) as responses:
+        with pytest.raises(MeshError):
+            await read_into(responses, [])
+        await asyncio.wait_for(cleaning.wait(), 10)
+        for call in expired:
+            call.cancel()
+    await asyncio.wait_for(cleaned.wait(), 10)
+    assert len(await running.read(3)) == 3
