@@ -5,15 +5,28 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bs4.dammit import EncodingDetector
 from charset_normalizer import from_bytes
 from pypdf import PdfReader
 
+if TYPE_CHECKING:
+    from docx.table import _Cell, _Row
+
 MAX_SNIFFED_CHARACTERS = 20_000
 """Text by which the delimiter of a table is recognised."""
+
+MAX_XML_BYTES = 32 * 1024 * 1024
+"""Size of the XML in a DOCX file; a file of some KiB can unpack to gigabytes."""
+
+MAX_UNPACKED_BYTES = 256 * 1024 * 1024
+"""Size of a DOCX file with its pictures; they are compressed already, and are unpacked too."""
+
+MAX_TABLE_COLUMNS = 1000
+"""Columns of a table in a DOCX file, of which Word allows 63; a cell can claim any number."""
 
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = (
@@ -101,12 +114,13 @@ def read_docx(content: bytes) -> Content:
     except ImportError as error:
         raise UnreadableDocument("needs python-docx: pip install 'weir[documents]'") from error
     try:
+        _check_unpacked_size(content)
         document = docx.Document(io.BytesIO(content))
         title = document.core_properties.title or ""
         sections: list[tuple[str, list[str]]] = [("", [])]
         for block in document.iter_inner_content():
             if isinstance(block, Table):
-                rows = ([cell.text for cell in row.cells] for row in block.rows)
+                rows = ([cell.text for cell in _cells(row)] for row in block.rows)
                 sections[-1][1].extend(row_sentences(rows))
                 continue
             text, style = " ".join(block.text.split()), block.style.name if block.style else ""
@@ -116,10 +130,36 @@ def read_docx(content: bytes) -> Content:
                 sections.append((text, []))
             elif text:
                 sections[-1][1].append(text)
+    except UnreadableDocument:
+        raise
     except Exception as error:
         # zipfile, lxml and python-docx raise many kinds for damaged files.
         raise UnreadableDocument(f"is a damaged DOCX file: {error}") from error
     return Content(title, [Section(heading, prose) for heading, prose in sections])
+
+
+def _check_unpacked_size(content: bytes) -> None:
+    """Raises UnreadableDocument, and BadZipFile."""
+    with zipfile.ZipFile(io.BytesIO(content)) as package:
+        parts = package.infolist()
+    num_xml = sum(part.file_size for part in parts if part.filename.endswith((".xml", ".rels")))
+    num_bytes = sum(part.file_size for part in parts)
+    for kind, given, limit in (
+        ("of XML", num_xml, MAX_XML_BYTES),
+        ("unpacked", num_bytes, MAX_UNPACKED_BYTES),
+    ):
+        if given > limit:
+            raise UnreadableDocument(f"must have at most {limit} bytes {kind}, has {given}")
+
+
+def _cells(row: _Row) -> Sequence[_Cell]:
+    """The cells of a row, one that spans several columns for each of them."""
+    num_columns = sum(cell.grid_span for cell in row._tr.tc_lst)
+    if num_columns > MAX_TABLE_COLUMNS:
+        raise UnreadableDocument(
+            f"must have tables of at most {MAX_TABLE_COLUMNS} columns, has {num_columns}"
+        )
+    return row.cells
 
 
 def read_table(text: str) -> Content:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import docx
 import pytest
 
-from orchestrator.index import build
+from orchestrator.index import build, formats
 from orchestrator.index.build import main
 from orchestrator.index.documents import parse
 from orchestrator.index.formats import UnreadableDocument
@@ -148,6 +149,41 @@ def test_a_damaged_file_is_reported(name: str, content: bytes, reason: str) -> N
     """With the reason, as an error that skips this file alone."""
     with pytest.raises(UnreadableDocument, match=reason):
         parse(Path(name), content)
+
+
+def repacked(**changed: bytes) -> bytes:
+    """The DOCX file with its parts changed or added, by their names without suffix."""
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(word())) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, changed.get(Path(name).stem, old.read(name)))
+        if "picture" in changed:
+            new.writestr("word/media/picture.png", changed["picture"])
+    return packed.getvalue()
+
+
+def test_a_docx_file_cannot_unpack_to_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few KiB that would take gigabytes, or hours, are refused by limit and value."""
+    monkeypatch.setattr(formats, "MAX_XML_BYTES", 1_000_000)
+    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 2_000_000)
+    with zipfile.ZipFile(io.BytesIO(word())) as package:
+        body = package.read("word/document.xml")
+    wide = body.replace(b"<w:tcPr>", b'<w:tcPr><w:gridSpan w:val="50000000"/>', 1)
+    long = body.replace(b"<w:body>", b"<w:body>" + b"<w:p/>" * (formats.MAX_XML_BYTES // 6))
+    for content, reason in (
+        (repacked(document=wide), "at most 1000 columns, has 50000001"),
+        (repacked(document=long), r"at most 1000000 bytes of XML, has 1\d{6}"),
+        (
+            repacked(picture=bytes(formats.MAX_UNPACKED_BYTES)),
+            "at most 2000000 bytes unpacked, has 2",
+        ),
+    ):
+        assert len(content) < 100_000
+        with pytest.raises(UnreadableDocument, match=reason):
+            parse(Path("x.docx"), content)
 
 
 def test_damaged_files_are_skipped_by_name(
