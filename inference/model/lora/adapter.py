@@ -47,6 +47,9 @@ class AdapterLoader:
             folder = model_folder(path, PATTERNS)
         except ModelNotFoundError as error:
             raise InvalidAdapter(f"lora_path: {error}", field="lora_path") from error
+        except OSError as error:  # such as a name that is too long
+            message = f"lora_path {path!r:.80} cannot be read: {error.strerror}"
+            raise InvalidAdapter(message, field="lora_path") from error
         try:
             files = read_adapter(Path(folder), self._max_rank)
         except OSError as error:

@@ -69,7 +69,11 @@ def read_adapter(folder: Path, max_rank: int) -> AdapterFiles:
             raise InvalidAdapter(f"{folder / WEIGHTS_FILE}: {module} needs lora_A and lora_B")
         down, up = sides["A"], sides["B"]
         if down.dim() != 2 or up.dim() != 2 or not up.shape[1] == down.shape[0] > 0:
-            raise InvalidAdapter(f"{folder / WEIGHTS_FILE}: matrices of {module} do not match")
+            raise InvalidAdapter(
+                f"{folder / WEIGHTS_FILE}: lora_A and lora_B of {module} must have the shapes "
+                f"[rank, inputs] and [outputs, rank]. Given: {list(down.shape)} and "
+                f"{list(up.shape)}"
+            )
         rank = down.shape[0]
         if rank > max_rank:
             raise InvalidAdapter(
@@ -85,14 +89,13 @@ def read_adapter(folder: Path, max_rank: int) -> AdapterFiles:
 def _alpha(fields: AdapterFields, module: str) -> float:
     for pattern, alpha in fields.alpha_pattern.items():
         try:
-            matches = re.fullmatch(rf"(.*\.)?{pattern}", module)
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                return alpha
         except re.error as error:
             raise InvalidAdapter(
-                f"{CONFIG_FILE}: alpha_pattern must have regular expressions. Given: "
-                f"{pattern!r:.80}: {error}"
+                f"{CONFIG_FILE}: alpha_pattern must have regular expressions. "
+                f"Given: {pattern!r:.80}: {error}"
             ) from error
-        if matches:
-            return alpha
     return fields.lora_alpha
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,36 @@ def test_what_an_adapter_cannot_have_is_named(
         engine.adapters.load_now([LoraModule("a", str(path))])
 
 
+@pytest.mark.parametrize(("down", "up"), [((0, 64), (128, 0)), ((), (128, 4)), ((4, 64), (128, 3))])
+def test_shapes_that_are_no_product_are_named(
+    down: tuple[int, ...], up: tuple[int, ...], tmp_path: Path
+) -> None:
+    """No rank, no matrix, and two ranks."""
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{prefix}.lora_A.weight": torch.zeros(down)}
+    tensors[f"{prefix}.lora_B.weight"] = torch.zeros(up)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type":"LORA","r":4,"lora_alpha":8}')
+    with pytest.raises(InvalidAdapter, match=re.escape(f"Given: {list(down)} and {list(up)}")):
+        read_adapter(tmp_path, max_rank=16)
+
+
+def test_names_of_alphas_are_regular_expressions(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Alternatives match whole names, as in PEFT; what is no expression is named."""
+    base = model_folder("qwen3")
+    usual = read_adapter(write_adapter(base, tmp_path / "usual", 0), max_rank=16)
+    given = write_adapter(base, tmp_path / "a", 0, alpha_pattern={"k_proj|o_proj": 24.0})
+    doubled = read_adapter(given, max_rank=16)
+    for module, up in usual.ups.items():
+        factor = 2 if module.endswith(("k_proj", "o_proj")) else 1
+        assert torch.equal(doubled.ups[module], factor * up)
+    bad = write_adapter(base, tmp_path / "bad", 0, alpha_pattern={"(k_proj": 24.0})
+    with pytest.raises(InvalidAdapter, match=r"alpha_pattern .*Given: '\(k_proj'"):
+        read_adapter(bad, max_rank=16)
+
+
 def loader(model_folder: Callable[[str], Path], **options: Any) -> Engine:
     """An engine that may load adapters."""
     return engine_of(model_folder("qwen3"), allow_runtime_lora=True, **options)
@@ -163,6 +194,7 @@ async def test_bad_adapters_and_names_are_refused(
         ("x", moe, InvalidAdapter, "inputs"),
         ("x", str(tmp_path / "empty"), InvalidAdapter, "adapter_config.json is missing"),
         ("x", str(tmp_path / "none"), InvalidAdapter, "lora_path: .*neither a folder"),
+        ("x", "a" * 4096, InvalidAdapter, "lora_path 'aaa.*cannot be read: File name too long"),
         ("base", good, InvalidAdapter, "lora_name 'base' is already served"),
         ("", good, InvalidAdapter, "1 to 256 characters. Given: 0"),
     ]
