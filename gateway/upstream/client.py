@@ -126,7 +126,7 @@ class Orchestrator:
         except MeshError as error:
             if error.kind is not ErrorKind.UNIMPLEMENTED or error.is_reported:
                 raise
-        # During a rollout: an orchestrator of version 0.1 only embeds.
+        # During a rollout: an orchestrator of an earlier version only embeds.
         async with aclosing(self._compare(pairs)) as comparisons:
             async for comparison in comparisons:
                 yield comparison
