@@ -399,7 +399,7 @@ def announce_ready(environment: Mapping[str, str]) -> None:
     name = environment.get("CHAT_MODEL_NAME", "")
     chat = (
         f"  curl {gateway}/v1/chat/completions -H 'content-type: application/json' -d "
-        f'\'{{"model": "{name}", "max_tokens": 100, '
+        f'\'{{"model": "{name}", "max_tokens": 100, "temperature": 0, '
         f'"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'\n\n'
     )
     traces = f"Traces: {url(environment['TRACEVIEW_LISTEN'])}\n\n" if observed() else ""

@@ -123,7 +123,7 @@ function arrange() {
   find("new").hidden = isEmpty;
   examples.hidden = !isEmpty || !examples.querySelector("li");
   form.classList.toggle("following", !isEmpty);
-  query.placeholder = isEmpty ? "What would you like to know?" : "Ask a question that follows";
+  query.placeholder = isEmpty ? "What would you like to know?" : "Ask a follow-up question";
 }
 
 function fail(problem) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,6 +18,8 @@ from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
 from orchestrator.routing.backends.vllm_http.client import VllmHttpBackend
 from orchestrator.routing.backends.weir import SERVICE as WEIR_SERVICE
 from orchestrator.routing.backends.weir import WeirBackend
+
+logger = logging.getLogger(__name__)
 
 _SERVICES = {
     WEIR_SERVICE: EngineProtocol.WEIR,
@@ -41,9 +45,16 @@ class EngineConnection:
     async def backend(self) -> Backend:
         """The engine's backend; waits until the engine can be reached. Raises MeshError."""
         if self._backend is None:
-            protocol = self._target.protocol or await identify(self.channel)
-            self._backend = self._open(protocol)
+            self._backend = self._open(self._target.protocol or await self._identified())
         return self._backend
+
+    async def _identified(self) -> EngineProtocol:
+        try:
+            return await identify(self.channel)
+        except MeshError as error:
+            if error.kind is ErrorKind.UNAVAILABLE:
+                logger.info("engine does not answer", extra={"address": self._address})
+            raise
 
     async def forget(self) -> None:
         """Finds the protocol again with the next use: another engine may have the address."""
@@ -70,7 +81,7 @@ async def identify(channel: grpc.aio.Channel) -> EngineProtocol:
     """The protocol of the engine at the other end, by the names in its health service.
 
     Waits some time until the engine can be reached. Raises MeshError: UNIMPLEMENTED if it is no
-    engine, DEADLINE or UNAVAILABLE if it does not answer.
+    engine, UNAVAILABLE if it does not answer.
     """
     health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
     for service, protocol in _SERVICES.items():
@@ -78,6 +89,9 @@ async def identify(channel: grpc.aio.Channel) -> EngineProtocol:
             request = health_pb2.HealthCheckRequest(service=service)
             await health.Check(request, wait_for_ready=True, timeout=IDENTIFY_SECONDS)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                # Usual while an engine loads its model.
+                raise MeshError(ErrorKind.UNAVAILABLE, "the engine does not answer") from error
             if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
                 raise from_rpc_error(error) from error
         else:

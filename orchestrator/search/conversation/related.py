@@ -1,8 +1,8 @@
 """Questions that the documents can answer, from the passages near those of an answer.
 
-A passage that says what the subject of its document is answers the question what that is; any other
-passage answers its document's title. Nothing is generated: each question has its answer in a
-passage that was found.
+A passage that says what the subject of its document is answers the question what that is; a
+document without such a passage answers its title. Nothing is generated: each question has its
+answer in a passage that was found.
 """
 
 from __future__ import annotations
@@ -37,39 +37,46 @@ def related_questions(
     another one.
     """
     known = [frozenset(map(stem, own_words(question))) for question in asked]
-    questions: list[str] = []
-    documents: set[str] = set()
+    documents: dict[str, list[SearchResult]] = {}
     for result in found:
-        if result.document in documents:
-            continue
-        passage = [PassageWords.of(result.title, result.text)]
-        language = passage[0].language
-        for question in _candidates(result, language):
-            subject = frozenset(map(stem, own_words(question, language)))
-            is_new = subject and not any(subject <= each for each in known)
-            if is_new and judge(question, passage) is Verdict.ANSWER:
-                known.append(subject)
-                questions.append(question)
-                documents.add(result.document)
-                break
+        documents.setdefault(result.document, []).append(result)
+    questions: list[str] = []
+    for results in documents.values():
         if len(questions) == max_questions:
             break
+        for question, passage in _candidates(results):
+            subject = frozenset(map(stem, own_words(question, passage.language)))
+            is_new = subject and not any(subject <= each for each in known)
+            if is_new and judge(question, [passage]) is Verdict.ANSWER:
+                known.append(subject)
+                questions.append(question)
+                break
     return questions
 
 
-def _candidates(result: SearchResult, language: str) -> Iterator[str]:
-    """A question by the first definition in the passage, then the title of its document."""
-    title = " ".join(result.title.split())
-    titled = frozenset(map(stem, own_words(title, language)))
+def _candidates(results: Sequence[SearchResult]) -> Iterator[tuple[str, PassageWords]]:
+    """Questions by definitions in a document's passages, then its title; each with its passage."""
+    passages = [(each, PassageWords.of(each.title, each.text)) for each in results]
+    for result, passage in passages:
+        question = _definition(result, passage.language)
+        if question:
+            yield question, passage
+    for result, passage in passages:
+        title = " ".join(result.title.split())
+        if title and len(title) <= MAX_SUBJECT_CHARACTERS:
+            yield title, passage
+
+
+def _definition(result: SearchResult, language: str) -> str:
+    """The question what a subject is, by the first definition of the passage; "" without one."""
+    titled = frozenset(map(stem, own_words(result.title, language)))
     for sentence in split_sentences(result.text):
         found = _DEFINITION.match(sentence)
         subject = found["subject"].strip() if found else ""
         named = frozenset(map(stem, own_words(subject, language)))
         if found and _is_subject(subject) and named and named <= titled:
-            yield f"What {found['verb']} {_uncapitalized(subject)}?"
-            break
-    if title and len(title) <= MAX_SUBJECT_CHARACTERS:
-        yield title
+            return f"What {found['verb']} {_uncapitalized(subject)}?"
+    return ""
 
 
 def _is_subject(subject: str) -> bool:

@@ -39,7 +39,7 @@ function entryOf(trace) {
   }
   if (!["ok", "failed_over"].includes(trace.outcome)) badges.push(badge(trace.outcome));
   const facts = `${new Date(trace.start).toLocaleTimeString()} · ` +
-    `${duration(trace.duration_ms)} · ${trace.num_spans} spans`;
+    `${duration(trace.duration_ms)} · ${trace.num_spans} ${trace.num_spans === 1 ? 'span' : 'spans'}`;
   const link = element("a", {}, element("span", { class: "title" }, trace.name),
     element("span", { class: "facts" }, element("small", {}, facts), ...badges));
   link.dataset.id = trace.trace_id;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from mesh.protocol.tokens import TokenChunk
 from mesh.rpc.server import Servicer
 from mesh.v1 import tokenizer_pb2_grpc
 from orchestrator.generation import ModelInfo
+from orchestrator.routing.backends import connection as connection_module
 from orchestrator.routing.backends.backend import Backend, GenerateCall, TokenStream
 from orchestrator.routing.backends.connection import EngineConnection, identify
 from orchestrator.routing.backends.target import EngineProtocol, EngineTarget
@@ -227,6 +229,25 @@ async def test_the_protocol_is_found_by_the_health_service(backends: Backends) -
         with pytest.raises(MeshError, match="knows none of") as caught:
             await identify(other.channel)
     assert caught.value.kind is ErrorKind.UNIMPLEMENTED
+
+
+async def test_an_engine_that_does_not_answer_is_logged_with_its_address(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while it loads its model; its protocol is asked for again later."""
+    monkeypatch.setattr(connection_module, "IDENTIFY_SECONDS", 0.01)
+    caplog.set_level("INFO")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        connection = EngineConnection(address, EngineTarget(address))
+        try:
+            with pytest.raises(MeshError, match="the engine does not answer") as caught:
+                await connection.backend()
+        finally:
+            await connection.close()
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    logged = [(each.message, getattr(each, "address", "")) for each in caplog.records]
+    assert logged == [("engine does not answer", address)]
 
 
 async def test_a_target_fixes_the_protocol(backends: Backends) -> None:

@@ -53,6 +53,12 @@ def test_a_definition_answers_what_its_subject_is() -> None:
     ]
 
 
+def test_a_definition_in_any_passage_precedes_the_title() -> None:
+    """Also if another passage of the document was found first."""
+    found = [result("Flow control", "Windows are small in flow control."), *FOUND[:1]]
+    assert related_questions([], found, 3) == ["What is flow control?"]
+
+
 def test_no_question_has_been_asked_before() -> None:
     """Nor is part of one; there are at most as many as wanted."""
     asked = ["how does flow control work", "gRPC or message queues"]
