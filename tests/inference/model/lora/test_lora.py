@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -144,24 +143,10 @@ def test_what_an_adapter_cannot_have_is_named(
         engine.adapters.load_now([LoraModule("a", str(path))])
 
 
-@pytest.mark.parametrize(("down", "up"), [((0, 64), (128, 0)), ((), (128, 4)), ((4, 64), (128, 3))])
-def test_shapes_that_are_no_product_are_named(
-    down: tuple[int, ...], up: tuple[int, ...], tmp_path: Path
-) -> None:
-    """No rank, no matrix, and two ranks."""
-    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
-    tensors = {f"{prefix}.lora_A.weight": torch.zeros(down)}
-    tensors[f"{prefix}.lora_B.weight"] = torch.zeros(up)
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type":"LORA","r":4,"lora_alpha":8}')
-    with pytest.raises(InvalidAdapter, match=re.escape(f"Given: {list(down)} and {list(up)}")):
-        read_adapter(tmp_path, max_rank=16)
-
-
-def test_names_of_alphas_are_regular_expressions(
+def test_alternatives_of_an_alpha_pattern_match_whole_names(
     model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Alternatives match whole names, as in PEFT; what is no expression is named."""
+    """Alternatives match whole names, as in PEFT."""
     base = model_folder("qwen3")
     usual = read_adapter(write_adapter(base, tmp_path / "usual", 0), max_rank=16)
     given = write_adapter(base, tmp_path / "a", 0, alpha_pattern={"k_proj|o_proj": 24.0})
@@ -169,9 +154,6 @@ def test_names_of_alphas_are_regular_expressions(
     for module, up in usual.ups.items():
         factor = 2 if module.endswith(("k_proj", "o_proj")) else 1
         assert torch.equal(doubled.ups[module], factor * up)
-    bad = write_adapter(base, tmp_path / "bad", 0, alpha_pattern={"(k_proj": 24.0})
-    with pytest.raises(InvalidAdapter, match=r"alpha_pattern .*Given: '\(k_proj'"):
-        read_adapter(bad, max_rank=16)
 
 
 def loader(model_folder: Callable[[str], Path], **options: Any) -> Engine:
