@@ -174,14 +174,19 @@ def build(arguments: argparse.Namespace) -> int:
     return 3 if counts["skipped"] else 0
 
 
+def open_embedder(arguments: argparse.Namespace) -> HttpEmbedder:
+    """The encoder of the options that `add_embedding_arguments` adds. Raises OSError."""
+    key = arguments.embedding_key_file.read_text().strip() if arguments.embedding_key_file else ""
+    return HttpEmbedder(
+        arguments.embedding_url, arguments.embedding_model, key, EMBEDDING_TIMEOUT_SECONDS
+    )
+
+
 async def embed(arguments: argparse.Namespace) -> int:
     """Embeds the passages that have no vector; returns their number. Raises IndexBuildError."""
     if not arguments.out.exists():
         return 0  # no document could be read
-    key = arguments.embedding_key_file.read_text().strip() if arguments.embedding_key_file else ""
-    embedder = HttpEmbedder(
-        arguments.embedding_url, arguments.embedding_model, key, EMBEDDING_TIMEOUT_SECONDS
-    )
+    embedder = open_embedder(arguments)
     try:
         with closing(IndexWriter(arguments.out)) as index:
             return await embed_passages(index.vectors, embedder, arguments.embedding_batch)

@@ -36,7 +36,7 @@ async def embed_passages(table: VectorTable, embedder: Embedder, batch_size: int
         for begin in range(0, len(missing), batch_size):
             batch = missing[begin : begin + batch_size]
             try:
-                vectors = await _embed([passage.text for passage in batch], embedder)
+                vectors = await embed_batch([passage.text for passage in batch], embedder)
                 model = EmbeddingModel(embedder.model, len(vectors[0]))
                 if table.model is not None and table.model != model:
                     raise IndexBuildError(
@@ -55,7 +55,8 @@ async def embed_passages(table: VectorTable, embedder: Embedder, batch_size: int
     return num_done
 
 
-async def _embed(texts: list[str], embedder: Embedder) -> list[list[float]]:
+async def embed_batch(texts: list[str], embedder: Embedder) -> list[list[float]]:
+    """The vectors of `texts`, after at most `MAX_TRIES` tries. May raise any exception."""
     for attempt in range(1, MAX_TRIES):
         try:
             return [list(vector) for vector in await embedder.embed(texts)]

@@ -97,7 +97,7 @@ class PostgresRetriever:
         `language` is a text search configuration, or several separated by commas; `embedding` a
         column of pgvector's type `vector`, "" if there is none.
         """
-        self._table = _quoted(table)
+        self._table = quoted(table)
         self._languages = [each.strip() for each in language.split(",")]
         words = " || ".join(
             f"websearch_to_tsquery(${5 + 2 * n}::regconfig, ${6 + 2 * n})"
@@ -145,7 +145,7 @@ class PostgresRetriever:
     ) -> list[SearchResult]:
         sql = _NEAREST.format(
             table=self._table,
-            column=_quoted(self._embedding),
+            column=quoted(self._embedding),
             type="vector",
             safe="AND NOT unsafe" if safe_search else "",
         )
@@ -196,5 +196,6 @@ def _result(row: Mapping[str, object]) -> SearchResult:
     )
 
 
-def _quoted(table: str) -> str:
+def quoted(table: str) -> str:
+    """A name as SQL identifiers, split at periods."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in table.split("."))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import unicodedata
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -13,10 +15,16 @@ import pytest
 from mesh.rpc.channel import call_unary
 from mesh.v1 import orchestrator_pb2
 from orchestrator.index.documents import PASSAGE_WORDS
+from orchestrator.index.postgres import main
 from orchestrator.search.retrievers.postgres import SCHEMA, PostgresRetriever
 from orchestrator.search.summary import RETRIEVAL_FAILED
 from tests.orchestrator.fakes import FakeInference, orchestrator
 from tests.orchestrator.search.retrievers.documents import DOCUMENTS
+from tests.orchestrator.search.retrievers.encoder import (
+    NUM_DIMENSIONS,
+    encoder_server,
+    vector,
+)
 from tests.orchestrator.search.retrievers.postgres import needs_postgres
 from tests.orchestrator.search.test_multilingual import MIN_SHARE, PASSAGES
 
@@ -113,15 +121,22 @@ async def test_the_right_passage_is_first_in_ten_languages(database: str) -> Non
     assert "Nürnberg" in decomposed[0].text
 
 
-async def test_vectors_of_pgvector_are_searched(database: str) -> None:
-    """Nearest first, without unsafe rows on demand."""
+async def connect_pgvector(database: str) -> asyncpg.Connection:
+    """A connection to the database with pgvector; skips the test if there is none."""
     connection = await asyncpg.connect(database)
     query = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
     if not await connection.fetch(query):
         await connection.close()
         pytest.skip("needs pgvector")
+    await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    return connection
+
+
+async def test_vectors_of_pgvector_are_searched(database: str) -> None:
+    """Nearest first, without unsafe rows on demand."""
+    connection = await connect_pgvector(database)
     await connection.execute(
-        "CREATE EXTENSION vector; CREATE TABLE embedded AS SELECT * FROM documents;"
+        "CREATE TABLE embedded AS SELECT * FROM documents;"
         "ALTER TABLE embedded ADD embedding vector(2);"
         "UPDATE embedded SET embedding = CASE title WHEN 'Hunting' THEN '[1,0]'::vector "
         "WHEN 'Dogs' THEN '[1,0.5]'::vector ELSE '[0,1]'::vector END"
@@ -134,6 +149,56 @@ async def test_vectors_of_pgvector_are_searched(database: str) -> None:
     await retriever.close()
     assert [result.title for result in found] == ["Hunting", "Dogs"]
     assert [result.title for result in safe] == ["Dogs"]
+
+
+async def test_rows_without_a_vector_are_embedded(
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In batches, by title and text up to a length; a second run embeds only what is new."""
+    connection = await connect_pgvector(database)
+    await connection.execute(
+        f"CREATE TABLE filled (title text, text text, embedding vector({NUM_DIMENSIONS}));"
+        "INSERT INTO filled VALUES ('Sea', 'A vessel.'), (NULL, 'A hound.'), ('', ''),"
+        "('Long', repeat('car ', 1000));"
+    )
+    (tmp_path / "url").write_text(f"{database}\n")
+    monkeypatch.setattr("orchestrator.index.embedding.RETRY_SECONDS", 0.0)
+    async with encoder_server() as server:
+        command = [
+            "--url-file",
+            str(tmp_path / "url"),
+            "--table",
+            "filled",
+            "--embedding-model",
+            "concepts",
+            "--embedding-url",
+        ]
+        command += [server.url, "--embedding-batch", "3", "--max-characters", "20"]
+        codes = [await asyncio.to_thread(main, command)]
+        await connection.execute("INSERT INTO filled VALUES ('New', 'A boat.')")
+        codes.append(await asyncio.to_thread(main, command))
+        await connection.execute(
+            "ALTER TABLE filled ADD short vector(2); UPDATE filled SET short = '[1,2]' "
+            "WHERE title <> 'Sea'"
+        )
+        codes.append(await asyncio.to_thread(main, [*command, "--column", "short"]))
+    rows = await connection.fetch("SELECT title, embedding::text FROM filled")
+    await connection.close()
+    output = capsys.readouterr()
+    assert codes == [0, 0, 1]
+    assert output.out == "filled: 4 embedded\nfilled: 1 embedded\n"
+    assert "again to continue: expected 2 dimensions, not" in output.err
+    assert [request.body["input"] for request in server.requests[:3]] == [
+        ["Sea\nA vessel.", "A hound.", " "],
+        ["Long\n" + ("car " * 4)[:15]],
+        ["New\nA boat."],
+    ]
+    found = {row["title"]: json.loads(row["embedding"]) for row in rows}
+    assert found["Sea"] == pytest.approx(vector("Sea\nA vessel."))
+    assert found["New"] == pytest.approx(vector("New\nA boat."))
 
 
 async def test_searches_run_concurrently(retriever: PostgresRetriever) -> None:
