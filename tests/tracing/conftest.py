@@ -16,9 +16,10 @@ from tests.e2e.support.tracing.collector import Collector, Span
 
 COMPLETIONS = "/v1/completions"
 SHORT_TIMEOUT = "short-timeout"
+"""Name of the gateway whose requests end after `FAILED_SECONDS`."""
+
 LONG_PROMPT = "Once upon a time. " * 40
 """Longer than the prompts that the orchestrator encodes without the tokenizer service."""
-"""Name of the gateway whose requests end after `FAILED_SECONDS`."""
 
 FAILED_SECONDS = 2.0
 
