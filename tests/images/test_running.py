@@ -32,8 +32,8 @@ async def test_a_search_streams_through_the_four_containers(client: httpx.AsyncC
     assert [event.name for event in stream[:2]] == ["search_results", "token"]
     assert stream[0].data["results"]
     tokens = [event for event in stream if event.name == "token"]
-    # The tokens arrive one by one, not in one burst at the end.
-    assert len(tokens) >= 10
+    # They arrive one after another, several tokens in each where text is quoted, not in one burst.
+    assert len(tokens) >= 3
     assert tokens[-1].at > tokens[0].at
     end = stream[-1]
     assert end.name == "complete"
