@@ -80,8 +80,10 @@ embedding-model: scripts/embedding-model.txt $(VENV)/.local
 run-local: $(VENV)/.local $(CHAT_MODEL_STAMP)
 	@$(BIN)/python -m scripts.run_local
 
+BROWSER_TESTS := e2e/api/test_typescript.py e2e/api/test_page.py gateway/api/test_page.py \
+  gateway/api/test_page_conversation.py gateway/api/test_page_rendering.py scripts/test_traceview_page.py
 # They have targets of their own, so that `make test` takes less than five minutes on two cores.
-SEPARATE_TESTS := charts chaos rollout wire sdks vllm smg e2e/deployment e2e/observability tracing e2e/api/test_typescript.py
+SEPARATE_TESTS := charts chaos rollout wire sdks vllm smg e2e/deployment e2e/observability tracing $(BROWSER_TESTS)
 
 ## test: Run the tests
 .PHONY: test
@@ -113,11 +115,11 @@ tracing-short: $(VENV)/.dev
 	@echo "Checking the traces of 40 requests at once"
 	@REQUESTS=40 $(BIN)/python -m pytest -q tests/tracing/test_kept_traces.py -k http
 
-## test-typescript: Run OpenAI's TypeScript client against the four processes, in Node.js and in Chromium
-.PHONY: test-typescript
-test-typescript: $(VENV)/.dev
-	@echo "Running the tests of the TypeScript client"
-	@$(BIN)/python -m pytest -q tests/e2e/api/test_typescript.py
+## test-browser: Test the page and the trace viewer in Chromium, and the TypeScript clients in it and in Node.js
+.PHONY: test-browser
+test-browser: $(VENV)/.dev
+	@echo "Running the tests in a browser"
+	@$(BIN)/python -m pytest -q --numprocesses=2 $(addprefix tests/,$(BROWSER_TESTS))
 
 ## test-charts: Render the charts with all values and check the manifests
 .PHONY: test-charts
@@ -417,7 +419,7 @@ chart-check: $(VENV)/.dev
 .PHONY: ci
 # A failed test runs once more: it fails CI only if it fails twice, and the log names it in either case.
 ci: export PYTEST_ADDOPTS := --reruns 1 -rR
-ci: lint proto-check chart-check test test-typescript test-deployment test-observability test-charts test-gpu-code chaos-short wire-short rollout-short tracing-short
+ci: lint proto-check chart-check test test-browser test-deployment test-observability test-charts test-gpu-code chaos-short wire-short rollout-short tracing-short
 
 # helm from PATH if it is recent enough, or a downloaded one.
 HELM ?= $(shell $(BIN)/python -m scripts.find_helm)
