@@ -149,14 +149,17 @@ async def test_a_lost_service_gives_correct_errors(tmp_path: Path) -> None:
             node.start()
             await asyncio.to_thread(cluster.wait_ready)
             assert (await stream_completion(client, request)).text == oracle.texts[request]
-            # A killed tokenizer: running streams continue, new requests are refused.
+            # A killed tokenizer: running streams continue, and new requests that need it are
+            # refused; the orchestrator encodes short prompts itself.
             started = asyncio.Event()
             stream = asyncio.create_task(stream_completion(client, request, started=started))
             await started.wait()
             [tokenizer] = cluster.of("tokenizer")
             tokenizer.send(signal.SIGKILL)
-            refused = await stream_completion(client, request)
+            long = CompletionRequest(prompt="Water is wet. " * 40, max_tokens=4)
+            refused = await stream_completion(client, long)
             assert refused.status == 503
+            assert (await stream_completion(client, request)).text == oracle.texts[request]
             assert (await stream).text == oracle.texts[request]
             tokenizer.wait()
             tokenizer.start()
