@@ -1,8 +1,8 @@
 """The queue of inputs to embed, computed in pieces between the steps of generation.
 
 A piece is a forward pass over the next tokens of one or more inputs, a few milliseconds long.
-Calls take turns by input, so that a short call does not wait for a long one. The inputs in
-progress hold blocks of the engine's KV cache; a running sequence that needs them gets them.
+The inputs in progress hold blocks of the engine's KV cache; a running sequence that needs them gets
+them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from inference.api import metrics
 from inference.embedding.calls import EmbeddingCall
 from inference.embedding.pace import Pace
+from inference.embedding.turns import CallTurns, Turn, mark_begun
 from inference.engine.errors import EngineError, InvalidPrompt, SequenceFailed, StepFailed
 from inference.scheduler.block_manager import BlockManager
 
@@ -54,10 +54,9 @@ class InputEmbedder(Protocol):
 class _Input:
     """An input in progress."""
 
-    def __init__(self, call: EmbeddingCall, number: int) -> None:
-        self.call = call
-        self.number = number
-        self.token_ids = call.inputs[number]
+    def __init__(self, turn: Turn) -> None:
+        self.call, self.number = turn
+        self.token_ids = self.call.inputs[self.number]
         self.blocks: list[int] = []
         self.num_computed = 0
         self.sum: NDArray[np.float64] | None = None
@@ -76,20 +75,17 @@ class EmbeddingQueue:
         """False once no further piece can be expected to work."""
         self._embedder = embedder
         self._blocks = blocks
-        self._calls: deque[EmbeddingCall] = deque()
-        """Calls with inputs that have not begun; the next turn is the first one's."""
-        self._num_begun: dict[EmbeddingCall, int] = {}
+        self._turns = CallTurns()
         self._current: _Input | None = None
         """The only input that is partly computed, or that waits for blocks."""
 
     @property
     def has_work(self) -> bool:
-        return bool(self._num_begun)
+        return len(self._turns) > 0
 
     def add(self, call: EmbeddingCall) -> None:
         """Append a call."""
-        self._calls.append(call)
-        self._num_begun[call] = 0
+        self._turns.add(call)
 
     def reclaim(self) -> bool:
         """Free the blocks of the input in progress, which begins again later; False: none."""
@@ -101,7 +97,8 @@ class EmbeddingQueue:
 
     def run_piece(self) -> list[EmbeddingCall]:
         """Compute the next piece; returns the calls that have ended."""
-        self._drop_abandoned()
+        for call in [call for call in self._turns.calls if call.abandoned]:
+            self._end(call, None)
         inputs, chunks = self._next_piece(self.pace.num_tokens)
         if not chunks:
             return []
@@ -125,7 +122,7 @@ class EmbeddingQueue:
 
     def abort_all(self, error: EngineError) -> list[EmbeddingCall]:
         """End every call with an error, and return them."""
-        return [call for call in list(self._num_begun) if self._end(call, error)]
+        return [call for call in self._turns.calls if self._end(call, error)]
 
     def _next_piece(self, budget: int) -> tuple[list[_Input], list[Chunk]]:
         inputs: list[_Input] = []
@@ -144,14 +141,9 @@ class EmbeddingQueue:
         return inputs, chunks
 
     def _begin_next(self) -> _Input | None:
-        if not self._calls:
+        if self._turns.next() is None:
             return None
-        call = self._calls.popleft()
-        number = self._num_begun[call]
-        self._num_begun[call] = number + 1
-        if number + 1 < len(call.inputs):
-            self._calls.append(call)
-        self._current = _Input(call, number)
+        self._current = _Input(self._turns.begin_next())
         return self._current
 
     def _has_blocks(self, current: _Input) -> bool:
@@ -167,8 +159,7 @@ class EmbeddingQueue:
                 self._blocks.num_claimed_blocks = num_blocks
             return False
         self._blocks.num_claimed_blocks = 0
-        if current.call.begin is None:
-            current.call.begin = time.monotonic()
+        mark_begun(current.call)
         current.blocks = blocks
         current.waits_since = None
         return True
@@ -204,18 +195,10 @@ class EmbeddingQueue:
             self._free(each)
         return [call for call in {each.call: None for each in inputs} if self._end(call, error)]
 
-    def _drop_abandoned(self) -> None:
-        for call in [call for call in self._num_begun if call.abandoned]:
-            self._end(call, None)
-
     def _end(self, call: EmbeddingCall, error: EngineError | None) -> bool:
         """Forget a call and free its blocks; False if it had ended before."""
-        if self._num_begun.pop(call, None) is None:
+        if not self._turns.end(call, error):
             return False
-        # An error that the event loop has set, of a stuck step, is not replaced.
-        call.error = call.error or error
-        if call in self._calls:
-            self._calls.remove(call)
         if self._current is not None and self._current.call is call:
             self._free(self._current)
             self._blocks.num_claimed_blocks = 0

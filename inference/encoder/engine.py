@@ -1,38 +1,24 @@
 """Runs an encoder in a separate thread, with the interface of an engine.
 
-event loop                              encoder's thread
-embed, score ──call──▶ commands ──────▶ add
-                                        batch
-callers ◀──one call_soon_threadsafe──── calls that have ended
+Calls to embed or score are the commands; those that a batch has ended come back in one callback.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from inference.api import metrics
 from inference.embedding.calls import MAX_CALLS, EmbeddingCall, EmbeddingCalls, check_inputs
 from inference.encoder.queue import EncoderQueue
 from inference.engine.adapters import WithoutAdapters
 from inference.engine.errors import EngineError, EngineUnavailable, UnsupportedCall
 from inference.engine.interface import Finish, Load, ModelInfo, SequenceOutput, TokenPair
-from inference.engine.threads import lower_priority, stack_of
-from inference.engine.watchdog import STEP_TIMEOUT_SECONDS, StepState, Watchdog
+from inference.engine.threaded_engine import ThreadedEngine
+from inference.engine.watchdog import STEP_TIMEOUT_SECONDS, StepClock
 from inference.sampling.sampling_params import SamplingParams
-from mesh.process import cpu_scheduling
 from mesh.protocol.finish import FinishReason
 from mesh.protocol.model_kind import ModelKind
-
-logger = logging.getLogger(__name__)
-
-STOP_SECONDS = 10.0
-"""Most seconds that `stop` waits for the running batch."""
 
 
 class LoadedEncoder(NamedTuple):
@@ -42,8 +28,23 @@ class LoadedEncoder(NamedTuple):
     queue: EncoderQueue
     max_num_batched_tokens: int
 
+    @property
+    def clock(self) -> StepClock:
+        return self.queue.clock
 
-class EncoderEngine(WithoutAdapters):
+    @property
+    def healthy(self) -> bool:
+        return self.queue.healthy
+
+    @property
+    def has_work(self) -> bool:
+        return self.queue.has_work
+
+    def mark_broken(self) -> None:
+        self.queue.healthy = False
+
+
+class EncoderEngine(WithoutAdapters, ThreadedEngine[LoadedEncoder, EmbeddingCall]):
     """Implements `EngineClient`, without generation. The thread sleeps while it is idle."""
 
     def __init__(
@@ -55,75 +56,14 @@ class EncoderEngine(WithoutAdapters):
     ) -> None:
         """`load` makes the encoder, in its thread; it may raise EngineError.
 
-        `on_cpu`: the forward pass runs on CPU threads. `step_timeout` is the `min_seconds` of the
-        watchdog.
+        `ThreadedEngine` describes the others.
         """
-        self._load_encoder = load
-        self._on_cpu = on_cpu
-        self._step_timeout = step_timeout
-        self._encoder: LoadedEncoder | None = None
+        super().__init__(load, name="encoder", on_cpu=on_cpu, step_timeout=step_timeout)
         self._calls = EmbeddingCalls(self._submit)
-        self._new: deque[EmbeddingCall] = deque()
-        self._wake = threading.Condition()
-        self._closed: EngineUnavailable | None = None
-        """Set when the thread has taken its last calls: the reason to refuse others."""
-        self._stopping = False
-        self._draining = False
-        self._thread: threading.Thread | None = None
-        self._ended = asyncio.Event()
-        self._health_changed = asyncio.Event()
-        self._watchdog: Watchdog | None = None
-        self._watching: asyncio.Task[None] | None = None
 
     @property
     def model_info(self) -> ModelInfo:
         return self._started().info
-
-    @property
-    def healthy(self) -> bool:
-        encoder, thread = self._encoder, self._thread
-        alive = encoder is not None and thread is not None and thread.is_alive()
-        return alive and self._started().queue.healthy and self._batch_returns
-
-    @property
-    def _batch_returns(self) -> bool:
-        return self._watchdog is None or self._watchdog.state is StepState.RETURNING
-
-    async def health_changes(self) -> AsyncIterator[bool]:
-        while not self._ended.is_set():
-            self._health_changed.clear()
-            yield self.healthy
-            await self._health_changed.wait()
-
-    async def start(self) -> None:
-        assert self._thread is None, "started twice"
-        loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[None] = loop.create_future()
-        self._thread = threading.Thread(
-            target=self._run, args=(loop, loaded), name="encoder", daemon=True
-        )
-        self._thread.start()
-        await loaded
-        clock = self._started().queue.clock
-        self._watchdog = Watchdog(clock, self._step_timeout, self._batch_state_changed)
-        self._watching = asyncio.create_task(self._watchdog.run(), name="watchdog")
-
-    async def stop(self, *, drain_timeout: float = 0.0) -> None:
-        self._draining = True
-        if self._encoder is not None and drain_timeout > 0:
-            await self._calls.empty.wait(drain_timeout)
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-        if self._thread is not None:
-            # A stuck batch does not end; the thread is a daemon, so that the process does.
-            seconds = STOP_SECONDS if self._batch_returns else 0.0
-            await asyncio.to_thread(self._thread.join, seconds)
-            # Let the loop run the callbacks that the thread scheduled last.
-            await asyncio.sleep(0)
 
     async def generate(
         self,
@@ -174,97 +114,33 @@ class EncoderEngine(WithoutAdapters):
         info = self.model_info
         if info.kind is not kind:
             raise UnsupportedCall(f"{info.name} {lacking}")
-        if self._draining or not self.healthy:
+        if not self._accepts_work:
             raise EngineUnavailable("the engine takes no inputs to embed")
         return info
 
-    def _batch_state_changed(self, state: StepState) -> None:
-        """Handle a new state of the running batch; called by the watchdog."""
-        assert self._watchdog is not None
-        assert self._thread is not None
-        if state is StepState.RETURNING:
-            logger.warning("stuck step has returned")
-        elif state is StepState.STUCK:
-            fields = {"seconds": self._watchdog.age_seconds, "stack": stack_of(self._thread)}
-            logger.error("step does not return, its inputs are aborted", extra=fields)
-            metrics.STUCK_STEPS.inc()
-            self._calls.end_all(EngineUnavailable("a step of the engine does not return"))
-        else:
-            logger.error("step is lost", extra={"seconds": self._watchdog.age_seconds})
-            self._ended.set()
-        self._health_changed.set()
+    async def _wait_empty(self, seconds: float) -> None:
+        await self._calls.empty.wait(seconds)
 
-    def _started(self) -> LoadedEncoder:
-        if self._encoder is None:
-            raise EngineUnavailable("the engine is not started")
-        return self._encoder
+    def _num_live(self) -> int:
+        return self._calls.num_live
+
+    def _end_all(self, cause: EngineUnavailable) -> None:
+        self._calls.end_all(cause)
 
     def _submit(self, call: EmbeddingCall) -> EngineError | None:
-        with self._wake:
-            if self._closed is None:
-                self._new.append(call)
-                self._wake.notify()
-            return self._closed
+        return None if self._command(call) else self._closed
 
     # The methods below run in the encoder's thread.
 
-    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
-        # Threads that serve requests have priority over threads that compute. The native
-        # encoder's threads inherit both settings.
-        cpu_scheduling.reset_slice()
-        if self._on_cpu:
-            lower_priority()
-        try:
-            self._encoder = encoder = self._load_encoder()
-        except BaseException as error:
-            loop.call_soon_threadsafe(_end, loaded, error)
-            return
-        loop.call_soon_threadsafe(_end, loaded, None)
-        try:
-            while self._step(encoder.queue, loop):
-                pass
-        except Exception:
-            logger.exception("the engine broke")
-            encoder.queue.healthy = False
-        self._close(encoder.queue, loop)
+    def _run_step(self, model: LoadedEncoder, commands: Sequence[EmbeddingCall]) -> None:
+        for call in commands:
+            model.queue.add(call)
+        if ended := model.queue.run_batch():
+            self._call(partial(self._calls.deliver, ended))
 
-    def _step(self, queue: EncoderQueue, loop: asyncio.AbstractEventLoop) -> bool:
-        """Add the new calls, then compute a batch; False if the thread should end."""
-        with self._wake:
-            while not (self._new or queue.has_work or self._stopping):
-                self._wake.wait()
-            if self._stopping:
-                return False
-            new, self._new = self._new, deque()
-        for call in new:
-            queue.add(call)
-        if ended := queue.run_batch():
-            self._call(loop, partial(self._calls.deliver, ended))
-        return queue.healthy
-
-    def _close(self, queue: EncoderQueue, loop: asyncio.AbstractEventLoop) -> None:
-        """Refuse further calls, and end every live one."""
-        reason = "the engine has stopped" if queue.healthy else "the engine broke"
-        with self._wake:
-            self._closed = EngineUnavailable(reason)
-            for call in self._new:
-                queue.add(call)
-        self._call(loop, partial(self._calls.deliver, queue.abort_all(self._closed)))
-        self._call(loop, self._ended.set)
-        self._call(loop, self._health_changed.set)
-
-    @staticmethod
-    def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-        try:
-            loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            logger.warning("the event loop closed before the engine stopped")
-
-
-def _end(loaded: asyncio.Future[None], error: BaseException | None) -> None:
-    if loaded.done():
-        return
-    if error is None:
-        loaded.set_result(None)
-    else:
-        loaded.set_exception(error)
+    def _close(
+        self, model: LoadedEncoder, commands: Sequence[EmbeddingCall], cause: EngineUnavailable
+    ) -> None:
+        for call in commands:
+            model.queue.add(call)
+        self._call(partial(self._calls.deliver, model.queue.abort_all(cause)))

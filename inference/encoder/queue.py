@@ -1,22 +1,21 @@
 """The queue of inputs of all clients, computed in batches. For the encoder's thread.
 
-Calls take turns by input, so that a short call does not wait for a long one; inputs of several
-calls share a batch. Nothing is padded, so a batch is limited by its tokens alone.
+Inputs of several calls share a batch. Nothing is padded, so a batch is limited by its tokens alone.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.api import metrics
 from inference.embedding.calls import EmbeddingCall
+from inference.embedding.turns import CallTurns, Turn, mark_begun
 from inference.encoder.batch import EncoderInput
 from inference.engine.errors import EngineError, InvalidPrompt, SequenceFailed, StepFailed
 from inference.engine.watchdog import StepClock
@@ -36,19 +35,6 @@ class BatchModel(Protocol):
         ...
 
 
-class _Begun(NamedTuple):
-    """An input of the next batch."""
-
-    call: EmbeddingCall
-    number: int
-
-    @property
-    def input(self) -> EncoderInput:
-        token_ids = self.call.inputs[self.number]
-        num_first = self.call.num_first_tokens
-        return EncoderInput(token_ids, num_first[self.number] if num_first else len(token_ids))
-
-
 class EncoderQueue:
     """Live calls and their turns."""
 
@@ -59,23 +45,21 @@ class EncoderQueue:
         """False once no further batch can be expected to work."""
         self._model = model
         self._budget = PrefillBudget(max_num_batched_tokens, target_seconds)
-        self._calls: deque[EmbeddingCall] = deque()
-        """Calls with inputs that have not begun; the next turn is the first one's."""
-        self._num_begun: dict[EmbeddingCall, int] = {}
+        self._turns = CallTurns()
         self._num_failures = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._num_begun)
+        return len(self._turns) > 0
 
     def add(self, call: EmbeddingCall) -> None:
         """Append a call."""
-        self._calls.append(call)
-        self._num_begun[call] = 0
+        self._turns.add(call)
 
     def run_batch(self) -> list[EmbeddingCall]:
         """Compute the next batch; returns the calls that have ended."""
-        self._drop_abandoned()
+        for call in [call for call in self._turns.calls if call.abandoned]:
+            self._turns.end(call, None)
         begun = self._next_batch()
         if not begun:
             return []
@@ -84,7 +68,7 @@ class EncoderQueue:
         self.clock.begin()
         self.clock.includes(num_tokens)
         try:
-            rows = self._model.compute([each.input for each in begun])
+            rows = self._model.compute([_input(each) for each in begun])
         except Exception as error:
             logger.exception("encoder batch failed", extra={"num_inputs": len(begun)})
             return self._fail(begun, error)
@@ -102,26 +86,20 @@ class EncoderQueue:
 
     def abort_all(self, error: EngineError) -> list[EmbeddingCall]:
         """End every call with an error, and return them."""
-        return [call for call in list(self._num_begun) if self._end(call, error)]
+        return [call for call in self._turns.calls if self._turns.end(call, error)]
 
-    def _next_batch(self) -> list[_Begun]:
-        budget = self._budget.num_tokens(0, alone=len(self._num_begun) == 1)
-        begun: list[_Begun] = []
-        while self._calls:
-            call = self._calls[0]
-            number = self._num_begun[call]
-            budget -= len(call.inputs[number])
+    def _next_batch(self) -> list[Turn]:
+        budget = self._budget.num_tokens(0, alone=len(self._turns) == 1)
+        begun: list[Turn] = []
+        while (turn := self._turns.next()) is not None:
+            budget -= len(turn.call.inputs[turn.number])
             if begun and budget < 0:
                 break
-            self._calls.popleft()
-            call.begin = call.begin or time.monotonic()
-            self._num_begun[call] = number + 1
-            if number + 1 < len(call.inputs):
-                self._calls.append(call)
-            begun.append(_Begun(call, number))
+            mark_begun(turn.call)
+            begun.append(self._turns.begin_next())
         return begun
 
-    def _apply(self, each: _Begun, row: NDArray[np.float32]) -> list[EmbeddingCall]:
+    def _apply(self, each: Turn, row: NDArray[np.float32]) -> list[EmbeddingCall]:
         call = each.call
         if call.has_ended:  # by another input of the same batch
             return []
@@ -129,28 +107,20 @@ class EncoderQueue:
             # The input's content is the cause, so another replica would give no other result.
             field = f"inputs[{each.number}]"
             error = InvalidPrompt(f"{field} gives no finite vector with this model", field=field)
-            return [call] if self._end(call, error) else []
+            return [call] if self._turns.end(call, error) else []
         call.vectors.append(row.tolist())
-        return [call] if call.has_ended and self._end(call, None) else []
+        return [call] if call.has_ended and self._turns.end(call, None) else []
 
-    def _fail(self, begun: Sequence[_Begun], error: Exception) -> list[EmbeddingCall]:
+    def _fail(self, begun: Sequence[Turn], error: Exception) -> list[EmbeddingCall]:
         self._num_failures += 1
         self.healthy = self._num_failures < MAX_FAILURES
         calls = list({each.call: None for each in begun})
         kind = SequenceFailed if len(calls) == 1 else StepFailed
         cause = kind(f"the embedding failed: {type(error).__name__}")
-        return [call for call in calls if self._end(call, cause)]
+        return [call for call in calls if self._turns.end(call, cause)]
 
-    def _drop_abandoned(self) -> None:
-        for call in [call for call in self._num_begun if call.abandoned]:
-            self._end(call, None)
 
-    def _end(self, call: EmbeddingCall, error: EngineError | None) -> bool:
-        """Forget a call; False if it had ended before."""
-        if self._num_begun.pop(call, None) is None:
-            return False
-        # An error that the event loop has set, of a stuck step, is not replaced.
-        call.error = call.error or error
-        if call in self._calls:
-            self._calls.remove(call)
-        return True
+def _input(turn: Turn) -> EncoderInput:
+    token_ids = turn.call.inputs[turn.number]
+    num_first = turn.call.num_first_tokens
+    return EncoderInput(token_ids, num_first[turn.number] if num_first else len(token_ids))

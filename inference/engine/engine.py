@@ -12,6 +12,7 @@ from inference.engine.admission import Admission
 from inference.engine.errors import EngineError
 from inference.engine.interface import Load, ModelInfo
 from inference.engine.step_loop import Runner, StepLoop
+from inference.engine.watchdog import StepClock
 from inference.scheduler.block_events import BlockEvent
 from inference.scheduler.scheduler import Scheduler
 from inference.scheduler.sequence import Sequence, SequenceStatus
@@ -52,6 +53,15 @@ class Engine:
     def healthy(self) -> bool:
         """False once no further step can be expected to work."""
         return self.steps.healthy and (self.embeddings is None or self.embeddings.healthy)
+
+    @property
+    def clock(self) -> StepClock:
+        """The times of the steps."""
+        return self.steps.clock
+
+    def mark_broken(self) -> None:
+        """Make it unhealthy."""
+        self.steps.healthy = False
 
     @property
     def has_work(self) -> bool:

@@ -1,18 +1,13 @@
 """Runs an engine in a separate thread, with an asyncio interface.
 
-event loop                              engine thread
-generate ──add──▶ commands ──────────▶ add, abort
-                                        step
-streams ◀──one call_soon_threadsafe──── outputs of the step
+Commands add and abort sequences; all outputs of a step come back in one callback.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-from collections import abc, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import abc
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -33,26 +28,20 @@ from inference.engine.interface import (
     TokenPair,
 )
 from inference.engine.streams import Streams
-from inference.engine.threads import lower_priority, stack_of
-from inference.engine.watchdog import STEP_TIMEOUT_SECONDS, StepState, Watchdog
+from inference.engine.threaded_engine import ThreadedEngine
+from inference.engine.watchdog import STEP_TIMEOUT_SECONDS
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from inference.scheduler.step_result import StepOutput
 from inference.structured_output.compiler import CompileLimits, ConstraintCompiler
 from mesh.context import current_request
-from mesh.process import cpu_scheduling
 from mesh.protocol.constraints import OutputConstraint
 from mesh.protocol.finish import FinishReason
 
-logger = logging.getLogger(__name__)
-
 Command = Callable[[Engine], StepOutput | None]
 
-STOP_SECONDS = 10.0
-"""Most seconds that `stop` waits for the running step."""
 
-
-class AsyncEngine:
+class AsyncEngine(ThreadedEngine[Engine, Command]):
     """Implements `EngineClient`. The thread sleeps while it is idle."""
 
     def __init__(
@@ -73,28 +62,16 @@ class AsyncEngine:
         `step_timeout` is the `min_seconds` of the watchdog.
         `compile_limits` bound the compilation of a constraint.
         """
+        super().__init__(
+            self._load_and_record, name="engine", on_cpu=on_cpu, step_timeout=step_timeout
+        )
         self._load_engine = load
-        self._on_cpu = on_cpu
         self._on_step = on_step
         self._traced_steps = traced_steps
-        self._engine: Engine | None = None
         self._load: Load | None = None
-        self._commands: deque[Command] = deque()
-        self._wake = threading.Condition()
-        self._closed: EngineUnavailable | None = None
-        """Set when the thread has taken its last commands: the reason to refuse others."""
-        self._stopping = False
-        self._draining = False
         self._compile_limits = compile_limits or CompileLimits()
         self._compiler: ConstraintCompiler | None = None
         self._num_compiling = 0
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = asyncio.Event()
-        self._health_changed = asyncio.Event()
-        self._step_timeout = step_timeout
-        self._watchdog: Watchdog | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._embeddings = EmbeddingCalls(self._submit_embedding)
         self._block_feed: BlockFeed | None = None
         self._streams = Streams(
@@ -107,57 +84,10 @@ class AsyncEngine:
     def model_info(self) -> ModelInfo:
         return self._started().model_info
 
-    @property
-    def healthy(self) -> bool:
-        thread = self._thread
-        engine = self._engine
-        alive = engine is not None and engine.healthy and thread is not None and thread.is_alive()
-        return alive and self._step_returns
-
-    @property
-    def _step_returns(self) -> bool:
-        return self._watchdog is None or self._watchdog.state is StepState.RETURNING
-
-    async def health_changes(self) -> AsyncIterator[bool]:
-        while not self._ended.is_set():
-            self._health_changed.clear()
-            yield self.healthy
-            await self._health_changed.wait()
-
-    async def start(self) -> None:
-        assert self._thread is None, "started twice"
-        self._loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(
-            target=self._run, args=(self._loop, loaded), name="engine", daemon=True
-        )
-        self._thread.start()
-        await loaded
-        clock = self._started().steps.clock
-        self._watchdog = Watchdog(clock, self._step_timeout, self._step_state_changed)
-        self._watching = asyncio.create_task(self._watchdog.run(), name="watchdog")
-
     async def stop(self, *, drain_timeout: float = 0.0) -> None:
-        self._draining = True
-        if self._engine is not None and drain_timeout > 0:
-            live = self._streams, self._embeddings
-            await asyncio.gather(*(each.empty.wait(drain_timeout) for each in live))
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await super().stop(drain_timeout=drain_timeout)
         if self._compiler is not None:
             await self._compiler.close()
-        if self._thread is not None:
-            # A stuck step does not end; the thread is a daemon, so that the process does.
-            seconds = STOP_SECONDS if self._step_returns else 0.0
-            await asyncio.to_thread(self._thread.join, seconds)
-            if self._thread.is_alive():
-                logger.error("engine thread does not stop", extra={"stack": stack_of(self._thread)})
-            # Let the loop run the callbacks that the thread scheduled last.
-            await asyncio.sleep(0)
 
     async def generate(
         self,
@@ -171,7 +101,7 @@ class AsyncEngine:
         adapter: str = "",
     ) -> AsyncGenerator[SequenceOutput, None]:
         engine = self._started()
-        if self._draining or not self.healthy:
+        if not self._accepts_work:
             raise EngineUnavailable("the engine takes no new sequences")
         sequence = Sequence(
             request_id,
@@ -219,7 +149,7 @@ class AsyncEngine:
 
     async def embed(self, inputs: abc.Sequence[abc.Sequence[int]]) -> list[list[float]]:
         engine = self._started()
-        if engine.embeddings is None or self._draining or not self.healthy:
+        if engine.embeddings is None or not self._accepts_work:
             raise EngineUnavailable("the engine takes no inputs to embed")
         capacity = engine.admission.kv_capacity_tokens
         check_inputs(inputs, engine.model_info, capacity)
@@ -237,29 +167,18 @@ class AsyncEngine:
         num_waiting = max(0, self._streams.num_live - load.num_running)
         return replace(load, num_waiting=num_waiting + self._embeddings.num_live)
 
-    def _step_state_changed(self, state: StepState) -> None:
-        """Handle a new state of the running step; called by the watchdog."""
-        assert self._watchdog is not None
-        assert self._thread is not None
-        fields = {
-            "seconds": self._watchdog.age_seconds,
-            "num_sequences": self._streams.num_live,
-            "stack": stack_of(self._thread),
-        }
-        if state is StepState.RETURNING:
-            logger.warning("stuck step has returned")
-        elif state is StepState.STUCK:
-            logger.error("step does not return, its sequences are aborted", extra=fields)
-            metrics.STUCK_STEPS.inc()
-            cause = EngineUnavailable("a step of the engine does not return")
-            self._embeddings.end_all(cause)
-            for request_id in self._streams.end_all(cause):
-                # Executed if the step returns after all. The stream's consumer records the end.
-                self._command(partial(Engine.abort, request_id=request_id))
-        else:
-            logger.error("step is lost", extra=fields)
-            self._ended.set()
-        self._health_changed.set()
+    async def _wait_empty(self, seconds: float) -> None:
+        live = self._streams, self._embeddings
+        await asyncio.gather(*(each.empty.wait(seconds) for each in live))
+
+    def _num_live(self) -> int:
+        return self._streams.num_live + self._embeddings.num_live
+
+    def _end_all(self, cause: EngineUnavailable) -> None:
+        self._embeddings.end_all(cause)
+        for request_id in self._streams.end_all(cause):
+            # Executed if the step returns after all. The stream's consumer records the end.
+            self._command(partial(Engine.abort, request_id=request_id))
 
     async def _compile_constraint(
         self, engine: Engine, sequence: Sequence, constraint: OutputConstraint
@@ -276,11 +195,6 @@ class AsyncEngine:
         # Not from the cache: another compilation may have evicted it meanwhile.
         sequence.matcher = engine.vocabulary.new_matcher(constraint, compiled)
 
-    def _started(self) -> Engine:
-        if self._engine is None:
-            raise EngineUnavailable("the engine is not started")
-        return self._engine
-
     def _submit(self, sequence: Sequence) -> None:
         if not self._command(lambda engine: self._add(engine, sequence)):
             # The thread has ended since `healthy` was checked.
@@ -294,15 +208,6 @@ class AsyncEngine:
     def _abort(self, sequence: Sequence, num_taken: int) -> None:
         cancelled = metrics.cancellation(num_taken)
         self._command(lambda engine: self._free(engine, sequence, cancelled))
-
-    def _command(self, command: Command) -> bool:
-        """Pass a command to the thread; False if the thread has closed."""
-        with self._wake:
-            if self._closed is not None:
-                return False
-            self._commands.append(command)
-            self._wake.notify()
-            return True
 
     # The methods below run in the engine's thread.
 
@@ -324,101 +229,49 @@ class AsyncEngine:
         if output is not None and output.finish is not None:
             metrics.observe_cancelled(output.finish, cancelled)
 
-    def _set_up_thread(self) -> None:
-        # Threads that serve requests have priority over threads that compute. The native decoder's
-        # threads inherit both settings.
-        cpu_scheduling.reset_slice()
-        if self._on_cpu:
-            lower_priority()
-
-    def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[None]) -> None:
-        self._set_up_thread()
-        try:
-            engine = self._load_engine()
-            self._load = engine.load()
-            if self._on_step is not None and self._traced_steps:
-                report = partial(self._report_step, loop)
-                engine.record_steps(StepRecorder(self._traced_steps, report))
-            self._engine = engine
-        except BaseException as error:
-            loop.call_soon_threadsafe(_fail, loaded, error)
-            return
-        loop.call_soon_threadsafe(_succeed, loaded)
-        try:
-            while self._step(engine, loop):
-                pass
-        except Exception:
-            logger.exception("the engine broke")
-            engine.steps.healthy = False
-        self._close(engine, loop)
-
-    def _close(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        """Run the commands that are left, refuse further ones, and end every sequence."""
-        cause = EngineUnavailable(
-            "the engine has stopped" if engine.healthy else "the engine broke"
-        )
-        with self._wake:
-            commands, self._commands = list(self._commands), deque()
-            self._closed = cause
-        outputs = [output for command in commands if (output := command(engine)) is not None]
-        outputs += engine.abort_all(cause)
-        embeddings = [] if engine.embeddings is None else engine.embeddings.abort_all(cause)
+    def _load_and_record(self) -> Engine:
+        engine = self._load_engine()
         self._load = engine.load()
-        self._deliver(loop, outputs)
-        self._call(loop, partial(self._embeddings.deliver, embeddings))
-        self._call(loop, self._ended.set)
-        self._call(loop, self._health_changed.set)
+        if self._on_step is not None and self._traced_steps:
+            engine.record_steps(StepRecorder(self._traced_steps, self._report_step))
+        return engine
 
-    def _step(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> bool:
-        """Run the waiting commands, then one step; False if the thread should end."""
-        with self._wake:
-            while not (self._commands or engine.has_work or self._stopping):
-                self._wake.wait()
-            commands, self._commands = list(self._commands), deque()
-        if self._stopping:
-            with self._wake:
-                self._commands.extendleft(reversed(commands))
-            return False
-        outputs = [output for command in commands if (output := command(engine)) is not None]
-        if engine.has_work:
-            outputs += engine.step()
-        self._load = engine.load()
-        self._deliver(loop, outputs)
-        if engine.embeddings is not None and engine.embeddings.has_work:
-            if ended := engine.run_embeddings():
-                self._call(loop, partial(self._embeddings.deliver, ended))
-            self._load = engine.load()
-        if self._block_feed is not None and (changes := engine.take_block_events()):
-            self._call(loop, partial(self._block_feed.publish, changes))
-        engine.check_when_idle()
-        return engine.healthy
+    def _run_step(self, model: Engine, commands: abc.Sequence[Command]) -> None:
+        outputs = _execute(model, commands)
+        if model.has_work:
+            outputs += model.step()
+        self._load = model.load()
+        self._deliver(outputs)
+        if model.embeddings is not None and model.embeddings.has_work:
+            if ended := model.run_embeddings():
+                self._call(partial(self._embeddings.deliver, ended))
+            self._load = model.load()
+        if self._block_feed is not None and (changes := model.take_block_events()):
+            self._call(partial(self._block_feed.publish, changes))
+        model.check_when_idle()
 
-    def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[StepOutput]) -> None:
+    def _close(
+        self, model: Engine, commands: abc.Sequence[Command], cause: EngineUnavailable
+    ) -> None:
+        outputs = _execute(model, commands) + model.abort_all(cause)
+        embeddings = [] if model.embeddings is None else model.embeddings.abort_all(cause)
+        self._load = model.load()
+        self._deliver(outputs)
+        self._call(partial(self._embeddings.deliver, embeddings))
+
+    def _deliver(self, outputs: list[StepOutput]) -> None:
         if outputs:
-            self._call(loop, lambda: self._streams.deliver(outputs))
+            self._call(partial(self._streams.deliver, outputs))
 
-    def _report_step(self, loop: asyncio.AbstractEventLoop, step: StepRecord) -> None:
+    def _report_step(self, step: StepRecord) -> None:
         if self._on_step is not None:
-            self._call(loop, partial(self._on_step, step))
+            self._call(partial(self._on_step, step))
 
-    @staticmethod
-    def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-        try:
-            loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            logger.warning("the event loop closed before the engine stopped")
+
+def _execute(engine: Engine, commands: abc.Sequence[Command]) -> list[StepOutput]:
+    return [output for command in commands if (output := command(engine)) is not None]
 
 
 def _embed(call: EmbeddingCall, engine: Engine) -> None:
     assert engine.embeddings is not None, "the event loop refuses calls that cannot be embedded"
     engine.embeddings.add(call)
-
-
-def _succeed(loaded: asyncio.Future[None]) -> None:
-    if not loaded.done():
-        loaded.set_result(None)
-
-
-def _fail(loaded: asyncio.Future[None], error: BaseException) -> None:
-    if not loaded.done():
-        loaded.set_exception(error)

@@ -57,7 +57,7 @@ class Picture:
 
 def cached_by(engines: Engines) -> set[int]:
     """The hashes in the engine's prefix cache."""
-    engine = engines.engine._engine
+    engine = engines.engine._model
     assert engine is not None
     return {hash_number(key) for key in engine._scheduler.block_manager._block_by_hash}
 
@@ -193,7 +193,7 @@ async def test_a_drain_does_not_wait_for_subscribers(engines: Engines) -> None:
 async def test_nothing_is_recorded_without_a_subscriber(engines: Engines) -> None:
     """The engine's own service pays nothing for the events."""
     await responses_to(engines, request_of([50] * 64, max_tokens=2, stream=False))
-    engine = engines.engine._engine
+    engine = engines.engine._model
     assert engine is not None
     assert engine._scheduler.block_manager._events is None
 
