@@ -89,7 +89,7 @@ SEPARATE_TESTS := charts chaos rollout wire sdks vllm smg e2e/deployment e2e/obs
 .PHONY: test
 test: $(VENV)/.dev
 	@echo "Running the tests"
-	@$(BIN)/python -m pytest -q --numprocesses=2 $(addprefix --ignore=tests/,$(SEPARATE_TESTS))
+	@$(BIN)/python -m pytest -q --numprocesses=3 $(addprefix --ignore=tests/,$(SEPARATE_TESTS))
 
 ## test-deployment: Start and stop the four processes in every order, by `make run-local` and by hand
 .PHONY: test-deployment
