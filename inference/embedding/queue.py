@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from inference.api import metrics
 from inference.embedding.calls import EmbeddingCall
 from inference.embedding.pace import Pace
-from inference.embedding.turns import CallTurns, Turn, mark_begun
+from inference.embedding.turns import CallInput, CallTurns, mark_begun
 from inference.engine.errors import EngineError, InvalidPrompt, SequenceFailed, StepFailed
 from inference.scheduler.block_manager import BlockManager
 
@@ -54,7 +54,7 @@ class InputEmbedder(Protocol):
 class _Input:
     """An input in progress."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: CallInput) -> None:
         self.call, self.number = turn
         self.token_ids = self.call.inputs[self.number]
         self.blocks: list[int] = []

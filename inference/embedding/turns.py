@@ -13,7 +13,7 @@ from inference.embedding.calls import EmbeddingCall
 from inference.engine.errors import EngineError
 
 
-class Turn(NamedTuple):
+class CallInput(NamedTuple):
     """An input of a call."""
 
     call: EmbeddingCall
@@ -40,21 +40,21 @@ class CallTurns:
         self._waiting.append(call)
         self._num_begun[call] = 0
 
-    def next(self) -> Turn | None:
+    def next(self) -> CallInput | None:
         """The next input, which has not begun; None: all inputs have begun."""
         if not self._waiting:
             return None
         call = self._waiting[0]
-        return Turn(call, self._num_begun[call])
+        return CallInput(call, self._num_begun[call])
 
-    def begin_next(self) -> Turn:
+    def begin_next(self) -> CallInput:
         """Take the next input; the call's other inputs come after those of other calls."""
         call = self._waiting.popleft()
         number = self._num_begun[call]
         self._num_begun[call] = number + 1
         if number + 1 < len(call.inputs):
             self._waiting.append(call)
-        return Turn(call, number)
+        return CallInput(call, number)
 
     def end(self, call: EmbeddingCall, error: EngineError | None) -> bool:
         """Forget a call; False if it had ended before."""

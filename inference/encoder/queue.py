@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inference.api import metrics
 from inference.embedding.calls import EmbeddingCall
-from inference.embedding.turns import CallTurns, Turn, mark_begun
+from inference.embedding.turns import CallInput, CallTurns, mark_begun
 from inference.encoder.batch import EncoderInput
 from inference.engine.errors import EngineError, InvalidPrompt, SequenceFailed, StepFailed
 from inference.engine.watchdog import StepClock
@@ -88,9 +88,9 @@ class EncoderQueue:
         """End every call with an error, and return them."""
         return [call for call in self._turns.calls if self._turns.end(call, error)]
 
-    def _next_batch(self) -> list[Turn]:
+    def _next_batch(self) -> list[CallInput]:
         budget = self._budget.num_tokens(0, alone=len(self._turns) == 1)
-        begun: list[Turn] = []
+        begun: list[CallInput] = []
         while (turn := self._turns.next()) is not None:
             budget -= len(turn.call.inputs[turn.number])
             if begun and budget < 0:
@@ -99,7 +99,7 @@ class EncoderQueue:
             begun.append(self._turns.begin_next())
         return begun
 
-    def _apply(self, each: Turn, row: NDArray[np.float32]) -> list[EmbeddingCall]:
+    def _apply(self, each: CallInput, row: NDArray[np.float32]) -> list[EmbeddingCall]:
         call = each.call
         if call.has_ended:  # by another input of the same batch
             return []
@@ -111,7 +111,7 @@ class EncoderQueue:
         call.vectors.append(row.tolist())
         return [call] if call.has_ended and self._turns.end(call, None) else []
 
-    def _fail(self, begun: Sequence[Turn], error: Exception) -> list[EmbeddingCall]:
+    def _fail(self, begun: Sequence[CallInput], error: Exception) -> list[EmbeddingCall]:
         self._num_failures += 1
         self.healthy = self._num_failures < MAX_FAILURES
         calls = list({each.call: None for each in begun})
@@ -120,7 +120,7 @@ class EncoderQueue:
         return [call for call in calls if self._turns.end(call, cause)]
 
 
-def _input(turn: Turn) -> EncoderInput:
+def _input(turn: CallInput) -> EncoderInput:
     token_ids = turn.call.inputs[turn.number]
     num_first = turn.call.num_first_tokens
     return EncoderInput(token_ids, num_first[turn.number] if num_first else len(token_ids))
