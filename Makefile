@@ -103,7 +103,7 @@ test-observability: $(VENV)/.dev
 	@echo "Running the tests of traces, logs and metrics"
 	@$(BIN)/python -m pytest -q --numprocesses=2 tests/e2e/observability
 
-## test-tracing: Check the traces of 200 requests at once over both protocols of OTLP, and silent collectors (minutes)
+## test-tracing: Check the traces of 200 requests at once over both protocols of OTLP, silent collectors, and the memory of 2,000 streams (minutes)
 .PHONY: test-tracing
 test-tracing: $(VENV)/.dev
 	@echo "Running the tests of tracing under load"
