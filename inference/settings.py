@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 from inference.engine.adapters import LoraModule
 from inference.engine.watchdog import STEP_TIMEOUT_SECONDS
 from inference.scheduler.prefill_budget import TARGET_STEP_SECONDS
+from mesh.hub.reference import hub_reference
 from mesh.process.settings import Address, ServiceSettings
 
 
@@ -24,7 +25,8 @@ class InferenceSettings(ServiceSettings):
         "models/demo",
         min_length=1,
         description="Model to serve: a folder or a Hugging Face hub id with safetensors weights, "
-        "or a GGUF file: model.gguf, or owner/name/model.gguf on the hub.",
+        "or a GGUF file: model.gguf, or owner/name/model.gguf on the hub. owner/name@REVISION "
+        "names a commit, tag or branch.",
     )
     model_name: str = Field(
         "",
@@ -203,5 +205,5 @@ class InferenceSettings(ServiceSettings):
             return self.model_name
         if self.model.endswith(".gguf"):
             return Path(self.model).stem
-        is_folder = self.model.startswith((".", "/", "~")) or Path(self.model).is_dir()
-        return Path(self.model).name if is_folder else self.model
+        reference = None if Path(self.model).is_dir() else hub_reference(self.model)
+        return Path(self.model).name if reference is None else reference.repository

@@ -19,6 +19,7 @@ class TokenizerSettings(ServiceSettings):
         min_length=1,
         description="Folder that contains tokenizer.json, a Hugging Face hub id such as "
         "Qwen/Qwen3-0.6B, or a GGUF file: model.gguf, or owner/name/model.gguf on the hub. "
+        "owner/name@REVISION names a commit, tag or branch. "
         "vllm+grpc://HOST:PORT takes the files from a vLLM engine.",
     )
     max_input_characters: int = Field(

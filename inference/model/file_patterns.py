@@ -12,5 +12,6 @@ FILE_PATTERNS = (
     "tokenizer.json",
     "special_tokens_map.json",
     "*.jinja",
+    "additional_chat_templates/*.jinja",
 )
 """The files of a hub repository; no code and no pickles."""

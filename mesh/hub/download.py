@@ -7,15 +7,18 @@ it. Several processes may run on one volume: the first downloads, the others wai
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from mesh.hub.hub_cache import is_large
+from mesh.hub.problems import HubError, explained
+from mesh.hub.reference import DEFAULT_REVISION, HubReference
+from mesh.hub.repository import RemoteFile, needed_files, read_listing
+from mesh.hub.transfer import LargeFile, check_space, fetch_large, locked, sha256_of
 
 MARKER = ".weir-download.json"
 """Written last: the model, and the size and SHA-256 of each file."""
@@ -27,6 +30,7 @@ TOKENIZER_PATTERNS = (
     "config.json",
     "special_tokens_map.json",
     "*.jinja",
+    "additional_chat_templates/*.jinja",
 )
 PATTERNS: Mapping[str, Sequence[str]] = {
     "tokenizer": TOKENIZER_PATTERNS,
@@ -40,11 +44,6 @@ PATTERNS: Mapping[str, Sequence[str]] = {
     ),
 }
 """Data files only: no code, no pickles."""
-
-IGNORED = ("consolidated*", "original/*", "onnx/*", "openvino/*")
-"""Copies of the weights in other formats."""
-
-_PIECE_BYTES = 16 * 1024 * 1024
 
 
 class DownloadError(Exception):
@@ -71,7 +70,7 @@ class File(NamedTuple):
 def download(wanted: DownloadRequest, folder: Path) -> bool:
     """Download the model into `folder`; False if it is there. Blocks. Raises DownloadError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder / ".weir-download.lock", model=wanted.model):
         present = _present(wanted, folder)
         if present is not None:
             _check_sha256(wanted.sha256, present)
@@ -90,13 +89,6 @@ def download(wanted: DownloadRequest, folder: Path) -> bool:
         return True
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".weir-download.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _present(wanted: DownloadRequest, folder: Path) -> dict[str, File] | None:
     """The files of an earlier download of the same request, if they are complete."""
     try:
@@ -110,48 +102,49 @@ def _present(wanted: DownloadRequest, folder: Path) -> dict[str, File] | None:
 
 
 def _fetch(wanted: DownloadRequest, folder: Path) -> dict[str, File]:
-    # Imported here, as it is not needed if the files are there.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+    reference = HubReference(wanted.model, wanted.revision)
     try:
-        info = HfApi().model_info(wanted.model, revision=wanted.revision, files_metadata=True)
-        patterns = list(PATTERNS[wanted.what])
-        siblings = {each.rfilename: each for each in info.siblings or ()}
-        names = [name for name in siblings if _matches(name, patterns)]
-        # By commit, so that all files are from one revision even if the branch moves.
-        snapshot_download(wanted.model, revision=info.sha, local_dir=folder, allow_patterns=names)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DownloadError(
-            f"{wanted.model} at {wanted.revision} could not be downloaded from the hub (a gated "
-            f"model requires a token in HF_TOKEN): {reason}"
-        ) from error
-    if not names:
-        raise DownloadError(f"{wanted.model} has no file that matches {', '.join(patterns)}")
-    files = {}
-    for name in names:
-        lfs, blob = siblings[name].lfs, siblings[name].blob_id
-        files[name] = file = _measure(folder / name)
-        if lfs is not None and lfs.sha256 != file.sha256:
-            raise DownloadError(f"{name} differs from the hub's file: SHA-256 {file.sha256}")
-        if lfs is None and blob is not None and blob != _git_blob_id(folder / name):
-            raise DownloadError(f"{name} differs from the hub's file: another git blob id")
-    return files
+        with explained(reference, folder):
+            return _fetch_files(reference, PATTERNS[wanted.what], folder)
+    except HubError as error:
+        raise DownloadError(str(error)) from error
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    if any(fnmatch(name, pattern) for pattern in IGNORED):
-        return False
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def _fetch_files(wanted: HubReference, patterns: Sequence[str], folder: Path) -> dict[str, File]:
+    """Downloads and verifies the files; those of one commit, even if the branch moves."""
+    from huggingface_hub import snapshot_download  # imported here, as it takes 0.2 s
+
+    listing = read_listing(wanted)
+    names = needed_files(wanted, list(listing.files), patterns)
+    remote = {name: listing.files[name] for name in names}
+    large = [
+        LargeFile(name, file.size, file.sha256, folder / name)
+        for name, file in remote.items()
+        if is_large(file)
+    ]
+    for file in large:
+        if file.target.exists() and sha256_of(file.target) != file.sha256:
+            file.target.unlink()  # of another revision
+    small = [name for name in names if not is_large(remote[name])]
+    num_small = sum(remote[name].size for name in small if not (folder / name).exists())
+    check_space(wanted, num_small + sum(file.num_missing for file in large), folder)
+    fetch_large(wanted, listing.commit, large)
+    if small:
+        snapshot_download(
+            wanted.repository, revision=listing.commit, local_dir=folder, allow_patterns=small
+        )
+    files = {file.name: File(file.size, file.sha256) for file in large}
+    return files | {name: _verified(name, remote[name], folder / name) for name in small}
 
 
-def _measure(path: Path) -> File:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return File(path.stat().st_size, digest.hexdigest())
+def _verified(name: str, remote: RemoteFile, path: Path) -> File:
+    """Raises HubError if the file differs from the hub's."""
+    file = File(path.stat().st_size, sha256_of(path))
+    if remote.sha256 and remote.sha256 != file.sha256:
+        raise HubError(f"{name} differs from the hub's file: SHA-256 {file.sha256}")
+    if not remote.sha256 and remote.blob_id and remote.blob_id != _git_blob_id(path):
+        raise HubError(f"{name} differs from the hub's file: another git blob id")
+    return file
 
 
 def _git_blob_id(path: Path) -> str:
@@ -173,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line; on failure prints the reason and exits with 1."""
     parser = argparse.ArgumentParser(prog="mesh.hub.download", description=__doc__)
     parser.add_argument("--model", required=True, help="hub id, such as Qwen/Qwen3-0.6B")
-    parser.add_argument("--revision", default="main", help="commit, tag or branch")
+    parser.add_argument("--revision", default=DEFAULT_REVISION, help="commit, tag or branch")
     parser.add_argument("--folder", type=Path, required=True, help="folder to download to")
     parser.add_argument(
         "--what",

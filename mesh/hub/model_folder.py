@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mesh.hub.gguf.folder import gguf_folder
 from mesh.hub.gguf.metadata import GgufError, parts
-
-GGUF_SUFFIX = ".gguf"
+from mesh.hub.hub_cache import cached_model
+from mesh.hub.problems import HubError
+from mesh.hub.reference import GGUF_SUFFIX, HubReference, hub_reference
 
 
 class ModelNotFoundError(Exception):
@@ -18,43 +19,39 @@ class ModelNotFoundError(Exception):
 def model_folder(model: str, allow_patterns: Sequence[str]) -> Path:
     """The local folder of `model`, with at least the files that match `allow_patterns`.
 
-    A hub id such as `Qwen/Qwen3-0.6B` is downloaded into the Hugging Face cache, with a progress
-    bar. Interrupted downloads are resumed. With `HF_HUB_OFFLINE=1` only the cache is used. A GGUF
-    file (`model.gguf`, a folder with one, or `owner/name/model.gguf` on the hub) yields a folder
-    with the configuration files made of its metadata. Blocks. Raises ModelNotFoundError.
+    A hub id such as `Qwen/Qwen3-0.6B`, or `Qwen/Qwen3-0.6B@REVISION`, is downloaded into the
+    Hugging Face cache, see `mesh.hub.hub_cache`. A GGUF file (`model.gguf`, a folder with one, or
+    `owner/name/model.gguf` on the hub) yields a folder with the configuration files made of its
+    metadata. Blocks. Raises ModelNotFoundError.
     """
     path = Path(model).expanduser()
     if path.is_dir():
         file = _only_gguf_file(path)
         return path if file is None else _from_gguf(file)
-    is_gguf = path.suffix == GGUF_SUFFIX
-    if is_gguf and path.is_file():
+    if path.suffix == GGUF_SUFFIX and path.is_file():
         return _from_gguf(path)
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1 + is_gguf:
+    wanted = hub_reference(model)
+    if path.is_absolute() or wanted is None:
         raise ModelNotFoundError(
             f"model {model!r} is neither a folder, a GGUF file, nor a hub id such as "
-            "Qwen/Qwen3-0.6B or owner/name/model.gguf"
+            "Qwen/Qwen3-0.6B, owner/name@revision or owner/name/model.gguf"
         )
-    if is_gguf:
-        repository, _, name = model.rpartition("/")
-        stem = name.rpartition("-00001-of-")[0]
-        pattern = f"{stem}-*-of-*{GGUF_SUFFIX}" if stem else name
-        return _from_gguf(_from_hub(repository, [pattern]) / name)
-    return _from_hub(model, allow_patterns)
+    if wanted.file:
+        return _from_gguf(_from_hub(wanted, [_gguf_pattern(wanted.file)]) / wanted.file)
+    return _from_hub(wanted, allow_patterns)
 
 
-def _from_hub(model: str, allow_patterns: Sequence[str]) -> Path:
-    # Imported here, as it is not needed for a local folder.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+def _from_hub(wanted: HubReference, patterns: Sequence[str]) -> Path:
     try:
-        return Path(snapshot_download(model, allow_patterns=list(allow_patterns)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelNotFoundError(
-            f"model {model!r} is not a folder and could not be downloaded from the hub: {reason}"
-        ) from error
+        return cached_model(wanted, patterns)
+    except HubError as error:
+        raise ModelNotFoundError(f"model '{wanted}' is not a folder, and {error}") from error
+
+
+def _gguf_pattern(file: str) -> str:
+    """The names of all parts of a GGUF file."""
+    stem = file.rpartition("-00001-of-")[0]
+    return f"{stem}-*-of-*{GGUF_SUFFIX}" if stem else file
 
 
 def _from_gguf(path: Path) -> Path:

@@ -22,6 +22,7 @@ def read(*arguments: str) -> InferenceSettings:
     [
         ((), "demo"),
         (("--model", "org/model"), "org/model"),
+        (("--model", "org/model@v1"), "org/model"),
         (("--model", "/data/models/tiny"), "tiny"),
         (("--model", "./tiny/"), "tiny"),
         (("--model", "~/models/tiny"), "tiny"),

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from inference.engine.errors import ModelLoadError
 from inference.model.config_files import read_json
+from mesh.hub.repository import unserved_weights
 
 _FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 """No path: the index of a model must not name files outside its folder."""
@@ -123,10 +124,16 @@ def _files(folder: Path) -> Iterator[Path]:
                 raise ModelLoadError(f"{folder / name} is missing; {index.name} lists it")
             yield folder / name
         return
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        yield whole  # files beside it are further copies, such as in float16
+        return
     found = sorted(folder.glob("*.safetensors"))
     if not found:
+        problem = unserved_weights(sorted(path.name for path in folder.iterdir()))
         raise ModelLoadError(
-            f"{folder}: no *.safetensors or *.gguf file; other formats are not supported"
+            f"{folder}: no *.safetensors or *.gguf file"
+            + (f"; it {problem}" if problem else "; other formats are not supported")
         )
     yield from found
 
