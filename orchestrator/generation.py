@@ -36,6 +36,8 @@ class ReplicaAdapters(NamedTuple):
 
     models: tuple[ModelInfo, ...] = ()
     allows_loading: bool = False
+    paths: tuple[str, ...] = ()
+    """What each was loaded from at run time; "" for one of the engine's settings."""
 
 
 class Progress(NamedTuple):

@@ -55,7 +55,6 @@ from orchestrator.generation import Progress
 from orchestrator.observability.spans import embeddings
 from orchestrator.pipeline import GenerationRequest, Pipeline, abort
 from orchestrator.readiness import Readiness
-from orchestrator.routing.adapters import load_adapter, unload_adapter
 from orchestrator.routing.replicas import Replicas
 from orchestrator.scoring import Pairs, ScoreMethod, Scorer, check_pairs
 from orchestrator.search.grounded_answer import CheckedProgress, GroundedAnswer
@@ -330,13 +329,13 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.OrchestratorServiceLoadAdapterResponse:
         served = [model for model in self._replicas.models.values() if not model.base]
         model = choose_model(request.model, served)
-        count = await load_adapter(self._replicas, model, request.name, request.path)
+        count = await self._replicas.adapters.load(model, request.name, request.path)
         return orchestrator_pb2.OrchestratorServiceLoadAdapterResponse(num_replicas=count)
 
     async def UnloadAdapter(
         self, request: orchestrator_pb2.OrchestratorServiceUnloadAdapterRequest, context: Context
     ) -> orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse:
-        count = await unload_adapter(self._replicas, request.name)
+        count = await self._replicas.adapters.unload(request.name)
         return orchestrator_pb2.OrchestratorServiceUnloadAdapterResponse(num_replicas=count)
 
     async def CancelRequest(

@@ -144,7 +144,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             kind=KIND_TO_PROTO[info.kind],
             embedding_length=info.embedding_length,
             adapters=[
-                inference_pb2.LoadedAdapter(name=each.name, model_sha256=each.model_sha256)
+                inference_pb2.LoadedAdapter(
+                    name=each.name,
+                    model_sha256=each.model_sha256,
+                    path="" if each.is_of_settings else each.path,
+                )
                 for each in self._engine.adapters
             ],
             allows_loading_adapters=self._engine.allows_loading_adapters,
@@ -154,7 +158,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.LoadAdapterRequest, context: Context
     ) -> inference_pb2.LoadAdapterResponse:
         with engine_errors(self._backlog):
-            info = await self._engine.load_adapter(request.name, request.path)
+            info = await self._engine.load_adapter(
+                request.name, request.path, request.copied_sha256
+            )
         return inference_pb2.LoadAdapterResponse(model_sha256=info.model_sha256)
 
     async def UnloadAdapter(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from inference.engine.errors import (
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_NAME_CHARACTERS = 256
+
+UNLOADED_SECONDS = 60.0
+"""Time after an adapter's unloading in which no copy of it is loaded from another replica."""
 
 
 class Loader(Protocol):
@@ -43,7 +48,7 @@ class WithoutAdapters:
     max_adapters = 0
     allows_loading_adapters = False
 
-    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
+    async def load_adapter(self, name: str, path: str, copied_sha256: str = "") -> AdapterInfo:
         raise AdaptersDisabled("this engine serves no LoRA adapters")
 
     def unload_adapter(self, name: str) -> None:
@@ -71,6 +76,8 @@ class Adapters:
         self.max_adapters = 0 if loader is None else max_adapters
         self._loaded: dict[str, Adapter] = {}
         self._loading: set[str] = set()
+        self._unloaded: dict[str, float] = {}
+        """When adapters were unloaded, in `time.monotonic()` seconds."""
 
     @property
     def infos(self) -> list[AdapterInfo]:
@@ -90,15 +97,20 @@ class Adapters:
         for module in modules:
             assert self._loader is not None, "the settings enable adapters"
             self._check_new(module.name)
-            self._loaded[module.name] = self._loader.load(module.name, module.path)
+            adapter = self._loader.load(module.name, module.path)
+            info = replace(adapter.info, is_of_settings=True)
+            self._loaded[module.name] = replace(adapter, info=info)
 
-    async def load(self, name: str, path: str) -> AdapterInfo:
+    async def load(self, name: str, path: str, copied_sha256: str = "") -> AdapterInfo:
         """Loads an adapter in a thread.
 
-        Raises AdaptersDisabled, InvalidAdapter or Overloaded.
+        `copied_sha256`: the digest that it has in another replica and must have here. Raises
+        AdaptersDisabled, InvalidAdapter or Overloaded.
         """
         self._check_allowed()
         self._check_new(name)
+        if copied_sha256:
+            self._check_not_unloaded(name)
         if not path:
             raise InvalidAdapter("lora_path must not be empty", field="lora_path")
         assert self._loader is not None, "it is allowed"
@@ -107,7 +119,10 @@ class Adapters:
             adapter = await asyncio.to_thread(self._loader.load, name, path)
         finally:
             self._loading.discard(name)
+        if copied_sha256 not in ("", adapter.info.model_sha256):
+            raise InvalidAdapter(f"lora_path {path!r:.80} has other files here", field="lora_path")
         self._loaded[name] = adapter
+        self._unloaded.pop(name, None)
         logger.info("LoRA adapter loaded", extra={"adapter": name, "path": path})
         return adapter.info
 
@@ -119,12 +134,23 @@ class Adapters:
         self._check_allowed()
         if self._loaded.pop(name, None) is None:
             raise AdapterNotFound(f"no LoRA adapter {name!r:.200} is loaded", field="lora_name")
+        now = time.monotonic()
+        recent = {key: at for key, at in self._unloaded.items() if now - at < UNLOADED_SECONDS}
+        self._unloaded = {**recent, name: now}
         logger.info("LoRA adapter unloaded", extra={"adapter": name})
 
     def _check_allowed(self) -> None:
         if not self.allows_loading:
             raise AdaptersDisabled(
                 "LoRA adapters cannot be loaded or unloaded; INFERENCE_ALLOW_RUNTIME_LORA allows it"
+            )
+
+    def _check_not_unloaded(self, name: str) -> None:
+        unloaded = self._unloaded.get(name)
+        if unloaded is not None and time.monotonic() - unloaded < UNLOADED_SECONDS:
+            raise InvalidAdapter(
+                f"lora_name {name!r} was unloaded less than {UNLOADED_SECONDS:.0f} s ago",
+                field="lora_name",
             )
 
     def _check_new(self, name: str) -> None:

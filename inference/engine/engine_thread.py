@@ -131,8 +131,8 @@ class AsyncEngine(ThreadedEngine[Engine, Command]):
     def allows_loading_adapters(self) -> bool:
         return self._started().adapters.allows_loading
 
-    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        return await self._started().adapters.load(name, path)
+    async def load_adapter(self, name: str, path: str, copied_sha256: str = "") -> AdapterInfo:
+        return await self._started().adapters.load(name, path, copied_sha256)
 
     def unload_adapter(self, name: str) -> None:
         self._started().adapters.unload(name)

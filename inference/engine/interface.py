@@ -165,6 +165,8 @@ class AdapterInfo:
     """The folder or hub id that it was loaded from."""
     model_sha256: str
     """As `ModelInfo.model_sha256`, of the model with this adapter."""
+    is_of_settings: bool = False
+    """Whether the settings name it; other replicas need no copy of it then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,9 +256,12 @@ class EngineClient(Protocol):
         """Whether `load_adapter` and `unload_adapter` are allowed."""
         ...
 
-    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter from a folder or the hub. Raises `AdaptersDisabled`,
-        `InvalidAdapter` or `Overloaded`."""
+    async def load_adapter(self, name: str, path: str, copied_sha256: str = "") -> AdapterInfo:
+        """Load a LoRA adapter from a folder or the hub.
+
+        `copied_sha256`: its digest in another replica, which it must have. Raises
+        `AdaptersDisabled`, `InvalidAdapter` or `Overloaded`.
+        """
         ...
 
     def unload_adapter(self, name: str) -> None:

@@ -377,19 +377,25 @@ class LoadedAdapter(message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     MODEL_SHA256_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name in requests."""
     model_sha256: builtins.str
     """As GetModelResponse.model_sha256, of the model with this adapter."""
+    path: builtins.str
+    """What LoadAdapter has loaded it from; empty for an adapter of the settings. An orchestrator loads
+    adapters with a path on the replicas that lack them.
+    """
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         model_sha256: builtins.str = ...,
+        path: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["model_sha256", b"model_sha256", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model_sha256", b"model_sha256", "name", b"name", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -399,19 +405,26 @@ class LoadAdapterRequest(message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     PATH_FIELD_NUMBER: builtins.int
+    COPIED_SHA256_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name in requests, 1 to 256 characters."""
     path: builtins.str
     """A folder on the engine's machine, or a repository of the hub."""
+    copied_sha256: builtins.str
+    """Set to load what another replica has: the model_sha256 that the adapter must have here, too. It
+    is refused if this engine has unloaded an adapter of this name within the last minute: the
+    other replica is probably about to do so.
+    """
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         path: builtins.str = ...,
+        copied_sha256: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["copied_sha256", b"copied_sha256", "name", b"name", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,11 +1,12 @@
-"""LoRA adapters of the replicas: loading on all of them, changes, and their place in routing."""
+"""LoRA adapters of the replicas: the same ones on all of a model, and their place in routing."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mesh.errors import ErrorKind, MeshError, invalid
 from orchestrator.generation import ModelInfo
@@ -19,6 +20,14 @@ logger = logging.getLogger("orchestrator.routing.adapters")
 FOLLOW_SECONDS = 5.0
 """Interval of the questions for the adapters of engines that may load others: another orchestrator
 may have asked them to."""
+
+RETRY_SECONDS = 60.0
+"""Delay before an adapter is copied again to a replica that has refused it."""
+
+STOP_SECONDS = 5.0
+
+_UNCERTAIN = (ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE, ErrorKind.CANCELLED, ErrorKind.INTERNAL)
+"""Failures after which a replica may have loaded the adapter."""
 
 
 class Served(Protocol):
@@ -43,13 +52,165 @@ def routed_ids(model: ModelInfo, token_ids: Sequence[int]) -> Sequence[int]:
     return [*[mark] * BLOCK_TOKENS, *token_ids]
 
 
-async def follow_adapters(replicas: Served) -> None:
-    """Asks engines that may load adapters for them, until cancelled."""
-    while True:
-        await asyncio.sleep(FOLLOW_SECONDS)
-        for replica in replicas.ready:
-            if replica.adapters.allows_loading:
-                await _refresh(replica)
+class AdapterManager:
+    """Loads and unloads adapters on all replicas of a model, and copies them to new replicas.
+
+    The engines have the state: any orchestrator can continue what another one has begun.
+    """
+
+    def __init__(self, replicas: Served) -> None:
+        self._replicas = replicas
+        self._busy: set[str] = set()
+        """Names of adapters that are being loaded or unloaded."""
+        self._changes: set[asyncio.Task[int]] = set()
+        self._copies: dict[_Copy, asyncio.Task[None]] = {}
+        self._refused: dict[_Copy, float] = {}
+        """When a replica has refused a copy, in `time.monotonic()` seconds."""
+
+    async def load(self, model: ModelInfo, name: str, path: str) -> int:
+        """Loads an adapter on all replicas of a model, or on none; returns their number.
+
+        It continues if the caller is cancelled. Raises MeshError: the first refusal of a replica.
+        """
+        return await self._change(name, self._load(model, name, path))
+
+    async def unload(self, name: str) -> int:
+        """Unloads an adapter from all replicas that have it; returns their number.
+
+        It continues if the caller is cancelled. Raises MeshError.
+        """
+        return await self._change(name, self._unload(name))
+
+    async def follow(self) -> None:
+        """Asks engines that may load adapters for them, and copies missing ones, until cancelled.
+
+        At the end, loads and unloads that are running have `STOP_SECONDS` left.
+        """
+        try:
+            while True:
+                await asyncio.sleep(FOLLOW_SECONDS)
+                await asyncio.gather(*map(_refresh, self._able))
+                self._copy_missing()
+        finally:
+            if self._changes:
+                await asyncio.wait(self._changes, timeout=STOP_SECONDS)
+            left = [*self._copies.values(), *self._changes]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    @property
+    def _able(self) -> list[Replica]:
+        return [each for each in self._replicas.ready if each.adapters.allows_loading]
+
+    async def _change(self, name: str, change: Coroutine[object, object, int]) -> int:
+        """Runs one change of an adapter to its end, whether or not the caller waits for it."""
+        if name in self._busy:
+            change.close()
+            message = f"lora_name {name!r:.200} is being loaded or unloaded"
+            raise MeshError(ErrorKind.OVERLOADED, message, param="lora_name", retry_after=1.0)
+        self._busy.add(name)
+        task = asyncio.create_task(change, name=f"change adapter {name:.80}")
+        self._changes.add(task)
+
+        def ended(task: asyncio.Task[int]) -> None:
+            self._busy.discard(name)
+            self._changes.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # Also read where the caller has gone, so that asyncio does not report it.
+                logger.info("adapter not changed", extra={"adapter": name, "error": str(error)})
+
+        task.add_done_callback(ended)
+        return await asyncio.shield(task)
+
+    async def _load(self, model: ModelInfo, name: str, path: str) -> int:
+        if name in self._replicas.models:
+            raise invalid("lora_name", f"lora_name {name!r:.200} is already served")
+        able = [replica for replica in self._able if replica.serves(model)]
+        if not able:
+            raise MeshError(
+                ErrorKind.UNIMPLEMENTED,
+                f"no engine of {model.name!r} may load LoRA adapters; "
+                "INFERENCE_ALLOW_RUNTIME_LORA allows it",
+            )
+        errors = await _on_all(able, [replica.load_adapter(name, path) for replica in able])
+        if errors:
+            perhaps = [
+                each for each in able if each not in errors or errors[each].kind in _UNCERTAIN
+            ]
+            await _on_all(perhaps, [replica.unload_adapter(name) for replica in perhaps])
+            raise next(iter(errors.values()))
+        await asyncio.gather(*map(_refresh, able))
+        return len(able)
+
+    async def _unload(self, name: str) -> int:
+        having = [
+            replica
+            for replica in self._replicas.ready
+            if any(each.name == name for each in replica.adapters.models)
+        ]
+        if not having:
+            raise MeshError(
+                ErrorKind.MODEL_NOT_FOUND,
+                f"no LoRA adapter {name!r:.200} is loaded",
+                param="lora_name",
+            )
+        errors = await _on_all(having, [replica.unload_adapter(name) for replica in having])
+        await asyncio.gather(*map(_refresh, having))
+        if errors:
+            raise next(iter(errors.values()))
+        return len(having)
+
+    def _copy_missing(self) -> None:
+        """Starts to load on each replica what another one of its model has loaded at run time."""
+        now = time.monotonic()
+        self._refused = {copy: at for copy, at in self._refused.items() if now - at < RETRY_SECONDS}
+        able = self._able
+        for source in able:
+            for adapter, path in zip(source.adapters.models, source.adapters.paths, strict=True):
+                for target in able:
+                    copy = _Copy(target, adapter, path)
+                    if path and self._is_wanted(copy, source):
+                        task = asyncio.create_task(self._copy(copy), name="copy adapter")
+                        self._copies[copy] = task
+
+    def _is_wanted(self, copy: _Copy, source: Replica) -> bool:
+        target, adapter, _ = copy
+        return (
+            adapter.name not in self._busy
+            and copy not in self._copies
+            and copy not in self._refused
+            and source.model is not None
+            and target.serves(source.model)
+            and not any(each.name == adapter.name for each in target.models)
+        )
+
+    async def _copy(self, copy: _Copy) -> None:
+        """Loads an adapter on a replica, and unloads it again if no other has it any more."""
+        target, adapter, path = copy
+        fields = {"adapter": adapter.name, "address": target.address}
+        try:
+            await target.load_adapter(adapter.name, path, adapter.model_sha256)
+            others = [each for each in self._able if each is not target]
+            await asyncio.gather(*map(_refresh, others))
+            if any(adapter in each.adapters.models for each in others):
+                logger.info("adapter copied to replica", extra=fields)
+            else:
+                await target.unload_adapter(adapter.name)
+            await _refresh(target)
+        except MeshError as error:
+            self._refused[copy] = time.monotonic()
+            logger.warning("adapter not copied", extra={**fields, "error": error.message})
+        finally:
+            del self._copies[copy]
+
+
+class _Copy(NamedTuple):
+    """An adapter that a replica lacks."""
+
+    target: Replica
+    adapter: ModelInfo
+    path: str
 
 
 async def _refresh(replica: Replica) -> None:
@@ -57,53 +218,6 @@ async def _refresh(replica: Replica) -> None:
         await replica.refresh_adapters()
     except MeshError as error:
         logger.debug("adapters unknown", extra={"error": str(error)})
-
-
-async def load_adapter(replicas: Served, model: ModelInfo, name: str, path: str) -> int:
-    """Loads an adapter on all replicas of a model, or on none; returns their number.
-
-    Raises MeshError: the first refusal of a replica.
-    """
-    if name in replicas.models:
-        raise invalid("lora_name", f"lora_name {name!r:.200} is already served")
-    able = [
-        replica
-        for replica in replicas.ready
-        if replica.serves(model) and replica.adapters.allows_loading
-    ]
-    if not able:
-        raise MeshError(
-            ErrorKind.UNIMPLEMENTED,
-            f"no engine of {model.name!r} may load LoRA adapters; INFERENCE_ALLOW_RUNTIME_LORA "
-            "allows it",
-        )
-    errors = await _on_all(able, [replica.load_adapter(name, path) for replica in able])
-    if errors:
-        loaded = [replica for replica in able if replica not in errors]
-        await _on_all(loaded, [replica.unload_adapter(name) for replica in loaded])
-        raise next(iter(errors.values()))
-    await asyncio.gather(*map(_refresh, able))
-    return len(able)
-
-
-async def unload_adapter(replicas: Served, name: str) -> int:
-    """Unloads an adapter from all replicas that have it; returns their number. Raises MeshError."""
-    having = [
-        replica
-        for replica in replicas.ready
-        if any(each.name == name for each in replica.adapters.models)
-    ]
-    if not having:
-        raise MeshError(
-            ErrorKind.MODEL_NOT_FOUND,
-            f"no LoRA adapter {name!r:.200} is loaded",
-            param="lora_name",
-        )
-    errors = await _on_all(having, [replica.unload_adapter(name) for replica in having])
-    await asyncio.gather(*map(_refresh, having))
-    if errors:
-        raise next(iter(errors.values()))
-    return len(having)
 
 
 async def _on_all(

@@ -164,10 +164,13 @@ class Replica:
             self.adapters = adapters
             self._on_change()
 
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Loads a LoRA adapter. Raises MeshError."""
+    async def load_adapter(self, name: str, path: str, copied_sha256: str = "") -> None:
+        """Loads a LoRA adapter; `copied_sha256` is its digest in another replica.
+
+        Raises MeshError.
+        """
         assert self._backend is not None, "the replica was ready"
-        await self._backend.load_adapter(name, path)
+        await self._backend.load_adapter(name, path, copied_sha256)
 
     async def unload_adapter(self, name: str) -> None:
         """Forgets a LoRA adapter. Raises MeshError."""

@@ -19,7 +19,7 @@ from mesh.rpc.peers.resolver import Resolve, resolve
 from mesh.rpc.tls import NO_TLS, TlsFiles
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
-from orchestrator.routing.adapters import follow_adapters, routed_ids
+from orchestrator.routing.adapters import AdapterManager, routed_ids
 from orchestrator.routing.agreement import Agreement, Refused
 from orchestrator.routing.backends.cache_events import follow_cache
 from orchestrator.routing.backends.target import parse_target
@@ -93,6 +93,7 @@ class Replicas:
         `named` has the targets (HOST:PORT) of the models that are known by name, and `waking` says
         what happens to requests for one without an engine.
         """
+        self.adapters = AdapterManager(self)
         self.waking = Waking(named, waking, self._has_address)
         addresses = {parse_target(each).address for each in targets}
         self.all_are_named = addresses == {each for those in named.values() for each in those}
@@ -122,7 +123,7 @@ class Replicas:
         finding = asyncio.create_task(
             self._discovery.run(self._reconcile, self._is_complete), name="find replicas"
         )
-        following = asyncio.create_task(follow_adapters(self), name="follow adapters")
+        following = asyncio.create_task(self.adapters.follow(), name="follow adapters")
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh.errors import ErrorKind, MeshError
+from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.rpc.server import Servicer
 from mesh.v1 import (
     common_pb2,
@@ -138,6 +138,12 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         """Digests of LoRA adapters by name."""
         self.loads_adapters = False
         self.load_failure: MeshError | None = None
+        self.adapter_paths: dict[str, str] = {}
+        """Of the adapters that were loaded at run time."""
+        self.unloaded: set[str] = set()
+        """Names of adapters that were unloaded; copies of them are refused."""
+        self.load_gate: asyncio.Event | None = None
+        """Adapters are loaded when it is set."""
         self.accept_delay = 0.0
         self.delay = 0.0
         """Seconds before each token."""
@@ -238,15 +244,22 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             model_sha256=self.model_sha256,
             kind=self.kind,
             adapters=[
-                inference_pb2.LoadedAdapter(name=name, model_sha256=digest)
+                inference_pb2.LoadedAdapter(
+                    name=name, model_sha256=digest, path=self.adapter_paths.get(name, "")
+                )
                 for name, digest in self.adapters.items()
             ],
             allows_loading_adapters=self.loads_adapters,
         )
 
     async def LoadAdapter(self, request: Any, context: Any) -> inference_pb2.LoadAdapterResponse:
+        if self.load_gate is not None:
+            await self.load_gate.wait()
         if self.load_failure is not None:
             raise self.load_failure
+        if request.copied_sha256 and request.name in self.unloaded:
+            raise invalid("lora_name", "it was unloaded here")
+        self.adapter_paths[request.name] = request.path
         self.adapters[request.name] = hashlib.sha256(request.path.encode()).hexdigest()
         return inference_pb2.LoadAdapterResponse(model_sha256=self.adapters[request.name])
 
@@ -254,6 +267,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: Any, context: Any
     ) -> inference_pb2.UnloadAdapterResponse:
         del self.adapters[request.name]
+        self.unloaded.add(request.name)
         return inference_pb2.UnloadAdapterResponse()
 
 

@@ -26,7 +26,7 @@ class WithoutAdapters:
     async def adapters(self) -> ReplicaAdapters:
         return ReplicaAdapters()
 
-    async def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(self, name: str, path: str, copied_sha256: str = "") -> None:
         raise MeshError(ErrorKind.UNIMPLEMENTED, "the engine cannot load LoRA adapters")
 
     async def unload_adapter(self, name: str) -> None:
@@ -118,8 +118,8 @@ class Backend(Protocol):
     async def adapters(self) -> ReplicaAdapters:
         """The LoRA adapters that the engine serves."""
 
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Loads a LoRA adapter."""
+    async def load_adapter(self, name: str, path: str, copied_sha256: str = "") -> None:
+        """Loads a LoRA adapter; `copied_sha256` is its digest in another replica."""
 
     async def unload_adapter(self, name: str) -> None:
         """Forgets a LoRA adapter."""

@@ -120,14 +120,17 @@ class WeirBackend:
             model._replace(name=each.name, model_sha256=each.model_sha256, base=info.name)
             for each in info.adapters
         )
-        return ReplicaAdapters(adapters, info.allows_loading_adapters)
+        paths = tuple(each.path for each in info.adapters)
+        return ReplicaAdapters(adapters, info.allows_loading_adapters, paths)
 
     async def _describe(self) -> inference_pb2.GetModelResponse:
         request = inference_pb2.GetModelRequest()
         return await call_unary(self._stub.GetModel, request, timeout=CHECK_SECONDS)
 
-    async def load_adapter(self, name: str, path: str) -> None:
-        request = inference_pb2.LoadAdapterRequest(name=name, path=path)
+    async def load_adapter(self, name: str, path: str, copied_sha256: str = "") -> None:
+        request = inference_pb2.LoadAdapterRequest(
+            name=name, path=path, copied_sha256=copied_sha256
+        )
         await call_unary(self._stub.LoadAdapter, request, timeout=LOAD_ADAPTER_SECONDS)
 
     async def unload_adapter(self, name: str) -> None:

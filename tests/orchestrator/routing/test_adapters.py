@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -111,6 +112,111 @@ async def test_what_another_orchestrator_loads_is_found(monkeypatch: pytest.Monk
         engine.adapters["later"] = "1a"
         replicas = running.service._replicas
         await eventually(lambda: "later" in replicas.models, "the adapter is served")
+
+
+@pytest.fixture
+def follows_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engines are asked all the time."""
+    monkeypatch.setattr(adapters, "FOLLOW_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("follows_fast")
+async def test_a_replica_that_starts_late_gets_the_adapters_of_the_others(
+    running: Orchestrator,
+) -> None:
+    """Those that were loaded at run time; until then it gets no requests for them."""
+    old, late = running.engines
+    await load(running, "new", "path")
+    del late.adapters["new"]  # as after a restart
+    late.load_gate = asyncio.Event()
+    late.requests.clear()
+    replica = next(
+        each
+        for each in running.service._replicas.ready
+        if any(adapter.name == "own" for adapter in each.adapters.models)
+    )
+    await eventually(lambda: len(replica.adapters.models) == 1, "the orchestrator knows")
+    for _ in range(4):
+        await generate(running, "new")
+    assert not late.requests
+    late.load_gate.set()
+    await eventually(lambda: late.adapters.get("new") == old.adapters["new"], "it is copied")
+    await eventually(lambda: len(replica.adapters.models) == 2, "it gets requests")
+    assert set(old.adapters) == {"new"}, "an adapter of the settings is not copied"
+
+
+@pytest.mark.usefixtures("follows_fast")
+async def test_an_unloaded_adapter_is_not_copied_back(running: Orchestrator) -> None:
+    """Neither by an engine that has unloaded it, nor if the others lose it meanwhile."""
+    old, late = running.engines
+    await load(running, "new")
+    await unload(running, "new")
+    old.adapters["new"], old.adapter_paths["new"] = "0b", "p"  # its unloading failed
+    replicas = running.service._replicas
+    await eventually(lambda: "new" in replicas.models, "one engine has it")
+    await eventually(lambda: bool(replicas.adapters._refused), "the copy is refused")
+    assert "new" not in late.adapters
+    late.unloaded.clear()
+    replicas.adapters._refused.clear()
+    late.load_gate = asyncio.Event()
+    await eventually(lambda: bool(replicas.adapters._copies), "a copy has begun")
+    del old.adapters["new"]
+    late.load_gate.set()
+    await eventually(lambda: not replicas.adapters._copies, "it has ended")
+    assert "new" not in late.adapters
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_client_that_leaves_does_not_end_a_load(
+    running: Orchestrator, refused: bool
+) -> None:
+    """The adapter is on all engines then, or on none."""
+    first, second = running.engines
+    second.load_gate = asyncio.Event()
+    if refused:
+        second.load_failure = invalid("lora_path", "lora_path is bad")
+    waiting = asyncio.create_task(load(running, "new"))
+    await eventually(lambda: "new" in first.adapters, "one engine has it")
+    with pytest.raises(MeshError, match="is being loaded or unloaded") as busy:
+        await unload(running, "new")
+    assert busy.value.kind is ErrorKind.OVERLOADED
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    second.load_gate.set()
+    manager = running.service._replicas.adapters
+    await eventually(lambda: not manager._busy, "the change has ended")
+    assert [("new" in each.adapters) for each in running.engines] == [not refused] * 2
+
+
+async def test_an_engine_that_may_have_loaded_it_is_asked_to_unload_it(
+    running: Orchestrator,
+) -> None:
+    """The response was lost: its adapter must not be copied to the others later."""
+    first, second = running.engines
+    second.load_failure = MeshError(ErrorKind.UNAVAILABLE, "connection lost")
+    second.adapters["new"] = "0b"
+    with pytest.raises(MeshError, match="connection lost"):
+        await load(running, "new")
+    assert "new" not in {**first.adapters, **second.adapters}
+
+
+async def test_a_stream_continues_when_its_adapter_is_unloaded(running: Orchestrator) -> None:
+    """Further requests are refused as for an unknown model."""
+    await load(running, "new")
+    for engine in running.engines:
+        engine.delay = 0.02
+    request = orchestrator_pb2.GenerateRequest(
+        model="new", text="Hi", sampling=common_pb2.SamplingParams(max_tokens=8)
+    )
+    async with open_stream(running.stub.Generate, request) as responses:
+        events = aiter(responses)
+        await anext(events)
+        await unload(running, "new")
+        last = [each async for each in events][-1]
+    assert last.finish.usage.completion_tokens == 8
+    with pytest.raises(MeshError) as unknown:
+        await generate(running, "new")
+    assert unknown.value.kind is ErrorKind.MODEL_NOT_FOUND
 
 
 def test_routing_keeps_adapters_apart() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from inference.engine import adapters
 from inference.engine.adapters import LoraModule
 from inference.engine.engine import Engine
 from inference.engine.errors import (
@@ -191,6 +192,26 @@ async def test_bad_adapters_and_names_are_refused(
     low = loader(model_folder, max_lora_rank=3)
     with pytest.raises(InvalidAdapter, match=r"rank must be at most 3 .*Given: 4"):
         await low.adapters.load("a", good)
+
+
+async def test_a_copy_must_be_equal_and_not_just_unloaded(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an adapter that is being unloaded everywhere would return from the last replica."""
+    path = str(write_adapter(model_folder("qwen3"), tmp_path / "a", 0))
+    loaded = loader(model_folder, max_loras=2).adapters
+    with pytest.raises(InvalidAdapter, match="has other files here"):
+        await loaded.load("a", path, "0b")
+    info = await loaded.load("a", path)
+    assert not info.is_of_settings
+    loaded.unload("a")
+    with pytest.raises(InvalidAdapter, match="'a' was unloaded less than 60 s ago"):
+        await loaded.load("a", path, info.model_sha256)
+    assert (await loaded.load("b", path, info.model_sha256)).model_sha256 == info.model_sha256
+    await loaded.load("a", path)
+    loaded.unload("a")
+    monkeypatch.setattr(adapters, "UNLOADED_SECONDS", 0.0)
+    assert (await loaded.load("a", path, info.model_sha256)).name == "a"
 
 
 async def test_loading_is_off_unless_allowed(model_folder: Callable[[str], Path]) -> None:
