@@ -440,7 +440,9 @@ class Pipeline:
             ChatMessage(role=each.role, content=each.content)
             for each in rewrite_messages(request.query, request.history)
         ]
-        encoded = await client.encode_chat(ChatPrompt(messages=messages), model.context_length)
+        encoded = await client.encode_chat(
+            ChatPrompt(messages=messages, merge_system_messages=True), model.context_length
+        )
         constraint = rewrite_constraint(request.max_searches)
         prompt = bind(encoded, local, constraint, self._formats.of(model.name))
         text = await self._complete(prompt, model, MAX_TOKENS, active)

@@ -130,16 +130,24 @@ class Tokenizer:
 
     def _encode_literally(self, token: str) -> list[int]:
         """Encodes a control token's spelling. Raises MeshError if the ids contain the token."""
-        if token not in self._literal_ids:
-            ids = self._encode_without_added_tokens(f"\n{token}")
-            length = len(self._newline_ids)
-            kept = ids[:length] == self._newline_ids
-            literal_ids = ids[length:] if kept else self._encode_without_added_tokens(token)
-            self._literal_ids[token] = literal_ids
-        ids = self._literal_ids[token]
-        if self._library.token_to_id(token) in ids:
-            raise invalid("messages", f"messages must not contain the special token {token!r}")
+        ids = self._literal_ids.get(token)
+        if ids is None:
+            number = self._library.token_to_id(token)
+            ids = self._encode_inside(token)
+            if number in ids:
+                # SentencePiece's Unigram finds a special token in any text that spells it.
+                ids = self._encode_inside(token[0]) + self._encode_inside(token[1:])
+            if number in ids:
+                raise invalid("messages", f"messages must not contain the special token {token!r}")
+            self._literal_ids[token] = ids
         return ids
+
+    def _encode_inside(self, text: str) -> list[int]:
+        """Encodes a text that continues another one, without added tokens."""
+        ids = self._encode_without_added_tokens(f"\n{text}")
+        length = len(self._newline_ids)
+        kept = ids[:length] == self._newline_ids
+        return ids[length:] if kept else self._encode_without_added_tokens(text)
 
     def _encode_without_added_tokens(self, text: str) -> list[int]:
         """Encodes without any added token; the library's own option covers special ones only."""

@@ -41,6 +41,8 @@ class ChatPrompt:
     """Further variables for the template: a JSON object, or empty."""
     omit_generation_prompt: bool = False
     """Do not begin the assistant's answer at the end of the prompt."""
+    merge_system_messages: bool = False
+    """Where the template renders no system messages, put their text before the next message's."""
 
 
 class ToolPrompt(StrEnum):
@@ -93,6 +95,7 @@ def chat_to_proto(prompt: ChatPrompt) -> common_pb2.ChatPrompt:
         continue_final_message=prompt.continue_final_message,
         template_kwargs_json=prompt.template_kwargs_json,
         omit_generation_prompt=prompt.omit_generation_prompt,
+        merge_system_messages=prompt.merge_system_messages,
     )
 
 
@@ -114,6 +117,7 @@ def chat_from_proto(message: common_pb2.ChatPrompt) -> ChatPrompt:
         continue_final_message=message.continue_final_message,
         template_kwargs_json=message.template_kwargs_json,
         omit_generation_prompt=message.omit_generation_prompt,
+        merge_system_messages=message.merge_system_messages,
     )
 
 

@@ -499,6 +499,7 @@ class ChatPrompt(message.Message):
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: builtins.int
     TEMPLATE_KWARGS_JSON_FIELD_NUMBER: builtins.int
     OMIT_GENERATION_PROMPT_FIELD_NUMBER: builtins.int
+    MERGE_SYSTEM_MESSAGES_FIELD_NUMBER: builtins.int
     tools_json: builtins.str
     """Tools that the model may call: a JSON array in OpenAI's format, or empty."""
     continue_final_message: builtins.bool
@@ -507,6 +508,10 @@ class ChatPrompt(message.Message):
     """Additional variables for the template: a JSON object, or empty."""
     omit_generation_prompt: builtins.bool
     """Do not begin the assistant's answer at the end of the prompt."""
+    merge_system_messages: builtins.bool
+    """Where the template renders no system messages, put their text before the next message's. Without
+    it the template's refusal is the response. For prompts that clients have not written.
+    """
     @builtins.property
     def messages(self) -> containers.RepeatedCompositeFieldContainer[ChatMessage]:
         """The messages, oldest first; at least one."""
@@ -519,10 +524,11 @@ class ChatPrompt(message.Message):
         continue_final_message: builtins.bool = ...,
         template_kwargs_json: builtins.str = ...,
         omit_generation_prompt: builtins.bool = ...,
+        merge_system_messages: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["continue_final_message", b"continue_final_message", "messages", b"messages", "omit_generation_prompt", b"omit_generation_prompt", "template_kwargs_json", b"template_kwargs_json", "tools_json", b"tools_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["continue_final_message", b"continue_final_message", "merge_system_messages", b"merge_system_messages", "messages", b"messages", "omit_generation_prompt", b"omit_generation_prompt", "template_kwargs_json", b"template_kwargs_json", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

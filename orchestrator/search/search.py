@@ -158,7 +158,8 @@ class Search:
             fitting = await fitted_passages(passages, limit - overhead, local.tokenizer)
             messages = search_messages(question.question, fitting)
             prompt = ChatPrompt(
-                messages=[ChatMessage(role=m.role, content=m.content) for m in messages]
+                messages=[ChatMessage(role=m.role, content=m.content) for m in messages],
+                merge_system_messages=True,
             )
             encoded = await client.encode_chat(prompt)
             excess = len(encoded.token_ids) - limit

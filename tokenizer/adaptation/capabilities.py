@@ -46,6 +46,8 @@ class Capabilities(NamedTuple):
     system_messages: bool = True
     developer_messages: bool = False
     """The template knows the role `developer`."""
+    thinking: bool = False
+    """Reasoning in the history is rendered from the field `thinking`, as gpt-oss' template does."""
 
 
 def find_capabilities(render: Render, *, developer_messages: bool) -> Capabilities:
@@ -60,6 +62,8 @@ def find_capabilities(render: Render, *, developer_messages: bool) -> Capabiliti
         tool_messages=_renders_tool_messages(render, call),
         system_messages=_TEXT in (render(system, None) or ""),
         developer_messages=developer_messages,
+        thinking=_renders(render, call, "thinking")
+        and not _renders(render, call, "reasoning_content"),
     )
 
 
@@ -129,6 +133,13 @@ def _arguments_form(render: Render, call: _Call) -> ArgumentsForm:
 def _renders_tools(render: Render) -> bool:
     system: Message = {"role": "system", "content": _TEXT}
     return any(_TOOL in (render(each, _TOOLS) or "") for each in ([_USER], [system, _USER]))
+
+
+def _renders(render: Render, call: _Call | None, field: str) -> bool:
+    """Whether a field of the assistant's message with a call, or of its answer, is rendered."""
+    message: Message = {"role": "assistant", "content": "Hi"} if call is None else call.message
+    conversation = [_USER, {**message, field: _TEXT}, _USER if call is None else _answer()]
+    return _TEXT in (render(conversation, None) or "")
 
 
 def _renders_tool_messages(render: Render, call: _Call | None) -> bool:

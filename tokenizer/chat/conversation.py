@@ -54,6 +54,7 @@ class Conversation:
     tools: list[Json] | None = None
     continue_final_message: bool = False
     omit_generation_prompt: bool = False
+    merge_system_messages: bool = False
     template_kwargs: dict[str, Json]
 
     def map_strings(self, transform: StringTransform) -> Conversation:
@@ -83,6 +84,7 @@ def conversation_of(prompt: ChatPrompt, arguments: ArgumentsForm) -> Conversatio
         tools=_tools(prompt.tools_json),
         continue_final_message=prompt.continue_final_message,
         omit_generation_prompt=prompt.omit_generation_prompt,
+        merge_system_messages=prompt.merge_system_messages,
         template_kwargs=_template_kwargs(prompt.template_kwargs_json),
     )
 

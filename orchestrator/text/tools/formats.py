@@ -74,6 +74,14 @@ MISTRAL_ARGS = replace(
 MISTRAL_CALL_ID = replace(MISTRAL_ARGS, name="mistral-call-id", call_id=True)
 """Mistral Small 3.2: `[TOOL_CALLS]name[CALL_ID]123456789[ARGS]{…}`."""
 
+GRANITE = ToolFormat(
+    name="granite", start="<|tool_call|>", brackets=True, between=",;", separator=", "
+)
+"""Granite 3: `<|tool_call|>[{"name": …, "arguments": …}]`."""
+
+PHI4_MINI = replace(GRANITE, name="phi4-mini", start="functools")
+"""Phi-4-mini: `functools[{"name": …, "arguments": …}]`."""
+
 QWEN3_CODER = ToolFormat(
     name="qwen3-coder",
     style=CallStyle.TAGS,
@@ -153,7 +161,7 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
     format.name: format
     for format in (
         *(HERMES, LLAMA3, PYTHONIC, MISTRAL, MISTRAL_ARGS, MISTRAL_CALL_ID),
-        *(QWEN3_CODER, GLM, DEEPSEEK_V3, DEEPSEEK_V31, HARMONY),
+        *(GRANITE, PHI4_MINI, QWEN3_CODER, GLM, DEEPSEEK_V3, DEEPSEEK_V31, HARMONY),
     )
 }
 
@@ -193,6 +201,8 @@ _RECOGNIZED: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     ((MISTRAL.start,), MISTRAL),
     ((DEEPSEEK_V3.start, "```json"), DEEPSEEK_V3),
     ((DEEPSEEK_V3.start,), DEEPSEEK_V31),
+    ((GRANITE.start,), GRANITE),
+    (("<|tool|>", "<|/tool|>"), PHI4_MINI),
     ((QWEN3_CODER.start, "<function="), QWEN3_CODER),
     ((GLM.start, "<arg_key>"), GLM),
     ((HERMES.start,), HERMES),

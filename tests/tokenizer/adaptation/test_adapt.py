@@ -13,6 +13,7 @@ from tests.tokenizer import templates
 from tests.tokenizer.prompts import chat
 from tokenizer.adaptation.capabilities import Capabilities
 from tokenizer.chat.conversation import ArgumentsForm, arguments_as
+from tokenizer.chat.errors import RenderError
 from tokenizer.chat.prompt_format import PromptFormat
 from tokenizer.chat.rendered_prompt import RenderedPrompt
 from tokenizer.rendering.prompt_renderer import PromptRenderer
@@ -230,6 +231,20 @@ def test_the_developer_role_is_a_system_message_where_the_template_does_not_know
     assert text_of(templates.CHATML, messages).startswith("<|im_start|>system\nBe brief.")
     assert text_of(TURN, messages) == "<|system|>Be brief.<|user|>Hi"
     assert text_of(DEVELOPER, messages) == "DEVBe brief.Hi"
+
+
+def test_system_messages_are_merged_only_if_the_caller_asks() -> None:
+    """For prompts of the orchestrator itself; a client's system message is refused."""
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    renderer = renderer_of(ALTERNATING)
+    capabilities = renderer.find_capabilities()
+    prompt = chat(messages, merge_system_messages=True)
+    rendered = renderer.render(prompt, capabilities, 1000)
+    assert "".join(each.text for each in rendered.segments).strip() == "[user]Be brief.\n\nHi"
+    with pytest.raises(RenderError, match="roles must alternate"):
+        text_of(ALTERNATING, messages)
+    kept = renderer_of(TURN).render(prompt, renderer_of(TURN).find_capabilities(), 1000)
+    assert kept.segments[0].text == "<|system|>Be brief.<|user|>Hi"
 
 
 def test_reasoning_in_the_history_reaches_the_template() -> None:

@@ -15,12 +15,14 @@ from orchestrator.text.tools.formats import (
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     GLM,
+    GRANITE,
     HERMES,
     LLAMA3,
     MISTRAL,
     MISTRAL_ARGS,
     MISTRAL_CALL_ID,
     MISTRAL_THINK,
+    PHI4_MINI,
     PYTHONIC,
     QWEN3_CODER,
     THINK,
@@ -136,6 +138,15 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
         [("weather", ROME_JSON), ("f", NASTY)],
     ),
     (MISTRAL, 'Ok[TOOL_CALLS]{"name": "f", "arguments": {}}', "Ok", [("f", "{}")]),
+    (
+        GRANITE,
+        f'Ok <|tool_call|>[{{"name": "weather", "arguments": {ROME_JSON}}}, '
+        f'{{"name": "f", "arguments": {NASTY}}}]',
+        "Ok",
+        [("weather", ROME_JSON), ("f", NASTY)],
+    ),
+    (PHI4_MINI, 'functools[{"name": "f", "arguments": {"a": [1]}}]', "", [("f", '{"a": [1]}')]),
+    (PHI4_MINI, "Use functools [here].", "Use functools [here].", []),
     (MISTRAL, "[TOOL] [1] is text", "[TOOL] [1] is text", []),
     (MISTRAL, f"Ok [TOOL_CALLS]weather[ARGS]{ROME_JSON}", "Ok", [("weather", ROME_JSON)]),
     (
@@ -374,7 +385,7 @@ def test_calls_are_separated_from_text(
         assert read(format, pieces)[:2] == (shown, calls), pieces
 
 
-JSON = [HERMES, LLAMA3, MISTRAL, MISTRAL_CALL_ID]
+JSON = [HERMES, LLAMA3, MISTRAL, MISTRAL_CALL_ID, GRANITE, PHI4_MINI]
 
 
 @pytest.mark.parametrize("format", JSON, ids=lambda f: f.name)
@@ -454,6 +465,8 @@ FORCED: list[tuple[ToolFormat, str]] = [
     (HERMES, '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'),
     (LLAMA3, '{"name": "f", "parameters": {"x": 1}}'),
     (MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}]'),
+    (GRANITE, '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}]'),
+    (PHI4_MINI, 'functools[{"name": "f", "arguments": {"x": 1}}]'),
     (MISTRAL_ARGS, '[TOOL_CALLS]f[ARGS]{"x": 1}'),
     (MISTRAL_CALL_ID, '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"x": 1}'),
 ]
@@ -498,6 +511,8 @@ def test_formats_are_recognized_by_templates() -> None:
     assert answer_format([newer]).tools is MISTRAL_ARGS
     assert {"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"} <= answer_format([newer]).markers
     assert answer_format([newer.replace("[ARGS]", "[CALL_ID]")]).tools is MISTRAL_CALL_ID
+    assert answer_format(["{{ '<|tool_call|>' + calls | tojson }}"]).tools is GRANITE
+    assert answer_format(["{{ '<|tool|>' + tools | tojson + '<|/tool|>' }}"]).tools is PHI4_MINI
     assert answer_format([PLAIN]).tools is None
     assert answer_format([]) == answer_format([PLAIN])
     assert answer_format([LLAMA3_TEMPLATE]).reasoning is None
