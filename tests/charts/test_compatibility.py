@@ -11,7 +11,11 @@ from tests.charts.rendered import VALUE_SETS, Manifest, RenderError, environment
 from tests.charts.test_networkpolicy import Pod, allowed, pods_of
 
 TLS = {"enabled": True, "existingSecret": "certificates"}
-PACKAGE = [{"name": "demo"}, {"name": "chat", "source": "package"}]
+PACKAGE = [
+    {"name": "demo"},
+    {"name": "chat", "source": "package"},
+    {"name": "encoder", "source": "package", "package": "encoder"},
+]
 
 
 def without_delete_policy(manifest: Manifest) -> Manifest:
@@ -139,15 +143,19 @@ def test_every_container_can_satisfy_a_quota(name: str) -> None:
         assert wanted["limits"].items() <= resources["limits"].items(), container_name
 
 
-def test_the_chat_model_of_the_images_needs_no_volume() -> None:
-    """Engine and tokenizer read models/chat; searches go to the model that the values name."""
+def test_the_models_of_the_images_need_no_volume() -> None:
+    """Engine and tokenizer read their folders; searches go to the model that the values name."""
     release = render(values={"models": PACKAGE, "orchestrator": {"searchModel": "demo"}})
     for component, variable in (("inference", "INFERENCE_MODEL"), ("tokenizer", "TOKENIZER_MODEL")):
-        pod = release.named("Deployment", f"weir-{component}-chat")["spec"]["template"]["spec"]
-        assert environment(pod["containers"][0])[variable] == "models/chat"
-        assert "initContainers" not in pod
-        assert {volume["name"] for volume in pod["volumes"]} == {"tmp"}
+        for name in ("chat", "encoder"):
+            deployment = release.named("Deployment", f"weir-{component}-{name}")
+            pod = deployment["spec"]["template"]["spec"]
+            assert environment(pod["containers"][0])[variable] == f"/app/models/{name}"
+            assert "initContainers" not in pod
+            assert {volume["name"] for volume in pod["volumes"]} == {"tmp"}
     (container,) = release.deployment("orchestrator")["spec"]["template"]["spec"]["containers"]
     assert environment(container)["ORCHESTRATOR_SEARCH_MODEL"] == "demo"
-    with pytest.raises(RenderError, match="searchModel is other, but models has demo, chat"):
+    with pytest.raises(
+        RenderError, match="searchModel is other, but models has demo, chat, encoder"
+    ):
         render(values={"models": PACKAGE, "orchestrator": {"searchModel": "other"}})

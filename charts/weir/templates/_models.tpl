@@ -35,7 +35,7 @@ with such engines. The first call keeps the result in .Values, because almost ev
 {{- $tokenizers := list -}}
 {{- $engines := dict "weir" list "vllm" list "external" list -}}
 {{- range .Values.models -}}
-{{- $model := dict "engine" "weir" "external" (dict "addresses" list) "source" "demo" "hub" (deepCopy $hub) "pvc" (dict "claim" "" "path" "") "tokenizer" "" "inference" (deepCopy $.Values.inference) "vllm" (deepCopy $.Values.vllm) "inferencePool" (deepCopy $.Values.inferencePool) -}}
+{{- $model := dict "engine" "weir" "external" (dict "addresses" list) "source" "demo" "package" "chat" "hub" (deepCopy $hub) "pvc" (dict "claim" "" "path" "") "tokenizer" "" "inference" (deepCopy $.Values.inference) "vllm" (deepCopy $.Values.vllm) "inferencePool" (deepCopy $.Values.inferencePool) -}}
 {{- include "weir.override" (dict "into" $model "from" .) -}}
 {{- $_ := set $model "slug" (include "weir.slug" .name) -}}
 {{- $models = append $models $model -}}
@@ -50,11 +50,11 @@ with such engines. The first call keeps the result in .Values, because almost ev
 {{- include "weir.componentName" (dict "root" .root "component" "model" "slug" .model.slug) -}}
 {{- end -}}
 
-{{/* Folder of a model's files in the container. Takes the model. The images contain models/demo and
-     models/chat. */}}
+{{/* Folder of a model's files in the container. Takes the model. The images contain /app/models/demo,
+     chat and, if they were built with EMBEDDING_MODEL=1, encoder. */}}
 {{- define "weir.modelPath" -}}
 {{- if eq .source "demo" -}}models/demo
-{{- else if eq .source "package" -}}models/chat
+{{- else if eq .source "package" -}}/app/models/{{ .package }}
 {{- else if eq .source "hub" -}}/models/{{ .slug }}
 {{- else -}}{{ printf "/models/%s" .pvc.path | trimSuffix "/" }}
 {{- end -}}
