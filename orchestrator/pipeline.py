@@ -19,8 +19,8 @@ from opentelemetry.trace import Span
 from mesh.context import annotate, current_request
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.observability import semconv, tracing
+from mesh.observability.recording.current import CurrentSpan
 from mesh.observability.semconv import Operation
-from mesh.observability.telemetry import CurrentSpan
 from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ChatMessage, ChatPrompt, ToolChoice
 from mesh.protocol.constraints import ConstraintForm

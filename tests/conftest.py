@@ -17,7 +17,7 @@ from mesh.rpc.polling import use_epoll1_engine
 
 use_epoll1_engine()  # as the services do; before anything imports grpc
 
-from mesh.observability import telemetry, tracing  # noqa: E402  (imports grpc)
+from mesh.observability import telemetry  # noqa: E402  (imports grpc)
 from mesh.observability.recording.tracer import RecordingProvider  # noqa: E402
 from tests.orchestrator.search.retrievers.postgres import postgres  # noqa: E402
 from tests.workers import FileScheduling, is_e2e  # noqa: E402
@@ -69,7 +69,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
         InstrumentationScope("tests"),
         holds=False,
     )
-    monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
+    monkeypatch.setattr(telemetry, "tracer", provider.tracer)
     monkeypatch.setattr(telemetry, "silent", False)
     monkeypatch.setattr(telemetry, "follows_callers", False)
     monkeypatch.setattr(telemetry, "holds", False)

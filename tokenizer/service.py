@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
-from opentelemetry import trace
 
 from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.observability import semconv
 from mesh.observability.metrics import exemplar, labelled
+from mesh.observability.recording.current import current_span
 from mesh.process.lifecycle import SetReady
 from mesh.protocol.chat import MAX_MESSAGES, ToolPrompt, tool_prompt_to_proto
 from mesh.protocol.model_kind import input_use_from_proto
@@ -256,7 +256,7 @@ class TokenizerService(tokenizer_pb2_grpc.TokenizerServiceServicer):
 def _record(**fields: str | int) -> None:
     """Adds fields to the access log line and attributes to the RPC's span."""
     annotate(**fields)
-    span = trace.get_current_span()
+    span = current_span()
     if span.is_recording():
         for name, value in fields.items():
             span.set_attribute(f"{semconv.TOKENIZER_PREFIX}{name}", value)

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 
-from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.anthropic.errors import error_response as messages_error
@@ -29,6 +28,7 @@ from gateway.observability.tracing import end_span, http_span
 from gateway.validation.ignored_fields import ignored_header
 from mesh.context import RequestContext, accept_request_id, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
+from mesh.observability.recording.current import current_span
 from mesh.observability.telemetry import trace_id, unrecorded_span
 
 logger = logging.getLogger("gateway.access")
@@ -150,7 +150,7 @@ def _record(scope: Scope, record: RequestRecord, request: RequestContext) -> Non
     record.end()
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "_OTHER"
     route, status = route_of(scope), record.status
-    end_span(trace.get_current_span(), method, route, status, record.error, record.outcome)
+    end_span(current_span(), method, route, status, record.error, record.outcome)
     metrics.observe_request(
         route, method, status, duration, model=record.model, error=record.error_type
     )

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 from starlette.types import Scope
 
 from gateway.http.errors import CLIENT_CLOSED_REQUEST, HttpError
 from gateway.observability import metrics
+from gateway.observability.tracing import needs_attributes
 from gateway.observability.usage_total import UsageTotal
 from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, telemetry
+from mesh.observability.recording.current import current_span
 from mesh.observability.semconv import Outcome
 from mesh.observability.tracing import OUTCOME_OF
 from mesh.protocol.chat import ToolPrompt
@@ -156,8 +157,8 @@ class RequestRecord:
         self._complete = True
         traced = self.is_traced()
         annotate(**self.usage.log_fields(), **({} if telemetry.silent else {"traced": traced}))
-        span = trace.get_current_span()
-        if span.is_recording():
+        span = current_span()
+        if needs_attributes(span):
             span.set_attributes(self._span_attributes())
 
     def _span_attributes(self) -> dict[str, AttributeValue]:
@@ -184,4 +185,4 @@ class RequestRecord:
         seconds = self._first_text - self.arrived
         metrics.observe_first_token(self._route, self.model, seconds)
         annotate(ttft_seconds=seconds)
-        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=self._first_text_ns)
+        current_span().add_event(semconv.FIRST_TOKEN, timestamp=self._first_text_ns)

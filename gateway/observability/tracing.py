@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 from starlette.types import Scope
 
@@ -18,39 +19,49 @@ from gateway.observability.metrics import operation_of
 from mesh.context import current_request
 from mesh.errors import HTTP_ERROR, ErrorKind
 from mesh.observability import semconv, telemetry, tracing
+from mesh.observability.recording.span import RecordedSpan
 from mesh.observability.recording.w3c import from_outside
 from mesh.observability.semconv import Outcome
 
 
 def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
-    """Start the current span of a request, a child of the caller's `traceparent`.
-
-    The query string is not recorded: it contains what the user searches for.
-    """
+    """Start the current span of a request, a child of the caller's `traceparent`."""
     headers = from_outside(headers)
     forces = headers.get(TRACE_REQUEST) == "1"
     unrecorded = None if forces and not telemetry.silent else telemetry.span_if_unrecorded(headers)
-    return _http_span(scope, headers) if unrecorded is None else unrecorded
+    return HttpSpan(scope, headers, forces) if unrecorded is None else unrecorded
 
 
-@contextmanager
-def _http_span(scope: Scope, headers: Mapping[str, str]) -> Iterator[trace.Span]:
-    with (
-        telemetry.CallerContext(headers, force=headers.get(TRACE_REQUEST) == "1"),
-        tracing.TRACER.start_as_current_span(
-            scope["method"],
-            kind=SpanKind.SERVER,
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span,
-    ):
-        if span.is_recording():  # building the attributes costs more than the span
-            span.set_attributes(_attributes(scope, headers))
-        yield span
+class HttpSpan(tracing.EntrySpan):
+    """The span of a request. Its attributes are set at the end, if it may be exported then."""
+
+    __slots__ = ("_request", "_scope")
+
+    def __init__(self, scope: Scope, headers: Mapping[str, str], force: bool) -> None:
+        super().__init__(scope["method"], headers, force=force)
+        self._scope = scope
+        self._request = current_request()
+
+    def __exit__(self, *error: object) -> None:
+        span = self.span
+        if needs_attributes(span):
+            found = _attributes(self._scope, self._headers)
+            if self._request is not None:
+                found[semconv.REQUEST_ID] = self._request.request_id
+            span.attributes = found | span.attributes
+        super().__exit__(*error)
+
+
+def needs_attributes(span: trace.Span) -> TypeGuard[RecordedSpan]:
+    """Whether the span may be exported; building its attributes costs more than the span."""
+    return isinstance(span, RecordedSpan) and span.needs_attributes
 
 
 def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, AttributeValue]:
-    """Attributes that are known when the request arrives."""
+    """Attributes that are known when the request arrives.
+
+    The query string is not recorded: it contains what the user searches for.
+    """
     attributes: dict[str, AttributeValue] = {
         semconv.OUTCOME: Outcome.OK,
         semconv.HTTP_REQUEST_METHOD: scope["method"],
@@ -59,9 +70,6 @@ def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, Attribute
         semconv.NETWORK_PROTOCOL_VERSION: scope["http_version"],
         **_server(headers.get("host", "")),
     }
-    request = current_request()
-    if request is not None:
-        attributes[semconv.REQUEST_ID] = request.request_id
     if scope["client"] is not None:
         attributes[semconv.CLIENT_ADDRESS] = scope["client"][0]
     if "user-agent" in headers:
@@ -78,7 +86,7 @@ def end_span(
     outcome: Outcome,
 ) -> None:
     """Set the attributes of a finished request. `error` may follow a status 200."""
-    if not span.is_recording():
+    if not needs_attributes(span):
         return
     if route != UNMATCHED:
         span.update_name(f"{method} {route}")

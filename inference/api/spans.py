@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from inference.api import metrics
@@ -18,6 +15,8 @@ from inference.engine.errors import DeadlineExceeded
 from inference.engine.interface import Finish, PrefillChunk, StepRecord
 from inference.sampling.sampling_params import SamplingParams
 from mesh.observability import semconv, tracing
+from mesh.observability.recording.current import current_span
+from mesh.observability.recording.span import RecordedSpan
 from mesh.observability.semconv import Outcome
 from mesh.protocol.finish import FinishReason
 
@@ -28,7 +27,7 @@ def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> Non
     The operation and its usage are in the span of the generation, the caller's: a request has
     several of these spans after a failover, and tools add up what they find.
     """
-    span = trace.get_current_span()
+    span = current_span()
     if not span.is_recording():
         return
     attributes: dict[str, AttributeValue | None] = {
@@ -46,8 +45,8 @@ def describe(model: str, params: SamplingParams, num_resumed_tokens: int) -> Non
 
 def record_finish(finish: Finish) -> None:
     """Add child spans `queue`, `prefill` and `decode` to the current span, and counts to it."""
-    span = trace.get_current_span()
-    if not span.is_recording():
+    span = current_span()
+    if not isinstance(span, RecordedSpan):
         return
     timings = finish.timings
     attributes: dict[str, AttributeValue] = {
@@ -67,12 +66,12 @@ def record_finish(finish: Finish) -> None:
     span.set_attributes(attributes)
     stages = _stages(finish)
     for stage in stages:
-        _add(stage, clock, _outcome(finish) if stage is stages[-1] else Outcome.OK)
+        _add(stage, span, clock, _outcome(finish) if stage is stages[-1] else Outcome.OK)
 
 
 def describe_embeddings(model: str, num_inputs: int, num_tokens: int) -> None:
     """Set what the engine is to embed on the current span."""
-    span = trace.get_current_span()
+    span = current_span()
     if span.is_recording():
         span.set_attributes(
             {
@@ -90,15 +89,15 @@ def record_embeddings(arrival: float, begin: float | None, error: BaseException 
     `arrival` and `begin`, of the first piece, are `time.monotonic()`; `begin` None: it only waited.
     `error` is what ended the call.
     """
-    span = trace.get_current_span()
-    if not span.is_recording():
+    span = current_span()
+    if not isinstance(span, RecordedSpan):
         return
     clock, end = _Clock(span), time.monotonic()
     stages = [_Stage(semconv.QUEUE, arrival, end if begin is None else begin, {}, [])]
     if begin is not None:
         stages.append(_Stage(semconv.COMPUTE, begin, end, {}, []))
     for stage in stages:
-        _add(stage, clock, _outcome_of(error) if stage is stages[-1] else Outcome.OK)
+        _add(stage, span, clock, _outcome_of(error) if stage is stages[-1] else Outcome.OK)
 
 
 MAX_STEP_SPANS = 8
@@ -113,18 +112,18 @@ class StepSpans:
     """
 
     def __init__(self) -> None:
-        self._live: dict[str, Span] = {}
+        self._live: dict[str, RecordedSpan] = {}
 
     def request(self, request_id: str) -> AbstractContextManager[None]:
         """Inside the block, steps that run this sequence have child spans of the current span."""
-        span = trace.get_current_span()
+        span = current_span()
         # Traces that are held until their end have none: they would fill the buffer.
-        if not (span.is_recording() and span.get_span_context().trace_flags.sampled):
+        if not (isinstance(span, RecordedSpan) and span.part.is_sampled):
             return nullcontext()
         return self._tracked(request_id, span)
 
     @contextmanager
-    def _tracked(self, request_id: str, span: Span) -> Iterator[None]:
+    def _tracked(self, request_id: str, span: RecordedSpan) -> Iterator[None]:
         self._live[request_id] = span
         try:
             yield
@@ -138,20 +137,18 @@ class StepSpans:
         """
         requests = [self._live[each] for each in step.request_ids if each in self._live]
         if not step.failed:
-            trace_id = f"{requests[0].get_span_context().trace_id:032x}" if requests else ""
             metrics.observe_step(
                 step.num_prefill_tokens + step.num_decode_tokens,
                 step.end - step.start,
-                {"trace_id": trace_id} if requests else None,
+                {"trace_id": requests[0].part.hex_id} if requests else None,
             )
         for request in requests[:MAX_STEP_SPANS]:
             self._record(step, request)
 
-    def _record(self, step: StepRecord, request: Span) -> None:
+    def _record(self, step: StepRecord, request: RecordedSpan) -> None:
         clock = _Clock(request)
-        span = tracing.TRACER.start_span(
+        span = request.child(
             semconv.ENGINE_STEP,
-            context=trace.set_span_in_context(request, Context()),
             start_time=clock.at(step.start),
             attributes={
                 semconv.OUTCOME: Outcome.OK,
@@ -183,9 +180,9 @@ class _Clock:
     No time is before the start of `parent`: the wall clock may be adjusted in between.
     """
 
-    def __init__(self, parent: Span) -> None:
+    def __init__(self, parent: RecordedSpan) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()
-        self._earliest: int = getattr(parent, "start_time", None) or 0
+        self._earliest = parent.start_time
 
     def at(self, monotonic: float) -> int:
         return max(self._offset + round(monotonic * 1e9), self._earliest)
@@ -225,10 +222,8 @@ def _stages(finish: Finish) -> list[_Stage]:
     return stages
 
 
-def _add(stage: _Stage, clock: _Clock, outcome: Outcome) -> None:
-    span = tracing.TRACER.start_span(
-        stage.name, start_time=clock.at(stage.start), attributes=stage.attributes
-    )
+def _add(stage: _Stage, parent: RecordedSpan, clock: _Clock, outcome: Outcome) -> None:
+    span = parent.child(stage.name, start_time=clock.at(stage.start), attributes=stage.attributes)
     for chunk in stage.chunks:
         span.add_event(
             semconv.PREFILL_CHUNK,

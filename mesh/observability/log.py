@@ -7,15 +7,14 @@ Request id and trace id are added from the context.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Literal
 
-from opentelemetry import trace
-from pythonjsonlogger.json import JsonFormatter
-
 from mesh.context import current_request
+from mesh.observability import telemetry
 
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
@@ -35,6 +34,7 @@ def configure(
     text = format == "text" or (format == "auto" and sys.stderr.isatty())
     handler.setFormatter(_TextFormatter() if text else _JsonFormatter())
     handler.addFilter(_ContextFilter(service))
+    _record_no_callers()
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -48,6 +48,12 @@ def configure(
         logger.setLevel(max(logging.ERROR, root.level))
 
 
+def _record_no_callers() -> None:
+    """Spare each record what no format contains (Python: "Logging HOWTO", Optimization)."""
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
 class _ContextFilter(logging.Filter):
     """Adds the service, the request id and the trace id to every record."""
 
@@ -57,26 +63,40 @@ class _ContextFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         request = current_request()
-        span = trace.get_current_span().get_span_context()
         record.service = self._service
         record.request_id = request.request_id if request is not None else None
-        record.trace_id = trace.format_trace_id(span.trace_id) if span.is_valid else None
+        record.trace_id = telemetry.trace_id() or None
         return True
 
 
-class _JsonFormatter(JsonFormatter):
-    """One object a line: time, severity, service, logger, message, ids, then the fields."""
+class _JsonFormatter(logging.Formatter):
+    """One object a line: time, severity, service, logger, message, ids, then the fields.
 
-    def __init__(self) -> None:
-        super().__init__(
-            "%(levelname)s %(service)s %(name)s %(message)s %(request_id)s %(trace_id)s",
-            rename_fields={"levelname": "severity", "name": "logger"},
-            json_ensure_ascii=False,
-        )
+    python-json-logger takes half as long again, and each service logs a line for each request.
+    """
 
-    def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
-        present = {key: value for key, value in log_data.items() if value is not None}
-        return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **present}
+    _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+    def format(self, record: logging.LogRecord) -> str:
+        given = record.__dict__
+        event = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "severity": record.levelname,
+            "service": given["service"],
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key in ("request_id", "trace_id"):
+            if given[key] is not None:
+                event[key] = given[key]
+        for key, value in given.items():
+            if key not in _STANDARD_FIELDS and value is not None:
+                event[key] = value
+        if record.exc_info:
+            event["exc_info"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            event["stack_info"] = self.formatStack(record.stack_info)
+        return self._encode(event)
 
 
 class _TextFormatter(logging.Formatter):

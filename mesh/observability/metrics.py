@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
-from opentelemetry import trace
 from prometheus_client import Counter, Gauge, Histogram
 
 from mesh.errors import GRPC_STATUS, MeshError
@@ -85,12 +84,7 @@ def set_build_info(component: str) -> None:
 
 def exemplar() -> dict[str, str] | None:
     """The trace id as an exemplar for `observe`; None unless it is decided that it is exported."""
-    if telemetry.silent:
-        return None
-    if not telemetry.is_exported():
-        return None
-    span = trace.get_current_span().get_span_context()
-    return {"trace_id": trace.format_trace_id(span.trace_id)}
+    return {"trace_id": telemetry.trace_id()} if telemetry.is_exported() else None
 
 
 def observe_rpc(service: str, method: str, code: grpc.StatusCode, seconds: float) -> None:

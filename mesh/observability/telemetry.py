@@ -14,25 +14,30 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from opentelemetry import baggage, context, propagate, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, Span, SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mesh.observability import semconv
+from mesh.observability.recording.current import CurrentSpan, current_span
 from mesh.observability.recording.exporters import exporter_names, span_exporters
 from mesh.observability.recording.sampling import RATE_LIMITED, chosen_sampler, sampler
-from mesh.observability.recording.span import RecordedSpan
-from mesh.observability.recording.tracer import UNRECORDED_STATE, RecordingProvider, forced
+from mesh.observability.recording.span import RecordedSpan, new_span_id, new_trace_id
+from mesh.observability.recording.tracer import (
+    UNRECORDED_STATE,
+    RecordingProvider,
+    RecordingTracer,
+)
 from mesh.observability.recording.traces import Traces
-from mesh.observability.recording.w3c import common_span_context
+from mesh.observability.recording.w3c import TRACEPARENT, TRACESTATE, common_span_context
 from mesh.observability.semconv import Outcome
 
 logger = logging.getLogger(__name__)
@@ -57,10 +62,9 @@ SHUTDOWN_LIMIT_S = 3.0
 
 CONTENT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
-
-_IDS = RandomIdGenerator()
-
 BAGGAGE = "baggage"
+
+_UNRECORDED = UNRECORDED_STATE.to_header()
 
 _W3C = TraceContextTextMapPropagator()
 _w3c_only = os.environ.get("OTEL_PROPAGATORS", "tracecontext,baggage") == "tracecontext,baggage"
@@ -82,6 +86,7 @@ def exporter_configured() -> bool:
     return bool(exporter_names(os.environ))
 
 
+@cache
 def captures_content() -> bool:
     """Whether spans may contain prompts, queries and answers; by default they must not.
 
@@ -91,22 +96,34 @@ def captures_content() -> bool:
     return value in ("true", "span_only", "span_and_event")
 
 
-def start(service: str) -> TracerProvider | RecordingProvider:
+def start(service: str) -> RecordingProvider:
     """Install the tracer provider of this process; `OTEL_SERVICE_NAME` overrides `service`.
 
     The caller calls `shut_down` at the end, which exports buffered spans. Raises ValueError that
     names an invalid variable.
     """
-    global follows_callers, holds, silent, _traces
+    global follows_callers, holds, silent, tracer, _traces
     chosen = chosen_sampler(os.environ)
     follows_callers = chosen.startswith("parentbased_")
     silent = not exporter_configured()
     holds = not silent and chosen == RATE_LIMITED
     if silent:
-        off = TracerProvider(sampler=ALWAYS_OFF)
-        trace.set_tracer_provider(off)
-        return off
+        provider, _traces = _without_export(), None
+    else:
+        provider = _with_export(service)
+        _traces = provider.traces
+    tracer = provider.tracer
+    trace.set_tracer_provider(provider)
+    return provider
 
+
+def _without_export() -> RecordingProvider:
+    """Its spans have ids and record nothing."""
+    scope = InstrumentationScope("weir")
+    return RecordingProvider(Resource({}), ALWAYS_OFF, [], scope, holds=False)
+
+
+def _with_export(service: str) -> RecordingProvider:
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     resource = Resource.create(
         {
@@ -117,7 +134,7 @@ def start(service: str) -> TracerProvider | RecordingProvider:
         schema_url=semconv.SCHEMA_URL,
     )
     delay_ms = None if os.environ.get(_DELAY_VARIABLE) else _EXPORT_DELAY_MS
-    provider = RecordingProvider(
+    return RecordingProvider(
         resource,
         sampler(os.environ) or TracerProvider().sampler,  # the SDK's, by the same variables
         [
@@ -127,9 +144,10 @@ def start(service: str) -> TracerProvider | RecordingProvider:
         InstrumentationScope("weir", weir_version(), semconv.SCHEMA_URL),
         holds=holds,
     )
-    _traces = provider.traces
-    trace.set_tracer_provider(provider)
-    return provider
+
+
+tracer: RecordingTracer = _without_export().tracer
+"""Of this process; until `start`, its spans record nothing."""
 
 
 def kept_traces() -> Traces | None:
@@ -137,9 +155,7 @@ def kept_traces() -> Traces | None:
     return _traces
 
 
-def shut_down(
-    provider: TracerProvider | RecordingProvider, limit_s: float = SHUTDOWN_LIMIT_S
-) -> None:
+def shut_down(provider: RecordingProvider, limit_s: float = SHUTDOWN_LIMIT_S) -> None:
     """Export the buffered spans; give them up after `limit_s` if the collector does not answer."""
     # The exporters have no limit for this: with retries they take 7 to 60 s.
     thread = threading.Thread(target=provider.shutdown, name="span-export", daemon=True)
@@ -151,10 +167,12 @@ def shut_down(
 
 def is_exported() -> bool:
     """Whether it is decided that the trace of the current span is exported."""
-    span = trace.get_current_span()
-    if isinstance(span, RecordedSpan) and span.keep:
-        return True
-    return not silent and span.get_span_context().trace_flags.sampled
+    if silent:
+        return False
+    span = current_span()
+    if isinstance(span, RecordedSpan):
+        return span.part.is_exported
+    return span.get_span_context().trace_flags.sampled
 
 
 def settle_trace(outcome: Outcome, *, slow: bool = False) -> bool:
@@ -162,20 +180,22 @@ def settle_trace(outcome: Outcome, *, slow: bool = False) -> bool:
 
     Returns whether the trace is exported. A later call does not change the decision.
     """
-    span = trace.get_current_span()
+    span = current_span()
     if not isinstance(span, RecordedSpan):
-        return span.is_recording()
-    if span.get_span_context().trace_flags.sampled:
-        return True
-    if span.keep is None and span.decides and _traces is not None:
-        span.keep = _traces.matters(outcome, slow)
-    return bool(span.keep)
+        return False
+    part = span.part
+    if not part.is_settled and part.decides:
+        part.traces.settle(part, keep=part.traces.matters(outcome, slow))
+    return part.is_exported
 
 
 def trace_id() -> str:
     """The current trace id, 32 hexadecimal digits; empty outside of a span."""
-    span = trace.get_current_span().get_span_context()
-    return trace.format_trace_id(span.trace_id) if span.is_valid else ""
+    span = current_span()
+    if isinstance(span, RecordedSpan):
+        return span.part.hex_id
+    context = span.get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
 def recorded(span: Span) -> bool:
@@ -192,37 +212,24 @@ def recorded(span: Span) -> bool:
     return found.trace_flags.sampled or not found.is_valid
 
 
-def extracted(carrier: Mapping[str, str]) -> context.Context:
-    """The context of a request with these headers, for its first span."""
+def caller_of(carrier: Mapping[str, str]) -> tuple[SpanContext, context.Context | None]:
+    """The caller's span in a request's headers, invalid if there is none.
+
+    Also the context to attach during the request, if the headers have more, such as baggage.
+    """
     if _w3c_only and BAGGAGE not in carrier:
-        if "traceparent" not in carrier:
-            return context.Context()
+        if TRACEPARENT not in carrier:
+            return INVALID_SPAN_CONTEXT, None
         found = common_span_context(carrier)
         if found is not None:
-            return trace.set_span_in_context(NonRecordingSpan(found), context.Context())
-    return propagate.extract(carrier)
+            return found, None
+    extracted = propagate.extract(carrier)
+    return trace.get_current_span(extracted).get_span_context(), extracted
 
 
 def propagates_only_w3c() -> bool:
     """Whether `traceparent` and `tracestate` are all that the current context propagates."""
-    return _w3c_only and not baggage.get_all()
-
-
-class CallerContext:
-    """Makes the context that a request's headers carry current inside the block."""
-
-    __slots__ = ("_context", "_token")
-
-    def __init__(self, carrier: Mapping[str, str], *, force: bool = False) -> None:
-        """`force`: record the trace whatever the sampler decides."""
-        found = extracted(carrier)
-        self._context = forced(found) if force else found
-
-    def __enter__(self) -> None:
-        self._token = context.attach(self._context)
-
-    def __exit__(self, *_: object) -> None:
-        context.detach(self._token)
+    return _w3c_only and not context.get_current()
 
 
 class UnrecordedSpan(NonRecordingSpan):
@@ -237,22 +244,6 @@ class UnrecordedSpan(NonRecordingSpan):
         self.headers = headers
 
 
-class CurrentSpan:
-    """Makes a span current inside the block, at a third of the cost of `trace.use_span`."""
-
-    __slots__ = ("_span", "_token")
-
-    def __init__(self, span: Span) -> None:
-        self._span = span
-
-    def __enter__(self) -> Span:
-        self._token = context.attach(trace.set_span_in_context(self._span))
-        return self._span
-
-    def __exit__(self, *_: object) -> None:
-        context.detach(self._token)
-
-
 def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Span] | None:
     """A block for a request that is not recorded; None if the request may be recorded.
 
@@ -261,11 +252,11 @@ def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Spa
     """
     if silent:
         return silent_span(carrier)
-    if "traceparent" not in carrier or not (holds or follows_callers):
+    if TRACEPARENT not in carrier or not (holds or follows_callers):
         return None
-    if holds and carrier.get("tracestate") != UNRECORDED_STATE.to_header():
+    if holds and carrier.get(TRACESTATE) != _UNRECORDED:
         return None
-    span = _caller_of(carrier)
+    span = _unrecorded_caller(carrier)
     return (
         None if span is None or span.get_span_context().trace_flags.sampled else CurrentSpan(span)
     )
@@ -273,32 +264,32 @@ def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Spa
 
 def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
     """Makes an unrecorded span current: with the caller's trace id, or with a new one."""
-    span = _caller_of(carrier)
+    span = _unrecorded_caller(carrier)
     if span is None:
-        ids = SpanContext(_IDS.generate_trace_id(), _IDS.generate_span_id(), is_remote=False)
+        ids = SpanContext(new_trace_id(), new_span_id(), is_remote=False)
         span = UnrecordedSpan(ids, _headers_of(ids))
     return CurrentSpan(span)
 
 
 def unrecorded_span() -> AbstractContextManager[Span]:
     """Makes a span current that is not recorded, here and by the called services."""
-    ids = SpanContext(_IDS.generate_trace_id(), _IDS.generate_span_id(), is_remote=False)
-    headers = {**_headers_of(ids), "tracestate": UNRECORDED_STATE.to_header()}
+    ids = SpanContext(new_trace_id(), new_span_id(), is_remote=False)
+    headers = {**_headers_of(ids), TRACESTATE: _UNRECORDED}
     return CurrentSpan(UnrecordedSpan(ids, headers))
 
 
 def _headers_of(ids: SpanContext) -> Mapping[str, str]:
     """Headers that propagate an unrecorded trace."""
     if _w3c_only:  # W3C Trace Context, section 3.2; the library takes four times as long
-        return {"traceparent": f"00-{ids.trace_id:032x}-{ids.span_id:016x}-00"}
+        return {TRACEPARENT: f"00-{ids.trace_id:032x}-{ids.span_id:016x}-00"}
     headers: dict[str, str] = {}
     propagate.inject(headers, trace.set_span_in_context(NonRecordingSpan(ids)))
     return headers
 
 
-def _caller_of(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
+def _unrecorded_caller(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
     """The caller's span context, with its headers to be forwarded unchanged; None without one."""
-    if _w3c_only and "traceparent" not in carrier:
+    if _w3c_only and TRACEPARENT not in carrier:
         return None
     given = {name: carrier[name] for name in _propagated if name in carrier}
     found = common_span_context(carrier) if _w3c_only else None

@@ -3,36 +3,41 @@
     stage(name)            a piece of work inside a service
     detached_stage(name)   the same, for a block that contains `yield`
     server_span            a served RPC
-    ClientSpan             a streaming call, from its start to its status
+    ClientSpan             a call, from its start to its status
 
-The interceptors of opentelemetry-instrumentation-grpc do not record the final status of streams.
-They are used for unary calls only, in a subclass (`mesh.observability.unary_spans`,
-docs/decisions/0029).
+The interceptors of opentelemetry-instrumentation-grpc are not used: they do not record the final
+status of streams, nor end the span of a cancelled call (docs/decisions/0029).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from contextvars import Token
+from functools import lru_cache
 from types import MappingProxyType, TracebackType
 
 import grpc
 import grpc.aio
-from opentelemetry import propagate, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from mesh.context import current_request
 from mesh.errors import GRPC_STATUS, ErrorKind, MeshError
 from mesh.observability import semconv, telemetry
+from mesh.observability.recording.current import current_span, make_current, restore_current
 from mesh.observability.recording.span import RecordedSpan
 from mesh.observability.recording.w3c import w3c_headers
 from mesh.observability.semconv import Outcome
 
-TRACER = trace.get_tracer("weir", telemetry.weir_version(), schema_url=semconv.SCHEMA_URL)
-
 Attributes = Mapping[str, AttributeValue]
+
+MAX_CACHED_NAMES = 1024
+"""Addresses of servers and methods of calls whose attributes are remembered."""
+
+_OK: Attributes = {semconv.OUTCOME: Outcome.OK}
 
 OUTCOME_OF: Mapping[ErrorKind, Outcome] = MappingProxyType(
     {
@@ -66,23 +71,11 @@ _SERVER_FAULTS = frozenset(
 
 def stage(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
     """A span of a piece of work, current inside the block. The block must not contain `yield`."""
-    current = trace.get_current_span()
+    current = current_span()
     # As a context manager, an unrecorded span does nothing.
-    return _stage(name, attributes) if telemetry.recorded(current) else current
-
-
-@contextmanager
-def _stage(name: str, attributes: Attributes | None) -> Iterator[Span]:
-    with (
-        TRACER.start_as_current_span(
-            name,
-            attributes={semconv.OUTCOME: Outcome.OK, **(attributes or {})},
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span,
-        _recording_outcome(span),
-    ):
-        yield span
+    return (
+        CurrentStage(_start(name, current, attributes)) if telemetry.recorded(current) else current
+    )
 
 
 def detached_stage(
@@ -96,24 +89,78 @@ def detached_stage(
 
     A suspended generator would leak its context to its caller. `parent` None: the current span.
     """
-    above = parent or trace.get_current_span()
+    above = parent or current_span()
     if not telemetry.recorded(above):
         return above
-    return _detached_stage(name, attributes, kind, parent)
+    return open_stage(name, above, attributes, kind)
 
 
-@contextmanager
-def _detached_stage(
-    name: str, attributes: Attributes | None, kind: SpanKind, parent: Span | None
-) -> Iterator[Span]:
-    attributes = {semconv.OUTCOME: Outcome.OK, **(attributes or {})}
-    context = None if parent is None else trace.set_span_in_context(parent)
-    span = TRACER.start_span(name, context, kind, attributes)
-    try:
-        with _recording_outcome(span):
-            yield span
-    finally:
-        span.end()
+def open_stage(
+    name: str,
+    parent: Span,
+    attributes: Attributes | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+) -> Stage:
+    """The same, of a parent whose children are recorded."""
+    return Stage(_start(name, parent, attributes, kind))
+
+
+class Stage:
+    """Ends a span with its block, and records the outcome of an exception that leaves the block."""
+
+    __slots__ = ("span",)
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+
+    def __enter__(self) -> Span:
+        return self.span
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            _record_failure(self.span, error)
+        self.span.end()
+
+
+class CurrentStage(Stage):
+    """The same, and makes the span current inside the block."""
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> Span:
+        self._token = make_current(self.span)
+        return self.span
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        restore_current(self._token)
+        super().__exit__(kind, error, traceback)
+
+
+def _start(
+    name: str,
+    parent: Span,
+    attributes: Attributes | None,
+    kind: SpanKind = SpanKind.INTERNAL,
+) -> Span:
+    """A span that is successful until another outcome is recorded."""
+    attributes = {**_OK, **attributes} if attributes else _OK
+    return _start_span(name, parent, kind, attributes)
+
+
+def _start_span(name: str, parent: Span, kind: SpanKind, attributes: Attributes) -> Span:
+    if isinstance(parent, RecordedSpan):
+        return parent.child(name, kind, attributes)
+    return telemetry.tracer.begin(name, parent.get_span_context(), kind, attributes)
 
 
 def server_span(
@@ -121,26 +168,54 @@ def server_span(
 ) -> AbstractContextManager[Span]:
     """The span of a served RPC, current inside the block; child of the metadata's `traceparent`."""
     unrecorded = telemetry.span_if_unrecorded(metadata)
-    return _server_span(service, method, metadata) if unrecorded is None else unrecorded
-
-
-@contextmanager
-def _server_span(service: str, method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
-    attributes = {**rpc_attributes(f"{service}/{method}"), semconv.OUTCOME: Outcome.OK}
+    if unrecorded is not None:
+        return unrecorded
+    name = f"{service}/{method}"
     request = current_request()
+    attributes = _rpc_start(name)
     if request is not None:
-        attributes[semconv.REQUEST_ID] = request.request_id
-    with (
-        telemetry.CallerContext(metadata),
-        TRACER.start_as_current_span(
-            f"{service}/{method}",
-            kind=SpanKind.SERVER,
-            attributes=attributes,
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span,
-    ):
-        yield span
+        attributes = {**attributes, semconv.REQUEST_ID: request.request_id}
+    return EntrySpan(name, metadata, attributes)
+
+
+class EntrySpan:
+    """The first span of a request in this process, current inside the block.
+
+    It is a child of the span in the headers of the request.
+    """
+
+    __slots__ = ("_attached", "_attributes", "_force", "_headers", "_name", "_token", "span")
+
+    def __init__(
+        self,
+        name: str,
+        headers: Mapping[str, str],
+        attributes: Attributes | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """`force`: export the trace whatever the sampler decides."""
+        self._name = name
+        self._headers = headers
+        self._attributes = attributes
+        self._force = force
+
+    def __enter__(self) -> Span:
+        caller, found = telemetry.caller_of(self._headers)
+        self._attached: Token[context.Context] | None = None
+        if found is not None:
+            self._attached = context.attach(found)
+        self.span = telemetry.tracer.begin(
+            self._name, caller, SpanKind.SERVER, self._attributes, force=self._force
+        )
+        self._token = make_current(self.span)
+        return self.span
+
+    def __exit__(self, *_: object) -> None:
+        restore_current(self._token)
+        self.span.end()
+        if self._attached is not None:
+            context.detach(self._attached)
 
 
 def set_server_status(span: Span, code: grpc.StatusCode, description: str = "") -> None:
@@ -167,18 +242,19 @@ def set_outcome(span: Span, outcome: Outcome, error_type: str = "", description:
         span.set_status(Status(StatusCode.ERROR, description))
 
 
-def rpc_attributes(method: str, target: str = "") -> dict[str, AttributeValue]:
+@lru_cache(MAX_CACHED_NAMES)
+def _rpc_start(method: str, target: str = "") -> Attributes:
     """The attributes of an RPC's span at its start. `target` is HOST:PORT or any gRPC target."""
-    attributes: dict[str, AttributeValue] = {
+    attributes: Attributes = {
+        **_OK,
         semconv.RPC_SYSTEM_NAME: semconv.GRPC,
         semconv.RPC_METHOD: method,
     }
-    if target:
-        attributes.update(address_attributes(target))
-    return attributes
+    return {**attributes, **address_attributes(target)} if target else attributes
 
 
-def address_attributes(target: str) -> dict[str, AttributeValue]:
+@lru_cache(MAX_CACHED_NAMES)
+def address_attributes(target: str) -> Attributes:
     """The attributes of a server. `target` is HOST:PORT, a URL or any gRPC target."""
     host, _, port = target.rpartition("/")[2].rpartition(":")
     attributes: dict[str, AttributeValue] = {semconv.SERVER_ADDRESS: host.strip("[]") or port}
@@ -189,11 +265,11 @@ def address_attributes(target: str) -> dict[str, AttributeValue]:
 
 def inject(metadata: list[tuple[str, str]], span: Span) -> None:
     """Add the span's `traceparent` to `metadata`."""
+    if isinstance(span, RecordedSpan) and telemetry.propagates_only_w3c():
+        metadata.extend(w3c_headers(span))
+        return
     if isinstance(span, telemetry.UnrecordedSpan):
         metadata.extend(span.headers.items())
-        return
-    if isinstance(span, RecordedSpan) and telemetry.propagates_only_w3c():
-        metadata.extend(w3c_headers(span.get_span_context()))
         return
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))
@@ -201,7 +277,7 @@ def inject(metadata: list[tuple[str, str]], span: Span) -> None:
 
 
 class ClientSpan:
-    """The span of a streaming call, around the block that reads its responses.
+    """The span of a call, around the block that reads its responses.
 
     It is not made current; its `traceparent` is added to `metadata`. Set `complete` when all
     responses have been read: leaving the block earlier cancels the call. Set `error` if the call
@@ -219,17 +295,12 @@ class ClientSpan:
         """`method` is `package.Service/Method`; `parent` None: the current span."""
         self.complete = False
         self.error: MeshError | None = None
-        above = parent or trace.get_current_span()
+        above = parent or current_span()
         self._recorded = telemetry.recorded(above)
-        if not self._recorded:
-            self.span = above
-        else:
-            self.span = TRACER.start_span(
-                method,
-                context=None if parent is None else trace.set_span_in_context(parent),
-                kind=SpanKind.CLIENT,
-                attributes={**rpc_attributes(method, target), semconv.OUTCOME: Outcome.OK},
-            )
+        self.span = above
+        if self._recorded:
+            start = _rpc_start(method, target)
+            self.span = _start_span(method, above, SpanKind.CLIENT, start)
         inject(metadata, self.span)
 
     def __enter__(self) -> ClientSpan:
@@ -266,26 +337,22 @@ def kind_of_cancellation() -> ErrorKind:
     return ErrorKind.DEADLINE if out_of_time else ErrorKind.CANCELLED
 
 
-@contextmanager
-def _recording_outcome(span: Span) -> Iterator[None]:
-    try:
-        yield
-    except (asyncio.CancelledError, GeneratorExit):
+def _record_failure(span: Span, error: BaseException) -> None:
+    """Record the outcome of work that this exception has ended."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
         kind = kind_of_cancellation()
         set_outcome(span, OUTCOME_OF[kind], kind)
-        raise
-    except MeshError as error:
+    elif isinstance(error, MeshError):
         set_outcome(span, OUTCOME_OF[error.kind], error.kind, error.for_the_log)
-        raise
-    except Exception as error:
+    elif isinstance(error, Exception):
         set_outcome(span, Outcome.FAILED, type(error).__name__)
-        raise
 
 
 def _set_rpc_status(span: Span, code: grpc.StatusCode, description: str, failed: bool) -> None:
-    span.set_attribute(semconv.RPC_RESPONSE_STATUS_CODE, code.name)
     if code is grpc.StatusCode.OK:
+        span.set_attribute(semconv.RPC_RESPONSE_STATUS_CODE, "OK")
         return
+    span.set_attribute(semconv.RPC_RESPONSE_STATUS_CODE, code.name)
     outcome = OUTCOME_OF[_KIND_OF_CODE.get(code, ErrorKind.INTERNAL)]
     span.set_attribute(semconv.OUTCOME, outcome)
     if failed:

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar, cast
 
 import grpc
 import grpc.aio
-from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from mesh.context import (
@@ -22,9 +21,8 @@ from mesh.context import (
     current_request,
 )
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
-from mesh.observability import metrics, telemetry
-from mesh.observability.tracing import ClientSpan, inject
-from mesh.observability.unary_spans import call_with_span
+from mesh.observability import metrics
+from mesh.observability.tracing import ClientSpan
 from mesh.rpc.attempts import Attempts, PeersMethod
 from mesh.rpc.first_message import read_first
 from mesh.rpc.multiplex.channel import MultiplexChannel
@@ -101,17 +99,15 @@ async def _try_unary(
     timeout: float | None,
 ) -> Response:
     """Make the call at one peer; raises MeshError."""
-    metadata, current = _metadata(), trace.get_current_span()
-    try:
-        if telemetry.recorded(current):
-            details = grpc.aio.ClientCallDetails(
-                f"/{name}", timeout, grpc.aio.Metadata(*metadata), None, None
-            )
-            return await call_with_span(method, request, details, target)
-        inject(metadata, current)
-        return await method(request, metadata=grpc.aio.Metadata(*metadata), timeout=timeout)
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
+    traceparent: list[tuple[str, str]] = []
+    with ClientSpan(name, traceparent, target=target) as span:
+        metadata = grpc.aio.Metadata(*_metadata(), *traceparent)
+        try:
+            response = await method(request, metadata=metadata, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        span.complete = True
+        return response
 
 
 class ResponseStream(Generic[Response]):

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-
-from opentelemetry import trace
 
 from mesh.context import annotate
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv
 from mesh.observability.metrics import exemplar, labelled
+from mesh.observability.recording.current import current_span
 from mesh.observability.semconv import Operation
 from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.deltas import Delta
@@ -75,7 +74,6 @@ class RequestAccount:
         self._side_usage = Usage()
         self._num_resumptions = 0
         self._unreported_ttft = False
-        self._span_block: AbstractContextManager[spans.GenerationSpan] = nullcontext(spans.NO_SPAN)
 
     @property
     def age_seconds(self) -> float:
@@ -112,8 +110,7 @@ class RequestAccount:
 
     def start_generation(self, prompt: Encoded, requested: spans.Requested) -> None:
         """Opens the generation's span; `end_generation` must follow."""
-        self._span_block = spans.generation(prompt, requested)
-        self.generation = self._span_block.__enter__()
+        self.generation = spans.generation(prompt, requested)
 
     def end_generation(
         self,
@@ -124,7 +121,7 @@ class RequestAccount:
         """Closes the generation's span with its result and the exception that ended it, if any."""
         self.report_first_text()
         self.generation.set_result(self.usage, self.finish)
-        self._span_block.__exit__(kind, error, traceback)
+        self.generation.__exit__(kind, error, traceback)
 
     @contextmanager
     def side_generation(
@@ -197,7 +194,7 @@ class RequestAccount:
         seconds = self.ttft_seconds
         labelled(metrics.TIME_TO_FIRST_TOKEN, self.method).observe(seconds, exemplar())
         timestamp = time.time_ns() - int(1e9 * (self.age_seconds - seconds))
-        trace.get_current_span().add_event(semconv.FIRST_TOKEN, timestamp=timestamp)
+        current_span().add_event(semconv.FIRST_TOKEN, timestamp=timestamp)
         self.generation.first_text(self.arrived + seconds, timestamp)
 
     def report(self) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import NamedTuple
 
-from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from mesh.errors import MeshError
 from mesh.observability import semconv, telemetry, tracing
+from mesh.observability.recording.current import current_span
 from mesh.observability.semconv import Operation, Outcome, OutputType
 from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ChatPrompt
@@ -31,10 +32,14 @@ MAX_RELEASES = 32
 
 
 class GenerationSpan:
-    """A span and what it collects while the generation runs. `generation` creates and ends it."""
+    """A span and what it collects while the generation runs; the span ends with its block."""
 
-    def __init__(self, span: Span, captures_content: bool) -> None:
+    def __init__(
+        self, span: Span, captures_content: bool, stage: tracing.Stage | None = None
+    ) -> None:
+        """`stage` ends the span; None: the span is not that of the generation."""
         self.span = span
+        self._stage = stage
         self._held_since: float | None = None
         """Time (`time.monotonic`) since which tokens have arrived but no text could be sent."""
         self._held_seconds = 0.0
@@ -42,6 +47,18 @@ class GenerationSpan:
         self._started = time.monotonic()
         self._num_failovers = 0
         self._texts: list[str] | None = [] if captures_content else None
+
+    def __enter__(self) -> GenerationSpan:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._stage is not None:
+            self._stage.__exit__(kind, error, traceback)
 
     def pushed(self, *, has_text: bool) -> None:
         """Records that tokens have arrived, and whether a text could be sent."""
@@ -147,67 +164,64 @@ def embeddings(model: ModelInfo, num_inputs: int, num_tokens: int) -> AbstractCo
 
 def describe_search() -> None:
     """Set on the current span that it is of a search with its summary."""
-    span = trace.get_current_span()
+    span = current_span()
     if span.is_recording():
         span.set_attribute(semconv.GEN_AI_OPERATION_NAME, Operation.INVOKE_WORKFLOW)
         span.set_attribute(semconv.GEN_AI_PROVIDER_NAME, semconv.PROVIDER)
         span.set_attribute(semconv.GEN_AI_AGENT_NAME, semconv.SEARCH)
 
 
-def generation(encoded: Encoded, requested: Requested) -> AbstractContextManager[GenerationSpan]:
+def generation(encoded: Encoded, requested: Requested) -> GenerationSpan:
     """A span from the encoded prompt to the last text. The block may contain `yield`."""
-    parent = trace.get_current_span()
+    parent = current_span()
     if not telemetry.recorded(parent):
-        return nullcontext(GenerationSpan(parent, captures_content=False))
-    return _generation(encoded, requested)
-
-
-@contextmanager
-def _generation(encoded: Encoded, requested: Requested) -> Iterator[GenerationSpan]:
+        return GenerationSpan(parent, captures_content=False)
     operation = operation_of(encoded)
-    attributes = {
+    attributes = _request(operation, requested)
+    captures_content = telemetry.captures_content()
+    if captures_content and encoded.source is not None:
+        messages = json.dumps(_input_messages(encoded.source), ensure_ascii=False)
+        attributes[semconv.GEN_AI_INPUT_MESSAGES] = messages
+    name = f"{operation} {requested.model.name}"
+    stage = tracing.open_stage(name, parent, attributes, SpanKind.CLIENT)
+    return GenerationSpan(stage.span, captures_content, stage)
+
+
+def _request(operation: Operation, requested: Requested) -> dict[str, AttributeValue]:
+    sampling = requested.sampling
+    found: dict[str, AttributeValue] = {
         semconv.GEN_AI_OPERATION_NAME: operation,
         semconv.GEN_AI_PROVIDER_NAME: semconv.PROVIDER,
-        **_request(requested),
-    }
-    name = f"{operation} {requested.model.name}"
-    with tracing.detached_stage(name, attributes, kind=SpanKind.CLIENT) as span:
-        captures_content = span.is_recording() and telemetry.captures_content()
-        if captures_content and encoded.source is not None:
-            messages = json.dumps(_input_messages(encoded.source), ensure_ascii=False)
-            span.set_attribute(semconv.GEN_AI_INPUT_MESSAGES, messages)
-        yield GenerationSpan(span, captures_content)
-
-
-def _request(requested: Requested) -> dict[str, AttributeValue]:
-    sampling = requested.sampling
-    given: dict[str, AttributeValue | None] = {
         semconv.GEN_AI_REQUEST_MODEL: requested.model.name,
         semconv.GEN_AI_RESPONSE_MODEL: requested.model.name,
         semconv.GEN_AI_OUTPUT_TYPE: OutputType.JSON if requested.is_json else OutputType.TEXT,
-        semconv.GEN_AI_REQUEST_MAX_TOKENS: sampling.max_tokens,
-        semconv.GEN_AI_REQUEST_TEMPERATURE: sampling.temperature,
-        semconv.GEN_AI_REQUEST_TOP_P: sampling.top_p,
-        semconv.GEN_AI_REQUEST_TOP_K: sampling.top_k,
-        semconv.GEN_AI_REQUEST_SEED: semconv.signed(sampling.seed),
-        semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY: sampling.frequency_penalty,
-        semconv.GEN_AI_REQUEST_PRESENCE_PENALTY: sampling.presence_penalty,
-        semconv.GEN_AI_REQUEST_STOP_SEQUENCES: list(requested.stop) or None,
-        **_api_request(requested.api),
     }
-    return {name: value for name, value in given.items() if value is not None}
+    optional = (
+        (semconv.GEN_AI_REQUEST_MAX_TOKENS, sampling.max_tokens),
+        (semconv.GEN_AI_REQUEST_TEMPERATURE, sampling.temperature),
+        (semconv.GEN_AI_REQUEST_TOP_P, sampling.top_p),
+        (semconv.GEN_AI_REQUEST_TOP_K, sampling.top_k),
+        (semconv.GEN_AI_REQUEST_SEED, semconv.signed(sampling.seed)),
+        (semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY, sampling.frequency_penalty),
+        (semconv.GEN_AI_REQUEST_PRESENCE_PENALTY, sampling.presence_penalty),
+    )
+    for name, value in optional:
+        if value is not None:
+            found[name] = value
+    if requested.stop:
+        found[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = list(requested.stop)
+    if requested.api is not None:
+        _add_api_request(found, requested.api)
+    return found
 
 
-def _api_request(request: ApiRequest | None) -> dict[str, AttributeValue | None]:
-    if request is None:
-        return {}
-    several = request.num_choices > 1
-    return {
-        semconv.GEN_AI_RESPONSE_ID: request.response_id or None,
-        semconv.GEN_AI_REQUEST_STREAM: request.stream,
-        semconv.GEN_AI_REQUEST_CHOICE_COUNT: request.num_choices if several else None,
-        semconv.CHOICE_INDEX: request.choice_index if several else None,
-    }
+def _add_api_request(found: dict[str, AttributeValue], request: ApiRequest) -> None:
+    found[semconv.GEN_AI_REQUEST_STREAM] = request.stream
+    if request.response_id:
+        found[semconv.GEN_AI_RESPONSE_ID] = request.response_id
+    if request.num_choices > 1:
+        found[semconv.GEN_AI_REQUEST_CHOICE_COUNT] = request.num_choices
+        found[semconv.CHOICE_INDEX] = request.choice_index
 
 
 def _input_messages(source: ChatPrompt | str) -> list[dict[str, object]]:

@@ -13,14 +13,10 @@ from typing import TypeAlias
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client import REGISTRY
 
 from mesh.errors import ErrorKind, MeshError
-from mesh.observability import telemetry, tracing
 from mesh.protocol.chat import MAX_MESSAGES
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
@@ -240,17 +236,12 @@ async def test_metrics_count_tokens(stub: Stub) -> None:
     assert value("tokenizer_encode_seconds_count", input="chat") == count + 1
 
 
-async def test_the_span_has_counts(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_span_has_counts(stub: Stub, spans: InMemorySpanExporter) -> None:
     """The RPC's span has the numbers of characters and tokens."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=ALWAYS_ON)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
-    monkeypatch.setattr(telemetry, "silent", False)
     encoded = await call_unary(stub.Encode, chat(USER))
-    await eventually(lambda: bool(exporter.get_finished_spans()), "span")
-    spans = [span.attributes or {} for span in exporter.get_finished_spans()]
-    [attributes] = [each for each in spans if "weir.tokenizer.input" in each]
+    await eventually(lambda: len(spans.get_finished_spans()) == 2, "both spans have ended")
+    found = [span.attributes or {} for span in spans.get_finished_spans()]
+    [attributes] = [each for each in found if "weir.tokenizer.input" in each]
     assert attributes["weir.tokenizer.input"] == "chat"
     assert attributes["weir.tokenizer.num_characters"] == 6
     assert attributes["weir.tokenizer.num_tokens"] == len(encoded.token_ids)

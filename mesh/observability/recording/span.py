@@ -1,7 +1,8 @@
 """Spans of OpenTelemetry's API that cost a tenth of the SDK's to record.
 
-The SDK samples, copies, locks and checks limits for each span. Here a span is an object with plain
-attributes, and becomes a span of the SDK when it is exported, which few are
+The SDK samples, copies, locks and checks limits for each span. Here the spans that one request has
+in this process share what is the same for all of them, each is an object with plain attributes, and
+only a span that is exported, which few are, becomes a span of the SDK
 (docs/decisions/0090).
 """
 
@@ -9,14 +10,22 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    Link,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 from opentelemetry.util.types import Attributes, AttributeValue
 
 _random = random.Random()
@@ -30,22 +39,93 @@ class RecordedEvent(NamedTuple):
     timestamp: int
 
 
+class Traces(Protocol):
+    """Where spans go when they end (`mesh.observability.recording.traces`)."""
+
+    def ended(self, span: RecordedSpan) -> None:
+        """Receive a span that has ended."""
+
+    def settle(self, part: TracePart, *, keep: bool) -> None:
+        """Decide whether a trace is kept."""
+
+    def matters(self, outcome: object, slow: bool = False) -> bool:
+        """Whether to keep the trace of a request with this outcome."""
+
+
+class TracePart:
+    """The part of a trace that one request has in this process: all of its spans here."""
+
+    __slots__ = (
+        "_hex_id",
+        "decides",
+        "flags",
+        "held",
+        "is_exported",
+        "is_settled",
+        "state",
+        "trace_id",
+        "traces",
+    )
+
+    def __init__(
+        self,
+        traces: Traces,
+        trace_id: int,
+        *,
+        flags: int,
+        state: TraceState,
+        decides: bool = False,
+    ) -> None:
+        """`flags` and `state` are those of its spans' contexts (W3C Trace Context).
+
+        `decides`: the trace entered Weir with this request, whose end decides if it is kept.
+        """
+        self.traces = traces
+        self.trace_id = trace_id
+        self.flags = flags
+        self.state = state
+        self.decides = decides
+        self.is_exported = self.is_sampled
+        """Whether it is decided that the spans are exported."""
+        self.is_settled = self.is_exported
+        """Whether it is decided if they are."""
+        self.held: list[RecordedSpan] = []
+        """The ended spans, while that is undecided; `Traces` adds and removes them."""
+        self._hex_id = ""
+
+    @property
+    def hex_id(self) -> str:
+        """The trace id as 32 hexadecimal digits."""
+        if not self._hex_id:
+            self._hex_id = f"{self.trace_id:032x}"
+        return self._hex_id
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the sampler has decided at the beginning that the trace is exported."""
+        return bool(self.flags & TraceFlags.SAMPLED)
+
+    def settle(self, *, keep: bool) -> None:
+        """Decide whether the spans are exported."""
+        self.is_settled, self.is_exported = True, keep
+
+
 class RecordedSpan(trace.Span):
-    """A span that records. `ended` is called once, with the span, when it ends."""
+    """A span that records."""
 
     __slots__ = (
         "_context",
-        "_ended",
+        "_span_id",
         "attributes",
-        "decides",
         "description",
         "end_time",
         "events",
-        "keep",
+        "is_entry",
         "kind",
         "links",
         "name",
         "parent",
+        "part",
         "start_time",
         "status",
     )
@@ -53,35 +133,57 @@ class RecordedSpan(trace.Span):
     def __init__(
         self,
         name: str,
-        context: SpanContext,
-        parent: SpanContext | None,
-        ended: Callable[[RecordedSpan], object],
-        *,
+        part: TracePart,
+        parent: RecordedSpan | SpanContext | None,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Attributes = None,
-        links: Sequence[Link] = (),
         start_time: int | None = None,
-        decides: bool = False,
     ) -> None:
         """Times are ns since 1970; `start_time` None: now."""
         self.name = name
+        self.part = part
         self.parent = parent
         self.kind = kind
         self.attributes: dict[str, AttributeValue] = dict(attributes) if attributes else {}
         self.events: list[RecordedEvent] = []
-        self.links = links
+        self.links: Sequence[Link] = ()
         self.start_time = start_time or time.time_ns()
         self.end_time: int | None = None
         self.status = StatusCode.UNSET
         self.description: str | None = None
-        self.decides = decides
-        """Whether its end decides if the trace is kept: the trace entered Weir with this span."""
-        self.keep: bool | None = None
-        """Of a span that decides: whether the trace is kept; None: by the span's outcome."""
-        self._context = context
-        self._ended = ended
+        self.is_entry = False
+        """Whether it is the first span of its part, whose end is the end of the request."""
+        self._span_id = 0
+        self._context: SpanContext | None = None
+
+    def child(
+        self,
+        name: str,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        start_time: int | None = None,
+    ) -> RecordedSpan:
+        """A span of work inside this one."""
+        return RecordedSpan(name, self.part, self, kind, attributes, start_time)
+
+    @property
+    def span_id(self) -> int:
+        """Made when it is first asked for: most spans are never exported."""
+        if not self._span_id:
+            self._span_id = new_span_id()
+        return self._span_id
+
+    @property
+    def needs_attributes(self) -> bool:
+        """Whether the span may be exported; if not, attributes may be left out."""
+        return self.part.is_exported or not self.part.is_settled
 
     def get_span_context(self) -> SpanContext:
+        if self._context is None:
+            part = self.part
+            self._context = SpanContext(
+                part.trace_id, self.span_id, False, TraceFlags(part.flags), part.state
+            )
         return self._context
 
     def is_recording(self) -> bool:
@@ -125,18 +227,14 @@ class RecordedSpan(trace.Span):
     def end(self, end_time: int | None = None) -> None:
         if self.end_time is None:
             self.end_time = end_time or time.time_ns()
-            self._ended(self)
+            self.part.traces.ended(self)
 
     def readable(self, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
         """The ended span as one of the SDK, for its processors and exporters."""
-        context, parent = self._context, self.parent
-        if not context.trace_flags & TraceFlags.SAMPLED:  # kept at its end
-            context = _sampled(context)
-            parent = None if parent is None else _sampled(parent)
         return ReadableSpan(
             name=self.name,
-            context=context,
-            parent=parent,
+            context=_sampled(self.get_span_context()),
+            parent=self._readable_parent(),
             resource=resource,
             attributes=self.attributes,
             events=[Event(each.name, each.attributes, each.timestamp) for each in self.events],
@@ -147,6 +245,13 @@ class RecordedSpan(trace.Span):
             start_time=self.start_time,
             end_time=self.end_time,
         )
+
+    def _readable_parent(self) -> SpanContext | None:
+        parent = self.parent
+        context = parent.get_span_context() if isinstance(parent, RecordedSpan) else parent
+        if context is None or self.part.is_sampled:
+            return context
+        return _sampled(context)
 
 
 def new_trace_id() -> int:
@@ -160,7 +265,9 @@ def new_span_id() -> int:
 
 
 def _sampled(context: SpanContext) -> SpanContext:
-    """The context with the sampled flag, as an exported span has it."""
+    """The context with the sampled flag, as an exported span has it also if it was held."""
+    if context.trace_flags & TraceFlags.SAMPLED:
+        return context
     flags = TraceFlags(context.trace_flags | TraceFlags.SAMPLED)
     return SpanContext(
         context.trace_id, context.span_id, context.is_remote, flags, context.trace_state

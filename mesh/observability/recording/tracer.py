@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.context import Context, create_key, get_value, set_value
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
@@ -22,11 +22,18 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import Attributes
 
-from mesh.observability.recording.span import RecordedSpan, new_span_id, new_trace_id
+from mesh.observability.recording.current import current_span, make_current, restore_current
+from mesh.observability.recording.sampling import ParentRateLimited
+from mesh.observability.recording.span import (
+    RecordedSpan,
+    TracePart,
+    new_span_id,
+    new_trace_id,
+)
 from mesh.observability.recording.traces import Traces
 
 _UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_NO_STATE = TraceState()
 
 STATE_KEY = "weir"
 """Weir's entry in `tracestate`, for its services only."""
@@ -38,13 +45,6 @@ the service that the trace entered through decides at the end whether it is kept
 
 UNRECORDED_STATE = TraceState([(STATE_KEY, "unrecorded")])
 """The `tracestate` of a request whose spans are not even held, such as a probe."""
-
-_FORCED = create_key("weir-forced-trace")
-
-
-def forced(context: Context) -> Context:
-    """The context for a span whose trace is exported whatever the sampler decides."""
-    return set_value(_FORCED, True, context)
 
 
 class RecordingProvider(trace.TracerProvider):
@@ -67,7 +67,7 @@ class RecordingProvider(trace.TracerProvider):
         self.resource = resource
         self.traces = Traces(processors, resource, scope)
         self._processors = processors
-        self._tracer = RecordingTracer(sampler, self.traces, holds=holds)
+        self.tracer = RecordingTracer(sampler, self.traces, holds=holds)
 
     def get_tracer(
         self,
@@ -76,7 +76,7 @@ class RecordingProvider(trace.TracerProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> RecordingTracer:
-        return self._tracer
+        return self.tracer
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Export all spans of sampled and kept traces that have ended."""
@@ -96,6 +96,41 @@ class RecordingTracer(trace.Tracer):
         self._traces = traces
         self._holds = holds
 
+    def begin(
+        self,
+        name: str,
+        parent: SpanContext,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        start_time: int | None = None,
+        *,
+        force: bool = False,
+    ) -> Span:
+        """The first span of a request in this process: `parent` is in another one, or invalid.
+
+        `force`: export the trace whatever the sampler decides.
+        """
+        has_parent = parent.is_valid
+        trace_id = parent.trace_id if has_parent else new_trace_id()
+        state, decides = parent.trace_state, False
+        sampled = None if force else self._sampled_state(parent, trace_id, name, kind, attributes)
+        if force or sampled is not None:
+            flags, state = TraceFlags.SAMPLED, state if sampled is None else sampled
+        elif self._holds:
+            flags = TraceFlags.DEFAULT
+            if not state:
+                state, decides = HELD_STATE, True
+            elif state is not HELD_STATE and state.get(STATE_KEY) != _HELD:
+                state, decides = state.add(STATE_KEY, _HELD), True
+        else:
+            own = SpanContext(trace_id, new_span_id(), False, _UNSAMPLED, state)
+            return NonRecordingSpan(own)
+        part = TracePart(self._traces, trace_id, flags=flags, state=state, decides=decides)
+        above = parent if has_parent else None
+        span = RecordedSpan(name, part, above, kind, attributes, start_time)
+        span.is_entry = True
+        return span
+
     def start_span(
         self,
         name: str,
@@ -107,30 +142,15 @@ class RecordingTracer(trace.Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> Span:
-        above = trace.get_current_span(context)
-        parent = above.get_span_context()
-        decides = False
+        """`context` None: the parent is `current_span`."""
+        above = current_span() if context is None else trace.get_current_span(context)
         if isinstance(above, RecordedSpan):
-            own = SpanContext(
-                parent.trace_id, new_span_id(), False, parent.trace_flags, parent.trace_state
-            )
+            span: Span = above.child(name, kind, attributes, start_time)
         else:
-            own = self._at_the_entry(parent, context, name, kind, attributes, links)
-            if not own.trace_flags & TraceFlags.SAMPLED:
-                if not self._holds:
-                    return NonRecordingSpan(own)
-                decides = parent.trace_state.get(STATE_KEY) != _HELD
-        return RecordedSpan(
-            name,
-            own,
-            parent if parent.is_valid else None,
-            self._traces.ended,
-            kind=kind,
-            attributes=attributes,
-            links=links or (),
-            start_time=start_time,
-            decides=decides,
-        )
+            span = self.begin(name, above.get_span_context(), kind, attributes, start_time)
+        if links and isinstance(span, RecordedSpan):
+            span.links = links
+        return span
 
     @contextmanager
     def start_as_current_span(  # type: ignore[override]
@@ -145,35 +165,35 @@ class RecordingTracer(trace.Tracer):
         set_status_on_exception: bool = True,
         end_on_exit: bool = True,
     ) -> Iterator[Span]:
+        """`current_span` is this span inside the block; OpenTelemetry's current span is not."""
         span = self.start_span(name, context, kind, attributes, links, start_time)
+        token = make_current(span)
         try:
-            with trace.use_span(
-                span,
-                record_exception=record_exception,
-                set_status_on_exception=set_status_on_exception,
-            ):
-                yield span
+            yield span
+        except Exception as error:
+            if record_exception:
+                span.record_exception(error)
+            if set_status_on_exception:
+                span.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
+            raise
         finally:
+            restore_current(token)
             if end_on_exit:
                 span.end()
 
-    def _at_the_entry(
+    def _sampled_state(
         self,
         parent: SpanContext,
-        context: Context | None,
+        trace_id: int,
         name: str,
         kind: SpanKind,
         attributes: Attributes,
-        links: Sequence[Link] | None,
-    ) -> SpanContext:
-        """The context of a span whose parent is in another process, or that has none."""
-        trace_id = parent.trace_id if parent.is_valid else new_trace_id()
-        if get_value(_FORCED, context):
-            return SpanContext(trace_id, new_span_id(), False, _SAMPLED, parent.trace_state)
-        result = self._sampler.should_sample(context, trace_id, name, kind, attributes, links)
-        if result.decision is Decision.RECORD_AND_SAMPLE:
-            return SpanContext(trace_id, new_span_id(), False, _SAMPLED, result.trace_state)
-        state = parent.trace_state
-        if self._holds and state.get(STATE_KEY) != _HELD:
-            state = state.add(STATE_KEY, _HELD) if state else HELD_STATE
-        return SpanContext(trace_id, new_span_id(), False, _UNSAMPLED, state)
+    ) -> TraceState | None:
+        """The trace state of a trace that the sampler samples; None if it does not."""
+        if isinstance(self._sampler, ParentRateLimited):
+            return parent.trace_state if self._sampler.samples(parent) else None
+        context = trace.set_span_in_context(NonRecordingSpan(parent), Context())
+        result = self._sampler.should_sample(context, trace_id, name, kind, attributes)
+        if result.decision is not Decision.RECORD_AND_SAMPLE:
+            return None
+        return _NO_STATE if result.trace_state is None else result.trace_state

@@ -17,11 +17,11 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from mesh.observability import semconv
 from mesh.observability.recording.rate import TokenBucket
-from mesh.observability.recording.span import RecordedSpan
+from mesh.observability.recording.span import RecordedSpan, TracePart
 from mesh.observability.semconv import Outcome
 
 MAX_HELD_SPANS = 10_000
-"""About 15 MB."""
+"""About 14 MB."""
 
 MAX_KEPT_TRACES = 2_000
 """Kept traces whose later spans are exported at their end."""
@@ -54,7 +54,8 @@ class Traces:
         self._scope = scope
         self._max_held = max_held_spans
         self._max_kept = max_kept_traces
-        self._held: OrderedDict[int, list[RecordedSpan]] = OrderedDict()
+        self._holding: OrderedDict[int, list[TracePart]] = OrderedDict()
+        """The parts that have held spans, by trace; the oldest trace first."""
         self._num_held = 0
         self._kept: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
@@ -69,30 +70,24 @@ class Traces:
         return self._num_held
 
     def ended(self, span: RecordedSpan) -> None:
-        """Export the span, or hold it; a span that decides settles its trace."""
-        context = span.get_span_context()
-        if context.trace_flags & 1:
+        """Export, hold or drop the span; the end of a request that decides settles its trace."""
+        part = span.part
+        if not part.is_settled:
+            if span.is_entry and part.decides:
+                self.settle(part, keep=self.matters(span.attributes.get(semconv.OUTCOME)))
+            else:
+                self._hold(part, span)
+        if part.is_exported:
             self._export((span,))
-            return
-        with self._lock:
-            kept = context.trace_id in self._kept
-            if not kept:
-                self._hold(context.trace_id, span)
-        if kept:
-            self._export((span,))
-        elif span.decides:
-            self._decide(span)
 
-    def _decide(self, span: RecordedSpan) -> None:
-        trace_id = span.get_span_context().trace_id
-        keep = span.keep
-        if keep is None:
-            keep = self.matters(span.attributes.get(semconv.OUTCOME))
+    def settle(self, part: TracePart, *, keep: bool) -> None:
+        """Decide whether the trace is kept, for this process and those that it has called."""
         if keep:
-            self.keep(trace_id)
-            self.on_kept(trace_id)
+            part.settle(keep=True)
+            self.keep(part.trace_id)
+            self.on_kept(part.trace_id)
         else:
-            self.drop(trace_id)
+            self._drop(part)
 
     def keep(self, trace_id: int) -> None:
         """Export the trace: the spans that are held, and those that end later."""
@@ -101,7 +96,10 @@ class Traces:
             self._kept.move_to_end(trace_id)
             if len(self._kept) > self._max_kept:
                 self._kept.popitem(last=False)
-            spans = self._take(trace_id)
+            spans = []
+            for part in self._holding.pop(trace_id, ()):
+                spans += self._take(part)
+                part.settle(keep=True)
         self._export(spans)
 
     def matters(self, outcome: object, slow: bool = False) -> bool:
@@ -110,20 +108,34 @@ class Traces:
             return self._refused_budget.take()
         return (slow or outcome in KEPT_OUTCOMES) and self._budget.take()
 
-    def drop(self, trace_id: int) -> None:
-        """Forget the held spans of a trace."""
+    def _hold(self, part: TracePart, span: RecordedSpan) -> None:
+        """Hold the span, unless another process has decided meanwhile that its trace is kept."""
         with self._lock:
-            self._take(trace_id)
+            if not part.held:
+                if part.trace_id in self._kept:
+                    part.settle(keep=True)
+                    return
+                self._holding.setdefault(part.trace_id, []).append(part)
+            part.held.append(span)
+            self._num_held += 1
+            while self._num_held > self._max_held:
+                _, oldest = self._holding.popitem(last=False)
+                for each in oldest:
+                    self._take(each)
 
-    def _hold(self, trace_id: int, span: RecordedSpan) -> None:
-        self._held.setdefault(trace_id, []).append(span)
-        self._num_held += 1
-        while self._num_held > self._max_held:
-            _, oldest = self._held.popitem(last=False)
-            self._num_held -= len(oldest)
+    def _drop(self, part: TracePart) -> None:
+        """Forget the held spans of a request, and those that end later."""
+        with self._lock:
+            part.settle(keep=False)
+            if not self._take(part):
+                return
+            parts = self._holding[part.trace_id]
+            parts.remove(part)
+            if not parts:
+                del self._holding[part.trace_id]
 
-    def _take(self, trace_id: int) -> list[RecordedSpan]:
-        spans = self._held.pop(trace_id, [])
+    def _take(self, part: TracePart) -> list[RecordedSpan]:
+        spans, part.held = part.held, []
         self._num_held -= len(spans)
         return spans
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
+from mesh.observability.recording.span import RecordedSpan
 from mesh.observability.recording.tracer import HELD_STATE, STATE_KEY
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
@@ -15,15 +16,17 @@ _TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 """W3C Trace Context, section 3.2; 00 is the only version."""
 
 _NO_STATE = TraceState()
-_STATE_OF = {None: _NO_STATE, HELD_STATE.to_header(): HELD_STATE}
+_HELD = (TRACESTATE, HELD_STATE.to_header())
+_STATE_OF = {None: _NO_STATE, _HELD[1]: HELD_STATE}
 
 
-def w3c_headers(context: SpanContext) -> Iterator[tuple[str, str]]:
-    """The headers that propagate a trace."""
-    flags = context.trace_flags
-    yield TRACEPARENT, f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"
-    if context.trace_state:
-        yield TRACESTATE, context.trace_state.to_header()
+def w3c_headers(span: RecordedSpan) -> list[tuple[str, str]]:
+    """The headers that propagate the span."""
+    part = span.part
+    parent = (TRACEPARENT, f"00-{part.hex_id}-{span.span_id:016x}-{part.flags:02x}")
+    if part.state is HELD_STATE:
+        return [parent, _HELD]
+    return [parent, (TRACESTATE, part.state.to_header())] if part.state else [parent]
 
 
 def from_outside(headers: Mapping[str, str]) -> Mapping[str, str]:

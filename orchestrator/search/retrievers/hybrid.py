@@ -12,9 +12,8 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from opentelemetry import trace
-
 from mesh.observability import semconv
+from mesh.observability.recording.current import current_span
 from orchestrator.index.vectors import EmbeddingModel
 from orchestrator.search.embedders import Embedder
 from orchestrator.search.retrieval import Retriever, SearchResult
@@ -109,12 +108,12 @@ class HybridRetriever:
             problem = str(error) or type(error).__name__
         else:
             self._reported = ""
-            trace.get_current_span().set_attribute(semconv.RETRIEVAL_MODE, "fused")
+            current_span().set_attribute(semconv.RETRIEVAL_MODE, "fused")
             return found
         return self._without_vectors(problem)
 
     def _without_vectors(self, problem: str) -> list[SearchResult]:
-        trace.get_current_span().set_attributes(
+        current_span().set_attributes(
             {semconv.RETRIEVAL_MODE: "text", semconv.RETRIEVAL_PROBLEM: problem}
         )
         # Once for each cause: an encoder that is down would fill the log.

@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from opentelemetry import trace
-
 from mesh.observability import semconv
+from mesh.observability.recording.current import current_span
 from orchestrator.search.http_json import HttpJsonClient, HttpJsonError
 from orchestrator.search.retrieval import Retriever, SearchResult
 
@@ -48,7 +47,7 @@ class RerankingRetriever:
             if not isinstance(error, TimeoutError):
                 problem = str(error) or type(error).__name__
             logger.warning("results are not reranked", extra={"problem": problem})
-            trace.get_current_span().set_attribute(semconv.RETRIEVAL_PROBLEM, problem)
+            current_span().set_attribute(semconv.RETRIEVAL_PROBLEM, problem)
             return found[:limit]
         return _rescored(best, scores, others)[:limit]
 

@@ -80,7 +80,7 @@ def test_a_client_cannot_leave_its_trace_undecided(
         InstrumentationScope("tests"),
         holds=True,
     )
-    monkeypatch.setattr(tracing, "TRACER", provider.get_tracer("tests"))
+    monkeypatch.setattr(telemetry, "tracer", provider.tracer)
     monkeypatch.setattr(telemetry, "holds", True)
     headers = {"traceparent": f"00-{7:032x}-{8:016x}-00", "tracestate": state}
     scope = {"method": "GET", "scheme": "http", "path": "/", "http_version": "1.1", "client": None}

@@ -14,7 +14,6 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 import pytest
-from opentelemetry import trace
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -23,6 +22,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 
 from mesh.errors import MeshError
 from mesh.observability import tracing
+from mesh.observability.recording.current import CurrentSpan
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.rpc.server import Servicer
 from mesh.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -233,7 +233,7 @@ async def test_the_librarys_client_does_not_end_a_cancelled_call(
 async def test_an_unrecorded_span_has_no_children(stub: Stub, spans: InMemorySpanExporter) -> None:
     """The trace id is propagated, with the flag that it is not sampled."""
     above = NonRecordingSpan(SpanContext(0xA, 0xB, is_remote=True, trace_flags=TraceFlags(0)))
-    with trace.use_span(above):
+    with CurrentSpan(above):
         with tracing.stage("work"), tracing.detached_stage("more"):
             await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text="good"))
         request = tokenizer_pb2.GetTokenizerRequest(known_sha256="short")

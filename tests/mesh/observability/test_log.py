@@ -136,5 +136,5 @@ def test_invalid_headers_of_a_client_are_not_logged(lines: Lines, headers: dict[
     for name in (*names, "opentelemetry.baggage.propagation"):
         logging.getLogger(name).setLevel(logging.NOTSET)
     log.configure("bakery", "INFO", "json")
-    telemetry.extracted(headers)
+    telemetry.caller_of(headers)
     assert lines() == []

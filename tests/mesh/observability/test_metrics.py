@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import metrics, telemetry
 from mesh.observability.metrics import metrics_server
+from mesh.observability.recording.current import CurrentSpan
 from tests.samples import Change
 
 
@@ -150,12 +151,13 @@ async def test_histograms_carry_trace_ids(port: int, monkeypatch: pytest.MonkeyP
     tracer = TracerProvider().get_tracer("t")
     histogram = metrics.RPC_DURATION.labels("exemplar", "M", "OK")
     assert metrics.exemplar() is None
-    with tracer.start_as_current_span("s") as span:
+    span = tracer.start_span("s")
+    with CurrentSpan(span):
         histogram.observe(0.2, metrics.exemplar())
     with trace.get_tracer("t").start_as_current_span("unrecorded"):
         assert metrics.exemplar() is None
     monkeypatch.setattr(telemetry, "silent", True)
-    with tracer.start_as_current_span("nothing is exported"):
+    with CurrentSpan(tracer.start_span("nothing is exported")):
         assert metrics.exemplar() is None
     _, text = await asyncio.to_thread(
         get, port, "/metrics", "127.0.0.1", "application/openmetrics-text; version=1.0.0"

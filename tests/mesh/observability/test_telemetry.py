@@ -11,6 +11,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from mesh.observability import telemetry, tracing
 from mesh.observability.recording import exporters
+from mesh.observability.recording.current import CurrentSpan, current_span
 
 
 def test_without_an_endpoint_spans_have_ids_and_record_nothing() -> None:
@@ -139,13 +140,13 @@ def test_unrecorded_traces_are_propagated(
             "baggage": "shop=3",
         }
     passed_on: list[tuple[str, str]] = []
-    before = trace.get_current_span()
+    before = current_span()
     with tracing.server_span("bakery", "Bake", {**given, "x-request-id": "r"}) as span:
         with tracing.stage("kneading") as same, tracing.detached_stage("baking") as as_well:
-            assert same is as_well is span is trace.get_current_span()
+            assert same is as_well is span is current_span()
         tracing.ClientSpan("oven/Heat", passed_on)
         trace_id = telemetry.trace_id()
-    assert trace.get_current_span() is before
+    assert current_span() is before
     assert not span.is_recording()
     if given:
         assert dict(passed_on) == given
@@ -217,6 +218,7 @@ def test_an_exporter_can_be_switched_off(
 
 def test_the_trace_id_is_that_of_the_current_span() -> None:
     """32 hexadecimal digits inside a span, empty outside."""
-    with trace.get_tracer("t").start_as_current_span("s") as span:
+    span = trace.get_tracer("t").start_span("s")
+    with CurrentSpan(span):
         assert telemetry.trace_id() == f"{span.get_span_context().trace_id:032x}"
     assert telemetry.trace_id() == ""

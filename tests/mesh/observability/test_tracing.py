@@ -7,13 +7,13 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode
 
 from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import tracing
+from mesh.observability.recording.current import current_span
 from mesh.observability.tracing import ClientSpan
 
 METHOD = "mesh.v1.TokenizerService/GetTokenizer"
@@ -84,11 +84,11 @@ def test_a_stream_that_is_left_early_is_cancelled(spans: InMemorySpanExporter) -
 
 def test_the_span_is_not_made_current(spans: InMemorySpanExporter) -> None:
     """A suspended generator must not leak its context; the parent stays current."""
-    before = trace.get_current_span()
+    before = current_span()
     with ClientSpan(METHOD, []):
-        assert trace.get_current_span() is before
+        assert current_span() is before
     with tracing.detached_stage("generation"):
-        assert trace.get_current_span() is before
+        assert current_span() is before
 
 
 @pytest.mark.parametrize(

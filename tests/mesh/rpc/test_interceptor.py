@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 
 from mesh.context import RequestContext, annotate, use_request
 from mesh.errors import ErrorKind, MeshError
-from mesh.observability import tracing
+from mesh.observability import telemetry
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.rpc.interceptor import _abort
 from mesh.rpc.server import Servicer
@@ -103,7 +103,7 @@ async def test_the_outcome_is_in_span_metrics_and_log(
 
 async def test_the_span_is_a_child_of_the_callers(stub: Stub, spans: InMemorySpanExporter) -> None:
     """`traceparent` propagates the trace; for streams the parent is their client span."""
-    with tracing.TRACER.start_as_current_span("root") as root:
+    with telemetry.tracer.start_as_current_span("root") as root:
         request = tokenizer_pb2.GetTokenizerRequest()
         async with open_stream(stub.GetTokenizer, request) as responses:
             await anext(responses)

@@ -11,6 +11,7 @@ from opentelemetry import trace
 
 from mesh.context import RequestContext, current_request, use_request
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError, invalid
+from mesh.observability.recording.current import current_span
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.rpc.server import Servicer
 from mesh.rpc.transport import STREAM_WINDOW_BYTES
@@ -34,7 +35,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         request_context = current_request()
         assert request_context is not None
         self.seen.append(request_context)
-        self.trace_ids.append(trace.get_current_span().get_span_context().trace_id)
+        self.trace_ids.append(current_span().get_span_context().trace_id)
         if request.text == "bad":
             raise invalid("text", "text must not be bad, given 'bad'")
         if request.text == "full":

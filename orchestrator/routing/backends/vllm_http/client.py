@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import httpx
-from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
 from prometheus_client.parser import text_string_to_metric_families
 
 from mesh.context import REQUEST_ID_METADATA, current_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.observability import semconv, tracing
+from mesh.observability.recording.current import current_span
 from mesh.protocol.tokens import TokenChunk
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.backends.backend import (
@@ -206,7 +206,7 @@ class VllmHttpBackend(PolledHealth, WithoutAdapters):
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON object of a response. Raises MeshError."""
-        headers = _headers(trace.get_current_span())
+        headers = _headers(current_span())
         try:
             response = await self.client.post(path, json=body, headers=headers)
             if response.status_code == 200:

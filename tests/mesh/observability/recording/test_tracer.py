@@ -25,7 +25,9 @@ from opentelemetry.trace import (
 )
 
 from mesh.observability import semconv
-from mesh.observability.recording.tracer import HELD_STATE, RecordingProvider, forced
+from mesh.observability.recording import span as span_module
+from mesh.observability.recording.span import RecordedSpan
+from mesh.observability.recording.tracer import HELD_STATE, RecordingProvider
 from mesh.observability.semconv import Outcome
 
 RESOURCE = Resource({"service.name": "bakery"})
@@ -166,11 +168,38 @@ def test_a_span_that_ends_after_the_request_is_exported(holding: Recording) -> N
     assert holding.names == ["request", "late"]
 
 
+def test_requests_of_one_trace_are_decided_one_by_one(holding: Recording) -> None:
+    """A client may give several requests the same `traceparent`."""
+    caller = trace.get_current_span(remote(0)).get_span_context()
+    good, bad = (holding.tracer.begin(name, caller) for name in ("good", "bad"))
+    for request in (good, bad):
+        assert isinstance(request, RecordedSpan)
+        request.child("work").end()
+    bad.set_attribute(semconv.OUTCOME, Outcome.FAILED)
+    good.end()
+    bad.end()
+    assert holding.names == ["work", "bad"]
+    assert holding.kept == [7]
+
+
+def test_a_dropped_trace_costs_nothing_of_the_sdk(
+    holding: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No context, id or span of OpenTelemetry is made for a span that is never exported."""
+    made: list[str] = []
+    for name in ("SpanContext", "ReadableSpan", "new_span_id"):
+        monkeypatch.setattr(span_module, name, lambda *args, name=name, **kw: made.append(name))
+    with holding.tracer.start_as_current_span("request"):
+        for _ in range(3):
+            with holding.tracer.start_as_current_span("work") as work:
+                work.set_attribute("weir.outcome", "ok")
+    assert made == []
+
+
 def test_the_caller_in_weir_decides(holding: Recording) -> None:
     """A called service holds its spans, whatever their outcome, until the caller's decision."""
-    with trace.use_span(trace.get_current_span(remote(0, HELD_STATE))):
-        span = holding.tracer.start_span("call", attributes={semconv.OUTCOME: Outcome.FAILED})
-    span.end()
+    failed = {semconv.OUTCOME: Outcome.FAILED}
+    holding.tracer.start_span("call", remote(0, HELD_STATE), attributes=failed).end()
     assert holding.names == []
     holding.provider.traces.keep(7)
     assert holding.names == ["call"]
@@ -184,7 +213,6 @@ def test_the_caller_in_weir_decides(holding: Recording) -> None:
         (remote(0), True, {"weir": "held"}),
         (remote(0, TraceState([("shop", "3")])), True, {"weir": "held", "shop": "3"}),
         (remote(1, TraceState([("shop", "3")])), True, {"shop": "3"}),
-        (forced(remote(0)), True, {}),
     ],
 )
 def test_the_decision_is_propagated(
@@ -195,6 +223,11 @@ def test_the_decision_is_propagated(
     assert span.is_recording() is recorded
     assert dict(span.get_span_context().trace_state) == state
     span.end()
+    forced = holding.tracer.begin(
+        "r", trace.get_current_span(context).get_span_context(), force=True
+    )
+    assert forced.get_span_context().trace_flags.sampled
+    forced.end()
 
 
 @pytest.mark.parametrize("make", [Context, lambda: remote(0)])
@@ -204,6 +237,6 @@ def test_other_samplers_record_what_they_sample(make: Callable[[], Context]) -> 
     span = recording.tracer.start_span("request", make())
     assert not span.is_recording()
     span.end()
-    forced_span = recording.tracer.start_span("forced", forced(make()))
-    forced_span.end()
+    parent = trace.get_current_span(make()).get_span_context()
+    recording.tracer.begin("forced", parent, force=True).end()
     assert recording.names == ["forced"]

@@ -19,10 +19,10 @@ from opentelemetry.sdk.trace.export import (
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, TraceFlags, set_span_in_context
+from opentelemetry.trace import TraceState, set_span_in_context
 
 from mesh.observability.recording import traces
-from mesh.observability.recording.span import RecordedSpan
+from mesh.observability.recording.span import RecordedSpan, TracePart
 from mesh.observability.recording.tracer import RecordingProvider
 from mesh.observability.recording.traces import Traces
 from mesh.observability.semconv import OUTCOME, Outcome
@@ -48,10 +48,10 @@ def make(exporter: InMemorySpanExporter) -> Make:
 
 def end_span(into: Traces, trace_id: int, *, outcome: Outcome | None = None) -> None:
     """A span ends; with an outcome it decides about its trace."""
-    context = SpanContext(trace_id, 1, is_remote=False, trace_flags=TraceFlags(0))
-    attributes = {} if outcome is None else {OUTCOME: outcome}
-    decides = outcome is not None
-    RecordedSpan("s", context, None, into.ended, attributes=attributes, decides=decides).end()
+    part = TracePart(into, trace_id, flags=0, state=TraceState(), decides=outcome is not None)
+    span = RecordedSpan("s", part, None, attributes={} if outcome is None else {OUTCOME: outcome})
+    span.is_entry = True
+    span.end()
 
 
 def test_the_oldest_trace_is_forgotten(make: Make, exporter: InMemorySpanExporter) -> None:
