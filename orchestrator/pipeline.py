@@ -92,6 +92,9 @@ ANY_TOOL = ToolChoice()
 JSON_FORMS = frozenset({ConstraintForm.JSON_OBJECT, ConstraintForm.JSON_SCHEMA})
 DETECTED = FormatChoices()
 
+RELATED_TIMEOUT_SECONDS = 2.0
+"""Time in which related questions are made; the answer is complete before."""
+
 
 class GenerationRequest(NamedTuple):
     """A prompt and how to continue it."""
@@ -472,11 +475,18 @@ class Pipeline:
     ) -> list[str]:
         """Questions near this one that the documents can answer; none after a failure."""
         asked = [question.question, request.query, *(turn.query for turn in request.history)]
-        with tracing.stage(semconv.RELATED):
-            # In a thread: the words of 40 passages are split.
-            return await asyncio.to_thread(
-                related_questions, asked, retrieved.candidates, request.num_related
-            )
+        with tracing.stage(semconv.RELATED) as span:
+            try:
+                async with asyncio.timeout(RELATED_TIMEOUT_SECONDS):
+                    # In a thread: the words of 40 passages are split.
+                    return await asyncio.to_thread(
+                        related_questions, asked, retrieved.candidates, request.num_related
+                    )
+            except Exception as error:
+                # The answer is complete, and does not fail with them.
+                logger.warning("no related questions", extra={"error": repr(error)})
+                tracing.set_outcome(span, semconv.Outcome.FAILED, type(error).__name__)
+                return []
 
     async def examples(self, number: int, active: ActiveRequest) -> Sequence[str]:
         """Questions that the documents answer. Raises RequestAborted."""

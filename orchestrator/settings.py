@@ -127,10 +127,14 @@ class OrchestratorSettings(ServiceSettings):
     )
     rerank_url: str = Field(
         "",
-        description="Server with Cohere's and Jina's /rerank below this URL, https://HOST/v1, "
-        "which sorts the best 30 passages again. Empty: no reranking.",
+        description="Server with Cohere's and Jina's /rerank below this URL, https://HOST/v1. "
+        "Empty: the reranker is a model of the engines in INFERENCE_HOST.",
     )
-    rerank_model: str = Field("", description="Model of ORCHESTRATOR_RERANK_URL.")
+    rerank_model: str = Field(
+        "",
+        description="Cross-encoder that sorts the best 30 passages of a search again. Empty: no "
+        "reranking.",
+    )
     rerank_api_key: SecretStr = Field(
         SecretStr(""), description="Bearer token for ORCHESTRATOR_RERANK_URL."
     )

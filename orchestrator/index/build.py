@@ -28,11 +28,14 @@ EMBEDDING_TIMEOUT_SECONDS = 120.0
 """For one batch."""
 
 
-def find_sources(roots: Sequence[Path]) -> list[SourceFile]:
-    """All documents in `roots`, each once. Raises IndexBuildError."""
+def find_sources(roots: Sequence[Path], *, follow_links: bool = False) -> list[SourceFile]:
+    """All documents in `roots`, each once. Raises IndexBuildError.
+
+    `follow_links`: links may lead out of a folder, though links to folders are never followed.
+    """
     sources: dict[str, SourceFile] = {}
     for root in roots:
-        for source in _sources_in(root):
+        for source in _sources_in(root, follow_links):
             other = sources.setdefault(source.name, source)
             if other.path.resolve() != source.path.resolve():
                 raise IndexBuildError(
@@ -44,13 +47,18 @@ def find_sources(roots: Sequence[Path]) -> list[SourceFile]:
     return list(sources.values())
 
 
-def _sources_in(root: Path) -> Iterator[SourceFile]:
+def _sources_in(root: Path, follow_links: bool) -> Iterator[SourceFile]:
     if root.is_file():
         yield SourceFile(root, _name(Path(root.name)))
     elif root.is_dir():
+        folder = None if follow_links else root
         for path in sorted(root.rglob("*")):
+            relative = path.relative_to(root)
+            # Kubernetes mounts files as links into hidden folders such as `..2026_11_30`.
+            if relative.parts[0].startswith(".."):
+                continue
             if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield SourceFile(path, _name(path.relative_to(root)))
+                yield SourceFile(path, _name(relative), folder)
     else:
         raise IndexBuildError(f"{root}: no such file or folder")
 
@@ -87,6 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=_seconds,
         help="keep running, and update the index when files change; they are listed every SECONDS",
     )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="also index files outside of a folder of DOCS that symbolic links in it lead to; "
+        "without it they are skipped",
+    )
     add_embedding_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.watch is None:
@@ -111,17 +125,17 @@ def watch(arguments: argparse.Namespace) -> NoReturn:
     """
     known: object = None
     while True:
-        found = _versions(arguments.docs)
+        found = _versions(arguments.docs, arguments.follow_links)
         if found != known:
             # A failed build is repeated: its cause, such as the encoder, is not in the files.
             known = found if build(arguments) != 1 else None
         time.sleep(arguments.watch)
 
 
-def _versions(roots: Sequence[Path]) -> list[tuple[str, FileVersion | None]]:
+def _versions(roots: Sequence[Path], follow_links: bool) -> list[tuple[str, FileVersion | None]]:
     """The name and the version of each document; empty if there is none."""
     try:
-        sources = find_sources(roots)
+        sources = find_sources(roots, follow_links=follow_links)
     except IndexBuildError:
         return []
     return [(str(source.path), FileVersion.of(source.path)) for source in sources]
@@ -158,7 +172,7 @@ def add_embedding_arguments(parser: argparse.ArgumentParser) -> None:
 def build(arguments: argparse.Namespace) -> int:
     """Builds or updates the index once; returns the exit code."""
     try:
-        sources = find_sources(arguments.docs)
+        sources = find_sources(arguments.docs, follow_links=arguments.follow_links)
         with closing(IndexWriter(arguments.out)) as index:
             counts = index.update(sources, arguments.base_url)
         # From here the index is complete for the search by words, and readers use it.

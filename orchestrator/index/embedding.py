@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from orchestrator.index.vectors import EmbeddingModel, VectorTable
 from orchestrator.index.writer import IndexBuildError
-from orchestrator.search.embedders import Embedder
+from orchestrator.search.embedders import Embedder, UnknownEncoder
 
 MAX_TRIES = 3
 RETRY_SECONDS = 1.0
@@ -60,6 +60,8 @@ async def embed_batch(texts: list[str], embedder: Embedder) -> list[list[float]]
     for attempt in range(1, MAX_TRIES):
         try:
             return [list(vector) for vector in await embedder.embed(texts)]
+        except UnknownEncoder:
+            raise  # it is not served a second later either
         except Exception as error:
             tqdm.write(f"embedding failed, trying again: {error}", file=sys.stderr)
             await asyncio.sleep(RETRY_SECONDS * attempt)

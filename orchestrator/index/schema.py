@@ -8,6 +8,12 @@ SCHEMA_VERSION = 2
 MAX_PASSAGES = 1 << 20
 """Maximum passages of a document; those of document `d` have row ids from `d * MAX_PASSAGES`."""
 
+WORDS = """
+CREATE TABLE words (word TEXT PRIMARY KEY, passages INTEGER NOT NULL) WITHOUT ROWID
+"""
+"""The words of the passages, as written but folded. Indexes made before it was introduced get it
+with their next update."""
+
 SCHEMA = f"""
 PRAGMA user_version = {SCHEMA_VERSION};
 
@@ -36,6 +42,8 @@ CREATE VIRTUAL TABLE terms USING fts5 (
     title, heading, text, content = '',
     tokenize = "unicode61 remove_diacritics 0 categories 'L* M* N* P* S* C*'"
 );
+
+{WORDS};
 
 -- Encoder and number of dimensions of the vectors; no row without vectors.
 CREATE TABLE embedding (model TEXT NOT NULL, dimensions INTEGER NOT NULL);

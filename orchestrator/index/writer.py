@@ -18,6 +18,7 @@ from orchestrator.index.documents import Document, parse
 from orchestrator.index.formats import UnreadableDocument
 from orchestrator.index.schema import MAX_PASSAGES, SCHEMA, SCHEMA_VERSION
 from orchestrator.index.vectors import VectorTable
+from orchestrator.index.vocabulary import WordTable
 from orchestrator.search.language.terms import index_terms
 
 MAX_BYTES = 64 * 1024 * 1024
@@ -29,6 +30,19 @@ class SourceFile(NamedTuple):
 
     path: Path
     name: str
+    folder: Path | None = None
+    """The given folder, which a symbolic link must not lead out of; None: links may lead anywhere.
+    """
+
+    def check_link(self) -> None:
+        """Raises UnreadableDocument for a link to a file outside of the folder."""
+        if self.folder is None or not self.path.is_symlink():
+            return
+        target = self.path.resolve()
+        if not target.is_relative_to(self.folder.resolve()):
+            raise UnreadableDocument(
+                f"is a link out of {self.folder}, to {target}; --follow-links indexes it"
+            )
 
 
 class IndexBuildError(Exception):
@@ -63,6 +77,7 @@ class IndexWriter:
         except sqlite3.DatabaseError as error:
             raise IndexBuildError(f"{path} is not a search index: {error}") from error
         self.vectors = VectorTable(self._connection)
+        self._words = WordTable(self._connection)
 
     def close(self) -> None:
         """Merges the write-ahead log into the file, so that it can be copied as one file.
@@ -96,6 +111,7 @@ class IndexWriter:
         counts: Counter[str] = Counter()
         known = {row[0] for row in self._connection.execute("SELECT path FROM documents")}
         with self._transaction():
+            self._words.prepare()
             for source in tqdm(sources, desc="indexing", unit="doc", file=sys.stderr):
                 counts[self._update_one(source, base_url)] += 1
             for path in known - {source.name for source in sources}:
@@ -113,6 +129,7 @@ class IndexWriter:
             return "skipped"
 
     def _read_one(self, source: SourceFile, base_url: str) -> str:
+        source.check_link()
         status = source.path.stat()
         row = self._connection.execute(
             "SELECT modified_ns, size, sha256, url FROM documents WHERE path = ?", (source.name,)
@@ -154,6 +171,7 @@ class IndexWriter:
             "INSERT INTO terms (rowid, title, heading, text) VALUES (?, ?, ?, ?)",
             _term_rows(rows, document.title, document.language),
         )
+        self._words.count(f"{document.title} {text}" for _, _, text in rows)
 
     def _remove(self, name: str) -> None:
         row = self._connection.execute(
@@ -173,6 +191,7 @@ class IndexWriter:
             "INSERT INTO terms (terms, rowid, title, heading, text) VALUES ('delete', ?, ?, ?, ?)",
             _term_rows(rows, title, language),
         )
+        self._words.count((f"{title} {text}" for _, _, text in rows), step=-1)
         self._connection.execute("DELETE FROM passages WHERE id BETWEEN ? AND ?", ids)
         self._connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))
 

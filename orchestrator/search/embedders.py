@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import httpx
+
 from orchestrator.admission.validation import EMBEDS, choose_model
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.embedding import check_inputs, embed_batch, encode_inputs, split_batches
@@ -13,6 +15,14 @@ from orchestrator.search.http_json import HttpJsonClient, HttpJsonError
 
 MAX_DIMENSIONS = 8192
 """Maximum numbers in a vector that a server returns."""
+
+
+MAX_MODELS_NAMED = 20
+"""Models of a server that an error lists."""
+
+
+class UnknownEncoder(Exception):
+    """The server does not serve the encoder; the message names those that it serves."""
 
 
 class Embedder(Protocol):
@@ -61,9 +71,14 @@ class HttpEmbedder:
         self._client = HttpJsonClient(url, timeout_seconds, key=key)
 
     async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """Raises HttpJsonError or httpx.HTTPError."""
+        """Raises UnknownEncoder, HttpJsonError or httpx.HTTPError."""
         body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
-        response = await self._client.request("POST", "/embeddings", body=body)
+        try:
+            response = await self._client.request("POST", "/embeddings", body=body)
+        except HttpJsonError as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+            raise await self._unknown(error) from error
         data = response.get("data")
         if not isinstance(data, list) or len(data) != len(texts):
             raise HttpJsonError(f"response must have the list data with {len(texts)} embeddings")
@@ -78,6 +93,27 @@ class HttpEmbedder:
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def _unknown(self, error: HttpJsonError) -> UnknownEncoder | HttpJsonError:
+        """What to report after HTTP 404, by the models that the server lists."""
+        try:
+            response = await self._client.request("GET", "/models")
+        except (HttpJsonError, httpx.HTTPError):
+            return HttpJsonError(f"{self.model}: {error}", error.status)
+        served = _encoders(response.get("data"))
+        if self.model in served:
+            return HttpJsonError(f"{self.model}: {error}", error.status)
+        return UnknownEncoder(
+            f"the server has no encoder {self.model}; it serves {', '.join(served) or 'none'}"
+        )
+
+
+def _encoders(models: object) -> list[str]:
+    """The names in a list of models: of those that embed, where the server says what they do."""
+    listed = [each for each in models if isinstance(each, dict)] if isinstance(models, list) else []
+    embedding = [each for each in listed if each.get("kind") == "embedding"] or listed
+    names = [name for each in embedding if isinstance(name := each.get("id"), str)]
+    return names[:MAX_MODELS_NAMED]
 
 
 def _is_vector(value: object) -> bool:

@@ -11,8 +11,17 @@ MAX_BYTES = 8 * 1024 * 1024
 """Maximum size of a response body."""
 
 
+MAX_REASON_CHARACTERS = 300
+"""Maximum length of a server's own message in an error."""
+
+
 class HttpJsonError(Exception):
-    """The server returned an invalid response; the message contains no credentials."""
+    """The server returned an error or an invalid response; the message has no credentials."""
+
+    def __init__(self, message: str, status: int = httpx.codes.OK) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status of the response."""
 
 
 class HttpJsonClient:
@@ -45,13 +54,14 @@ class HttpJsonClient:
         async with self._client.stream(
             method, f"{self._base}{path}", params=params, json=body
         ) as response:
-            if response.status_code != httpx.codes.OK:
-                raise HttpJsonError(f"server returned HTTP {response.status_code}")
             content = bytearray()
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > MAX_BYTES:
                     raise HttpJsonError(f"response must be at most {MAX_BYTES} bytes")
+        status = response.status_code
+        if status != httpx.codes.OK:
+            raise HttpJsonError(f"server returned HTTP {status}{_reason(bytes(content))}", status)
         try:
             answer = json.loads(bytes(content))
         except ValueError as error:
@@ -63,6 +73,20 @@ class HttpJsonClient:
     async def close(self) -> None:
         """Closes all connections."""
         await self._client.aclose()
+
+
+def _reason(content: bytes) -> str:
+    """The message of an error in the form of OpenAI, TEI or FastAPI, after a colon, or ""."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        return ""
+    error = body.get("error") if isinstance(body, dict) else None
+    fields = error if isinstance(error, dict) else body if isinstance(body, dict) else {}
+    texts = (fields.get("message"), error, fields.get("detail"))
+    found = next((" ".join(text.split()) for text in texts if isinstance(text, str)), "")
+    printable = "".join(filter(str.isprintable, found))[:MAX_REASON_CHARACTERS]
+    return f": {printable}" if printable else ""
 
 
 def text_field(fields: Mapping[str, object], name: str) -> str:

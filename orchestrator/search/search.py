@@ -26,14 +26,15 @@ from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
 from orchestrator.search.answering.constraint import answer_constraint
+from orchestrator.search.answering.decision import decide
 from orchestrator.search.answering.line_marks import line_marks
-from orchestrator.search.answering.relevance import PassageWords, Verdict, judge
+from orchestrator.search.answering.relevance import Verdict
 from orchestrator.search.conversation.merging import merge
 from orchestrator.search.conversation.rewriting import Rewrite
 from orchestrator.search.grounding.sentences import split_sentences
 from orchestrator.search.prompt import Passage, format_source, search_messages
 from orchestrator.search.retrieval import Retriever, SearchResult
-from orchestrator.search.selection import NUM_CANDIDATES, select_for_prompt, select_results
+from orchestrator.search.selection import NUM_CANDIDATES, select_results
 from orchestrator.text.format_choice import FormatChoices
 from orchestrator.text.preparation import PreparedPrompt, bind
 
@@ -85,7 +86,8 @@ class Search:
     ) -> RetrievalOutcome:
         """Returns at most `num_results` passages; none if the retrieval fails or times out.
 
-        The queries are searched at the same time. One that fails is left out, unless all fail.
+        The queries are searched at the same time. Those that fail or are late are left out, unless
+        all are.
         """
         started = time.monotonic()
         with tracing.stage(
@@ -95,8 +97,7 @@ class Search:
             results: list[SearchResult] = []
             found: list[SearchResult] = []
             try:
-                async with asyncio.timeout(self._timeout_seconds):
-                    found = await self._search(queries, safe_search)
+                found = await self._search(queries, safe_search, span)
                 # In a thread: the words of 40 passages are compared in pairs.
                 results = await asyncio.to_thread(select_results, found, num_results)
                 outcome = "found" if results else "empty"
@@ -115,20 +116,38 @@ class Search:
             failed = outcome in ("timeout", "failed")
             return RetrievalOutcome(results, failed=failed, candidates=found)
 
-    async def _search(self, queries: Sequence[str], safe_search: bool) -> list[SearchResult]:
-        """The merged results of all queries. Raises the error of the first if all fail."""
-        calls = (self._retriever.search(each, NUM_CANDIDATES, safe_search) for each in queries)
-        if len(queries) == 1:
-            lists = [await next(calls)]
-        else:
-            outcomes = await asyncio.gather(*calls, return_exceptions=True)
-            lists = [each for each in outcomes if not isinstance(each, BaseException)]
-            errors = [each for each in outcomes if isinstance(each, BaseException)]
-            if errors:
-                logger.warning("retrieval of a query failed", extra={"error": str(errors[0])})
-                if not lists:
-                    raise errors[0]
-        return [each.shortened() for each in merge(lists)]
+    async def _search(
+        self, queries: Sequence[str], safe_search: bool, span: Span
+    ) -> list[SearchResult]:
+        """The merged results of the queries that are answered in time.
+
+        Raises TimeoutError if none is, or the error of the first if all fail.
+        """
+        answers: dict[int, list[SearchResult]] = {}
+        errors: dict[int, Exception] = {}
+
+        async def search(number: int, query: str) -> None:
+            try:
+                answers[number] = await self._retriever.search(query, NUM_CANDIDATES, safe_search)
+            except Exception as error:
+                errors[number] = error
+
+        try:
+            async with asyncio.timeout(self._timeout_seconds), asyncio.TaskGroup() as tasks:
+                for number, query in enumerate(queries):
+                    tasks.create_task(search(number, query))
+        except TimeoutError as error:
+            errors.update((each, error) for each in range(len(queries)) if each not in answers)
+        if not answers:
+            raise errors[min(errors)]
+        if errors:
+            problem = _problem(errors[min(errors)], self._timeout_seconds)
+            span.set_attribute(semconv.RETRIEVAL_PROBLEM, problem)
+            logger.warning(
+                "queries of a retrieval failed",
+                extra={"number": len(errors), "of": len(queries), "error": problem},
+            )
+        return [each.shortened() for each in merge([answers[each] for each in sorted(answers)])]
 
     async def build_prompt(
         self,
@@ -147,11 +166,8 @@ class Search:
         limit = model.context_length - max_tokens
         client = self._tokenizers.of(model.tokenizer)
         local = await client.current()
-        found = select_for_prompt(results)
-        verdict = await asyncio.to_thread(_judge, question, found)
-        if verdict is Verdict.NOTHING:
-            found = ()
-        passages = [Passage(result.title, result.text) for result in found]
+        # In a thread: all words of the passages are compared.
+        question, passages, verdict = await asyncio.to_thread(decide, question, results)
         # The real overhead is known only after encoding; the estimate is then corrected.
         overhead = PROMPT_OVERHEAD_TOKENS
         while True:
@@ -174,12 +190,11 @@ class Search:
             overhead += excess
 
 
-def _judge(question: Rewrite, passages: Sequence[SearchResult]) -> Verdict:
-    """The best verdict on the question and the searches that it was split into."""
-    words = [part for each in passages for part in PassageWords.windows(each.title, each.text)]
-    similarity = max((each.similarity or 0.0 for each in passages), default=0.0)
-    queries = (question.question, *question.searches)
-    return max(judge(query, words, similarity) for query in queries)
+def _problem(error: Exception, timeout_seconds: float) -> str:
+    """Why a query has no results."""
+    if isinstance(error, TimeoutError):
+        return f"took longer than {timeout_seconds} s"
+    return str(error) or type(error).__name__
 
 
 def _constraint(

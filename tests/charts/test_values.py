@@ -106,9 +106,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"orchestrator": {"rerank": {"url": "https://h/v1"}}},
         "name the model of the server",
     ),
-    "reranker without server": (
-        {"orchestrator": {"rerank": {"model": "m"}}},
-        "rerank.url is empty",
+    "reranker that no engine serves": (
+        {"models": [{"name": "demo"}], "orchestrator": {"rerank": {"model": "cross"}}},
+        "rerank.model is cross, but models has demo",
+    ),
+    "reranker's key without server": (
+        {"orchestrator": {"rerank": {"model": "demo", "existingSecret": "s"}}},
+        "rerank.existingSecret is set but url is not",
     ),
     "query without endpoint": ({"telemetry": {"queryUrl": "http://t:3200"}}, "clear queryUrl"),
     "metrics without a scraper": (

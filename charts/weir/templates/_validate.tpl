@@ -141,6 +141,11 @@ metrics are enabled but networkPolicy.metricsFrom permits no scraper: list Prome
 orchestrator.embedding.model is {{ .model }}, but models has {{ join ", " $names }}: name one of them, or set orchestrator.embedding.url to the server of the encoder
 {{- end }}
 {{- end }}
+{{- with $orchestrator.rerank }}
+{{- if and .model (not .url) $models (not (has .model $names)) }}
+orchestrator.rerank.model is {{ .model }}, but models has {{ join ", " $names }}: name one of them, or set orchestrator.rerank.url to the server of the reranker
+{{- end }}
+{{- end }}
 {{- with $orchestrator.searchModel }}
 {{- if and $models (not (has . $names)) }}
 orchestrator.searchModel is {{ . }}, but models has {{ join ", " $names }}: name one of them
@@ -241,8 +246,8 @@ orchestrator.embedding.existingSecret is set but url is not: set the URL of the 
 {{- with .rerank }}
 {{- if and .url (not .model) }}
 orchestrator.rerank.url is set but orchestrator.rerank.model is not: name the model of the server
-{{- else if and (or .model .existingSecret) (not .url) }}
-orchestrator.rerank.url is empty, but model or existingSecret is set: set the URL of the server, or clear them
+{{- else if and .existingSecret (not .url) }}
+orchestrator.rerank.existingSecret is set but url is not: set the URL of the server that needs the key, or clear existingSecret
 {{- end }}
 {{- end }}
 {{- end }}

@@ -14,6 +14,7 @@ from enum import IntEnum, auto
 from typing import NamedTuple
 
 from orchestrator.search.grounding.sentences import split_sentences
+from orchestrator.search.language.asking import ASKING_WORDS, without_phrases
 from orchestrator.search.language.languages import detect_language, is_stop_word, stem
 from orchestrator.search.language.words import split_words
 
@@ -29,9 +30,10 @@ MIN_SIMILARITY = 0.5
 so that the model decides."""
 
 _FORM_WORDS = frozenset(
-    "advantage advantages basics benefit benefits definition detail details example examples "
-    "explained explanation further guide happen happens important importance introduction matter "
-    "matters meaning more overview purpose reason reasons summary tutorial".split()
+    "advantage advantages basics benefit benefits definition detail details difference differences "
+    "example examples explained explanation further guide happen happened happens important "
+    "importance introduction matter matters meaning more overview purpose reason reasons summary "
+    "tutorial".split()
 )
 """Words that ask for a kind of text about a subject."""
 
@@ -93,7 +95,7 @@ def stems(text: str, language: str = "en") -> frozenset[str]:
 def subject_words(query: str) -> list[str]:
     """The distinct words of a query that its subject has; all of them if there are no others."""
     words = list(dict.fromkeys(split_words(query)))
-    return own_words(query) or _content(query, words) or words
+    return own_words(without_phrases(query)) or _content(query, words) or words
 
 
 def own_words(query: str, language: str = "") -> list[str]:
@@ -102,7 +104,11 @@ def own_words(query: str, language: str = "") -> list[str]:
     `language` is that of the query, if it is known: a few words hardly show theirs.
     """
     words = dict.fromkeys(split_words(query))
-    return [word for word in _content(query, words, language) if word not in _FORM_WORDS]
+    return [
+        word
+        for word in _content(query, words, language)
+        if word not in _FORM_WORDS and word not in ASKING_WORDS
+    ]
 
 
 def _content(query: str, words: Iterable[str], language: str = "") -> list[str]:

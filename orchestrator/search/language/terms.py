@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from itertools import chain, pairwise
 
 from orchestrator.search.language.languages import is_stop_word, snowball
-from orchestrator.search.language.words import characters, is_ideograph, tokens
+from orchestrator.search.language.words import characters, is_ideograph, tokens, without_endings
 
 
 def index_terms(text: str, language: str) -> Iterator[str]:
@@ -35,7 +35,7 @@ def query_groups(query: str, languages: Collection[str]) -> list[tuple[str, ...]
     """
     content: dict[tuple[str, ...], None] = {}
     others: dict[tuple[str, ...], None] = {}
-    for token in tokens(query):
+    for token in tokens(without_endings(query)):
         if token.kind == "unspaced":
             single = characters(token.text)
             # Single characters too: 虹 is a word, and it need not be beside の in a text.

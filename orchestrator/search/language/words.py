@@ -41,6 +41,10 @@ _TOKEN = regex.compile(
     r"|(?P<sign>[-+*/=<>!&|^~%#@$\\?:]{2,}|[+=<>#@$%&^~|]|[\p{Sc}\p{Sm}])",
     regex.VERSION1,
 )
+_ENDING = regex.compile(r"(?i)(?<=\p{L})['\u2019](?:s|d|m|ll|re|ve)\b")
+_NEGATION = regex.compile(r"(?i)(?:(?<=\bcan)|(?<=\p{L})(?<!\bca)n)['\u2019]t\b")
+"""English endings after an apostrophe, which are no words: "what's", "Raft's", "doesn't"."""
+
 _IDEOGRAPH = regex.compile(r"\p{Han}")
 _CLUSTER = regex.compile(r"\X")
 
@@ -59,6 +63,12 @@ def fold(text: str) -> str:
         return text.lower()
     decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
     return unicodedata.normalize("NFC", _DIACRITICS.sub("", decomposed)).translate(_LETTERS)
+
+
+def without_endings(text: str) -> str:
+    """`text` without the English endings of "what's" and "Raft's"."""
+    stripped: str = _ENDING.sub("", text)
+    return stripped
 
 
 def tokens(text: str) -> Iterator[Token]:
@@ -81,10 +91,11 @@ def is_ideograph(character: str) -> bool:
 def split_words(text: str) -> list[str]:
     """The words of `text` in their order, folded.
 
-    In scripts without spaces each character counts as a word. Signs and emoji are left out.
+    In scripts without spaces each character counts as a word. Signs and emoji are left out. English
+    endings after an apostrophe are left out, too, and "n't" becomes "not".
     """
     words: list[str] = []
-    for token in tokens(text):
+    for token in tokens(_NEGATION.sub(" not", without_endings(text))):
         if token.kind == "word":
             words.append(token.text)
         elif token.kind == "unspaced":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.clients.tokenizers import Tokenizers
 from orchestrator.routing.replicas import Replicas
 from orchestrator.search.embedders import Embedder, EngineEmbedder, HttpEmbedder
+from orchestrator.search.rerankers import EngineReranker, HttpReranker, Reranker
 from orchestrator.search.retrieval import NoRetriever, Retriever
 from orchestrator.search.retrievers.hybrid import HybridRetriever, VectorStore
 from orchestrator.search.retrievers.opensearch import OpenSearchRetriever
@@ -13,6 +14,9 @@ from orchestrator.search.retrievers.reranking import RerankingRetriever
 from orchestrator.search.retrievers.searxng import SearxngRetriever
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 from orchestrator.settings import OrchestratorSettings
+
+TEXT_SHARE = 0.9
+"""Share of the time of a search that its search by words has, beside one by vectors."""
 
 
 def open_retriever(settings: OrchestratorSettings) -> VectorStore | Retriever:
@@ -49,15 +53,12 @@ def add_models(
             embedder,
             settings.embedding_timeout_seconds,
             settings.embedding_query_prefix,
+            # Less than the whole search has, so that its vectors are not lost with a late one.
+            TEXT_SHARE * settings.retrieval_timeout_seconds,
         )
-    if settings.rerank_url:
-        retriever = RerankingRetriever(
-            retriever,
-            settings.rerank_url,
-            settings.rerank_model,
-            settings.rerank_api_key.get_secret_value(),
-            settings.rerank_timeout_seconds,
-        )
+    if settings.rerank_model:
+        reranker = _reranker(settings, tokenizers, replicas)
+        retriever = RerankingRetriever(retriever, reranker, settings.rerank_timeout_seconds)
     return retriever
 
 
@@ -71,4 +72,17 @@ def _embedder(
         settings.embedding_model,
         settings.embedding_api_key.get_secret_value(),
         settings.embedding_timeout_seconds,
+    )
+
+
+def _reranker(
+    settings: OrchestratorSettings, tokenizers: Tokenizers, replicas: Replicas
+) -> Reranker:
+    if not settings.rerank_url:
+        return EngineReranker(settings.rerank_model, tokenizers, replicas)
+    return HttpReranker(
+        settings.rerank_url,
+        settings.rerank_model,
+        settings.rerank_api_key.get_secret_value(),
+        settings.rerank_timeout_seconds,
     )

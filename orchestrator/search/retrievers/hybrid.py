@@ -45,7 +45,7 @@ class VectorStore(Retriever, Protocol):
 
 
 class HybridRetriever:
-    """Searches by words and by vectors; by words only if the query cannot be embedded in time."""
+    """Searches by words and by vectors; by one of both if the other fails or is late."""
 
     def __init__(
         self,
@@ -53,37 +53,53 @@ class HybridRetriever:
         embedder: Embedder,
         timeout_seconds: float,
         query_prefix: str = "",
+        text_timeout_seconds: float | None = None,
     ) -> None:
-        """`query_prefix` is the text that the encoder expects before a query."""
+        """`query_prefix` is the text that the encoder expects before a query.
+
+        `timeout_seconds` limits the embedding and the search by vectors, `text_timeout_seconds` the
+        search by words.
+        """
         self.name = store.name
         self._query_prefix = query_prefix
         self._store = store
         self._embedder = embedder
         self._timeout_seconds = timeout_seconds
+        self._text_timeout_seconds = text_timeout_seconds
         self._reported = ""
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
+        """Raises the error of the search by words if the one by vectors finds nothing."""
         wanted = max(limit, MIN_CANDIDATES)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                by_vector = tasks.create_task(self._search_vectors(query, wanted, safe_search))
-                by_text = tasks.create_task(self._store.search(query, wanted, safe_search))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # only the search by words can fail
-        nearest = by_vector.result()
+        async with asyncio.TaskGroup() as tasks:
+            vectors = tasks.create_task(self._search_vectors(query, wanted, safe_search))
+            words = tasks.create_task(self._search_text(query, wanted, safe_search))
+        nearest, by_text = vectors.result(), words.result()
+        if not isinstance(by_text, Exception):
+            return (fuse(by_text, nearest) if nearest else by_text)[:limit]
         if not nearest:
-            return by_text.result()[:limit]
-        return fuse(by_text.result(), nearest)[:limit]
+            raise by_text
+        problem = _cause(by_text, self._text_timeout_seconds)
+        self._report("vectors", "searching by vectors only", problem)
+        return fuse([], nearest)[:limit]
 
     async def close(self) -> None:
         await self._store.close()
         await self._embedder.close()
 
+    async def _search_text(
+        self, query: str, limit: int, safe_search: bool
+    ) -> list[SearchResult] | Exception:
+        try:
+            async with asyncio.timeout(self._text_timeout_seconds):
+                return await self._store.search(query, limit, safe_search)
+        except Exception as error:
+            return error
+
     async def _search_vectors(
         self, query: str, limit: int, safe_search: bool
     ) -> list[SearchResult]:
         """Finds nothing, with the reason in the log and on the span, if the encoder fails."""
-        problem: str
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 model = await self._store.embedding_model()
@@ -101,11 +117,9 @@ class HybridRetriever:
                         f"not {len(vector)}"
                     )
                 found = await self._store.search_vectors(query, vector, limit, safe_search)
-        except TimeoutError:
-            problem = f"took longer than {self._timeout_seconds} s"
         except Exception as error:
             # The search by words does not fail with the one by vectors.
-            problem = str(error) or type(error).__name__
+            problem = _cause(error, self._timeout_seconds)
         else:
             self._reported = ""
             current_span().set_attribute(semconv.RETRIEVAL_MODE, "fused")
@@ -113,14 +127,23 @@ class HybridRetriever:
         return self._without_vectors(problem)
 
     def _without_vectors(self, problem: str) -> list[SearchResult]:
+        self._report("text", "searching by words only", problem)
+        return []
+
+    def _report(self, mode: str, message: str, problem: str) -> None:
         current_span().set_attributes(
-            {semconv.RETRIEVAL_MODE: "text", semconv.RETRIEVAL_PROBLEM: problem}
+            {semconv.RETRIEVAL_MODE: mode, semconv.RETRIEVAL_PROBLEM: problem}
         )
         # Once for each cause: an encoder that is down would fill the log.
         if problem != self._reported:
             self._reported = problem
-            logger.warning("searching by words only", extra={"problem": problem})
-        return []
+            logger.warning(message, extra={"problem": problem})
+
+
+def _cause(error: Exception, timeout_seconds: float | None) -> str:
+    if isinstance(error, TimeoutError):
+        return f"took longer than {timeout_seconds} s"
+    return str(error) or type(error).__name__
 
 
 def fuse(by_text: Sequence[SearchResult], by_vector: Sequence[SearchResult]) -> list[SearchResult]:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from orchestrator.index.database import load_vectors, sqlite3
 from orchestrator.index.schema import SCHEMA_VERSION
 from orchestrator.index.vectors import EmbeddingModel, embedding_model
+from orchestrator.index.vocabulary import has_words
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class OpenIndex(NamedTuple):
     embedding: EmbeddingModel | None
     """Encoder of its vectors; None if it has none, or if they cannot be searched here."""
     num_passages: int
+    has_words: bool
+    """Whether it has the words by which misspelled ones are corrected."""
 
 
 class IndexConnection:
@@ -137,7 +140,8 @@ def _opened(connection: sqlite3.Connection) -> OpenIndex:
                 extra={"error": str(error)},
             )
             model = None
-    return OpenIndex(connection, frozenset(row[0] for row in rows), model, num_passages)
+    languages = frozenset(row[0] for row in rows)
+    return OpenIndex(connection, languages, model, num_passages, has_words(connection))
 
 
 def _problem(path: Path, connection: sqlite3.Connection, complete: bool) -> str | None:

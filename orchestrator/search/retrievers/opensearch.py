@@ -17,8 +17,16 @@ from orchestrator.search.http_json import (
     number_field,
     text_field,
 )
+from orchestrator.search.language import spelling
 from orchestrator.search.retrieval import SearchResult
 from orchestrator.search.retrievers.passages import rank_passages
+
+_MISSPELLINGS = {
+    "fuzziness": f"AUTO:{spelling.MIN_CHARACTERS},{spelling.LONG_CHARACTERS}",
+    "prefix_length": 1,
+    "boost": 0.1,
+}
+"""Words may have as many errors as those of an index file; correct ones count far more."""
 
 
 class OpenSearchRetriever:
@@ -37,8 +45,10 @@ class OpenSearchRetriever:
         # Subfields, such as text.cjk, have analyzers for other scripts.
         fields = ["title^3", "title.*^3", "text", "text.*"]
         folded = unicodedata.normalize("NFC", query)
-        match = {"multi_match": {"query": folded, "fields": fields, "type": "most_fields"}}
-        found = await self._find({"must": [match]}, limit, safe_search)
+        match = {"query": folded, "fields": fields, "type": "most_fields"}
+        spellings = [{"multi_match": match}, {"multi_match": {**match, **_MISSPELLINGS}}]
+        clause = {"bool": {"should": spellings}}
+        found = await self._find({"must": [clause]}, limit, safe_search)
         return await rank_passages(found, query, limit)
 
     async def embedding_model(self) -> EmbeddingModel | None:

@@ -1,4 +1,4 @@
-"""Sorts the best results of a search again with a cross-encoder, over HTTP."""
+"""Sorts the best results of a search again with a cross-encoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mesh.observability import semconv
 from mesh.observability.recording.current import current_span
-from orchestrator.search.http_json import HttpJsonClient, HttpJsonError
+from orchestrator.search.rerankers import Reranker
 from orchestrator.search.retrieval import Retriever, SearchResult
 
 logger = logging.getLogger(__name__)
@@ -18,20 +18,18 @@ NUM_RERANKED = 30
 
 
 class RerankingRetriever:
-    """Passes the best results to `POST URL/rerank`, the API of Jina, Cohere, vLLM and TEI.
+    """Sorts the best results of a search by a reranker.
 
-    If the server fails or is late, the results keep their order.
+    If it fails or is late, the results keep their order.
     """
 
-    def __init__(
-        self, inner: Retriever, url: str, model: str, key: str, timeout_seconds: float
-    ) -> None:
-        """`url` ends before `/rerank`, such as `http://host:8080/v1`. Opens no connection."""
+    def __init__(self, inner: Retriever, reranker: Reranker, timeout_seconds: float) -> None:
+        """Owns both, and closes them."""
         self.name = inner.name
         self._inner = inner
-        self._model = model
-        self._client = HttpJsonClient(url, timeout_seconds, key=key)
+        self._reranker = reranker
         self._timeout_seconds = timeout_seconds
+        self._reported = ""
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         found = await self._inner.search(query, max(limit, NUM_RERANKED), safe_search)
@@ -41,47 +39,28 @@ class RerankingRetriever:
         problem = f"took longer than {self._timeout_seconds} s"
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                scores = await self._scores(query, best)
+                texts = [f"{result.title}\n{result.text}" for result in best]
+                scores = await self._reranker.scores(query, texts)
         except Exception as error:
             # The search does not fail with its reranker.
             if not isinstance(error, TimeoutError):
                 problem = str(error) or type(error).__name__
-            logger.warning("results are not reranked", extra={"problem": problem})
             current_span().set_attribute(semconv.RETRIEVAL_PROBLEM, problem)
+            # Once for each cause: a reranker that is down would fill the log.
+            if problem != self._reported:
+                self._reported = problem
+                logger.warning("results are not reranked", extra={"problem": problem})
             return found[:limit]
+        self._reported = ""
         return _rescored(best, scores, others)[:limit]
 
     async def close(self) -> None:
         await self._inner.close()
-        await self._client.close()
-
-    async def _scores(self, query: str, results: Sequence[SearchResult]) -> dict[int, float]:
-        """The relevance of each result, by its place. Raises HttpJsonError or httpx.HTTPError."""
-        body = {
-            "model": self._model,
-            "query": query,
-            "documents": [f"{result.title}\n{result.text}" for result in results],
-            "top_n": len(results),
-            "return_documents": False,
-        }
-        response = await self._client.request("POST", "/rerank", body=body)
-        ranked = response.get("results")
-        if not isinstance(ranked, list):
-            raise HttpJsonError("response must have the list results")
-        scores: dict[int, float] = {}
-        for each in ranked:
-            place = each.get("index") if isinstance(each, dict) else None
-            score = each.get("relevance_score") if isinstance(each, dict) else None
-            if not isinstance(place, int) or not isinstance(score, int | float):
-                raise HttpJsonError("each of results must have index and relevance_score")
-            scores[place] = float(score)
-        if scores.keys() != set(range(len(results))):
-            raise HttpJsonError("results must have each document once")
-        return scores
+        await self._reranker.close()
 
 
 def _rescored(
-    best: Sequence[SearchResult], scores: dict[int, float], others: Sequence[SearchResult]
+    best: Sequence[SearchResult], scores: Sequence[float], others: Sequence[SearchResult]
 ) -> list[SearchResult]:
     """`best` in the order of `scores`, then `others`.
 

@@ -13,11 +13,14 @@ from orchestrator.index.build import main
 from orchestrator.index.embedding import embed_passages
 from orchestrator.index.vectors import EmbeddingModel, quantize
 from orchestrator.index.writer import IndexBuildError, IndexWriter
+from orchestrator.search.embedders import HttpEmbedder
+from orchestrator.search.http_json import HttpJsonError
 from tests.orchestrator.search.retrievers.encoder import (
     NUM_DIMENSIONS,
     FakeEncoder,
     encoder_server,
 )
+from tests.orchestrator.search.retrievers.fake_engine import fake_engine
 
 NUM_DOCUMENTS = 7
 
@@ -125,6 +128,44 @@ def test_the_command_embeds_with_an_openai_compatible_server(
     ]
     assert "7 indexed, 0 unchanged, 0 removed, 0 skipped, 7 embedded" in capsys.readouterr().out
     assert num_missing(path) == 0
+
+
+def test_an_unknown_encoder_is_named_with_those_that_are_served(
+    docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, since a further try would fail too."""
+
+    async def run(model: str) -> int:
+        async with encoder_server() as server:
+            arguments = [str(docs), "--out", str(docs.parent / "index")]
+            arguments += ["--embedding-url", server.url, "--embedding-model", model]
+            assert await asyncio.to_thread(main, arguments) == 1
+            return len(server.requests)
+
+    assert asyncio.run(run("conceps")) == 2
+    printed = capsys.readouterr().err
+    assert "the server has no encoder conceps; it serves concepts\n" in printed
+    assert "trying again" not in printed
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"error": {"message": "input is\n too long"}}, "HTTP 413: input is too long"),
+        ({"error": "no room", "error_type": "Validation"}, "HTTP 413: no room"),
+        ({"detail": "no input"}, "HTTP 413: no input"),
+        ({"detail": [{"loc": []}]}, "HTTP 413"),
+        (b"<html>", "HTTP 413"),
+    ],
+)
+async def test_the_reason_of_a_server_is_reported(body: object, message: str) -> None:
+    """OpenAI's, TEI's and FastAPI's errors; at most 300 characters."""
+    async with fake_engine(lambda _: body, status=413) as server:
+        embedder = HttpEmbedder(server.url, "m", "", 5.0)
+        with pytest.raises(HttpJsonError, match=f"{message}$") as caught:
+            await embedder.embed(["x"])
+        await embedder.close()
+    assert caught.value.status == 413
 
 
 def test_an_unreachable_encoder_leaves_the_index_usable(

@@ -122,6 +122,60 @@ def test_two_documents_with_the_same_name_are_refused(tmp_path: Path) -> None:
     assert len(twice) == NUM_DOCUMENTS
 
 
+def test_links_out_of_a_folder_are_not_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those inside it are, such as files that Kubernetes mounts; each document is found once."""
+    docs, path = tmp_path / "docs", tmp_path / "index"
+    (docs / "..2026").mkdir(parents=True)
+    (tmp_path / "secret.txt").write_text("A secret word.")
+    (docs / "..2026" / "a.txt").write_text("A public word.")
+    (docs / "..data").symlink_to("..2026")
+    (docs / "a.txt").symlink_to("..data/a.txt")
+    (docs / "out.txt").symlink_to("../secret.txt")
+    (docs / "gone.txt").symlink_to("nowhere")
+    assert main([str(docs), "--out", str(path)]) == 3
+    printed = capsys.readouterr()
+    assert "1 indexed, 0 unchanged, 0 removed, 1 skipped" in printed.out
+    assert f"skipped out.txt: is a link out of {docs}, to {tmp_path}/secret.txt" in printed.err
+    assert main([str(docs), "--out", str(path), "--follow-links"]) == 0
+    assert "1 indexed, 1 unchanged" in capsys.readouterr().out
+    assert main([str(docs), "--out", str(path)]) == 3
+    with closing(sqlite3.connect(path)) as index:
+        assert index.execute("SELECT path FROM documents").fetchall() == [("a.txt",)]
+
+
+def words_of(path: Path) -> dict[str, int]:
+    """The words by which misspelled ones are corrected, with the numbers of their passages."""
+    with closing(sqlite3.connect(path)) as index:
+        return dict(index.execute("SELECT * FROM words"))
+
+
+async def test_the_words_of_an_index_follow_its_documents(tmp_path: Path) -> None:
+    """Those of deleted documents are deleted; an index without words gets them."""
+    docs, path = tmp_path / "docs", tmp_path / "index"
+    docs.mkdir()
+    (docs / "a.txt").write_text("Cherries and cherries taste good.")
+    (docs / "b.txt").write_text("Bananas taste sweet.")
+    assert main([str(docs), "--out", str(path)]) == 0
+    whole = words_of(path)
+    assert whole == {"cherries": 1, "taste": 2, "bananas": 1, "sweet": 1}
+    (docs / "a.txt").write_text("Nothing.")
+    assert main([str(docs), "--out", str(path)]) == 0
+    assert words_of(path) == {"nothing": 1, "taste": 1, "bananas": 1, "sweet": 1}
+    with closing(sqlite3.connect(path)) as index:
+        index.execute("DROP TABLE words")
+    retriever = IndexRetriever(path)
+    assert await retriever.search("bananqas", 1, False) == []
+    await retriever.close()
+    assert main([str(docs), "--out", str(path)]) == 0
+    assert words_of(path) == {"nothing": 1, "taste": 1, "bananas": 1, "sweet": 1}
+    retriever = IndexRetriever(path)
+    [found] = await retriever.search("bananqas", 1, False)
+    await retriever.close()
+    assert found.text == "Bananas taste sweet."
+
+
 async def test_an_index_of_an_older_version_is_built_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

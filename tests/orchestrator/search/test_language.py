@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.index.build import main
 from orchestrator.search.language.languages import detect_language, stem
+from orchestrator.search.language.spelling import distance, nearest
 from orchestrator.search.language.terms import index_terms, query_terms
 from orchestrator.search.language.words import count_words, fold, split_words
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
@@ -130,6 +131,64 @@ def test_the_language_of_a_text_is_detected(text: str, language: str) -> None:
 def test_inflected_forms_have_one_stem(one: str, other: str, language: str) -> None:
     """Snowball's stems of the language."""
     assert stem(one, language) == stem(other, language)
+
+
+@pytest.mark.parametrize(
+    ("word", "other", "errors"),
+    [
+        ("quokkarium", "quokkraium", 1),
+        ("quokkarium", "quokarium", 1),
+        ("quokkarium", "quokkkarium", 1),
+        ("quokkarium", "quokkurium", 1),
+        ("quokkarium", "qukokurium", 2),
+        ("quokkarium", "qukokuriums", None),
+        ("same", "same", 0),
+        ("", "ab", 2),
+    ],
+)
+def test_errors_of_spelling_are_counted(word: str, other: str, errors: int | None) -> None:
+    """Letters added, missing and replaced, and neighbours exchanged; in both directions."""
+    assert distance(word, other, 2) == distance(other, word, 2) == errors
+
+
+def test_the_nearest_spelling_is_the_most_frequent_with_fewest_errors() -> None:
+    """The first letter must be right, and short words are not corrected."""
+    known = [("cached", 3), ("caches", 9), ("cathes", 1), ("bache", 99), ("cac", 1)]
+    assert nearest("cachs", known) == "caches"
+    assert nearest("cachet", known) == "caches"
+    assert nearest("catchet", known) is None
+    assert nearest("cac", known) is None
+    assert nearest("c4chs", known) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [("incremqnet", ["cpp"]), ("opqerator", ["cpp"]), ("incrxxxnt", []), ("ZÜRIHC", ["zurich"])],
+)
+async def test_a_misspelled_word_finds_the_nearest_one(
+    index: Path, query: str, names: list[str]
+) -> None:
+    """If it is in no document itself."""
+    retriever = IndexRetriever(index)
+    found = await retriever.search(query, 1, False)
+    await retriever.close()
+    assert [result.url.removesuffix(".txt") for result in found] == names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("what's Raft's leader", ["what", "raft", "leader"]),
+        (
+            "It doesn\u2019t, and can't; won't",
+            ["it", "does", "not", "and", "can", "not", "wo", "not"],
+        ),
+        ("l'école 'tis rock'n'roll", ["l", "ecole", "tis", "rock", "n", "roll"]),
+    ],
+)
+def test_english_endings_after_an_apostrophe_are_no_words(text: str, words: list[str]) -> None:
+    """A negation becomes "not"."""
+    assert split_words(text) == words
 
 
 @given(text=st.text(max_size=40))

@@ -172,6 +172,37 @@ async def test_slow_retrieval_times_out() -> None:
     assert retriever.cancelled
 
 
+class SlowForSome(FakeRetriever):
+    """Never answers a query that has the word slow, and fails for one with the word bad."""
+
+    async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
+        if "slow" in query:
+            await asyncio.Event().wait()
+        if "bad" in query:
+            raise OSError("disk")
+        return [SearchResult(query, query, 1.0, query)]
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("queries", "titles", "failed"),
+    [
+        (["fox", "slow", "dog"], ["fox", "dog"], False),
+        (["slow", "bad", "dog"], ["dog"], False),
+        (["slow", "bad"], [], True),
+    ],
+)
+async def test_a_slow_query_does_not_lose_the_results_of_the_others(
+    queries: list[str], titles: list[str], failed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is found in time is returned; only without any result the retrieval has failed."""
+    retrieved = await search(SlowForSome(), 0.05).retrieve(queries, 5, False)
+    assert sorted(result.title for result in retrieved.results) == sorted(titles)
+    assert retrieved.failed is failed
+    message = "retrieval timed out" if failed else "queries of a retrieval failed"
+    assert message in caplog.text
+
+
 @pytest.mark.parametrize("error", [RuntimeError("disk"), OSError("gone"), TimeoutError()])
 async def test_failing_retrieval_returns_no_results(
     error: Exception, caplog: pytest.LogCaptureFixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.search.answering.relevance import PassageWords, Verdict, judge
+from orchestrator.search.answering.respelling import respelled
+from orchestrator.search.prompt import Passage
 
 PASSAGES = [
     PassageWords.of("Artificial intelligence", "AI is a field of computer science. Models learn."),
@@ -63,6 +65,46 @@ def test_other_languages_have_their_own_stop_words_and_stems(query: str, verdict
     """Those of the query's language and of the passage's."""
     text = "Die Hauptstadt von Japan ist Tokio. Sie ist die gr\u00f6\u00dfte Stadt des Landes."
     assert judge(query, [PassageWords.of("Japan", text)]) is verdict
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "what's kubernetes",
+        "What\u2019s Kubernetes?",
+        "Why should I use Kubernetes?",
+        "how do i get kubernetes",
+        "would anyone need Kubernetes",
+        "Wie funktioniert Kubernetes?",
+        "Qu'est-ce que Kubernetes ?",
+        "什么是Kubernetes？",
+        "Kubernetesとは何ですか",
+    ],
+)
+def test_words_with_which_people_ask_do_not_count(query: str) -> None:
+    """In any language: the subject alone must be in the passage."""
+    passage = PassageWords.of("Overview", "Kubernetes is a platform for containers.")
+    assert judge(query, [passage]) is Verdict.ANSWER
+    assert judge(query.lower().replace("kubernetes", "kangaroo"), [passage]) is Verdict.NOTHING
+
+
+@pytest.mark.parametrize(
+    ("question", "corrected"),
+    [
+        ("What is kuberqnetes?", "What is kubernetes?"),
+        ("what are contqainers", "what are containers"),
+        ("KUBERNETES plqatform", "KUBERNETES platform"),
+        ("kubernetes overviews", "kubernetes overviews"),
+        ("What is kangaroo?", "What is kangaroo?"),
+        ("pods", "pods"),
+        ("", ""),
+    ],
+)
+def test_a_misspelled_word_becomes_that_of_a_passage(question: str, corrected: str) -> None:
+    """One error in a word, two in a long one; words with a known stem and short words stay."""
+    passages = [Passage("Overview", "Kubernetes is a platform for containers. A pad is one.")]
+    assert respelled(question, passages) == corrected
+    assert respelled(question, []) == question
 
 
 def test_no_passages_answer_nothing() -> None:

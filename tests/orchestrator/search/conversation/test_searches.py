@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import orchestrator_pb2
+from orchestrator import pipeline
 from orchestrator.index.build import main as build_index
 from orchestrator.search.conversation.examples import MAX_AGE_SECONDS, Examples
 from orchestrator.search.retrieval import SearchResult
@@ -113,6 +115,31 @@ async def test_a_failed_rewriting_adds_the_subject(index: str, problem: str) -> 
     [searching] = [each for each in events if each.status.stage == 2]
     assert list(searching.status.searches) == ["where does it live? fox"]
     assert events[-1].finish.citations == [1]
+
+
+@pytest.mark.parametrize("problem", ["late", "fails"])
+async def test_an_answer_does_not_fail_with_its_related_questions(
+    index: str, problem: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer is complete; there are none then."""
+    released = threading.Event()
+
+    def make(*_: object) -> list[str]:
+        if problem == "fails":
+            raise RuntimeError("bug")
+        released.wait(10)
+        return ["What is late?"]
+
+    monkeypatch.setattr(pipeline, "related_questions", make)
+    monkeypatch.setattr(pipeline, "RELATED_TIMEOUT_SECONDS", 0.05)
+    try:
+        async with orchestrator(FakeInference(ANSWER), index=index) as running:
+            events = await search(running, query="fox", num_related=2)
+    finally:
+        released.set()
+    assert events[-2].finish.citations == [1]
+    assert list(events[-1].related.questions) == []
+    assert "no related questions" in caplog.text
 
 
 async def test_a_search_alone_has_its_old_events(index: str) -> None:

@@ -9,6 +9,7 @@ from orchestrator.search.language.words import split_words
 from tests.orchestrator.search.retrievers.fake_engine import (
     FakeEngine,
     RecordedRequest,
+    Refused,
     fake_engine,
 )
 
@@ -46,8 +47,18 @@ class FakeEncoder:
         """Does nothing."""
 
 
+SERVED = {"object": "list", "data": [
+    {"id": "chat", "kind": "generation"}, {"id": "concepts", "kind": "embedding"},
+]}  # fmt: skip
+"""The models of the server."""
+
+
 def embeddings(request: RecordedRequest) -> object:
     """The response of OpenAI's API, in another order than the inputs."""
+    if request.path.endswith("/models"):
+        return SERVED
+    if request.body["model"] != "concepts":
+        return Refused(404, {"error": {"message": "The model does not exist.", "type": "t"}})
     data = [
         {"object": "embedding", "index": index, "embedding": vector(text)}
         for index, text in enumerate(request.body["input"])

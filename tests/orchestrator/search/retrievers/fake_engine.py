@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 
@@ -20,6 +20,13 @@ class RecordedRequest:
     params: dict[str, str]
     headers: dict[str, str]
     body: Any
+
+
+class Refused(NamedTuple):
+    """A response with another status."""
+
+    status: int
+    body: object
 
 
 @dataclass
@@ -62,9 +69,11 @@ class FakeEngine:
         )
         self.requests.append(request)
         await asyncio.sleep(self.delay)
-        response = self.respond(request)
+        response, status = self.respond(request), self.status
+        if isinstance(response, Refused):
+            status, response = response
         data = response if isinstance(response, bytes) else json.dumps(response).encode()
-        head = f"HTTP/1.1 {self.status} X\r\ncontent-type: application/json\r\n"
+        head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         await writer.drain()
 

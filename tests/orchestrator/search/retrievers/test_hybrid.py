@@ -18,6 +18,7 @@ from orchestrator.index.embedding import embed_passages
 from orchestrator.index.vectors import EmbeddingModel
 from orchestrator.index.writer import IndexWriter
 from orchestrator.search.embedders import Embedder
+from orchestrator.search.rerankers import HttpReranker
 from orchestrator.search.retrieval import SearchResult
 from orchestrator.search.retrievers import sqlite_index
 from orchestrator.search.retrievers.hybrid import HybridRetriever, K, fuse
@@ -146,6 +147,42 @@ async def test_without_the_encoder_words_are_searched(
     assert problem in record.problem  # type: ignore[attr-defined]
 
 
+class HalfStore(BadStore):
+    """A search backend whose search by words fails or never ends, while that by vectors works."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    async def embedding_model(self) -> EmbeddingModel | None:
+        return EmbeddingModel("", 0)
+
+    async def search(self, *args: object) -> list[SearchResult]:
+        if self._error is None:
+            await asyncio.Event().wait()
+        raise self._error  # type: ignore[misc]
+
+    async def search_vectors(self, *args: object) -> list[SearchResult]:
+        return [SearchResult("Dog", "d", 0.8, "A dog."), SearchResult("Cat", "c", 0.3, "A cat.")]
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [(None, "took longer than 0.05 s"), (ConnectionError("no database"), "no database")],
+)
+async def test_without_words_vectors_are_searched(
+    error: Exception | None, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A search by words that fails or is late does not lose what was found by vectors."""
+    retriever = HybridRetriever(HalfStore(error), FakeEncoder(), 30.0, "", 0.05)
+    found = await retriever.search("canine", 1, False)
+    await retriever.close()
+    assert [(each.url, each.similarity) for each in found] == [("d", 0.8)]
+    [record] = caplog.records
+    assert record.message == "searching by vectors only"
+    assert record.problem == problem  # type: ignore[attr-defined]
+
+
 async def test_an_index_without_vectors_is_searched_by_words(tmp_path: Path) -> None:
     """As before it is embedded."""
     (tmp_path / "docs").mkdir()
@@ -249,7 +286,8 @@ def rerank(request: RecordedRequest) -> object:
 async def test_the_best_results_are_reranked(index: Path, response: Any) -> None:
     """By the server's scores; in the order of the first search if its response is invalid."""
     async with fake_engine(response) as server:
-        retriever = RerankingRetriever(IndexRetriever(index), server.url, "cross", "", 5.0)
+        reranker = HttpReranker(server.url, "cross", "", 5.0)
+        retriever = RerankingRetriever(IndexRetriever(index), reranker, 5.0)
         before = await retriever._inner.search("hound night", 10, False)
         found = await retriever.search("hound night", 10, False)
         await retriever.close()
@@ -260,3 +298,20 @@ async def test_the_best_results_are_reranked(index: Path, response: Any) -> None
     [request] = server.requests
     assert request.path == "/rerank"
     assert request.body["query"] == "hound night"
+
+
+async def test_an_engine_reranks(index: Path) -> None:
+    """Without a URL the reranker is a model of the engines; the fake prefers short documents."""
+    cross = FakeInference()
+    cross.name, cross.kind = "cross", common_pb2.MODEL_KIND_SCORE
+    request = orchestrator_pb2.SummarizeRequest(query="night", num_results=4, model="fake")
+    orders = []
+    for settings in ({}, {"rerank_model": "cross", "rerank_timeout_seconds": 30}):
+        fields: Any = {"index": str(index), **settings}
+        async with orchestrator(FakeInference(), cross, **fields) as running:
+            whole = await call_unary(running.stub.Summarize, request)
+        orders.append([result.url for result in whole.results.results])
+    assert len(cross.scored) == 1
+    assert orders[1][0] == "kennel.md"
+    assert orders[1] != orders[0]
+    assert sorted(orders[1]) == sorted(orders[0])

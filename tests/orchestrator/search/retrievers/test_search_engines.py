@@ -25,7 +25,9 @@ from tests.orchestrator.search.retrievers.fake_engine import (
 def opensearch(request: RecordedRequest) -> object:
     """OpenSearch's `_search` response: the documents that contain a word of the query."""
     query = request.body["query"]["bool"]
-    words = query["must"][0]["multi_match"]["query"].lower().split()
+    [exact, similar] = query["must"][0]["bool"]["should"]
+    assert similar["multi_match"]["fuzziness"] == "AUTO:5,9"
+    words = exact["multi_match"]["query"].lower().split()
     without_unsafe = {"term": {"unsafe": True}} in query["must_not"]
     hits = [
         {
