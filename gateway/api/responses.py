@@ -8,14 +8,13 @@ from starlette.responses import Response
 from gateway.conversations.store import RUNNING, StoredResponse
 from gateway.dependencies import Dependencies
 from gateway.http.errors import HttpError
-from gateway.http.json_text import json_response
+from gateway.http.json_text import encoded_response, json_response
 from gateway.keys.owner import owner_of
 from gateway.observability.request_record import RequestRecord
 from gateway.responses.background.event_reader import response_of
 from gateway.responses.conversation import conversation
 from gateway.responses.input_items import input_page, with_included
-from gateway.responses.items import Json
-from gateway.responses.kept import input_and_output, items_of, output_of
+from gateway.responses.kept import NO_ITEMS, input_and_output, items_of, output_of, with_items
 from gateway.responses.run import ROUTE, Run
 from gateway.schemas.responses.items import parse_item
 from gateway.schemas.responses.queries import LISTS, InputItemsQuery, RetrieveQuery
@@ -49,18 +48,21 @@ class Responses:
         num_bytes = record.body_bytes + (0 if stored is None else len(stored.items))
         previous, run = await off_loop(num_bytes, lambda: self._run(body, stored, record))
         if body.background:
-            queued = await self._kept.start(owner, run, [*previous, *body.input_items()])
-            return (
-                await self._events(owner, run.response.id) if body.stream else json_response(queued)
-            )
+            items = with_items(previous, body.input_items())
+            queued = await self._kept.start(owner, run, items)
+            if body.stream:
+                return await self._events(owner, run.response.id)
+            return encoded_response(queued)
         if body.store:
-            run.on_end = lambda: self._kept.keep(owner, run, [*previous, *body.input_items()])
+            run.on_end = lambda response: self._kept.keep(
+                owner, run, response, with_items(previous, body.input_items())
+            )
         if body.stream:
             return self._dependencies.event_stream(run.steps(), run.failed)
         async with self._dependencies.cancel_scope(request):
             async for _ in run.steps():
                 pass
-        return json_response(run.response.json())
+        return encoded_response(run.result)
 
     async def get(self, request: Request) -> Response | EventStream:
         """Return a stored response, or the events of one in the background."""
@@ -99,13 +101,14 @@ class Responses:
 
     def _run(
         self, body: ResponsesRequest, stored: StoredResponse | None, record: RequestRecord
-    ) -> tuple[list[Json], Run]:
-        """The items of the conversation that the request continues, and its run."""
+    ) -> tuple[bytes, Run]:
+        """The items of the conversation that the request continues, as stored, and its run."""
         previous = [] if stored is None else items_of(stored)
         messages = conversation(body.instructions, map(parse_item, previous), body.input)
         if not messages:
             raise invalid("input", "input must have at least 1 message, given none")
-        return previous, Run(body, messages, self._dependencies.orchestrator, record)
+        run = Run(body, messages, self._dependencies.orchestrator, record)
+        return NO_ITEMS if stored is None else stored.items, run
 
     async def _previous(self, body: ResponsesRequest, owner: str) -> StoredResponse | None:
         """The response that the request continues. Raises HttpError (404) or MeshError."""

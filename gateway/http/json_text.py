@@ -28,4 +28,9 @@ def encode_line(value: object) -> str:
 
 def json_response(value: object, status: int = 200) -> Response:
     """A JSON response."""
-    return Response(encode(value).encode(), status, media_type="application/json")
+    return encoded_response(encode(value), status)
+
+
+def encoded_response(text: str, status: int = 200) -> Response:
+    """A response of text that is JSON."""
+    return Response(text.encode(), status, media_type="application/json")

@@ -32,12 +32,11 @@ class Frames:
         self._number += 1
         return f"event: {kind}\ndata: {data}\n\n".encode()
 
-    def of_response(self, response: Json, *statuses: str) -> bytes:
-        """Encode an event with the whole response for each status; it is encoded once."""
-        text = encode_line(response)
+    def of_response(self, response: str, *statuses: str) -> bytes:
+        """Encode an event with the whole response, which is JSON on one line, for each status."""
         frames = []
         for kind in (f"response.{status}" for status in statuses):
-            data = f'{{"type":"{kind}","response":{text},"sequence_number":{self._number}}}'
+            data = f'{{"type":"{kind}","response":{response},"sequence_number":{self._number}}}'
             self._number += 1
             frames.append(f"event: {kind}\ndata: {data}\n\n")
         return "".join(frames).encode()

@@ -14,6 +14,7 @@ from starlette.types import Message
 from gateway.conversations.store import RUNNING, ResponseStore, StoredResponse
 from gateway.http.drain import Drain
 from gateway.http.errors import HttpError
+from gateway.http.json_text import encode_line
 from gateway.responses.background.event_log import EventLog
 from gateway.responses.background.event_reader import EventReader, response_of
 from gateway.responses.items import Json
@@ -33,6 +34,9 @@ SWEEP_SECONDS = 60.0
 MAX_RUNS = 64
 MAX_RUNS_PER_KEY = 16
 """Most responses that one gateway generates in the background, in all and for one API key."""
+
+NO_ITEMS = b"[]"
+"""The stored items of an empty conversation."""
 
 _ID = re.compile("resp_[0-9a-f]{48}")
 
@@ -62,34 +66,39 @@ class KeptResponses:
             raise _not_found(id)
         return stored
 
-    async def keep(self, owner: str, run: Run, items: Sequence[Json]) -> None:
-        """Store a complete response; `items` are those before its output.
+    async def keep(self, owner: str, run: Run, response: str, items: bytes) -> bool:
+        """Store a complete response, given as JSON; `items` are those before its output.
 
-        If that fails, the response says that it is not stored.
+        If that fails, the response is changed to say that it is not stored; returns False.
         """
-        stored = _stored(owner, run, items)
-        if stored.num_bytes > self._max_bytes:
+        stored = _stored(owner, run, response, items)
+        if stored.num_bytes <= self._max_bytes:
+            try:
+                await self._store.put(stored)
+                return True
+            except MeshError:
+                pass  # the store has logged the reason
+        else:
             logger.warning("response too long to be stored", extra={"limit": self._max_bytes})
-            run.response.store = False
-            return
-        try:
-            await self._store.put(stored)
-        except MeshError:
-            run.response.store = False  # the store has logged the reason
+        run.response.store = False
+        return False
 
-    async def start(self, owner: str, run: Run, items: Sequence[Json]) -> Json:
-        """Generate a response in the background; returns the queued response. Raises MeshError."""
+    async def start(self, owner: str, run: Run, items: bytes) -> str:
+        """Generate a response in the background; returns the queued response as JSON.
+
+        Raises MeshError.
+        """
         self._check_number(owner)
-        id, queued = run.response.id, run.response.json()
+        id, queued = run.response.id, run.response.encoded()
         log = EventLog(self._store, owner, id) if run.is_streamed else None
         if log is not None:
             log.append(run.queued())
         run.response.status = "in_progress"
-        run.on_end = lambda: self._check_length(owner, run, items)
+        run.on_end = lambda response: self._check_length(owner, run, response, items)
         # Counted from here on: others start while the store writes.
         self._starting.append(owner)
         try:
-            await self._store.put(_stored(owner, run, items))
+            await self._store.put(_stored(owner, run, run.response.encoded(), items))
             if log is not None:
                 await log.flush()  # other gateways recognise a stream by its first events
                 self._logs[id] = log
@@ -148,7 +157,7 @@ class KeptResponses:
                 id=id,
                 owner=owner,
                 status="cancelled",
-                response=_encoded(response),
+                response=encode_line(response).encode(),
                 items=stored.items,
             )
         )
@@ -197,7 +206,7 @@ class KeptResponses:
         if (run := self._runs.get(id)) is not None:
             run[1].cancel()
 
-    async def _finish(self, owner: str, run: Run, items: Sequence[Json]) -> None:
+    async def _finish(self, owner: str, run: Run, items: bytes) -> None:
         """Run to the end, and store the result. Ends without a result when cancelled."""
         try:
             with self._drain:
@@ -224,20 +233,23 @@ class KeptResponses:
         if log is not None:
             log.append(frame)
 
-    async def _check_length(self, owner: str, run: Run, items: Sequence[Json]) -> None:
-        """A response that is too long to be stored has failed."""
-        if _stored(owner, run, items).num_bytes > self._max_bytes:
-            run.response.output.clear()
-            message = "the response is too long to be stored"
-            run.response.fail(MeshError(ErrorKind.INTERNAL, message))
+    async def _check_length(self, owner: str, run: Run, response: str, items: bytes) -> bool:
+        """A response that is too long to be stored has failed; returns False."""
+        if _stored(owner, run, response, items).num_bytes <= self._max_bytes:
+            return True
+        run.response.output.clear()
+        message = "the response is too long to be stored"
+        run.response.fail(MeshError(ErrorKind.INTERNAL, message))
+        return False
 
-    async def _save(self, owner: str, run: Run, items: Sequence[Json]) -> None:
+    async def _save(self, owner: str, run: Run, items: bytes) -> None:
         log = self._logs.get(run.response.id)
         try:
-            await self._check_length(owner, run, items)
+            if not await self._check_length(owner, run, run.result, items):
+                run.result = run.response.encoded()
             if log is not None:
                 await log.flush()
-            await self._store.finish(_stored(owner, run, items))
+            await self._store.finish(_stored(owner, run, run.result, items))
         except MeshError as error:
             # The lease ends, and the response counts as failed.
             logger.error("background response lost", extra={"error": error.message})
@@ -271,19 +283,23 @@ def input_and_output(stored: StoredResponse) -> tuple[list[Json], list[Json]]:
     return items[:num_given], items[num_given:]
 
 
-def _stored(owner: str, run: Run, items: Sequence[Json]) -> StoredResponse:
-    response = run.response
+def with_items(items: bytes, more: Sequence[Json]) -> bytes:
+    """Stored items, followed by more ones; the stored ones are not parsed."""
+    if not more:
+        return items
+    added = encode_line(more).encode()
+    return added if items == NO_ITEMS else b"%b,%b" % (items[:-1], added[1:])
+
+
+def _stored(owner: str, run: Run, response: str, items: bytes) -> StoredResponse:
+    """What is stored of a run; `response` is its response as JSON."""
     return StoredResponse(
-        id=response.id,
+        id=run.response.id,
         owner=owner,
-        status=response.status,
-        response=_encoded(response.json()),
-        items=_encoded([*items, *run.full_output]),
+        status=run.response.status,
+        response=response.encode(),
+        items=with_items(items, run.full_output),
     )
-
-
-def _encoded(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _not_found(id: str) -> HttpError:

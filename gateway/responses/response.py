@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 
+from gateway.http.json_text import encode_line
 from gateway.observability.usage_total import UsageTotal
 from gateway.responses.items import Json
 from gateway.schemas.responses.request import ResponsesRequest
@@ -39,7 +40,7 @@ class ResponseObject:
         self._usage: Json | None = None
         self._error: Json | None = None
         self._incomplete: Json | None = None
-        self._asked = _asked(body)
+        self._asked = encode_line(_asked(body))[1:]
 
     def finish(self, reason: FinishReason, usage: UsageTotal) -> None:
         """Record the end of the generation."""
@@ -61,22 +62,24 @@ class ResponseObject:
         """Record that the client has cancelled it."""
         self.status = "cancelled"
 
-    def json(self) -> Json:
-        """The object in OpenAI's format."""
-        return {
-            "id": self.id,
-            "object": "response",
-            "created_at": self._created_at,
-            "completed_at": self._completed_at,
-            "status": self.status,
-            "error": self._error,
-            "incomplete_details": self._incomplete,
-            "model": self.model,
-            "output": self.output,
-            "usage": self._usage,
-            "store": self.store,
-            **self._asked,
-        }
+    def encoded(self) -> str:
+        """The object in OpenAI's format, as JSON on one line."""
+        made = encode_line(
+            {
+                "id": self.id,
+                "object": "response",
+                "created_at": self._created_at,
+                "completed_at": self._completed_at,
+                "status": self.status,
+                "error": self._error,
+                "incomplete_details": self._incomplete,
+                "model": self.model,
+                "output": self.output,
+                "usage": self._usage,
+                "store": self.store,
+            }
+        )
+        return f"{made[:-1]},{self._asked}"
 
 
 def _asked(body: ResponsesRequest) -> Json:

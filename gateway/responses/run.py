@@ -82,8 +82,13 @@ class Run:
         self._sources: list[Source] | None = None
         self._finish = GenerationFinish(FinishReason.STOP, Usage())
         self._num_generations = self._num_searches = 0
-        self.on_end: Callable[[], Awaitable[None]] | None = None
-        """Called when the response is complete, before its last event."""
+        self.on_end: Callable[[str], Awaitable[bool]] | None = None
+        """Called with the encoded response when it is complete, before its last event.
+
+        Returns False if it has changed the response.
+        """
+        self.result = ""
+        """The complete response as JSON."""
 
     @property
     def full_output(self) -> list[Json]:
@@ -96,22 +101,17 @@ class Run:
         """Whether `steps` yields events."""
         return self._frames is not None
 
-    def event(self) -> bytes:
-        """The event of the response's status; it contains the whole response so far."""
-        if self._frames is None:
-            return b""
-        return self._frames.of_response(self.response.json(), self.response.status)
-
     def queued(self) -> bytes:
         """The first events of a stream in the background, before the request is accepted."""
         if self._frames is None:
             return b""
-        return self._frames.of_response(self.response.json(), "created", "queued")
+        return self._frames.of_response(self.response.encoded(), "created", "queued")
 
     def failed(self, error: MeshError) -> bytes:
         """The last event of a stream that fails."""
         self.response.fail(error)
-        return self.event()
+        self.result = self.response.encoded()
+        return self._last()
 
     async def steps(self) -> AsyncGenerator[bytes]:
         """Run to the end; yields the events of a stream, and nothing without streaming.
@@ -142,17 +142,23 @@ class Run:
                 if not calls or self._called or self._finish.reason is not FinishReason.STOP:
                     break  # complete, or the client's turn
                 self._append(calls)
-            last = await self._complete()
+            await self._complete()
             if self._frames is not None:
-                yield last
+                yield self._last()
         finally:
             self.on_end = None  # it refers to this object: kept, it would be a cycle
 
-    async def _complete(self) -> bytes:
+    async def _complete(self) -> None:
         self.response.finish(self._finish.reason, self._record.usage)
-        if self.on_end is not None:
-            await self.on_end()
-        return self.event()
+        self.result = self.response.encoded()
+        if self.on_end is not None and not await self.on_end(self.result):
+            self.result = self.response.encoded()
+
+    def _last(self) -> bytes:
+        """The event of the result."""
+        if self._frames is None:
+            return b""
+        return self._frames.of_response(self.result, self.response.status)
 
     def _accept(self, started: GenerationStarted) -> bytes:
         self._num_generations += 1
@@ -168,7 +174,7 @@ class Run:
         if self._frames is None:
             return b""
         begun = () if self._body.background else ("created",)  # which `queued` has sent
-        return self._frames.of_response(self.response.json(), *begun, "in_progress")
+        return self._frames.of_response(self.response.encoded(), *begun, "in_progress")
 
     def _delta(self, delta: Delta) -> bytes:
         number = self._num_generations - 1

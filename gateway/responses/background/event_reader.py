@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 
 from gateway.conversations.store import RUNNING, ResponseStore, StoredResponse
+from gateway.http.json_text import encode_line
 from gateway.responses.background.event_log import EventLog, events_of, is_last
 from gateway.responses.frames import Frames
 from gateway.responses.items import Json
@@ -91,7 +92,7 @@ class EventReader:
         if stored is None:
             raise MeshError(ErrorKind.CANCELLED, "the response was deleted, or has expired")
         response = response_of(stored)
-        return Frames(self._number).of_response(response, str(response["status"]))
+        return Frames(self._number).of_response(encode_line(response), str(response["status"]))
 
 
 def response_of(stored: StoredResponse) -> Json:
