@@ -244,6 +244,7 @@ chaos-short: $(VENV)/.dev
 	@echo "Injecting faults into real processes for half a minute"
 	@SEED=1 DURATION=20 $(BIN)/python -m pytest -q tests/chaos/test_faults.py
 	@SEED=1 $(BIN)/python -m pytest -q tests/chaos/test_lost_peers.py -k short
+	@SEED=1 DURATION=4 $(BIN)/python -m pytest -q tests/chaos/test_multiplex.py
 	@SEED=1 DURATION=2 $(BIN)/python -m pytest -q tests/chaos/test_embeddings_flood.py
 	@SEED=1 DURATION=6 $(BIN)/python -m pytest -q tests/chaos/test_poison.py
 	@SEED=1 DURATION=2 $(BIN)/python -m pytest -q tests/chaos/test_key_flood.py -k limited

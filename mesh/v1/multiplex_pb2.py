@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/multiplex.proto\x12\x07mesh.v1\"o\n\x10MultiplexRequest\x12\"\n\x06\x62\x65gins\x18\x01 \x03(\x0b\x32\x12.mesh.v1.CallBegin\x12$\n\x07\x63redits\x18\x02 \x03(\x0b\x32\x13.mesh.v1.CallCredit\x12\x11\n\tcancelled\x18\x03 \x03(\r\"[\n\x11MultiplexResponse\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.mesh.v1.CallMessage\x12\x1e\n\x04\x65nds\x18\x02 \x03(\x0b\x32\x10.mesh.v1.CallEnd\"\x83\x01\n\tCallBegin\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12$\n\x08metadata\x18\x04 \x03(\x0b\x32\x12.mesh.v1.Metadatum\x12\x14\n\x07timeout\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_timeout\"\'\n\tMetadatum\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"0\n\nCallCredit\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\r\":\n\x0b\x43\x61llMessage\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04more\x18\x03 \x01(\x08\"h\n\x07\x43\x61llEnd\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07\x64\x65tails\x18\x03 \x01(\t\x12-\n\x11trailing_metadata\x18\x04 \x03(\x0b\x32\x12.mesh.v1.Metadatum2Z\n\x10MultiplexService\x12\x46\n\tMultiplex\x12\x19.mesh.v1.MultiplexRequest\x1a\x1a.mesh.v1.MultiplexResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mesh/v1/multiplex.proto\x12\x07mesh.v1\"o\n\x10MultiplexRequest\x12\"\n\x06\x62\x65gins\x18\x01 \x03(\x0b\x32\x12.mesh.v1.CallBegin\x12$\n\x07\x63redits\x18\x02 \x03(\x0b\x32\x13.mesh.v1.CallCredit\x12\x11\n\tcancelled\x18\x03 \x03(\r\"j\n\x11MultiplexResponse\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.mesh.v1.CallMessage\x12\x1e\n\x04\x65nds\x18\x02 \x03(\x0b\x32\x10.mesh.v1.CallEnd\x12\r\n\x05paths\x18\x03 \x03(\t\"\x83\x01\n\tCallBegin\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12$\n\x08metadata\x18\x04 \x03(\x0b\x32\x12.mesh.v1.Metadatum\x12\x14\n\x07timeout\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_timeout\"\'\n\tMetadatum\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"0\n\nCallCredit\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\r\":\n\x0b\x43\x61llMessage\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04more\x18\x03 \x01(\x08\"h\n\x07\x43\x61llEnd\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0f\n\x07\x64\x65tails\x18\x03 \x01(\t\x12-\n\x11trailing_metadata\x18\x04 \x03(\x0b\x32\x12.mesh.v1.Metadatum2Z\n\x10MultiplexService\x12\x46\n\tMultiplex\x12\x19.mesh.v1.MultiplexRequest\x1a\x1a.mesh.v1.MultiplexResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MULTIPLEXREQUEST']._serialized_start=36
   _globals['_MULTIPLEXREQUEST']._serialized_end=147
   _globals['_MULTIPLEXRESPONSE']._serialized_start=149
-  _globals['_MULTIPLEXRESPONSE']._serialized_end=240
-  _globals['_CALLBEGIN']._serialized_start=243
-  _globals['_CALLBEGIN']._serialized_end=374
-  _globals['_METADATUM']._serialized_start=376
-  _globals['_METADATUM']._serialized_end=415
-  _globals['_CALLCREDIT']._serialized_start=417
-  _globals['_CALLCREDIT']._serialized_end=465
-  _globals['_CALLMESSAGE']._serialized_start=467
-  _globals['_CALLMESSAGE']._serialized_end=525
-  _globals['_CALLEND']._serialized_start=527
-  _globals['_CALLEND']._serialized_end=631
-  _globals['_MULTIPLEXSERVICE']._serialized_start=633
-  _globals['_MULTIPLEXSERVICE']._serialized_end=723
+  _globals['_MULTIPLEXRESPONSE']._serialized_end=255
+  _globals['_CALLBEGIN']._serialized_start=258
+  _globals['_CALLBEGIN']._serialized_end=389
+  _globals['_METADATUM']._serialized_start=391
+  _globals['_METADATUM']._serialized_end=430
+  _globals['_CALLCREDIT']._serialized_start=432
+  _globals['_CALLCREDIT']._serialized_end=480
+  _globals['_CALLMESSAGE']._serialized_start=482
+  _globals['_CALLMESSAGE']._serialized_end=540
+  _globals['_CALLEND']._serialized_start=542
+  _globals['_CALLEND']._serialized_end=646
+  _globals['_MULTIPLEXSERVICE']._serialized_start=648
+  _globals['_MULTIPLEXSERVICE']._serialized_end=738
 # @@protoc_insertion_point(module_scope)

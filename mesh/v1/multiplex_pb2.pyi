@@ -52,21 +52,29 @@ class MultiplexResponse(message.Message):
 
     MESSAGES_FIELD_NUMBER: builtins.int
     ENDS_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
     @builtins.property
     def messages(self) -> containers.RepeatedCompositeFieldContainer[CallMessage]: ...
     @builtins.property
     def ends(self) -> containers.RepeatedCompositeFieldContainer[CallEnd]:
         """After the messages of the same calls."""
 
+    @builtins.property
+    def paths(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """In the first response: the paths of the calls that may be made in the stream. Empty: the Generate
+        methods of both services, SummarizeStream and Encode.
+        """
+
     def __init__(
         self,
         *,
         messages: abc.Iterable[CallMessage] | None = ...,
         ends: abc.Iterable[CallEnd] | None = ...,
+        paths: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["ends", b"ends", "messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["ends", b"ends", "messages", b"messages", "paths", b"paths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,7 +51,8 @@ class MultiplexServiceServicer:
     """
 
     def Multiplex(self, request_iterator, context):
-        """The first response is empty: from then on calls may begin. The stream's end ends all its calls.
+        """The first response accepts the stream: from then on calls may begin. The stream's end ends all
+        its calls. What breaks the rules below ends the call, or the stream if it concerns no single one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,9 @@ class MultiplexServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MultiplexServiceAsyncStub: ...
     Multiplex: _grpc.StreamStreamMultiCallable[_multiplex_pb2.MultiplexRequest, _multiplex_pb2.MultiplexResponse]
-    """The first response is empty: from then on calls may begin. The stream's end ends all its calls."""
+    """The first response accepts the stream: from then on calls may begin. The stream's end ends all
+    its calls. What breaks the rules below ends the call, or the stream if it concerns no single one.
+    """
 
 @_typing.type_check_only
 class MultiplexServiceAsyncStub(MultiplexServiceStub):
@@ -48,7 +50,9 @@ class MultiplexServiceAsyncStub(MultiplexServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Multiplex: _aio.StreamStreamMultiCallable[_multiplex_pb2.MultiplexRequest, _multiplex_pb2.MultiplexResponse]  # type: ignore[assignment]
-    """The first response is empty: from then on calls may begin. The stream's end ends all its calls."""
+    """The first response accepts the stream: from then on calls may begin. The stream's end ends all
+    its calls. What breaks the rules below ends the call, or the stream if it concerns no single one.
+    """
 
 class MultiplexServiceServicer(metaclass=_abc_1.ABCMeta):
     """Carries calls of other services in one long-lived stream, so that one message has what many calls
@@ -62,6 +66,8 @@ class MultiplexServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_multiplex_pb2.MultiplexRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_multiplex_pb2.MultiplexResponse], _abc.AsyncIterator[_multiplex_pb2.MultiplexResponse]]:
-        """The first response is empty: from then on calls may begin. The stream's end ends all its calls."""
+        """The first response accepts the stream: from then on calls may begin. The stream's end ends all
+        its calls. What breaks the rules below ends the call, or the stream if it concerns no single one.
+        """
 
 def add_MultiplexServiceServicer_to_server(servicer: MultiplexServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

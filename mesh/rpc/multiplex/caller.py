@@ -10,16 +10,20 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from mesh.rpc.multiplex.wire import (
     BATCH_SECONDS,
+    FIRST_PATHS,
     MAX_BATCH_BYTES,
+    MAX_OVERDRAFT_BYTES,
     MESSAGE_COST_BYTES,
     WINDOW_BYTES,
     MetadataItem,
     metadata_from_proto,
     metadata_to_proto,
 )
+from mesh.rpc.transport import MAX_MESSAGE_BYTES
 from mesh.v1 import multiplex_pb2
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -30,9 +34,11 @@ Deserialize = Callable[[bytes], Any]
 class CallerStream:
     """A stream that the server has accepted. `run` must run while it has calls."""
 
-    def __init__(self, call: Any) -> None:
-        """`call` is the stream's grpc.aio call, whose first response has been read."""
+    def __init__(self, call: Any, accepted: multiplex_pb2.MultiplexResponse) -> None:
+        """`call` is the stream's grpc.aio call, and `accepted` its first response."""
         self.opened = time.monotonic()
+        self.paths = frozenset(accepted.paths) or FIRST_PATHS
+        """The calls that can be made in the stream."""
         self._call = call
         self._calls: dict[int, MultiplexedCall] = {}
         self._last_id = 0
@@ -158,8 +164,11 @@ class MultiplexedCall:
         self._deserialize = deserialize
         self._messages: deque[bytes] = deque()
         self._parts: list[bytes] = []
+        self._part_bytes = 0
         self._read_bytes = 0
         """Bytes that were read and not granted again."""
+        self._credit = WINDOW_BYTES
+        """Bytes that the server may send; it knows of them later than this side."""
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing_metadata: tuple[MetadataItem, ...] = ()
@@ -184,7 +193,11 @@ class MultiplexedCall:
                 raise
         data = self._messages.popleft()
         self._take(len(data) + MESSAGE_COST_BYTES)
-        return self._deserialize(data)
+        try:
+            return self._deserialize(data)
+        except DecodeError:
+            self._break_off("a response cannot be read")
+            return self._end(grpc.StatusCode.INTERNAL)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         while (response := await self.read()) is not grpc.aio.EOF:
@@ -231,13 +244,22 @@ class MultiplexedCall:
 
     def receive(self, data: bytes, more: bool) -> None:
         """Takes a message, or a part of one, from the stream."""
+        self._credit -= len(data) + MESSAGE_COST_BYTES
+        if self._credit < -MAX_OVERDRAFT_BYTES:
+            self._break_off("the server sends more than its credit")
+            return
         if more:
             self._parts.append(data)
+            self._part_bytes += max(1, len(data))
+            if self._part_bytes > MAX_MESSAGE_BYTES:
+                self._break_off(f"a message has more than {MAX_MESSAGE_BYTES} bytes")
+                return
             self._take(len(data) + MESSAGE_COST_BYTES)  # the reader can take the whole only
             return
         if self._parts:
             data = b"".join((*self._parts, data))
             self._parts.clear()
+            self._part_bytes = 0
         self._messages.append(data)
         self._wake()
 
@@ -259,6 +281,16 @@ class MultiplexedCall:
         self._stream.cancel(self._id)
         self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
+    def _break_off(self, details: str) -> None:
+        """Ends the call, whose server breaks the rules, without what has not been read."""
+        code = grpc.StatusCode.INTERNAL
+        self._messages.clear()
+        self._parts.clear()
+        if self._code is None:
+            self._stream.cancel(self._id)
+            self.finish(code, details)
+        self._code, self._details = code, details
+
     def _end(self, code: grpc.StatusCode) -> object:
         if code is grpc.StatusCode.OK:
             return grpc.aio.EOF
@@ -271,6 +303,7 @@ class MultiplexedCall:
         self._read_bytes += num_bytes
         if self._read_bytes >= WINDOW_BYTES // 2 and self._code is None:
             self._stream.grant(self._id, self._read_bytes)
+            self._credit += self._read_bytes
             self._read_bytes = 0
 
     async def _change(self) -> None:

@@ -80,7 +80,7 @@ class MultiplexChannel(grpc.aio.Channel):
                 self._opening = False
             if accepted is grpc.aio.EOF:
                 return
-            stream, old = CallerStream(call), self._stream
+            stream, old = CallerStream(call, accepted), self._stream
             self._stream = stream
             if old is not None:
                 old.retire()
@@ -180,7 +180,7 @@ class MultiplexedMethod:
         self, request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any
     ) -> Any:
         stream = None if options else self._multiplex.stream()
-        if stream is not None:
+        if stream is not None and self._path in stream.paths:
             data = self._serialize(request)
             if len(data) <= MAX_REQUEST_BYTES:
                 return stream.begin(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from mesh.rpc.multiplex.wire import (
     BATCH_SECONDS,
@@ -33,6 +34,13 @@ logger = logging.getLogger("mesh.rpc.multiplex")
 
 HandlerOf = Callable[[str], "Handler | None"]
 
+MAX_TIMEOUT_SECONDS = 366 * 24 * 3600.0
+"""A later deadline is none; timers do not take any number."""
+
+
+class BrokenRuleError(Exception):
+    """The caller uses the stream in a way that its contract forbids."""
+
 
 class MultiplexService:
     """Accepts streams and runs their calls."""
@@ -53,7 +61,11 @@ class MultiplexService:
         self, request_iterator: AsyncIterator[multiplex_pb2.MultiplexRequest], context: Context
     ) -> None:
         """Serves one stream to its end."""
-        await ServedStream(self._handler_of, context).run(request_iterator)
+        try:
+            await ServedStream(self._handler_of, context).run(request_iterator)
+        except BrokenRuleError as error:
+            logger.warning("multiplexed stream ended", extra={"error": str(error)})
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
 class ServedStream:
@@ -94,7 +106,8 @@ class ServedStream:
 
     async def _send(self, serving: asyncio.Task[Any]) -> None:
         try:
-            await self._context.write(multiplex_pb2.MultiplexResponse())
+            paths = sorted(path for path in MULTIPLEXED_PATHS if self._handler_of(path))
+            await self._context.write(multiplex_pb2.MultiplexResponse(paths=paths))
             while True:
                 await self._pending.wait()
                 self._pending.clear()
@@ -112,7 +125,7 @@ class ServedStream:
     def _begin(self, begin: multiplex_pb2.CallBegin) -> None:
         handler = self._handler_of(begin.path) if begin.path in MULTIPLEXED_PATHS else None
         if begin.call_id in self._calls:
-            raise ValueError(f"call id {begin.call_id} is used twice")
+            raise BrokenRuleError(f"call_id {begin.call_id} is that of a running call")
         if handler is None:
             self.end(begin.call_id, grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
             return
@@ -180,8 +193,10 @@ class ServedCall:
         self._timer: asyncio.TimerHandle | None = None
         self.task = asyncio.create_task(self._run(begin.request))
         if begin.HasField("timeout"):
-            self._deadline = time.monotonic() + begin.timeout
-            self._timer = asyncio.get_running_loop().call_later(begin.timeout, self._expire)
+            # Also for what is no number.
+            timeout = min(begin.timeout, MAX_TIMEOUT_SECONDS) if begin.timeout > 0 else 0.0
+            self._deadline = time.monotonic() + timeout
+            self._timer = asyncio.get_running_loop().call_later(timeout, self._expire)
 
     def invocation_metadata(self) -> Sequence[MetadataItem]:
         """The call's metadata."""
@@ -268,7 +283,11 @@ class ServedCall:
 
     async def _handle(self, request: bytes) -> None:
         handler: Any = self._handler
-        message = handler.request_deserializer(request)
+        try:
+            message = handler.request_deserializer(request)
+        except DecodeError:
+            # As grpc.aio answers it.
+            await self.abort(grpc.StatusCode.INTERNAL, "the request cannot be read")
         if handler.response_streaming:
             await handler.unary_stream(message, self)
         else:

@@ -19,6 +19,10 @@ MULTIPLEXED_PATHS = frozenset(
 )
 """Frequent calls with one request."""
 
+FIRST_PATHS = MULTIPLEXED_PATHS
+"""Those of servers that name none when they accept a stream. Paths that are added to
+`MULTIPLEXED_PATHS` later do not belong to them: older servers do not know them."""
+
 WINDOW_BYTES = 64 * 1024
 """Credit of a call at its beginning: what a call sends ahead of its reader, as in HTTP/2."""
 
@@ -27,6 +31,9 @@ MESSAGE_COST_BYTES = 512
 
 MAX_PART_BYTES = 32 * 1024
 """Longer responses are sent in parts, so that other calls' messages are sent between them."""
+
+MAX_OVERDRAFT_BYTES = MAX_PART_BYTES + MESSAGE_COST_BYTES
+"""What a call may have sent beyond its credit: the message that used up the last of it."""
 
 MAX_BATCH_BYTES = 256 * 1024
 """A batch of this size takes no further messages until it is sent."""
@@ -55,6 +62,7 @@ def metadata_from_proto(
 ) -> tuple[MetadataItem, ...]:
     """Convert from protobuf: as in gRPC, only keys that end in -bin have bytes."""
     return tuple(
-        (each.key, each.value if each.key.endswith("-bin") else each.value.decode())
+        # Bytes that are no text are replaced: they must not end the calls of others.
+        (each.key, each.value if each.key.endswith("-bin") else each.value.decode(errors="replace"))
         for each in metadata
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
 
 import grpc.aio
 import pytest
 
-from mesh.context import RequestContext, current_request, use_request
+from mesh.context import RequestContext, use_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary, open_channel, open_stream
 from mesh.rpc.multiplex import caller, channel, service
@@ -23,90 +23,19 @@ from mesh.rpc.multiplex.wire import (
     WINDOW_BYTES,
 )
 from mesh.rpc.server import Servicer
-from mesh.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
+from mesh.v1 import inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from tests.chaos.proxy import Proxy
-from tests.helpers import Served, eventually, serve
-from tests.mesh.rpc.test_server import SERVICE as TOKENIZER
-from tests.mesh.rpc.test_server import FakeTokenizer
-
-INFERENCE = "mesh.v1.InferenceService"
-ENDLESS = 10**6
-Request = inference_pb2.InferenceServiceGenerateRequest
-Response = inference_pb2.InferenceServiceGenerateResponse
-
-
-class CountingInference(inference_pb2_grpc.InferenceServiceServicer):
-    """Sends as many messages as the first token id says, each with `ids_each` ids."""
-
-    def __init__(self) -> None:
-        self.ids_each = 1
-        self.fail_after = ENDLESS
-        self.message = "full: é"
-        self.closing: Callable[[], Awaitable[None]] | None = None
-        self.num_sent = 0
-        self.num_running = 0
-        self.multiplexed: list[bool] = []
-        self.seen: list[RequestContext] = []
-
-    async def Generate(self, request: Request, context: Any) -> AsyncIterator[Response]:
-        self.multiplexed.append(isinstance(context, ServedCall))
-        current = current_request()
-        assert current is not None
-        self.seen.append(current)
-        self.num_running += 1
-        try:
-            for number in range(request.token_ids[0]):
-                if number == self.fail_after:
-                    raise MeshError(ErrorKind.OVERLOADED, self.message, retry_after=1.5)
-                ids = [number % 128] * self.ids_each
-                yield Response(chunk=inference_pb2.TokenChunk(token_ids=ids))
-                self.num_sent += 1
-        finally:
-            self.num_running -= 1
-            if self.closing is not None:
-                await self.closing()
-
-
-async def read_into(responses: AsyncIterator[Response], received: list[Response]) -> None:
-    """Appends what arrives."""
-    async for response in responses:
-        received.append(response)
-
-
-class Running(NamedTuple):
-    """A server, its fakes, and a client whose multiplexed stream is open."""
-
-    served: Served
-    inference: CountingInference
-    tokenizer: FakeTokenizer
-    channel: grpc.aio.Channel
-
-    @property
-    def stub(self) -> Any:
-        return inference_pb2_grpc.InferenceServiceStub(self.channel)
-
-    async def read(self, num_messages: int) -> list[Response]:
-        async with open_stream(self.stub.Generate, Request(token_ids=[num_messages])) as responses:
-            return [response async for response in responses]
-
-
-async def opened(channel: grpc.aio.Channel) -> None:
-    """Waits for the stream, which the first call opens."""
-    assert isinstance(channel, MultiplexChannel)
-    await eventually(lambda: channel.stream() is not None, "the stream is open")
-
-
-@pytest.fixture
-async def running(no_tasks_left: None) -> AsyncIterator[Running]:
-    inference, tokenizer = CountingInference(), FakeTokenizer()
-    register = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
-    servicers = (
-        Servicer(INFERENCE, inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference),
-        Servicer(TOKENIZER, register, tokenizer),
-    )
-    async with serve(*servicers) as served:
-        await opened(served.channel)
-        yield Running(served, inference, tokenizer, served.channel)
+from tests.helpers import eventually, serve
+from tests.mesh.rpc.multiplex.counting import (
+    ENDLESS,
+    INFERENCE,
+    CountingInference,
+    Request,
+    Response,
+    Running,
+    opened,
+    read_into,
+)
 
 
 async def test_messages_and_context_arrive_as_in_a_plain_call(running: Running) -> None:
@@ -300,9 +229,9 @@ async def test_a_drain_ends_calls_as_unavailable(running: Running) -> None:
     assert caught.value.message == "server stopped"
 
 
-async def test_without_the_service_calls_are_plain(no_tasks_left: None) -> None:
-    """Such as with another server behind the address."""
-    server, inference = grpc.aio.server(), CountingInference()
+@asynccontextmanager
+async def older(inference: CountingInference, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    """A server without multiplexed streams, such as that of another project; yields its address."""
     bare = inference.Generate
 
     async def generate(request: Request, context: Any) -> AsyncIterator[Response]:
@@ -312,19 +241,81 @@ async def test_without_the_service_calls_are_plain(no_tasks_left: None) -> None:
                     yield response
 
     inference.Generate = generate  # type: ignore[method-assign]
+    server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
-    plain = open_channel(f"127.0.0.1:{port}")
-    stub: Any = inference_pb2_grpc.InferenceServiceStub(plain)
     try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+async def test_without_the_service_calls_are_plain(no_tasks_left: None) -> None:
+    """Such as with another server behind the address."""
+    inference = CountingInference()
+    async with older(inference) as address:
+        plain = open_channel(address)
+        stub: Any = inference_pb2_grpc.InferenceServiceStub(plain)
         for _ in range(3):
             async with open_stream(stub.Generate, Request(token_ids=[3])) as responses:
                 assert len([response async for response in responses]) == 3
-    finally:
         await plain.close()
-        await server.stop(None)
     assert inference.multiplexed == [False] * 3
+
+
+async def test_an_older_caller_makes_plain_calls(running: Running) -> None:
+    """A server of the new version answers it as before."""
+    async with grpc.aio.insecure_channel(running.served.address) as old:
+        stub: Any = inference_pb2_grpc.InferenceServiceStub(old)
+        answers = [response async for response in stub.Generate(Request(token_ids=[3]))]
+    assert len(answers) == 3
+    assert running.inference.multiplexed == [False]
+
+
+async def test_a_server_is_upgraded_and_downgraded_behind_one_address(
+    no_tasks_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is opened once the new version is there, and calls are plain when it has gone."""
+    monkeypatch.setattr(channel, "UNIMPLEMENTED_SECONDS", 0.05)
+    monkeypatch.setattr(channel, "RETRY_SECONDS", 0.05)
+    servers = [CountingInference() for _ in range(3)]
+    register = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+    async with AsyncExitStack() as stack:
+        async with older(servers[0]) as address:
+            caller = open_channel(address)
+            stack.push_async_callback(caller.close)
+            assert isinstance(caller, MultiplexChannel)
+            await counted(caller, 3)
+        async with serve(Servicer(INFERENCE, register, servers[1]), listen=address):
+            await caller.channel_ready()
+            await counted(caller, 3)
+            await opened(caller)
+            await counted(caller, 3)
+        async with older(servers[2], address):
+            await caller.channel_ready()
+            await counted(caller, 3)
+    multiplexed = [each.multiplexed for each in servers]
+    assert multiplexed[0] == multiplexed[2] == [False]
+    assert multiplexed[1][-1]
+
+
+async def counted(caller: grpc.aio.Channel, number: int) -> None:
+    """Make a call, again while the server is being replaced."""
+    stub: Any = inference_pb2_grpc.InferenceServiceStub(caller)
+    async with asyncio.timeout(20):
+        while True:
+            received = list[Response]()
+            try:
+                async with open_stream(stub.Generate, Request(token_ids=[number])) as responses:
+                    await read_into(responses, received)
+            except MeshError as error:
+                if error.kind is not ErrorKind.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.02)
+                continue
+            assert len(received) == number
+            return
 
 
 async def test_an_end_that_is_no_unicode_ends_its_call(running: Running) -> None:
