@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inference.engine.errors import ContextTooLong, InvalidPrompt, InvalidSamplingParams, Overloaded
+from inference.scheduler.scheduler import RESERVED_SHARE
 from inference.scheduler.sequence import Sequence
 from mesh.errors import context_too_long_message
 
@@ -22,14 +23,16 @@ class Admission:
     max_num_seqs: int
     max_num_waiting: int
 
-    def admit(self, sequence: Sequence, *, num_live: int) -> None:
+    def admit(self, sequence: Sequence, *, num_live: int, is_further: bool = False) -> None:
         """Check a new sequence while `num_live` others are live, and set its `max_tokens`.
 
+        `is_further`: others of the same request are live; some places are for first ones only.
         Raises `InvalidPrompt`, `InvalidSamplingParams`, `ContextTooLong` or `Overloaded`.
         """
         self._check_token_ids(sequence)
         self._set_max_tokens(sequence)
-        if num_live >= self.max_num_seqs + self.max_num_waiting:
+        most = self.max_num_seqs + self.max_num_waiting
+        if num_live >= (most - most // RESERVED_SHARE if is_further else most):
             raise Overloaded(
                 f"at most {self.max_num_seqs} sequences may run and {self.max_num_waiting} wait. "
                 f"Live: {num_live}"

@@ -111,8 +111,13 @@ class AsyncEngine(ThreadedEngine[Engine, Command]):
             eos_token_ids=engine.model_info.eos_token_ids,
             deadline=deadline,
             adapter=engine.adapters.get(adapter),
+            group=_group(),
         )
-        engine.admission.admit(sequence, num_live=self._streams.num_live + self._num_compiling)
+        engine.admission.admit(
+            sequence,
+            num_live=self._streams.num_live + self._num_compiling,
+            is_further=self._streams.has_group(sequence.group),
+        )
         if params.constraint is not None:
             await self._compile_constraint(engine, sequence, params.constraint)
         async with aclosing(self._streams.generate(sequence, on_abandoned)) as outputs:
@@ -270,6 +275,12 @@ class AsyncEngine(ThreadedEngine[Engine, Command]):
 
 def _execute(engine: Engine, commands: abc.Sequence[Command]) -> list[StepOutput]:
     return [output for command in commands if (output := command(engine)) is not None]
+
+
+def _group() -> str:
+    """The client's request: its sequences come in calls of Weir's own, or in one of a router's."""
+    request = current_request()
+    return "" if request is None else f"{request.key_name}/{request.request_id}"
 
 
 def _embed(call: EmbeddingCall, engine: Engine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import abc
+from collections import Counter, abc
 from collections.abc import AsyncGenerator, Callable
 
 from inference.engine.emptiness import Emptiness
@@ -150,6 +150,7 @@ class Streams:
         self._abort = abort
         self._on_demand = on_demand
         self._streams: dict[str, SequenceStream] = {}
+        self._groups: Counter[str] = Counter()
         self.num_holding = 0
         """Streams whose output is delayed by `max_messages_per_second`."""
         self.empty = Emptiness()
@@ -157,6 +158,10 @@ class Streams:
     @property
     def num_live(self) -> int:
         return len(self._streams)
+
+    def has_group(self, group: str) -> bool:
+        """Whether a sequence of this group is live."""
+        return group in self._groups
 
     async def generate(
         self, sequence: Sequence, on_abandoned: Callable[[Finish], None] | None = None
@@ -232,6 +237,7 @@ class Streams:
             raise DuplicateRequest(f"request id {request_id!r} is already in use")
         stream = SequenceStream(sequence, asyncio.get_running_loop())
         self._streams[request_id] = stream
+        self._groups[sequence.group] += 1
         self.empty.update(is_empty=False)
         return stream
 
@@ -262,5 +268,8 @@ class Streams:
         return 1 if output.finish is None else 2
 
     def _remove(self, request_id: str) -> None:
-        del self._streams[request_id]
+        group = self._streams.pop(request_id).sequence.group
+        self._groups[group] -= 1
+        if not self._groups[group]:
+            del self._groups[group]
         self.empty.update(is_empty=not self._streams)

@@ -25,6 +25,10 @@ from mesh.protocol.logprobs import TokenLogprob
 MAX_PROMPT_LOGPROBS = 256
 """Most rows of logits per step for log probabilities of prompts; a row is vocabulary-wide."""
 
+RESERVED_SHARE = 8
+"""One of so many places in a step is for the first sequences of requests: a request of a hundred
+sequences must not keep others waiting until some of its own end."""
+
 MAX_START_ATTEMPTS = 4
 """Most waiting sequences per step whose blocks are looked for and not had: a search takes time."""
 
@@ -68,6 +72,9 @@ class Scheduler:
         self._async = AsyncScheduling(block_manager, self._drafter, max_num_seqs)
         self._waiting = WaitingQueue()
         self._running: OrderedDict[str, Sequence] = OrderedDict()
+        self._num_further = 0
+        """Running sequences that are not the first of their request."""
+        self._max_further = max_num_seqs - max_num_seqs // RESERVED_SHARE
 
     @property
     def num_waiting(self) -> int:
@@ -131,7 +138,10 @@ class Scheduler:
 
         Changes no sequence except that it may allocate a block; `adopt` does the rest.
         """
-        return self._async.schedule_next(plan, self.num_running, self.num_waiting)
+        num_waiting = self.num_waiting
+        if self._firsts_only:
+            num_waiting -= self._waiting.num_further
+        return self._async.schedule_next(plan, self.num_running, num_waiting)
 
     def adopt(self, plan: SchedulerOutput, now: float) -> SchedulerOutput:
         """Start the step of a plan from `schedule_next`; call when the step before it has ended."""
@@ -226,6 +236,11 @@ class Scheduler:
         """Raise `IntegrityError` unless the blocks match the live sequences."""
         self.block_manager.check_integrity(self.sequences)
 
+    @property
+    def _firsts_only(self) -> bool:
+        """Whether only first sequences of requests may start."""
+        return self._num_further >= self._max_further
+
     def _schedule_decodes(self) -> list[ScheduledSequence]:
         scheduled: list[ScheduledSequence] = []
         for sequence in list(self._running.values()):
@@ -264,7 +279,8 @@ class Scheduler:
         most = oldest.num_uncomputed_tokens
         shorter = [s for s in pending if s.num_uncomputed_tokens < most]
         if starts and len(self._running) < self.max_num_seqs:
-            shorter += (s for s in self._waiting.startable() if s.num_uncomputed_tokens < most)
+            startable = self._waiting.startable(firsts_only=self._firsts_only)
+            shorter += (s for s in startable if s.num_uncomputed_tokens < most)
         return sorted(shorter, key=_num_uncomputed_tokens)
 
     def _schedule_shorter(
@@ -287,7 +303,7 @@ class Scheduler:
 
     def _start_next(self, now: float) -> Sequence | None:
         """Start the first waiting sequence, or else a short one; None if none can start."""
-        startable = self._waiting.startable()
+        startable = self._waiting.startable(firsts_only=self._firsts_only)
         first = next(startable, None)
         if first is None or self._start(first, now):
             return first
@@ -296,7 +312,9 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, now: float) -> bool:
         """Give a waiting sequence its blocks; False if it has to wait on."""
-        if len(self._running) >= self.max_num_seqs or not self._waiting.may_start(sequence):
+        if len(self._running) >= self.max_num_seqs:
+            return False
+        if not self._waiting.may_start(sequence, firsts_only=self._firsts_only):
             return False
         if self.block_manager.is_worth_waiting(sequence):
             return False
@@ -312,6 +330,7 @@ class Scheduler:
             )
         self._waiting.start(sequence)
         self._running[sequence.request_id] = sequence
+        self._num_further += sequence.is_further
         sequence.status = SequenceStatus.RUNNING
         return True
 
@@ -383,6 +402,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.block_manager.free(sequence)
         del self._running[sequence.request_id]
+        self._num_further -= sequence.is_further
         self._waiting.append_left(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
@@ -398,6 +418,7 @@ class Scheduler:
         self.block_manager.free(sequence, forget=reason is FinishReason.ERROR)
         if sequence.status is SequenceStatus.RUNNING:
             del self._running[sequence.request_id]
+            self._num_further -= sequence.is_further
         else:
             self._waiting.remove(sequence)
         return sequence.end(reason, now, error)

@@ -63,6 +63,8 @@ class Sequence:
         "deadline",
         "finish",
         "first_token_time",
+        "group",
+        "is_further",
         "matcher",
         "max_tokens",
         "num_announced_blocks",
@@ -85,6 +87,7 @@ class Sequence:
         "status",
         "stop_token_ids",
         "token_ids",
+        "turn",
     )
 
     def __init__(
@@ -97,13 +100,16 @@ class Sequence:
         eos_token_ids: Iterable[int] = (),
         deadline: float | None = None,
         adapter: Adapter | None = None,
+        group: str = "",
     ) -> None:
         """The last `num_resumed_tokens` of the prompt are completion of an earlier attempt.
 
         `deadline` is in `time.monotonic()` seconds. `adapter` is the LoRA adapter to compute with.
+        `group` names the client's request where that has several sequences; empty: it has one.
         """
         self.adapter = adapter
         self.request_id = request_id
+        self.group = group or request_id
         self.params = params
         self.deadline = deadline
         self.priority = params.priority
@@ -135,6 +141,9 @@ class Sequence:
         self.num_preemptions = 0
         # Tokens of the sequences that arrived later and started earlier; see `WaitingQueue`.
         self.num_overtaken_tokens = 0
+        # Its place among the sequences of all requests, and whether it is the first of its own.
+        self.turn = 0
+        self.is_further = False
         self.num_steps = 0
         self.num_batched_sequences = 0
         self.arrival_time = time.monotonic()

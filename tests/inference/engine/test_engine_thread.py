@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 
 from inference.engine.errors import ContextTooLong, DeadlineExceeded, Overloaded
 from inference.sampling.sampling_params import SamplingParams
+from mesh.context import RequestContext, use_request
 from mesh.protocol.finish import FinishReason
 from tests.inference.stub_engine import LONG, collect, expected_tokens, num_live, running, until
 from tests.inference.stub_runner import StubRunner
@@ -123,6 +124,33 @@ async def test_refusals_come_before_the_first_output() -> None:
         stream = engine.generate("c", [1], params)
         await anext(stream)
         await stream.aclose()
+
+
+async def test_a_request_of_many_sequences_leaves_places_to_others() -> None:
+    """Its further sequences are refused before the queue is full; another request's is not."""
+    runner = StubRunner()
+    runner.gate = threading.Semaphore(0)
+    params = SamplingParams(max_tokens=3)
+    async with (
+        running(runner, max_num_seqs=8, max_num_waiting=8) as engine,
+        AsyncExitStack() as stack,
+    ):
+
+        async def start(name: str) -> None:
+            stream = engine.generate(name, [1], params)
+            stack.push_async_callback(stream.aclose)
+            await anext(stream)
+
+        with use_request(RequestContext(request_id="many")):
+            for number in range(14):
+                await start(f"many-{number}")
+            with pytest.raises(Overloaded):
+                await start("many-14")
+        for name in "ab":
+            with use_request(RequestContext(request_id=name)):
+                await start(name)
+        with use_request(RequestContext(request_id="c")), pytest.raises(Overloaded):
+            await start("c")
 
 
 async def test_the_loop_is_free_during_a_step() -> None:
