@@ -190,7 +190,9 @@ async def _among_gateways(
     streams.elsewhere = others
     async with AsyncExitStack() as stack:
         if settings.peers_listen:
-            service = GatewayService(usage, streams, dependencies.drain, others.look_up)
+            service = GatewayService(
+                usage, streams, dependencies.drain, others.look_up, _certificate_names(settings)
+            )
             server = Server([service.servicer], tls)
             port = await server.start(settings.peers_listen)
             stack.push_async_callback(server.drain, 0)
@@ -200,6 +202,14 @@ async def _among_gateways(
         if settings.peers_target:
             await stack.enter_async_context(others.running())
         yield
+
+
+def _certificate_names(settings: GatewaySettings) -> list[str]:
+    """The names that certificates of gateways have; none if callers need no certificate."""
+    if not (settings.tls_certificate and settings.tls_ca and settings.tls_client_auth):
+        return []
+    targets = settings.peers_target.split(",") if settings.peers_target else []
+    return [target.rpartition(":")[0].strip("[]") for target in targets]
 
 
 @asynccontextmanager

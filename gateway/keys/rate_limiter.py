@@ -20,6 +20,9 @@ from mesh.errors import ErrorKind, MeshError, invalid
 CONCURRENT_RETRY_SECONDS = 1.0
 """`Retry-After` for a key at its concurrency limit: the end of its requests is unknown."""
 
+MAX_DEBT_SECONDS = 3600.0
+"""Longest time for which reports of other gateways can keep a key waiting: they may be wrong."""
+
 SPREAD = 0.2
 """Largest random extension of a delay, so that clients do not retry at the same time."""
 
@@ -44,6 +47,12 @@ class Bucket:
     def take(self, amount: float) -> None:
         """Take `amount`, also if it overdraws the bucket; a negative amount is a refund."""
         self._level = min(self._capacity, self._now() - amount)
+
+    def take_late(self, amount: float) -> None:
+        """The same for what was used elsewhere; overdraws by at most `MAX_DEBT_SECONDS`."""
+        level = self._now()
+        least = min(level, -MAX_DEBT_SECONDS * self._rate)
+        self._level = min(self._capacity, max(level - amount, least))
 
     def _now(self) -> float:
         now = time.monotonic()
@@ -113,10 +122,10 @@ class RateLimiter:
         self._elsewhere[gateway] = now.num_running
         self._num_elsewhere = sum(self._elsewhere.values())
         if self._requests is not None:
-            self._requests.take(max(0, now.num_requests - before.num_requests))
+            self._requests.take_late(max(0, now.num_requests - before.num_requests))
         if self._tokens is not None:
             # A request may be charged less at its end than before.
-            self._tokens.take(now.num_tokens - before.num_tokens)
+            self._tokens.take_late(now.num_tokens - before.num_tokens)
 
     def forget(self, gateway: str) -> None:
         """The requests of another gateway do not count any more."""

@@ -12,7 +12,7 @@ import grpc.aio
 from gateway.keys.rate_limiter import KeyUsage
 from gateway.keys.shared_usage import SharedUsage
 from gateway.observability import metrics
-from gateway.streaming.resumable_streams import Place, stream_gone
+from gateway.streaming.resumable_streams import Place, is_instance, stream_gone
 from mesh.errors import MeshError
 from mesh.rpc.channel import call_unary, open_channel, open_stream
 from mesh.rpc.peers.discovery import Discovery
@@ -25,8 +25,24 @@ logger = logging.getLogger("gateway.peers")
 RETRY_SECONDS = 0.5
 """Delay before a gateway whose reports have ended is called again."""
 
+DUPLICATE_SECONDS = 10.0
+"""The same, for one whose reports cannot be used, as it is known by another address."""
+
+READ_SECONDS = 0.01
+"""Least time between two reports that are read of one gateway, which sends them more slowly."""
+
+MAX_KEYS = 65_536
+"""Most keys in one report."""
+
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
+"""Limit of a message from another gateway: what is read of one is parsed at once."""
+
 STOP_SECONDS = 2.0
 """Timeout of the call that stops a stream elsewhere."""
+
+
+class _UnusableReport(Exception):
+    """A report that no gateway sends; the message has the reason."""
 
 
 class _Gateway:
@@ -41,6 +57,8 @@ class _Gateway:
         """Empty while it is not connected."""
         self.is_this = False
         """Whether it is known to be this gateway."""
+        self.problem = ""
+        """Why its reports are not used."""
 
 
 class OtherGateways:
@@ -124,7 +142,10 @@ class OtherGateways:
         for address, target in found.items():
             if address not in self._tasks:
                 name = target.rpartition(":")[0].strip("[]")
-                gateway = _Gateway(address, open_channel(address, self._tls, name))
+                channel = open_channel(
+                    address, self._tls, name, max_response_bytes=MAX_RESPONSE_BYTES
+                )
+                gateway = _Gateway(address, channel)
                 self._gateways[address] = gateway
                 self._tasks[address] = asyncio.create_task(
                     self._follow(gateway), name=f"follow gateway {address}"
@@ -135,7 +156,8 @@ class OtherGateways:
                 self._tasks.pop(address).cancel()
 
     def _is_complete(self) -> bool:
-        return all(each.instance or each.is_this for each in self._gateways.values())
+        gateways = self._gateways.values()
+        return all(each.instance or each.is_this or each.problem for each in gateways)
 
     async def _follow(self, gateway: _Gateway) -> None:
         try:
@@ -144,7 +166,7 @@ class OtherGateways:
                 if gateway.is_this:
                     # Its address remains known, so that it is not followed again.
                     await asyncio.Event().wait()
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(DUPLICATE_SECONDS if gateway.problem else RETRY_SECONDS)
         finally:
             self._gateways.pop(gateway.address, None)
             await gateway.channel.close()
@@ -161,6 +183,12 @@ class OtherGateways:
                         gateway.is_this = True
                         return
                     self._received(gateway, response)
+                    await asyncio.sleep(READ_SECONDS)
+        except _UnusableReport as error:
+            if gateway.problem != str(error):
+                gateway.problem = str(error)
+                fields = {"address": gateway.address, "reason": gateway.problem}
+                logger.warning("reports of a gateway not used", extra=fields)
         except MeshError as error:
             logger.debug("reports ended", extra={"address": gateway.address, "error": str(error)})
         except Exception:
@@ -172,11 +200,20 @@ class OtherGateways:
             metrics.GATEWAYS_CONNECTED.set(self.num_connected)
 
     def _received(self, gateway: _Gateway, response: gateway_pb2.WatchKeyUsageResponse) -> None:
-        if gateway.instance != response.instance:
-            gateway.instance = response.instance
+        """Apply a report. Raises _UnusableReport."""
+        if len(response.keys) > MAX_KEYS:
+            raise _UnusableReport(f"it has {len(response.keys)} keys, more than {MAX_KEYS}")
+        if not gateway.instance or gateway.instance != response.instance:
+            if gateway.instance or not is_instance(response.instance):
+                raise _UnusableReport("it has no valid identity")
+            if (other := self._find(response.instance)) is not None:
+                # Such as one with addresses of both families: it must not count twice.
+                raise _UnusableReport(f"it is the gateway at {other.address}")
+            gateway.instance, gateway.problem = response.instance, ""
             logger.info("gateway connected", extra={"address": gateway.address})
             metrics.GATEWAYS_CONNECTED.set(self.num_connected)
         self._usage.received(
             gateway.address,
-            [KeyUsage(k.name, k.num_running, k.num_requests, k.num_tokens) for k in response.keys],
+            (KeyUsage(k.name, k.num_running, k.num_requests, k.num_tokens) for k in response.keys),
+            more=response.more,
         )

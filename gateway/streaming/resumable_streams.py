@@ -11,6 +11,7 @@ The name of a stream begins with the identity of its gateway, so that any gatewa
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,14 @@ INSTANCE_BYTES = 9
 
 _INSTANCE_LENGTH = INSTANCE_BYTES * 4 // 3
 
+_INSTANCE = re.compile(rf"[A-Za-z0-9_-]{{{_INSTANCE_LENGTH}}}")
+
 _MAX_DIGITS = 9
+
+
+def is_instance(text: str) -> bool:
+    """Whether `text` can be the identity of a gateway."""
+    return _INSTANCE.fullmatch(text) is not None
 
 
 class Place(NamedTuple):

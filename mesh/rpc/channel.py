@@ -28,7 +28,7 @@ from mesh.rpc.first_message import read_first
 from mesh.rpc.multiplex.channel import MultiplexChannel
 from mesh.rpc.secure_channel import ReloadingChannel
 from mesh.rpc.tls import NO_TLS, TlsFiles
-from mesh.rpc.transport import channel_options
+from mesh.rpc.transport import MAX_MESSAGE_BYTES, channel_options
 
 STATUS_SECONDS = 1.0
 """Maximum time to wait for the status of a stream after its last message has been read."""
@@ -40,7 +40,11 @@ Again = Callable[[MeshError], Awaitable[grpc.aio.UnaryStreamCall[Any, Any]]]
 
 
 def open_channel(
-    target: str, tls: TlsFiles = NO_TLS, server_name: str | None = None
+    target: str,
+    tls: TlsFiles = NO_TLS,
+    server_name: str | None = None,
+    *,
+    max_response_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
     """Open a channel to `target` (any gRPC target); the caller closes it. Connects on first use.
 
@@ -48,7 +52,7 @@ def open_channel(
     default the host of `target`: for replicas that is the Service's name, not the address.
     A `BalancedChannel` (mesh.rpc.peers) spreads calls over all replicas. Raises TlsError.
     """
-    options = channel_options()
+    options = channel_options(max_response_bytes)
     if not tls.for_channel:
         return MultiplexChannel(grpc.aio.insecure_channel(target, options=options))
     name = server_name or target.rpartition(":")[0].strip("[]")

@@ -17,6 +17,10 @@ continues on another replica. gRPC answers pings in its own threads, also while 
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
+HANDSHAKE_SECONDS = 10
+"""Time in which a new connection must complete TLS and send HTTP/2's settings; by default two
+minutes. Silent connections would occupy file descriptors for as long."""
+
 STREAM_WINDOW_BYTES = 64 * 1024
 """HTTP/2 flow-control window of a stream.
 
@@ -31,14 +35,14 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def common_options() -> Options:
+def common_options(max_received_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     """Message limits and keepalive.
 
     A ping that is not acknowledged ends the connection after `ping_timeout_ms`, by default a
     minute. `keepalive_timeout_ms` alone does not shorten this; it becomes TCP_USER_TIMEOUT.
     """
     return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", max_received_bytes),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", _milliseconds(KEEPALIVE_SECONDS)),
         ("grpc.keepalive_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_SECONDS)),
@@ -58,6 +62,7 @@ def server_options(max_connection_age: float, max_connection_age_grace: float) -
     return [
         *common_options(),
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(KEEPALIVE_SECONDS / 2)),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(HANDSHAKE_SECONDS)),
         ("grpc.max_connection_age_ms", _milliseconds(max_connection_age)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(max_connection_age_grace)),
         # Binding a used port must fail; with it, two processes would share the calls.
@@ -65,14 +70,14 @@ def server_options(max_connection_age: float, max_connection_age_grace: float) -
     ]
 
 
-def channel_options() -> Options:
+def channel_options(max_received_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     """Options of a channel: a separate connection, and fast reconnects inside a cluster.
 
     The calls between the services never use the proxy of `grpc_proxy`, `https_proxy` or
     `http_proxy`, which is for requests to the internet.
     """
     return [
-        *common_options(),
+        *common_options(max_received_bytes),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),

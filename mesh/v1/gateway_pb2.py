@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mesh/v1/gateway.proto\x12\x07mesh.v1\"\x16\n\x14WatchKeyUsageRequest\"W\n\x08KeyUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x14\n\x0cnum_requests\x18\x03 \x01(\x04\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\"J\n\x15WatchKeyUsageResponse\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x1f\n\x04keys\x18\x02 \x03(\x0b\x32\x11.mesh.v1.KeyUsage\"4\n\x13ResumeStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\r\"4\n\x14ResumeStreamResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\r\n\x05\x66rame\x18\x02 \x01(\x0c\"#\n\x11StopStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\"#\n\x12StopStreamResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xf8\x01\n\x0eGatewayService\x12P\n\rWatchKeyUsage\x12\x1d.mesh.v1.WatchKeyUsageRequest\x1a\x1e.mesh.v1.WatchKeyUsageResponse0\x01\x12M\n\x0cResumeStream\x12\x1c.mesh.v1.ResumeStreamRequest\x1a\x1d.mesh.v1.ResumeStreamResponse0\x01\x12\x45\n\nStopStream\x12\x1a.mesh.v1.StopStreamRequest\x1a\x1b.mesh.v1.StopStreamResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mesh/v1/gateway.proto\x12\x07mesh.v1\"\x16\n\x14WatchKeyUsageRequest\"W\n\x08KeyUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x14\n\x0cnum_requests\x18\x03 \x01(\x04\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\"X\n\x15WatchKeyUsageResponse\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x1f\n\x04keys\x18\x02 \x03(\x0b\x32\x11.mesh.v1.KeyUsage\x12\x0c\n\x04more\x18\x03 \x01(\x08\"4\n\x13ResumeStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\r\"4\n\x14ResumeStreamResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\r\n\x05\x66rame\x18\x02 \x01(\x0c\"#\n\x11StopStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\"#\n\x12StopStreamResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x32\xf8\x01\n\x0eGatewayService\x12P\n\rWatchKeyUsage\x12\x1d.mesh.v1.WatchKeyUsageRequest\x1a\x1e.mesh.v1.WatchKeyUsageResponse0\x01\x12M\n\x0cResumeStream\x12\x1c.mesh.v1.ResumeStreamRequest\x1a\x1d.mesh.v1.ResumeStreamResponse0\x01\x12\x45\n\nStopStream\x12\x1a.mesh.v1.StopStreamRequest\x1a\x1b.mesh.v1.StopStreamResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYUSAGE']._serialized_start=58
   _globals['_KEYUSAGE']._serialized_end=145
   _globals['_WATCHKEYUSAGERESPONSE']._serialized_start=147
-  _globals['_WATCHKEYUSAGERESPONSE']._serialized_end=221
-  _globals['_RESUMESTREAMREQUEST']._serialized_start=223
-  _globals['_RESUMESTREAMREQUEST']._serialized_end=275
-  _globals['_RESUMESTREAMRESPONSE']._serialized_start=277
-  _globals['_RESUMESTREAMRESPONSE']._serialized_end=329
-  _globals['_STOPSTREAMREQUEST']._serialized_start=331
-  _globals['_STOPSTREAMREQUEST']._serialized_end=366
-  _globals['_STOPSTREAMRESPONSE']._serialized_start=368
-  _globals['_STOPSTREAMRESPONSE']._serialized_end=403
-  _globals['_GATEWAYSERVICE']._serialized_start=406
-  _globals['_GATEWAYSERVICE']._serialized_end=654
+  _globals['_WATCHKEYUSAGERESPONSE']._serialized_end=235
+  _globals['_RESUMESTREAMREQUEST']._serialized_start=237
+  _globals['_RESUMESTREAMREQUEST']._serialized_end=289
+  _globals['_RESUMESTREAMRESPONSE']._serialized_start=291
+  _globals['_RESUMESTREAMRESPONSE']._serialized_end=343
+  _globals['_STOPSTREAMREQUEST']._serialized_start=345
+  _globals['_STOPSTREAMREQUEST']._serialized_end=380
+  _globals['_STOPSTREAMRESPONSE']._serialized_start=382
+  _globals['_STOPSTREAMRESPONSE']._serialized_end=417
+  _globals['_GATEWAYSERVICE']._serialized_start=420
+  _globals['_GATEWAYSERVICE']._serialized_end=668
 # @@protoc_insertion_point(module_scope)

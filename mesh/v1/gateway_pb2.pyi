@@ -69,21 +69,25 @@ class WatchKeyUsageResponse(message.Message):
 
     INSTANCE_FIELD_NUMBER: builtins.int
     KEYS_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
     instance: builtins.str
     """Identity of this process, with which the names of its streams begin."""
+    more: builtins.bool
+    """Whether the next message has more keys of the same time."""
     @builtins.property
     def keys(self) -> containers.RepeatedCompositeFieldContainer[KeyUsage]:
-        """The keys that changed."""
+        """The keys that changed; at most 1,000."""
 
     def __init__(
         self,
         *,
         instance: builtins.str = ...,
         keys: abc.Iterable[KeyUsage] | None = ...,
+        more: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["instance", b"instance", "keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["instance", b"instance", "keys", b"keys", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

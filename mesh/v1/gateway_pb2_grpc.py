@@ -55,8 +55,8 @@ class GatewayServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def WatchKeyUsage(self, request, context):
-        """Streams the use of API keys with limits at this gateway, until cancelled. The first message
-        has every key that is in use, further ones those that changed.
+        """Streams the use of API keys with limits at this gateway, until cancelled. The first messages,
+        up to one without `more`, have every key that is in use, further ones those that changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

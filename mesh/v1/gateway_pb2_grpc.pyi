@@ -32,8 +32,8 @@ class GatewayServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayServiceAsyncStub: ...
     WatchKeyUsage: _grpc.UnaryStreamMultiCallable[_gateway_pb2.WatchKeyUsageRequest, _gateway_pb2.WatchKeyUsageResponse]
-    """Streams the use of API keys with limits at this gateway, until cancelled. The first message
-    has every key that is in use, further ones those that changed.
+    """Streams the use of API keys with limits at this gateway, until cancelled. The first messages,
+    up to one without `more`, have every key that is in use, further ones those that changed.
     """
     ResumeStream: _grpc.UnaryStreamMultiCallable[_gateway_pb2.ResumeStreamRequest, _gateway_pb2.ResumeStreamResponse]
     """Streams the events of a resumable stream of this gateway. The caller's key is the request's
@@ -46,8 +46,8 @@ class GatewayServiceStub:
 class GatewayServiceAsyncStub(GatewayServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchKeyUsage: _aio.UnaryStreamMultiCallable[_gateway_pb2.WatchKeyUsageRequest, _gateway_pb2.WatchKeyUsageResponse]  # type: ignore[assignment]
-    """Streams the use of API keys with limits at this gateway, until cancelled. The first message
-    has every key that is in use, further ones those that changed.
+    """Streams the use of API keys with limits at this gateway, until cancelled. The first messages,
+    up to one without `more`, have every key that is in use, further ones those that changed.
     """
     ResumeStream: _aio.UnaryStreamMultiCallable[_gateway_pb2.ResumeStreamRequest, _gateway_pb2.ResumeStreamResponse]  # type: ignore[assignment]
     """Streams the events of a resumable stream of this gateway. The caller's key is the request's
@@ -63,8 +63,8 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.WatchKeyUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.WatchKeyUsageResponse], _abc.AsyncIterator[_gateway_pb2.WatchKeyUsageResponse]]:
-        """Streams the use of API keys with limits at this gateway, until cancelled. The first message
-        has every key that is in use, further ones those that changed.
+        """Streams the use of API keys with limits at this gateway, until cancelled. The first messages,
+        up to one without `more`, have every key that is in use, further ones those that changed.
         """
 
     @_abc_1.abstractmethod

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
 @asynccontextmanager
 async def pair_of(
-    start_gateway: StartGateway, folder: Path, limits: Limits = NO_LIMITS
+    start_gateway: StartGateway, folder: Path, limits: Limits = NO_LIMITS, **more: object
 ) -> AsyncIterator[Pair]:
     """Start two gateways that are connected to each other."""
     path = folder / "keys"
@@ -48,7 +48,7 @@ async def pair_of(
     async with AsyncExitStack() as stack:
         pair = Pair([], [])
         for address in addresses:
-            settings = {"peers_listen": address, "peers_host": ",".join(addresses)}
+            settings = {"peers_listen": address, "peers_host": ",".join(addresses), **more}
             starting = start_gateway(api_keys_file=str(path), dns_refresh_seconds=0.2, **settings)
             server = await stack.enter_async_context(starting)
             client = await stack.enter_async_context(client_of(server))
