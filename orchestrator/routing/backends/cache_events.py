@@ -18,6 +18,10 @@ RETRY_SECONDS = 2.0
 """Delay before a subscription that ended is opened again."""
 
 
+UNIMPLEMENTED_SECONDS = 30.0
+"""The same, for an engine that does not report the changes: its next version may."""
+
+
 class CacheChanges(Protocol):
     """What takes the changes of one engine's prefix cache, in the engine's names of blocks."""
 
@@ -32,11 +36,12 @@ class CacheChanges(Protocol):
 
 
 async def follow_cache(channel: grpc.aio.Channel, changes: CacheChanges) -> None:
-    """Passes on the changes until cancelled; returns if the engine does not report them.
+    """Passes on the changes, if the engine reports them, until cancelled.
 
     Each subscription begins with the engine's state, so one that was too slow starts anew.
     """
     stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
+    level = logging.INFO
     while True:
         try:
             request = common_pb2.SubscribeKvEventsRequest()
@@ -46,8 +51,11 @@ async def follow_cache(channel: grpc.aio.Channel, changes: CacheChanges) -> None
                         _apply(event, changes)
         except MeshError as error:
             if error.kind is ErrorKind.UNIMPLEMENTED:
-                logger.info("engine reports no cache events")
-                return
+                # What is known of the cache is not from reports, and stays.
+                logger.log(level, "engine reports no cache events")
+                level = logging.DEBUG
+                await asyncio.sleep(UNIMPLEMENTED_SECONDS)
+                continue
             logger.debug("subscription to cache events ended", extra={"error": str(error)})
         changes.clear()
         await asyncio.sleep(RETRY_SECONDS)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2, vllm_engine_pb2_grpc
@@ -116,6 +117,9 @@ class VllmBackend(PolledHealth, WithoutAdapters):
         self._health: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(channel)
         self._defaults = SamplingDefaults()
         self._aborting: set[asyncio.Task[None]] = set()
+        self._known = ModelFiles()
+        self._connected: asyncio.Task[None] | None = None
+        """Ends with the connection on which the files were fetched."""
 
     async def check(self, timeout: float) -> bool:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
@@ -194,6 +198,7 @@ class VllmBackend(PolledHealth, WithoutAdapters):
 
     async def close(self) -> None:
         """Ends the calls that abort requests; the caller closes the channel."""
+        await self._forget_files()
         for task in self._aborting:
             task.cancel()
         await asyncio.gather(*self._aborting, return_exceptions=True)
@@ -206,7 +211,30 @@ class VllmBackend(PolledHealth, WithoutAdapters):
             logger.debug("request not aborted", extra={"code": error.code().name})
 
     async def _files(self) -> ModelFiles:
-        """What the model's files say, where the engine serves them."""
+        """What the model's files say, where the engine serves them.
+
+        They are fetched once for each connection, not whenever the engine is found again after a
+        failed call: an archive has up to 128 MiB. Another process has another connection.
+        """
+        if self._connected is not None and not self._connected.done():
+            return self._known
+        await self._forget_files()
+        lost = self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        self._connected = asyncio.create_task(lost, name="vLLM connection")
+        try:
+            self._known = await self._fetched()
+        except BaseException:
+            await self._forget_files()
+            raise
+        return self._known
+
+    async def _forget_files(self) -> None:
+        connected, self._connected = self._connected, None
+        if connected is not None:
+            connected.cancel()
+            await asyncio.gather(connected, return_exceptions=True)
+
+    async def _fetched(self) -> ModelFiles:
         try:
             files = await fetch_tokenizer(self._channel)
         except MeshError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
+import grpc.aio
 import pytest
 from starlette.responses import JSONResponse
 
@@ -16,6 +18,7 @@ from mesh.protocol.finish import FinishReason, GenerationFinish
 from mesh.protocol.logprobs import TokenLogprob
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.tokens import TokenChunk
+from mesh.rpc.channel import open_channel
 from mesh.rpc.server import Servicer
 from mesh.v1 import tokenizer_pb2_grpc
 from orchestrator.generation import ModelInfo
@@ -28,6 +31,7 @@ from orchestrator.routing.backends.vllm_grpc.client import VllmBackend
 from orchestrator.routing.backends.vllm_http.client import VllmHttpBackend
 from orchestrator.routing.backends.vllm_http.response import MAX_ERROR_BYTES
 from orchestrator.routing.backends.weir import WeirBackend
+from tests.chaos.proxy import Proxy
 from tests.helpers import eventually, serve
 from tests.orchestrator.fakes import FakeTokenizer
 from tests.orchestrator.routing.backends.conftest import Backends
@@ -359,6 +363,40 @@ async def test_files_that_are_late_are_requested_again(
         await backends.vllm.model()
     monkeypatch.undo()
     assert (await backends.vllm.model()).vocabulary_sha256
+
+
+async def test_files_are_fetched_once_for_each_connection(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is found again after a failed call is asked for its model, not its files.
+
+    Another process at its address may have others.
+    """
+    fetched: list[object] = []
+    fetch = client.fetch_tokenizer
+
+    async def counting(channel: grpc.aio.Channel) -> Mapping[str, bytes]:
+        fetched.append(channel)
+        return await fetch(channel)
+
+    monkeypatch.setattr(client, "fetch_tokenizer", counting)
+    async with Proxy().running() as proxy, AsyncExitStack() as stack:
+        proxy.target = backends.served.address
+        channel = open_channel(proxy.address)
+        stack.push_async_callback(channel.close)
+        backend = VllmBackend(channel)
+        stack.push_async_callback(backend.close)
+        models = [await backend.model() for _ in range(3)]
+        assert models[0].vocabulary_sha256
+        assert models == [models[0]] * 3
+        assert len(fetched) == 1
+        connected = backend._connected
+        assert connected is not None
+        proxy.reset()
+        await eventually(connected.done, "the connection is lost")
+        await channel.channel_ready()
+        assert await backend.model() == models[0]
+        assert len(fetched) == 2
 
 
 async def test_a_cut_http_stream_is_a_lost_engine(backends: Backends) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
 import pytest
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 
+from mesh.rpc.channel import open_channel
 from mesh.rpc.server import Servicer
 from orchestrator.routing.backends import cache_events
 from orchestrator.routing.backends.cache_events import follow_cache
@@ -99,7 +101,7 @@ async def test_an_engine_by_http_is_not_followed(no_tasks_left: None) -> None:
 async def test_an_engines_reports_reach_the_index(
     monkeypatch: pytest.MonkeyPatch, no_tasks_left: None
 ) -> None:
-    """A subscription that is lost starts anew; an engine without events is left alone."""
+    """A subscription that is lost starts anew."""
     monkeypatch.setattr(cache_events, "RETRY_SECONDS", 0.01)
     index, hashes, reporter = PrefixIndex(), block_hashes(PROMPT), Reporter()
     register = vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server
@@ -111,5 +113,30 @@ async def test_an_engines_reports_reach_the_index(
         await eventually(lambda: index.num_cached("a", hashes) == 7, "the end is evicted")
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-    async with serve() as served, asyncio.timeout(5):
-        await follow_cache(served.channel, CacheMirror(index, "a"))
+
+
+async def test_an_engine_that_is_replaced_by_one_with_reports_is_followed(
+    monkeypatch: pytest.MonkeyPatch, no_tasks_left: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until then nothing is known of its cache, and what routing has learned of it is kept."""
+    monkeypatch.setattr(cache_events, "UNIMPLEMENTED_SECONDS", 0.02)
+    caplog.set_level("INFO")
+    index, hashes, reporter = PrefixIndex(), block_hashes(PROMPT), Reporter()
+    index.add("a", hashes[:2])
+    register = vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server
+    async with AsyncExitStack() as stack:
+        async with serve() as without:
+            channel = open_channel(without.address)
+            stack.push_async_callback(channel.close)
+            following = asyncio.create_task(follow_cache(channel, CacheMirror(index, "a")))
+            stack.callback(following.cancel)
+            await eventually(lambda: "engine reports no cache events" in caplog.text, "it is asked")
+            await asyncio.sleep(0.1)
+            assert index.num_cached("a", hashes) == 2
+            assert caplog.text.count("engine reports no cache events") == 1
+        monkeypatch.setattr(cache_events, "RETRY_SECONDS", 0.02)
+        servicer = Servicer("vllm.grpc.engine.VllmEngine", register, reporter)
+        await stack.enter_async_context(serve(servicer, listen=without.address))
+        await eventually(lambda: index.num_cached("a", hashes) == 8, "the prompt is known", 20)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
