@@ -16,6 +16,7 @@ from bs4.element import NavigableString, Tag
 from markdown_it import MarkdownIt
 
 from orchestrator.index.formats import (
+    MAX_TABLE_COLUMNS,
     Content,
     Section,
     UnreadableDocument,
@@ -25,6 +26,7 @@ from orchestrator.index.formats import (
     read_table,
     row_sentences,
 )
+from orchestrator.index.html_tree import HtmlTree
 from orchestrator.search.grounding.sentences import split_sentences
 from orchestrator.search.language.languages import detect_language
 from orchestrator.search.language.words import count_words
@@ -182,7 +184,7 @@ def _article(text: str) -> Content:
         from trafilatura import extract
     except ImportError:
         return page
-    soup = BeautifulSoup(text, "html.parser")
+    soup = HtmlTree(text)
     for element in soup(_NOT_PROSE):
         element.decompose()
     article = extract(
@@ -202,7 +204,7 @@ def _markdown(text: str) -> Content:
 
 
 def _html(text: str) -> Content:
-    soup = BeautifulSoup(text, "html.parser")
+    soup = HtmlTree(text)
     page_title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for element in soup([*_NOT_PROSE, "title"]):
         element.decompose()
@@ -228,7 +230,7 @@ def _replace_table(table: Tag) -> None:
     texts = [[" ".join(cell.get_text(" ").split()) for cell in row] for row in rows]
     is_data = (
         len(texts) > 1
-        and max(map(len, texts)) > 1
+        and 1 < max(map(len, texts)) <= MAX_TABLE_COLUMNS
         and table.find("table") is None
         and all(len(text) <= MAX_CELL_CHARACTERS for row in texts for text in row)
     )

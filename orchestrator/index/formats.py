@@ -26,7 +26,8 @@ MAX_UNPACKED_BYTES = 256 * 1024 * 1024
 """Size of a DOCX file with its pictures; they are compressed already, and are unpacked too."""
 
 MAX_TABLE_COLUMNS = 1000
-"""Columns of a table in a DOCX file, of which Word allows 63; a cell can claim any number."""
+"""Columns of a table, each row of which becomes one sentence. Word allows 63; a cell in a DOCX file
+can claim any number."""
 
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = (
@@ -154,12 +155,15 @@ def _check_unpacked_size(content: bytes) -> None:
 
 def _cells(row: _Row) -> Sequence[_Cell]:
     """The cells of a row, one that spans several columns for each of them."""
-    num_columns = sum(cell.grid_span for cell in row._tr.tc_lst)
-    if num_columns > MAX_TABLE_COLUMNS:
-        raise UnreadableDocument(
-            f"must have tables of at most {MAX_TABLE_COLUMNS} columns, has {num_columns}"
-        )
+    _check_columns(sum(cell.grid_span for cell in row._tr.tc_lst))
     return row.cells
+
+
+def _check_columns(number: int) -> None:
+    if number > MAX_TABLE_COLUMNS:
+        raise UnreadableDocument(
+            f"must have tables of at most {MAX_TABLE_COLUMNS} columns, has {number}"
+        )
 
 
 def read_table(text: str) -> Content:
@@ -169,11 +173,16 @@ def read_table(text: str) -> Content:
     except csv.Error:
         dialect = csv.excel
     try:
-        return Content(
-            "", [Section("", list(row_sentences(csv.reader(io.StringIO(text), dialect))))]
-        )
+        rows = _checked(csv.reader(io.StringIO(text), dialect))
+        return Content("", [Section("", list(row_sentences(rows)))])
     except csv.Error as error:
         raise UnreadableDocument(f"is a damaged table: {error}") from error
+
+
+def _checked(rows: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
+    for row in rows:
+        _check_columns(len(row))
+        yield row
 
 
 def row_sentences(rows: Iterable[Sequence[str]]) -> Iterator[str]:

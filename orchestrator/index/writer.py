@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from orchestrator.index.cpu_limit import limited_cpu_time
 from orchestrator.index.database import sqlite3
 from orchestrator.index.documents import Document, parse
 from orchestrator.index.formats import UnreadableDocument
@@ -123,8 +124,10 @@ class IndexWriter:
     def _update_one(self, source: SourceFile, base_url: str) -> str:
         try:
             return self._read_one(source, base_url)
-        except (OSError, UnreadableDocument) as error:
-            tqdm.write(f"skipped {source.name}: {error}", file=sys.stderr)
+        except (OSError, UnreadableDocument, RecursionError, MemoryError) as error:
+            # The last two are of parsers; one document must not stop those of all others.
+            reason = str(error) or f"cannot be parsed: {type(error).__name__}"
+            tqdm.write(f"skipped {source.name}: {reason}", file=sys.stderr)
             self._remove(source.name)
             return "skipped"
 
@@ -140,7 +143,8 @@ class IndexWriter:
         if status.st_size > MAX_BYTES:
             raise UnreadableDocument(f"must be at most {MAX_BYTES} bytes, has {status.st_size}")
         content = source.path.read_bytes()
-        document = parse(source.path, content)
+        with limited_cpu_time():
+            document = parse(source.path, content)
         sha256 = hashlib.sha256(content).hexdigest()
         url = document.url or default_url
         stamp = (status.st_mtime_ns, status.st_size)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import docx
 import pytest
 
-from orchestrator.index import build, formats
+from orchestrator.index import build, cpu_limit, formats, writer
 from orchestrator.index.build import main
-from orchestrator.index.documents import parse
+from orchestrator.index.documents import Document, parse
 from orchestrator.index.formats import UnreadableDocument
+from orchestrator.index.html_tree import MAX_DEPTH, HtmlTree
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 
 SENTENCE = "Größe und Gewicht der Füchse sind verschieden, wie die Bücher über Tiere erzählen."
@@ -143,6 +145,7 @@ def test_boilerplate_of_a_web_page_is_left_out() -> None:
         ("x.docx", b"PK\x03\x04 nothing", "damaged DOCX"),
         ("x.txt", b"\x00\x01\x02\x03", "binary"),
         ("x.csv", b"name,colour\n", "no prose"),
+        ("x.csv", b"a,b\n" + b"1," * 2000, "at most 1000 columns, has 2001"),
     ],
 )
 def test_a_damaged_file_is_reported(name: str, content: bytes, reason: str) -> None:
@@ -198,6 +201,45 @@ def test_damaged_files_are_skipped_by_name(
     captured = capsys.readouterr()
     assert "skipped bad.docx: is a damaged DOCX file" in captured.err
     assert "1 indexed, 0 unchanged, 0 removed, 1 skipped" in captured.out
+
+
+def test_elements_inside_one_another_are_bounded() -> None:
+    """Deeper ones are placed beside the deepest one; no text is lost, and the order stays."""
+    words = [f"w{number}" for number in range(3000)]
+    text = "".join(f"<div><b>{word}" for word in words)
+    tree = HtmlTree(text + "</b></div>" * len(words) + "<p>end</p>")
+    deepest = tree.find(string="w2999")
+    assert deepest is not None
+    assert len(list(deepest.parents)) <= MAX_DEPTH + 1
+    assert tree.get_text(" ").split() == [*words, "end"]
+    prose = " ".join(passage.text for passage in parse(Path("x.html"), str(tree).encode()).passages)
+    assert set(words) <= set(prose.split())
+
+
+def test_a_document_that_takes_too_long_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its parser catches; so is one whose parser fails. The others are indexed."""
+
+    def slow(path: Path, content: bytes) -> Document:
+        if path.stem == "nested":
+            raise RecursionError
+        while path.stem == "slow":
+            with suppress(Exception):
+                sum(range(1000))
+        return parse(path, content)
+
+    parse(Path("x.txt"), b"A fox is small.")  # loads what all documents need
+    monkeypatch.setattr(writer, "parse", slow)
+    monkeypatch.setattr(cpu_limit, "MAX_SECONDS", 0.2)
+    for name in ("a", "nested", "slow", "z"):
+        (tmp_path / f"{name}.txt").write_text("A fox is small.")
+    assert main([str(tmp_path), "--out", str(tmp_path / "index")]) == 3
+    captured = capsys.readouterr()
+    assert "skipped slow.txt: must be parsed in at most 0.2 s of CPU time" in captured.err
+    assert "skipped nested.txt: cannot be parsed: RecursionError" in captured.err
+    assert "2 indexed, 0 unchanged, 0 removed, 2 skipped" in captured.out
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 @contextmanager
