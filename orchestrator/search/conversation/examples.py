@@ -6,6 +6,7 @@ kept for a while: each page that is opened asks for them.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -27,12 +28,24 @@ class Examples:
         self._clock = clock
         self._questions: Sequence[str] = ()
         self._until = 0.0
+        self._searching = asyncio.Lock()
+        self._num_searches = 0
 
     async def questions(self, number: int) -> Sequence[str]:
-        """At most `number` questions; searches again after `MAX_AGE_SECONDS`."""
+        """At most `number` questions; searches again after `MAX_AGE_SECONDS`.
+
+        Concurrent callers share one search, also if it fails.
+        """
+        num_searches = self._num_searches
         if self._clock() >= self._until:
-            found = await self._search.retrieve([DEFINING_QUERY], 1, safe_search=True)
-            if not found.failed:
-                self._questions = related_questions([], found.candidates, MAX_EXAMPLES)
-                self._until = self._clock() + MAX_AGE_SECONDS
+            async with self._searching:
+                if self._num_searches == num_searches:
+                    await self._search_again()
         return self._questions[:number]
+
+    async def _search_again(self) -> None:
+        found = await self._search.retrieve([DEFINING_QUERY], 1, safe_search=True)
+        self._num_searches += 1
+        if not found.failed:
+            self._questions = related_questions([], found.candidates, MAX_EXAMPLES)
+            self._until = self._clock() + MAX_AGE_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -182,6 +183,34 @@ async def test_the_documents_suggest_questions(index: str) -> None:
         with pytest.raises(MeshError, match="num_questions must be between 1 and 10, given 11"):
             await call_unary(suggest, orchestrator_pb2.SuggestQuestionsRequest(num_questions=11))
     assert set(found.questions) == {"What is a fox?", "What is a dog?", "What is a den?"}
+
+
+async def test_callers_at_the_same_time_share_a_search() -> None:
+    """A page that many open asks once; a caller that leaves does not end the search of others."""
+    may_end, num_calls = asyncio.Event(), 0
+
+    class SlowSearch:
+        async def retrieve(self, *_: object, **__: object) -> RetrievalOutcome:
+            nonlocal num_calls
+            num_calls += 1
+            await may_end.wait()
+            found = [SearchResult("Fox", "Fox", 1.0, "Fox is a thing.")]
+            return RetrievalOutcome((), candidates=found, failed=num_calls == 2)
+
+    slow: Any = SlowSearch()
+    clock = Clock()
+    examples = Examples(slow, clock.monotonic)
+    first, *others = [asyncio.create_task(examples.questions(3)) for _ in range(10)]
+    await asyncio.sleep(0)
+    first.cancel()
+    may_end.set()
+    # The first one's search ends with it; the next one is for all others, though it fails.
+    assert await asyncio.gather(*others) == [()] * 9
+    assert num_calls == 2
+    assert (
+        await asyncio.gather(*(examples.questions(3) for _ in range(10))) == [["What is fox?"]] * 10
+    )
+    assert num_calls == 3
 
 
 async def test_suggestions_are_kept_for_a_while() -> None:
