@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import NamedTuple
@@ -155,6 +155,19 @@ class Generation:
             self._active.account.end_generation(kind, error, traceback)
         if isinstance(error, MeshError) and (error.param or "").startswith("constraint"):
             raise error.renamed(self._constraint_field) from error
+
+    async def echo(self, chunk: TokenChunk) -> AsyncGenerator[Progress]:
+        """The messages of a prompt with log probabilities, to be sent before the chunk is pushed.
+
+        The event loop runs between two of them. Raises MeshError.
+        """
+        for delta in self._assembler.echo(chunk.prompt_logprobs):
+            self._record_delta(delta)
+            yield Progress(
+                None if self._active.started else start(self._model, self._active), delta
+            )
+            self.report_first_text()
+            await asyncio.sleep(0)
 
     def push(self, chunk: TokenChunk) -> list[Progress]:
         """Records the chunk and returns the messages to send, often none or one.

@@ -138,6 +138,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 ) as generation:
                     answer = _grounded_answer(parsed, prompt)
                     async for chunk in generation.tokens:
+                        if chunk.prompt_logprobs:
+                            async for progress in generation.echo(chunk):
+                                yield _progress(progress)
                         for progress in generation.push(chunk):
                             if answer is None:
                                 yield _progress(progress)

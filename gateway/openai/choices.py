@@ -77,8 +77,8 @@ async def choices(streams: Sequence[Stream]) -> Events:
 
 async def prompts_only(events: Events) -> Events:
     """The events of a request for no tokens: the echo of each choice, and its finish."""
-    # The echo is a choice's first delta. A later delta without tokens is the rest of a token that
-    # ends within a character.
+    # The echo is what comes before a choice's first token. A later delta without tokens is the rest
+    # of a token that ends within a character.
     echoed: set[int] = set()
     async with aclosing(events):
         async for each in events:
@@ -89,10 +89,10 @@ async def prompts_only(events: Events) -> Events:
                 aborted = each.event.reason is FinishReason.ABORT
                 reason = FinishReason.ABORT if aborted else FinishReason.LENGTH
                 yield ChoiceEvent(each.number, GenerationFinish(reason, usage))
-            elif each.number not in echoed:
+            elif each.event.num_tokens:
                 echoed.add(each.number)
-                if not each.event.num_tokens:
-                    yield each
+            elif each.number not in echoed:
+                yield each
 
 
 class _Merge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = "mesh.v1.InferenceService"
+
+FEW_LOGPROBS = 512
+"""So many log probabilities of a prompt are converted faster than a thread is switched twice."""
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -83,7 +87,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 async for output in outputs:
                     account.record(output)
                     if output.prompt_logprobs:
-                        yield _prompt_message(output)
+                        yield await _prompt_message(output)
                     finish = output.finish
                     if finish is None or finish.error is None:
                         yield _message(output, finish)
@@ -209,7 +213,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return SamplingParams(**{**defaults, **sampling_values(message)})
 
 
-def _prompt_message(output: SequenceOutput) -> inference_pb2.InferenceServiceGenerateResponse:
+async def _prompt_message(
+    output: SequenceOutput,
+) -> inference_pb2.InferenceServiceGenerateResponse:
+    if len(output.prompt_logprobs) <= FEW_LOGPROBS:
+        return _to_proto(output)
+    return await asyncio.to_thread(_to_proto, output)
+
+
+def _to_proto(output: SequenceOutput) -> inference_pb2.InferenceServiceGenerateResponse:
     logprobs = [token_logprob_to_proto(logprobs) for logprobs in output.prompt_logprobs]
     return inference_pb2.InferenceServiceGenerateResponse(
         chunk=inference_pb2.TokenChunk(prompt_logprobs=logprobs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, overload
 
 from mesh.v1 import common_pb2
 
@@ -14,6 +15,26 @@ class TokenLogprob(NamedTuple):
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     """Ids with their log probabilities, likeliest first; as many as the request asks for."""
+
+
+class LazyLogprobs(Sequence[TokenLogprob]):
+    """Log probabilities that are converted from protobuf when they are read: a long prompt has
+    thousands, and converting them together would occupy the event loop."""
+
+    def __init__(self, messages: Sequence[common_pb2.TokenLogprob]) -> None:
+        self._messages = messages
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @overload
+    def __getitem__(self, place: int) -> TokenLogprob: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[TokenLogprob]: ...
+    def __getitem__(self, place: int | slice) -> TokenLogprob | list[TokenLogprob]:
+        if isinstance(place, slice):
+            return [token_logprob_from_proto(each) for each in self._messages[place]]
+        return token_logprob_from_proto(self._messages[place])
 
 
 def token_logprob_to_proto(logprob: TokenLogprob) -> common_pb2.TokenLogprob:

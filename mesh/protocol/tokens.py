@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mesh.protocol.finish import GenerationFinish, finish_from_proto
-from mesh.protocol.logprobs import TokenLogprob, token_logprob_from_proto
+from mesh.protocol.logprobs import LazyLogprobs, TokenLogprob, token_logprob_from_proto
 from mesh.v1 import inference_pb2
 
 
@@ -41,6 +41,6 @@ def token_chunk_from_proto(
     return TokenChunk(
         chunk.token_ids,
         [token_logprob_from_proto(each) for each in chunk.logprobs],
-        [token_logprob_from_proto(each) for each in chunk.prompt_logprobs],
+        LazyLogprobs(chunk.prompt_logprobs),
         finish,
     )

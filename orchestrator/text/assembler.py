@@ -7,9 +7,10 @@ Every part is synchronous and holds back what it cannot decide yet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
-from mesh.errors import invalid
+from mesh.errors import MeshError, invalid
 from mesh.protocol.deltas import Delta, DeltaLogprob
 from mesh.protocol.logprobs import TokenLogprob
 from mesh.protocol.sampling_params import SamplingParams
@@ -19,6 +20,9 @@ from orchestrator.generation import ModelInfo
 from orchestrator.text.answer import NO_DELTA, AnswerDelta, AnswerParser
 from orchestrator.text.preparation import PreparedPrompt
 from orchestrator.text.token_texts import AlignedLogprobs, delta_logprob, prompt_texts
+
+ECHO_TOKENS = 256
+"""Tokens of a prompt that are echoed at once with their log probabilities; about a millisecond."""
 
 
 class TextAssembler:
@@ -52,6 +56,33 @@ class TextAssembler:
     def stop_string(self) -> str:
         """The stop string that has ended the text, so that no more will come out; else empty."""
         return self._stop.matched
+
+    def echo(self, logprobs: Sequence[TokenLogprob]) -> Iterator[Delta]:
+        """The echoed prompt with its log probabilities, before the chunk that has them is pushed.
+
+        In deltas of `ECHO_TOKENS` tokens, each of which is computed when it is read: there can be
+        thousands, and others wait meanwhile. Raises MeshError if there are too few.
+        """
+        text, self._echo = self._echo, None
+        if text is None or not self._echo_logprobs:
+            self._echo = text
+            return
+        if len(logprobs) != len(self._prompt_ids) - 1:
+            raise _missing_logprobs()
+        texts = prompt_texts(self._decoder, self._prompt_ids)
+        for begin in range(0, len(self._prompt_ids), ECHO_TOKENS):
+            tokens = list(islice(texts, ECHO_TOKENS))
+            values: list[TokenLogprob | None] = [None] if begin == 0 else []
+            values += logprobs[max(0, begin - 1) : begin + ECHO_TOKENS - 1]
+            part = "".join(token.text for token in tokens)
+            if begin + ECHO_TOKENS >= len(self._prompt_ids) or not text.startswith(part):
+                part = text  # the rest
+            text = text[len(part) :]
+            yield Delta(
+                part,
+                0,
+                [delta_logprob(self._decoder, *each) for each in zip(values, tokens, strict=True)],
+            )
 
     def push(self, chunk: TokenChunk) -> list[Delta]:
         """Takes the next chunk and returns the deltas that are certain now: at most one, and
@@ -109,20 +140,19 @@ class TextAssembler:
         return self._logprobs.take(self._parser.spans, None if ended else self._parser.position)
 
     def _push_echo(self, text: str, chunk: TokenChunk) -> list[Delta]:
-        """The prompt as a delta of no tokens, once its log probabilities, if any, are known."""
-        if not chunk.token_ids and self._echo_logprobs and not chunk.prompt_logprobs:
+        """The prompt as a delta of no tokens, if it has no log probabilities."""
+        if not chunk.token_ids and self._echo_logprobs:
             return []
+        if self._echo_logprobs and len(self._prompt_ids) > 1:
+            raise _missing_logprobs()
+        if self._echo_logprobs:
+            return list(self.echo(()))
         self._echo = None
-        if not self._echo_logprobs:
-            return [Delta(text, 0)]
-        if len(chunk.prompt_logprobs) != len(self._prompt_ids) - 1:
-            raise invalid(
-                "num_prompt_logprobs",
-                "num_prompt_logprobs must be absent: this engine returns none for the prompt",
-            )
-        texts = prompt_texts(self._decoder, self._prompt_ids)
-        logprobs = [
-            delta_logprob(self._decoder, logprob, token)
-            for logprob, token in zip([None, *chunk.prompt_logprobs], texts, strict=True)
-        ]
-        return [Delta(text, 0, logprobs)]
+        return [Delta(text, 0)]
+
+
+def _missing_logprobs() -> MeshError:
+    return invalid(
+        "num_prompt_logprobs",
+        "num_prompt_logprobs must be absent: this engine returns none for the prompt",
+    )

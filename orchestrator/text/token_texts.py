@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mesh.protocol.deltas import DeltaLogprob
@@ -124,11 +124,12 @@ class AlignedLogprobs:
             self._pending.append(delta_logprob(self._decoder, self._logprobs.popleft(), token))
 
 
-def prompt_texts(decoder: Decoder, token_ids: Iterable[int]) -> list[TokenText]:
+def prompt_texts(decoder: Decoder, token_ids: Iterable[int]) -> Iterator[TokenText]:
     """What each token of a prompt adds to its text."""
     texts = TokenTexts(decoder)
-    known = [token for token_id in token_ids for token in texts.push(token_id)[1]]
-    return known + texts.flush()[1]
+    for token_id in token_ids:
+        yield from texts.push(token_id)[1]
+    yield from texts.flush()[1]
 
 
 def delta_logprob(decoder: Decoder, logprob: TokenLogprob | None, token: TokenText) -> DeltaLogprob:

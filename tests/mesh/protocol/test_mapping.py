@@ -115,6 +115,10 @@ def test_token_chunks_are_read_from_protobuf() -> None:
     )
     end = GenerationFinish(FinishReason.LENGTH, Usage(1, 2, 1))
     expected = TokenChunk([5], [logprob], [logprob, logprob], end)
-    assert read._replace(token_ids=list(read.token_ids)) == expected
+    listed = read._replace(
+        token_ids=list(read.token_ids), prompt_logprobs=list(read.prompt_logprobs)
+    )
+    assert listed == expected
+    assert read.prompt_logprobs[1:] == [logprob]
     empty = token_chunk_from_proto(inference_pb2.InferenceServiceGenerateResponse(chunk={}))
     assert (list(empty.token_ids), empty.logprobs, empty.finish) == ([], (), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.v1 import common_pb2, orchestrator_pb2
+from orchestrator.text import assembler
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
 from tests.orchestrator.test_service import generate, request, text_of
 from tests.orchestrator.tokenizers_made import byte_level
@@ -237,6 +239,43 @@ async def test_echo_sends_the_log_probabilities_of_the_prompt() -> None:
     assert all(len(each.top) == 2 for each in others)
     assert b"".join(each.token_bytes for each in (first, *others)) == b"Hello fox"
     assert events[1].delta.num_tokens == 0
+
+
+async def test_a_long_echo_lets_others_run() -> None:
+    """Its log probabilities are sent in parts, and the event loop runs between them."""
+    ids = byte_level().encode("Hello fox ", add_special_tokens=False).ids * 200
+    asked = orchestrator_pb2.GenerateRequest(
+        token_ids={"ids": ids}, echo=True, sampling={"num_prompt_logprobs": 2, "max_tokens": 1}
+    )
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with orchestrator(FakeInference()) as running:
+        counting, seen = asyncio.create_task(count_turns()), list[int]()
+        convert = assembler.delta_logprob
+
+        def converting(*args: Any) -> Any:
+            seen.append(turns)
+            return convert(*args)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(assembler, "delta_logprob", converting)
+            events = await generate(running, asked)
+        counting.cancel()
+    echoes = [
+        event.delta for event in events if event.delta.logprobs and not event.delta.num_tokens
+    ]
+    assert [len(each.logprobs) for each in echoes[:-1]] == [assembler.ECHO_TOKENS] * (
+        len(echoes) - 1
+    )
+    assert sum(len(each.logprobs) for each in echoes) == len(ids)
+    assert "".join(each.text for each in echoes) == "Hello fox " * 200
+    assert len(set(seen)) >= len(echoes)
 
 
 async def test_missing_prompt_log_probabilities_are_an_error() -> None:

@@ -64,7 +64,7 @@ def assemble(
             [scored(each) for each in ids[1:]] if echo and number == 0 else (),
             END if number == len(chunks) - 1 else None,
         )
-        for delta in assembler.push(chunk):
+        for delta in (*assembler.echo(chunk.prompt_logprobs), *assembler.push(chunk)):
             made = Assembled(
                 made.text + delta.text,
                 [*made.logprobs, *delta.logprobs],
@@ -210,12 +210,19 @@ def test_log_probabilities_are_of_the_content(tokenizer: Tokenizer, text: str, s
 @pytest.mark.parametrize(
     ("tokenizer", "bos"), [(BYTE_LEVEL, "<|user|>"), (BYTE_FALLBACK, "<s>")], ids=["bytes", "sp"]
 )
-def test_an_echoed_prompt_has_the_text_that_its_tokens_add(tokenizer: Tokenizer, bos: str) -> None:
-    """A BOS that is not in the text adds none of it, so offsets count none."""
+def test_an_echoed_prompt_has_the_text_that_its_tokens_add(
+    tokenizer: Tokenizer, bos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A BOS that is not in the text adds none of it, so offsets count none.
+
+    In parts of few tokens, which end within characters, it is the same.
+    """
     prompt = "the naïve 😀 fox"
     ids = [tokenizer.token_to_id(bos), *tokenizer.encode(prompt, add_special_tokens=False).ids]
     sampling = SamplingParams(num_logprobs=1, num_prompt_logprobs=1)
     made = assemble(tokenizer, [ids[1:3]], sampling, echo=(ids, prompt))
+    monkeypatch.setattr("orchestrator.text.assembler.ECHO_TOKENS", 3)
+    assert assemble(tokenizer, [ids[1:3]], sampling, echo=(ids, prompt)) == made
     assert joined(made) == made.text
     assert len(made.logprobs) == len(ids) + 2
     assert (made.logprobs[0].token, made.logprobs[0].logprob) == ("", None)
