@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import statistics
 import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
@@ -35,6 +36,17 @@ class Counts(NamedTuple):
     """Longest time to the first token, in seconds."""
     longest_gap: float
     """Longest time between two tokens, in seconds."""
+
+
+class AfterKill(NamedTuple):
+    """What clients saw of requests that they sent after a pod was killed."""
+
+    new_requests: int
+    """Requests that were sent before the killed pod was ready again."""
+    typical_wait: float
+    """Median of their times to the first token, in seconds; of the only pod from its readiness."""
+    quiet_wait: float
+    """Longest time to the first token of requests that were answered before."""
 
 
 @dataclass
@@ -103,6 +115,18 @@ class Clients:
             longest_wait=max((got.ttft for _, got in streams), default=0.0),
             longest_gap=max(gaps, default=0.0),
         )
+
+    def after_kill(self, killed: float, served: float, ready: float) -> AfterKill:
+        """Of the results that were not taken yet.
+
+        All in `time.monotonic()`: when the pod was killed, from when on a pod was ready to serve,
+        and when the killed one was ready again.
+        """
+        times = [got.times for _, got in self.results if got.status == 200]
+        quiet = [first - sent for sent, first, *_ in times if first < killed]
+        waits = [first - max(sent, served) for sent, first, *_ in times if killed <= sent < ready]
+        typical = statistics.median(waits) if waits else 0.0
+        return AfterKill(len(waits), typical, max(quiet, default=0.0))
 
     def _is_expected(self, request: CompletionRequest, result: CompletionResult) -> bool:
         expected = self.oracle.texts[request]

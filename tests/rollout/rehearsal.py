@@ -56,6 +56,9 @@ NOT_PERMITTED = 77
 KILLED = ("orchestrator", "tokenizer")
 """Services that are killed; engines are in `tests.chaos`."""
 
+KILL_SECONDS = 1.0
+"""By which most new requests may be slower than all were before a pod was killed."""
+
 Row = dict[str, Any]
 
 Change = tuple[str, Callable[[], Awaitable[object]]]
@@ -173,27 +176,35 @@ class Rehearsal:
         finally:
             self.nodes.cordoned.discard(node)
 
-    async def _kill(self, deployment: Deployment) -> None:
+    async def _kill(self, deployment: Deployment) -> Row:
         victim = self._random.choice(deployment.available)
+        killed = time.monotonic()
         victim.kill()
         # The container starts again, and becomes ready again.
         while victim.ready:
             await asyncio.sleep(0.05)
+        served = killed if deployment.available else 0.0
         while not victim.ready:
             await asyncio.sleep(0.05)
+        ready = time.monotonic()
+        # The requests that were sent meanwhile have their first tokens at the end of the load.
+        return {"killed": killed, "served": served or ready, "ready": ready}
 
     async def _under_load(self, change: Callable[[], Awaitable[object]]) -> Row:
         arguments, clients = self._arguments, self.clients
         began = time.monotonic()
         async with clients.running(arguments.clients):
             await asyncio.sleep(arguments.settle)
-            await change()
+            moments = await change()
             await asyncio.sleep(arguments.settle)
             while len(clients.results) < arguments.streams:
                 await asyncio.sleep(0.1)
+        kill: Row = {}
+        if isinstance(moments, dict):
+            kill = clients.after_kill(**moments)._asdict()
         counts: Counts = clients.take()
         problems, clients.problems = sorted(set(clients.problems)), []
-        row: Row = {**counts._asdict(), "seconds": time.monotonic() - began}
+        row: Row = {**counts._asdict(), **kill, "seconds": time.monotonic() - began}
         if problems:
             row["problems"] = problems[:3]
         return row
@@ -306,13 +317,23 @@ def _inside(arguments: argparse.Namespace) -> int:
     print(table(rows))
     # Some faults of DNS refuse requests, which the table shows.
     refusing = [row for row in rows if row["refused"] and "dns" not in arguments.changes]
-    failed = [row for row in rows if row["wrong"] or _is_broken(row)]
+    failed = [row for row in rows if row["wrong"] or _is_broken(row) or _is_late(row)]
     return 1 if failed or refusing else 0
 
 
 def _is_broken(row: Row) -> bool:
     """Streams may end with the orchestrator that is killed, and with nothing else."""
     return bool(row["broken"]) and row["change"] != "kill orchestrator"
+
+
+def _is_late(row: Row) -> bool:
+    """New requests are served within a second, or as soon as the only pod is ready again."""
+    if "new_requests" not in row:
+        return False
+    late = row["typical_wait"] > row["quiet_wait"] + KILL_SECONDS
+    if late or not row["new_requests"]:
+        print(f"new requests wait after {row['change']}: {row}", file=sys.stderr)
+    return late or not row["new_requests"]
 
 
 if __name__ == "__main__":

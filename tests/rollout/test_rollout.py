@@ -1,4 +1,4 @@
-"""The short form of the rehearsal: a restart of the only orchestrator under load."""
+"""Short forms of the rehearsal: the only orchestrator restarts, and one of two is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.rollout.rehearsal import NOT_PERMITTED, ROOT
 pytestmark = [pytest.mark.timeout(120), pytest.mark.e2e, pytest.mark.slow]
 
 SHORT = (
-    *("--changes", "restart", "--services", "orchestrator", "--replicas", "1"),
+    *("--services", "orchestrator"),
     *("--drain", "6", "--probe", "1", "--late", "1", "--settle", "0.5"),
     *("--streams", "16", "--clients", "4", "--tokens", "60"),
 )
@@ -21,7 +21,16 @@ SHORT = (
 
 def test_a_restart_of_the_only_orchestrator_refuses_nothing() -> None:
     """No request is refused, no stream is broken, and every text is the expected one."""
-    command = [sys.executable, "-m", "tests.rollout.rehearsal", *SHORT]
+    _rehearse("--changes", "restart", "--replicas", "1")
+
+
+def test_new_requests_are_served_after_a_kill() -> None:
+    """Within a second of the SIGKILL of one of two orchestrators; none is refused."""
+    _rehearse("--changes", "kill", "--replicas", "2")
+
+
+def _rehearse(*arguments: str) -> None:
+    command = [sys.executable, "-m", "tests.rollout.rehearsal", *SHORT, *arguments]
     command += ["--seed", os.environ.get("SEED") or "1"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110
