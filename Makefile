@@ -198,6 +198,11 @@ fuzz-conversations: $(VENV)/.dev
 soak: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.soak
 
+## test-parity: Compare greedy tokens and log probabilities with transformers on the chat model (minutes)
+.PHONY: test-parity
+test-parity: $(VENV)/.dev $(VENV)/.chat-model
+	@$(BIN)/python -m benchmarks.parity
+
 ## test-prometheus: Compare Prometheus with what clients record, also when an engine is killed (minutes)
 .PHONY: test-prometheus
 test-prometheus: $(VENV)/.dev
