@@ -26,8 +26,8 @@ MAX_PROMPT_LOGPROBS = 256
 """Most rows of logits per step for log probabilities of prompts; a row is vocabulary-wide."""
 
 RESERVED_SHARE = 8
-"""One of so many places in a step is for the first sequences of requests: a request of a hundred
-sequences must not keep others waiting until some of its own end."""
+"""One of so many places in a step is for the first sequences of requests that are not large: one of
+a hundred sequences must not keep others waiting until some of its own end."""
 
 MAX_START_ATTEMPTS = 4
 """Most waiting sequences per step whose blocks are looked for and not had: a search takes time."""
@@ -73,7 +73,7 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: OrderedDict[str, Sequence] = OrderedDict()
         self._num_further = 0
-        """Running sequences that are not the first of their request."""
+        """Running sequences for which places are not kept."""
         self._max_further = max_num_seqs - max_num_seqs // RESERVED_SHARE
 
     @property

@@ -141,7 +141,8 @@ class Sequence:
         self.num_preemptions = 0
         # Tokens of the sequences that arrived later and started earlier; see `WaitingQueue`.
         self.num_overtaken_tokens = 0
-        # Its place among the sequences of all requests, and whether it is the first of its own.
+        # Its place among the sequences of all requests, and whether places are kept from it for
+        # first sequences of requests; see `WaitingQueue`.
         self.turn = 0
         self.is_further = False
         self.num_steps = 0

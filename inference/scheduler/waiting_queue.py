@@ -15,9 +15,15 @@ _Order = tuple[int, int]
 """Priority and turn."""
 
 
+LARGE_REQUEST = 8
+"""Waiting sequences from which on the first one of a request is treated as its others."""
+
+
 class _Request(NamedTuple):
     """A request with waiting sequences."""
 
+    first: Sequence
+    """Of those that waited together; it may have started."""
     last_turn: int
     num_waiting: int
 
@@ -45,7 +51,7 @@ class WaitingQueue:
         self.num_tokens = 0
         """Tokens of all sequences together, which do not change while they wait."""
         self.num_further = 0
-        """Sequences that are not the first of their request."""
+        """Sequences that are not the first of their request, and all of large ones."""
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -125,11 +131,13 @@ class WaitingQueue:
 
     def _take_turn(self, sequence: Sequence) -> None:
         """Give a sequence the turn after those of its request that wait, or else the next one."""
-        before = self._requests.get(sequence.group)
-        turn, number = (self._turn, 0) if before is None else before
+        first, turn, number = self._requests.get(sequence.group, (sequence, self._turn, 0))
         sequence.turn = max(turn, self._turn) + 1
-        sequence.is_further = before is not None
-        self._requests[sequence.group] = _Request(sequence.turn, number + 1)
+        sequence.is_further = number > 0
+        self._requests[sequence.group] = _Request(first, sequence.turn, number + 1)
+        if number + 1 == LARGE_REQUEST and not first.is_further and self.get(first.request_id):
+            first.is_further = True
+            self.num_further += 1
 
     def _add(self, sequence: Sequence) -> None:
         self._sequences[sequence.request_id] = sequence

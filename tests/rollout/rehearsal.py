@@ -116,7 +116,13 @@ class Rehearsal:
         rows: list[Row] = []
         try:
             for number in self._arguments.replicas:
-                await asyncio.gather(*(each.scale(number) for each in self.deployments.values()))
+                await asyncio.gather(
+                    *(
+                        # The others serve, and have one pod: that is faster.
+                        deployment.scale(number if service in self._arguments.services else 1)
+                        for service, deployment in self.deployments.items()
+                    )
+                )
                 await self._until_served()
                 if not self.clients.oracle.texts:
                     await self._learn()

@@ -57,10 +57,10 @@ def test_requests_of_many_sequences_do_not_hold_up_others() -> None:
     flood = [each for n in range(8) for each in steps.add_request(f"flood-{n}", 128)]
     for _ in range(20):
         steps.step()
-    assert steps.scheduler.num_running == 64 - 64 // RESERVED_SHARE + 8, "each has its first"
+    assert steps.scheduler.num_running == 64 - 64 // RESERVED_SHARE
     for name in "abc":
-        [late] = steps.add_request(name, 1)
-        assert steps.steps_until_started(late) <= 64 + 1, "at most one turn of the running ones"
+        [late, *_] = steps.add_request(name, 2)
+        assert steps.steps_until_started(late) == 1
     while steps.scheduler.has_work:
         steps.step()
     assert all(each.num_completion_tokens == 64 for each in flood)
@@ -73,10 +73,23 @@ def test_a_place_is_kept_for_other_requests() -> None:
     for _ in range(5):
         steps.step()
     reserved = 64 // RESERVED_SHARE
-    assert steps.scheduler.num_running == 64 - reserved + 1
-    late = [each for n in range(reserved - 1) for each in steps.add_request(f"late-{n}", 1)]
+    assert steps.scheduler.num_running == 64 - reserved
+    late = [each for n in range(reserved) for each in steps.add_request(f"late-{n}", 1)]
     steps.step()
     assert {each.status for each in late} == {SequenceStatus.RUNNING}
+
+
+def test_the_first_of_few_sequences_has_a_place() -> None:
+    """Two requests of three and of seven sequences start beside a full step of others."""
+    steps = Steps()
+    steps.add_request("flood", 128)
+    for _ in range(5):
+        steps.step()
+    for number in (3, 7):
+        first, *_, last = steps.add_request(f"few-{number}", number)
+        steps.step()
+        assert first.status is SequenceStatus.RUNNING
+        assert last.status is SequenceStatus.WAITING
 
 
 def test_few_places_are_all_used() -> None:

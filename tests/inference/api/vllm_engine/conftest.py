@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,14 +45,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def engines(folder: Path, no_tasks_left: None) -> AsyncIterator[Engines]:
     """One engine that runs four sequences and queues two."""
+    async with serving(folder, max_num_seqs=4, max_num_waiting=2) as served:
+        yield served
+
+
+@asynccontextmanager
+async def serving(folder: Path, **limits: int) -> AsyncIterator[Engines]:
+    """One engine with these limits."""
     options = replace(
         EngineOptions.defaults(folder, "spelling"),
         dtype="float32",
         kernels="torch",
         kv_cache_tokens=NUM_BLOCKS * BLOCK_SIZE,
         threads=1,
-        max_num_seqs=4,
-        max_num_waiting=2,
+        **limits,
     )
     engine = AsyncEngine(lambda: load_engine(options))
     await engine.start()

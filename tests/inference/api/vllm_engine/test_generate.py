@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from inference.api.vllm_engine.requests import output_constraint
 from inference.scheduler.sequence import Sequence
 from tests.helpers import eventually
-from tests.inference.api.vllm_engine.conftest import Engines
+from tests.inference.api.vllm_engine.conftest import Engines, serving
 from tests.inference.client import collect, make_request
 
 PROMPT = [40, 41, 42, 43, 44, 45]
@@ -250,6 +250,29 @@ async def test_leaving_frees_the_slots_of_all_choices(engines: Engines) -> None:
     call.cancel()
     await eventually(lambda: engines.engine.load().num_running == 0, "the slots are free")
     await eventually(lambda: engines.service._calls.num_running == 0, "the call has ended")
+
+
+async def test_calls_of_many_choices_do_not_hold_up_another_call(
+    folder: Path, no_tasks_left: None
+) -> None:
+    """It ends while most of their choices still wait; each of them ends."""
+    async with serving(folder, max_num_seqs=8, max_num_waiting=64) as engines:
+        ended = 0
+
+        async def flood(number: int) -> None:
+            nonlocal ended
+            request = request_of(request_id=f"flood-{number}", max_tokens=60, n=24)
+            async for response in engines.vllm.Generate(request, timeout=60):
+                ended += response.HasField("complete")
+
+        floods = [asyncio.create_task(flood(number)) for number in range(2)]
+        await eventually(lambda: engines.engine.load().num_running == 7, "one place is kept", 30)
+        other = request_of(request_id="other", max_tokens=4)
+        responses = [each async for each in engines.vllm.Generate(other, timeout=60)]
+        assert completes_of(responses)
+        assert ended <= 2 * 8
+        await asyncio.gather(*floods)
+        assert ended == 2 * 24
 
 
 IMAGE = pb.MultimodalInputs(mm_hashes=["0"])
