@@ -41,6 +41,7 @@ from gateway.connection.limits import (
     ByteBudget,
 )
 from gateway.connection.refusal import HEADER_TIMEOUT_SECONDS, Refusal, Refused, refusal_of
+from gateway.connection.response_transport import ResponseTransport
 
 LINGER_SECONDS = 5.0
 """Time in which unread input is discarded, so that its RST does not destroy the response."""
@@ -57,14 +58,6 @@ _METHODS_WITH_BODY = (b"POST", b"PUT", b"PATCH")
 class _Part(Enum):
     HEAD = "head"
     BODY = "body"
-
-
-class _ResponseTransport(NamedTuple):
-    """What a response uses of the transport."""
-
-    write: Callable[[bytes], None]
-    is_closing: Callable[[], bool]
-    close: Callable[[], None]
 
 
 class _Unread(NamedTuple):
@@ -108,9 +101,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._budget = ByteBudget()
         self.flow = PausableFlow(transport)
         self._input = Input(self._turns, self.flow, self._parse)
-        self._response_transport = _ResponseTransport(
-            transport.write, transport.is_closing, self._end_connection
-        )
+        self._response_transport = ResponseTransport(transport, self.loop, self._end_connection)
         self._start_timer(HEADER_TIMEOUT_SECONDS, self._on_header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -255,6 +246,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        self._response_transport.expect_head()
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
