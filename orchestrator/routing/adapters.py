@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mesh.errors import ErrorKind, MeshError, invalid
@@ -37,7 +37,7 @@ class Served(Protocol):
     def ready(self) -> list[Replica]: ...
 
     @property
-    def models(self) -> dict[str, ModelInfo]: ...
+    def models(self) -> Mapping[str, ModelInfo]: ...
 
 
 def routed_ids(model: ModelInfo, token_ids: Sequence[int]) -> Sequence[int]:

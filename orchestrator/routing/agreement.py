@@ -29,15 +29,25 @@ class Agreement:
     def __init__(self, vocabulary_of: Callable[[str], str]) -> None:
         """`vocabulary_of` a name returns its tokenizer's digest, empty if it is not known."""
         self._vocabulary_of = vocabulary_of
-        self._chosen: dict[str, ModelInfo] = {}
+        self._chosen: Mapping[str, ModelInfo] = {}
+        self._given: list[tuple[ModelInfo, str]] = []
+        """Of the last choice: the replicas' models and their tokenizers' vocabularies."""
 
-    def choose(self, models: Iterable[ModelInfo]) -> dict[str, ModelInfo]:
+    def choose(self, models: Iterable[ModelInfo]) -> Mapping[str, ModelInfo]:
         """The model of each name, from the models of all ready replicas.
+
+        Every request asks for it, so it is computed for a change only.
 
         Only a model with its tokenizer's vocabulary can be chosen. Among several it is the one that
         most replicas serve, so that a rollout changes over when half of the replicas are new; then
         the one chosen before.
         """
+        given = [(model, self._vocabulary_of(model.tokenizer)) for model in models]
+        if given != self._given:
+            self._given, self._chosen = given, self._choose([model for model, _ in given])
+        return self._chosen
+
+    def _choose(self, models: Iterable[ModelInfo]) -> dict[str, ModelInfo]:
         chosen: dict[str, ModelInfo] = {}
         rank: dict[str, tuple[int, int, bool, str]] = {}
         replicas = Counter(model for model in models if self._has_vocabulary(model))
@@ -51,7 +61,6 @@ class Agreement:
             own = (num_replicas, known, model == self._chosen.get(name), model.model_sha256)
             if name not in chosen or own > rank[name]:
                 chosen[name], rank[name] = model, own
-        self._chosen = chosen
         return chosen
 
     def refused(self, models: Mapping[str, ModelInfo]) -> list[Refused]:
@@ -88,6 +97,8 @@ def can_replace(model: ModelInfo | None, other: ModelInfo) -> bool:
     """
     if model is None:
         return False
+    if model is other:
+        return True  # nearly always
     if model.model_sha256 and other.model_sha256:
         # Engines of earlier versions do not report the length of their embeddings.
         return model._replace(embedding_length=other.embedding_length) == other

@@ -152,7 +152,7 @@ class Replicas:
         return [member.replica.channel for member in self._members.values()]
 
     @property
-    def models(self) -> dict[str, ModelInfo]:
+    def models(self) -> Mapping[str, ModelInfo]:
         """The models served now, by name: of each name one, which `Agreement` chooses."""
         return self._agreement.choose([each for replica in self.ready for each in replica.models])
 

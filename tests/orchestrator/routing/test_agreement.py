@@ -56,6 +56,27 @@ def test_a_rollout_changes_over_when_half_of_the_replicas_are_new() -> None:
     assert found == [OLD, OLD, OLD, OLD, NEW, NEW, NEW]
 
 
+def test_the_choice_is_computed_for_changes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request asks for it: of the replicas, or of their tokenizer's vocabulary."""
+    compared: list[ModelInfo] = []
+
+    def compare(model: ModelInfo, other: ModelInfo) -> bool:
+        compared.append(other)
+        return can_replace(model, other)
+
+    monkeypatch.setattr("orchestrator.routing.agreement.can_replace", compare)
+    vocabulary = [VOCABULARY]
+    agreement = Agreement(lambda _: vocabulary[0])
+    assert chosen(agreement, [OLD, NEW]) is not None
+    compared.clear()
+    for _ in range(3):
+        assert chosen(agreement, [OLD, NEW]) is not None
+    assert compared == []
+    assert chosen(agreement, [NEW]) == NEW
+    vocabulary[0] = "other"
+    assert chosen(agreement, [NEW]) is None
+
+
 def test_only_replicas_with_the_tokenizers_vocabulary_are_chosen() -> None:
     """However many there are; an unknown vocabulary is trusted."""
     other = OLD._replace(vocabulary_sha256="c" * 64)
