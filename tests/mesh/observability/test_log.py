@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace
@@ -49,6 +50,14 @@ def test_json_has_the_event_its_fields_and_its_ids(lines: Lines) -> None:
         "num_loaves": 3,
         "kind": "rögg",
     }
+
+
+def test_json_takes_any_value(lines: Lines) -> None:
+    """Values that are no JSON are written as text; a lone surrogate loses no line."""
+    log.configure("bakery", "INFO", "json")
+    logger.info("odd", extra={"kind": Path("rye"), "text": "\ud800"})
+    [line] = lines()
+    assert json.loads(line)["kind"] == "rye"
 
 
 def test_json_omits_missing_fields(lines: Lines) -> None:
