@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mesh.hub.hub_cache import is_large
-from mesh.hub.problems import HubError, explained
+from mesh.hub.problems import Destination, HubError, explained
 from mesh.hub.reference import DEFAULT_REVISION, HubReference
 from mesh.hub.repository import RemoteFile, needed_files, read_listing
 from mesh.hub.transfer import LargeFile, check_space, fetch_large, locked, sha256_of
@@ -104,16 +104,20 @@ def _present(wanted: DownloadRequest, folder: Path) -> dict[str, File] | None:
 def _fetch(wanted: DownloadRequest, folder: Path) -> dict[str, File]:
     reference = HubReference(wanted.model, wanted.revision)
     try:
-        with explained(reference, folder):
-            return _fetch_files(reference, PATTERNS[wanted.what], folder)
+        destination = Destination(folder, "give --folder another one")
+        with explained(reference, destination):
+            return _fetch_files(reference, PATTERNS[wanted.what], destination)
     except HubError as error:
         raise DownloadError(str(error)) from error
 
 
-def _fetch_files(wanted: HubReference, patterns: Sequence[str], folder: Path) -> dict[str, File]:
+def _fetch_files(
+    wanted: HubReference, patterns: Sequence[str], destination: Destination
+) -> dict[str, File]:
     """Downloads and verifies the files; those of one commit, even if the branch moves."""
     from huggingface_hub import snapshot_download  # imported here, as it takes 0.2 s
 
+    folder = destination.folder
     listing = read_listing(wanted)
     names = needed_files(wanted, list(listing.files), patterns)
     remote = {name: listing.files[name] for name in names}
@@ -127,7 +131,7 @@ def _fetch_files(wanted: HubReference, patterns: Sequence[str], folder: Path) ->
             file.target.unlink()  # of another revision
     small = [name for name in names if not is_large(remote[name])]
     num_small = sum(remote[name].size for name in small if not (folder / name).exists())
-    check_space(wanted, num_small + sum(file.num_missing for file in large), folder)
+    check_space(wanted, num_small + sum(file.num_missing for file in large), destination)
     fetch_large(wanted, listing.commit, large)
     if small:
         snapshot_download(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mesh.hub.problems import HubError, explained
+from mesh.hub.problems import Destination, HubError, explained
 from mesh.hub.reference import HubReference
 from mesh.hub.repository import Listing, RemoteFile, needed_files, read_listing
 from mesh.hub.transfer import MAX_LARGE_BYTES, LargeFile, check_space, fetch_large, locked
@@ -27,8 +27,9 @@ def cached_model(wanted: HubReference, patterns: Sequence[str]) -> Path:
     from huggingface_hub import constants  # imported here, as it takes 0.2 s
 
     cache = Path(constants.HF_HUB_CACHE)
+    destination = Destination(cache, "set HF_HOME to a folder")
     is_offline = constants.is_offline_mode()
-    with explained(wanted, cache):
+    with explained(wanted, destination):
         if is_offline or _COMMIT.fullmatch(wanted.revision):
             folder = _complete_folder(wanted, patterns)
             if folder is not None:
@@ -39,7 +40,7 @@ def cached_model(wanted: HubReference, patterns: Sequence[str]) -> Path:
                 "downloads: unset it, or copy the model to a folder and name that"
             )
         try:
-            with explained(wanted, cache):
+            with explained(wanted, destination):
                 listing = read_listing(wanted)
         except HubError as error:
             folder = _complete_folder(wanted, patterns)
@@ -48,15 +49,18 @@ def cached_model(wanted: HubReference, patterns: Sequence[str]) -> Path:
             fields = {"model": str(wanted), "reason": str(error)}
             logger.warning("hub not usable, serving the cached model", extra=fields)
             return folder
-        return _download(wanted, listing, patterns, cache)
+        return _download(wanted, listing, patterns, destination)
 
 
-def _download(wanted: HubReference, listing: Listing, patterns: Sequence[str], cache: Path) -> Path:
+def _download(
+    wanted: HubReference, listing: Listing, patterns: Sequence[str], destination: Destination
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.file_download import repo_folder_name
 
     names = needed_files(wanted, list(listing.files), patterns)
     folder_name = repo_folder_name(repo_id=wanted.repository, repo_type="model")
+    cache = destination.folder
     blobs = cache / folder_name / "blobs"
     files = {name: listing.files[name] for name in names}
     large = [
@@ -68,10 +72,10 @@ def _download(wanted: HubReference, listing: Listing, patterns: Sequence[str], c
         lock = cache / ".locks" / folder_name / "weir.lock"
         with locked(lock, model=str(wanted)):
             # Under the lock, as another process may have filled the disk with the same files.
-            check_space(wanted, _num_missing(files, large, blobs), blobs)
+            check_space(wanted, _num_missing(files, large, blobs), destination)
             fetch_large(wanted, listing.commit, large)
     else:
-        check_space(wanted, _num_missing(files, large, blobs), blobs)
+        check_space(wanted, _num_missing(files, large, blobs), destination)
     # By the name of the revision, so that the cache notes its commit for offline use.
     return Path(
         snapshot_download(wanted.repository, revision=wanted.revision, allow_patterns=names)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from mesh.hub.reference import HubReference
@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 _CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 
 
+class Destination(NamedTuple):
+    """Where the files are written, and how another place is chosen."""
+
+    folder: Path
+    remedy: str
+
+
 class HubError(Exception):
     """A download is impossible; the message has the reason and the remedy, in one line."""
 
 
 @contextmanager
-def explained(wanted: HubReference, folder: Path) -> Iterator[None]:
-    """Raises HubError in place of the errors of the hub's client and of the file system.
-
-    `folder` is where the files are written.
-    """
+def explained(wanted: HubReference, destination: Destination) -> Iterator[None]:
+    """Raises HubError in place of the errors of the hub's client and of the file system."""
     import httpx  # imported here, with huggingface_hub, as local folders need neither
     from huggingface_hub.errors import HFValidationError
 
@@ -37,10 +41,10 @@ def explained(wanted: HubReference, folder: Path) -> Iterator[None]:
     except HFValidationError as error:
         raise HubError(f"{wanted} is not a name of the hub: {_first_line(error)}") from error
     except (httpx.HTTPError, OSError) as error:
-        raise HubError(_reason(wanted, folder, error)) from error
+        raise HubError(_reason(wanted, destination, error)) from error
 
 
-def _reason(wanted: HubReference, folder: Path, error: Exception) -> str:
+def _reason(wanted: HubReference, destination: Destination, error: Exception) -> str:
     import httpx
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -49,7 +53,7 @@ def _reason(wanted: HubReference, folder: Path, error: Exception) -> str:
     )
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return _reason(wanted, folder, error.__cause__)  # what prevented the download
+        return _reason(wanted, destination, error.__cause__)  # what prevented the download
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids downloads: unset it, or name a folder with the model's files"
     if isinstance(error, HfHubHTTPError):
@@ -57,7 +61,7 @@ def _reason(wanted: HubReference, folder: Path, error: Exception) -> str:
     if isinstance(error, httpx.HTTPError):
         return _unreachable(error)
     assert isinstance(error, OSError), "one of the two kinds"
-    return _file_problem(error, folder)
+    return _file_problem(error, destination)
 
 
 def _refusal(wanted: HubReference, error: HfHubHTTPError) -> str:
@@ -146,20 +150,21 @@ def _proxy_problem(reason: str) -> str:
     )
 
 
-def _file_problem(error: OSError, folder: Path) -> str:
+def _file_problem(error: OSError, destination: Destination) -> str:
     """The reason of an error of the file system."""
     import ssl
 
+    folder, remedy = destination
     reason = error.strerror or _first_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{folder} is full: free some space, or set HF_HOME to a folder on a larger disk; "
-            "the download continues where it stopped"
+            f"{folder} is full: free some space, or {remedy} with more; the download continues "
+            "where it stopped"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
-            f"{error.filename or folder} cannot be written ({reason}): set HF_HOME to a folder "
-            "that this process may write"
+            f"{error.filename or folder} cannot be written ({reason}): {remedy} that this process "
+            "may write"
         )
     paths = ssl.get_default_verify_paths()
     if isinstance(error, FileNotFoundError | ssl.SSLError) and error.filename is None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from mesh.hub.problems import HubError
+from mesh.hub.problems import Destination, HubError
 from mesh.hub.reference import HubReference
 
 logger = logging.getLogger(__name__)
@@ -49,14 +49,15 @@ class LargeFile(NamedTuple):
         return self.size - min(_size(self.partial), self.size)
 
 
-def check_space(wanted: HubReference, num_bytes: int, folder: Path) -> None:
-    """Raises HubError if the disk of `folder` has less than `num_bytes` free bytes."""
+def check_space(wanted: HubReference, num_bytes: int, destination: Destination) -> None:
+    """Raises HubError if the disk of the folder has less than `num_bytes` free bytes."""
+    folder = destination.folder
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(existing).free
     if num_bytes > free:
         raise HubError(
             f"{wanted} needs {_gigabytes(num_bytes)} more in {folder}, which has "
-            f"{_gigabytes(free)} free: free some space, or set HF_HOME to a folder on a larger disk"
+            f"{_gigabytes(free)} free: free some space, or {destination.remedy} with more"
         )
 
 

@@ -148,7 +148,7 @@ def test_the_disk_is_checked_first(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=len(WEIGHTS)))
     assert download(tmp_path) == (
         f"download: {REPOSITORY} needs 0.00 GB more in {tmp_path}, which has 0.00 GB free: free "
-        "some space, or set HF_HOME to a folder on a larger disk"
+        "some space, or give --folder another one with more"
     )
     assert not hub.ranges("config.json")
     assert not hub.ranges("model.safetensors")

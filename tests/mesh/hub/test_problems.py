@@ -15,7 +15,7 @@ import trustme
 from huggingface_hub import close_session, constants
 
 from mesh.hub.hub_cache import cached_model
-from mesh.hub.problems import HubError, explained
+from mesh.hub.problems import Destination, HubError, explained
 from mesh.hub.reference import HubReference
 from tests.mesh.hub.conftest import running, use_hub
 from tests.mesh.hub.fake_hub import REPOSITORY, Hub, Refusal
@@ -117,8 +117,8 @@ def test_a_hub_that_does_not_respond_is_explained(
     [
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "/cache is full: free some space, or set HF_HOME to a folder on a larger disk; the "
-            "download continues where it stopped",
+            "/cache is full: free some space, or set HF_HOME to a folder with more; the download "
+            "continues where it stopped",
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "/cache/hub"),
@@ -129,7 +129,8 @@ def test_a_hub_that_does_not_respond_is_explained(
 )
 def test_a_problem_of_the_disk_is_explained(error: OSError, message: str) -> None:
     """With the folder."""
-    with pytest.raises(HubError) as caught, explained(MODEL, Path("/cache")):
+    place = Destination(Path("/cache"), "set HF_HOME to a folder")
+    with pytest.raises(HubError) as caught, explained(MODEL, place):
         raise error
     assert str(caught.value) == message
 
