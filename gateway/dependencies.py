@@ -12,6 +12,7 @@ from gateway.keys.key_ring import KeyRing
 from gateway.responses.kept import KeptResponses
 from gateway.settings import GatewaySettings
 from gateway.streaming.cancel_scope import CancelScope
+from gateway.streaming.direct_path import DirectPath
 from gateway.streaming.event_stream import EventStream
 from gateway.streaming.resumable_streams import ResumableStreams
 from gateway.streaming.sse import KEEP_ALIVE
@@ -42,7 +43,8 @@ class Dependencies:
         error_frame: Callable[[MeshError], bytes],
         *,
         keep_alive_frame: bytes = KEEP_ALIVE,
+        direct: DirectPath | None = None,
     ) -> EventStream:
-        """A response that streams `frames`."""
+        """A response that streams `frames`, and what `direct` takes past them."""
         keep_alive = self.settings.keep_alive_seconds
-        return EventStream(frames, error_frame, self.drain, keep_alive, keep_alive_frame)
+        return EventStream(frames, error_frame, self.drain, keep_alive, keep_alive_frame, direct)

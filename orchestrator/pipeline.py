@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from types import TracebackType
 from typing import NamedTuple
 
 from opentelemetry.trace import Span
@@ -25,13 +24,12 @@ from mesh.protocol.api_request import ApiRequest
 from mesh.protocol.chat import ChatMessage, ChatPrompt, ToolChoice
 from mesh.protocol.constraints import ConstraintForm
 from mesh.protocol.deltas import Delta
-from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
+from mesh.protocol.finish import GenerationFinish
 from mesh.protocol.model_kind import ModelKind
 from mesh.protocol.prompt import Prompt
 from mesh.protocol.sampling_params import SamplingParams
 from mesh.protocol.search import DEFAULT_SUMMARY_TOKENS, Source
 from mesh.protocol.summary import Grounded, SummaryFinish
-from mesh.protocol.tokens import TokenChunk
 from orchestrator.admission.admission import Admission, Permit
 from orchestrator.admission.request_table import (
     ActiveRequest,
@@ -39,7 +37,7 @@ from orchestrator.admission.request_table import (
     RequestState,
     RequestTable,
 )
-from orchestrator.admission.timeouts import TokenSource, with_timeouts
+from orchestrator.admission.timeouts import with_timeouts
 from orchestrator.admission.validation import (
     GENERATES,
     check_min_tokens,
@@ -61,11 +59,13 @@ from orchestrator.embedding import (
     input_field,
     split_batches,
 )
-from orchestrator.generation import ModelInfo, Progress
+from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics, spans
 from orchestrator.observability.request_account import RequestAccount
 from orchestrator.routing import failover
+from orchestrator.routing.direct_path import DirectPath
 from orchestrator.routing.replicas import Replicas
+from orchestrator.running_generation import Generation
 from orchestrator.scoring import Scorer
 from orchestrator.search.answering.line_marks import marks_lines
 from orchestrator.search.conversation.examples import Examples
@@ -110,114 +110,6 @@ class GenerationRequest(NamedTuple):
     sources: Sequence[Source] | None = None
     """Passages that the answer is to be made of, and may cite."""
     api_request: ApiRequest | None = None
-
-
-class Generation:
-    """One running generation: read `tokens`, pass each chunk to `push`, send what it returns.
-
-    Leaving its block cancels the engine's call. A class, because a context manager made of a
-    generator costs every request more.
-    """
-
-    def __init__(
-        self,
-        tokens: TokenSource,
-        assembler: TextAssembler,
-        model: ModelInfo,
-        active: ActiveRequest,
-        constraint_field: str,
-    ) -> None:
-        """`constraint_field` is the request's field that the engine's constraint was made of."""
-        self.tokens = tokens
-        self._constraint_field = constraint_field
-        self.stopped = False
-        """Whether a stop string has ended the text; the tokens that follow are not needed."""
-        self._assembler = assembler
-        self._model = model
-        self._active = active
-        span = active.account.generation
-        self._recorded = span if span.span.is_recording() else None
-        # Reports the time to first token, once. Call it after each message was sent.
-        self.report_first_text = active.account.report_first_text
-
-    async def __aenter__(self) -> Generation:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self.tokens.aclose()
-        finally:
-            self._active.account.end_generation(kind, error, traceback)
-        if isinstance(error, MeshError) and (error.param or "").startswith("constraint"):
-            raise error.renamed(self._constraint_field) from error
-
-    async def echo(self, chunk: TokenChunk) -> AsyncGenerator[Progress]:
-        """The messages of a prompt with log probabilities, to be sent before the chunk is pushed.
-
-        The event loop runs between two of them. Raises MeshError.
-        """
-        for delta in self._assembler.echo(chunk.prompt_logprobs):
-            self._record_delta(delta)
-            yield Progress(
-                None if self._active.started else start(self._model, self._active), delta
-            )
-            self.report_first_text()
-            await asyncio.sleep(0)
-
-    def push(self, chunk: TokenChunk) -> list[Progress]:
-        """Records the chunk and returns the messages to send, often none or one.
-
-        The first message has the start, the last one the finish. Raises MeshError.
-        """
-        active = self._active
-        if chunk.token_ids:
-            active.state = RequestState.STREAMING
-            active.account.generated(len(chunk.token_ids))
-        deltas = self._assembler.push(chunk)
-        finish = chunk.finish
-        stop_string = self._assembler.stop_string
-        if stop_string:
-            self.stopped = True
-            usage = active.account.usage if finish is None else finish.usage
-            finish = GenerationFinish(FinishReason.STOP, usage, stop_string)
-        if finish is not None:
-            finish = active.account.finished(finish)
-        for delta in deltas:
-            self._record_delta(delta)
-        if self._recorded is not None and chunk.token_ids:
-            self._recorded.pushed(has_text=bool(deltas))
-        started = None if active.started else start(self._model, active)
-        if len(deltas) < 2:  # at most one message: nothing is sent if the text is held back
-            if deltas or started is not None or finish is not None:
-                return [Progress(started, deltas[0] if deltas else None, finish)]
-            return []
-        echo, delta = deltas
-        return [Progress(started, echo), Progress(None, delta, finish)]
-
-    def _record_delta(self, delta: Delta) -> None:
-        account = self._active.account
-        done = delta.num_tokens
-        if account.ttft_seconds is None:
-            done += account.prompt_tokens
-        self._active.permit.progress(done)
-        account.delta(delta)
-
-
-def start(model: ModelInfo, active: ActiveRequest) -> GenerationStarted:
-    """The start of a generation, to be sent now."""
-    active.started = True
-    return GenerationStarted(model.name, active.account.prompt_tokens, active.tool_prompt)
-
-
-def abort(model: ModelInfo, active: ActiveRequest) -> Progress:
-    """The last message of a generation that an operator has ended."""
-    started = None if active.started else start(model, active)
-    return Progress(started, finish=active.account.end_early(FinishReason.ABORT))
 
 
 def _has_model(models: Mapping[str, ModelInfo], name: str, kinds: Sequence[ModelKind]) -> bool:
@@ -582,11 +474,13 @@ class Pipeline:
         account.start_generation(
             prompt.encoded, spans.Requested(model, sampling, stop, account.api_request, is_json)
         )
+        direct = DirectPath()
         tokens = failover.generate(
-            self._replicas, model, prompt.encoded.token_ids, sampling, active
+            self._replicas, model, prompt.encoded.token_ids, sampling, active, direct
         )
         source = with_timeouts(tokens, current_request())
-        return Generation(source, assembler, model, active, prompt.constraint_field)
+        path = direct if source is tokens else None  # timeouts are those of the reader
+        return Generation(source, assembler, model, active, prompt.constraint_field, path)
 
     def new_summary(self, grounded: Grounded) -> SummaryAssembler:
         """Assembles the summary of one search; its text is limited in length."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -14,7 +15,7 @@ from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.process.lifecycle import SetReady
 from mesh.protocol.api_request import api_request_from_proto
 from mesh.protocol.chat import ChatPrompt, chat_from_proto, tool_choice_from_proto
-from mesh.protocol.deltas import Delta, delta_to_proto
+from mesh.protocol.deltas import Delta, set_delta
 from mesh.protocol.finish import finish_to_proto, started_to_proto
 from mesh.protocol.model_kind import KIND_TO_PROTO, ModelKind, input_use_from_proto
 from mesh.protocol.prompt import prompt_from_proto
@@ -32,6 +33,7 @@ from mesh.protocol.summary import (
     summary_finish_to_proto,
 )
 from mesh.rpc.kept_traces import Channels
+from mesh.rpc.multiplex.service import ServedCall
 from mesh.rpc.server import Servicer
 from mesh.v1 import common_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 from orchestrator.admission.request_table import RequestAborted, RequestState, RequestTable
@@ -53,14 +55,16 @@ from orchestrator.clients.tokenizer import TextOptions
 from orchestrator.embedding import Input, check_inputs
 from orchestrator.generation import Progress
 from orchestrator.observability.spans import embeddings
-from orchestrator.pipeline import GenerationRequest, Pipeline, abort
+from orchestrator.pipeline import GenerationRequest, Pipeline
 from orchestrator.readiness import Readiness
+from orchestrator.routing.direct_path import Taken
 from orchestrator.routing.replicas import Replicas
+from orchestrator.running_generation import DirectCall, abort
 from orchestrator.scoring import Pairs, ScoreMethod, Scorer, check_pairs
 from orchestrator.search.grounded_answer import CheckedProgress, GroundedAnswer
 from orchestrator.search.selection import select_for_prompt
 from orchestrator.search.summary import SearchRequest, to_sources
-from orchestrator.summarization import Event, Found, summarize
+from orchestrator.summarization import DirectSummary, Event, Found, summarize
 from orchestrator.text.preparation import PreparedPrompt
 
 if TYPE_CHECKING:
@@ -137,6 +141,8 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     fit_max_tokens=parsed.fit_max_tokens,
                 ) as generation:
                     answer = _grounded_answer(parsed, prompt)
+                    if answer is None and isinstance(context, ServedCall):
+                        generation.send_directly(context, partial(_send, context))
                     async for chunk in generation.tokens:
                         if chunk.prompt_logprobs:
                             async for progress in generation.echo(chunk):
@@ -218,14 +224,14 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def SummarizeStream(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
     ) -> AsyncIterator[orchestrator_pb2.SummarizeStreamResponse]:
-        return self._summarize(request, "SummarizeStream")
+        return self._summarize(request, "SummarizeStream", context)
 
     async def Summarize(
         self, request: orchestrator_pb2.SummarizeRequest, context: Context
     ) -> orchestrator_pb2.SummarizeResponse:
         response = orchestrator_pb2.SummarizeResponse()
         summary: list[str] = []
-        async with aclosing(self._summarize(request, "Summarize")) as events:
+        async with aclosing(self._summarize(request, "Summarize", context)) as events:
             async for event in events:
                 match event.WhichOneof("event"):
                     case "results":
@@ -240,11 +246,14 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return response
 
     async def _summarize(
-        self, request: orchestrator_pb2.SummarizeRequest, method: str
+        self, request: orchestrator_pb2.SummarizeRequest, method: str, context: Context
     ) -> AsyncGenerator[orchestrator_pb2.SummarizeStreamResponse, None]:
         search = _search_request(request, self._grounded)
         api_request = api_request_from_proto(request)
-        async with aclosing(summarize(self._pipeline, search, method, api_request)) as events:
+        call = context if isinstance(context, ServedCall) else None
+        direct = DirectSummary(call, _summary_event)
+        events_of = summarize(self._pipeline, search, method, api_request, direct)
+        async with aclosing(events_of) as events:
             async for event in events:
                 yield _summary_event(event)
 
@@ -396,14 +405,22 @@ def _inputs(request: orchestrator_pb2.EmbedRequest) -> list[Input]:
     return inputs
 
 
+def _send(call: DirectCall, progress: Progress) -> Taken:
+    """Sends a message of a generation now, unless it is large."""
+    return Taken.ALL if call.write_now(_progress(progress)) else Taken.NONE
+
+
 def _progress(progress: Progress) -> orchestrator_pb2.GenerateResponse:
     """One message of a generation."""
     started, delta, finish = progress
-    return orchestrator_pb2.GenerateResponse(
-        started=None if started is None else started_to_proto(started),
-        delta=None if delta is None else delta_to_proto(delta),
-        finish=None if finish is None else finish_to_proto(finish),
-    )
+    message = orchestrator_pb2.GenerateResponse()
+    if started is not None:
+        message.started.CopyFrom(started_to_proto(started))
+    if delta is not None:
+        set_delta(message.delta, delta)
+    if finish is not None:
+        message.finish.CopyFrom(finish_to_proto(finish))
+    return message
 
 
 def _checked_progress(checked: CheckedProgress) -> orchestrator_pb2.GenerateResponse:
@@ -463,7 +480,9 @@ def _summary_event(event: Event) -> orchestrator_pb2.SummarizeStreamResponse:
     response = orchestrator_pb2.SummarizeStreamResponse
     match event:
         case Delta():
-            return response(delta=delta_to_proto(event))
+            message = response()
+            set_delta(message.delta, event)
+            return message
         case SummaryFinish():
             return response(finish=summary_finish_to_proto(event))
         case Found():

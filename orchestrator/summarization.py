@@ -6,8 +6,9 @@ One generator runs them for each search, so that a token passes no further one.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, TypeAlias
 
@@ -25,11 +26,19 @@ from mesh.protocol.summary import (
 )
 from mesh.protocol.usage import Usage
 from orchestrator.admission.request_table import ActiveRequest, RequestAborted
+from orchestrator.generation import Progress
 from orchestrator.observability import spans
-from orchestrator.pipeline import Generation, Pipeline
+from orchestrator.pipeline import Pipeline
+from orchestrator.routing.direct_path import Taken
+from orchestrator.running_generation import DirectCall, Generation
 from orchestrator.search.conversation.rewriting import Rewrite
 from orchestrator.search.search import RetrievalOutcome, SummaryPrompt
-from orchestrator.search.summary import RETRIEVAL_FAILED, SearchRequest, to_sources
+from orchestrator.search.summary import (
+    RETRIEVAL_FAILED,
+    SearchRequest,
+    SummaryAssembler,
+    to_sources,
+)
 from orchestrator.text.preparation import PreparedPrompt
 
 logger = logging.getLogger("orchestrator.summarization")
@@ -49,15 +58,41 @@ class Found(NamedTuple):
 Event: TypeAlias = SearchStatus | Found | Delta | SummaryFinish | RelatedQuestions
 
 
+class DirectSummary(NamedTuple):
+    """Sends the deltas of a summary without waking the task of its call."""
+
+    call: DirectCall | None
+    """None: all deltas are read."""
+    message: Callable[[Delta], object]
+    """The call's message with a delta."""
+
+    def begin(self, generation: Generation, summary: SummaryAssembler) -> None:
+        """Sends what `summary` makes of the text of this generation."""
+        if self.call is not None:
+            generation.send_directly(self.call, partial(self._send, self.call, summary))
+
+    def _send(self, call: DirectCall, summary: SummaryAssembler, progress: Progress) -> Taken:
+        for delta in summary.read((progress,)):
+            if not call.write_now(self.message(delta)):
+                summary.put_back(delta)
+                return Taken.WAKE
+        return Taken.WAKE if summary.reached_limit else Taken.ALL
+
+
+NOT_DIRECT = DirectSummary(None, repr)
+
+
 async def summarize(
     pipeline: Pipeline,
     request: SearchRequest,
     method: str,
     api_request: ApiRequest | None = None,
+    direct: DirectSummary = NOT_DIRECT,
 ) -> AsyncGenerator[Event]:
     """The results, the summary's deltas and its finish. Raises MeshError; close it to cancel.
 
-    A client that knows conversations also gets the stages and the related questions.
+    A client that knows conversations also gets the stages and the related questions. `direct` sends
+    deltas past the reader.
     """
     spans.describe_search()
     with pipeline.admitted(method) as active:
@@ -78,6 +113,7 @@ async def summarize(
             for attempt in attempts:
                 with attempts:
                     async with search.generate(attempt, again=attempts.is_again) as generation:
+                        direct.begin(generation, summary)
                         async for chunk in generation.tokens:
                             for delta in summary.read(generation.push(chunk)):
                                 yield delta

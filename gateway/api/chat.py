@@ -11,7 +11,7 @@ from starlette.responses import Response
 from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
-from gateway.openai.choices import Events, accepted_event, choice_events, choices
+from gateway.openai.choices import Events, accepted_event, choice_events, choices, direct_choices
 from gateway.openai.chunks import Chunks
 from gateway.openai.responses import (
     Choice,
@@ -25,6 +25,7 @@ from gateway.openai.responses import (
     tool_call_delta,
 )
 from gateway.schemas.chat import ChatCompletionRequest
+from gateway.streaming.direct_path import DirectPath
 from gateway.streaming.event_stream import EventStream
 from gateway.upstream.generation import choices_of
 from gateway.validation.body import off_loop, read_json
@@ -47,10 +48,13 @@ class ChatCompletions:
         record = RequestRecord.of(request.scope)
         generations = await off_loop(record.body_bytes, body.generations)
         generations = choices_of(generations, response_id("chatcmpl"), stream=body.stream, n=body.n)
-        events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
+        orchestrator = self._dependencies.orchestrator
         if body.stream:
-            frames = _frames(events, record, body.n, body.stream_options.include_usage)
-            return self._dependencies.event_stream(frames, error_frame)
+            direct = DirectPath()
+            events = direct_choices(orchestrator, generations, direct)
+            frames = _frames(events, record, body.n, body.stream_options.include_usage, direct)
+            return self._dependencies.event_stream(frames, error_frame, direct=direct)
+        events = choices(list(map(orchestrator.generate, generations)))
         messages = [_Message(index) for index in range(body.n)]
         async with self._dependencies.cancel_scope(request), aclosing(events):
             accepted = await accepted_event(events)
@@ -108,7 +112,7 @@ class _Message:
 
 
 async def _frames(
-    events: Events, record: RequestRecord, n: int, include_usage: bool
+    events: Events, record: RequestRecord, n: int, include_usage: bool, direct: DirectPath
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         accepted = await accepted_event(events)
@@ -117,15 +121,19 @@ async def _frames(
         chunks = Chunks(fields, _text_choice, num_choices=n, include_usage=include_usage)
         called = [False] * n
         role: dict[str, object] = {"role": "assistant", "content": ""}
+
+        def frame(delta: Delta, index: int = 0) -> bytes:
+            record.delta(index, delta)
+            if not (delta.logprobs or delta.reasoning or delta.tool_calls):
+                return chunks.text(index, delta.text)
+            called[index] = called[index] or bool(delta.tool_calls)
+            return chunks.chunk(_delta_choice(index, delta))
+
         yield b"".join(chunks.chunk(_choice(index, role)) for index in range(n))
+        direct.encode = frame
         async for index, event in choice_events(events):
             if isinstance(event, Delta):
-                record.delta(index, event)
-                called[index] = called[index] or bool(event.tool_calls)
-                if event.logprobs or event.reasoning or event.tool_calls:
-                    yield chunks.chunk(_delta_choice(index, event))
-                else:
-                    yield chunks.text(index, event.text)
+                yield frame(event, index)
             else:
                 record.finish(index, event)
                 check_not_aborted(event)

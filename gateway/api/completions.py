@@ -11,7 +11,14 @@ from starlette.responses import Response
 from gateway.dependencies import Dependencies
 from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
-from gateway.openai.choices import Events, accepted_event, choice_events, choices, prompts_only
+from gateway.openai.choices import (
+    Events,
+    accepted_event,
+    choice_events,
+    choices,
+    direct_choices,
+    prompts_only,
+)
 from gateway.openai.chunks import Chunks
 from gateway.openai.responses import (
     Choice,
@@ -23,6 +30,7 @@ from gateway.openai.responses import (
     resumed,
 )
 from gateway.schemas.completions import CompletionRequest
+from gateway.streaming.direct_path import DirectPath
 from gateway.streaming.event_stream import EventStream
 from gateway.upstream.generation import choices_of
 from gateway.validation.body import off_loop, read_json
@@ -49,11 +57,17 @@ class Completions:
         record = RequestRecord.of(request.scope)
         generations = await off_loop(record.body_bytes, body.generations)
         generations = choices_of(generations, response_id("cmpl"), stream=body.stream, n=body.n)
-        events = choices(list(map(self._dependencies.orchestrator.generate, generations)))
+        orchestrator = self._dependencies.orchestrator
+        if body.stream and body.max_tokens != 0:
+            direct = DirectPath()
+            events = direct_choices(orchestrator, generations, direct)
+            frames = _frames(events, record, body, len(generations), direct)
+            return self._dependencies.event_stream(frames, error_frame, direct=direct)
+        events = choices(list(map(orchestrator.generate, generations)))
         if body.max_tokens == 0:
             events = prompts_only(events)
         if body.stream:
-            frames = _frames(events, record, body, len(generations))
+            frames = _frames(events, record, body, len(generations), DirectPath())
             return self._dependencies.event_stream(frames, error_frame)
         texts: list[list[str]] = [[] for _ in generations]
         logprobs: list[list[DeltaLogprob]] = [[] for _ in generations]
@@ -79,7 +93,11 @@ class Completions:
 
 
 async def _frames(
-    events: Events, record: RequestRecord, body: CompletionRequest, num_choices: int
+    events: Events,
+    record: RequestRecord,
+    body: CompletionRequest,
+    num_choices: int,
+    direct: DirectPath,
 ) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         accepted = await accepted_event(events)
@@ -91,16 +109,20 @@ async def _frames(
             include_usage=body.stream_options.include_usage,
         )
         logprobs = [TextLogprobs() for _ in range(num_choices)]
+
+        def frame(delta: Delta, index: int = 0) -> bytes:
+            record.delta(index, delta)
+            if not delta.logprobs:
+                return chunks.text(index, delta.text)
+            formatted = logprobs[index].of(delta.logprobs)
+            return chunks.chunk(_choice(index, delta.text, formatted))
+
         # An empty frame sends the status and the headers before there is text.
         yield b""
+        direct.encode = frame
         async for index, event in choice_events(events):
             if isinstance(event, Delta):
-                record.delta(index, event)
-                if event.logprobs:
-                    formatted = logprobs[index].of(event.logprobs)
-                    yield chunks.chunk(_choice(index, event.text, formatted))
-                else:
-                    yield chunks.text(index, event.text)
+                yield frame(event, index)
             else:
                 record.finish(index, event)
                 check_not_aborted(event)

@@ -19,6 +19,7 @@ from gateway.responses.run import ROUTE, Run
 from gateway.schemas.responses.items import parse_item
 from gateway.schemas.responses.queries import LISTS, InputItemsQuery, RetrieveQuery
 from gateway.schemas.responses.request import ResponsesRequest
+from gateway.streaming.direct_path import DirectPath
 from gateway.streaming.event_stream import EventStream
 from gateway.validation.body import off_loop, read_json, read_query
 from mesh.errors import invalid
@@ -58,7 +59,8 @@ class Responses:
                 owner, run, response, with_items(previous, body.input_items())
             )
         if body.stream:
-            return self._dependencies.event_stream(run.steps(), run.failed)
+            direct = DirectPath()
+            return self._dependencies.event_stream(run.steps(direct), run.failed, direct=direct)
         async with self._dependencies.cancel_scope(request):
             async for _ in run.steps():
                 pass

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +18,7 @@ from gateway.http.json_text import json_response
 from gateway.observability.request_record import RequestRecord
 from gateway.openai.responses import resumed
 from gateway.schemas.search import SearchRequest
+from gateway.streaming.direct_path import DirectPath
 from gateway.streaming.event_stream import EventStream
 from gateway.streaming.resumable_streams import (
     COMPLETE,
@@ -115,16 +117,22 @@ class SearchEndpoint:
             )
         record = RequestRecord.of(request.scope)
 
+        direct = DirectPath()
+
         def make(id_prefix: str) -> AsyncGenerator[bytes]:
-            events = self._dependencies.orchestrator.search(_search(params, stream=True))
-            return _frames(events, record, id_prefix)
+            search = _search(params, stream=True)
+            # A stream that can be resumed belongs to no connection.
+            take = None if id_prefix else direct.take
+            events = self._dependencies.orchestrator.search(search, take)
+            return _frames(events, record, id_prefix, direct)
 
         resumable = client_resumes(headers) if params.resumable is None else params.resumable
         if resumable and resumable_streams.accepts:
             frames, id_prefix = resumable_streams.start(make)
         else:
             frames, id_prefix = make(""), ""
-        return self._dependencies.event_stream(frames, partial(_error_frame, id_prefix))
+        error_frame = partial(_error_frame, id_prefix)
+        return self._dependencies.event_stream(frames, error_frame, direct=direct)
 
 
 def _search(params: SearchRequest, *, stream: bool) -> Search:
@@ -144,17 +152,21 @@ async def _results(events: AsyncGenerator[Event]) -> SearchResults:
 
 
 async def _frames(
-    events: AsyncGenerator[Event], record: RequestRecord, id_prefix: str
+    events: AsyncGenerator[Event], record: RequestRecord, id_prefix: str, direct: DirectPath
 ) -> AsyncGenerator[bytes]:
     """Frames of one search; with an `id_prefix` the stream can be resumed."""
+    positions = count()
+
+    def encode(delta: Delta) -> bytes:
+        record.delta(0, delta)
+        return token_frame(delta.text, next(positions), id_prefix)
+
     async with aclosing(events):
-        position = 0
+        direct.encode = encode
         async for event in events:
             match event:
                 case Delta():
-                    record.delta(0, event)
-                    yield token_frame(event.text, position, id_prefix)
-                    position += 1
+                    yield encode(event)
                 case SearchStatus():
                     if event.stage is not SearchStage.READING:
                         record.accept(ROUTE)

@@ -28,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway.connection import refusal
+from gateway.connection.chunk_writer import ChunkWriter
 from gateway.connection.half_closed import HalfClosedClient
 from gateway.connection.http10 import use_http10
 from gateway.connection.input_turns import Input, InputTurns, PausableFlow
@@ -102,6 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.flow = PausableFlow(transport)
         self._input = Input(self._turns, self.flow, self._parse)
         self._response_transport = ResponseTransport(transport, self.loop, self._end_connection)
+        self._chunk_writer = ChunkWriter(self._response_transport, self.flow)
         self._start_timer(HEADER_TIMEOUT_SECONDS, self._on_header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -114,9 +116,9 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         # These reference the connection: a cycle would remain until the next garbage collection.
         self._input.drop()
-        del self._response_transport, self._input
+        del self._response_transport, self._input, self._chunk_writer
         self._half_closed = self._running = None
-        self.cycle = None  # type: ignore[assignment]
+        self.cycle = self.scope = None  # type: ignore[assignment]
 
     # Input
 
@@ -223,6 +225,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._takes_body = self.parser.get_method() in _METHODS_WITH_BODY
         super().on_headers_complete()
         self.cycle.transport = self._response_transport  # type: ignore[assignment]
+        self._chunk_writer.offer(self.scope)
         if self.scope["http_version"] == "1.0":
             use_http10(self.cycle)
 

@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple, TypeAlias, cast
 
-from gateway.upstream.generation import Event
+from gateway.streaming.direct_path import DirectPath
+from gateway.upstream.client import Orchestrator
+from gateway.upstream.generation import Event, Generation
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.protocol.deltas import Delta
 from mesh.protocol.finish import FinishReason, GenerationFinish, GenerationStarted
@@ -46,6 +48,17 @@ async def accepted_event(events: Events) -> Accepted:
 def choice_events(events: Events) -> AsyncGenerator[ChoiceEvent]:
     """The events after the first one. The caller still owns and closes `events`."""
     return cast("AsyncGenerator[ChoiceEvent]", events)
+
+
+def direct_choices(
+    orchestrator: Orchestrator, generations: Sequence[Generation], direct: DirectPath
+) -> Events:
+    """The events of the generations that `direct` does not take; see `choices`.
+
+    It takes deltas of a single generation. Several ones wait for one another.
+    """
+    take = direct.take if len(generations) == 1 else None
+    return choices([orchestrator.generate(each, take) for each in generations])
 
 
 async def choices(streams: Sequence[Stream]) -> Events:

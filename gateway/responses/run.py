@@ -34,8 +34,9 @@ from gateway.responses.items import (
 from gateway.responses.response import ResponseObject
 from gateway.schemas.responses.request import ResponsesRequest
 from gateway.schemas.responses.tools import SearchTool
+from gateway.streaming.direct_path import DirectPath
 from gateway.upstream.blocks import Block, BlockEvent, BlockKind, Blocks, BlockStep
-from gateway.upstream.client import Orchestrator
+from gateway.upstream.client import Orchestrator, TakeDelta
 from gateway.upstream.generation import Event
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
 from mesh.protocol.api_request import ApiRequest
@@ -113,15 +114,17 @@ class Run:
         self.result = self.response.encoded()
         return self._last()
 
-    async def steps(self) -> AsyncGenerator[bytes]:
+    async def steps(self, direct: DirectPath | None = None) -> AsyncGenerator[bytes]:
         """Run to the end; yields the events of a stream, and nothing without streaming.
 
         The first one is yielded when the orchestrator has accepted the request. Raises MeshError.
+        `direct` leads to the client of the stream, past the reader of the steps.
         """
+        take, path = None if direct is None else direct.take, direct or DirectPath()
         try:
             forced = await self._forced_search()
             while True:
-                events, started = await self._start()
+                events, started = await self._start(take)
                 async with aclosing(events):
                     frame = self._accept(started)
                     if forced is not None:
@@ -129,6 +132,7 @@ class Run:
                         forced = None
                     if self._frames is not None:
                         yield frame
+                    path.encode = self._delta
                     async for event in events:
                         frame = self._delta(event) if isinstance(event, Delta) else self._end(event)
                         if frame:
@@ -192,7 +196,9 @@ class Run:
         self._finish = event
         return b""
 
-    async def _start(self) -> tuple[AsyncGenerator[Event], GenerationStarted]:
+    async def _start(
+        self, take: TakeDelta | None
+    ) -> tuple[AsyncGenerator[Event], GenerationStarted]:
         """Start the next generation, with fewer messages if they may be left out."""
         number = 0
         while True:
@@ -203,7 +209,7 @@ class Run:
             )
             request = ApiRequest(self.response.id, self._body.stream)
             events = self._orchestrator.generate(
-                generation(self._body, progress)._replace(api_request=request)
+                generation(self._body, progress)._replace(api_request=request), take
             )
             try:
                 started = await anext(events)

@@ -10,11 +10,13 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.connection.chunk_writer import ChunkWriter
 from gateway.http.drain import Drain
 from gateway.http.errors import ClientDisconnected
 from gateway.observability import metrics
 from gateway.observability.request_record import RequestRecord
 from gateway.streaming.cancel_scope import CancelScope
+from gateway.streaming.direct_path import DirectPath
 from gateway.streaming.event_writer import EventWriter
 from gateway.streaming.sse import KEEP_ALIVE
 from mesh.errors import INTERNAL_MESSAGE, ErrorKind, MeshError
@@ -45,7 +47,10 @@ class EventStream:
         drain: Drain,
         keep_alive_seconds: float,
         keep_alive_frame: bytes = KEEP_ALIVE,
+        direct: DirectPath | None = None,
     ) -> None:
+        """`direct` passes deltas to the response's writer; None: all come from `frames`."""
+        self._direct = direct
         self._frames = frames
         self._error_frame = error_frame
         self._drain = drain
@@ -53,7 +58,9 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response. Raises ClientDisconnected if the client disconnects."""
-        writer = EventWriter(send, *self._keep_alive)
+        writer = EventWriter(send, *self._keep_alive, ChunkWriter.of(scope))
+        if self._direct is not None:
+            self._direct.writer = writer
         try:
             await self._send(writer, receive)
         except ClientDisconnected:

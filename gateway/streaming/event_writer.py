@@ -1,6 +1,7 @@
 """Writes a stream of frames with backpressure from the client.
 
     one frame being built ── write() ──▶ pending, at most 16 KiB ── one send ──▶ transport
+                         └── write_now(), while nothing is pending ──────────────▶
 
 While the transport accepts data, each frame is sent alone. When it does not, frames accumulate
 up to the limit; then `write` waits, and with it the producer.
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 from starlette.types import Send
 
+from gateway.connection.chunk_writer import ChunkWriter
 from gateway.http.errors import ClientDisconnected
 from gateway.streaming.sse import KEEP_ALIVE
 
@@ -30,9 +32,15 @@ class EventWriter:
     """
 
     def __init__(
-        self, send: Send, keep_alive_seconds: float, keep_alive_frame: bytes = KEEP_ALIVE
+        self,
+        send: Send,
+        keep_alive_seconds: float,
+        keep_alive_frame: bytes = KEEP_ALIVE,
+        chunks: ChunkWriter | None = None,
     ) -> None:
+        """`chunks` writes to the connection at once; None: it cannot."""
         self._send = send
+        self._chunks = chunks
         self._keep_alive_frame = keep_alive_frame
         self._keep_alive_seconds = keep_alive_seconds
         self._pending: list[bytes] = []
@@ -40,7 +48,8 @@ class EventWriter:
         self._data = asyncio.Event()
         self._room = asyncio.Event()
         self._finishing = False
-        self._sending = False
+        self._sending = True
+        """Whether `send` has been called and has not returned; at the beginning, with the head."""
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_sent = 0.0
@@ -72,6 +81,22 @@ class EventWriter:
         if self._task is not None and self._task.done():
             self._task.result()
         self._put(frame)
+
+    @property
+    def takes_now(self) -> bool:
+        """Whether `write_now` may be called: nothing is pending, and the connection takes data."""
+        chunks = self._chunks
+        return (
+            chunks is not None
+            and not (self._sending or self._pending or self._finishing)
+            and chunks.takes_now
+        )
+
+    def write_now(self, frame: bytes) -> None:
+        """Pass a frame to the transport at once; `takes_now` must be true."""
+        assert self._chunks is not None, "takes_now is false"
+        self._chunks.write(frame)
+        self._last_sent = self._loop.time()
 
     async def finish(self) -> None:
         """Wait until everything has been passed to the transport."""
@@ -107,6 +132,7 @@ class EventWriter:
         start = {"type": "http.response.start", "status": 200, "headers": list(headers)}
         try:
             await self._send(start)
+            self._sending = False
             while not self.complete:
                 await self._data.wait()
                 await self._flush()

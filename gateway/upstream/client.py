@@ -78,6 +78,8 @@ _SCORE_METHODS: dict[int, str] = {
     orchestrator_pb2.SCORE_METHOD_CROSS_ENCODER: "cross_encoder",
 }
 
+TakeDelta = Callable[[Delta], bool]
+
 Batch = TypeVar("Batch", Embedded, Scored)
 Value = TypeVar("Value", Generation, Search)
 Request = TypeVar("Request")
@@ -91,21 +93,29 @@ class Orchestrator:
         self._channel = channel
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
 
-    def generate(self, generation: Generation) -> AsyncGenerator[Event]:
-        """GenerationStarted, deltas, one finish; raises MeshError. Close it to cancel the call."""
-        check_priority(generation.sampling.priority)
-        return _events(self._stub.Generate, generation, generate_request, generate_events)
+    def generate(
+        self, generation: Generation, take: TakeDelta | None = None
+    ) -> AsyncGenerator[Event]:
+        """GenerationStarted, deltas, one finish; raises MeshError. Close it to cancel the call.
 
-    def search(self, search: Search) -> AsyncGenerator[Event]:
+        `take` gets each delta that arrives while the generator's reader waits; it returns whether
+        it has taken it, so that the reader does not get it.
+        """
+        check_priority(generation.sampling.priority)
+        return _events(self._stub.Generate, generation, generate_request, generate_events, take)
+
+    def search(self, search: Search, take: TakeDelta | None = None) -> AsyncGenerator[Event]:
         """SearchResults, deltas, one finish; raises MeshError. Close it to cancel the call.
 
         Of a conversation also SearchStatus before the deltas and RelatedQuestions after the finish.
+        `take` as in `generate`.
         """
         return _events(
             self._stub.SummarizeStream,
             search,
             summarize_request,
             summarize_events,
+            take,
         )
 
     async def embed(self, embedding: EmbeddingInputs) -> AsyncGenerator[Embedded]:
@@ -250,6 +260,7 @@ async def _events(
     value: Value,
     request_of: Callable[[Value], Request],
     events_of: Callable[[Response], list[Event]],
+    take: TakeDelta | None = None,
 ) -> AsyncGenerator[Event]:
     is_finished = False
     follows = isinstance(value, Search) and value.num_related > 0
@@ -265,12 +276,44 @@ async def _events(
                         if not follows:
                             responses.has_last()
                     yield event
+                if take is not None and not is_finished:
+                    responses.pass_on(_passing(take, charge))
+                    take = None
     except MeshError as error:
         if value.names is None:
             raise
         raise value.names.public(error) from error
     if not is_finished:
         raise broken("the stream ended without a finish")
+
+
+def _passing(
+    take: TakeDelta, charge: TokenCharge
+) -> Callable[[list[Response], object], list[Response]]:
+    """Gives `take` the messages that are a delta, and leaves the others."""
+
+    def pass_on(responses: list[Response], _: object) -> list[Response]:
+        for number, response in enumerate(responses):
+            delta = _only_delta(response)
+            if delta is None or not take(delta):
+                return responses[number:]
+            charge.add(delta.num_tokens)
+        return []
+
+    return pass_on
+
+
+def _only_delta(response: object) -> Delta | None:
+    """The delta in a message without anything else; None if it is another one."""
+    match response:
+        case orchestrator_pb2.GenerateResponse():
+            has_only_delta = response.HasField("delta") and not (
+                response.HasField("finish") or response.HasField("started")
+            )
+            return delta_from_proto(response.delta) if has_only_delta else None
+        case orchestrator_pb2.SummarizeStreamResponse():
+            return delta_from_proto(response.delta) if response.HasField("delta") else None
+    return None
 
 
 def _is_long(value: object) -> bool:

@@ -43,19 +43,21 @@ class Delta(NamedTuple):
     tool_calls: Sequence[ToolCallDelta] = ()
 
 
-def delta_to_proto(delta: Delta) -> orchestrator_pb2.Delta:
-    """Convert to protobuf."""
-    message = orchestrator_pb2.Delta(
-        text=delta.text,
-        num_tokens=delta.num_tokens,
-        logprobs=_logprobs_to_proto(delta.logprobs),
-        reasoning=delta.reasoning,
-    )
+def set_delta(message: orchestrator_pb2.Delta, delta: Delta) -> None:
+    """Convert to protobuf, into an empty message.
+
+    A message with a message takes four times as long to make by constructors.
+    """
+    message.text = delta.text
+    message.num_tokens = delta.num_tokens
+    if delta.logprobs:
+        message.logprobs.extend(_logprobs_to_proto(delta.logprobs))
+    if delta.reasoning:
+        message.reasoning = delta.reasoning
     for call in delta.tool_calls:
         message.tool_calls.add(
             index=call.number, id=call.id, name=call.name, arguments=call.arguments
         )
-    return message
 
 
 def _logprobs_to_proto(logprobs: Iterable[DeltaLogprob]) -> list[orchestrator_pb2.DeltaLogprob]:

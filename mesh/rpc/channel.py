@@ -169,6 +169,19 @@ class ResponseStream(Generic[Response]):
         """Whether a response has arrived that is not read yet; None: gRPC holds what arrives."""
         return getattr(self._call, "has_ready", None)
 
+    def pass_on(
+        self, take: Callable[[list[Response], Callable[[], None]], list[Response] | None]
+    ) -> None:
+        """Call `take` with responses that arrive while a reader waits, instead of the reader.
+
+        It returns what the reader gets, or None if it takes them later and then calls the function
+        that it was given. It runs in the turn of the event loop in which the responses arrived, so
+        it must not take long. Plain calls wake the reader, as without it.
+        """
+        pass_on = getattr(self._call, "pass_on", None)
+        if pass_on is not None:
+            pass_on(take)
+
     def has_last(self) -> None:
         """Record that the last message has been read, and only the status is missing."""
         self._has_last = True

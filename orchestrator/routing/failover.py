@@ -17,6 +17,7 @@ from orchestrator.admission.request_table import ActiveRequest, RequestAborted
 from orchestrator.generation import ModelInfo
 from orchestrator.observability import metrics
 from orchestrator.routing.backends.backend import GenerateCall
+from orchestrator.routing.direct_path import NO_PATH, DirectPath
 from orchestrator.routing.failures_alone import FailuresAlone, is_alone
 from orchestrator.routing.read_ahead import read_ahead
 from orchestrator.routing.replica import Replica
@@ -171,8 +172,11 @@ async def generate(
     prompt: Sequence[int],
     sampling: SamplingParams,
     active: ActiveRequest,
+    direct: DirectPath = NO_PATH,
 ) -> AsyncGenerator[TokenChunk, None]:
     """Chunks of tokens; the last one has the finish. The first of each replica may be empty.
+
+    `direct` takes chunks past the reader.
 
     If a replica is lost, another one of an equal model continues from the prompt and the tokens so
     far, with the same penalties, seeds and limits, so greedy output is identical. Raises MeshError
@@ -198,14 +202,14 @@ async def generate(
                             if not accepted and waiting is None:
                                 waiting = replica.first_tokens.begin()
                             accepted = True
-                            if waiting is not None and (chunk.token_ids or chunk.finish):
-                                replica.first_tokens.served(waiting)
-                                waiting = None
+                            waiting = _served(replica, waiting, chunk)
                             delivered += chunk.token_ids
                             if chunk.finish is not None:
                                 attempts.succeeded(replica, delivered)
                                 yield chunk
                                 return
+                            if waiting is None:
+                                direct.connect(stream, delivered)
                             yield chunk
             raise MeshError(ErrorKind.UNAVAILABLE, "the engine ended a stream without a finish")
         except MeshError as error:
@@ -219,6 +223,14 @@ async def generate(
                 (), finish=GenerationFinish(reason, Usage(len(prompt), len(delivered)))
             )
             return
+
+
+def _served(replica: Replica, waiting: object, chunk: TokenChunk) -> object:
+    """Records the replica's first token; returns what still waits for it."""
+    if waiting is None or not (chunk.token_ids or chunk.finish):
+        return waiting
+    replica.first_tokens.served(waiting)
+    return None
 
 
 def _finish_reason(

@@ -29,6 +29,18 @@ def read_ahead(tokens: AsyncIterator[TokenChunk]) -> ReadAhead | MergeReady:
     return MergeReady(cast("HoldingStream", tokens))
 
 
+def merged(chunks: Sequence[TokenChunk]) -> TokenChunk:
+    """One chunk with what is in all of them, in their order; there is at least one."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return TokenChunk(
+        [token_id for chunk in chunks for token_id in chunk.token_ids],
+        [logprob for chunk in chunks for logprob in chunk.logprobs],
+        next((chunk.prompt_logprobs for chunk in chunks if chunk.prompt_logprobs), ()),
+        chunks[-1].finish,
+    )
+
+
 class HoldingStream(Protocol):
     """A stream that holds the chunks that have arrived."""
 
@@ -59,14 +71,12 @@ class MergeReady:
         chunk = await self._stream.__anext__()
         if chunk.finish is not None or not self._stream.has_ready:
             return chunk
-        token_ids, logprobs = [*chunk.token_ids], [*chunk.logprobs]
-        prompt_logprobs, finish = chunk.prompt_logprobs, chunk.finish
-        while finish is None and self._stream.has_ready and len(token_ids) < MAX_PENDING_TOKENS:
+        chunks, num_tokens = [chunk], len(chunk.token_ids)
+        while chunk.finish is None and self._stream.has_ready and num_tokens < MAX_PENDING_TOKENS:
             chunk = await self._stream.__anext__()
-            token_ids += chunk.token_ids
-            logprobs += chunk.logprobs
-            prompt_logprobs, finish = chunk.prompt_logprobs or prompt_logprobs, chunk.finish
-        return TokenChunk(token_ids, logprobs, prompt_logprobs, finish)
+            chunks.append(chunk)
+            num_tokens += len(chunk.token_ids)
+        return merged(chunks)
 
 
 class ReadAhead:

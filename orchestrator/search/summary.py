@@ -76,6 +76,7 @@ class SummaryAssembler:
         self._max_characters = max_characters
         self._grounded = grounded
         self.set_sources(())
+        self._put_back: list[Delta] = []
         # Tokens of text that the filter holds back.
         self._num_held = 0
 
@@ -95,9 +96,15 @@ class SummaryAssembler:
 
     def read(self, messages: Sequence[Progress]) -> Iterator[Delta]:
         """Adds the deltas of messages; yields the text that has passed the filter."""
+        put_back, self._put_back = self._put_back, []
+        yield from put_back
         for message in messages:
             if message.delta is not None:
                 yield from self.push(message.delta)
+
+    def put_back(self, delta: Delta) -> None:
+        """Lets `read` return a delta again, which could not be sent."""
+        self._put_back.append(delta)
 
     def finish(self, finish: GenerationFinish) -> Iterator[Delta | SummaryFinish]:
         """Yields the text that was held back, then the summary's finish."""

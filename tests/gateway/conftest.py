@@ -13,6 +13,7 @@ from gateway.http.server import GatewayServer, running
 from gateway.observability import metrics
 from gateway.settings import GatewaySettings
 from gateway.upstream.client import SERVICE
+from mesh.rpc.multiplex.channel import MultiplexChannel
 from mesh.rpc.server import Servicer
 from mesh.v1 import orchestrator_pb2_grpc
 from tests.gateway.fakes import FakeOrchestrator
@@ -77,6 +78,16 @@ def client_of(server: GatewayServer) -> httpx.AsyncClient:
     """Create an HTTP client of `server`."""
     url = f"http://127.0.0.1:{server.port}"
     return httpx.AsyncClient(base_url=url, timeout=10, trust_env=False)
+
+
+async def open_multiplexed(server: GatewayServer) -> None:
+    """Opens the gateway's multiplexed stream to the orchestrator; later calls use it."""
+    balanced = server.dependencies.orchestrator._channel
+    await eventually(lambda: balanced.is_ready, "the orchestrator is ready")
+    [peer] = balanced.ready
+    channel = peer.channel
+    assert isinstance(channel, MultiplexChannel)
+    await eventually(lambda: channel.stream() is not None, "the stream is open")
 
 
 async def soon() -> None:

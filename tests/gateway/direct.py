@@ -57,7 +57,7 @@ FINISH = SummaryFinish(FinishReason.STOP, Usage(1, 1, 0))
 class DirectOrchestrator:
     """A stub orchestrator in the same process, which answers immediately."""
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
+    async def generate(self, generation: Generation, take: object = None) -> AsyncGenerator[Event]:
         """Generate one token."""
         assert generate_request(generation).SerializeToString()
         yield GenerationStarted("fake", 1)

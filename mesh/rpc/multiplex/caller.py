@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
@@ -30,6 +31,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Deserialize = Callable[[bytes], Any]
 
+Take = Callable[[list[Any], Callable[[], None]], list[Any] | None]
+"""Takes responses that arrived; returns what the reader gets instead. None: it takes them later,
+and calls the function for that."""
+
 
 class CallerStream:
     """A stream that the server has accepted. `run` must run while it has calls."""
@@ -39,6 +44,8 @@ class CallerStream:
         self.opened = time.monotonic()
         self.paths = frozenset(accepted.paths) or FIRST_PATHS
         """The calls that can be made in the stream."""
+        # Kept, because get_running_loop is a system call in Python 3.11.
+        self.loop = asyncio.get_running_loop()
         self._call = call
         self._calls: dict[int, MultiplexedCall] = {}
         self._last_id = 0
@@ -169,6 +176,13 @@ class MultiplexedCall:
         """Bytes that were read and not granted again."""
         self._credit = WINDOW_BYTES
         """Bytes that the server may send; it knows of them later than this side."""
+        self._reading = False
+        """Whether a reader waits."""
+        self._direct: tuple[Take, contextvars.Context] | None = None
+        self._left: list[Any] = []
+        """What `Take` left for the reader."""
+        self._failure: Exception | None = None
+        """What `Take` raised, for the reader."""
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing_metadata: tuple[MetadataItem, ...] = ()
@@ -179,18 +193,31 @@ class MultiplexedCall:
     @property
     def has_ready(self) -> bool:
         """Whether `read` returns a response at once."""
-        return bool(self._messages)
+        return bool(self._messages or self._left) or self._failure is not None
+
+    def pass_on(self, take: Take) -> None:
+        """Calls `take` with what arrives while a reader waits, before the reader.
+
+        It runs in the turn of the event loop in which the message arrived, in the caller's context,
+        so it must not take long. What it raises is raised to the reader.
+        """
+        self._direct = take, contextvars.copy_context()
 
     async def read(self) -> Any:
         """The next response, or EOF. Raises AioRpcError, and CancelledError after `cancel`."""
-        while not self._messages:
+        while not self.has_ready:
             if self._code is not None:
                 return self._end(self._code)
+            self._reading = True
             try:
                 await self._change()
             except asyncio.CancelledError:
                 self.cancel()
                 raise
+            finally:
+                self._reading = False
+        if self._left or self._failure is not None:
+            return self._take_left()
         data = self._messages.popleft()
         self._take(len(data) + MESSAGE_COST_BYTES)
         try:
@@ -233,14 +260,15 @@ class MultiplexedCall:
             return False
         self._cancelled = True
         self._messages.clear()
+        self._left.clear()
+        self._failure = None
         self._stream.cancel(self._id)
         self.finish(grpc.StatusCode.CANCELLED, "Locally cancelled by application!")
         return True
 
     def end_after(self, timeout: float) -> None:
         """Ends the call with DEADLINE_EXCEEDED after `timeout` seconds."""
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.0, timeout), self._expire)
+        self._timer = self._stream.loop.call_later(max(0.0, timeout), self._expire)
 
     def receive(self, data: bytes, more: bool) -> None:
         """Takes a message, or a part of one, from the stream."""
@@ -260,8 +288,48 @@ class MultiplexedCall:
             data = b"".join((*self._parts, data))
             self._parts.clear()
             self._part_bytes = 0
-        self._messages.append(data)
-        self._wake()
+        direct = self._direct
+        if direct is None or not self._reading or self._left or self._failure is not None:
+            self._messages.append(data)
+            self._wake()
+        elif self._messages:  # which `take` takes later
+            self._messages.append(data)
+        else:
+            self._offer([data], *direct)
+
+    def _offer(self, messages: list[bytes], take: Take, context: contextvars.Context) -> None:
+        """Gives messages to `take`, and wakes the reader for what is left."""
+        try:
+            responses = list(map(self._deserialize, messages))
+            left = context.run(take, responses, self._retry)
+        except DecodeError:
+            self._break_off("a response cannot be read")
+            return
+        except Exception as error:
+            self._failure = error
+        else:
+            if left is None:
+                self._messages.extend(messages)
+                return
+            self._left = left
+        for data in messages:
+            self._take(len(data) + MESSAGE_COST_BYTES)
+        if self._left or self._failure is not None:
+            self._wake()
+
+    def _retry(self) -> None:
+        """Gives `take` the messages that it has not taken before, unless a reader has."""
+        direct = self._direct
+        if direct is not None and self._reading and self._messages and not self._left:
+            messages = [*self._messages]
+            self._messages.clear()
+            self._offer(messages, *direct)
+
+    def _take_left(self) -> Any:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return self._left.pop(0)
 
     def finish(
         self,
@@ -272,6 +340,7 @@ class MultiplexedCall:
         """Ends the call with a status."""
         self._code, self._details = code, details
         self._trailing_metadata = trailing_metadata
+        self._direct = None
         if self._timer is not None:
             self._timer.cancel()
         self._stream.left(self._id)
@@ -286,6 +355,7 @@ class MultiplexedCall:
         code = grpc.StatusCode.INTERNAL
         self._messages.clear()
         self._parts.clear()
+        self._left.clear()
         if self._code is None:
             self._stream.cancel(self._id)
             self.finish(code, details)
@@ -307,7 +377,7 @@ class MultiplexedCall:
             self._read_bytes = 0
 
     async def _change(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self._stream.loop.create_future()
         self._waiters.append(waiter)
         await waiter
 

@@ -80,6 +80,7 @@ class ServedStream:
         self._pending = asyncio.Event()
         self._sending = False
         self._sent = asyncio.Event()
+        self._waiting: list[Callable[[], None]] = []
 
     async def run(self, requests: AsyncIterator[multiplex_pb2.MultiplexRequest]) -> None:
         """Serves until the caller ends the stream or is lost, which cancels the calls."""
@@ -119,6 +120,9 @@ class ServedStream:
                 self._sending = False
                 sent, self._sent = self._sent, asyncio.Event()
                 sent.set()
+                waiting, self._waiting = self._waiting, []
+                for callback in waiting:
+                    callback()
         except grpc.aio.BaseError:
             serving.cancel()  # gRPC does not always cancel a handler whose caller has gone
 
@@ -137,9 +141,28 @@ class ServedStream:
         `last`: the batch with the call's last message. While a batch is being sent, the next one
         takes one message of each call: what a call has more then waits, and can grow.
         """
-        while self._batch_bytes >= MAX_BATCH_BYTES or (self._sending and last is self._batch):
+        while not self.takes(last):
             await self._sent.wait()
-        self._batch.messages.add(call_id=call_id, data=data, more=more)
+        return self.add(call_id, data, more)
+
+    def takes(self, last: object) -> bool:
+        """Whether the next batch takes a message of a call now; `last` as in `write`."""
+        return self._batch_bytes < MAX_BATCH_BYTES and not (self._sending and last is self._batch)
+
+    def when_sent(self, callback: Callable[[], None]) -> bool:
+        """Calls `callback` when the batch has been sent that is being sent now.
+
+        Returns False if there is none, or if the next one is full already.
+        """
+        if not self._sending or self._batch_bytes >= MAX_BATCH_BYTES:
+            return False
+        self._waiting.append(callback)
+        return True
+
+    def add(self, call_id: int, data: bytes, more: bool) -> object:
+        """Adds a message to the next batch, which must take it. Returns the batch."""
+        message = self._batch.messages.add()  # its keywords take half as long again
+        message.call_id, message.data, message.more = call_id, data, more
         self._batch_bytes += len(data)
         self._pending.set()
         return self._batch
@@ -218,6 +241,30 @@ class ServedCall:
         for begin in range(0, len(data), MAX_PART_BYTES):
             end = begin + MAX_PART_BYTES
             await self._write_part(data[begin:end], more=end < len(data))
+
+    @property
+    def takes_now(self) -> bool:
+        """Whether `write_now` may be called: the reader and the transport take a message."""
+        return self._credit > 0 and self._stream.takes(self._batch)
+
+    def when_sent(self, callback: Callable[[], None]) -> bool:
+        """If only the message before is in the way: calls `callback` when it leaves, and is True.
+
+        Tasks of other calls can take the room before.
+        """
+        return self._credit > 0 and self._stream.when_sent(callback)
+
+    def write_now(self, response: object) -> bool:
+        """Sends a response without waiting; `takes_now` must be true.
+
+        False, and nothing is sent, if it needs several parts.
+        """
+        data: bytes = self._serialize(response)
+        if len(data) > MAX_PART_BYTES:
+            return False
+        self._credit -= len(data) + MESSAGE_COST_BYTES
+        self._batch = self._stream.add(self._id, data, False)
+        return True
 
     async def _write_part(self, data: bytes, *, more: bool) -> None:
         while self._credit <= 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -23,8 +23,12 @@ from orchestrator.routing.backends.backend import (
     GenerateCall,
     TokenPair,
 )
+from orchestrator.routing.direct_path import Take, Taken
+from orchestrator.routing.read_ahead import merged
 
 SERVICE = "mesh.v1.InferenceService"
+
+_NO_TOKENS = inference_pb2.InferenceServiceGenerateResponse()
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -62,6 +66,25 @@ class WeirStream:
         if chunk.finish is not None:
             self._responses.has_last()
         return chunk
+
+    def pass_on(self, take: Take) -> None:
+        """Calls `take` with the chunks that arrive while a reader waits, instead of the reader."""
+
+        def pass_on(
+            responses: list[inference_pb2.InferenceServiceGenerateResponse],
+            retry: Callable[[], None],
+        ) -> list[inference_pb2.InferenceServiceGenerateResponse] | None:
+            chunk = merged(list(map(token_chunk_from_proto, responses)))
+            match take(chunk, retry):
+                case Taken.ALL:
+                    return []
+                case Taken.LATER:
+                    return None
+                case Taken.WAKE:
+                    return [_NO_TOKENS]
+            return responses
+
+        self._responses.pass_on(pass_on)
 
     @property
     def has_ready(self) -> bool | None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from gateway.http.server import GatewayServer
-from tests.gateway.conftest import StartGateway, client_of
+from tests.gateway.conftest import StartGateway, client_of, open_multiplexed
 from tests.gateway.fakes import FakeOrchestrator, Script
 from tests.helpers import eventually
 
@@ -110,12 +110,14 @@ async def test_the_access_line_of_an_abandoned_stream_has_its_usage(
     assert "finish_reason" not in line
 
 
+@pytest.mark.parametrize("name", ["search stream", "completion stream"])
 async def test_a_slow_client_blocks_only_its_own_request(
-    gateway: GatewayServer, client: httpx.AsyncClient, orchestrator: FakeOrchestrator
+    gateway: GatewayServer, client: httpx.AsyncClient, orchestrator: FakeOrchestrator, name: str
 ) -> None:
     """Backpressure stops its producer, buffers stay bounded, other requests continue."""
+    await open_multiplexed(gateway)
     orchestrator.script = Script(deltas=["x" * 1000], endless=True)
-    async with connection(gateway, "search stream") as (_, writer):
+    async with connection(gateway, name) as (_, writer):
         stalled = -1
         async with asyncio.timeout(20):
             while stalled != orchestrator.num_sent:
@@ -188,5 +190,6 @@ async def test_a_disconnect_while_sending_the_body(
         writer.close()
         await eventually(lambda: server.dependencies.drain.num_active == 0, "the request ends")
         assert orchestrator.requests == []
+        await open_multiplexed(server)  # until then it is not ready
         async with client_of(server) as client:
             assert (await client.get("/readyz")).status_code == 200

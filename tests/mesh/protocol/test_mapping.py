@@ -19,7 +19,7 @@ from mesh.protocol.deltas import (
     DeltaLogprob,
     ToolCallDelta,
     delta_from_proto,
-    delta_to_proto,
+    set_delta,
 )
 from mesh.protocol.finish import (
     REASON_TO_PROTO,
@@ -35,7 +35,7 @@ from mesh.protocol.finish import (
 from mesh.protocol.logprobs import TokenLogprob, token_logprob_from_proto, token_logprob_to_proto
 from mesh.protocol.tokens import TokenChunk, token_chunk_from_proto
 from mesh.protocol.usage import Usage
-from mesh.v1 import common_pb2, inference_pb2
+from mesh.v1 import common_pb2, inference_pb2, orchestrator_pb2
 
 CHAT = ChatPrompt(
     messages=(
@@ -76,7 +76,9 @@ def test_a_tool_choice_survives_protobuf(choice: ToolChoice) -> None:
 )
 def test_a_delta_survives_protobuf(delta: Delta) -> None:
     """Text, log probabilities, reasoning and tool calls; an absent log probability is None."""
-    assert delta_from_proto(delta_to_proto(delta)) == delta
+    message = orchestrator_pb2.Delta()
+    set_delta(message, delta)
+    assert delta_from_proto(message) == delta
 
 
 def test_start_and_finish_survive_protobuf() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import grpc.aio
 import pytest
 
-from mesh.context import RequestContext, use_request
+from mesh.context import RequestContext, current_request, use_request
 from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import call_unary, open_channel, open_stream
 from mesh.rpc.multiplex import caller, channel, service
@@ -23,7 +23,7 @@ from mesh.rpc.multiplex.wire import (
     WINDOW_BYTES,
 )
 from mesh.rpc.server import Servicer
-from mesh.v1 import inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
+from mesh.v1 import inference_pb2, inference_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from tests.chaos.proxy import Proxy
 from tests.helpers import eventually, serve
 from tests.mesh.rpc.multiplex.counting import (
@@ -80,6 +80,94 @@ async def test_a_stalled_reader_holds_only_itself(running: Running) -> None:
         sent = running.inference.num_sent - 3 * 200
         assert sent <= WINDOW_BYTES // MESSAGE_COST_BYTES + 1
         assert len([response async for response in stalled]) == 999
+
+
+async def test_responses_pass_a_reader_that_waits(running: Running) -> None:
+    """Each response is taken or read, in order, over many windows; in the caller's context."""
+    got: list[Response] = []
+    request_ids = set()
+
+    def take(responses: list[Response], _: object) -> list[Response]:
+        current = current_request()
+        request_ids.add(current and current.request_id)
+        got.extend(responses)
+        return []
+
+    with use_request(RequestContext(request_id="r-2")):
+        request = Request(token_ids=[1000])
+        async with open_stream(running.stub.Generate, request) as responses:
+            got.append(await anext(responses))
+            responses.pass_on(take)
+            await read_into(responses, got)
+    assert [list(each.chunk.token_ids) for each in got] == [[n % 128] for n in range(1000)]
+    assert request_ids == {"r-2"}
+
+
+async def test_a_reader_gets_what_is_not_taken(running: Running) -> None:
+    """In place of the response, and once; after a failure the call ends at both ends."""
+    other = Response(chunk=inference_pb2.TokenChunk(token_ids=[999]))
+    taken: list[Response] = []
+    read: list[Response] = []
+
+    def take(responses: list[Response], _: object) -> list[Response]:
+        taken.extend(responses)
+        return [other] if len(taken) % 2 else []
+
+    async with open_stream(running.stub.Generate, Request(token_ids=[200])) as responses:
+        await anext(responses)
+        responses.pass_on(take)
+        await read_into(responses, read)
+    replaced = [each for each in read if each == other]
+    assert taken
+    assert len(replaced) == (len(taken) + 1) // 2
+    assert len(taken) + len(read) - len(replaced) == 199
+
+    def fail(responses: list[Response], _: object) -> list[Response]:
+        raise ValueError(responses[0])
+
+    async with open_stream(running.stub.Generate, Request(token_ids=[ENDLESS])) as responses:
+        await anext(responses)
+        responses.pass_on(fail)
+        with pytest.raises(ValueError, match="chunk"):
+            await read_into(responses, [])
+    await eventually(lambda: running.inference.num_running == 0, "the handler has ended")
+
+
+async def test_responses_wait_until_they_are_taken(running: Running) -> None:
+    """Together and in order; if they never are, the reader gets them when the call ends."""
+    read: list[Response] = []
+    retries: list[Callable[[], None]] = []
+    taken: list[list[Response]] = []
+
+    def take(responses: list[Response], retry: Callable[[], None]) -> list[Response] | None:
+        if not retries:
+            retries.append(retry)
+            return None
+        taken.append(responses)
+        return []
+
+    async with open_stream(running.stub.Generate, Request(token_ids=[ENDLESS])) as responses:
+        await anext(responses)
+        responses.pass_on(take)
+        reading = asyncio.create_task(read_into(responses, read))
+        await eventually(lambda: bool(retries), "responses wait")
+        await eventually(lambda: running.inference.num_sent > 64, "more is sent")
+        retries[0]()
+        await eventually(lambda: len(taken) > 1, "further responses are taken")
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    ids = [each.chunk.token_ids[0] for responses in taken for each in responses]
+    assert len(taken[0]) > 1
+    assert ids[:128] == [(len(read) + 1 + number) % 128 for number in range(len(ids))][:128]
+
+    taken.clear()
+    retries.clear()
+    read.clear()
+    async with open_stream(running.stub.Generate, Request(token_ids=[50])) as responses:
+        await anext(responses)
+        responses.pass_on(take)
+        await read_into(responses, read)
+    assert len(read) == 49
 
 
 async def test_leaving_a_call_ends_its_handler(running: Running) -> None:
