@@ -19,19 +19,23 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import make_model
+from mesh.hub.model_folder import model_folder
 
 CONTENDERS = {
+    "weir int4": ("weir", "int4", "auto"),
     "weir int8": ("weir", "int8", "auto"),
     "weir bfloat16": ("weir", "bfloat16", "auto"),
     "weir int8 by torch": ("weir", "int8", "torch"),
-    "llama.cpp Q8_0": ("llama_cpp_q8",),
+    "llama.cpp Q4_0": ("llama_cpp_engine", "Q4_0"),
+    "llama.cpp Q4_1": ("llama_cpp_engine", "Q4_1"),
+    "llama.cpp Q8_0": ("llama_cpp_engine", "Q8_0"),
     "CTranslate2 int8": ("ctranslate2_int8",),
     "transformers bfloat16": ("transformers_bf16",),
 }
 BASELINE = "llama.cpp Q8_0"
-DEFAULT = [name for name in CONTENDERS if name != "weir int8 by torch"]
+DEFAULT = [name for name in CONTENDERS if name not in ("weir int8 by torch", "llama.cpp Q4_1")]
 """The default of --contenders."""
-MEASURES = ("prefill_tokens_per_second", "decode_tokens_per_second")
+MEASURES = ("prefill_tokens_per_second", "decode_tokens_per_second", "resident_mib")
 
 
 def measure(
@@ -100,7 +104,10 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--model", type=Path, help="model folder; default: a random SmolLM2-135M, made for the run"
+        "--model",
+        type=Path,
+        help="model folder with safetensors, or a GGUF file (for Weir and llama.cpp only); "
+        "default: a random SmolLM2-135M, made for the run",
     )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128, help="prompt length, in tokens")
@@ -116,9 +123,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Runs all contenders, prints the medians, and writes the measurements to `--out`."""
     arguments = parse_arguments()
-    folder = arguments.model or Path(tempfile.mkdtemp()) / "smollm2-135m"
     if arguments.model is None:
+        folder = Path(tempfile.mkdtemp()) / "smollm2-135m"
         make_model.make(folder, "smollm2-135m")
+    else:
+        folder = model_folder(str(arguments.model), ())
     results = run(folder, arguments)
     for kind in MEASURES:
         print(f"\n{kind.replace('_', ' ')}, median of {arguments.rounds}")

@@ -1,6 +1,6 @@
 """Measures what a weight type costs in quality: perplexity, and agreement with float32.
 
-    python -m benchmarks.perplexity MODEL_FOLDER --text examples/corpus/*.md
+    python -m benchmarks.perplexity MODEL --text examples/corpus/*.md
 
 The text is cut into windows. The agreement is the share of positions at which the most likely token
 is that of the first type.
@@ -21,6 +21,7 @@ from inference.model.config import load_config
 from inference.model.factory import ModelOptions, activation_type, make_model
 from inference.model.weights.weights import open_weights
 from inference.runner.step import Step
+from mesh.hub.model_folder import model_folder
 
 BLOCK_SIZE = 16
 FIRST = 1
@@ -69,19 +70,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.perplexity", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("model", help="model folder or GGUF file")
     parser.add_argument("--text", type=Path, nargs="+", required=True)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "int8"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "int8", "int4"])
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--tokens", type=int, default=6_144)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    cut = windows(arguments.model, arguments.text, arguments.tokens, arguments.window)
+    folder = model_folder(arguments.model, ())
+    cut = windows(folder, arguments.text, arguments.tokens, arguments.window)
     reference: tuple[float, torch.Tensor] | None = None
     for dtype in arguments.dtypes:
-        found = evaluate(arguments.model, dtype, arguments.kernels, cut, arguments.threads)
+        found = evaluate(folder, dtype, arguments.kernels, cut, arguments.threads)
         reference = reference or found
         agreement = float((found[1] == reference[1]).float().mean())
         print(

@@ -36,10 +36,11 @@ class InferenceSettings(ServiceSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device that runs the model. auto: a GPU if there is one, else the CPU."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "int4", "fp8"] = Field(
         "auto",
-        description="Type of the weights. auto: the type in the model's files. int8 (CPU) and fp8 "
-        "(GPU, from Ada and Hopper on) quantise at load, for less memory and faster decoding.",
+        description="Type of the weights. auto: the type in the model's files; integers of four or "
+        "eight bits remain so on a CPU. int8 and int4 (CPU) and fp8 (GPU, from Ada and Hopper on) "
+        "quantise at load, for less memory and faster decoding.",
     )
     kernels: Literal["auto", "native", "triton", "torch"] = Field(
         "auto",

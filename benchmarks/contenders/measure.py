@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,13 @@ def report(
                 * load.prompt_length
                 / prefill_seconds,
                 "decode_tokens_per_second": decoded / decode_seconds,
+                "resident_mib": _resident_mib(),
             }
         )
     )
+
+
+def _resident_mib() -> float:
+    """Resident memory of this process, with the pages of mapped files."""
+    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return num_pages * resource.getpagesize() / 2**20

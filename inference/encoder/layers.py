@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from inference.encoder.config import EncoderConfig
-from inference.model.layers.linear import Int8Linear, Linear
+from inference.model.layers.grouped import quantise_groups
+from inference.model.layers.linear import GroupedLinear, Linear
 from inference.model.weights.weights import Weights
 
 
@@ -92,7 +93,7 @@ class Reader:
         self._weights = weights
         self._dtype = dtype
         self._device = device
-        self._linear: type[Linear] = Int8Linear if is_int8 else Linear
+        self._is_int8 = is_int8
         prefix = config.family.prefix
         self._prefix = prefix if f"{prefix}embeddings.LayerNorm.weight" in weights else ""
 
@@ -111,13 +112,18 @@ class Reader:
     ) -> Linear:
         weight = self.tensor(f"{name}.weight", num_outputs, num_inputs, has_prefix=has_prefix)
         bias = self.tensor(f"{name}.bias", num_outputs, has_prefix=has_prefix)
-        return self._linear(weight, bias)
+        return self._matrix(weight, bias)
 
     def merged(self, names: list[str], num_outputs: int, num_inputs: int) -> Linear:
         """Matrices with the same input as one: their outputs follow each other."""
         weights = [self.tensor(f"{name}.weight", num_outputs, num_inputs) for name in names]
         biases = [self.tensor(f"{name}.bias", num_outputs) for name in names]
-        return self._linear(torch.cat(weights), torch.cat(biases))
+        return self._matrix(torch.cat(weights), torch.cat(biases))
+
+    def _matrix(self, weight: Tensor, bias: Tensor) -> Linear:
+        if self._is_int8:
+            return GroupedLinear(quantise_groups(weight, 8), bias)
+        return Linear(weight, bias)
 
     def skip_unused(self) -> None:
         """Counts tensors as used that an encoder does not need: poolers, and saved buffers."""

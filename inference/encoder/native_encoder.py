@@ -11,10 +11,14 @@ from inference.encoder.batch import Batch
 from inference.encoder.config import EncoderConfig
 from inference.encoder.layers import Embeddings, Layer, Norm, Reader
 from inference.model.native import library
-from inference.model.native.packing import MatrixPointers, PackedMatrix, WeightType
+from inference.model.native.packing import (
+    MatrixPointers,
+    PackedMatrix,
+    WeightType,
+    cache_type,
+)
 from inference.model.native.pool import ThreadPool
 
-_TYPES: tuple[WeightType, ...] = ("float32", "bfloat16", "int8")
 _ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
 _MAX_HEAD_DIM = 256
 
@@ -24,7 +28,7 @@ class _Config(ctypes.Structure):
         *[
             (name, ctypes.c_int32)
             for name in (
-                "type",
+                "cache_type",
                 "num_layers",
                 "hidden_size",
                 "intermediate_size",
@@ -120,7 +124,7 @@ class NativeEncoder:
     def _open(self, layers: ctypes.Array[_Layer]) -> int:
         config = self.config
         settings = _Config(
-            _TYPES.index(self._kind),
+            cache_type(self._kind),
             config.num_layers,
             config.hidden_size,
             config.intermediate_size,

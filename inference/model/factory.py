@@ -31,7 +31,8 @@ _TORCH_TYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_QUANTISATIONS: dict[str, Quantisation] = {"int8": "int8", "fp8": "fp8"}
+_QUANTISATIONS: dict[str, Quantisation] = {"int8": "int8", "int4": "int4", "fp8": "fp8"}
+_STORED_TYPES = {4: "int4", 8: "int8"}
 
 FP8_CAPABILITY = (8, 9)
 """Lowest compute capability with eight-bit float matrix products (Ada)."""
@@ -71,17 +72,31 @@ class ModelOptions:
     """Whether LoRA adapters can be added, which the native decoder does not compute."""
 
 
-def weight_type(wanted: str, config: ModelConfig, device: torch.device) -> str:
-    """The type of the stored weights. Raises ModelLoadError if the device cannot compute it."""
-    name = config.dtype if wanted == "auto" else wanted
-    if wanted == "auto" and device.type == "cpu" and _is_small(config):
+def weight_type(
+    wanted: str, config: ModelConfig, device: torch.device, stored: str | None = None
+) -> str:
+    """The type of the weights in memory. Raises ModelLoadError if the device cannot compute it.
+
+    `stored` is the `stored_type`, if there is one; `auto` keeps it.
+    """
+    name = (stored or config.dtype) if wanted == "auto" else wanted
+    if wanted == "auto" and stored is None and device.type == "cpu" and _is_small(config):
         name = "float32"
-    if name not in (*_TORCH_TYPES, "int8", "fp8"):
+    if name not in (*_TORCH_TYPES, *_QUANTISATIONS):
         raise ModelLoadError(f"config.json: dtype {name!r} is not supported")
     reason = _unsupported_weights(name, config, device)
     if reason is not None:
         raise ModelLoadError(f"INFERENCE_DTYPE is {name}, but {reason}")
     return name
+
+
+def stored_type(
+    config: ModelConfig, weights: Weights, device: torch.device, options: ModelOptions
+) -> str | None:
+    """int4 or int8 if most weights are stored so and the native decoder can multiply them."""
+    if weights.stored_bits is None or _unsupported_native(config, device, options) is not None:
+        return None
+    return _STORED_TYPES[weights.stored_bits]
 
 
 def activation_type(name: str) -> torch.dtype:
@@ -140,8 +155,8 @@ def _operations(config: ModelConfig, device: torch.device, options: ModelOptions
 
 def _unsupported_weights(name: str, config: ModelConfig, device: torch.device) -> str | None:
     """Why the device cannot compute weights of this type; None if it can."""
-    if name == "int8" and device.type == "cuda":
-        return "int8 weights are for CPUs only; on a GPU INFERENCE_DTYPE=fp8 uses as little memory"
+    if name in ("int8", "int4") and device.type == "cuda":
+        return f"{name} weights are for CPUs only; on a GPU INFERENCE_DTYPE=fp8 halves the memory"
     if name != "fp8":
         return None
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,14 @@ from inference.engine.threads import available_cpus
 from inference.kv_cache.kv_cache import KVCache
 from inference.kv_cache.size import num_kv_blocks
 from inference.model.config import ModelConfig, load_config
-from inference.model.factory import Model, ModelOptions, activation_type, make_model, weight_type
+from inference.model.factory import (
+    Model,
+    ModelOptions,
+    activation_type,
+    make_model,
+    stored_type,
+    weight_type,
+)
 from inference.model.identity import model_sha256, read_vocabulary_sha256
 from inference.model.layers.torch_operations import TorchOperations
 from inference.model.llama import Llama
@@ -180,20 +187,17 @@ def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _
     vocabulary = read_vocabulary_sha256(options.folder)
     weights = open_weights(options.folder)
     max_context = _max_context(options.max_context, config)
-    name = weight_type(options.dtype, config, device)
-    decoder = _load_decoder(
-        weights,
-        config,
-        device,
-        ModelOptions(
-            dtype=name,
-            kernels=options.kernels,
-            max_context=max_context,
-            block_size=options.block_size,
-            threads=threads,
-            with_adapters=options.with_adapters,
-        ),
+    model_options = ModelOptions(
+        dtype=options.dtype,
+        kernels=options.kernels,
+        max_context=max_context,
+        block_size=options.block_size,
+        threads=threads,
+        with_adapters=options.with_adapters,
     )
+    stored = stored_type(config, weights, device, model_options)
+    name = weight_type(options.dtype, config, device, stored)
+    decoder = _load_decoder(weights, config, device, replace(model_options, dtype=name))
     invariance = _invariance(options.batch_invariance, decoder)
     capture = _capture(options, decoder, max_context, invariance)
     num_blocks = num_kv_blocks(

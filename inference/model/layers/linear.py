@@ -1,4 +1,4 @@
-"""The matrices of a decoder, in the activations' type or quantised to eight bits."""
+"""The matrices of a decoder, in the activations' type or quantised to four or eight bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference.model.layers.quantise import BLOCK, Quantise, quantise_blocks, quantise_rows
+from inference.model.layers.grouped import GroupedWeight
+from inference.model.layers.quantise import Quantise, quantise_rows
 
 
 class Linear:
@@ -22,19 +23,21 @@ class Linear:
         return F.linear(x, self.weight, self.bias)
 
 
-class Int8Linear(Linear):
-    """A matrix in int8 with scales for blocks of inputs, multiplied in the activations' type."""
+class GroupedLinear(Linear):
+    """A matrix of integers with scales for groups of inputs, expanded in each product.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._num_inputs = weight.shape[1]
-        whole, scales = quantise_blocks(F.pad(weight, (0, -self._num_inputs % BLOCK)))
-        super().__init__(whole, bias)
-        self.scales: Tensor = scales
+    Codes of four bits take a byte in memory; the native decoder packs two of them into one.
+    """
+
+    def __init__(self, weight: GroupedWeight, bias: Tensor | None = None) -> None:
+        super().__init__(weight.codes, bias)
+        self.grouped = weight
+        self.scales: Tensor = weight.scales
 
     def __call__(self, x: Tensor) -> Tensor:
-        blocks = self.weight.view(len(self.weight), -1, BLOCK).to(x.dtype)
-        weight = (blocks * self.scales.to(x.dtype)[..., None]).view(self.weight.shape)
-        return F.linear(x, weight[:, : self._num_inputs], self.bias)
+        # Inputs may be padded to whole groups.
+        weight = self.grouped.expand(x.dtype)[:, : x.shape[-1]]
+        return F.linear(x, weight, self.bias)
 
 
 class Fp8Linear(Linear):

@@ -1,4 +1,4 @@
-"""Quantisation of rows to eight-bit floats, and of weights to int8: torch's implementation."""
+"""Quantisation of rows to eight-bit floats: torch's implementation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ FP8_MAX = 448.0
 
 SMALLEST_AMAX = 1e-12
 """Lower bound of a row's largest magnitude: avoids a division by zero."""
-
-BLOCK = 32
-"""Inputs that share a scale in int8, as in llama.cpp's Q8_0. A scale for a whole row of weights or
-activations is too coarse: one large value leaves the others few of the 255 steps."""
 
 
 class Quantised(NamedTuple):
@@ -37,18 +33,3 @@ def quantise_rows(x: Tensor) -> Quantised:
     wide = x.float()
     scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_AMAX) / FP8_MAX
     return Quantised((wide / scales).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales)
-
-
-def quantise_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [num_outputs, num_inputs] as int8, and a scale for each `BLOCK` of inputs.
-
-    The scales [num_outputs, num_blocks] are bfloat16, rounded up so that no weight exceeds 127. The
-    weights are divided by the rounded scales, so the rounding costs next to no accuracy.
-    """
-    blocks = weight.float().view(len(weight), -1, BLOCK)
-    exact = blocks.abs().amax(dim=2).clamp(min=SMALLEST_AMAX) / 127.0
-    nearest = exact.bfloat16()
-    is_low = (nearest.float() < exact).to(torch.int16)
-    scales = (nearest.view(torch.int16) + is_low).view(torch.bfloat16)
-    whole = (blocks / scales.float()[..., None]).round().to(torch.int8)
-    return whole.view(weight.shape), scales

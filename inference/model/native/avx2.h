@@ -4,6 +4,7 @@
 #define LANES 8
 #define MAX_ROWS 6       // rows of a product tile, with two vectors of sums each; 16 registers
 #define MAX_ROWS_INT8 3  // the same with four vectors
+#define MAX_ROWS_INT4 3
 
 typedef __m256 Floats;
 typedef __m256i Ints;
@@ -59,10 +60,10 @@ INLINE Floats scale_lanes(Floats a, Floats exponents) {
     return a;
 }
 
-// A group of narrow values has two parts: the values at even and at odd positions.
-INLINE int num_parts(Type type) { return type == FLOAT32 ? 1 : 2; }
+// A group of bfloat16 or int8 has two parts: the values at even and at odd positions.
+INLINE int num_parts(Type type) { return type == FLOAT32 || type == INT4 ? 1 : 2; }
 
-// A part's weights as one float or two int16.
+// A part's weights as one float, two int16, or for INT4 four bytes.
 INLINE Ints weight_part(Type type, const uint8_t *groups, int part) {
     const Ints whole = _mm256_loadu_si256((const __m256i *)groups);
     switch (type) {
@@ -71,6 +72,9 @@ INLINE Ints weight_part(Type type, const uint8_t *groups, int part) {
         case BFLOAT16:
             return part ? _mm256_and_si256(whole, all_ints((int32_t)0xffff0000))
                         : _mm256_slli_epi32(whole, 16);
+        case INT4:
+            return _mm256_and_si256(part ? _mm256_srli_epi16(whole, 4) : whole,
+                                    _mm256_set1_epi8(0x0f));
         default:
             return part ? _mm256_srli_epi16(whole, 8)
                         : _mm256_and_si256(whole, _mm256_set1_epi16(0xff));
@@ -78,24 +82,42 @@ INLINE Ints weight_part(Type type, const uint8_t *groups, int part) {
 }
 
 INLINE Floats dot(Type type, Floats sums, Ints weights, Ints values) {
-    if (type != INT8)
+    if (!is_whole(type))
         return _mm256_fmadd_ps(_mm256_castsi256_ps(weights), _mm256_castsi256_ps(values), sums);
-    // In int16, because products of bytes can saturate in _mm256_maddubs_epi16. In assembly, because
-    // with intrinsics gcc adds the products first and spills the sums: four times as slow.
+    // In assembly, because with intrinsics gcc adds the products first and spills the sums: four
+    // times as slow.
     Ints products;
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
-            : "+x"(sums), "=&x"(products)
-            : "x"(weights), "x"(values));
+    if (type == INT4)
+        // Sums of int16: the 16 products that a block adds to each are at most 16 * 15 * 127 < 2^15.
+        __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+                : "+x"(sums), "=&x"(products)
+                : "x"(weights), "x"(values));
+    else
+        // Products of int16, because sums of two products of bytes can exceed int16.
+        __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+                : "+x"(sums), "=&x"(products)
+                : "x"(weights), "x"(values));
     return sums;
 }
 
-INLINE Floats sums_from(int32_t start) { return _mm256_castsi256_ps(all_ints(start)); }
-INLINE Floats whole_sums(Floats sums) { return _mm256_cvtepi32_ps(_mm256_castps_si256(sums)); }
+INLINE Floats sums_from(Type type, int32_t start) {
+    return _mm256_castsi256_ps(all_ints(type == INT4 ? 0 : start));
+}
 
-INLINE void two_vectors(const uint8_t *pairs, Floats vectors[2]) {
-    const Ints words = _mm256_loadu_si256((const __m256i *)pairs);
-    vectors[0] = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-    vectors[1] = _mm256_castsi256_ps(_mm256_and_si256(words, all_ints((int32_t)0xffff0000)));
+INLINE Floats whole_sums(Type type, Floats sums, int32_t start) {
+    Ints whole = _mm256_castps_si256(sums);
+    if (type == INT4)
+        whole = add_ints(_mm256_madd_epi16(whole, _mm256_set1_epi16(1)), all_ints(start));
+    return _mm256_cvtepi32_ps(whole);
+}
+
+INLINE void two_halves(const uint8_t *place, Floats vectors[2]) {
+    vectors[0] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)place));
+    vectors[1] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)place + 1));
+}
+
+INLINE Floats bytes_as_floats(const uint8_t *place) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)place)));
 }
 
 INLINE void store_values(Type type, uint8_t *parts, Floats values) {
@@ -103,7 +125,13 @@ INLINE void store_values(Type type, uint8_t *parts, Floats values) {
     _mm256_storeu_ps((float *)parts, values);
 }
 
-INLINE void store_bytes(uint8_t *parts, Ints values) {
+INLINE void store_bytes(Type type, uint8_t *parts, Ints values) {
+    if (type == INT4) {
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(values),
+                                              _mm256_extracti128_si256(values, 1));
+        _mm_storel_epi64((__m128i *)parts, _mm_packs_epi16(words, words));
+        return;
+    }
     const Ints sorted = _mm256_shuffle_epi32(values, _MM_SHUFFLE(3, 1, 2, 0));
     const Ints packed = _mm256_packs_epi32(sorted, sorted);
     _mm_storeu_si128((__m128i *)parts,

@@ -3,7 +3,8 @@
 
 #define LANES 16
 #define MAX_ROWS 12       // rows of a product tile, with two vectors of sums each; 32 registers
-#define MAX_ROWS_INT8 7  // the same with four vectors
+#define MAX_ROWS_INT8 7   // the same with four vectors
+#define MAX_ROWS_INT4 6   // and with registers to separate two groups
 
 typedef __m512 Floats;
 typedef __m512i Ints;
@@ -45,8 +46,9 @@ INLINE int num_parts(Type type) {
 }
 
 INLINE Ints weight_part(Type type, const uint8_t *groups, int part) {
-    (void)type, (void)part;
-    return _mm512_loadu_si512(groups);
+    const Ints whole = _mm512_loadu_si512(groups);
+    if (type != INT4) return whole;
+    return _mm512_and_si512(part ? _mm512_srli_epi32(whole, 4) : whole, all_ints(0x0f0f0f0f));
 }
 
 INLINE Floats dot(Type type, Floats sums, Ints weights, Ints values) {
@@ -61,13 +63,23 @@ INLINE Floats dot(Type type, Floats sums, Ints weights, Ints values) {
     }
 }
 
-INLINE Floats sums_from(int32_t start) { return _mm512_castsi512_ps(all_ints(start)); }
-INLINE Floats whole_sums(Floats sums) { return _mm512_cvtepi32_ps(_mm512_castps_si512(sums)); }
+INLINE Floats sums_from(Type type, int32_t start) {
+    (void)type;
+    return _mm512_castsi512_ps(all_ints(start));
+}
 
-INLINE void two_vectors(const uint8_t *pairs, Floats vectors[2]) {
-    const Ints words = _mm512_loadu_si512(pairs);
-    vectors[0] = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-    vectors[1] = _mm512_castsi512_ps(_mm512_and_si512(words, all_ints((int32_t)0xffff0000)));
+INLINE Floats whole_sums(Type type, Floats sums, int32_t start) {
+    (void)type, (void)start;  // the sums began with it
+    return _mm512_cvtepi32_ps(_mm512_castps_si512(sums));
+}
+
+INLINE void two_halves(const uint8_t *place, Floats vectors[2]) {
+    vectors[0] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)place));
+    vectors[1] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)place + 1));
+}
+
+INLINE Floats bytes_as_floats(const uint8_t *place) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)place)));
 }
 
 INLINE void store_values(Type type, uint8_t *parts, Floats values) {
@@ -75,7 +87,8 @@ INLINE void store_values(Type type, uint8_t *parts, Floats values) {
     else _mm256_storeu_si256((__m256i *)parts, (__m256i)_mm512_cvtneps_pbh(values));
 }
 
-INLINE void store_bytes(uint8_t *parts, Ints values) {
+INLINE void store_bytes(Type type, uint8_t *parts, Ints values) {
+    (void)type;
     _mm_storeu_si128((__m128i *)parts, _mm512_cvtsepi32_epi8(values));
 }
 

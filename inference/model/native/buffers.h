@@ -10,16 +10,18 @@ static void *aligned(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 
 static void activations_free(Activations *rows) {
     free(rows->parts);
     free(rows->scales);
-    free(rows->starts);
-    *rows = (Activations){NULL, NULL, NULL};
+    free(rows->sums);
+    free(rows->totals);
+    *rows = (Activations){NULL, NULL, NULL, NULL};
 }
 
 static int activations_allocate(Activations *rows, int num_rows, int num_values) {
     const size_t size = padded(INT8, (size_t)num_values), num_blocks = size / BLOCK;
     rows->parts = aligned((size_t)num_rows * size * 4);
     rows->scales = aligned((size_t)num_rows * num_blocks * 4);
-    rows->starts = aligned((size_t)num_rows * num_blocks * 4);
-    return rows->parts && rows->scales && rows->starts;
+    rows->sums = aligned((size_t)num_rows * num_blocks * 4);
+    rows->totals = aligned((size_t)num_rows * num_blocks * 4);
+    return rows->parts && rows->scales && rows->sums && rows->totals;
 }
 
 static int share(int count, int thread, int num_threads) {

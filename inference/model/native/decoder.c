@@ -9,7 +9,8 @@
 #include "pool.h"
 
 typedef struct {
-    int32_t type, num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim;
+    int32_t cache_type;  // of the KV cache: FLOAT32 or BFLOAT16
+    int32_t num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim;
     int32_t window, qk_norm;
     float eps;
 } Config;
@@ -114,7 +115,7 @@ Decoder *weir_decoder_new(Pool *pool, const Config *config, const Layer *layers,
     d->cosines = cosines;
     d->sines = sines;
     d->shape = (AttentionShape){config->num_heads, config->num_kv_heads, config->head_dim,
-                                config->window, config->type == FLOAT32 ? FLOAT32 : BFLOAT16};
+                                config->window, config->cache_type};
     d->layers = aligned(config->num_layers * sizeof *layers);
     d->buffers = aligned(pool->num_threads * sizeof *d->buffers);
     d->next_unit = aligned(config->num_layers * sizeof *d->next_unit);
@@ -198,7 +199,6 @@ static void run_step(void *argument, int thread) {
     Decoder *d = argument;
     const Config *c = &d->config;
     const StepArguments *step = &d->step;
-    const Type type = c->type;
     const int n = d->pool->num_threads, tokens = step->num_tokens, hidden = c->hidden_size;
     const int heads = c->num_heads * c->head_dim, stride = step->table_stride * step->pages_per_block;
     const int first = share(tokens, thread, n), last = share(tokens, thread + 1, n);
@@ -208,10 +208,10 @@ static void run_step(void *argument, int thread) {
         const Layer *layer = &d->layers[number];
         for (int row = first; row < last; row++) {
             norm_into(step->hidden + (size_t)row * hidden, layer->input_norm, hidden, c->eps, normed);
-            store_row(type, normed, hidden, &d->narrow, row);
+            store_row(&layer->qkv, normed, hidden, &d->narrow, row);
         }
         pool_barrier(d->pool);
-        multiply(type, &layer->qkv, &d->narrow, tokens,
+        multiply(&layer->qkv, &d->narrow, tokens,
                  &(Output){STORE, d->qkv, layer->qkv.num_outputs}, thread, n);
         pool_barrier(d->pool);
         for (int sequence = 0, row = first; row < last; row++) {
@@ -222,23 +222,23 @@ static void run_step(void *argument, int thread) {
         attend_units(d, number, thread);
         pool_barrier(d->pool);
         for (int row = first; row < last; row++)
-            store_row(type, d->mixed + (size_t)row * heads, heads, &d->wide, row);
+            store_row(&layer->out, d->mixed + (size_t)row * heads, heads, &d->wide, row);
         pool_barrier(d->pool);
-        multiply(type, &layer->out, &d->wide, tokens, &to_hidden, thread, n);
+        multiply(&layer->out, &d->wide, tokens, &to_hidden, thread, n);
         pool_barrier(d->pool);
         for (int row = first; row < last; row++) {
             norm_into(step->hidden + (size_t)row * hidden, layer->post_norm, hidden, c->eps, normed);
-            store_row(type, normed, hidden, &d->narrow, row);
+            store_row(&layer->gate_up, normed, hidden, &d->narrow, row);
         }
         pool_barrier(d->pool);
-        multiply(type, &layer->gate_up, &d->narrow, tokens,
+        multiply(&layer->gate_up, &d->narrow, tokens,
                  &(Output){GATE, d->inner, c->intermediate_size}, thread, n);
         pool_barrier(d->pool);
         for (int row = first; row < last; row++)
-            store_row(type, d->inner + (size_t)row * c->intermediate_size, c->intermediate_size,
-                      &d->wide, row);
+            store_row(&layer->down, d->inner + (size_t)row * c->intermediate_size,
+                      c->intermediate_size, &d->wide, row);
         pool_barrier(d->pool);
-        multiply(type, &layer->down, &d->wide, tokens, &to_hidden, thread, n);
+        multiply(&layer->down, &d->wide, tokens, &to_hidden, thread, n);
         pool_barrier(d->pool);
     }
     const int first_out = share(step->num_outputs, thread, n);
@@ -246,11 +246,11 @@ static void run_step(void *argument, int thread) {
     for (int i = first_out; i < last_out; i++) {
         norm_into(step->hidden + (size_t)step->outputs[i] * hidden, d->norm, hidden, c->eps, normed);
         if (step->normed) memcpy(step->normed + (size_t)i * hidden, normed, (size_t)hidden * 4);
-        store_row(type, normed, hidden, &d->narrow, i);
+        store_row(&d->head, normed, hidden, &d->narrow, i);
     }
     if (!step->logits) return;
     pool_barrier(d->pool);
-    multiply(type, &d->head, &d->narrow, step->num_outputs,
+    multiply(&d->head, &d->narrow, step->num_outputs,
              &(Output){STORE, step->logits, d->head.num_outputs}, thread, n);
 }
 

@@ -12,10 +12,16 @@ from torch import Tensor
 from inference.kv_cache.kv_cache import KVCache
 from inference.model.config import ModelConfig
 from inference.model.layers.experts import FeedForward
+from inference.model.layers.linear import GroupedLinear
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.llama import Layer, adjust_logits, embedding_multiplier
 from inference.model.native import library
-from inference.model.native.packing import MatrixPointers, PackedMatrix, WeightType
+from inference.model.native.packing import (
+    MatrixPointers,
+    PackedMatrix,
+    WeightType,
+    cache_type,
+)
 from inference.model.native.pool import ThreadPool
 from inference.model.weights.reader import Reader
 from inference.model.weights.weights import Weights
@@ -24,7 +30,6 @@ from inference.runner.step import Step
 _MAX_HEAD_DIM = 256
 _MAX_HIDDEN = 16_384
 _Addresses = tuple["ctypes.Array[ctypes.c_void_p]", "ctypes.Array[ctypes.c_void_p]"]
-_TYPES: tuple[WeightType, ...] = ("float32", "bfloat16", "int8")
 
 
 class _Config(ctypes.Structure):
@@ -32,7 +37,7 @@ class _Config(ctypes.Structure):
         *[
             (name, ctypes.c_int32)
             for name in (
-                "type",
+                "cache_type",
                 "num_layers",
                 "hidden_size",
                 "intermediate_size",
@@ -124,26 +129,38 @@ class NativeDecoder:
         Raises ModelLoadError if a weight is missing or has another shape.
         """
         read_as = torch.float32 if kind == "float32" else torch.bfloat16
-        reader = Reader(config, weights, read_as, torch.device("cpu"))
+        quantisation = kind if kind == "int8" or kind == "int4" else None
+        cpu = torch.device("cpu")
+        reader = Reader(config, weights, read_as, cpu, quantisation=quantisation)
         self.config = config
         self._kind = kind
         self._library = library.load()
         self._lanes = library.lanes()
-        self._embeddings, head = reader.embeddings_and_head()
+        embeddings, head = (
+            reader.embeddings_and_head()
+            if quantisation is None
+            else reader.quantised_embeddings_and_head()
+        )
+        self._head = PackedMatrix(head, None, kind, self._lanes)
+        self._embeddings: Tensor | PackedMatrix
+        if isinstance(embeddings, Tensor):
+            self._embeddings = embeddings
+        elif embeddings is head:
+            self._embeddings = self._head
+        else:
+            self._embeddings = PackedMatrix(embeddings, None, kind, self._lanes)
         self._kept_alive: list[object] = []
+        self._matrices = [self._head]
         self._layers = [
             self._pack(Layer(config, reader, number)) for number in range(config.num_layers)
         ]
         norm = reader.norm("model.norm", config.hidden_size)
         assert norm is not None, "it has a name"
         self._norm = norm.float().contiguous()
-        self._head = PackedMatrix(head, None, kind, self._lanes)
-        self._cosines, self._sines = RotaryEmbedding(
-            config, max_context, torch.device("cpu")
-        ).tables
+        self._cosines, self._sines = RotaryEmbedding(config, max_context, cpu).tables
         self.num_parameters = reader.num_parameters
         self.dtype = torch.float32 if kind == "float32" else torch.bfloat16
-        self.device = torch.device("cpu")
+        self.device = cpu
         self._multiplier = embedding_multiplier(config, self.dtype)
         self._library.weir_decoder_new.restype = ctypes.c_void_p
         self.pool = ThreadPool(threads)
@@ -173,7 +190,7 @@ class NativeDecoder:
         logits: Tensor | None = None,
         normed: Tensor | None = None,
     ) -> None:
-        hidden = F.embedding(torch.tensor(step.token_ids), self._embeddings).float()
+        hidden = self._embed(step.token_ids)
         if self._multiplier != 1.0:
             hidden *= self._multiplier
         stride = max(len(table) for table in step.block_tables)
@@ -197,6 +214,29 @@ class NativeDecoder:
         run = self._library.weir_decoder_run
         if self.pool.run(run, ctypes.c_void_p(self._handle), ctypes.byref(arguments)):
             raise MemoryError("out of memory for a step of the native decoder")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all matrices in memory, with their scales."""
+        matrices = {id(each): each for each in self._matrices}
+        if isinstance(self._embeddings, Tensor):
+            return sum(each.num_bytes for each in matrices.values()) + self._embeddings.nbytes
+        matrices[id(self._embeddings)] = self._embeddings
+        return sum(each.num_bytes for each in matrices.values())
+
+    def _embed(self, token_ids: list[int]) -> Tensor:
+        """[num_tokens, hidden_size] in float32."""
+        table = self._embeddings
+        if isinstance(table, Tensor):
+            return F.embedding(torch.tensor(token_ids), table).float()
+        hidden = torch.empty(len(token_ids), self.config.hidden_size)
+        self._library.weir_expand_rows(
+            ctypes.byref(table.pointers),
+            (ctypes.c_int32 * len(token_ids))(*token_ids),
+            *hidden.shape,
+            ctypes.c_void_p(hidden.data_ptr()),
+        )
+        return hidden
 
     def _addresses_of(self, cache: KVCache) -> _Addresses:
         """The addresses of each layer's keys and values, which are constant for a cache."""
@@ -223,7 +263,7 @@ class NativeDecoder:
     def _open(self) -> int:
         config = self.config
         settings = _Config(
-            _TYPES.index(self._kind),
+            cache_type(self._kind),
             config.num_layers,
             config.hidden_size,
             config.intermediate_size,
@@ -256,7 +296,7 @@ class NativeDecoder:
         assert post_norm is not None, "and other places of norms"
         matrices = [
             PackedMatrix(
-                linear.weight,
+                linear.grouped if isinstance(linear, GroupedLinear) else linear.weight,
                 linear.bias,
                 self._kind,
                 self._lanes,
@@ -266,6 +306,7 @@ class NativeDecoder:
         ]
         norms = [input_norm, post_norm, *(layer.qk_norms or ())]
         floats = [norm.float().contiguous() for norm in norms]
-        self._kept_alive += [matrices, floats]
+        self._matrices += matrices
+        self._kept_alive += floats
         pointers = [norm.data_ptr() for norm in floats] + [None] * (4 - len(floats))
         return _Layer(*(matrix.pointers for matrix in matrices), *pointers, layer.rotates)

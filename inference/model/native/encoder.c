@@ -11,7 +11,8 @@
 typedef enum { GELU = 0, GELU_TANH = 1, RELU = 2 } Activation;
 
 typedef struct {
-    int32_t type, num_layers, hidden_size, intermediate_size, num_heads, head_dim, activation;
+    int32_t cache_type;  // of the keys and values: FLOAT32 or BFLOAT16
+    int32_t num_layers, hidden_size, intermediate_size, num_heads, head_dim, activation;
     float eps;
 } EncoderConfig;
 
@@ -101,7 +102,7 @@ Encoder *weir_encoder_new(Pool *pool, const EncoderConfig *config, const Encoder
     e->norm = norm;
     e->norm_bias = norm_bias;
     e->shape = (AttentionShape){config->num_heads, config->num_heads, config->head_dim, 0,
-                                config->type == FLOAT32 ? FLOAT32 : BFLOAT16};
+                                config->cache_type};
     e->layers = aligned(config->num_layers * sizeof *layers);
     e->buffers = aligned(pool->num_threads * sizeof *e->buffers);
     e->next_unit = aligned(config->num_layers * sizeof *e->next_unit);
@@ -215,7 +216,6 @@ static void attend_to_texts(Encoder *e, int number, int thread) {
 static void run_batch(void *argument, int thread) {
     Encoder *e = argument;
     const EncoderConfig *c = &e->config;
-    const Type type = c->type;
     const int n = e->pool->num_threads, tokens = e->batch.num_tokens, hidden = c->hidden_size;
     const int first = share(tokens, thread, n), last = share(tokens, thread + 1, n);
     float *states = e->batch.hidden;
@@ -225,12 +225,12 @@ static void run_batch(void *argument, int thread) {
     for (int row = first; row < last; row++) {
         float *x = states + (size_t)row * hidden;
         normalise(x, e->norm, e->norm_bias, hidden, c->eps);
-        store_row(type, x, hidden, &e->narrow, row);
+        store_row(&e->layers[0].qkv, x, hidden, &e->narrow, row);
     }
     pool_barrier(e->pool);
     for (int number = 0; number < c->num_layers; number++) {
         const EncoderLayer *layer = &e->layers[number];
-        multiply(type, &layer->qkv, &e->narrow, tokens,
+        multiply(&layer->qkv, &e->narrow, tokens,
                  &(Output){STORE, e->qkv, layer->qkv.num_outputs}, thread, n);
         pool_barrier(e->pool);
         for (int text = first_text, row = first; row < last; row++) {
@@ -241,31 +241,32 @@ static void run_batch(void *argument, int thread) {
         attend_to_texts(e, number, thread);
         pool_barrier(e->pool);
         for (int row = first; row < last; row++)
-            store_row(type, e->mixed + (size_t)row * hidden, hidden, &e->narrow, row);
+            store_row(&layer->out, e->mixed + (size_t)row * hidden, hidden, &e->narrow, row);
         pool_barrier(e->pool);
-        multiply(type, &layer->out, &e->narrow, tokens, &to_hidden, thread, n);
+        multiply(&layer->out, &e->narrow, tokens, &to_hidden, thread, n);
         pool_barrier(e->pool);
         for (int row = first; row < last; row++) {
             float *x = states + (size_t)row * hidden;
             normalise(x, layer->attention_norm, layer->attention_norm_bias, hidden, c->eps);
-            store_row(type, x, hidden, &e->narrow, row);
+            store_row(&layer->inner, x, hidden, &e->narrow, row);
         }
         pool_barrier(e->pool);
-        multiply(type, &layer->inner, &e->narrow, tokens,
+        multiply(&layer->inner, &e->narrow, tokens,
                  &(Output){STORE, e->wide_values, c->intermediate_size}, thread, n);
         pool_barrier(e->pool);
         for (int row = first; row < last; row++) {
             float *x = e->wide_values + (size_t)row * c->intermediate_size;
             activate_row(c->activation, x, c->intermediate_size);
-            store_row(type, x, c->intermediate_size, &e->wide, row);
+            store_row(&layer->outer, x, c->intermediate_size, &e->wide, row);
         }
         pool_barrier(e->pool);
-        multiply(type, &layer->outer, &e->wide, tokens, &to_hidden, thread, n);
+        multiply(&layer->outer, &e->wide, tokens, &to_hidden, thread, n);
         pool_barrier(e->pool);
         for (int row = first; row < last; row++) {
             float *x = states + (size_t)row * hidden;
             normalise(x, layer->output_norm, layer->output_norm_bias, hidden, c->eps);
-            store_row(type, x, hidden, &e->narrow, row);
+            // All layers have one type of weights, in the order of the activations.
+            store_row(&e->layers[0].qkv, x, hidden, &e->narrow, row);
         }
         pool_barrier(e->pool);
     }

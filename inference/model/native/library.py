@@ -23,7 +23,7 @@ from inference.model.c_compiler import CompileError, find_compiler, run_compiler
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("decoder.c", "encoder.c", "sampler.c", "pool.c")
+SOURCES = ("decoder.c", "encoder.c", "gemm.c", "sampler.c", "pool.c")
 HEADERS = (
     "attention.h",
     "avx2.h",
@@ -64,7 +64,7 @@ VARIANTS = (
             "-mprefer-vector-width=512",
         ),
     ),
-    Variant("avx2", ("avx2", "fma"), ("-mavx2", "-mfma")),
+    Variant("avx2", ("avx2", "fma", "f16c"), ("-mavx2", "-mfma", "-mf16c")),
 )
 """In order of preference, fastest first."""
 

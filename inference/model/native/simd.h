@@ -1,20 +1,22 @@
 // Vectors of floats of the CPU's width: loads, dot products of packed groups, exponentials.
 //
-// All three weight types have the same layout: a *group* is four bytes (one float, two bfloat16 or
-// four int8), and a vector holds the same group of LANES neighbours. The multiplicand of a group is
-// stored as one or two *parts* of four bytes (num_parts): a CPU without products of such narrow
-// values multiplies a group in two steps.
+// All weight types have the same layout: a *group* is four bytes (one float, two bfloat16 or four
+// int8), and a vector holds the same group of LANES neighbours. INT4 has four codes of four bits in
+// a group; two groups are in the same four bytes, see gemm.h. The multiplicand of a group is stored
+// as one or two *parts* of four bytes (num_parts): a CPU without products of such narrow values
+// multiplies a group in two steps.
 //
 // Each CPU variant has a header with the same functions:
-//   weight_part(type, groups, part)    the weights of LANES groups to multiply with that part
-//   dot(type, sums, weights, values)   sums + products in each lane. For INT8, weights are
-//                                      unsigned (stored plus 128), values signed, and the sums'
-//                                      bits are int32
-//   sums_from(start)                   such int32 sums, all with the same value
-//   whole_sums(sums)                   such int32 sums as floats
-//   two_vectors(pairs, vectors)        the even and the odd of 2 * LANES bfloat16 as floats
+//   weight_part(type, groups, part)    the weights of LANES groups to multiply with that part; for
+//                                      INT4 the codes in the lower (0) or upper (1) four bits
+//   dot(type, sums, weights, values)   sums + products in each lane. For INT8 and INT4, weights are
+//                                      unsigned, values signed, and the sums' bits are integers
+//   sums_from(type, start)             sums of integers, all with the same value, for a block
+//   whole_sums(type, sums, start)      such sums as floats
+//   two_halves(place, vectors)         2 * LANES half-precision floats as floats
+//   bytes_as_floats(place)             LANES bytes without sign as floats
 //   store_values(type, parts, values)  stores LANES values as parts of FLOAT32 or BFLOAT16 groups
-//   store_bytes(parts, values)         stores integers as parts of INT8 groups
+//   store_bytes(type, parts, values)   stores integers as parts of INT8 or INT4 groups
 //   lacking_lanes(low, high)           2^32 - 1 minus the upper halves of 2 * (LANES / 2) longs
 #pragma once
 
@@ -25,7 +27,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-typedef enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 } Type;
+typedef enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 } Type;
+
+// Whether products are sums of integers.
+INLINE int is_whole(Type type) { return type == INT8 || type == INT4; }
 
 #ifdef __AVX512F__
 #include "avx512.h"
@@ -35,7 +40,7 @@ typedef enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 } Type;
 
 #define VECTOR_BYTES (4 * LANES)
 
-// Values in a group of four bytes.
+// Values in a group.
 INLINE int group_size(Type type) { return type == FLOAT32 ? 1 : type == BFLOAT16 ? 2 : 4; }
 
 // Bytes of the parts of `count` values.
@@ -43,12 +48,12 @@ INLINE size_t part_bytes(Type type, size_t count) {
     return count / (size_t)group_size(type) * (size_t)num_parts(type) * 4;
 }
 
-// Values that share a scale in INT8.
+// Activations that share a scale in INT8 and INT4; weights share one in a multiple of it.
 #define BLOCK 32
 
 // `count` values, padded to whole blocks.
 INLINE size_t padded(Type type, size_t count) {
-    return type == INT8 ? (count + BLOCK - 1) / BLOCK * BLOCK : count;
+    return is_whole(type) ? (count + BLOCK - 1) / BLOCK * BLOCK : count;
 }
 
 // One part, broadcast to all lanes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
 from inference.engine.errors import ModelLoadError
+from inference.model.layers.grouped import Bits, GroupedWeight
+from inference.model.weights import gguf_blocks
 from inference.model.weights.safetensors_weights import sampled_rows
 
 _NAMES: Mapping[str, str] = {
@@ -90,6 +93,37 @@ class GgufWeights:
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Reads a tensor. Raises ModelLoadError if it is missing or has another shape."""
+        tensor = self._take(name, shape)
+        values = self._expand(tensor).reshape(shape)
+        if self._norm_offset and "norm" in name:
+            values = values - self._norm_offset
+        num_heads = self._heads_to_order(name)
+        if num_heads is not None:
+            values = _rotated_by_halves(values, num_heads)
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    def take_grouped(self, name: str, shape: tuple[int, ...]) -> GroupedWeight | None:
+        """See `Weights.take_grouped`."""
+        tensor = self._take(name, shape)
+        if len(shape) != 2:
+            return None
+        weight = gguf_blocks.grouped(tensor.data, tensor.tensor_type)
+        num_heads = self._heads_to_order(name)
+        if weight is None or num_heads is None:
+            return weight
+        return weight.rows(torch.from_numpy(_rotated_by_halves(np.arange(shape[0]), num_heads)))
+
+    @property
+    def stored_bits(self) -> Bits | None:
+        """See `Weights.stored_bits`; of the layers' matrices."""
+        sizes: Counter[Bits | None] = Counter()
+        for name, tensor in self._tensors.items():
+            if name.startswith("blk."):
+                sizes[gguf_blocks.bits_of(tensor.tensor_type)] += tensor.n_elements
+        return sizes.most_common(1)[0][0] if sizes else None
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> ReaderTensor:
+        """A tensor of this shape, counted as used."""
         source = self._gguf_name(name)
         tensor = self._tensors.get(source)
         if tensor is None:
@@ -101,13 +135,14 @@ class GgufWeights:
                 f"has {list(found)}"
             )
         self._used.add(source)
-        values = self._expand(tensor).reshape(shape)
-        if self._norm_offset and "norm" in name:
-            values = values - self._norm_offset
+        return tensor
+
+    def _heads_to_order(self, name: str) -> int | None:
+        """The number of heads of a tensor whose rows are in llama.cpp's order."""
         for suffix, num_heads in self._num_heads.items():
             if f".{suffix}." in name:
-                values = _rotated_by_halves(values, num_heads)
-        return torch.from_numpy(np.ascontiguousarray(values))
+                return num_heads
+        return None
 
     def skip(self, name: str) -> None:
         """Counts a redundant tensor as used, whether the file has it or not."""

@@ -1,19 +1,23 @@
-"""Expands the weights of quantised checkpoints: FP8, GPTQ, AWQ, compressed-tensors and MXFP4.
+"""Reads the weights of quantised checkpoints: FP8, GPTQ, AWQ, compressed-tensors and MXFP4.
 
 The formats are those of the libraries that write them; each has its own names and layout beside
-the unquantised tensors. The result is in the type of the scales, at least bfloat16.
+the unquantised tensors. Integers are read as groups with scales, or expanded; narrow floats are
+expanded.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from inference.engine.errors import ModelLoadError
+from inference.model.layers.grouped import Bits, GroupedWeight
 from inference.model.weights.packed_integers import unpack_columns, unpack_rows
 from inference.model.weights.safetensors_weights import SafetensorsWeights
 
@@ -33,11 +37,20 @@ class QuantisedWeights(ABC):
         self._source = source
         self._method = method
 
+    @property
+    def stored_bits(self) -> Bits | None:
+        """See `Weights.stored_bits`."""
+        return None
+
     @abstractmethod
     def _is_quantised(self, name: str) -> bool: ...
 
     @abstractmethod
     def _expand(self, name: str) -> Tensor: ...
+
+    def _grouped(self, stem: str) -> GroupedWeight | None:
+        """The matrix of this name without `.weight`, if it is of integers in groups."""
+        return None
 
     def __contains__(self, name: str) -> bool:
         return name in self._source or self._is_quantised(name)
@@ -46,17 +59,21 @@ class QuantisedWeights(ABC):
         """Reads a tensor. Raises ModelLoadError if it is missing or has another shape or type."""
         if not self._is_quantised(name):
             return self._source.take(name, shape)
-        try:
+        with _parts_of(name):
             tensor = self._expand(name)
-        except (RuntimeError, IndexError) as error:
-            raise ModelLoadError(
-                f"tensor {name} cannot be expanded, its parts do not fit together: {error}"
-            ) from error
-        if tuple(tensor.shape) != shape:
-            raise ModelLoadError(
-                f"tensor {name} must have shape {list(shape)}, has {list(tensor.shape)}"
-            )
+        _check_shape(name, tuple(tensor.shape), shape)
         return tensor
+
+    def take_grouped(self, name: str, shape: tuple[int, ...]) -> GroupedWeight | None:
+        """See `Weights.take_grouped`. Raises ModelLoadError like `take`."""
+        if not self._is_quantised(name):
+            return None
+        with _parts_of(name):
+            weight = self._grouped(name.rpartition(".")[0])
+        if weight is None or not weight.fits_kernels:
+            return None
+        _check_shape(name, weight.shape, shape)
+        return weight
 
     def skip(self, name: str) -> None:
         """Counts a redundant tensor as used, whether the checkpoint has it or not."""
@@ -115,46 +132,52 @@ class Fp8Weights(QuantisedWeights):
         return int(size[0]), int(size[1])
 
 
-class GptqWeights(QuantisedWeights):
-    """GPTQ: words of inputs, scales and zero points by group of inputs, which may be permuted."""
+class _PackedWeights(QuantisedWeights):
+    """Words of integers with scales and zero points for groups of inputs: GPTQ and AWQ."""
+
+    @property
+    def stored_bits(self) -> Bits | None:
+        """The bits of the configuration."""
+        return _bits(self._method.get("bits"))
 
     def _is_quantised(self, name: str) -> bool:
         stem, _, kind = name.rpartition(".")
         return kind == "weight" and self._has(stem, "qweight")
 
     def _expand(self, name: str) -> Tensor:
-        stem, bits = name.rpartition(".")[0], _bits(self._method.get("bits"))
+        weight = self._grouped(name.rpartition(".")[0])
+        assert weight is not None, "all matrices are in groups"
+        return weight.expand().contiguous()
+
+
+class GptqWeights(_PackedWeights):
+    """GPTQ: words of inputs, scales and zero points by group of inputs, which may be permuted."""
+
+    def _grouped(self, stem: str) -> GroupedWeight:
+        bits = _bits(self._method.get("bits"))
         codes = unpack_rows(self._stored(stem, "qweight"), bits)  # [inputs, outputs]
-        scales = self._stored(stem, "scales").float()  # [groups, outputs]
+        scales = self._stored(stem, "scales")  # [groups, outputs]
         # The first version of the format stores zero points less one.
         is_first = self._method.get("checkpoint_format") != "gptq_v2"
         zeros = unpack_columns(self._stored(stem, "qzeros"), bits) + int(is_first)
-        if self._has(stem, "g_idx"):
-            group = self._stored(stem, "g_idx").long()
-        else:
-            group = torch.arange(len(codes)) // (len(codes) // len(scales))
-        values = (codes - zeros[group]) * scales[group]
-        return values.t().contiguous()
+        weight = _in_groups(codes.t(), scales.t(), zeros.t(), bits)
+        if not self._has(stem, "g_idx"):
+            return weight
+        return _permuted(weight, self._stored(stem, "g_idx").long())
 
 
-class AwqWeights(QuantisedWeights):
+class AwqWeights(_PackedWeights):
     """AWQ: words of eight outputs in a special order, with scales and zero points by group."""
 
-    def _is_quantised(self, name: str) -> bool:
-        stem, _, kind = name.rpartition(".")
-        return kind == "weight" and self._has(stem, "qweight")
-
-    def _expand(self, name: str) -> Tensor:
-        stem, bits = name.rpartition(".")[0], _bits(self._method.get("bits"))
+    def _grouped(self, stem: str) -> GroupedWeight:
+        bits = _bits(self._method.get("bits"))
         if bits != 4:
             raise ModelLoadError(
                 f"config.json: quantization_config.bits of awq must be 4. Given: {bits}"
             )
         codes = self._outputs(self._stored(stem, "qweight"))  # [inputs, outputs]
         zeros = self._outputs(self._stored(stem, "qzeros"))  # [groups, outputs]
-        scales = self._stored(stem, "scales").float()
-        group = torch.arange(len(codes)) // (len(codes) // len(scales))
-        return ((codes - zeros[group]) * scales[group]).t().contiguous()
+        return _in_groups(codes.t(), self._stored(stem, "scales").t(), zeros.t(), bits)
 
     @staticmethod
     def _outputs(words: Tensor) -> Tensor:
@@ -169,6 +192,26 @@ class CompressedWeights(QuantisedWeights):
         stem, _, kind = name.rpartition(".")
         return kind == "weight" and self._has(stem, "weight_scale")
 
+    @property
+    def stored_bits(self) -> Bits | None:
+        """The bits of the configuration; None of FP8."""
+        arguments = self._weight_arguments()
+        if arguments.get("type", "int") != "int":
+            return None
+        return _bits(arguments.get("num_bits", 8))
+
+    def _grouped(self, stem: str) -> GroupedWeight | None:
+        scale = self._stored(stem, "weight_scale")
+        self._source.skip(f"{stem}.input_scale")
+        if not self._has(stem, "weight"):
+            return self._packed(stem, scale)
+        codes = self._stored(stem, "weight")
+        if codes.dtype is not torch.int8 or "block_structure" in self._weight_arguments():
+            return None
+        scale = scale.reshape(-1, 1) if scale.dim() < 2 else scale
+        middle = torch.full(scale.shape, 128)
+        return _in_groups(codes.int() + 128, scale, middle, 8)
+
     def _expand(self, name: str) -> Tensor:
         stem = name.rpartition(".")[0]
         scale = self._stored(stem, "weight_scale").float()
@@ -180,21 +223,21 @@ class CompressedWeights(QuantisedWeights):
             if isinstance(block, list) and len(block) == 2:
                 scale = _repeated(scale, (int(block[0]), int(block[1])), weight.shape)
             return (weight * _spread(scale, weight.shape)).bfloat16()
-        return self._packed(stem, scale)
+        return self._packed(stem, scale).expand().contiguous()
 
-    def _packed(self, stem: str, scale: Tensor) -> Tensor:
+    def _packed(self, stem: str, scale: Tensor) -> GroupedWeight:
         outputs, inputs = self._stored(stem, "weight_shape").tolist()
         words = self._stored(stem, "weight_packed")  # [outputs, words of inputs]
         bits = _bits(self._weight_arguments().get("num_bits"))
         middle = 1 << (bits - 1)  # the codes are signed, stored with this offset
-        codes = unpack_columns(words, bits)[:outputs, :inputs].float()
-        zeros = torch.full_like(scale, middle)
+        codes = unpack_columns(words, bits)[:outputs, :inputs]
+        zeros = torch.full(scale.shape, middle)
         if self._has(stem, "weight_zero_point"):
-            zeros = unpack_rows(self._stored(stem, "weight_zero_point"), bits)[:outputs].float()
-        if self._has(stem, "weight_g_idx"):
-            group = self._stored(stem, "weight_g_idx").long()
-            return (codes - zeros[:, group]) * scale[:, group]
-        return (codes - _spread(zeros, codes.shape)) * _spread(scale, codes.shape)
+            zeros = unpack_rows(self._stored(stem, "weight_zero_point"), bits)[:outputs]
+        weight = _in_groups(codes, scale, zeros, bits)
+        if not self._has(stem, "weight_g_idx"):
+            return weight
+        return _permuted(weight, self._stored(stem, "weight_g_idx").long())
 
     def _weight_arguments(self) -> Mapping[str, object]:
         groups = self._method.get("config_groups")
@@ -245,7 +288,55 @@ def expanded(weights: SafetensorsWeights, method: object, path: Path) -> Quantis
     return METHODS[name](weights, method)
 
 
-def _bits(value: object) -> int:
+@contextmanager
+def _parts_of(name: str) -> Iterator[None]:
+    """Raises ModelLoadError if the stored parts of a tensor do not fit together."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        raise ModelLoadError(
+            f"tensor {name} cannot be expanded, its parts do not fit together: {error}"
+        ) from error
+
+
+def _check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        raise ModelLoadError(f"tensor {name} must have shape {list(wanted)}, has {list(found)}")
+
+
+def _in_groups(codes: Tensor, scales: Tensor, zeros: Tensor, bits: Bits) -> GroupedWeight:
+    """Of codes [outputs, inputs], and scales and zero points [outputs or 1, groups]."""
+    num_outputs, num_inputs = codes.shape
+    if num_inputs % scales.shape[1]:
+        # The last group is smaller.
+        group = torch.arange(num_inputs) // -(-num_inputs // scales.shape[1])
+        scales, zeros = scales[:, group], zeros[:, group]
+    is_symmetric = bool((zeros == 1 << (bits - 1)).all())
+    return GroupedWeight(
+        codes=codes.to(torch.uint8).contiguous(),
+        bits=bits,
+        scales=scales.float().expand(num_outputs, -1).contiguous(),
+        zeros=None if is_symmetric else zeros.float().expand(num_outputs, -1).contiguous(),
+    )
+
+
+def _permuted(weight: GroupedWeight, groups: Tensor) -> GroupedWeight:
+    """The same codes with scales of these groups of the inputs [num_inputs], not neighbours."""
+    order = torch.argsort(groups, stable=True)
+    neighbours = torch.arange(len(groups)) // weight.group_size
+    if torch.equal(groups, neighbours):
+        return weight
+    if torch.equal(groups[order], neighbours):
+        return replace(weight, codes=weight.codes[:, order].contiguous(), order=order)
+    zeros = weight.zeros
+    return replace(
+        weight,
+        scales=weight.scales[:, groups],
+        zeros=None if zeros is None else zeros[:, groups],
+    )
+
+
+def _bits(value: object) -> Bits:
     if value not in (4, 8):
         raise ModelLoadError(
             "config.json: the weights of quantization_config must have 4 or 8 bits. "

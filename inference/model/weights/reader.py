@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -11,12 +11,15 @@ from torch import Tensor
 from inference.model.config import ExpertConfig, ModelConfig
 from inference.model.families import ExpertNames
 from inference.model.layers.experts import Experts, FeedForward, SharedExpert
-from inference.model.layers.linear import Fp8Linear, Int8Linear, Linear
+from inference.model.layers.grouped import Bits, GroupedWeight, joined, quantise_groups
+from inference.model.layers.linear import Fp8Linear, GroupedLinear, Linear
 from inference.model.layers.quantise import Quantise, quantise_rows
 from inference.model.layers.rotary import head_order, ordered_heads
 from inference.model.weights.weights import Weights
 
-Quantisation = Literal["int8", "fp8"]
+Quantisation = Literal["int8", "int4", "fp8"]
+Rows = Tensor | GroupedWeight
+"""A matrix [num_outputs, num_inputs]."""
 
 
 class Reader:
@@ -24,6 +27,10 @@ class Reader:
 
     Names are those of the family without its prefix. Matrices with the same input are merged: q, k
     and v; gate and up.
+
+    With int8 and int4, matrices that a checkpoint has in groups of integers keep their integers and
+    scales. With int8 those of four bits are in eight, with int4 those of eight bits are kept only
+    if most of the checkpoint has four. Other matrices are quantised, in such a checkpoint to eight.
     """
 
     def __init__(
@@ -44,6 +51,10 @@ class Reader:
         self._dtype = dtype
         self._device = device
         self._order = head_order(config)
+        self._bits: Bits = 4 if quantisation == "int4" and weights.stored_bits != 4 else 8
+        self._keeps_groups = quantisation == "int8" or (
+            quantisation == "int4" and weights.stored_bits == 4
+        )
         self.num_parameters = 0
 
     def tensor(self, name: str, *shape: int) -> Tensor:
@@ -64,16 +75,35 @@ class Reader:
 
     def embeddings_and_head(self) -> tuple[Tensor, Tensor]:
         """Input and output embeddings, each [vocab_size, hidden_size]; the same tensor if tied."""
+        embeddings, head = self._tables(self.tensor)
+        assert isinstance(embeddings, Tensor), "`tensor` returns them"
+        assert isinstance(head, Tensor), "`tensor` returns them"
+        return embeddings, head
+
+    def quantised_embeddings_and_head(self) -> tuple[Rows, Rows]:
+        """The same with int8 or int4, the head in eight bits unless stored in four.
+
+        The embeddings are not quantised with int8, unless they are stored so.
+        """
+        embeddings, head = self._tables(self.rows)
+        is_tied = head is embeddings
+        if isinstance(head, Tensor):
+            head = quantise_groups(head, 8)
+        if isinstance(embeddings, Tensor) and self._quantisation == "int4":
+            embeddings = head if is_tied else quantise_groups(embeddings, 8)
+        return embeddings, head
+
+    def _tables(self, read: Callable[..., Rows]) -> tuple[Rows, Rows]:
         config = self._config
         shape = (config.vocab_size, config.hidden_size)
         for prefix in self._family.ignored:
             self._weights.skip_all(prefix)
-        embeddings = self.tensor("model.embed_tokens.weight", *shape)
+        embeddings = read("model.embed_tokens.weight", *shape)
         if config.tie_word_embeddings:
             # A copy of the embeddings in some checkpoints.
             self._weights.skip(f"{self._family.prefix}lm_head.weight")
             return embeddings, embeddings
-        return embeddings, self.tensor("lm_head.weight", *shape)
+        return embeddings, read("lm_head.weight", *shape)
 
     def qkv(self, attention: str) -> Linear:
         """The merged projections of q, k and v."""
@@ -86,9 +116,9 @@ class Reader:
         merged = None if self._family.qkv is None else f"{attention}.{self._family.qkv}"
         has_bias = config.attention_bias
         weights, biases = self._parts(names, sizes, config.hidden_size, merged, bias=has_bias)
-        weights[:2] = map(self._ordered, weights[:2])
+        weights[:2] = map(self._ordered_rows, weights[:2])
         biases[:2] = map(self._ordered, biases[:2])
-        return self.linear(torch.cat(weights), torch.cat(biases) if biases else None)
+        return self.linear(weights, biases)
 
     def qk_norms(self, attention: str) -> tuple[Tensor, Tensor] | None:
         """Weights of the norms on q and k, [head_dim] or [num_heads * head_dim]; None without."""
@@ -109,8 +139,8 @@ class Reader:
         names = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
         merged = None if self._family.gate_up is None else f"{mlp}.{self._family.gate_up}"
         has_bias = config.mlp_bias
-        weights, biases = self._parts(names, [inner] * 2, config.hidden_size, merged, bias=has_bias)
-        gate_up = self.linear(torch.cat(weights), torch.cat(biases) if biases else None)
+        parts = self._parts(names, [inner] * 2, config.hidden_size, merged, bias=has_bias)
+        gate_up = self.linear(*parts)
         down = self.matrix(f"{mlp}.down_proj", config.hidden_size, inner, bias=has_bias)
         return FeedForward(gate_up, down)
 
@@ -147,10 +177,10 @@ class Reader:
         for number in range(config.num_experts):
             expert = f"{block}.{number}"
             pair = [f"{expert}.{names.gate}", f"{expert}.{names.up}"]
-            weights, _ = self._parts(pair, [inner, inner], hidden, None, bias=False)
+            parts = self._parts(pair, [inner, inner], hidden, None, bias=False)
             experts.append(
                 FeedForward(
-                    self.linear(torch.cat(weights), None),
+                    self.linear(*parts),
                     self.matrix(f"{expert}.{names.down}", hidden, inner, bias=False),
                 )
             )
@@ -170,8 +200,8 @@ class Reader:
         down_biases = self.tensor(f"{block}.down_proj_bias", number, hidden)
         return [
             FeedForward(
-                self.linear(_halves(gate_up.t()), _halves(gate_up_bias)),
-                self.linear(down.t().contiguous(), down_bias),
+                self.linear([_halves(gate_up.t())], [_halves(gate_up_bias)]),
+                self.linear([down.t().contiguous()], [down_bias]),
             )
             for gate_up, gate_up_bias, down, down_bias in zip(
                 gate_ups, gate_up_biases, downs, down_biases, strict=True
@@ -180,16 +210,35 @@ class Reader:
 
     def matrix(self, name: str, num_outputs: int, num_inputs: int, *, bias: bool) -> Linear:
         """A matrix that is not merged with others."""
-        weights, biases = self._parts([name], [num_outputs], num_inputs, None, bias=bias)
-        return self.linear(weights[0], biases[0] if biases else None)
+        return self.linear(*self._parts([name], [num_outputs], num_inputs, None, bias=bias))
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """A matrix [num_outputs, num_inputs], quantised if wanted."""
+    def linear(self, parts: Sequence[Rows], biases: Sequence[Tensor] = ()) -> Linear:
+        """A matrix with the outputs of all parts, quantised if wanted."""
+        bias = torch.cat(list(biases)) if biases else None
+        if self._quantisation in ("int8", "int4"):
+            return GroupedLinear(self._grouped(parts), bias)
+        weight = torch.cat([_expanded(part) for part in parts])
         if self._quantisation == "fp8":
             return Fp8Linear(weight, bias, self._quantise)
-        if self._quantisation == "int8":
-            return Int8Linear(weight, bias)
         return Linear(weight, bias)
+
+    def _grouped(self, parts: Sequence[Rows]) -> GroupedWeight:
+        stored = [part for part in parts if isinstance(part, GroupedWeight)]
+        if len(stored) == len(parts):
+            together = joined(stored)
+            if together is not None:
+                return together
+        weight = torch.cat([_expanded(part) for part in parts])
+        return quantise_groups(weight, self._bits)
+
+    def rows(self, name: str, *shape: int) -> Rows:
+        """A matrix in groups of integers if it is stored so and they are wanted."""
+        if self._keeps_groups:
+            grouped = self._weights.take_grouped(self._family.prefix + name, shape)
+            if grouped is not None:
+                self.num_parameters += grouped.codes.numel()
+                return grouped.in_eight_bits() if self._quantisation == "int8" else grouped
+        return self.tensor(name, *shape)
 
     def _parts(
         self,
@@ -199,19 +248,24 @@ class Reader:
         merged: str | None,
         *,
         bias: bool,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Rows], list[Tensor]]:
         """Weights and biases of matrices with the same input, stored separately or as one."""
         if merged is not None:
-            weight = self.tensor(f"{merged}.weight", sum(sizes), num_inputs)
+            weight = self.rows(f"{merged}.weight", sum(sizes), num_inputs)
             biases = (
                 torch.split(self.tensor(f"{merged}.bias", sum(sizes)), list(sizes)) if bias else ()
             )
-            return list(torch.split(weight, list(sizes))), list(biases)
+            return list(weight.split(list(sizes))), list(biases)
         parts = list(zip(names, sizes, strict=True))
         return (
-            [self.tensor(f"{name}.weight", size, num_inputs) for name, size in parts],
+            [self.rows(f"{name}.weight", size, num_inputs) for name, size in parts],
             [self.tensor(f"{name}.bias", size) for name, size in parts] if bias else [],
         )
+
+    def _ordered_rows(self, rows: Rows) -> Rows:
+        if isinstance(rows, Tensor):
+            return self._ordered(rows)
+        return rows.rows(self._ordered(torch.arange(rows.shape[0])))
 
     def _ordered(self, rows: Tensor) -> Tensor:
         """Rows of all heads, of each head in the order that the rotary embedding needs."""
@@ -221,6 +275,10 @@ class Reader:
         tensor = self._weights.take(self._family.prefix + name, shape)
         self.num_parameters += tensor.numel()
         return tensor
+
+
+def _expanded(rows: Rows) -> Tensor:
+    return rows if isinstance(rows, Tensor) else rows.expand()
 
 
 def _halves(rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from inference.engine.errors import ModelLoadError
 from inference.model.config_files import read_json
+from inference.model.layers.grouped import Bits, GroupedWeight
 from mesh.hub.repository import unserved_weights
 
 _FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
@@ -65,6 +66,15 @@ class SafetensorsWeights:
             tensor: torch.Tensor = file.get_tensor(name)
         self._used.add(name)
         return tensor
+
+    def take_grouped(self, name: str, shape: tuple[int, ...]) -> GroupedWeight | None:
+        """None: these files have no groups of integers without a `quantization_config`."""
+        return None
+
+    @property
+    def stored_bits(self) -> Bits | None:
+        """None, as well."""
+        return None
 
     def take_stored(self, name: str) -> torch.Tensor:
         """Reads a tensor of any type and shape. Raises ModelLoadError if it is missing."""

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from inference.model.config_files import read_json
+from inference.model.layers.grouped import Bits, GroupedWeight
 from inference.model.weights.quantised_weights import expanded
 from inference.model.weights.safetensors_weights import SafetensorsWeights
 
@@ -20,6 +21,13 @@ class Weights(Protocol):
 
     def take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Reads a tensor. Raises ModelLoadError if it is missing or has another shape or type."""
+        ...
+
+    def take_grouped(self, name: str, shape: tuple[int, ...]) -> GroupedWeight | None:
+        """Reads a matrix of integers as it is stored, such that the native kernels multiply it.
+
+        None if it is stored in another form; `take` expands any. Raises like `take`.
+        """
         ...
 
     def skip(self, name: str) -> None:
@@ -35,6 +43,13 @@ class Weights(Protocol):
 
         The samples recognise another checkpoint, another revision or a merged adapter for the
         price of some megabytes. They do not recognise a forgery.
+        """
+        ...
+
+    @property
+    def stored_bits(self) -> Bits | None:
+        """4 if most weights are integers of four bits in groups, else 8 if most are quantised so
+        that eight bits represent them; None of other checkpoints.
         """
         ...
 

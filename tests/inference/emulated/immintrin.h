@@ -112,6 +112,10 @@ EMULATED __m512i e_slli_epi32(__m512i a, unsigned bits) {
     for (int i = 0; i < 16; i++) ((Words *)&a)[0][i] = (int)((unsigned)((Words)a)[i] << bits);
     return a;
 }
+EMULATED __m512i e_srli_epi32(__m512i a, unsigned bits) {
+    for (int i = 0; i < 16; i++) ((Words *)&a)[0][i] = (int)((unsigned)((Words)a)[i] >> bits);
+    return a;
+}
 EMULATED __m512i e_add_epi64(__m512i a, __m512i b) { return (__m512i)((Quads)a + (Quads)b); }
 EMULATED __m512i e_mullo_epi64(__m512i a, __m512i b) { return (__m512i)((Quads)a * (Quads)b); }
 EMULATED __m512i e_srli_epi64(__m512i a, unsigned bits) { return (__m512i)((Quads)a >> bits); }
@@ -130,9 +134,25 @@ EMULATED __m512 e_cvtepi32_ps(__m512i a) {
     return floats;
 }
 
+EMULATED __m512i e_cvtepu8_epi32(__m128i a) {
+    Words whole;
+    uint8_t bytes[16];
+    memcpy(bytes, &a, 16);
+    EACH(16) whole[i] = bytes[i];
+    return (__m512i)whole;
+}
+
 EMULATED __m512 e_cvtepu32_ps(__m512i a) {
     __m512 floats;
     EACH(16) floats[i] = (float)(uint32_t)((Words)a)[i];
+    return floats;
+}
+
+EMULATED __m512 e_cvtph_ps(__m256i a) {
+    __m512 floats;
+    uint16_t halves[16];
+    memcpy(halves, &a, 32);
+    EACH(16) floats[i] = _cvtsh_ss(halves[i]);
     return floats;
 }
 
@@ -241,7 +261,9 @@ EMULATED __m512i e_permutex2var_epi32(__m512i a, __m512i places, __m512i b) {
 #define _mm512_cmpgt_epi32_mask e_cmpgt_epi32_mask
 #define _mm512_cvtepi32_ps e_cvtepi32_ps
 #define _mm512_cvtepu32_ps e_cvtepu32_ps
+#define _mm512_cvtepu8_epi32 e_cvtepu8_epi32
 #define _mm512_cvtneps_pbh e_cvtneps_pbh
+#define _mm512_cvtph_ps e_cvtph_ps
 #define _mm512_cvtps_epi32 e_cvtps_epi32
 #define _mm512_cvtps_pd e_cvtps_pd
 #define _mm512_cvtsepi32_epi8 e_cvtsepi32_epi8
@@ -270,6 +292,7 @@ EMULATED __m512i e_permutex2var_epi32(__m512i a, __m512i places, __m512i b) {
 #define _mm512_setr_epi32(...) ((__m512i)(Words){__VA_ARGS__})
 #define _mm512_setr_epi64(...) ((__m512i)(Quads){__VA_ARGS__})
 #define _mm512_slli_epi32 e_slli_epi32
+#define _mm512_srli_epi32 e_srli_epi32
 #define _mm512_srli_epi64 e_srli_epi64
 #define _mm512_storeu_ps e_storeu_ps
 #define _mm512_storeu_si512 e_storeu_si512

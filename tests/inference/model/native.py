@@ -50,5 +50,9 @@ def emulated(variant: library.Variant) -> library.Variant:
     return replace(
         variant,
         # Unoptimised: the unrolled loops would take a minute to compile.
-        compiler_flags=("-O0", "-w", "-mavx2", "-mfma", f"-DE={digest}", f"-I{EMULATION.parent}"),
+        compiler_flags=(
+            *("-O0", "-w", "-mavx2", "-mfma", "-mf16c"),
+            f"-DE={digest}",
+            f"-I{EMULATION.parent}",
+        ),
     )

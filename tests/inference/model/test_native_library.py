@@ -28,7 +28,7 @@ def isolate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert unoptimised != library.COMPILER_FLAGS
     monkeypatch.setattr(library, "COMPILER_FLAGS", unoptimised)
     monkeypatch.setattr(library, "load_variant", library.load_variant.__wrapped__)
-    monkeypatch.setattr(library, "cpu_flags", lambda: {"avx2", "fma"})
+    monkeypatch.setattr(library, "cpu_flags", lambda: {"avx2", "fma", "f16c"})
     monkeypatch.setattr(library, "_cache_folder", lambda: tmp_path / "cache")
 
 
@@ -43,7 +43,7 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_missing_cpu_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason names the features that the slowest variant needs."""
-    monkeypatch.setattr(library, "cpu_flags", lambda: {"avx", "avx512f", "fma"})
+    monkeypatch.setattr(library, "cpu_flags", lambda: {"avx", "avx512f", "fma", "f16c"})
     with pytest.raises(library.Unavailable, match=r"^the CPU lacks avx2$"):
         library.load()
 

@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from inference.engine.errors import ModelLoadError
 from inference.model.config import load_config
 from inference.model.loading import EngineOptions, load_engine
+from inference.model.weights.gguf_blocks import bits_of, grouped
 from inference.model.weights.gguf_weights import GgufWeights
 from inference.model.weights.weights import open_weights
 from inference.sampling.sampling_params import SamplingParams
@@ -141,6 +142,49 @@ def test_every_type_can_be_expanded(kind: str) -> None:
     block, size = gguf.GGML_QUANT_SIZES[quantised]
     data = np.random.default_rng(0).integers(0, 60, (3, size), dtype=np.uint8)
     assert gguf.quants.dequantize(data, quantised).shape == (3, block)
+
+
+HALVES = {"Q4_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q8_0": 1, "IQ4_NL": 1, "Q4_K": 2, "Q5_K": 2}
+"""Types whose integers and scales are kept, and the scales at the beginning of a block."""
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_integers_and_scales_are_those_of_the_file(kind: str) -> None:
+    """The weights equal those of llama.cpp's package, of blocks with random bits."""
+    quantised = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[quantised]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (6, size), dtype=np.uint8)
+    scales = rng.normal(size=(6, HALVES[kind])).astype(np.float16)
+    blocks[:, : 2 * HALVES[kind]] = scales.view(np.uint8)
+    weight = grouped(blocks.reshape(3, 2 * size), quantised)
+    assert weight is not None
+    assert weight.shape == (3, 2 * block)
+    assert weight.bits == bits_of(quantised) == (4 if kind.startswith("Q4") else 8)
+    expected = torch.from_numpy(gguf.quants.dequantize(blocks.reshape(3, -1), quantised))
+    torch.testing.assert_close(weight.expand(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q6_K"])
+def test_other_quantised_types_are_expanded(kind: str) -> None:
+    """Their scales are for 16 weights; eight bits represent them after another rounding."""
+    quantised = gguf.GGMLQuantizationType[kind]
+    size = gguf.GGML_QUANT_SIZES[quantised][1]
+    assert grouped(np.zeros((2, size), dtype=np.uint8), quantised) is None
+    assert bits_of(quantised) == 8
+    assert bits_of(gguf.GGMLQuantizationType.BF16) is None
+
+
+def test_kept_rows_are_in_transformers_order(make_file: Callable[..., Path]) -> None:
+    """The same as those of the expanded tensor."""
+    path = make_file("llama-tied-gqa", kind=gguf.GGMLQuantizationType.Q4_1)
+    weights = GgufWeights([path])
+    assert weights.stored_bits == 4
+    for name, shape in (("self_attn.k_proj", (32, 64)), ("mlp.down_proj", (64, 96))):
+        kept = weights.take_grouped(f"model.layers.1.{name}.weight", shape)
+        assert kept is not None
+        expanded = weights.take(f"model.layers.1.{name}.weight", shape)
+        torch.testing.assert_close(kept.expand(), expanded, rtol=1e-6, atol=1e-6)
 
 
 def test_the_configuration_is_that_of_the_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inference.engine.errors import ModelLoadError
+from inference.model.layers.grouped import GroupedWeight
 from inference.model.loading import EngineOptions, load_engine
+from inference.model.native import library
+from inference.model.native.packing import PackedMatrix
 from inference.model.weights.weights import Weights, open_weights
 from tests.inference.model.families import reference_logits
 from tests.inference.model.test_families import LENGTH, logits_of
@@ -53,6 +57,23 @@ def checkpoint(folder: Path, method: dict[str, Any], **tensors: torch.Tensor) ->
     return open_weights(folder)
 
 
+def kept(opened: Weights, shape: tuple[int, int] = SHAPE) -> GroupedWeight:
+    """The matrix with its integers and scales, whose weights must be exactly those expanded."""
+    weight = opened.take_grouped("m.weight", shape)
+    assert weight is not None
+    assert torch.equal(weight.expand(), opened.take("m.weight", shape).float())
+    packed_weight = PackedMatrix(weight, None, "int4", library.lanes())
+    found = torch.empty(shape)
+    library.load().weir_expand_rows(
+        ctypes.byref(packed_weight.pointers),
+        (ctypes.c_int32 * shape[0])(*range(shape[0])),
+        *shape,
+        ctypes.c_void_p(found.data_ptr()),
+    )
+    torch.testing.assert_close(found, weight.expand(), rtol=1e-6, atol=1e-5)
+    return weight
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_gptq(version: int, parts: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
     """Both versions of the format, with the inputs in another order (desc_act)."""
@@ -74,6 +95,26 @@ def test_gptq(version: int, parts: tuple[torch.Tensor, ...], tmp_path: Path) -> 
     assert "m.weight" in opened
     torch.testing.assert_close(opened.take("m.weight", SHAPE), weights)
     assert opened.unused == []
+    assert opened.stored_bits == kept(opened).bits == 4
+
+
+def test_gptq_with_uneven_groups_is_expanded(
+    parts: tuple[torch.Tensor, ...], tmp_path: Path
+) -> None:
+    """The kernels need groups of whole blocks."""
+    codes, scales, zeros, _ = parts
+    group = (torch.arange(INPUTS) > 7).int()
+    opened = checkpoint(
+        tmp_path,
+        {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "checkpoint_format": "gptq_v2"},
+        qweight=packed(codes).t(),
+        qzeros=packed(zeros.t()),
+        scales=scales.t(),
+        g_idx=group,
+    )
+    assert opened.take_grouped("m.weight", SHAPE) is None
+    weights = (codes - zeros[:, group]) * scales.float()[:, group]
+    torch.testing.assert_close(opened.take("m.weight", SHAPE), weights)
 
 
 def test_awq(parts: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
@@ -91,6 +132,7 @@ def test_awq(parts: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
         scales=scales.t(),
     )
     torch.testing.assert_close(opened.take("m.weight", SHAPE), weights)
+    assert opened.stored_bits == kept(opened).bits == 4
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -113,6 +155,8 @@ def test_compressed_tensors_packed(
     opened = checkpoint(tmp_path, method, **tensors)
     torch.testing.assert_close(opened.take("m.weight", SHAPE), weights)
     assert opened.unused == []
+    assert opened.stored_bits == kept(opened).bits == 4
+    assert (kept(opened).zeros is None) == symmetric
 
 
 @pytest.mark.parametrize("kind", ["block", "channel", "tensor", "int8"])
@@ -134,6 +178,14 @@ def test_eight_bits(kind: str, tmp_path: Path) -> None:
     found = opened.take("m.weight", (20, 40))
     assert found.dtype is torch.bfloat16
     assert torch.equal(found, (stored.float() * wide).bfloat16())
+    weight = opened.take_grouped("m.weight", (20, 40))
+    if kind == "int8":
+        assert weight is not None
+        assert opened.stored_bits == weight.bits == 8
+        assert torch.equal(weight.expand(), stored.float() * wide)
+    else:
+        assert weight is None
+        assert opened.stored_bits is None
 
 
 def test_gpt_oss_in_mxfp4_computes_what_its_values_do(

@@ -1,10 +1,13 @@
-"""llama.cpp with Q8_0 weights; the streams are sequences of one batch."""
+"""llama.cpp with weights of a GGUF type; the streams are sequences of one batch."""
 
 from __future__ import annotations
 
 import ctypes
 import json
+import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import torch
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file
 
 from benchmarks.contenders.measure import Load, load_from_arguments, report
@@ -30,8 +33,8 @@ _NAMES = {
 }
 
 
-def convert(folder: Path, target: Path) -> None:
-    """Writes the model as GGUF. q and k are not permuted, because the weights are random."""
+def convert(folder: Path, target: Path, kind: gguf.GGMLQuantizationType) -> None:
+    """Writes the model as GGUF. q and k are not permuted, because only the speed is measured."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(target), "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -45,17 +48,37 @@ def convert(folder: Path, target: Path) -> None:
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        values = tensor.to(torch.float32).numpy()
+    for name, values in _tensors(folder):
         if values.ndim == 1:
-            writer.add_tensor(_gguf_name(name), values)
-            continue
-        kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(_gguf_name(name), quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors in float32 by GGUF names, of a folder with safetensors or a GGUF file."""
+    for path in folder.glob("*.gguf"):
+        for tensor in gguf.GGUFReader(path).tensors:
+            yield tensor.name, dequantize(tensor.data, tensor.tensor_type)
+        return
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        yield _gguf_name(name), tensor.to(torch.float32).numpy()
+
+
+def gguf_file(folder: Path, kind: gguf.GGMLQuantizationType) -> Path:
+    """The folder's own file if most of it is of that type; else one that is made on first use."""
+    for path in folder.glob("*.gguf"):
+        kinds = Counter(tensor.tensor_type for tensor in gguf.GGUFReader(path).tensors)
+        if kinds.most_common(1)[0][0] == kind:
+            return path.resolve()
+    made = folder.with_name(f"{folder.name}-{kind.name}.gguf")
+    if not made.is_file():
+        convert(folder, made, kind)
+    return made
 
 
 def _gguf_name(name: str) -> str:
@@ -113,11 +136,10 @@ def run(context: Any, load: Load, num_tokens: int, vocab_size: int) -> tuple[flo
 
 
 def main() -> None:
-    """Converts the model on first use, next to its folder, and measures it."""
+    """The last argument is the type of the weights. Converts the model on first use."""
+    kind = gguf.GGMLQuantizationType[sys.argv.pop()]
     load = load_from_arguments()
-    path = load.folder.with_name(load.folder.name + "-q8_0.gguf")
-    if not path.is_file():
-        convert(load.folder, path)
+    path = gguf_file(load.folder, kind)
     vocab_size = json.loads((load.folder / "config.json").read_text())["vocab_size"]
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(
