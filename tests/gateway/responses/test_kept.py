@@ -13,13 +13,13 @@ import pytest
 from gateway.api import responses
 from gateway.conversations.store import StoredResponse
 from gateway.http.server import GatewayServer
-from gateway.responses import kept
+from gateway.responses import kept, response
 from gateway.responses.items import Json
 from gateway.validation.body import LARGE_BODY_BYTES
 from mesh.errors import ErrorKind, MeshError
 from tests.gateway.conftest import StartGateway, client_of
 from tests.gateway.fakes import FakeOrchestrator, Script
-from tests.gateway.responses.events import events_of
+from tests.gateway.responses.events import events_of, parse_events
 from tests.helpers import eventually
 
 UNKNOWN = "resp_" + "0" * 48
@@ -65,6 +65,35 @@ async def test_a_conversation_continues_by_id(
     assert third["previous_response_id"] == id
     assert await read(client, third["id"]) == third
     assert await read(client, id) == second["response"]
+
+
+async def test_what_is_stored_is_encoded_once(
+    gateway: GatewayServer, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has the text of the last event, and the items of earlier turns as they were."""
+    encoded: list[str] = []
+    encode = response.encode_line
+
+    def counting(value: object) -> str:
+        encoded.append(encode(value))
+        return encoded[-1]
+
+    monkeypatch.setattr(response, "encode_line", counting)
+    store = gateway.dependencies.responses._store
+    items, id = b"[", None
+    for _ in range(3):
+        encoded.clear()
+        body = {"input": "Grüße\u2028", "previous_response_id": id, "stream": True}
+        async with client.stream("POST", "/v1/responses", json=body) as answer:
+            text = (await answer.aread()).decode()
+        id = parse_events(text)[-1]["response"]["id"]
+        stored = await store.get("", id)
+        assert stored is not None
+        assert f'"response":{stored.response.decode()},' in text.split("event: ")[-1]
+        assert len(encoded) == 3, "what was asked for, the begin and the end"
+        assert stored.items.startswith(items)
+        items = stored.items[:-1]
+    assert len(kept.items_of(stored)) == 6
 
 
 async def test_calls_and_their_outputs_continue(
