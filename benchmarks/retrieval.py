@@ -9,7 +9,9 @@ in safetensors, such as all-MiniLM-L6-v2; that of WordNet is /usr/share/wordnet 
 wordnet-base. PostgreSQL is measured if it is installed, its vectors if pgvector is. Beside them:
 bm25s on whole pages, and the exact cosine of the unrounded vectors.
 
-`--passages` measures the time alone, in an index of this size with random vectors.
+`--passages` measures the time alone, in an index of this size: the words of manual pages, with
+vectors that are mixed from those of some passages. Its `recall@100` is the share of the hundred
+passages with the most similar vectors that the search by vectors finds.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import asyncio
 import hashlib
 import json
 import math
+import random
 import sqlite3
 import statistics
 import sys
@@ -35,7 +38,7 @@ import numpy
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.retrieval_sets.manual_pages import ManualPage, manual_pages
+from benchmarks.retrieval_sets.manual_pages import ManualPage, manual_pages, unrendered_pages
 from benchmarks.retrieval_sets.thesaurus import Thesaurus, paraphrase
 from orchestrator.index.build import main as build_index
 from orchestrator.index.embedding import embed_passages
@@ -53,6 +56,12 @@ LIMIT = 100
 BATCH = 64
 MAX_TOKENS = 256
 """Tokens of a text that the encoder reads."""
+
+NUM_MIXED = 500
+"""Passages of whose vectors those of a large index are mixed."""
+
+NOISE = 0.3
+"""Length of the noise that is added to a mixed vector."""
 
 Find = Callable[[str], Awaitable[Sequence[str]]]
 """A search: from a query to the names of pages, best first, each once."""
@@ -284,36 +293,52 @@ def build(pages: Sequence[ManualPage], folder: Path) -> Path:
 
 
 async def measure_time(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Times fused searches in an index of many passages; vectors are random."""
-    pages = manual_pages(1_000_000, arguments.seed, arguments.characters)
-    random = numpy.random.default_rng(arguments.seed)
+    """Times searches in an index of many passages, and compares its vectors with an exact search.
+
+    The vectors are mixtures of those of some passages: encoding all of them would take hours.
+    """
+    pages = list(unrendered_pages(arguments.seed, arguments.characters))
     queries = {page.name: page.query for page in pages[: arguments.queries]}
-    index = build(pages, folder)
+    index = build(pages[: arguments.pages], folder)
+    encoder = Encoder(arguments.encoder, arguments.threads, arguments.cache)
+    known = encoder.encode(list(queries.values()))
     with closing(IndexWriter(index)) as writer:
         missing = writer.vectors.unembedded()[: arguments.passages]
-        writer.vectors.use(EmbeddingModel("random", 384))
+        sample = random.Random(arguments.seed).sample(missing, min(NUM_MIXED, len(missing)))
+        made = numpy.array(encoder.encode([each.text for each in sample]), dtype=numpy.float32)
+        vectors = mixtures(made, len(missing), arguments.seed)
+        writer.vectors.use(EmbeddingModel(encoder.model, vectors.shape[1]))
         for begin in range(0, len(missing), 1000):
             batch = missing[begin : begin + 1000]
-            writer.vectors.store(batch, random.standard_normal((len(batch), 384)).tolist())
-
-    class RandomEncoder:
-        model = "random"
-
-        async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-            vectors: list[list[float]] = random.standard_normal((len(texts), 384)).tolist()
-            return vectors
-
-        async def close(self) -> None:
-            """Does nothing."""
-
+            writer.vectors.store(batch, vectors[begin : begin + 1000].tolist())
     store = IndexRetriever(index)
-    with closing(sqlite3.connect(index)) as connection:
-        [num_passages] = connection.execute("SELECT count(*) FROM passages").fetchone()
-    report: dict[str, object] = {"passages": num_passages, "vectors": len(missing)}
-    finds = searches("SQLite", store, RandomEncoder())  # type: ignore[arg-type]
-    report["results"] = await measure_all(finds, {"time": queries})
+    texts = [each.text for each in missing]
+    recalls = []
+    for vector in known:
+        scores = vectors @ numpy.array(vector, dtype=numpy.float32)
+        exact = {texts[number] for number in numpy.argsort(-scores)[:LIMIT]}
+        found = await store.search_vectors("", vector, LIMIT, False)
+        # The text of a passage ends its embedded text, after title and heading.
+        recalls.append(sum(any(text.endswith(each.text) for text in exact) for each in found))
+    report: dict[str, object] = {
+        "passages": len(missing),
+        "recall@100": sum(recalls) / LIMIT / len(known),
+    }
+    report["results"] = await measure_all(searches("SQLite", store, encoder), {"time": queries})
     report["index MB"] = index.stat().st_size / 1e6
+    await store.close()
     return report
+
+
+def mixtures(vectors: numpy.ndarray, number: int, seed: int) -> numpy.ndarray:
+    """`number` vectors of length 1, each between two of `vectors`, with a little noise."""
+    chosen = numpy.random.default_rng(seed)
+    one, other = chosen.integers(0, len(vectors), (2, number))
+    share = chosen.uniform(0.5, 1.0, (number, 1)).astype(numpy.float32)
+    noise = chosen.standard_normal((number, vectors.shape[1]), dtype=numpy.float32)
+    mixed = share * vectors[one] + (1 - share) * vectors[other]
+    mixed += NOISE * noise / numpy.sqrt(vectors.shape[1])
+    return mixed / numpy.linalg.norm(mixed, axis=1, keepdims=True)
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ MIN_WORDS = 3
 """Words of a query; a shorter one names no page."""
 
 _HEADING = re.compile(r"^(?P<name>[A-Z][A-Z -]+)$", re.MULTILINE)
+_MACRO = re.compile(r"^['.].*?(?: |$)|\\f.|\\\".*$", re.MULTILINE)
 _OVERSTRIKE = re.compile(r".\x08|\x1b\[[0-9;]*m")
 _NAME_LINE = re.compile(r"^\s+(?P<names>\S.*?)\s+[-\u2010-\u2014]+\s+(?P<description>.+)$", re.S)
 
@@ -57,6 +58,29 @@ def manual_pages(num_pages: int, seed: int, max_characters: int) -> list[ManualP
     times = Counter(page.query.lower() for page in pages)
     distinct = [page for page in pages if times[page.query.lower()] == 1][:num_pages]
     return [page._replace(text=page.text[:max_characters]) for page in distinct]
+
+
+def unrendered_pages(seed: int, max_characters: int) -> Iterator[ManualPage]:
+    """All pages in random order, with the words of their source, and their descriptions as queries.
+
+    Fast, for measurements of time: nothing is rendered, so that some markup remains.
+    """
+    files = [
+        path
+        for section in SECTIONS
+        for path in sorted((MANUAL / f"man{section}").glob("*.gz"))
+        if not path.is_symlink()
+    ]
+    random.Random(seed).shuffle(files)
+    for path in files:
+        source = gzip.decompress(path.read_bytes()).decode(errors="replace")
+        query = next((line for line in source.splitlines() if r" \- " in line), "")
+        text = _MACRO.sub("", source).replace("\\", "")
+        paragraphs = [" ".join(block.split()) for block in re.split(r"\n\s*\n", text)]
+        description = query.partition(r" \- ")[2].replace("\\", "")
+        whole = "\n\n".join(filter(None, paragraphs))[:max_characters]
+        if len(description.split()) >= MIN_WORDS and whole:
+            yield ManualPage(path.name.removesuffix(".gz"), whole, description)
 
 
 def _read(path: Path) -> ManualPage | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.questions import CORPUS, Outcome, Question, questions, report
 from benchmarks.retrieval_sets import manual_pages as module
-from benchmarks.retrieval_sets.manual_pages import manual_pages
+from benchmarks.retrieval_sets.manual_pages import manual_pages, unrendered_pages
 from benchmarks.retrieval_sets.thesaurus import KINDS, Thesaurus, paraphrase
 
 PAGE = """.TH {name} 1
@@ -43,6 +44,45 @@ def test_a_query_has_one_answer_and_not_its_name() -> None:
     assert page.name == "four.1"
     assert page.query == "shows the free memory of machines"
     assert "The program reads a file and prints it." in page.text
+
+
+@pytest.mark.usefixtures("manual")
+def test_unrendered_pages_have_words_and_queries() -> None:
+    """Without macros; short descriptions are left out."""
+    pages = {page.name: page for page in unrendered_pages(1, 1000)}
+    assert set(pages) == {"one.1", "two.1", "four.1"}
+    assert pages["one.1"].query == "list the contents of folders"
+    assert "The program reads a file and prints it." in pages["one.1"].text
+    assert ".SH" not in pages["one.1"].text
+
+
+def test_questions_name_documents_of_the_corpus() -> None:
+    """Each kind but the last has answers, and both halves have all kinds."""
+    asked = questions()
+    known = {path.stem for path in CORPUS.glob("*.md")}
+    assert all(set(each.documents) <= known for each in asked)
+    assert all(bool(each.documents) == (each.kind != "none") for each in asked)
+    kinds = [{each.kind for each in asked if each.held_out is half} for half in (True, False)]
+    assert kinds[0] == kinds[1]
+    assert len({each.question for each in asked}) == len(asked)
+
+
+def test_outcomes_are_scored_by_kind() -> None:
+    """The first and the five first results, the decision, and the sentences."""
+    asked = Question("plain", "q", ["a"], False)
+    nothing = Question("none", "n", [], True)
+    figures = report(
+        [
+            Outcome(asked, ["a", "b"], True, "", [True, True]),
+            Outcome(asked, ["b", "a"], False, "", [True, False]),
+            Outcome(nothing, ["a"], True),
+        ]
+    )
+    assert figures["plain"] == {
+        "questions": 2, "right decision": 0.5, "first": 0.5, "in five": 1.0, "supported": 0.75,
+    }  # fmt: skip
+    assert figures["none"] == {"questions": 1, "right decision": 0.0}
+    assert figures["answerable, chosen with"] == figures["plain"]
 
 
 @pytest.fixture

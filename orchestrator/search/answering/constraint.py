@@ -2,7 +2,8 @@
 
 `quote`: up to three different sentences of the passages, each followed by its citation:
 
-    start: answer::0x0
+    start: first::0x0
+    first::_  : q0 more::set_bit(0) %if bit_clear(0)
     answer::_ : q0 more::set_bit(0) %if bit_clear(0)
               | q1 more::set_bit(1) %if bit_clear(1)
     more::_ : "" | " " answer::_ %if bit_count_lt(_, 3)
@@ -10,7 +11,9 @@
     q1: "A leader sends heartbeats. [1]"
 
 The rule's parameter is the set of quoted sentences (llguidance's parametric grammars), so none
-can be repeated. Compiling and following such a grammar takes milliseconds.
+can be repeated. The first sentence says what the subject of the question is, if there is such a
+sentence and the question has no other words: a small model often does not choose it. Compiling
+and following such a grammar takes milliseconds.
 
 `cite`: sentences of the model's own words, each of which ends in the number of a passage.
 
@@ -26,6 +29,7 @@ from typing import NamedTuple
 
 from mesh.protocol.constraints import ConstraintForm, OutputConstraint
 from mesh.protocol.summary import Grounded
+from orchestrator.search.answering.definitions import defines
 from orchestrator.search.answering.relevance import Verdict, stems, subject_words
 from orchestrator.search.grounding.citations import CITATION
 from orchestrator.search.grounding.sentences import split_sentences
@@ -85,17 +89,20 @@ def answer_constraint(
     if not quotable:
         return _grammar([f"start: {nothing}"])
     other = f" | {nothing}" if verdict is Verdict.UNSURE else ""
-    return _grammar([f"start: answer::0x0{other}", *_quote_rules(quotable)])
+    return _grammar([f"start: first::0x0{other}", *_quote_rules(quotable, query)])
 
 
 def _grammar(rules: Sequence[str]) -> OutputConstraint:
     return OutputConstraint(ConstraintForm.GRAMMAR, "\n".join(rules) + "\n")
 
 
-def _quote_rules(quotable: Sequence[_Quotable]) -> list[str]:
+def _quote_rules(quotable: Sequence[_Quotable], query: str) -> list[str]:
     choices = [f"q{bit} more::set_bit({bit}) %if bit_clear({bit})" for bit in range(len(quotable))]
+    wanted = set(map(stem, subject_words(query)))
+    defining = [choices[bit] for bit, each in enumerate(quotable) if defines(each.text, wanted)]
     most = min(MAX_SENTENCES, len(quotable))
     return [
+        f"first::_ : {' | '.join(defining or choices)}",
         f"answer::_ : {' | '.join(choices)}",
         f'more::_ : "" | " " answer::_ %if bit_count_lt(_, {most})',
         *(f"q{bit}: {_quotation(each)}" for bit, each in enumerate(quotable)),

@@ -166,3 +166,32 @@ def test_a_long_result_has_a_limited_number_of_choices() -> None:
     constraint = answer_constraint(Grounded.QUOTE, "cache", [Passage("C", text)], Verdict.ANSWER)
     assert accepts(constraint, f"Caches number {MAX_QUOTABLE - 1} keep copies. [1]")
     assert not accepts(constraint, f"Caches number {MAX_QUOTABLE} keep copies. [1]")
+
+
+DEFINITIONS = Passage(
+    "Pods",
+    "A pod that fails is removed. Pods share a node. A pod is a group of containers. "
+    "Retrieval-augmented generation, or RAG, is a technique.",
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("What is a pod?", {"A pod is a group of containers. [1]"}),
+        ("pods", {"A pod is a group of containers. [1]"}),
+        ("what is RAG", {"Retrieval-augmented generation, or RAG, is a technique. [1]"}),
+        (
+            "Which node do pods share?",
+            {"Pods share a node. [1]", "A pod that fails is removed. [1]",
+             "A pod is a group of containers. [1]",
+             "Retrieval-augmented generation, or RAG, is a technique. [1]"},
+        ),
+    ],
+)  # fmt: skip
+def test_an_answer_begins_with_the_definition_of_its_subject(query: str, first: set[str]) -> None:
+    """If the question has no words but those of the subject, whatever the model prefers."""
+    constraint = answer_constraint(Grounded.QUOTE, query, [DEFINITIONS], Verdict.ANSWER)
+    rng = random.Random(3)
+    begun = {write(constraint, rng).split(" [1]")[0] + " [1]" for _ in range(8)}
+    assert begun <= first
