@@ -52,7 +52,7 @@ def test_variables_have_the_prefix_inference(monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "name"),
     [
         (("--device", "tpu"), "device"),
-        (("--dtype", "int4"), "dtype"),
+        (("--dtype", "int2"), "dtype"),
         (("--max-num-seqs", "0"), "max_num_seqs"),
         (("--max-num-batched-tokens", "15"), "max_num_batched_tokens"),
     ],
