@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from tokenizers import Tokenizer
 
 from inference.api.vllm_engine.requests import output_constraint
+from inference.engine.engine import Engine
 from inference.scheduler.sequence import Sequence
 from tests.helpers import eventually
 from tests.inference.api.vllm_engine.conftest import Engines, serving
@@ -253,10 +256,22 @@ async def test_leaving_frees_the_slots_of_all_choices(engines: Engines) -> None:
 
 
 async def test_calls_of_many_choices_do_not_hold_up_another_call(
-    folder: Path, no_tasks_left: None
+    folder: Path, no_tasks_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends while most of their choices still wait; each of them ends."""
-    async with serving(folder, max_num_seqs=8, max_num_waiting=64) as engines:
+    may_step, step = threading.Event(), Engine.step
+
+    def gated(engine: Engine) -> Any:
+        may_step.wait()
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", gated)
+    may_step.set()
+    async with (
+        serving(folder, max_num_seqs=8, max_num_waiting=64) as engines,
+        AsyncExitStack() as stack,
+    ):
+        stack.callback(may_step.set)  # the engine stops between two steps
         ended = 0
 
         async def flood(number: int) -> None:
@@ -265,12 +280,23 @@ async def test_calls_of_many_choices_do_not_hold_up_another_call(
             async for response in engines.vllm.Generate(request, timeout=60):
                 ended += response.HasField("complete")
 
+        async def other() -> int:
+            request = request_of(request_id="other", max_tokens=4)
+            responses = [each async for each in engines.vllm.Generate(request, timeout=60)]
+            assert completes_of(responses)
+            return ended
+
+        live = engines.engine._streams
+        may_step.clear()
         floods = [asyncio.create_task(flood(number)) for number in range(2)]
+        await eventually(lambda: live.num_live == 48, "they wait", 30)
+        may_step.set()
         await eventually(lambda: engines.engine.load().num_running == 7, "one place is kept", 30)
-        other = request_of(request_id="other", max_tokens=4)
-        responses = [each async for each in engines.vllm.Generate(other, timeout=60)]
-        assert completes_of(responses)
-        assert ended <= 2 * 8
+        may_step.clear()
+        before, late = ended, asyncio.create_task(other())
+        await eventually(lambda: len(live._groups) == 3, "it waits", 30)
+        may_step.set()
+        assert await late - before <= 2 * 8
         await asyncio.gather(*floods)
         assert ended == 2 * 24
 
