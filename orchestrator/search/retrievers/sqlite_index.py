@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,21 +13,18 @@ from typing import NamedTuple, TypeVar
 from orchestrator.index.database import sqlite3
 from orchestrator.index.schema import MAX_PASSAGES
 from orchestrator.index.vectors import EmbeddingModel, quantize
-from orchestrator.search.language.spelling import max_errors, nearest
-from orchestrator.search.language.terms import query_groups, query_terms
+from orchestrator.search.language.terms import query_terms
 from orchestrator.search.retrieval import (
     MAX_TEXT_CHARACTERS,
     MAX_TITLE_CHARACTERS,
     SearchResult,
 )
 from orchestrator.search.retrievers.index_file import IndexConnection, OpenIndex
+from orchestrator.search.retrievers.index_words import expression, searched_terms
 
 NUM_THREADS = 2
-MAX_CANDIDATES = 500
+MAX_CANDIDATES = 200
 """Number of best BM25 matches that are ranked; a document may have many matching passages."""
-
-MAX_CORRECTED = 8
-"""Words of a query that are corrected; each takes a scan of the words with the same letter."""
 
 PROGRESS_HANDLER_STEPS = 10_000
 """SQLite instructions between two checks for cancellation; about 0.1 ms."""
@@ -70,8 +67,9 @@ class IndexRetriever:
 
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         def find(index: OpenIndex, cancelled: threading.Event) -> list[SearchResult]:
-            terms = _terms(query, index, cancelled)
-            hits = _find(index.connection, terms, safe_search, cancelled) if terms else []
+            index.connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
+            terms = searched_terms(query, index)
+            hits = _find(index, terms, safe_search) if terms else []
             return rank_hits(hits, terms)[:limit]
 
         return await self._run(find)
@@ -139,13 +137,6 @@ WITH best AS MATERIALIZED (
 )
 """
 
-_OCCURS = "SELECT 1 FROM terms WHERE terms MATCH ? LIMIT 1"
-
-_SIMILAR = """
-SELECT word, passages FROM words
-WHERE word >= ? AND word < ? AND length(word) BETWEEN ? AND ?
-"""
-
 _NEAREST = """
 WITH best AS MATERIALIZED (
     SELECT vectors.id, 1 - vec_distance_cosine(vec_int8(fine), vec_int8(?)) AS score
@@ -166,52 +157,15 @@ WITH near AS MATERIALIZED (
 """
 
 
-def _terms(query: str, index: OpenIndex, cancelled: threading.Event) -> list[str]:
-    """The distinct terms of a query; a word that is not in the index adds those of its nearest."""
-    index.connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
-    terms: dict[str, None] = {}
-    num_corrected = 0
-    for group in query_groups(query, index.languages):
-        terms |= dict.fromkeys(group)
-        is_long = index.has_words and max(map(max_errors, group)) > 0
-        if not is_long or num_corrected == MAX_CORRECTED:
-            continue
-        if index.connection.execute(_OCCURS, (_match(group),)).fetchone() is None:
-            num_corrected += 1
-            word = _nearest_word(group[0], index.connection)
-            terms |= dict.fromkeys(query_terms(word or "", index.languages))
-    return list(terms)
-
-
-def _nearest_word(word: str, connection: sqlite3.Connection) -> str | None:
-    first, length, most = word[:1], len(word), max_errors(word)
-    rows = connection.execute(
-        _SIMILAR, (first, first + "\U0010ffff", length - most, length + most)
-    ).fetchall()
-    return nearest(word, rows)
-
-
-def _match(terms: Iterable[str]) -> str:
-    """The FTS5 expression that matches any of the terms."""
-    quoted = (term.replace('"', '""') for term in terms)
-    return " OR ".join(f'"{term}"' for term in quoted)
-
-
-def _find(
-    connection: sqlite3.Connection,
-    terms: Sequence[str],
-    safe_search: bool,
-    cancelled: threading.Event,
-) -> list[Hit]:
-    """The best matches; raises sqlite3.OperationalError soon after `cancelled` is set."""
-    connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
-    rows = connection.execute(
+def _find(index: OpenIndex, terms: Sequence[str], safe_search: bool) -> list[Hit]:
+    """The best matches; raises sqlite3.OperationalError soon after the search is cancelled."""
+    rows = index.connection.execute(
         _MATCH + _SELECT,
         (
             _TITLE_WEIGHT,
             _HEADING_WEIGHT,
             _TEXT_WEIGHT,
-            _match(terms),
+            expression(terms, index),
             safe_search,
             MAX_CANDIDATES,
             MAX_TITLE_CHARACTERS,

@@ -15,6 +15,7 @@ from orchestrator.index.build import main
 from orchestrator.index.documents import PASSAGE_CHARACTERS, PASSAGE_WORDS, parse
 from orchestrator.index.formats import UnreadableDocument
 from orchestrator.search.retrieval import MAX_TITLE_CHARACTERS, NoRetriever
+from orchestrator.search.retrievers import index_words
 from orchestrator.search.retrievers.index_file import IndexUnusable
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 
@@ -262,3 +263,24 @@ def test_no_query_raises_an_error(corpus_index: Path, query: str) -> None:
 async def test_no_retriever_returns_no_results() -> None:
     """`NoRetriever` serves an orchestrator without documents."""
     assert await NoRetriever().search("x", 5, False) == []
+
+
+async def test_passages_with_common_words_alone_are_left_out_of_a_large_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If enough passages have a rarer word; otherwise they are found, as in a small index."""
+    texts = {f"common{n}": "A common word." for n in range(8)}
+    texts |= {f"rare{n}": "A rare word, and a common one." for n in range(2)}
+    write(tmp_path / "docs", **texts)
+    assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "index")]) == 0
+    monkeypatch.setattr(index_words, "COMMON_SHARE", 0.5)
+    retriever = IndexRetriever(tmp_path / "index")
+    for large, ranked, number in ((10_000, 2, 10), (0, 2, 2), (0, 3, 10)):
+        monkeypatch.setattr(index_words, "LARGE_INDEX", large)
+        monkeypatch.setattr(index_words, "MIN_RANKED", ranked)
+        found = await retriever.search("common rare absent", 20, False)
+        assert len(found) == number
+        assert {result.url for result in found[:2]} == {"rare0.txt", "rare1.txt"}
+    assert len(await retriever.search("common word", 20, False)) == 10
+    assert await retriever.search("absent", 20, False) == []
+    await retriever.close()
