@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol
 
@@ -123,10 +122,10 @@ class Generation:
         self.report_first_text()
         return result
 
-    async def echo(self, chunk: TokenChunk) -> AsyncGenerator[Progress]:
+    def echo(self, chunk: TokenChunk) -> Iterator[Progress]:
         """The messages of a prompt with log probabilities, to be sent before the chunk is pushed.
 
-        The event loop runs between two of them. Raises MeshError.
+        The event loop must run between two of them. Raises MeshError.
         """
         for delta in self._assembler.echo(chunk.prompt_logprobs):
             self._record_delta(delta)
@@ -134,7 +133,6 @@ class Generation:
                 None if self._active.started else start(self._model, self._active), delta
             )
             self.report_first_text()
-            await asyncio.sleep(0)
 
     def push(self, chunk: TokenChunk) -> list[Progress]:
         """Records the chunk and returns the messages to send, often none or one.

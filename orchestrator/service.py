@@ -145,8 +145,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                         generation.send_directly(context, partial(_send, context))
                     async for chunk in generation.tokens:
                         if chunk.prompt_logprobs:
-                            async for progress in generation.echo(chunk):
+                            for progress in generation.echo(chunk):
                                 yield _progress(progress)
+                                await asyncio.sleep(0)
                         for progress in generation.push(chunk):
                             if answer is None:
                                 yield _progress(progress)

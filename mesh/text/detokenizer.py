@@ -60,7 +60,7 @@ class Decoder:
 
             return _KeepingDetokenizer(window, ids) if ids else window()
         return _ByteDetokenizer(
-            self._token_bytes, self._special - ids.keys() if ids else self._special
+            self._token_bytes, frozenset(self._special - ids.keys()) if ids else self._special
         )
 
     def token_id(self, token: str) -> int | None:

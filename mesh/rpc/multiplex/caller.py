@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import grpc
@@ -226,9 +226,14 @@ class MultiplexedCall:
             self._break_off("a response cannot be read")
             return self._end(grpc.StatusCode.INTERNAL)
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while (response := await self.read()) is not grpc.aio.EOF:
-            yield response
+    def __aiter__(self) -> MultiplexedCall:
+        return self
+
+    async def __anext__(self) -> Any:
+        response = await self.read()
+        if response is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return response
 
     async def code(self) -> grpc.StatusCode:
         """The status, once the call has ended."""
