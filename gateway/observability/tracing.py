@@ -54,7 +54,7 @@ class HttpSpan(tracing.EntrySpan):
 
 def needs_attributes(span: trace.Span) -> TypeGuard[RecordedSpan]:
     """Whether the span may be exported; building its attributes costs more than the span."""
-    return isinstance(span, RecordedSpan) and span.needs_attributes
+    return not telemetry.silent and isinstance(span, RecordedSpan) and span.needs_attributes
 
 
 def _attributes(scope: Scope, headers: Mapping[str, str]) -> dict[str, AttributeValue]:

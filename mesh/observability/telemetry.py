@@ -37,7 +37,12 @@ from mesh.observability.recording.tracer import (
     RecordingTracer,
 )
 from mesh.observability.recording.traces import Traces
-from mesh.observability.recording.w3c import TRACEPARENT, TRACESTATE, common_span_context
+from mesh.observability.recording.w3c import (
+    TRACEPARENT,
+    TRACESTATE,
+    common_span_context,
+    common_trace_id,
+)
 from mesh.observability.semconv import Outcome
 
 logger = logging.getLogger(__name__)
@@ -181,7 +186,7 @@ def settle_trace(outcome: Outcome, *, slow: bool = False) -> bool:
     Returns whether the trace is exported. A later call does not change the decision.
     """
     span = current_span()
-    if not isinstance(span, RecordedSpan):
+    if silent or not isinstance(span, RecordedSpan):
         return False
     part = span.part
     if not part.is_settled and part.decides:
@@ -192,6 +197,8 @@ def settle_trace(outcome: Outcome, *, slow: bool = False) -> bool:
 def trace_id() -> str:
     """The current trace id, 32 hexadecimal digits; empty outside of a span."""
     span = current_span()
+    if silent and isinstance(span, UnrecordedSpan):
+        return span.hex_id
     if isinstance(span, RecordedSpan):
         return span.part.hex_id
     context = span.get_span_context()
@@ -238,10 +245,22 @@ class UnrecordedSpan(NonRecordingSpan):
     As every span it is a context manager; this one does nothing.
     """
 
-    def __init__(self, context: SpanContext, headers: Mapping[str, str]) -> None:
-        """`headers` are sent with outgoing calls."""
-        super().__init__(context)
+    def __init__(
+        self, hex_id: str, headers: Mapping[str, str], context: SpanContext | None = None
+    ) -> None:
+        """`hex_id` is the trace id, and `headers` are sent with outgoing calls.
+
+        `context` None: the one in `headers`, which is rarely needed.
+        """
+        super().__init__(INVALID_SPAN_CONTEXT if context is None else context)
+        self.hex_id = hex_id
         self.headers = headers
+
+    def get_span_context(self) -> SpanContext:
+        if not self._context.is_valid:
+            parent = {TRACEPARENT: self.headers[TRACEPARENT]}
+            self._context = common_span_context(parent) or INVALID_SPAN_CONTEXT
+        return self._context
 
 
 def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Span] | None:
@@ -264,33 +283,36 @@ def span_if_unrecorded(carrier: Mapping[str, str]) -> AbstractContextManager[Spa
 
 def silent_span(carrier: Mapping[str, str]) -> AbstractContextManager[Span]:
     """Makes an unrecorded span current: with the caller's trace id, or with a new one."""
-    span = _unrecorded_caller(carrier)
-    if span is None:
-        ids = SpanContext(new_trace_id(), new_span_id(), is_remote=False)
-        span = UnrecordedSpan(ids, _headers_of(ids))
-    return CurrentSpan(span)
+    return CurrentSpan(_unrecorded_caller(carrier) or _new_unrecorded())
 
 
 def unrecorded_span() -> AbstractContextManager[Span]:
     """Makes a span current that is not recorded, here and by the called services."""
-    ids = SpanContext(new_trace_id(), new_span_id(), is_remote=False)
-    headers = {**_headers_of(ids), TRACESTATE: _UNRECORDED}
-    return CurrentSpan(UnrecordedSpan(ids, headers))
+    span = _new_unrecorded()
+    span.headers = {**span.headers, TRACESTATE: _UNRECORDED}
+    return CurrentSpan(span)
 
 
-def _headers_of(ids: SpanContext) -> Mapping[str, str]:
-    """Headers that propagate an unrecorded trace."""
+def _new_unrecorded() -> UnrecordedSpan:
+    """Of a trace that begins here."""
+    trace_id, span_id = new_trace_id(), new_span_id()
+    hex_id = f"{trace_id:032x}"
     if _w3c_only:  # W3C Trace Context, section 3.2; the library takes four times as long
-        return {TRACEPARENT: f"00-{ids.trace_id:032x}-{ids.span_id:016x}-00"}
+        return UnrecordedSpan(hex_id, {TRACEPARENT: f"00-{hex_id}-{span_id:016x}-00"})
     headers: dict[str, str] = {}
+    ids = SpanContext(trace_id, span_id, is_remote=False)
     propagate.inject(headers, trace.set_span_in_context(NonRecordingSpan(ids)))
-    return headers
+    return UnrecordedSpan(hex_id, headers, ids)
 
 
 def _unrecorded_caller(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
     """The caller's span context, with its headers to be forwarded unchanged; None without one."""
-    if _w3c_only and TRACEPARENT not in carrier:
-        return None
+    if _w3c_only:
+        if TRACEPARENT not in carrier:
+            return None
+        hex_id = common_trace_id(carrier)
+        if hex_id and TRACESTATE not in carrier and BAGGAGE not in carrier:
+            return UnrecordedSpan(hex_id, {TRACEPARENT: carrier[TRACEPARENT]})
     given = {name: carrier[name] for name in _propagated if name in carrier}
     found = common_span_context(carrier) if _w3c_only else None
     if found is None:
@@ -298,4 +320,6 @@ def _unrecorded_caller(carrier: Mapping[str, str]) -> UnrecordedSpan | None:
         found = trace.get_current_span(extract(given)).get_span_context()
     # gRPC sends printable ASCII only, and fails the call otherwise.
     sent = {name: value for name, value in given.items() if value.isascii() and value.isprintable()}
-    return UnrecordedSpan(found, sent) if found.is_valid else None
+    if not found.is_valid:
+        return None
+    return UnrecordedSpan(trace.format_trace_id(found.trace_id), sent, found)

@@ -265,11 +265,12 @@ def address_attributes(target: str) -> Attributes:
 
 def inject(metadata: list[tuple[str, str]], span: Span) -> None:
     """Add the span's `traceparent` to `metadata`."""
+    is_recorded = not telemetry.silent and isinstance(span, RecordedSpan)
+    if not is_recorded and isinstance(span, telemetry.UnrecordedSpan):
+        metadata.extend(span.headers.items())
+        return
     if isinstance(span, RecordedSpan) and telemetry.propagates_only_w3c():
         metadata.extend(w3c_headers(span))
-        return
-    if isinstance(span, telemetry.UnrecordedSpan):
-        metadata.extend(span.headers.items())
         return
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))

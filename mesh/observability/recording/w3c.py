@@ -15,6 +15,7 @@ TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 _TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 """W3C Trace Context, section 3.2; 00 is the only version."""
 
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _NO_STATE = TraceState()
 _HELD = (TRACESTATE, HELD_STATE.to_header())
 _STATE_OF = {None: _NO_STATE, _HELD[1]: HELD_STATE}
@@ -40,6 +41,12 @@ def from_outside(headers: Mapping[str, str]) -> Mapping[str, str]:
     entries = [each for each in state.split(",") if each.partition("=")[0].strip() != STATE_KEY]
     others = {name: value for name, value in headers.items() if name != TRACESTATE}
     return {**others, TRACESTATE: ",".join(entries)} if entries else others
+
+
+def common_trace_id(headers: Mapping[str, str]) -> str:
+    """The trace id of a valid `traceparent` in its usual form; empty: ask the propagator."""
+    found = _TRACEPARENT.fullmatch(headers[TRACEPARENT])
+    return found[1] if found is not None and found[1] != _NO_TRACE and found[2] != _NO_SPAN else ""
 
 
 def common_span_context(headers: Mapping[str, str]) -> SpanContext | None:
