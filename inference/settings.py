@@ -158,8 +158,7 @@ class InferenceSettings(ServiceSettings):
         "",
         description="LoRA adapters to load with the model: NAME=PATH, separated by commas. "
         "Requests name them as their model. PATH is a folder or a hub id with adapter_config.json "
-        "and adapter_model.safetensors. Adapters are computed by torch or Triton, so the native "
-        "decoder is not used.",
+        "and adapter_model.safetensors.",
     )
     max_loras: int = Field(
         8, ge=1, le=1024, description="Most LoRA adapters that are loaded at the same time."

@@ -68,8 +68,6 @@ class ModelOptions:
     max_context: int
     block_size: int
     threads: int
-    with_adapters: bool = False
-    """Whether LoRA adapters can be added, which the native decoder does not compute."""
 
 
 def weight_type(
@@ -180,8 +178,6 @@ def _unsupported_native(
         return f"INFERENCE_KERNELS is {options.kernels}"
     if device.type != "cpu":
         return f"the device is {device.type}"
-    if options.with_adapters:
-        return "LoRA adapters are computed by torch"
     if options.dtype in ("float16", "fp8"):
         return f"dtype {options.dtype} is supported by torch only"
     return decoder.unsupported_reason(config, options.block_size)

@@ -21,6 +21,7 @@ from inference.model.layers.linear import Linear
 from inference.model.layers.operations import Attention, Operations
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.layers.torch_operations import TorchOperations
+from inference.model.lora.adapted import AdaptedLayer
 from inference.model.lora.operations import AdaptedRows, LoraOperations, adapted_rows
 from inference.model.weights.reader import Quantisation, Reader
 from inference.model.weights.weights import Weights
@@ -148,6 +149,21 @@ class Llama:
         self.layers = [Layer(config, reader, number) for number in range(config.num_layers)]
         self._norm = reader.norm("model.norm", config.hidden_size)
         self.num_parameters = reader.num_parameters
+
+    @property
+    def adapted_layers(self) -> list[AdaptedLayer]:
+        """The matrices that adapters add to, layer by layer; not those of experts."""
+        layers = []
+        for layer in self.layers:
+            mlp = layer.mlp if isinstance(layer.mlp, FeedForward) else None
+            matrices = (None, None) if mlp is None else (mlp.gate_up, mlp.down)
+            layers.append(AdaptedLayer(layer.qkv, layer.out, *matrices))
+        return layers
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """The type of an adapter's matrices."""
+        return self.dtype
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None if `step.outputs` is empty."""

@@ -193,7 +193,6 @@ def _load_model(options: EngineOptions, device: torch.device, threads: int) -> _
         max_context=max_context,
         block_size=options.block_size,
         threads=threads,
-        with_adapters=options.with_adapters,
     )
     stored = stored_type(config, weights, device, model_options)
     name = weight_type(options.dtype, config, device, stored)
@@ -288,7 +287,6 @@ def _adapters(options: EngineOptions, loaded: _LoadedModel) -> Adapters:
     """The adapters of the settings, loaded. Raises InvalidAdapter or Overloaded."""
     if not options.with_adapters:
         return Adapters()
-    assert isinstance(loaded.decoder, Llama), "the native decoder refuses adapters"
     adapters = Adapters(
         AdapterLoader(loaded.decoder, loaded.model_sha256, options.max_lora_rank),
         model_name=options.name,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,19 +13,33 @@ from torch import Tensor
 from inference.engine.errors import InvalidAdapter
 from inference.engine.interface import AdapterInfo
 from inference.model.config import ModelConfig
-from inference.model.layers.experts import FeedForward
-from inference.model.layers.linear import Linear
 from inference.model.layers.rotary import head_order, ordered_heads
-from inference.model.llama import Llama
-from inference.model.lora.adapted import Adapter, LowRank
+from inference.model.lora.adapted import AdaptedLayer, Adapter, LowRank
 from inference.model.lora.files import PATTERNS, AdapterFiles, read_adapter
 from mesh.hub.model_folder import ModelNotFoundError, model_folder
+
+
+class AdaptedModel(Protocol):
+    """What is needed of a decoder to load adapters for it."""
+
+    config: ModelConfig
+    device: torch.device
+
+    @property
+    def adapted_layers(self) -> Sequence[AdaptedLayer]:
+        """Keys of the matrices, layer by layer."""
+        ...
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """The type of an adapter's matrices."""
+        ...
 
 
 class _Slot(NamedTuple):
     """A matrix of the decoder and the modules of the checkpoint that it is made of."""
 
-    matrix: Linear
+    matrix: Hashable
     modules: Sequence[tuple[str, int]]
     """Names and numbers of outputs."""
     num_inputs: int
@@ -36,7 +50,7 @@ class _Slot(NamedTuple):
 class AdapterLoader:
     """Loads adapters for one model. For any thread; blocks."""
 
-    def __init__(self, model: Llama, model_sha256: str, max_rank: int) -> None:
+    def __init__(self, model: AdaptedModel, model_sha256: str, max_rank: int) -> None:
         self._model = model
         self._model_sha256 = model_sha256
         self._max_rank = max_rank
@@ -61,10 +75,10 @@ class AdapterLoader:
             deltas=self._deltas(files),
         )
 
-    def _deltas(self, files: AdapterFiles) -> dict[Linear, LowRank]:
+    def _deltas(self, files: AdapterFiles) -> dict[Hashable, LowRank]:
         config = self._model.config
         left = set(files.downs)
-        deltas = {}
+        deltas: dict[Hashable, LowRank] = {}
         for slot in _slots(self._model):
             used = [name for name, _ in slot.modules if name in files.downs]
             if used:
@@ -98,17 +112,17 @@ class AdapterLoader:
         up[: slot.num_ordered] = ordered_heads(
             up[: slot.num_ordered], head_order(config), config.head_dim
         )
-        device, dtype = self._model.device, self._model.dtype
+        device, dtype = self._model.device, self._model.adapter_dtype
         return LowRank(torch.cat(downs).to(device, dtype), up.to(device, dtype))
 
 
-def _slots(model: Llama) -> list[_Slot]:
+def _slots(model: AdaptedModel) -> list[_Slot]:
     """Every matrix of the model's layers that can be adapted; not those of experts."""
     config, family = model.config, model.config.family
     hidden, inner = config.hidden_size, config.intermediate_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     slots = []
-    for number, layer in enumerate(model.layers):
+    for number, layer in enumerate(model.adapted_layers):
         prefix = f"{family.prefix}model.layers.{number}"
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         qkv = [
@@ -119,11 +133,11 @@ def _slots(model: Llama) -> list[_Slot]:
             qkv = [(f"{attention}.{family.qkv}", q_size + 2 * kv_size)]
         slots.append(_Slot(layer.qkv, qkv, hidden, num_ordered=q_size + kv_size))
         slots.append(_Slot(layer.out, [(f"{attention}.o_proj", hidden)], q_size))
-        if not isinstance(layer.mlp, FeedForward):
+        if layer.gate_up is None or layer.down is None:
             continue
         gate_up = [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)]
         if family.gate_up is not None:
             gate_up = [(f"{mlp}.{family.gate_up}", 2 * inner)]
-        slots.append(_Slot(layer.mlp.gate_up, gate_up, hidden))
-        slots.append(_Slot(layer.mlp.down, [(f"{mlp}.down_proj", hidden)], inner))
+        slots.append(_Slot(layer.gate_up, gate_up, hidden))
+        slots.append(_Slot(layer.down, [(f"{mlp}.down_proj", hidden)], inner))
     return slots

@@ -34,6 +34,8 @@ typedef struct {
     float *normed;             // [num_outputs][hidden_size] last hidden states, or NULL
     uint8_t *const *keys;      // [num_layers] addresses of the caches
     uint8_t *const *values;
+    const LowRank *const *adapters;  // [num_sequences] of four matrices a layer, or NULL; NULL: none
+    int32_t max_rank;                // of all these matrices
 } StepArguments;
 
 typedef struct {
@@ -52,6 +54,9 @@ typedef struct {
     int32_t *pages;      // [num_sequences][table_stride * pages_per_block], of KV head 0
     int32_t *unit_sequence, *unit_row;
     int32_t num_units, unit_capacity, page_capacity;
+    int32_t *row_sequence;  // [num_tokens], and `inner` [num_tokens][max_rank], for adapters
+    int32_t *inner_products;
+    int32_t row_capacity, inner_capacity;
     atomic_int *next_unit;  // [num_layers]
 } Decoder;
 
@@ -97,6 +102,8 @@ void weir_decoder_free(Decoder *d) {
     free(d->pages);
     free(d->unit_sequence);
     free(d->unit_row);
+    free(d->row_sequence);
+    free(d->inner_products);
     free(d->next_unit);
     free(d);
 }
@@ -195,6 +202,13 @@ static void attend_units(Decoder *d, int number, int thread) {
     }
 }
 
+// Stores a row for a matrix, and multiplies it with the row's adapter.
+static void prepare_row(const Matrix *matrix, const float *values, int count, Activations *rows,
+                        int row, const Added *added) {
+    store_row(matrix, values, count, rows, row);
+    if (added) multiply_down(added, row, values, count);
+}
+
 static void run_step(void *argument, int thread) {
     Decoder *d = argument;
     const Config *c = &d->config;
@@ -203,16 +217,20 @@ static void run_step(void *argument, int thread) {
     const int heads = c->num_heads * c->head_dim, stride = step->table_stride * step->pages_per_block;
     const int first = share(tokens, thread, n), last = share(tokens, thread + 1, n);
     float normed[16384];
-    const Output to_hidden = {ADD, step->hidden, hidden};
+    Added adapted = {step->adapters, d->row_sequence, (float *)d->inner_products,
+                     (size_t)step->max_rank, -1};
+    const Added *added = step->adapters ? &adapted : NULL;
+    const Output to_hidden = {ADD, step->hidden, hidden, added};
     for (int number = 0; number < c->num_layers; number++) {
         const Layer *layer = &d->layers[number];
+        adapted.number++;
         for (int row = first; row < last; row++) {
             norm_into(step->hidden + (size_t)row * hidden, layer->input_norm, hidden, c->eps, normed);
-            store_row(&layer->qkv, normed, hidden, &d->narrow, row);
+            prepare_row(&layer->qkv, normed, hidden, &d->narrow, row, added);
         }
         pool_barrier(d->pool);
         multiply(&layer->qkv, &d->narrow, tokens,
-                 &(Output){STORE, d->qkv, layer->qkv.num_outputs}, thread, n);
+                 &(Output){STORE, d->qkv, layer->qkv.num_outputs, added}, thread, n);
         pool_barrier(d->pool);
         for (int sequence = 0, row = first; row < last; row++) {
             while (step->begins[sequence + 1] <= row) sequence++;
@@ -221,22 +239,25 @@ static void run_step(void *argument, int thread) {
         pool_barrier(d->pool);
         attend_units(d, number, thread);
         pool_barrier(d->pool);
+        adapted.number++;
         for (int row = first; row < last; row++)
-            store_row(&layer->out, d->mixed + (size_t)row * heads, heads, &d->wide, row);
+            prepare_row(&layer->out, d->mixed + (size_t)row * heads, heads, &d->wide, row, added);
         pool_barrier(d->pool);
         multiply(&layer->out, &d->wide, tokens, &to_hidden, thread, n);
         pool_barrier(d->pool);
+        adapted.number++;
         for (int row = first; row < last; row++) {
             norm_into(step->hidden + (size_t)row * hidden, layer->post_norm, hidden, c->eps, normed);
-            store_row(&layer->gate_up, normed, hidden, &d->narrow, row);
+            prepare_row(&layer->gate_up, normed, hidden, &d->narrow, row, added);
         }
         pool_barrier(d->pool);
         multiply(&layer->gate_up, &d->narrow, tokens,
-                 &(Output){GATE, d->inner, c->intermediate_size}, thread, n);
+                 &(Output){GATE, d->inner, c->intermediate_size, added}, thread, n);
         pool_barrier(d->pool);
+        adapted.number++;
         for (int row = first; row < last; row++)
-            store_row(&layer->down, d->inner + (size_t)row * c->intermediate_size,
-                      c->intermediate_size, &d->wide, row);
+            prepare_row(&layer->down, d->inner + (size_t)row * c->intermediate_size,
+                        c->intermediate_size, &d->wide, row, added);
         pool_barrier(d->pool);
         multiply(&layer->down, &d->wide, tokens, &to_hidden, thread, n);
         pool_barrier(d->pool);
@@ -284,10 +305,22 @@ static int plan(Decoder *d) {
     return 1;
 }
 
+// Notes the sequence of each row, by which its adapter is found. Returns 0 if memory is short.
+static int plan_adapters(Decoder *d) {
+    const StepArguments *step = &d->step;
+    if (!step->adapters) return 1;
+    if (!reserve(&d->row_sequence, &d->row_capacity, step->num_tokens) ||
+        !reserve(&d->inner_products, &d->inner_capacity, step->num_tokens * step->max_rank))
+        return 0;
+    for (int s = 0; s < step->num_sequences; s++)
+        for (int row = step->begins[s]; row < step->begins[s + 1]; row++) d->row_sequence[row] = s;
+    return 1;
+}
+
 // Runs a step. Returns 1 if memory is short, else 0.
 int weir_decoder_run(Decoder *d, const StepArguments *step) {
     d->step = *step;
-    if (!buffers_allocate(d, step->num_tokens) || !plan(d)) return 1;
+    if (!buffers_allocate(d, step->num_tokens) || !plan(d) || !plan_adapters(d)) return 1;
     pool_run(d->pool, run_step, d);
     return 0;
 }

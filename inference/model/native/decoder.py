@@ -15,7 +15,9 @@ from inference.model.layers.experts import FeedForward
 from inference.model.layers.linear import GroupedLinear
 from inference.model.layers.rotary import RotaryEmbedding
 from inference.model.llama import Layer, adjust_logits, embedding_multiplier
+from inference.model.lora.adapted import AdaptedLayer
 from inference.model.native import library
+from inference.model.native.adapters import NativeAdapters
 from inference.model.native.packing import (
     MatrixPointers,
     PackedMatrix,
@@ -84,8 +86,10 @@ class _StepArguments(ctypes.Structure):
                 "normed",
                 "keys",
                 "values",
+                "adapters",
             )
         ],
+        ("max_rank", ctypes.c_int32),
     ]
 
 
@@ -151,6 +155,7 @@ class NativeDecoder:
             self._embeddings = PackedMatrix(embeddings, None, kind, self._lanes)
         self._kept_alive: list[object] = []
         self._matrices = [self._head]
+        self._num_outputs: list[int] = []
         self._layers = [
             self._pack(Layer(config, reader, number)) for number in range(config.num_layers)
         ]
@@ -166,6 +171,20 @@ class NativeDecoder:
         self.pool = ThreadPool(threads)
         self._handle: int | None = self._open()
         self._addresses: WeakKeyDictionary[KVCache, _Addresses] = WeakKeyDictionary()
+        self._adapters = NativeAdapters(self.adapted_layers, self._num_outputs, self._lanes)
+
+    @property
+    def adapted_layers(self) -> list[AdaptedLayer]:
+        """Keys of the matrices that adapters add to, layer by layer."""
+        return [
+            AdaptedLayer(*((number, place) for place in range(len(AdaptedLayer._fields))))
+            for number in range(self.config.num_layers)
+        ]
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """The type of an adapter's matrices."""
+        return torch.float32
 
     def compute(self, step: Step, cache: KVCache) -> Tensor | None:
         """Logits [len(step.outputs), vocab_size] in float32; None if `step.outputs` is empty."""
@@ -193,6 +212,7 @@ class NativeDecoder:
         hidden = self._embed(step.token_ids)
         if self._multiplier != 1.0:
             hidden *= self._multiplier
+        adapters = self._adapters.of_step(step.adapters) if step.adapters else None
         stride = max(len(table) for table in step.block_tables)
         tables = [[*table, *[0] * (stride - len(table))] for table in step.block_tables]
         arrays = [
@@ -210,6 +230,7 @@ class NativeDecoder:
             logits.data_ptr() if logits is not None and outputs else None,
             normed.data_ptr() if normed is not None else None,
             *(ctypes.addressof(array) for array in self._addresses_of(cache)),
+            *((None, 0) if adapters is None else (ctypes.addressof(adapters.array), adapters.rank)),
         )
         run = self._library.weir_decoder_run
         if self.pool.run(run, ctypes.c_void_p(self._handle), ctypes.byref(arguments)):
@@ -307,6 +328,7 @@ class NativeDecoder:
         norms = [input_norm, post_norm, *(layer.qk_norms or ())]
         floats = [norm.float().contiguous() for norm in norms]
         self._matrices += matrices
+        self._num_outputs = [each.num_outputs for each in matrices]  # the same in all layers
         self._kept_alive += floats
         pointers = [norm.data_ptr() for norm in floats] + [None] * (4 - len(floats))
         return _Layer(*(matrix.pointers for matrix in matrices), *pointers, layer.rotates)

@@ -74,6 +74,12 @@ INLINE void finish_tile(int num_rows, Floats sums[MAX_ROWS][2], const Matrix *ma
             const int output = first + t * LANES;
             if (matrix->bias) lanes[t] += load(matrix->bias + output);
         }
+        if (out->added) {
+            Floats sums_of_both[2] = {lanes[0], lanes[1]};
+            add_up(out->added, row, matrix->num_outputs, first, sums_of_both);
+            lanes[0] = sums_of_both[0];
+            lanes[1] = sums_of_both[1];
+        }
         float *values = out->values + (size_t)row * out->stride;
         if (out->epilogue == GATE) {
             store(values + first / 2, silu_lanes(lanes[0]) * lanes[1]);

@@ -10,6 +10,7 @@
 // for all rows.
 #pragma once
 
+#include "lora.h"
 #include "simd.h"
 
 #define TILE (2 * LANES)
@@ -49,6 +50,7 @@ typedef struct {
     Epilogue epilogue;
     float *values;
     size_t stride;
+    const Added *added;  // before the epilogue; NULL: nothing
 } Output;
 
 // Computes this thread's share of out = rows * matrix. A tile is never split.

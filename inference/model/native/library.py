@@ -31,6 +31,7 @@ HEADERS = (
     "buffers.h",
     "sample.h",
     "gemm.h",
+    "lora.h",
     "noise.h",
     "pool.h",
     "simd.h",

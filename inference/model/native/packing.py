@@ -70,9 +70,7 @@ class PackedMatrix:
                 weight = quantise_groups(weight, 8 if kind == "int8" else 4)
         else:
             kind = "int8" if weight.bits == 8 else "int4"
-        outputs: Tensor | None = None
-        if gated:
-            outputs = torch.arange(weight.shape[0]).view(2, -1, lanes).transpose(0, 1).flatten()
+        outputs = gated_order(weight.shape[0], lanes) if gated else None
         padding = -weight.shape[0] % (2 * lanes)
         if bias is not None:
             bias = F.pad(bias.float() if outputs is None else bias.float()[outputs], (0, padding))
@@ -104,6 +102,11 @@ class PackedMatrix:
     def num_bytes(self) -> int:
         """Bytes of the weights in memory, with their scales."""
         return self._weights.nbytes
+
+
+def gated_order(num_outputs: int, lanes: int) -> Tensor:
+    """Which output of a gated matrix is at each place of its tiles, [num_outputs] int64."""
+    return torch.arange(num_outputs).view(2, -1, lanes).transpose(0, 1).flatten()
 
 
 class _PackedGroups:

@@ -27,6 +27,7 @@ from inference.model.lora.files import read_adapter
 from inference.sampling.sampling_params import SamplingParams
 from inference.scheduler.sequence import Sequence
 from tests.inference.model.lora.adapters import merge, write_adapter
+from tests.inference.model.native import use_kernels
 from tests.inference.model.test_parity import GREEDY, prompts, run
 
 NUM_TOKENS = 8
@@ -63,15 +64,28 @@ def completion(sequence: Sequence) -> list[int]:
     return list(sequence.token_ids[sequence.num_prompt_tokens :])
 
 
-@pytest.mark.parametrize("family", ["llama-tied-gqa", "phi3", "glm"])
+@pytest.mark.parametrize(
+    ("family", "kernels"),
+    [
+        *((family, "torch") for family in ("llama-tied-gqa", "phi3", "glm")),
+        *((family, "avx2") for family in ("llama-tied-gqa", "phi3", "glm", "qwen3")),
+        ("phi3", "avx512"),
+    ],
+)
 def test_a_mixed_batch_equals_merged_weights(
-    family: str, model_folder: Callable[[str], Path], tmp_path: Path
+    family: str,
+    kernels: str,
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two adapters and the base model in one batch, token for token; merged projections too."""
     base = model_folder(family)
+    kernels = use_kernels(kernels, monkeypatch)
     paths = [write_adapter(base, tmp_path / name, seed) for seed, name in enumerate("ab")]
     modules = tuple(LoraModule(path.name, str(path)) for path in paths)
-    engine = engine_of(base, lora_modules=modules, max_loras=2)
+    engine = engine_of(base, lora_modules=modules, max_loras=2, kernels=kernels)
+    assert ("Native" in type(engine.steps.runner._model).__name__) == (kernels == "native")
     batch = prompts(33, 7)
     expected = {"": run(engine_of(base, kernels="torch"), batch, NUM_TOKENS)}
     for path in paths:
