@@ -5,7 +5,8 @@
 
 `benchmarks/retrieval_sets/questions.jsonl` has the questions: plain ones, in capitals, misspelled,
 inflected, in other words than the documents have, in other languages, and some that no document
-answers. The thresholds of the search were chosen with those that are not `held_out`.
+answers. Those that are `held_out` are a second set, which was looked at as well while the search was
+changed, so that neither is independent of it.
 
 The figures of each kind: whether the first result is of a right document, whether one of the five
 first is, and whether the decision between an answer and "nothing was found" is right. Without
@@ -145,11 +146,11 @@ def _share_right(outcomes: Sequence[Outcome], found: Sequence[Sequence[str]]) ->
 
 
 def report(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """The scores by kind of question, and of all with an answer, chosen with and held out."""
+    """The scores by kind of question, and of all with an answer, in both sets."""
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         question = outcome.question
-        half = "held out" if question.held_out else "chosen with"
+        half = "second set" if question.held_out else "first set"
         groups[question.kind].append(outcome)
         groups[f"{'answerable' if question.documents else 'unanswerable'}, {half}"].append(outcome)
     return {name: scores(group) for name, group in groups.items()}

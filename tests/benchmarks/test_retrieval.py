@@ -82,7 +82,7 @@ def test_outcomes_are_scored_by_kind() -> None:
         "questions": 2, "right decision": 0.5, "first": 0.5, "in five": 1.0, "supported": 0.75,
     }  # fmt: skip
     assert figures["none"] == {"questions": 1, "right decision": 0.0}
-    assert figures["answerable, chosen with"] == figures["plain"]
+    assert figures["answerable, first set"] == figures["plain"]
 
 
 @pytest.fixture

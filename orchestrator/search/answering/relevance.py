@@ -25,12 +25,9 @@ where the question relates two."""
 SURE_COVERAGE = 0.65
 """Coverage from which an answer is certain to be in a passage; below it the model decides."""
 
-MIN_SIMILARITY = 0.45
+MIN_SIMILARITY = 0.5
 """Similarity of a passage's vector to the query's from which the passage may answer in other words,
-so that the model decides; less `COVERAGE_SHARE` of the coverage. For all-MiniLM-L6-v2: similarities
-of unrelated texts are up to 0.3."""
-
-COVERAGE_SHARE = 0.2
+so that the model decides."""
 
 _FORM_WORDS = frozenset(
     "advantage advantages basics benefit benefits definition detail details difference differences "
@@ -132,6 +129,5 @@ def judge(query: str, passages: Sequence[PassageWords], similarity: float = 0.0)
     """What the passages have to say about `query`; `similarity` is the greatest of a vector."""
     covered = coverage(query, passages)
     if covered <= MIN_COVERAGE:
-        is_similar = similarity + COVERAGE_SHARE * covered >= MIN_SIMILARITY
-        return Verdict.UNSURE if is_similar else Verdict.NOTHING
+        return Verdict.UNSURE if similarity >= MIN_SIMILARITY else Verdict.NOTHING
     return Verdict.ANSWER if covered >= SURE_COVERAGE else Verdict.UNSURE

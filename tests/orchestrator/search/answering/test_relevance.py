@@ -51,9 +51,6 @@ def test_a_similar_passage_may_answer_in_other_words() -> None:
     assert judge("telephone", PASSAGES, similarity=0.6) is Verdict.UNSURE
     assert judge("telephone", PASSAGES, similarity=0.4) is Verdict.NOTHING
     assert judge("AI", PASSAGES, similarity=0.1) is Verdict.ANSWER
-    half = "invented answers for the telephone company"
-    assert judge(half, PASSAGES, similarity=0.36) is Verdict.UNSURE
-    assert judge(half, PASSAGES, similarity=0.34) is Verdict.NOTHING
 
 
 @pytest.mark.parametrize(
