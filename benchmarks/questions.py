@@ -5,8 +5,8 @@
 
 `benchmarks/retrieval_sets/questions.jsonl` has the questions: plain ones, in capitals, misspelled,
 inflected, in other words than the documents have, in other languages, and some that no document
-answers. Those that are `held_out` are a second set, which was looked at as well while the search was
-changed, so that neither is independent of it.
+answers. Those that are `held_out` are a second set, which was looked at as well while the search
+was changed, so that neither is independent of it.
 
 The figures of each kind: whether the first result is of a right document, whether one of the five
 first is, and whether the decision between an answer and "nothing was found" is right. Without
