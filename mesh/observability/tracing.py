@@ -3,10 +3,11 @@
     stage(name)            a piece of work inside a service
     detached_stage(name)   the same, for a block that contains `yield`
     server_span            a served RPC
-    ClientSpan             a call, from its start to its status
+    ClientSpan             a streaming call, from its start to its status
 
-The interceptors of opentelemetry-instrumentation-grpc are not used: they do not record the final
-status of streams, nor end the span of a cancelled call (docs/decisions/0029).
+The interceptors of opentelemetry-instrumentation-grpc do not record the final status of streams.
+They are used for unary calls only, in a subclass (`mesh.observability.unary_spans`,
+docs/decisions/0029).
 """
 
 from __future__ import annotations
@@ -277,6 +278,15 @@ def inject(metadata: list[tuple[str, str]], span: Span) -> None:
     metadata.extend(carrier.items())
 
 
+def call_span(method: str, target: str = "", parent: Span | None = None) -> Span:
+    """Start the span of a call; `method` is `package.Service/Method`.
+
+    `parent` None: the current span.
+    """
+    start = _rpc_start(method, target)
+    return _start_span(method, parent or current_span(), SpanKind.CLIENT, start)
+
+
 class ClientSpan:
     """The span of a call, around the block that reads its responses.
 
@@ -300,8 +310,7 @@ class ClientSpan:
         self._recorded = telemetry.recorded(above)
         self.span = above
         if self._recorded:
-            start = _rpc_start(method, target)
-            self.span = _start_span(method, above, SpanKind.CLIENT, start)
+            self.span = call_span(method, target, above)
         inject(metadata, self.span)
 
     def __enter__(self) -> ClientSpan:

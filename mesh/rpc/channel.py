@@ -21,8 +21,10 @@ from mesh.context import (
     current_request,
 )
 from mesh.errors import ErrorKind, MeshError, from_rpc_error
-from mesh.observability import metrics
-from mesh.observability.tracing import ClientSpan
+from mesh.observability import metrics, telemetry
+from mesh.observability.recording.current import current_span
+from mesh.observability.tracing import ClientSpan, inject
+from mesh.observability.unary_spans import call_with_span
 from mesh.rpc.attempts import Attempts, PeersMethod
 from mesh.rpc.first_message import read_first
 from mesh.rpc.multiplex.channel import MultiplexChannel
@@ -103,15 +105,17 @@ async def _try_unary(
     timeout: float | None,
 ) -> Response:
     """Make the call at one peer; raises MeshError."""
-    traceparent: list[tuple[str, str]] = []
-    with ClientSpan(name, traceparent, target=target) as span:
-        metadata = (*_metadata(), *traceparent)
-        try:
-            response = await method(request, metadata=metadata, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        span.complete = True
-        return response
+    metadata, current = _metadata(), current_span()
+    try:
+        if telemetry.recorded(current):
+            details = grpc.aio.ClientCallDetails(
+                f"/{name}", timeout, grpc.aio.Metadata(*metadata), None, None
+            )
+            return await call_with_span(method, request, details, target)
+        inject(metadata, current)
+        return await method(request, metadata=tuple(metadata), timeout=timeout)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
 
 
 class ResponseStream(Generic[Response]):
