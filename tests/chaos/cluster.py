@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -76,6 +78,15 @@ class Node:
         """Waits for the process to exit; returns the exit code."""
         assert self.process is not None, "never started"
         return self.process.wait(timeout)
+
+    def records(self, begin: int = 0) -> list[dict[str, Any]]:
+        """What it has logged, from this character of the log on."""
+        whole = self.log.read_text()[begin:].rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def num_messages(self, message: str) -> int:
+        """How often it has logged this message."""
+        return sum(record["message"] == message for record in self.records())
 
     def end(self) -> None:
         """Kills the process in any state and reaps it."""

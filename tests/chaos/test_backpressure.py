@@ -78,8 +78,8 @@ def num_streams(cluster: Cluster) -> int:
 
 def num_finished(cluster: Cluster) -> int:
     """Number of long generations that the engine has finished, from its log."""
-    log = cluster.of("inference")[0].log.read_text()
-    return log.count(f'"completion_tokens": {LONG["max_tokens"]}')
+    records = cluster.of("inference")[0].records()
+    return sum(record.get("completion_tokens") == LONG["max_tokens"] for record in records)
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float) -> None:

@@ -124,8 +124,9 @@ async def wait_serving(cluster: Cluster, service: str) -> None:
 
 def is_listening(node: Node) -> bool:
     """Whether the process has logged that it listens since its last stop."""
-    # The log's messages of lost replicas contain "server stopped", so match the whole message.
-    return '"listening"' in node.log.read_text().rpartition('"message": "stopped"')[2]
+    messages = [record["message"] for record in node.records()]
+    last = [each for each in messages if each in ("listening", "stopped")][-1:]
+    return last == ["listening"]
 
 
 async def test_a_lost_service_gives_correct_errors(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ NUM_CLIENTS = 4
 UNDISTURBED_SECONDS = 1.0
 """Longest time to the first text of a request that no lost peer has."""
 
-LISTENING = '"message": "listening"'
+LISTENING = "listening"
 
 SHORT = CompletionRequest(prompt="Light is", max_tokens=2)
 MISTAKES: Sequence[dict[str, object]] = (
@@ -162,11 +162,11 @@ def lost_replicas(cluster: Cluster, peer: Node, begins: dict[Node, int]) -> set[
     `begins` are the lengths of the logs before the fault.
     """
     return {
-        line.partition('"address": "')[2].partition('"')[0]
+        record["address"]
         for each in cluster.of("orchestrator")
         if each is not peer
-        for line in each.log.read_text()[begins[each] :].splitlines()
-        if "replica lost" in line
+        for record in each.records(begins[each])
+        if "replica lost" in record["message"]
     }
 
 
@@ -305,10 +305,10 @@ async def test_streams_of_a_hung_step_continue(tmp_path: Path) -> None:
 
 def start_again(node: Node) -> None:
     """Starts a process that has ended, and waits until it listens."""
-    num_before = node.log.read_text().count(LISTENING)
+    num_before = node.num_messages(LISTENING)
     node.start()
     end = time.monotonic() + READY_SECONDS
-    while node.log.read_text().count(LISTENING) == num_before:
+    while node.num_messages(LISTENING) == num_before:
         assert time.monotonic() < end, node.log.read_text()[-3000:]
         time.sleep(0.1)
 

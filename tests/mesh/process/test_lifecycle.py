@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -148,9 +149,11 @@ def test_an_unknown_variable_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("BAKERY_LOG_FORMT", "text")
     with program("startup error") as process:
         _, log = process.communicate(timeout=10)
-    [warning] = [line for line in log.splitlines() if "unknown variable ignored" in line]
-    assert '"severity": "WARNING"' in warning
-    assert '"variable": "BAKERY_LOG_FORMT", "similar": "BAKERY_LOG_FORMAT"' in warning
+    [warning] = [
+        json.loads(line) for line in log.splitlines() if "unknown variable ignored" in line
+    ]
+    assert warning["severity"] == "WARNING"
+    assert (warning["variable"], warning["similar"]) == ("BAKERY_LOG_FORMT", "BAKERY_LOG_FORMAT")
 
 
 def test_a_signal_while_loading_ends_the_load() -> None:
