@@ -48,11 +48,14 @@ class Bucket:
         """Take `amount`, also if it overdraws the bucket; a negative amount is a refund."""
         self._level = min(self._capacity, self._now() - amount)
 
-    def take_late(self, amount: float) -> None:
-        """The same for what was used elsewhere; overdraws by at most `MAX_DEBT_SECONDS`."""
-        level = self._now()
-        least = min(level, -MAX_DEBT_SECONDS * self._rate)
-        self._level = min(self._capacity, max(level - amount, least))
+    def take_late(self, amount: float) -> float:
+        """Take what was used elsewhere, as far as the debt is then at most `MAX_DEBT_SECONDS`.
+
+        Returns how much was taken.
+        """
+        taken = max(0.0, min(amount, self._now() + MAX_DEBT_SECONDS * self._rate))
+        self._level -= taken
+        return taken
 
     def _now(self) -> float:
         now = time.monotonic()
@@ -87,6 +90,8 @@ class RateLimiter:
         self._elsewhere: dict[str, int] = {}
         """Running requests by gateway."""
         self._num_elsewhere = 0
+        self._charged: dict[str, float] = {}
+        """Tokens taken for the use at each gateway and not refunded."""
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
         if (rate := limits.requests_per_second) is not None:
@@ -124,12 +129,20 @@ class RateLimiter:
         if self._requests is not None:
             self._requests.take_late(max(0, now.num_requests - before.num_requests))
         if self._tokens is not None:
-            # A request may be charged less at its end than before.
-            self._tokens.take_late(now.num_tokens - before.num_tokens)
+            charged = self._charged.get(gateway, 0.0)
+            num_tokens = now.num_tokens - before.num_tokens
+            if num_tokens >= 0:
+                charged += self._tokens.take_late(num_tokens)
+            else:  # a request may be charged less at its end than before
+                refund = min(-num_tokens, charged)
+                self._tokens.take(-refund)
+                charged -= refund
+            self._charged[gateway] = charged
 
     def forget(self, gateway: str) -> None:
         """The requests of another gateway do not count any more."""
         self._elsewhere.pop(gateway, None)
+        self._charged.pop(gateway, None)
         self._num_elsewhere = sum(self._elsewhere.values())
 
     def continue_from(self, old: RateLimiter) -> None:

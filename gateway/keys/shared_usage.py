@@ -27,8 +27,6 @@ class _Reports:
         self.has_all = False
         """Whether every key that was in use when the reports began has been named."""
         self._last: dict[str, KeyUsage] = {}
-        self._first_tokens: dict[str, int] = {}
-        """Tokens of each key that are not charged here."""
 
     @property
     def names(self) -> Iterable[str]:
@@ -44,14 +42,10 @@ class _Reports:
                 return None
             # What was used before this gateway knew of the other is not charged again.
             before = KeyUsage(name) if self.has_all else usage
-            self._first_tokens[name] = before.num_tokens
         elif usage.num_requests < before.num_requests:
             # The key was removed there and added again: its totals began again.
             before = KeyUsage(name)
-            self._first_tokens[name] = 0
-        # A refund is for what was charged here, whatever the report says.
-        charged = max(usage.num_tokens, self._first_tokens[name])
-        usage = self._last[name] = usage._replace(num_tokens=charged)
+        self._last[name] = usage
         return before, usage
 
 

@@ -70,6 +70,27 @@ def test_reports_refund_only_what_they_charged(tmp_path: Path) -> None:
     use(keys)
 
 
+def test_a_refund_is_at_most_what_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A charge that the longest debt has cut is refunded as it was cut."""
+    clock = Clock()
+    monkeypatch.setattr(rate_limiter, "time", clock)
+    keys = ring(tmp_path, tokens_per_minute=600)
+    limiter = keys.rate_limiter_of("alice")
+    assert limiter is not None
+    limiter.spend(30_000)  # leaves a debt of 29,400 tokens: 2,940 s at 10 tokens a second
+    usage = SharedUsage(keys)
+    usage.received("a", [])
+    for num_tokens in (2**62, 0):
+        usage.received("a", [KeyUsage("alice", 0, 1, num_tokens)])
+    clock.now += 2939
+    with pytest.raises(KeyLimitReached):
+        use(keys)
+    clock.now += 2
+    use(keys)
+
+
 def test_reports_lock_a_key_for_an_hour_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
