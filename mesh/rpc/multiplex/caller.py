@@ -36,6 +36,10 @@ Take = Callable[[list[Any], Callable[[], None]], list[Any] | None]
 and calls the function for that."""
 
 
+_Message = tuple[bytes, int]
+"""A message, and what it still costs: the parts before its last one were granted again."""
+
+
 class CallerStream:
     """A stream that the server has accepted. `run` must run while it has calls."""
 
@@ -169,7 +173,7 @@ class MultiplexedCall:
         self._stream = stream
         self._id = call_id
         self._deserialize = deserialize
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[_Message] = deque()
         self._parts: list[bytes] = []
         self._part_bytes = 0
         self._read_bytes = 0
@@ -218,8 +222,8 @@ class MultiplexedCall:
                 self._reading = False
         if self._left or self._failure is not None:
             return self._take_left()
-        data = self._messages.popleft()
-        self._take(len(data) + MESSAGE_COST_BYTES)
+        data, cost = self._messages.popleft()
+        self._take(cost)
         try:
             return self._deserialize(data)
         except DecodeError:
@@ -277,7 +281,8 @@ class MultiplexedCall:
 
     def receive(self, data: bytes, more: bool) -> None:
         """Takes a message, or a part of one, from the stream."""
-        self._credit -= len(data) + MESSAGE_COST_BYTES
+        cost = len(data) + MESSAGE_COST_BYTES
+        self._credit -= cost
         if self._credit < -MAX_OVERDRAFT_BYTES:
             self._break_off("the server sends more than its credit")
             return
@@ -287,7 +292,7 @@ class MultiplexedCall:
             if self._part_bytes > MAX_MESSAGE_BYTES:
                 self._break_off(f"a message has more than {MAX_MESSAGE_BYTES} bytes")
                 return
-            self._take(len(data) + MESSAGE_COST_BYTES)  # the reader can take the whole only
+            self._take(cost)  # the reader can take the whole only
             return
         if self._parts:
             data = b"".join((*self._parts, data))
@@ -295,17 +300,17 @@ class MultiplexedCall:
             self._part_bytes = 0
         direct = self._direct
         if direct is None or not self._reading or self._left or self._failure is not None:
-            self._messages.append(data)
+            self._messages.append((data, cost))
             self._wake()
         elif self._messages:  # which `take` takes later
-            self._messages.append(data)
+            self._messages.append((data, cost))
         else:
-            self._offer([data], *direct)
+            self._offer([(data, cost)], *direct)
 
-    def _offer(self, messages: list[bytes], take: Take, context: contextvars.Context) -> None:
+    def _offer(self, messages: list[_Message], take: Take, context: contextvars.Context) -> None:
         """Gives messages to `take`, and wakes the reader for what is left."""
         try:
-            responses = list(map(self._deserialize, messages))
+            responses = [self._deserialize(data) for data, _ in messages]
             left = context.run(take, responses, self._retry)
         except DecodeError:
             self._break_off("a response cannot be read")
@@ -317,8 +322,8 @@ class MultiplexedCall:
                 self._messages.extend(messages)
                 return
             self._left = left
-        for data in messages:
-            self._take(len(data) + MESSAGE_COST_BYTES)
+        for _, cost in messages:
+            self._take(cost)
         if self._left or self._failure is not None:
             self._wake()
 

@@ -315,7 +315,7 @@ async def test_a_call_whose_server_breaks_the_rules_fails_alone(
 
 def garbled(call: Any) -> bool:
     """Whether garbage has arrived, which ends the call when it is read."""
-    return bool(call._messages and call._messages[0] == b"\xff\xff")
+    return bool(call._messages and call._messages[0][0] == b"\xff\xff")
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,21 @@ async def test_large_messages_are_sent_in_parts(
         assert len([response async for response in other]) == 2
 
 
+@pytest.mark.parametrize("passes", [False, True])
+async def test_the_parts_of_large_messages_are_credited_once(
+    running: Running, passes: bool
+) -> None:
+    """Once all messages are read or taken, the server may send one window, as at the beginning."""
+    running.inference.ids_each = 5 * WINDOW_BYTES
+    async with open_stream(running.stub.Generate, Request(token_ids=[20])) as responses:
+        call: Any = responses._call
+        await anext(responses)
+        if passes:
+            responses.pass_on(lambda taken, _: [])
+        await read_into(responses, [])
+        assert call._credit + call._read_bytes == WINDOW_BYTES
+
+
 async def test_a_large_request_is_a_plain_call(running: Running) -> None:
     """Large prompts do not delay the calls in the stream."""
     ids = [3, *range(300, 300 + MAX_REQUEST_BYTES)]
