@@ -135,7 +135,8 @@ class WaitingQueue:
         sequence.turn = max(turn, self._turn) + 1
         sequence.is_further = number > 0
         self._requests[sequence.group] = _Request(first, sequence.turn, number + 1)
-        if number + 1 == LARGE_REQUEST and not first.is_further and self.get(first.request_id):
+        has_started = first.num_preemptions or self.get(first.request_id) is not first
+        if number + 1 == LARGE_REQUEST and not first.is_further and not has_started:
             first.is_further = True
             self.num_further += 1
 

@@ -9,7 +9,7 @@ from inference.scheduler.block_manager import BlockManager
 from inference.scheduler.scheduler import RESERVED_SHARE, Scheduler
 from inference.scheduler.sequence import Sequence, SequenceStatus
 from inference.scheduler.step_result import SampledToken
-from inference.scheduler.waiting_queue import WaitingQueue
+from inference.scheduler.waiting_queue import LARGE_REQUEST, WaitingQueue
 
 
 def sequence(name: str, group: str, *, max_tokens: int = 64, priority: int = 0) -> Sequence:
@@ -135,6 +135,34 @@ def test_a_priority_goes_before_turns() -> None:
     for number in range(3):
         queue.append(sequence(f"urgent-{number}", "urgent", priority=-1))
     assert [each.request_id for each in queue][-1] == "normal"
+
+
+def test_the_preempted_first_of_a_large_request_is_not_overtaken() -> None:
+    """It has started, so it does not become one of the further sequences."""
+    queue = WaitingQueue()
+    first, *others = (sequence(f"many-{number}", "many") for number in range(LARGE_REQUEST + 1))
+    queue.append(first)
+    queue.append(others[0])
+    queue.start(first)
+    queue.append_left(first)
+    first.num_preemptions += 1
+    for each in others[1:]:
+        queue.append(each)
+    queue.append(sequence("late", "late"))
+    assert list(queue.startable(firsts_only=True)) == [first]
+
+
+def test_an_id_of_a_sequence_that_has_ended_is_used_again() -> None:
+    """The new sequence, of another request, does not count as the first of the old one."""
+    queue = WaitingQueue()
+    first, *others = (sequence(f"many-{number}", "many") for number in range(LARGE_REQUEST + 1))
+    queue.append(first)
+    queue.append(others[0])
+    queue.start(first)
+    queue.append(sequence(first.request_id, "one"))
+    for each in others[1:]:
+        queue.append(each)
+    assert queue.num_further == sum(each.is_further for each in queue)
 
 
 def test_the_counts_of_the_queue_match_its_sequences() -> None:
