@@ -9,7 +9,7 @@ from mesh.v1 import multiplex_pb2
 SERVICE = multiplex_pb2.DESCRIPTOR.services_by_name["MultiplexService"].full_name
 PATH = f"/{SERVICE}/Multiplex"
 
-MULTIPLEXED_PATHS = frozenset(
+FIRST_PATHS = frozenset(
     {
         "/mesh.v1.InferenceService/Generate",
         "/mesh.v1.OrchestratorService/Generate",
@@ -17,11 +17,11 @@ MULTIPLEXED_PATHS = frozenset(
         "/mesh.v1.TokenizerService/Encode",
     }
 )
-"""Frequent calls with one request."""
+"""The calls of servers that name none when they accept a stream. These servers know no others, so
+the set does not change."""
 
-FIRST_PATHS = MULTIPLEXED_PATHS
-"""Those of servers that name none when they accept a stream. Paths that are added to
-`MULTIPLEXED_PATHS` later do not belong to them: older servers do not know them."""
+MULTIPLEXED_PATHS = FIRST_PATHS | frozenset[str]()
+"""Frequent calls with one request. Further ones are added to the second set."""
 
 WINDOW_BYTES = 64 * 1024
 """Credit of a call at its beginning: what a call sends ahead of its reader, as in HTTP/2."""

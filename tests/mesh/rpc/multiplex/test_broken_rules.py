@@ -14,7 +14,13 @@ from mesh.errors import ErrorKind, MeshError
 from mesh.rpc.channel import open_channel, open_stream
 from mesh.rpc.multiplex import caller
 from mesh.rpc.multiplex.channel import MultiplexChannel
-from mesh.rpc.multiplex.wire import MAX_PART_BYTES, MULTIPLEXED_PATHS, PATH, WINDOW_BYTES
+from mesh.rpc.multiplex.wire import (
+    FIRST_PATHS,
+    MAX_PART_BYTES,
+    MULTIPLEXED_PATHS,
+    PATH,
+    WINDOW_BYTES,
+)
 from mesh.rpc.transport import channel_options
 from mesh.v1 import inference_pb2_grpc, multiplex_pb2, multiplex_pb2_grpc
 from tests.helpers import eventually
@@ -350,3 +356,14 @@ async def test_calls_that_a_server_does_not_name_are_plain(no_tasks_left: None) 
         assert len([response async for response in responses]) == 1
     assert server.num_plain == 1
     assert GENERATE in MULTIPLEXED_PATHS
+
+
+def test_the_calls_of_servers_that_name_none_do_not_change() -> None:
+    """Servers that know no other calls are in use."""
+    assert sorted(FIRST_PATHS) == [
+        "/mesh.v1.InferenceService/Generate",
+        "/mesh.v1.OrchestratorService/Generate",
+        "/mesh.v1.OrchestratorService/SummarizeStream",
+        "/mesh.v1.TokenizerService/Encode",
+    ]
+    assert FIRST_PATHS <= MULTIPLEXED_PATHS
