@@ -72,9 +72,10 @@ class DirectSummary(NamedTuple):
             generation.send_directly(self.call, partial(self._send, self.call, summary))
 
     def _send(self, call: DirectCall, summary: SummaryAssembler, progress: Progress) -> Taken:
-        for delta in summary.read((progress,)):
+        deltas = list(summary.read((progress,)))
+        for number, delta in enumerate(deltas):
             if not call.write_now(self.message(delta)):
-                summary.put_back(delta)
+                summary.put_back(deltas[number:])
                 return Taken.WAKE
         return Taken.WAKE if summary.reached_limit else Taken.ALL
 

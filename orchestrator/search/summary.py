@@ -102,9 +102,9 @@ class SummaryAssembler:
             if message.delta is not None:
                 yield from self.push(message.delta)
 
-    def put_back(self, delta: Delta) -> None:
-        """Lets `read` return a delta again, which could not be sent."""
-        self._put_back.append(delta)
+    def put_back(self, deltas: Sequence[Delta]) -> None:
+        """Lets `read` return deltas again, which could not be sent."""
+        self._put_back += deltas
 
     def finish(self, finish: GenerationFinish) -> Iterator[Delta | SummaryFinish]:
         """Yields the text that was held back, then the summary's finish."""

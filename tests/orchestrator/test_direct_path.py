@@ -10,10 +10,16 @@ import grpc.aio
 import pytest
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.deltas import Delta
+from mesh.protocol.summary import Grounded
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.rpc.multiplex.channel import MultiplexChannel
 from mesh.rpc.multiplex.service import ServedCall
 from mesh.v1 import common_pb2, orchestrator_pb2
+from orchestrator.generation import Progress
+from orchestrator.routing.direct_path import Taken
+from orchestrator.search.summary import SummaryAssembler
+from orchestrator.summarization import DirectSummary
 from orchestrator.text.assembler import TextAssembler
 from tests.helpers import eventually
 from tests.orchestrator.fakes import SCRIPT, FakeInference, Orchestrator, orchestrator
@@ -129,6 +135,26 @@ async def test_a_failure_is_raised_as_the_requests(
         assert sum(len(engine.requests) for engine in running.engines) == 1
         num_open = lambda: sum(engine.num_open for engine in running.engines)  # noqa: E731
         await eventually(lambda: num_open() == 0, "the engine's call has ended")
+
+
+class OnlyCall:
+    """A generation, and a call that takes no message."""
+
+    def send_directly(self, call: Any, send: Any) -> None:
+        self.send = send
+
+    def write_now(self, response: object) -> bool:
+        return False
+
+
+def test_a_delta_that_is_too_large_to_pass_counts_its_tokens_once() -> None:
+    """The reader gets it before the next one, whose tokens are its own."""
+    summary, running = SummaryAssembler(1000, Grounded.CITE), OnlyCall()
+    taking: Any = running
+    DirectSummary(taking, repr).begin(taking, summary)
+    assert running.send(Progress(delta=Delta("Foxes", 3))) is Taken.WAKE
+    deltas = list(summary.read([Progress(delta=Delta(" live in dens.", 2))]))
+    assert deltas == [Delta("Foxes", 3), Delta(" live in dens.", 2)]
 
 
 async def test_an_operator_ends_a_request(written: list[object]) -> None:
