@@ -122,12 +122,12 @@ class Generation:
         self.report_first_text()
         return result
 
-    def echo(self, chunk: TokenChunk) -> Iterator[Progress]:
+    def echo(self, chunk: TokenChunk, in_parts: bool) -> Iterator[Progress]:
         """The messages of a prompt with log probabilities, to be sent before the chunk is pushed.
 
         The event loop must run between two of them. Raises MeshError.
         """
-        for delta in self._assembler.echo(chunk.prompt_logprobs):
+        for delta in self._assembler.echo(chunk.prompt_logprobs, in_parts):
             self._record_delta(delta)
             yield Progress(
                 None if self._active.started else start(self._model, self._active), delta

@@ -145,7 +145,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                         generation.send_directly(context, partial(_send, context))
                     async for chunk in generation.tokens:
                         if chunk.prompt_logprobs:
-                            for progress in generation.echo(chunk):
+                            for progress in generation.echo(chunk, request.echo_in_parts):
                                 yield _progress(progress)
                                 await asyncio.sleep(0)
                         for progress in generation.push(chunk):

@@ -349,6 +349,7 @@ def generate_request(generation: Generation) -> orchestrator_pb2.GenerateRequest
         sampling=sampling_to_proto(generation.sampling),
         stop=generation.stop,
         echo=generation.echo,
+        echo_in_parts=generation.echo,
         tool_choice=None if choice is None else tool_choice_to_proto(choice),
         fit_max_tokens=generation.fit_max_tokens,
     )

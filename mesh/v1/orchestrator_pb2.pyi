@@ -139,6 +139,7 @@ class GenerateRequest(message.Message):
     FIT_MAX_TOKENS_FIELD_NUMBER: builtins.int
     GROUNDING_FIELD_NUMBER: builtins.int
     API_REQUEST_FIELD_NUMBER: builtins.int
+    ECHO_IN_PARTS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A model's name as in ListModels; NOT_FOUND if unknown. Empty: the only model that is served;
     INVALID_ARGUMENT if there are several.
@@ -152,6 +153,10 @@ class GenerateRequest(message.Message):
     fit_max_tokens: builtins.bool
     """Lower sampling.max_tokens to what the prompt leaves in the context, instead of refusing the
     request. A prompt that fills the context is refused.
+    """
+    echo_in_parts: builtins.bool
+    """Send a long echo with log probabilities in several deltas, so that others need not wait for it.
+    False: in one delta, as callers expect that do not know this field.
     """
     @builtins.property
     def chat(self) -> common_pb2.ChatPrompt:
@@ -195,10 +200,11 @@ class GenerateRequest(message.Message):
         fit_max_tokens: builtins.bool = ...,
         grounding: Grounding | None = ...,
         api_request: ApiRequest | None = ...,
+        echo_in_parts: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "chat", b"chat", "grounding", b"grounding", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "chat", b"chat", "echo", b"echo", "fit_max_tokens", b"fit_max_tokens", "grounding", b"grounding", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["api_request", b"api_request", "chat", b"chat", "echo", b"echo", "echo_in_parts", b"echo_in_parts", "fit_max_tokens", b"fit_max_tokens", "grounding", b"grounding", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = typing.Literal["chat", "text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -57,11 +57,12 @@ class TextAssembler:
         """The stop string that has ended the text, so that no more will come out; else empty."""
         return self._stop.matched
 
-    def echo(self, logprobs: Sequence[TokenLogprob]) -> Iterator[Delta]:
+    def echo(self, logprobs: Sequence[TokenLogprob], in_parts: bool = True) -> Iterator[Delta]:
         """The echoed prompt with its log probabilities, before the chunk that has them is pushed.
 
         In deltas of `ECHO_TOKENS` tokens, each of which is computed when it is read: there can be
-        thousands, and others wait meanwhile. Raises MeshError if there are too few.
+        thousands, and others wait meanwhile. In one delta without `in_parts`. Raises MeshError if
+        there are too few.
         """
         text, self._echo = self._echo, None
         if text is None or not self._echo_logprobs:
@@ -70,12 +71,13 @@ class TextAssembler:
         if len(logprobs) != len(self._prompt_ids) - 1:
             raise _missing_logprobs()
         texts = prompt_texts(self._decoder, self._prompt_ids)
-        for begin in range(0, len(self._prompt_ids), ECHO_TOKENS):
-            tokens = list(islice(texts, ECHO_TOKENS))
+        size = ECHO_TOKENS if in_parts else len(self._prompt_ids)
+        for begin in range(0, len(self._prompt_ids), size):
+            tokens = list(islice(texts, size))
             values: list[TokenLogprob | None] = [None] if begin == 0 else []
-            values += logprobs[max(0, begin - 1) : begin + ECHO_TOKENS - 1]
+            values += logprobs[max(0, begin - 1) : begin + size - 1]
             part = "".join(token.text for token in tokens)
-            if begin + ECHO_TOKENS >= len(self._prompt_ids) or not text.startswith(part):
+            if begin + size >= len(self._prompt_ids) or not text.startswith(part):
                 part = text  # the rest
             text = text[len(part) :]
             yield Delta(

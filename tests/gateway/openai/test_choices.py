@@ -119,6 +119,7 @@ async def test_echo_with_max_tokens_0(
     assert answer["usage"]["completion_tokens"] == 0
     assert texts_of(await streamed(client, COMPLETIONS, body)) == {0: "ab"}
     assert orchestrator.requests[0].sampling.max_tokens == 1  # type: ignore[attr-defined]
+    assert orchestrator.requests[0].echo_in_parts  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -245,7 +245,10 @@ async def test_a_long_echo_lets_others_run() -> None:
     """Its log probabilities are sent in parts, and the event loop runs between them."""
     ids = byte_level().encode("Hello fox ", add_special_tokens=False).ids * 200
     asked = orchestrator_pb2.GenerateRequest(
-        token_ids={"ids": ids}, echo=True, sampling={"num_prompt_logprobs": 2, "max_tokens": 1}
+        token_ids={"ids": ids},
+        echo=True,
+        echo_in_parts=True,
+        sampling={"num_prompt_logprobs": 2, "max_tokens": 1},
     )
     turns = 0
 
@@ -276,6 +279,19 @@ async def test_a_long_echo_lets_others_run() -> None:
     assert sum(len(each.logprobs) for each in echoes) == len(ids)
     assert "".join(each.text for each in echoes) == "Hello fox " * 200
     assert len(set(seen)) >= len(echoes)
+
+
+async def test_an_older_gateway_gets_the_echo_in_one_delta() -> None:
+    """It takes the first delta for the whole prompt."""
+    ids = byte_level().encode("Hello fox ", add_special_tokens=False).ids * 200
+    asked = orchestrator_pb2.GenerateRequest(
+        token_ids={"ids": ids}, echo=True, sampling={"num_prompt_logprobs": 2, "max_tokens": 1}
+    )
+    async with orchestrator(FakeInference()) as running:
+        events = await generate(running, asked)
+    [echo] = [each.delta for each in events if each.delta.text and not each.delta.num_tokens]
+    assert len(echo.logprobs) == len(ids)
+    assert echo.text == "Hello fox " * 200
 
 
 async def test_missing_prompt_log_probabilities_are_an_error() -> None:
