@@ -55,7 +55,7 @@ def _sources_in(root: Path, follow_links: bool) -> Iterator[SourceFile]:
         for path in sorted(root.rglob("*")):
             relative = path.relative_to(root)
             # Kubernetes mounts files as links into hidden folders such as `..2026_11_30`.
-            if relative.parts[0].startswith(".."):
+            if any(part.startswith("..") for part in relative.parts):
                 continue
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 yield SourceFile(path, _name(relative), folder)

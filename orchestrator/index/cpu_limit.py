@@ -13,6 +13,9 @@ from orchestrator.index.formats import UnreadableDocument
 MAX_SECONDS = 60.0
 """CPU time for one document. A PDF file of a thousand pages takes about half of it."""
 
+REPEAT_SECONDS = 1.0
+"""CPU time after which a block that caught the interruption is interrupted again."""
+
 
 class _OutOfTime(BaseException):
     """Not an Exception: libraries and the readers take those for damaged files."""
@@ -33,7 +36,7 @@ def limited_cpu_time() -> Iterator[None]:
 
     before = signal.signal(signal.SIGVTALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS)
+        signal.setitimer(signal.ITIMER_VIRTUAL, MAX_SECONDS, REPEAT_SECONDS)
         try:
             yield
         finally:
@@ -43,4 +46,6 @@ def limited_cpu_time() -> Iterator[None]:
             f"must be parsed in at most {MAX_SECONDS:g} s of CPU time, takes longer"
         ) from None
     finally:
+        # Once more: an interruption may have come before the timer was stopped above.
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)

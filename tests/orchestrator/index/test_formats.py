@@ -6,6 +6,7 @@ import asyncio
 import io
 import signal
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -239,6 +240,32 @@ def test_a_document_that_takes_too_long_is_skipped(
     assert "skipped slow.txt: must be parsed in at most 0.2 s of CPU time" in captured.err
     assert "skipped nested.txt: cannot be parsed: RecursionError" in captured.err
     assert "2 indexed, 0 unchanged, 0 removed, 2 skipped" in captured.out
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+@pytest.mark.timeout(60)
+def test_a_caught_interruption_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parser that catches everything is interrupted again."""
+    monkeypatch.setattr(cpu_limit, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(cpu_limit, "REPEAT_SECONDS", 0.05)
+    num_caught = 0
+
+    def compute() -> None:
+        end = time.process_time() + 20
+        while time.process_time() < end:
+            pass
+
+    def parse_twice() -> None:
+        nonlocal num_caught
+        try:
+            compute()
+        except BaseException:
+            num_caught += 1
+        compute()
+
+    with pytest.raises(UnreadableDocument, match="CPU time"), cpu_limit.limited_cpu_time():
+        parse_twice()
+    assert num_caught == 1
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
