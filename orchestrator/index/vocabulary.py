@@ -37,7 +37,7 @@ class WordTable:
         )
 
     def count(self, texts: Iterable[str], step: int = 1) -> None:
-        """Adds the words of passages; removes them if `step` is -1."""
+        """Adds the words of passages; subtracts them if `step` is -1."""
         counts = Counter[str]()
         for text in texts:
             counts.update(set(filter(_is_kept, split_words(text))))
@@ -46,8 +46,10 @@ class WordTable:
             "ON CONFLICT DO UPDATE SET passages = passages + excluded.passages",
             [(word, step * number) for word, number in counts.items()],
         )
-        if step < 0:
-            self._connection.execute("DELETE FROM words WHERE passages <= 0")
+
+    def remove_unused(self) -> None:
+        """Removes the words that no passage has any more; reads the whole table."""
+        self._connection.execute("DELETE FROM words WHERE passages <= 0")
 
 
 def has_words(connection: sqlite3.Connection) -> bool:

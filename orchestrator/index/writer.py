@@ -118,6 +118,7 @@ class IndexWriter:
             for path in known - {source.name for source in sources}:
                 self._remove(path)
                 counts["removed"] += 1
+            self._words.remove_unused()
             self.vectors.restore()
         return counts
 

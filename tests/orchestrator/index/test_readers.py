@@ -134,21 +134,38 @@ def test_links_out_of_a_folder_are_not_followed(
     (docs / "a.txt").symlink_to("..data/a.txt")
     (docs / "out.txt").symlink_to("../secret.txt")
     (docs / "gone.txt").symlink_to("nowhere")
+    (docs / "map" / "..2026").mkdir(parents=True)
+    (docs / "map" / "..2026" / "b.txt").write_text("Another public word.")
+    (docs / "map" / "b.txt").symlink_to("..2026/b.txt")
     assert main([str(docs), "--out", str(path)]) == 3
     printed = capsys.readouterr()
-    assert "1 indexed, 0 unchanged, 0 removed, 1 skipped" in printed.out
+    assert "2 indexed, 0 unchanged, 0 removed, 1 skipped" in printed.out
     assert f"skipped out.txt: is a link out of {docs}, to {tmp_path}/secret.txt" in printed.err
     assert main([str(docs), "--out", str(path), "--follow-links"]) == 0
-    assert "1 indexed, 1 unchanged" in capsys.readouterr().out
+    assert "1 indexed, 2 unchanged" in capsys.readouterr().out
     assert main([str(docs), "--out", str(path)]) == 3
     with closing(sqlite3.connect(path)) as index:
-        assert index.execute("SELECT path FROM documents").fetchall() == [("a.txt",)]
+        paths = index.execute("SELECT path FROM documents ORDER BY path").fetchall()
+    assert paths == [("a.txt",), ("map/b.txt",)]
 
 
 def words_of(path: Path) -> dict[str, int]:
     """The words by which misspelled ones are corrected, with the numbers of their passages."""
     with closing(sqlite3.connect(path)) as index:
         return dict(index.execute("SELECT * FROM words"))
+
+
+def test_unused_words_are_removed_once(tmp_path: Path) -> None:
+    """Not with each document: it takes a scan of all words."""
+    write(tmp_path / "docs", "oldest")
+    assert main([str(tmp_path / "docs"), "--out", str(tmp_path / "i")]) == 0
+    write(tmp_path / "docs", "newest")
+    statements: list[str] = []
+    with closing(IndexWriter(tmp_path / "i")) as index:
+        index._connection.set_trace_callback(statements.append)
+        assert index.update(find_sources([tmp_path / "docs"]), "")["indexed"] == NUM_DOCUMENTS
+    assert sum(each.startswith("DELETE FROM words") for each in statements) == 1
+    assert words_of(tmp_path / "i") == {"newest": NUM_DOCUMENTS, "number": NUM_DOCUMENTS}
 
 
 async def test_the_words_of_an_index_follow_its_documents(tmp_path: Path) -> None:
