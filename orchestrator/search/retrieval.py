@@ -23,6 +23,9 @@ class SearchResult(NamedTuple):
     """Whole sentences of plain prose, about `documents.PASSAGE_WORDS` words."""
     similarity: float | None = None
     """Similarity of the passage's vector to the query's; None if it was not found by its vector."""
+    corrections: tuple[tuple[str, str], ...] | None = None
+    """Words of the query that are in no document, each with the word that was searched instead;
+    None if the search backend does not report them."""
 
     @property
     def document(self) -> str:

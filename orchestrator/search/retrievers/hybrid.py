@@ -150,6 +150,7 @@ def fuse(by_text: Sequence[SearchResult], by_vector: Sequence[SearchResult]) -> 
     """The results of both searches, each once, with their fused scores, best first."""
     scores: dict[tuple[str, str], float] = {}
     results: dict[tuple[str, str], SearchResult] = {}
+    corrections = by_text[0].corrections if by_text else None
     similarities = {(each.document, each.text): each.score for each in by_vector}
     for weight, ranked in ((TEXT_WEIGHT, by_text), (VECTOR_WEIGHT, by_vector)):
         for rank, result in enumerate(ranked, 1):
@@ -157,7 +158,9 @@ def fuse(by_text: Sequence[SearchResult], by_vector: Sequence[SearchResult]) -> 
             results.setdefault(key, result)
             scores[key] = scores.get(key, 0.0) + weight / (K + rank)
     fused = (
-        result._replace(score=scores[key], similarity=similarities.get(key))
+        result._replace(
+            score=scores[key], similarity=similarities.get(key), corrections=corrections
+        )
         for key, result in results.items()
     )
     return sorted(fused, key=lambda result: -result.score)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from orchestrator.index.database import sqlite3
 from orchestrator.search.language.spelling import max_errors, nearest
@@ -34,9 +35,19 @@ _VOCABULARY = "CREATE VIRTUAL TABLE IF NOT EXISTS temp.vocabulary USING fts5voca
 _COUNT = "SELECT doc FROM temp.vocabulary WHERE term = ?"
 
 
-def searched_terms(query: str, index: OpenIndex) -> list[str]:
-    """The distinct terms of a query; a word that is not in the index adds those of its nearest."""
+class SearchedTerms(NamedTuple):
+    """What a query searches."""
+
+    terms: Sequence[str]
+    """Distinct."""
+    corrections: Mapping[str, str]
+    """The words of the query that are not in the index, each with the nearest one that is."""
+
+
+def searched_terms(query: str, index: OpenIndex) -> SearchedTerms:
+    """The terms of a query; a word that is not in the index adds those of its nearest."""
     terms: dict[str, None] = {}
+    corrections: dict[str, str] = {}
     num_corrected = 0
     for group in query_groups(query, index.languages):
         terms |= dict.fromkeys(group)
@@ -46,8 +57,10 @@ def searched_terms(query: str, index: OpenIndex) -> list[str]:
         if index.connection.execute(_OCCURS, (any_of(group),)).fetchone() is None:
             num_corrected += 1
             word = _nearest_word(group[0], index.connection)
-            terms |= dict.fromkeys(query_terms(word or "", index.languages))
-    return list(terms)
+            if word:
+                corrections[group[0]] = word
+                terms |= dict.fromkeys(query_terms(word, index.languages))
+    return SearchedTerms(list(terms), corrections)
 
 
 def expression(terms: Sequence[str], index: OpenIndex) -> str:

@@ -68,9 +68,11 @@ class IndexRetriever:
     async def search(self, query: str, limit: int, safe_search: bool) -> list[SearchResult]:
         def find(index: OpenIndex, cancelled: threading.Event) -> list[SearchResult]:
             index.connection.set_progress_handler(cancelled.is_set, PROGRESS_HANDLER_STEPS)
-            terms = searched_terms(query, index)
+            terms, corrections = searched_terms(query, index)
             hits = _find(index, terms, safe_search) if terms else []
-            return rank_hits(hits, terms)[:limit]
+            corrected = tuple(corrections.items())
+            ranked = rank_hits(hits, terms)[:limit]
+            return [each._replace(corrections=corrected) for each in ranked]
 
         return await self._run(find)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.search.answering.decision import decide
 from orchestrator.search.answering.relevance import PassageWords, Verdict, judge
 from orchestrator.search.answering.respelling import respelled
+from orchestrator.search.conversation.rewriting import Rewrite
 from orchestrator.search.prompt import Passage
+from orchestrator.search.retrieval import SearchResult
 
 PASSAGES = [
     PassageWords.of("Artificial intelligence", "AI is a field of computer science. Models learn."),
@@ -98,13 +101,44 @@ def test_words_with_which_people_ask_do_not_count(query: str) -> None:
         ("What is kangaroo?", "What is kangaroo?"),
         ("pods", "pods"),
         ("", ""),
+        ("What is Contaimers?", "What is Contaimers?"),
+        ("Contaimers", "containers"),
     ],
 )
 def test_a_misspelled_word_becomes_that_of_a_passage(question: str, corrected: str) -> None:
-    """One error in a word, two in a long one; words with a known stem and short words stay."""
+    """One error in a word, two in a long one; words with a known stem and short words stay, and
+    names, which have a capital inside the question.
+    """
     passages = [Passage("Overview", "Kubernetes is a platform for containers. A pad is one.")]
     assert respelled(question, passages) == corrected
     assert respelled(question, []) == question
+
+
+@pytest.mark.parametrize(
+    ("question", "corrections", "corrected"),
+    [
+        ("What is a casual model?", {}, "What is a casual model?"),
+        ("What is a casual model?", {"casual": "causal"}, "What is a causal model?"),
+        ("what is a causla model", {"causla": "causal"}, "what is a causal model"),
+        ("How fast is Angular?", {"angular": "angula"}, "How fast is Angular?"),
+        ("HOW FAST IS CAUSLA", {"causla": "causal"}, "HOW FAST IS causal"),
+    ],
+)
+def test_a_word_that_some_document_has_stays(
+    question: str, corrections: dict[str, str], corrected: str
+) -> None:
+    """The search corrects only words that are in no document; the passages are a part of them."""
+    passages = [Passage("Models", "A causal model reads from left to right. An angula is an eel.")]
+    assert respelled(question, passages, corrections) == corrected
+
+
+def test_the_corrections_of_all_searches_are_used() -> None:
+    """Results of a search without corrections do not hide those of another."""
+    result = SearchResult("Models", "", 1.0, "A causal model reads from left to right.")
+    question = Rewrite("what is a causla model", ["causla model"])
+    found = [result._replace(corrections=()), result._replace(corrections=(("causla", "causal"),))]
+    assert decide(question, found).question.question == "what is a causal model"
+    assert decide(question, found[:1]).question.question == "what is a causla model"
 
 
 def test_no_passages_answer_nothing() -> None:
