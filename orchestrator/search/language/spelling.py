@@ -33,6 +33,8 @@ def nearest(word: str, known: Iterable[tuple[str, int]]) -> str | None:
     if not most:
         return None
     for other, frequency in known:
+        if best:
+            most = best[0]  # those with more errors than the best one do not matter
         if other[:1] != word[:1] or abs(len(other) - len(word)) > most:
             continue
         errors = distance(word, other, most)
@@ -54,11 +56,12 @@ def distance(one: str, other: str, most: int) -> int | None:
     # What remains of words with one error: a letter, or an exchanged pair.
     if most == 1 and max(len(one), len(other)) > 2:
         return None
-    errors = _alignment(one, other)
+    errors = _alignment(one, other, most)
     return errors if errors <= most else None
 
 
-def _alignment(one: str, other: str) -> int:
+def _alignment(one: str, other: str, most: int) -> int:
+    """The number of errors; if there are more than `most`, any number above it."""
     before: list[int] = []
     last = list(range(len(other) + 1))
     for row, a in enumerate(one, 1):
@@ -69,5 +72,8 @@ def _alignment(one: str, other: str) -> int:
             if is_exchange:
                 errors = min(errors, before[column - 2] + 1)
             current.append(errors)
+        # The minimum of a row is at least that of the row before it.
+        if (least := min(current)) > most:
+            return least
         before, last = last, current
     return last[-1]

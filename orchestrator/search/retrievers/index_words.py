@@ -92,7 +92,6 @@ def any_of(terms: Iterable[str]) -> str:
 
 def _nearest_word(word: str, connection: sqlite3.Connection) -> str | None:
     first, length, most = word[:1], len(word), max_errors(word)
-    rows = connection.execute(
-        _SIMILAR, (first, first + "\U0010ffff", length - most, length + most)
-    ).fetchall()
+    # Read one by one: a cancelled query is interrupted by the connection between two rows.
+    rows = connection.execute(_SIMILAR, (first, first + "\U0010ffff", length - most, length + most))
     return nearest(word, rows)

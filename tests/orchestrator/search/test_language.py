@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,9 @@ from orchestrator.search.language.languages import detect_language, stem
 from orchestrator.search.language.spelling import distance, nearest
 from orchestrator.search.language.terms import index_terms, query_terms
 from orchestrator.search.language.words import count_words, fold, split_words
+from orchestrator.search.retrieval import SearchResult
+from orchestrator.search.retrievers import index_words
+from orchestrator.search.retrievers.hybrid import fuse
 from orchestrator.search.retrievers.sqlite_index import IndexRetriever
 
 DOCUMENTS = {
@@ -143,12 +149,25 @@ def test_inflected_forms_have_one_stem(one: str, other: str, language: str) -> N
         ("quokkarium", "qukokurium", 2),
         ("quokkarium", "qukokuriums", None),
         ("same", "same", 0),
+        ("quokkarium", "quxxxxxium", None),
         ("", "ab", 2),
     ],
 )
 def test_errors_of_spelling_are_counted(word: str, other: str, errors: int | None) -> None:
     """Letters added, missing and replaced, and neighbours exchanged; in both directions."""
     assert distance(word, other, 2) == distance(other, word, 2) == errors
+
+
+@given(
+    st.text("abc", max_size=8), st.text("abc", max_size=8), st.integers(min_value=1, max_value=2)
+)
+def test_a_limited_distance_is_the_whole_one_up_to_the_limit(
+    word: str, other: str, most: int
+) -> None:
+    """The comparison ends early only for words that are too far from each other."""
+    whole = distance(word, other, 99)
+    assert whole is not None
+    assert distance(word, other, most) == (whole if whole <= most else None)
 
 
 def test_the_nearest_spelling_is_the_most_frequent_with_fewest_errors() -> None:
@@ -173,6 +192,58 @@ async def test_a_misspelled_word_finds_the_nearest_one(
     found = await retriever.search(query, 1, False)
     await retriever.close()
     assert [result.url.removesuffix(".txt") for result in found] == names
+
+
+@pytest.mark.parametrize(
+    ("query", "corrections"),
+    [
+        ("the opqerator", (("opqerator", "operator"),)),
+        ("the operator", ()),
+        ("operator incrxxxnt", ()),
+    ],
+)
+async def test_results_have_the_corrections_of_their_query(
+    index: Path, query: str, corrections: tuple[tuple[str, str], ...]
+) -> None:
+    """Also fused with those of a search by vectors."""
+    retriever = IndexRetriever(index)
+    found = await retriever.search(query, 5, False)
+    await retriever.close()
+    assert {result.corrections for result in found} == {corrections}
+    by_vector = [SearchResult("T", "u", 1.0, "Another text.")]
+    assert {result.corrections for result in fuse(found, by_vector)} == {corrections}
+
+
+async def test_a_cancelled_correction_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two words of the index: SQLite is interrupted, and the thread is free."""
+    letters = "abcdefghijklmnopqrst"
+    words = [f"quokka{a}{b}{c}" for a in letters for b in letters for c in letters]
+    (tmp_path / "words.txt").write_text(" ".join(words))
+    assert main([str(tmp_path / "words.txt"), "--out", str(tmp_path / "index")]) == 0
+    num_read = 0
+    begun, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(word: str, known: Iterable[tuple[str, int]]) -> str | None:
+        nonlocal num_read
+        try:
+            for _ in known:
+                num_read += 1
+                begun.set()
+                assert cancelled.wait(20)
+        finally:
+            ended.set()
+        return None
+
+    monkeypatch.setattr(index_words, "nearest", wait)
+    retriever = IndexRetriever(tmp_path / "index")
+    searching = asyncio.create_task(retriever.search("quokkazzz", 1, False))
+    assert await asyncio.to_thread(begun.wait, 20)
+    searching.cancel()
+    await asyncio.gather(searching, return_exceptions=True)
+    cancelled.set()
+    assert await asyncio.to_thread(ended.wait, 20)
+    await retriever.close()
+    assert 0 < num_read < len(words) // 2
 
 
 @pytest.mark.parametrize(
