@@ -253,6 +253,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
+        self._response_transport.flush()  # a response to HEAD is only a head
         self._unread = None
         if self._lingering:
             return

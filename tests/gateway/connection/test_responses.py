@@ -18,6 +18,7 @@ from tests.gateway.fakes import FakeOrchestrator, Script
 from tests.helpers import eventually
 
 LIVE = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+HEAD_LIVE = LIVE.replace(b"GET", b"HEAD")
 SEARCH = "/api/v1/search?query=x&streaming=true"
 STREAM = f"GET {SEARCH} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
 BODY = json.dumps({"prompt": "Hi"}).encode()
@@ -242,3 +243,39 @@ async def test_a_refusal_is_read_by_a_client_that_still_sends(gateway: GatewaySe
         await writer.drain()
         got = await read_all(reader)
         assert got == refusal.BAD_METHOD.response()
+
+
+# Responses without a body
+
+
+async def test_a_half_closed_head_request_is_answered(gateway: GatewayServer) -> None:
+    """The end of the response is the end of the connection."""
+    got = await exchange(gateway, HEAD_LIVE, half_close=True)
+    assert got.removeprefix(half_closed.PROBE).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_head_request_is_answered_before_what_follows_is_refused(
+    gateway: GatewayServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One response, and nothing is written after its end."""
+    got = await exchange(gateway, HEAD_LIVE + b"GARBAGE\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 200 ")
+    assert got.count(b"HTTP/1.1 ") == 1
+    assert "RuntimeError" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (HEAD_LIVE, b"200"),
+        (STREAM.replace(b"\r\n\r\n", b"\r\nlast-event-id: complete\r\n\r\n"), b"204"),
+    ],
+)
+async def test_a_head_alone_keeps_the_connection(
+    gateway: GatewayServer, request_: bytes, status: bytes
+) -> None:
+    """Each request is answered, also the next one on the same connection."""
+    async with connected(gateway) as (reader, writer), asyncio.timeout(10):
+        for _ in range(2):
+            writer.write(request_)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
