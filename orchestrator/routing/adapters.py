@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from mesh.context import current_request, use_request
 from mesh.errors import ErrorKind, MeshError, invalid
 from orchestrator.generation import ModelInfo
 from orchestrator.routing.policies.prefix_index import BLOCK_TOKENS
@@ -110,7 +112,7 @@ class AdapterManager:
             message = f"lora_name {name!r:.200} is being loaded or unloaded"
             raise MeshError(ErrorKind.OVERLOADED, message, param="lora_name", retry_after=1.0)
         self._busy.add(name)
-        task = asyncio.create_task(change, name=f"change adapter {name:.80}")
+        task = asyncio.create_task(_without_deadline(change), name=f"change adapter {name:.80}")
         self._changes.add(task)
 
         def ended(task: asyncio.Task[int]) -> None:
@@ -199,6 +201,9 @@ class AdapterManager:
                 await target.unload_adapter(adapter.name)
             await _refresh(target)
         except MeshError as error:
+            if _is_there(error):  # another orchestrator's load was faster, or still runs
+                logger.debug("adapter not copied", extra={**fields, "error": error.message})
+                return
             self._refused[copy] = time.monotonic()
             logger.warning("adapter not copied", extra={**fields, "error": error.message})
         finally:
@@ -211,6 +216,20 @@ class _Copy(NamedTuple):
     target: Replica
     adapter: ModelInfo
     path: str
+
+
+def _is_there(error: MeshError) -> bool:
+    """Whether an engine refuses an adapter because it has loaded or is loading one of this name."""
+    return error.param == "lora_name" and error.message.endswith(" is already served")
+
+
+async def _without_deadline(change: Coroutine[object, object, int]) -> int:
+    """Awaits a change, in a task; calls have their own timeouts, so that a load can be undone."""
+    request = current_request()
+    if request is None:
+        return await change
+    with use_request(replace(request, deadline=None)):
+        return await change
 
 
 async def _refresh(replica: Replica) -> None:

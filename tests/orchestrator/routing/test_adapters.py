@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
+from mesh.context import RequestContext, current_request, use_request
 from mesh.errors import ErrorKind, MeshError, invalid
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.v1 import common_pb2, orchestrator_pb2
@@ -14,6 +17,7 @@ from orchestrator.generation import ModelInfo
 from orchestrator.routing import adapters
 from orchestrator.routing.adapters import routed_ids
 from orchestrator.routing.policies.prefix_index import BLOCK_TOKENS, block_hashes
+from orchestrator.routing.replica import Replica
 from tests.helpers import eventually
 from tests.orchestrator.fakes import FakeInference, Orchestrator, orchestrator
 
@@ -166,6 +170,23 @@ async def test_an_unloaded_adapter_is_not_copied_back(running: Orchestrator) -> 
     assert "new" not in late.adapters
 
 
+@pytest.mark.usefixtures("follows_fast")
+async def test_a_load_of_another_orchestrator_is_not_copied(
+    running: Orchestrator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it runs, the engine refuses copies: there is nothing to do, and nothing to report."""
+    first, slow = running.engines
+    slow.load_failure = invalid("lora_name", "lora_name 'new' is already served")
+    with caplog.at_level(logging.DEBUG, logger="orchestrator.routing.adapters"):
+        first.adapters["new"], first.adapter_paths["new"] = "0b", "p"
+        await eventually(
+            lambda: caplog.messages.count("adapter not copied") > 1, "copies are refused"
+        )
+    levels = {each.levelno for each in caplog.records if each.message == "adapter not copied"}
+    assert levels == {logging.DEBUG}
+    assert not running.service._replicas.adapters._refused
+
+
 @pytest.mark.parametrize("refused", [False, True])
 async def test_a_client_that_leaves_does_not_end_a_load(
     running: Orchestrator, refused: bool
@@ -186,6 +207,36 @@ async def test_a_client_that_leaves_does_not_end_a_load(
     manager = running.service._replicas.adapters
     await eventually(lambda: not manager._busy, "the change has ended")
     assert [("new" in each.adapters) for each in running.engines] == [not refused] * 2
+
+
+async def test_a_load_is_undone_after_its_deadline(
+    running: Orchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls that unload the adapter are not limited by it."""
+    remaining: list[float | None] = []
+    unload_adapter = Replica.unload_adapter
+
+    async def unload(replica: Replica, name: str) -> None:
+        context = current_request()
+        assert context is not None
+        remaining.append(context.remaining())
+        await unload_adapter(replica, name)
+
+    monkeypatch.setattr(Replica, "unload_adapter", unload)
+    first, second = running.engines
+    second.load_gate = asyncio.Event()
+    second.load_failure = invalid("lora_path", "lora_path is bad")
+    replicas = running.service._replicas
+    request = RequestContext(request_id="late", deadline=time.monotonic() + 60)
+    with use_request(request):
+        loading = asyncio.create_task(replicas.adapters.load(replicas.models["fake"], "new", "p"))
+    await eventually(lambda: "new" in first.adapters, "one engine has it")
+    request.deadline = time.monotonic()
+    second.load_gate.set()
+    with pytest.raises(MeshError, match="lora_path is bad"):
+        await loading
+    assert remaining == [None]
+    assert "new" not in first.adapters
 
 
 async def test_an_engine_that_may_have_loaded_it_is_asked_to_unload_it(
