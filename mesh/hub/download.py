@@ -104,7 +104,7 @@ def _present(wanted: DownloadRequest, folder: Path) -> dict[str, File] | None:
 def _fetch(wanted: DownloadRequest, folder: Path) -> dict[str, File]:
     reference = HubReference(wanted.model, wanted.revision)
     try:
-        destination = Destination(folder, "give --folder another one")
+        destination = Destination(folder, "set --folder to a folder")
         with explained(reference, destination):
             return _fetch_files(reference, PATTERNS[wanted.what], destination)
     except HubError as error:

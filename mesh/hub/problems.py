@@ -158,8 +158,8 @@ def _file_problem(error: OSError, destination: Destination) -> str:
     reason = error.strerror or _first_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{folder} is full: free some space, or {remedy} with more; the download continues "
-            "where it stopped"
+            f"{folder} is full: free some space, or {remedy} on a larger disk; the download "
+            "continues where it stopped"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (

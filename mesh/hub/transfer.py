@@ -6,15 +6,16 @@ ends has downloaded, so large files are downloaded here, into a file with a fixe
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from mesh.hub.problems import Destination, HubError
 from mesh.hub.reference import HubReference
@@ -26,6 +27,8 @@ MAX_LARGE_BYTES = 50 * 1000**3
 
 PARALLEL_FILES = 4
 _PARTIAL_SUFFIX = ".weir-partial"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of file systems without locks."""
 
 
 class LargeFile(NamedTuple):
@@ -57,7 +60,7 @@ def check_space(wanted: HubReference, num_bytes: int, destination: Destination) 
     if num_bytes > free:
         raise HubError(
             f"{wanted} needs {_gigabytes(num_bytes)} more in {folder}, which has "
-            f"{_gigabytes(free)} free: free some space, or {destination.remedy} with more"
+            f"{_gigabytes(free)} free: free some space, or {destination.remedy} on a larger disk"
         )
 
 
@@ -81,16 +84,25 @@ def locked(path: Path, **fields: str) -> Iterator[None]:
     """Holds an exclusive lock on a file; waits while another process does. Logs that with fields.
 
     On a file system without locks several processes download at once: the checksum finds the
-    damage, and the file is downloaded again.
+    damage, and the file is downloaded again. `huggingface_hub` locks small files itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process's download", extra=fields)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock, fields)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("file system has no locks", extra={**fields, "error": str(error)})
         yield
+
+
+def _lock(file: IO[str], fields: Mapping[str, str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("waiting for another process's download", extra=fields)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _fetch(wanted: HubReference, commit: str, file: LargeFile) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +19,7 @@ from huggingface_hub import constants
 
 from inference.model import file_patterns
 from mesh.hub.download import MARKER, PATTERNS, main
+from mesh.hub.transfer import locked
 from tests.mesh.hub.fake_hub import COMMIT, FILES, REPOSITORY, WEIGHTS, Hub
 from tokenizer import files as tokenizer_files
 
@@ -140,6 +145,34 @@ def test_given_checksums_are_verified(hub: Hub, tmp_path: Path) -> None:
     assert "no such file" in failed
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_unlocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """As network file systems may be; it is logged once."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level(logging.INFO), locked(tmp_path / "folder" / "lock", model="m"):
+        assert caplog.messages == ["file system has no locks"]
+    assert len(caplog.messages) == 1
+
+
+def test_another_error_of_the_lock_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an I/O error of the disk."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / "lock"):
+        pytest.fail("not reached")
+
+
 def test_the_disk_is_checked_first(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +181,7 @@ def test_the_disk_is_checked_first(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=len(WEIGHTS)))
     assert download(tmp_path) == (
         f"download: {REPOSITORY} needs 0.00 GB more in {tmp_path}, which has 0.00 GB free: free "
-        "some space, or give --folder another one with more"
+        "some space, or set --folder to a folder on a larger disk"
     )
     assert not hub.ranges("config.json")
     assert not hub.ranges("model.safetensors")

@@ -117,8 +117,8 @@ def test_a_hub_that_does_not_respond_is_explained(
     [
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "/cache is full: free some space, or set HF_HOME to a folder with more; the download "
-            "continues where it stopped",
+            "/cache is full: free some space, or set HF_HOME to a folder on a larger disk; "
+            "the download continues where it stopped",
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "/cache/hub"),
