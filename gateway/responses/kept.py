@@ -270,7 +270,7 @@ def items_of(stored: StoredResponse) -> list[Json]:
 def output_of(response: Json) -> list[Json]:
     """The output of a stored response object."""
     output = response["output"]
-    assert isinstance(output, list), "as `ResponseObject.json` makes it"
+    assert isinstance(output, list), "as `ResponseObject.encoded` makes it"
     return output
 
 
