@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,20 @@ from inference.sampling.torch_sampler import TorchSampler
 from mesh.v1 import inference_pb2_grpc
 from tests.inference.client import serving
 from tests.inference.model.families import FAMILIES, save
-from tests.inference.model.native import KERNELS, use_kernels
+from tests.inference.model.native import KERNELS, compile_all, use_kernels
 
 if TYPE_CHECKING:
     Stub = inference_pb2_grpc.InferenceServiceAsyncStub
 
 LONG_CONTEXT = 12_288
 """A prompt of this length takes the small model far longer than a health check may take."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Compiles the native library before the time limit of the first test begins."""
+    compile_all()
+    return (yield)
 
 
 @pytest.fixture(scope="package", autouse=True)

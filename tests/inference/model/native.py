@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import platform
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,19 +32,34 @@ def use_variant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     Skips the test with a message if that is impossible.
     """
-    variant = next(each for each in library.VARIANTS if each.name == name)
-    if platform.machine() != "x86_64":
-        pytest.skip(f"NOTHING NATIVE IS TESTED: this is {platform.machine()}")
     try:
-        library.best_variant(
-            library.cpu_flags()
-        )  # raises Unavailable: the emulation needs AVX2, too
-        if not library.cpu_flags().issuperset(variant.cpu_flags):
-            variant = emulated(variant)
-        loaded = library.load_variant(variant)
+        loaded = _load(name)
     except library.Unavailable as reason:
         pytest.skip(f"NOTHING NATIVE IS TESTED: {reason}")
     monkeypatch.setattr(library, "load", lambda: loaded)
+
+
+@cache
+def compile_all() -> None:
+    """Compiles every variant that `use_variant` loads, if it is not in the cache.
+
+    On a busy machine that takes minutes.
+    """
+    for name in VARIANTS:
+        with suppress(library.Unavailable):
+            _load(name)
+
+
+def _load(name: str) -> ctypes.CDLL:
+    """The library of a CPU variant, emulated if the CPU lacks it. Raises Unavailable."""
+    variant = next(each for each in library.VARIANTS if each.name == name)
+    if platform.machine() != "x86_64":
+        raise library.Unavailable(f"this is {platform.machine()}")
+    flags = library.cpu_flags()
+    library.best_variant(flags)  # raises Unavailable: the emulation needs AVX2, too
+    if not flags.issuperset(variant.cpu_flags):
+        variant = emulated(variant)
+    return library.load_variant(variant)
 
 
 def emulated(variant: library.Variant) -> library.Variant:
