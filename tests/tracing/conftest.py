@@ -21,7 +21,7 @@ SHORT_TIMEOUT = "short-timeout"
 LONG_PROMPT = "Once upon a time. " * 40
 """Longer than the prompts that the orchestrator encodes without the tokenizer service."""
 
-FAILED_SECONDS = 2.0
+FAILED_SECONDS = 5.0
 
 SETTINGS = {
     "OTEL_BSP_SCHEDULE_DELAY": "200",
