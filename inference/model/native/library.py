@@ -1,7 +1,7 @@
 """Finds or compiles the native library: python -m inference.model.native.library FOLDER
 
 The command compiles every CPU variant into FOLDER, as the build of an image does. Elsewhere the
-first use compiles the library with the machine's C compiler, in a few seconds, and caches it in
+first use compiles the library with the machine's C compiler, in 5 to 30 seconds, and caches it in
 ~/.cache/weir. Without a compiler or AVX2 the engine uses torch.
 """
 
