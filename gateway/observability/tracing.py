@@ -35,19 +35,19 @@ def http_span(scope: Scope, headers: Mapping[str, str]) -> AbstractContextManage
 class HttpSpan(tracing.EntrySpan):
     """The span of a request. Its attributes are set at the end, if it may be exported then."""
 
-    __slots__ = ("_request", "_scope")
+    __slots__ = ("_scope",)
 
     def __init__(self, scope: Scope, headers: Mapping[str, str], force: bool) -> None:
         super().__init__(scope["method"], headers, force=force)
         self._scope = scope
-        self._request = current_request()
 
     def __exit__(self, *error: object) -> None:
         span = self.span
         if needs_attributes(span):
             found = _attributes(self._scope, self._headers)
-            if self._request is not None:
-                found[semconv.REQUEST_ID] = self._request.request_id
+            request = current_request()
+            if request is not None:
+                found[semconv.REQUEST_ID] = request.request_id
             span.attributes = found | span.attributes
         super().__exit__(*error)
 

@@ -98,7 +98,7 @@ class DirectOrchestrator:
         assert score_request(pairs).SerializeToString()
         yield Scored("fake", "cross_encoder", [0.5 for _ in pairs.second], len(pairs.second))
 
-    async def search(self, search: Search) -> AsyncGenerator[Event]:
+    async def search(self, search: Search, take: object = None) -> AsyncGenerator[Event]:
         """Return no search results."""
         assert summarize_request(search).SerializeToString()
         if search.model not in ("", "fake"):

@@ -39,12 +39,13 @@ def server_span(spans: InMemorySpanExporter) -> ReadableSpan:
 async def test_the_span_of_a_stream_lasts_until_its_end(
     client: httpx.AsyncClient, orchestrator: FakeOrchestrator, spans: InMemorySpanExporter
 ) -> None:
-    """It has the route's name, HTTP attributes, no query; the gRPC call is its child span."""
+    """It has the route's name, HTTP attributes and the id, no query; the gRPC call is its child."""
     orchestrator.script = Script(seconds_before_delta=0.05)
-    await client.get("/api/v1/search", params=SEARCH)
+    response = await client.get("/api/v1/search", params=SEARCH)
     span = server_span(spans)
     attributes = dict(span.attributes or {})
     assert span.name == "GET /api/v1/search"
+    assert attributes["weir.request.id"] == response.headers["x-request-id"]
     assert attributes["http.route"] == attributes["url.path"] == "/api/v1/search"
     assert attributes["http.response.status_code"] == 200
     assert "AI" not in attributes.values()
