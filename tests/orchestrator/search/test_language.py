@@ -45,6 +45,14 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "index"
 
 
+async def found_names(index: Path, query: str) -> list[str]:
+    """Names of the documents that the query finds."""
+    retriever = IndexRetriever(index)
+    found = await retriever.search(query, 1, False)
+    await retriever.close()
+    return [result.url.removesuffix(".txt") for result in found]
+
+
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -73,10 +81,7 @@ async def test_a_query_finds_what_literally_matches(
     index: Path, query: str, names: list[str]
 ) -> None:
     """Diacritics in any form, words within text without spaces, emoji, operators, stop words."""
-    retriever = IndexRetriever(index)
-    found = await retriever.search(query, 1, False)
-    await retriever.close()
-    assert [result.url.removesuffix(".txt") for result in found] == names
+    assert await found_names(index, query) == names
 
 
 @pytest.mark.parametrize(
@@ -188,10 +193,7 @@ async def test_a_misspelled_word_finds_the_nearest_one(
     index: Path, query: str, names: list[str]
 ) -> None:
     """If it is in no document itself."""
-    retriever = IndexRetriever(index)
-    found = await retriever.search(query, 1, False)
-    await retriever.close()
-    assert [result.url.removesuffix(".txt") for result in found] == names
+    assert await found_names(index, query) == names
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Library
 from transformers import PreTrainedTokenizerFast
 
 from mesh.errors import ErrorKind, MeshError
+from mesh.protocol.chat import chat_to_proto
 from mesh.rpc.channel import call_unary, open_stream
 from mesh.text.detokenizer import Decoder
 from mesh.v1 import common_pb2, orchestrator_pb2, tokenizer_pb2, tokenizer_pb2_grpc
@@ -166,21 +167,8 @@ async def chain(
         ) -> tuple[str, str, list[tuple[str, str]]]:
             encoded = await call_unary(stub.Encode, tokenizer_pb2.EncodeRequest(text=answer or "x"))
             engine.ids = list(encoded.token_ids)
-            prompt = chat(messages, tools=tools)
             request = orchestrator_pb2.GenerateRequest(
-                chat=common_pb2.ChatPrompt(
-                    messages=[
-                        common_pb2.ChatMessage(
-                            role=each.role,
-                            content=each.content,
-                            tool_calls_json=each.tool_calls_json,
-                            tool_call_id=each.tool_call_id,
-                            reasoning_content=each.reasoning_content,
-                        )
-                        for each in prompt.messages
-                    ],
-                    tools_json=prompt.tools_json,
-                ),
+                chat=chat_to_proto(chat(messages, tools=tools)),
                 sampling=common_pb2.SamplingParams(max_tokens=500),
             )
             async with open_stream(running.stub.Generate, request) as responses:
